@@ -1,0 +1,86 @@
+"""The names of all objects in the bucket.
+
+Inputs are content-addressed, so the same picture sent twice is stored once. Outputs carry the epoch, so a worker that
+lost its right to a job cannot overwrite what the current one wrote::
+
+    inputs/<tenant>/<sha256>.<extension>
+    outputs/<tenant>/<job>/<epoch>/<index>.<extension>
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+INPUTS: Final = "inputs/"  #: every input's key starts with this
+OUTPUTS: Final = "outputs/"  #: every output's key starts with this
+
+#: What the farm stores, and the extension under which it does.
+EXTENSIONS: Final[dict[str, str]] = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "video/mp4": "mp4",
+    "application/jsonl": "jsonl",
+    "application/json": "json",
+}
+
+_TENANT = re.compile(r"ten_[0-9a-f]{32}", re.ASCII)
+_JOB = re.compile(r"job_[0-9a-f]{32}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_EXTENSION = re.compile(r"[a-z0-9]{1,8}", re.ASCII)
+
+
+def input_key(tenant_id: str, sha256: str, extension: str) -> str:
+    """Where a tenant's input with this content lies.
+
+    Raises:
+        ValueError: a part is not in its form; a key is never built from what a client wrote.
+    """
+    return (
+        f"{INPUTS}{_part('tenant', _TENANT, tenant_id)}/"
+        f"{_part('SHA-256', _SHA256, sha256)}.{_part('extension', _EXTENSION, extension)}"
+    )
+
+
+def output_key(tenant_id: str, job_id: str, epoch: int, index: int, extension: str) -> str:
+    """Where output number ``index`` (from 0) of a job lies, written under the right of ``epoch``.
+
+    Raises:
+        ValueError: a part is not in its form.
+    """
+    if index < 0:
+        raise ValueError(f"an output's index is 0 or more, not {index}")
+    return f"{epoch_prefix(tenant_id, job_id, epoch)}{index}.{_part('extension', _EXTENSION, extension)}"
+
+
+def job_prefix(tenant_id: str, job_id: str) -> str:
+    """What all outputs of a job start with, whatever their epoch."""
+    return f"{OUTPUTS}{_part('tenant', _TENANT, tenant_id)}/{_part('job', _JOB, job_id)}/"
+
+
+def epoch_prefix(tenant_id: str, job_id: str, epoch: int) -> str:
+    """What all outputs of a job start with that were written under this epoch."""
+    if epoch < 0:
+        raise ValueError(f"an epoch is 0 or more, not {epoch}")
+    return f"{job_prefix(tenant_id, job_id)}{epoch}/"
+
+
+def extension(content_type: str) -> str:
+    """The extension for a content type that the farm stores.
+
+    Raises:
+        ValueError: the farm stores nothing of this type.
+    """
+    try:
+        return EXTENSIONS[content_type]
+    except KeyError:
+        raise ValueError(f"the farm stores no {content_type!r}; it stores {', '.join(EXTENSIONS)}") from None
+
+
+def _part(name: str, form: re.Pattern[str], value: str) -> str:
+    if form.fullmatch(value) is None:
+        raise ValueError(f"{value!r} is no {name} for an object's name (form: {form.pattern})")
+    return value

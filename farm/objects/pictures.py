@@ -1,0 +1,395 @@
+"""What an input picture must be, and how a pipeline gets to see it.
+
+Nothing here trusts a file name, a declared content type or a decoder. A picture is recognised by its first bytes, and
+its container is walked by the few lines below: size in pixels, frames, and whether the file ends where the picture
+ends. Only then does Pillow decode it, once, with the one decoder that belongs to the format.
+
+PNG, JPEG and WebP are taken. All others are refused, the ones that can carry scripts or other files first of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image, ImageOps
+
+from farm.errors import FieldProblem, InputRefused
+from farm.settings import Settings
+from farm.settings import settings as process_settings
+
+PNG: Final = "image/png"
+JPEG: Final = "image/jpeg"
+WEBP: Final = "image/webp"
+
+_DECODERS: Final = {PNG: "PNG", JPEG: "JPEG", WEBP: "WEBP"}
+_PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+#: Chunks or segments in one file. Real encoders write a few thousand for 32 MiB; millions of empty ones cost time only.
+_MAX_PARTS: Final = 65_536
+#: Scans in one JPEG. A progressive one has about ten; each scan, however small, makes the decoder pass over the whole
+#: picture, so a small file with thousands of them would hold a core for minutes.
+_MAX_SCANS: Final = 64
+
+# What a browser's "accept anything" habit sends most often, so that the refusal can call it by its name.
+_KNOWN_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"GIF8", "a GIF"),
+    (b"II*\x00", "a TIFF"),
+    (b"MM\x00*", "a TIFF"),
+    (b"II+\x00", "a BigTIFF"),
+    (b"MM\x00+", "a BigTIFF"),
+    (b"BM", "a BMP"),
+    (b"%PDF", "a PDF"),
+    (b"%!PS", "a PostScript file"),
+    (b"8BPS", "a Photoshop file"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\xff\x0a", "a JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000"),
+    (b"\x00\x00\x01\x00", "an icon file"),
+    (b"qoif", "a QOI"),
+    (b"\x76\x2f\x31\x01", "an OpenEXR"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An input picture that was checked and decodes."""
+
+    content_type: str  #: by its content: ``image/png``, ``image/jpeg`` or ``image/webp``
+    width: int  #: pixels, the way it is seen: after the EXIF orientation
+    height: int  #: pixels, likewise
+    bytes: int  #: as encoded
+    sha256: str  #: hex, of the encoded bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    content_type: str
+    width: int  #: as stored, before the EXIF orientation
+    height: int
+
+
+def inspect(data: bytes, settings: Settings | None = None, *, field: str = "image") -> Picture:
+    """Check an encoded picture from a client, and prove that it decodes.
+
+    Args:
+        data: the file as it came.
+        settings: its limits (``max_input_bytes``, ``max_input_pixels``); None: this process's.
+        field: how the client called it, for the refusal.
+
+    Raises:
+        InputRefused: with one sentence that says what was given and what is allowed.
+    """
+    header = _checked(data, settings or process_settings(), field)
+    image = _upright(_decoded(data, header, field), field)
+    return Picture(header.content_type, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
+
+
+def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "image") -> Image.Image:
+    """The picture upright and as ``RGB``.
+
+    16 bits per channel become 8; CMYK, grey and palettes are converted; transparent parts are laid on white, because
+    what lies under them is whatever the drawing program left there.
+
+    Raises:
+        InputRefused: as :func:`inspect`.
+    """
+    image = _eight_bit(_load(data, settings, field))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
+    """The picture upright and as ``L``: white is painted anew, black is kept.
+
+    Transparent parts count as black, so white strokes on a transparent layer do what they look like.
+
+    Raises:
+        InputRefused: as :func:`inspect`.
+    """
+    image = _eight_bit(_load(data, settings, field))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image).convert("L")
+    return image.convert("L")
+
+
+def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "depth") -> Image.Image:
+    """The depth map upright: ``I;16`` where 16-bit grey was given, or else ``L``.
+
+    Raises:
+        InputRefused: as :func:`inspect`.
+    """
+    image = _load(data, settings, field)
+    if image.mode in ("I", "I;16B"):
+        return image.convert("I;16")
+    if image.mode == "I;16":
+        return image
+    if image.has_transparency_data:
+        return image.convert("RGBA").convert("L")
+    return image.convert("L")
+
+
+def _load(data: bytes, settings: Settings | None, field: str) -> Image.Image:
+    header = _checked(data, settings or process_settings(), field)
+    return _upright(_decoded(data, header, field), field)
+
+
+def _checked(data: bytes, settings: Settings, field: str) -> _Header:
+    """All that can be refused without decoding."""
+    if not data:
+        raise _refused(field, "0 bytes", "the file is empty; send a PNG, JPEG or WebP picture")
+    if len(data) > settings.max_input_bytes:
+        raise _refused(
+            field,
+            f"{len(data)} bytes",
+            f"the file has {len(data):,} bytes; at most {settings.max_input_bytes:,} are allowed",
+        )
+    if data.startswith(_PNG_MAGIC):
+        header = _png(data, field)
+    elif data.startswith(b"\xff\xd8\xff"):
+        header = _jpeg(data, field)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        header = _webp(data, field)
+    else:
+        what = _what(data)
+        raise _refused(field, what, f"the file is {what}; send a PNG, JPEG or WebP picture")
+    if header.width < 1 or header.height < 1:
+        raise _damaged(field, f"its header says {header.width}×{header.height} pixels")
+    pixels = header.width * header.height
+    if pixels > settings.max_input_pixels:
+        raise _refused(
+            field,
+            f"{header.width}×{header.height}",
+            f"the picture has {header.width}×{header.height} = {pixels:,} pixels; "
+            f"at most {settings.max_input_pixels:,} are allowed",
+        )
+    return header
+
+
+def _png(data: bytes, field: str) -> _Header:
+    """Walk the chunks (PNG, third edition, section 5)."""
+    header: _Header | None = None
+    has_pixels = False
+    at = len(_PNG_MAGIC)
+    for _ in range(_MAX_PARTS):
+        length, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        end = at + 12 + length
+        if len(kind) < 4 or end > len(data):
+            raise _truncated(field)
+        if header is None:
+            if kind != b"IHDR" or length != 13:
+                raise _damaged(field, "it does not begin with a PNG header")
+            depth, color = data[at + 16], data[at + 17]
+            if depth not in _PNG_DEPTHS.get(color, ()):
+                raise _damaged(field, f"PNG knows no {depth}-bit pixels of colour type {color}")
+            header = _Header(PNG, int.from_bytes(data[at + 8 : at + 12]), int.from_bytes(data[at + 12 : at + 16]))
+        elif kind == b"IHDR":
+            raise _damaged(field, "it has two PNG headers")
+        elif kind in (b"acTL", b"fcTL", b"fdAT"):
+            raise _animated(field, "PNG")
+        elif kind == b"IDAT":
+            has_pixels = True
+        elif kind == b"IEND":
+            if not has_pixels:
+                raise _damaged(field, "it has a header, but no pixels")
+            _nothing_after(data, end, field)
+            return header
+        at = end
+    raise _damaged(field, f"it has more than {_MAX_PARTS:,} chunks")
+
+
+# In the compressed data a 0xff is followed by 0x00 or a restart marker; anything else ends it.
+_JPEG_SCAN_END: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+
+
+def _jpeg(data: bytes, field: str) -> _Header:
+    """Walk the segments up to the end of the picture (ITU-T T.81, annex B)."""
+    header: _Header | None = None
+    scans = 0
+    at = 2
+    for _ in range(_MAX_PARTS):
+        while data[at : at + 2] == b"\xff\xff":  # any marker may be preceded by fill bytes
+            at += 1
+        if at + 2 > len(data):
+            raise _truncated(field)
+        if data[at] != 0xFF:
+            raise _damaged(field, f"there is no JPEG marker at byte {at}")
+        marker = data[at + 1]
+        at += 2
+        if marker == 0xD9:  # end of image
+            if header is None or scans == 0:
+                raise _damaged(field, "it ends before its first pixel")
+            _nothing_after_jpeg(data, at, field)
+            return header
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            raise _damaged(field, f"marker 0x{marker:02x} does not belong there")
+        length = int.from_bytes(data[at : at + 2])
+        if length < 2:
+            raise _damaged(field, f"a segment has the length {length}")
+        if at + length > len(data):
+            raise _truncated(field)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            if header is not None:
+                raise _damaged(field, "it has two frame headers")
+            if length < 8:
+                raise _damaged(field, "its frame header is too short")
+            header = _Header(JPEG, int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 3 : at + 5]))
+        at += length
+        if marker == 0xDA:  # start of scan: compressed data follows
+            scans += 1
+            if scans > _MAX_SCANS:
+                raise _refused(
+                    field,
+                    f"more than {_MAX_SCANS} scans",
+                    f"the JPEG has more than {_MAX_SCANS} scans; save it as a baseline or ordinary progressive JPEG",
+                )
+            found = _JPEG_SCAN_END.search(data, at)
+            if found is None:
+                raise _truncated(field)
+            at = found.start()
+    raise _damaged(field, f"it has more than {_MAX_PARTS:,} segments")
+
+
+def _nothing_after_jpeg(data: bytes, at: int, field: str) -> None:
+    # Phones append further JPEGs (thumbnails, depth, HDR gain maps) to the picture; a decoder never looks at them.
+    rest = data[at:].strip(b"\x00")
+    if rest.startswith(b"\xff\xd8\xff") and rest.endswith(b"\xff\xd9"):
+        return
+    _nothing_after(data, at, field)
+
+
+def _webp(data: bytes, field: str) -> _Header:
+    """Walk the RIFF chunks (WebP container specification; RFC 9649)."""
+    end = 8 + int.from_bytes(data[4:8], "little")
+    if end > len(data):
+        raise _truncated(field)
+    canvas: _Header | None = None
+    frame: _Header | None = None
+    for kind, body in _riff(data, end, field):
+        if kind == b"VP8X":
+            if canvas is not None or frame is not None or len(body) < 10:
+                raise _damaged(field, "its WebP header is not where it belongs")
+            if body[0] & 0x02:
+                raise _animated(field, "WebP")
+            canvas = _Header(WEBP, 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little"))
+        elif kind in (b"ANIM", b"ANMF"):
+            raise _animated(field, "WebP")
+        elif kind in (b"VP8 ", b"VP8L"):
+            if frame is not None:
+                raise _damaged(field, "it has two pictures")
+            frame = _webp_frame(kind, body, field)
+    if frame is None:
+        raise _damaged(field, "it has a header, but no pixels")
+    if canvas is not None and canvas != frame:
+        raise _damaged(field, f"its canvas is {canvas.width}×{canvas.height}, its picture {frame.width}×{frame.height}")
+    _nothing_after(data, end, field)
+    return frame
+
+
+def _riff(data: bytes, end: int, field: str) -> Iterator[tuple[bytes, bytes]]:
+    at = 12
+    for _ in range(_MAX_PARTS):
+        if at >= end:
+            return
+        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if at + 8 + length > end:
+            raise _truncated(field)
+        yield kind, data[at + 8 : at + 8 + min(length, 16)]  # headers lie in the first bytes
+        at += 8 + length + length % 2  # chunks are padded to even lengths
+    raise _damaged(field, f"it has more than {_MAX_PARTS:,} chunks")
+
+
+def _webp_frame(kind: bytes, body: bytes, field: str) -> _Header:
+    if kind == b"VP8L":
+        if len(body) < 5 or body[0] != 0x2F:
+            raise _damaged(field, "its lossless picture has no header")
+        packed = int.from_bytes(body[1:5], "little")
+        return _Header(WEBP, 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF))
+    if len(body) < 10 or body[3:6] != b"\x9d\x01\x2a":
+        raise _damaged(field, "its lossy picture has no key frame")
+    return _Header(WEBP, int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
+
+
+def _decoded(data: bytes, header: _Header, field: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=[_DECODERS[header.content_type]])
+        # Whatever a decoder makes of a hostile header, it may not be more pixels than were counted above.
+        if image.size == (header.width, header.height):
+            image.load()
+            return image
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen kinds, SyntaxError among them
+        raise _damaged(field, f"it does not decode ({error})") from error
+    raise _damaged(field, "its headers contradict each other")
+
+
+def _upright(image: Image.Image, field: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # EXIF is parsed only now, and can be as broken as the rest
+        raise _damaged(field, f"its EXIF data cannot be read ({error})") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey as ``L``; Pillow's own conversion clips at 255 instead of scaling."""
+    if image.mode == "I;16":
+        return Image.frombytes("L", image.size, image.tobytes()[1::2])  # the high byte of each little-endian pair
+    if image.mode in ("I", "I;16B"):
+        return _eight_bit(image.convert("I;16"))
+    return image
+
+
+def _what(data: bytes) -> str:
+    for magic, name in _KNOWN_OTHERS:
+        if data.startswith(magic):
+            return name
+    if data[4:8] == b"ftyp":
+        return "an AVIF or HEIC" if data[8:11] in (b"avi", b"hei", b"hev", b"mif", b"msf") else "an MP4 video"
+    start = data[:1024].lstrip(b"\xef\xbb\xbf\x00 \t\r\n").lower()
+    if b"<svg" in start:
+        return "an SVG"
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
+        return "an HTML page"
+    return "of an unknown kind"
+
+
+def _nothing_after(data: bytes, at: int, field: str) -> None:
+    # A second file behind the picture is how one file is made to be two things to two readers.
+    extra = len(data.rstrip(b"\x00")) - at
+    if extra > 0:
+        raise _refused(
+            field,
+            f"{extra} bytes after the end",
+            f"the file goes on for {extra:,} bytes after the picture's end, as a motion photo or a hidden archive does; "
+            "save it as a plain picture",
+        )
+
+
+def _truncated(field: str) -> InputRefused:
+    return _refused(field, "a truncated file", "the picture is cut off: the file ends before the picture does")
+
+
+def _damaged(field: str, why: str) -> InputRefused:
+    return _refused(field, "a damaged file", f"the picture is damaged: {why}; send a PNG, JPEG or WebP that opens")
+
+
+def _animated(field: str, kind: str) -> InputRefused:
+    return _refused(field, f"an animated {kind}", f"the {kind} is animated; send one still picture")
+
+
+def _refused(field: str, value: str, message: str) -> InputRefused:
+    return InputRefused(FieldProblem(field, value, message))

@@ -1,0 +1,353 @@
+"""The farm's one door to S3.
+
+Speaks plain S3 (path style, signature v4), so AWS, SeaweedFS, MinIO, Ceph and R2 do equally. A PUT carries the SHA-256
+of the body: the server checks it and refuses a body that was damaged on the way. What a GET returns is checked against
+the stored checksum by the SDK.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Final, Self
+from urllib.parse import quote
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from farm.errors import NotFound, StorageUnavailable
+from farm.settings import Settings
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
+
+MAX_PUT_BYTES: Final = 5 * 2**30  #: S3's own limit for one PUT
+_CHUNK: Final = 256 * 2**10
+_MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What the storage says about one object."""
+
+    key: str
+    bytes: int
+    content_type: str
+    sha256: str | None  #: hex; None where the object was not written with its SHA-256
+    metadata: Mapping[str, str]
+    modified: datetime | None  #: None straight after a PUT, which does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """One line of a listing."""
+
+    key: str
+    bytes: int
+    modified: datetime
+
+
+class OpenObject:
+    """An object being read: iterate over its chunks, and leave the ``with`` block to give the connection back."""
+
+    def __init__(self, about: StoredObject, body: StreamingBody) -> None:
+        self.about = about
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Chunks of at most 256 KiB.
+
+        Raises:
+            StorageUnavailable: the connection broke, or the content does not match its checksum.
+        """
+        with _translated("GET", self.about.key):
+            yield from self._body.iter_chunks(_CHUNK)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._body.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Storage:
+    """One bucket. Safe to share between threads; make one per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.bucket = settings.s3_bucket
+        self._region = settings.s3_region
+        self._client = _client(settings, settings.s3_endpoint_url)
+        # One try and short times: a readiness probe must answer before its caller gives up.
+        self._probe = _client(settings, settings.s3_endpoint_url, attempts=1, connect=1, read=3)
+        # A presigned URL is a signature over the host, so it is made for the host that the client will ask.
+        public = settings.s3_public_url
+        self._signer = self._client if public is None else _client(settings, public)
+
+    def put(
+        self,
+        key: str,
+        body: bytes,
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StoredObject:
+        """Write an object whole, or not at all. ``metadata`` is ASCII.
+
+        Raises:
+            StorageUnavailable: nothing was written.
+        """
+        digest = hashlib.sha256(body)
+        return self._put(key, body, len(body), digest.digest(), content_type, metadata)
+
+    def put_file(
+        self,
+        key: str,
+        path: Path,
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StoredObject:
+        """Write a file's content as an object, without holding it in memory; at most 5 GiB.
+
+        Raises:
+            OSError: the file cannot be read.
+            StorageUnavailable: nothing was written.
+        """
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size > MAX_PUT_BYTES:
+                raise ValueError(f"{path.name} has {size} bytes; one object has at most {MAX_PUT_BYTES}")
+            digest = hashlib.file_digest(file, "sha256")
+            file.seek(0)
+            return self._put(key, file, size, digest.digest(), content_type, metadata)
+
+    def _put(
+        self,
+        key: str,
+        body: bytes | IO[bytes],
+        size: int,
+        sha256: bytes,
+        content_type: str,
+        metadata: Mapping[str, str] | None,
+    ) -> StoredObject:
+        kept = dict(metadata or {})
+        with _translated("PUT", key):
+            self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=body,
+                ContentLength=size,
+                ContentType=content_type,
+                ChecksumSHA256=base64.b64encode(sha256).decode(),
+                Metadata=kept,
+            )
+        return StoredObject(key, size, content_type, sha256.hex(), kept, None)
+
+    def get(self, key: str) -> bytes:
+        """An object's content, checked against its stored checksum.
+
+        Raises:
+            NotFound: there is no such object.
+            StorageUnavailable: the storage does not answer, or the content is damaged.
+        """
+        with self.open(key) as opened:
+            return b"".join(opened)
+
+    def open(self, key: str) -> OpenObject:
+        """Begin to read an object; what is wrong with it shows here, before the first chunk.
+
+        Raises:
+            NotFound: there is no such object.
+            StorageUnavailable: the storage does not answer.
+        """
+        with _translated("GET", key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
+        about = StoredObject(
+            key,
+            answer["ContentLength"],
+            answer.get("ContentType", "application/octet-stream"),
+            _hex(answer.get("ChecksumSHA256")),
+            answer.get("Metadata", {}),
+            answer.get("LastModified"),
+        )
+        return OpenObject(about, answer["Body"])
+
+    def head(self, key: str) -> StoredObject:
+        """What is known about an object, without its content.
+
+        Raises:
+            NotFound: there is no such object.
+            StorageUnavailable: the storage does not answer.
+        """
+        with _translated("HEAD", key):
+            answer = self._client.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
+        return StoredObject(
+            key,
+            answer["ContentLength"],
+            answer.get("ContentType", "application/octet-stream"),
+            _hex(answer.get("ChecksumSHA256")),
+            answer.get("Metadata", {}),
+            answer.get("LastModified"),
+        )
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object.
+
+        Raises:
+            StorageUnavailable: the storage does not answer, which is not the same as "no".
+        """
+        try:
+            self.head(key)
+        except NotFound:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there counts as removed.
+
+        Raises:
+            StorageUnavailable: the storage does not answer.
+        """
+        with _translated("DELETE", key):
+            self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def list(self, prefix: str) -> Iterator[ListedObject]:
+        """All objects whose key starts with ``prefix``, in the order of their keys, fetched page by page.
+
+        Raises:
+            StorageUnavailable: the storage does not answer.
+        """
+        with _translated("LIST", prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for entry in page.get("Contents", []):
+                    yield ListedObject(entry["Key"], entry["Size"], entry["LastModified"])
+
+    def presign_get(self, key: str, seconds: int, filename: str | None = None) -> str:
+        """A URL that lets anyone read this object for ``seconds``; with ``filename``, saved under that name.
+
+        The picture opens in the browser; nothing is asked of the storage, so the object need not exist.
+        """
+        params = {"Bucket": self.bucket, "Key": key}
+        if filename is not None:
+            params["ResponseContentDisposition"] = content_disposition(filename)
+        with _translated("presign", key):
+            return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds)
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket if it is not there.
+
+        Raises:
+            StorageUnavailable: the storage does not answer, or does not let this key make or see the bucket.
+        """
+        try:
+            with _translated("HEAD", self.bucket):
+                self._client.head_bucket(Bucket=self.bucket)
+        except NotFound:
+            pass
+        else:
+            return
+        try:
+            with _translated("create bucket", self.bucket):
+                if self._region == "us-east-1":  # S3 refuses to be told its default region
+                    self._client.create_bucket(Bucket=self.bucket)
+                else:
+                    self._client.create_bucket(
+                        Bucket=self.bucket,
+                        CreateBucketConfiguration={"LocationConstraint": self._region},  # type: ignore[typeddict-item]
+                    )
+        except StorageUnavailable as error:
+            cause = error.__cause__
+            # Two processes may start at once; the second one finds the bucket made.
+            if not (isinstance(cause, ClientError) and _code(cause) == "BucketAlreadyOwnedByYou"):
+                raise
+
+    def check(self) -> None:
+        """Ask the storage for its bucket, once and quickly, for a readiness probe.
+
+        Raises:
+            StorageUnavailable: it does not answer within about 4 seconds, or there is no such bucket.
+        """
+        try:
+            with _translated("HEAD", self.bucket):
+                self._probe.head_bucket(Bucket=self.bucket)
+        except NotFound as error:
+            raise StorageUnavailable(f"there is no bucket {self.bucket!r} in the object storage") from error
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for client in {id(c): c for c in (self._client, self._probe, self._signer)}.values():
+            client.close()
+
+
+def content_disposition(filename: str) -> str:
+    """The header with which a browser shows a file, and saves it as ``filename`` (RFC 6266, RFC 8187)."""
+    name = re.sub(r"[\x00-\x1f\x7f/\\]", "_", filename) or "file"
+    plain = re.sub(r'[^\x20-\x7e]|["%]', "_", name)
+    value = f'inline; filename="{plain}"'
+    if plain != name:
+        value += f"; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"
+    return value
+
+
+def _client(
+    settings: Settings, endpoint_url: str | None, *, attempts: int = 4, connect: float = 3, read: float = 30
+) -> S3Client:
+    secret = settings.s3_secret_key
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path"},
+        # "standard" waits a random part of 1, 2, 4… seconds between tries, also on 503 SlowDown.
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=connect,
+        read_timeout=read,
+        max_pool_connections=32,
+        tcp_keepalive=True,
+    )
+    # A session of its own: boto3's default session is shared, and making clients from it is not thread-safe.
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=None if secret is None else secret.get_secret_value(),
+        config=config,
+    )
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "?"))
+
+
+def _hex(checksum: str | None) -> str | None:
+    # A multipart object has "<checksum of checksums>-<parts>", which is not the SHA-256 of its content.
+    if checksum is None or "-" in checksum:
+        return None
+    return base64.b64decode(checksum).hex()
+
+
+@contextmanager
+def _translated(operation: str, name: str) -> Iterator[None]:
+    """Turn the SDK's errors into the farm's."""
+    try:
+        yield
+    except ClientError as error:
+        code = _code(error)
+        if code in _MISSING:
+            raise NotFound("object", name) from error
+        raise StorageUnavailable(f"the object storage answered {code} to {operation} {name}") from error
+    except (BotoCoreError, HTTPError) as error:
+        raise StorageUnavailable(f"the object storage failed at {operation} {name}: {error}") from error
