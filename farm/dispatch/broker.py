@@ -1,0 +1,110 @@
+"""Celery as the farm uses it: a way to wake one worker, never the place where a job lives.
+
+A message says ``{job, epoch}`` and goes to the queue of ONE worker. It is acknowledged when it arrives: a lost one is offered
+again when its dispatch lease runs out, a doubled one finds its epoch claimed. So the result backend, acks_late, the
+visibility timeout, priorities and ETA are not used. The task is sent by NAME, so nothing here imports the data plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from celery import Celery
+from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from farm.domain.job import Sent
+from farm.errors import BrokerUnavailable, SetupError
+from farm.settings import Settings
+
+RENDER: Final = "farm.render"  #: the name of the one Celery task
+MESSAGE_VERSION: Final = 1  #: a worker gives back messages of a version it does not know
+
+#: The nameless exchange routes by queue name alone: unlike a named one it keeps no binding in Redis that a wipe could lose.
+DIRECT: Final = Exchange("", type="direct")
+
+
+def queue_of(worker: str) -> Queue:
+    """The queue that this worker alone consumes."""
+    name = f"worker.{worker}"
+    return Queue(name, exchange=DIRECT, routing_key=name, durable=True)
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app with the farm's settings. Raises `SetupError` without ``FARM_REDIS_URL``."""
+    if settings.redis_url is None:
+        raise SetupError(
+            "FARM_REDIS_URL is not set: point it at a Redis or Valkey server, or start the farm with `farm up`"
+        )
+    app = Celery("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_create_missing_queues=False,
+        worker_prefetch_multiplier=1,
+        # what Flower shows
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        # lose a dead connection in seconds instead of in the kernel's hours
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=5,
+        broker_transport_options={
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "retry_on_timeout": True,
+        },
+        # messages are kept out of Redis by the dispatcher's window, so nothing here waits for long
+        worker_hijack_root_logger=False,
+        enable_utc=True,
+    )
+    return app
+
+
+def send(app: Celery, hand_overs: Sequence[Sent]) -> None:
+    """Send one message for each hand-over, over one connection. Raises `BrokerUnavailable`; a part may have been sent.
+
+    The message's id holds the job's, so that Celery's own tools show it.
+    """
+    try:
+        with app.producer_or_acquire() as producer:
+            for one in hand_overs:
+                app.send_task(
+                    RENDER,
+                    kwargs={"job": one.job_id, "epoch": one.epoch, "version": MESSAGE_VERSION},
+                    task_id=message_id(one.job_id, one.epoch),
+                    queue=queue_of(one.worker),
+                    producer=producer,
+                    retry=False,
+                )
+    except (OperationalError, RedisError, OSError) as error:
+        raise BrokerUnavailable("Redis does not answer") from error
+
+
+def message_id(job_id: str, epoch: int) -> str:
+    """The Celery id of a hand-over's message."""
+    return f"{job_id}.{epoch}"
+
+
+def check(app: Celery) -> None:
+    """Raise `BrokerUnavailable` unless the broker answers."""
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=2)
+    except (OperationalError, RedisError, OSError) as error:
+        raise BrokerUnavailable("Redis does not answer") from error
+
+
+def clear(app: Celery, worker: str) -> int:
+    """Throw away the messages that wait for a worker: those of a dead process, whose jobs were taken back already."""
+    try:
+        with app.connection_for_write() as connection:
+            bound: Any = queue_of(worker)(connection.default_channel)
+            return int(bound.purge() or 0)
+    except (OperationalError, RedisError, OSError) as error:
+        raise BrokerUnavailable("Redis does not answer") from error

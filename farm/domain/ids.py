@@ -1,0 +1,50 @@
+"""Names of things: a kind, an underscore and a time-ordered UUID (version 7, RFC 9562) as 32 hex digits.
+
+The kind makes an id readable in a log (``job_0199…``); the time order keeps new rows at the end of every index.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import Final
+from uuid import UUID
+
+JOB: Final = "job"
+TENANT: Final = "ten"
+KEY: Final = "key"
+FILE: Final = "file"
+ENDPOINT: Final = "end"
+DELIVERY: Final = "msg"
+
+PATTERN: Final = r"^{kind}_[0-9a-f]{{32}}$"
+
+
+def new(kind: str) -> str:
+    """A fresh id of that kind."""
+    stamp = time.time_ns() // 1_000_000
+    value = stamp << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    return f"{kind}_{value:032x}"
+
+
+def pattern(kind: str) -> str:
+    """The regular expression that an id of that kind matches."""
+    return PATTERN.format(kind=kind)
+
+
+def is_id(kind: str, text: str) -> bool:
+    """Whether the text could name a thing of that kind."""
+    return re.fullmatch(pattern(kind)[1:-1], text) is not None
+
+
+def to_uuid(kind: str, text: str) -> UUID:
+    """The UUID inside an id; ``ValueError`` if it is of another kind or malformed."""
+    if not is_id(kind, text):
+        raise ValueError(f"{text!r} is no {kind} id")
+    return UUID(hex=text[len(kind) + 1 :])
+
+
+def from_uuid(kind: str, value: UUID) -> str:
+    """The id that shows a UUID."""
+    return f"{kind}_{value.hex}"

@@ -1,0 +1,120 @@
+"""A job as everything outside the store sees it: frozen values, no rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from farm.domain.states import JobState, Priority
+from farm.domain.tasks import JobSpec
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job about to be submitted: everything but its id, which submitting gives."""
+
+    spec: JobSpec
+    priority: Priority = Priority.NORMAL
+    custom_id: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    webhook: str | None = None
+    max_attempts: int = 3
+    retry_of: str | None = None  #: the job whose spec this one repeats
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file in object storage."""
+
+    index: int  #: 0-based position among the job's outputs
+    key: str  #: object key
+    sha256: str  #: of the file's bytes, hex
+    size: int  #: bytes
+    width: int  #: pixels
+    height: int  #: pixels
+    content_type: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed, or why its last attempt did."""
+
+    code: str  #: stable, machine-readable
+    message: str  #: one sentence for a person
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the current attempt is."""
+
+    step: int  #: denoising steps done
+    steps: int  #: denoising steps in all
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to one pipeline, and what became of it."""
+
+    id: str
+    tenant_id: str
+    state: JobState
+    spec: JobSpec
+    priority: Priority
+    epoch: int  #: the fencing number: goes up at each hand-over
+    attempts: int  #: claims so far, less those given back through no fault of the job
+    max_attempts: int
+    worker: str | None  #: who holds or held it last
+    progress: Progress | None
+    outputs: tuple[Output, ...]
+    error: JobError | None
+    recipe: dict[str, object] | None  #: what the worker adds to the spec: versions, revision, dtype, device
+    custom_id: str | None
+    metadata: dict[str, str]
+    webhook: str | None
+    cost: float  #: megapixel-steps
+    cancel_requested: bool
+    retry_of: str | None
+    created_at: datetime
+    available_at: datetime  #: not handed over before this time
+    dispatched_at: datetime | None
+    claimed_at: datetime | None
+    rendering_at: datetime | None  #: when the card took it up
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which of a tenant's jobs to list. Empty fields do not filter."""
+
+    states: tuple[JobState, ...] = ()
+    task: str | None = None
+    model: str | None = None
+    custom_id: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """A decision of the dispatcher: this job goes to that worker."""
+
+    job_id: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A hand-over that was recorded and whose message may be sent."""
+
+    job_id: str
+    epoch: int
+    worker: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """A job in a worker's hands."""
+
+    job_id: str
+    epoch: int

@@ -1,0 +1,100 @@
+"""What may be rendered with: the models of the registry file."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from farm.domain.tasks import SIDE_MULTIPLE, Scheduler, Task
+from farm.errors import SetupError
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelDefaults(_Value):
+    """What a request gets that leaves these open."""
+
+    width: int = 512  #: pixels
+    height: int = 512  #: pixels
+    num_inference_steps: int = 30
+    guidance_scale: float = 7.5
+    scheduler: Scheduler = Scheduler.DPM_SOLVER
+
+
+class ModelLimits(_Value):
+    """The sizes a model renders."""
+
+    min_side: int = 64  #: pixels
+    max_side: int = 1024  #: pixels
+    max_pixels: int = 1024 * 1024
+    max_outputs: int = 8  #: pictures per job
+
+
+class Model(_Value):
+    """One entry of the registry."""
+
+    id: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    source: str  #: ``builtin:<name>``, a local directory, or a Hub repository id
+    revision: str | None = None  #: the Hub revision to pin; the content decides for local ones
+    description: str = ""
+    tasks: tuple[Task, ...]
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    variant: str | None = None  #: the weights' file variant, such as ``fp16``
+    defaults: ModelDefaults = ModelDefaults()
+    limits: ModelLimits = ModelLimits()
+    vocabulary: dict[str, tuple[str, ...]] = {}  #: words the model knows, by kind, where it knows only some
+    example_prompts: tuple[str, ...] = ()
+
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        """The nearest size within the limits with about the same aspect: sides in pixels, multiples of 8."""
+        scale = min(
+            1.0,
+            self.limits.max_side / max(width, height),
+            (self.limits.max_pixels / (width * height)) ** 0.5,
+        )
+        scale = max(scale, self.limits.min_side / min(width, height))
+
+        def side(length: int) -> int:
+            rounded = round(length * scale / SIDE_MULTIPLE) * SIDE_MULTIPLE
+            return max(self.limits.min_side, min(self.limits.max_side, rounded))
+
+        fitted = side(width), side(height)
+        if fitted[0] * fitted[1] > self.limits.max_pixels:  # rounding up both sides can step over the edge
+            fitted = max(fitted[0] - SIDE_MULTIPLE, self.limits.min_side), fitted[1]
+        return fitted
+
+
+class Registry(_Value):
+    """The models of a farm, in the order of the file: the first that does a task is its default."""
+
+    models: tuple[Model, ...]
+
+    def get(self, model_id: str) -> Model | None:
+        """The model of that id."""
+        return next((model for model in self.models if model.id == model_id), None)
+
+    def default_for(self, task: Task) -> Model | None:
+        """The first model that does the task."""
+        return next((model for model in self.models if task in model.tasks), None)
+
+
+def parse(text: str, origin: str) -> Registry:
+    """The registry that a models.toml describes; `SetupError` names the file and what is wrong in it."""
+    try:
+        registry = Registry.model_validate({"models": tomllib.loads(text).get("model", ())})
+    except tomllib.TOMLDecodeError as error:
+        raise SetupError(f"{origin} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SetupError(f"{origin}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if not registry.models:
+        raise SetupError(f"{origin} names no model: add a [[model]] table")
+    ids = [model.id for model in registry.models]
+    twice = {name for name in ids if ids.count(name) > 1}
+    if twice:
+        raise SetupError(f"{origin} names {', '.join(sorted(twice))} twice")
+    return registry

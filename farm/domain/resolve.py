@@ -1,0 +1,131 @@
+"""From what a client asked to what will be rendered: every gap closed, every limit of the model checked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+from farm.domain.model import Model, Registry
+from farm.domain.tasks import (
+    AnyJobRequest,
+    DepthToImageRequest,
+    ImageToImageRequest,
+    InpaintingRequest,
+    InputPicture,
+    JobSpec,
+    Task,
+)
+from farm.errors import BadInput, FieldProblem
+
+DRAWN_SEEDS = 2**32  #: drawn seeds stay below this, so that they can be copied through tools that hold 32 bits
+
+
+def choose_model(request: AnyJobRequest, registry: Registry) -> Model:
+    """The model that the request names or gets by default; `BadInput` names the choice there is."""
+    capable = [model.id for model in registry.models if request.task in model.tasks]
+    if request.model is None:
+        model = registry.default_for(request.task)
+        if model is None:
+            raise BadInput.of("task", request.task.value, "no model of this farm does this task")
+        return model
+    model = registry.get(request.model)
+    if model is None:
+        raise BadInput.of(
+            "model", request.model, f"there is no such model; for this task: {', '.join(capable) or 'none'}"
+        )
+    if request.task not in model.tasks:
+        raise BadInput.of(
+            "model", request.model, f"does not do {request.task}; models that do: {', '.join(capable) or 'none'}"
+        )
+    return model
+
+
+def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPicture]) -> JobSpec:
+    """The job's spec. ``pictures`` are the request's inputs by field name, stored and checked already.
+
+    Raises `BadInput` with every problem found.
+    """
+    problems: list[FieldProblem] = []
+    image, mask = pictures.get("image"), pictures.get("mask_image")
+    depth = pictures.get("depth_map")
+    for name, other in (("mask_image", mask), ("depth_map", depth)):
+        if image is not None and other is not None and (other.width, other.height) != (image.width, image.height):
+            problems.append(
+                FieldProblem(
+                    name,
+                    f"{other.width}x{other.height}",
+                    f"must have the size of image, which is {image.width}x{image.height} pixels",
+                )
+            )
+    width, height = _size(request, model, image)
+    problems += _size_problems(width, height, request, model)
+    if request.num_images_per_prompt > model.limits.max_outputs:
+        problems.append(
+            FieldProblem(
+                "num_images_per_prompt",
+                request.num_images_per_prompt,
+                f"model {model.id} gives at most {model.limits.max_outputs} pictures per job",
+            )
+        )
+    strength = _strength(request)
+    steps = model.defaults.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
+    if strength is not None and steps * strength < 1:
+        problems.append(
+            FieldProblem(
+                "strength",
+                strength,
+                f"num_inference_steps × strength is {steps * strength:g}, which leaves no denoising step; "
+                f"at {steps} steps use a strength of at least {1 / steps:.3g}",
+            )
+        )
+    if problems:
+        raise BadInput(*problems)
+    return JobSpec(
+        task=Task(request.task),
+        model=model.id,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        num_inference_steps=steps,
+        guidance_scale=model.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        scheduler=request.scheduler or model.defaults.scheduler,
+        seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+        num_images_per_prompt=request.num_images_per_prompt,
+        width=width,
+        height=height,
+        strength=strength,
+        output_format=request.output_format,
+        inputs=dict(pictures),
+    )
+
+
+def _strength(request: AnyJobRequest) -> float | None:
+    match request:
+        case ImageToImageRequest() | InpaintingRequest() | DepthToImageRequest():
+            return request.strength
+        case _:
+            return None
+
+
+def _size(request: AnyJobRequest, model: Model, image: InputPicture | None) -> tuple[int, int]:
+    """Width and height in pixels: as asked, else the input picture's shape within the model's limits, else the default."""
+    if image is None:
+        return request.width or model.defaults.width, request.height or model.defaults.height
+    fitted = model.fit(image.width, image.height)
+    return request.width or fitted[0], request.height or fitted[1]
+
+
+def _size_problems(width: int, height: int, request: AnyJobRequest, model: Model) -> list[FieldProblem]:
+    limits = model.limits
+    found = [
+        FieldProblem(name, value, f"model {model.id} renders sides of {limits.min_side} to {limits.max_side} pixels")
+        for name, value in (("width", width), ("height", height))
+        if not limits.min_side <= value <= limits.max_side
+    ]
+    if not found and width * height > limits.max_pixels:
+        field = "width" if request.width else "height"
+        found.append(
+            FieldProblem(
+                field, f"{width}x{height}", f"model {model.id} renders at most {limits.max_pixels} pixels in all"
+            )
+        )
+    return found

@@ -1,0 +1,63 @@
+"""The states of a job and the edges between them. ``farm/lifecycle.py`` has one function per edge."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"  #: accepted, waiting in Postgres
+    DISPATCHED = "dispatched"  #: handed over to one worker, which has not claimed it yet
+    RUNNING = "running"  #: claimed: the worker holds a run lease
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job is over: a terminal state never changes."""
+        return self in TERMINAL
+
+
+TERMINAL: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED})
+
+#: Every edge that exists. A retry of a job that is over is a new job, so terminal states have no way out.
+EDGES: Final[dict[JobState, frozenset[JobState]]] = {
+    JobState.QUEUED: frozenset({JobState.DISPATCHED, JobState.CANCELED}),
+    JobState.DISPATCHED: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.CANCELED}),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.QUEUED, JobState.CANCELED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELED: frozenset(),
+}
+
+
+class Priority(StrEnum):
+    """The class a job waits in."""
+
+    BULK = "bulk"  #: overnight work: after everything else
+    NORMAL = "normal"
+    INTERACTIVE = "interactive"  #: a person is waiting
+
+    @property
+    def rank(self) -> int:
+        """Higher goes first."""
+        return list(Priority).index(self)
+
+    @classmethod
+    def of_rank(cls, rank: int) -> Priority:
+        """The class of a stored rank."""
+        return list(cls)[rank]
+
+
+class EventType(StrEnum):
+    """What the event table records; each row is written in the transaction of the state it reports."""
+
+    STARTED = "job.started"
+    REQUEUED = "job.requeued"
+    SUCCEEDED = "job.succeeded"
+    FAILED = "job.failed"
+    CANCELED = "job.canceled"

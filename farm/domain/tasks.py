@@ -1,0 +1,218 @@
+"""What may be asked of the farm: one request shape per task, with diffusers' parameter names.
+
+A request says what the client wants and leaves the rest open; ``resolve`` closes every gap (defaults of the model,
+the size, a drawn seed) and gives the :class:`JobSpec` that is stored, rendered and, later, reproduced.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from farm.domain.states import Priority
+
+MAX_SEED: Final = 2**63 - 1  #: what a signed 64-bit column and a torch generator both take
+MAX_STEPS: Final = 150
+MAX_OUTPUTS: Final = 16
+MAX_SIDE: Final = 4096  #: pixels; a model's own limit is usually lower
+SIDE_MULTIPLE: Final = 8  #: the VAE's reduction: latents have whole sizes
+
+
+class Task(StrEnum):
+    """What a job asks for, under the Hub's names."""
+
+    TEXT_TO_IMAGE = "text-to-image"
+    IMAGE_TO_IMAGE = "image-to-image"
+    INPAINTING = "inpainting"
+    DEPTH_TO_IMAGE = "depth-to-image"
+
+
+class Scheduler(StrEnum):
+    """The sampling schedulers that every SD-family pipeline takes; `workers/pipelines.py` maps them to classes."""
+
+    DDIM = "ddim"
+    DDPM = "ddpm"
+    PNDM = "pndm"
+    LMS = "lms"
+    EULER = "euler"
+    EULER_ANCESTRAL = "euler-ancestral"
+    HEUN = "heun"
+    DPM_SOLVER = "dpm-solver"
+    UNIPC = "unipc"
+
+
+class OutputFormat(StrEnum):
+    """The file format of a job's outputs."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+    @property
+    def content_type(self) -> str:
+        """The MIME type."""
+        return f"image/{self.value}"
+
+
+def storable(text: str) -> str:
+    """Refuse what PostgreSQL cannot store: NUL and lone surrogates."""
+    if "\x00" in text:
+        raise ValueError("must not contain NUL characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates: send valid Unicode text") from None
+    return text
+
+
+Storable = AfterValidator(storable)
+# The patterns say in the schema what the validators enforce, so that clients can check before sending.
+Prompt = Annotated[str, StringConstraints(max_length=10_000), Storable]
+CustomId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), Storable]
+MetadataValue = Annotated[str, StringConstraints(max_length=1_000), Storable]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=50)]
+Side = Annotated[int, Field(strict=True, ge=SIDE_MULTIPLE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE)]
+Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
+Count = Annotated[int, Field(strict=True, ge=1, le=MAX_OUTPUTS)]
+
+InputReference = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64 * 2**20),
+    Field(
+        description=(
+            "A picture: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data "
+            "URL. PNG, JPEG or WebP."
+        ),
+        examples=["file_0199d3f0c1de7c3c8f0b6a2d9a1f4e55"],
+    ),
+]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class JobRequest(_Value):
+    """What every task takes. Fields left out are decided by the model's defaults; a seed is drawn and returned."""
+
+    model: str | None = Field(
+        None,
+        max_length=200,
+        description="A model id from `GET /v1/models`; the farm's first model for the task if absent.",
+    )
+    prompt: Prompt
+    negative_prompt: Prompt = ""
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    scheduler: Scheduler | None = None
+    seed: Seed | None = Field(None, description="Picture i of a job is rendered from seed + i.")
+    num_images_per_prompt: Count = 1
+    width: Side | None = None
+    height: Side | None = None
+    output_format: OutputFormat = OutputFormat.PNG
+    priority: Priority = Priority.NORMAL
+    custom_id: CustomId | None = Field(
+        None, description="Your own name for the job; it travels to results and webhooks."
+    )
+    metadata: Metadata = Field(default_factory=dict)
+    webhook: str | None = Field(None, max_length=2_000, description="A URL that is told when the job is over.")
+
+
+class TextToImageRequest(JobRequest):
+    """A picture from words."""
+
+    task: Literal[Task.TEXT_TO_IMAGE]
+
+
+class ImageToImageRequest(JobRequest):
+    """A picture from words and a picture."""
+
+    task: Literal[Task.IMAGE_TO_IMAGE]
+    image: InputReference
+    strength: Strength = Field(0.8, description="How much of the picture is replaced: 0 keeps it, 1 ignores it.")
+
+
+class InpaintingRequest(JobRequest):
+    """The white part of a mask is painted anew."""
+
+    task: Literal[Task.INPAINTING]
+    image: InputReference
+    mask_image: InputReference
+    strength: Strength = 1.0
+
+
+class DepthToImageRequest(JobRequest):
+    """A picture from words with the depth of another."""
+
+    task: Literal[Task.DEPTH_TO_IMAGE]
+    image: InputReference
+    depth_map: InputReference | None = Field(
+        None, description="Brighter is nearer; estimated from the picture by the model if absent."
+    )
+    strength: Strength = 0.8
+
+
+AnyJobRequest = Annotated[
+    TextToImageRequest | ImageToImageRequest | InpaintingRequest | DepthToImageRequest, Field(discriminator="task")
+]
+
+#: The picture fields of each task, in the order they are shown.
+INPUT_FIELDS: Final[dict[Task, tuple[str, ...]]] = {
+    Task.TEXT_TO_IMAGE: (),
+    Task.IMAGE_TO_IMAGE: ("image",),
+    Task.INPAINTING: ("image", "mask_image"),
+    Task.DEPTH_TO_IMAGE: ("image", "depth_map"),
+}
+
+
+class InputPicture(_Value):
+    """A stored input picture, named by its content."""
+
+    sha256: str
+    key: str = Field(exclude=False)  #: its object key
+    content_type: str
+    width: int  #: pixels
+    height: int  #: pixels
+
+
+class JobSpec(_Value):
+    """All that decides what a job renders: nothing is left open. Stored as JSON with the job."""
+
+    task: Task
+    model: str
+    prompt: str
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: Scheduler
+    seed: int
+    num_images_per_prompt: int
+    width: int  #: pixels
+    height: int  #: pixels
+    strength: float | None
+    output_format: OutputFormat
+    inputs: dict[str, InputPicture]  #: by field name: ``image``, ``mask_image``, ``depth_map``
+
+    @model_validator(mode="after")
+    def _inputs_fit_the_task(self) -> Self:
+        unknown = set(self.inputs) - set(INPUT_FIELDS[self.task])
+        if unknown:
+            raise ValueError(f"{self.task} takes no {', '.join(sorted(unknown))}")
+        return self
+
+    def seed_of(self, index: int) -> int:
+        """The seed of output ``index``: consecutive, wrapping at the largest seed."""
+        return (self.seed + index) % (MAX_SEED + 1)
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as the API shows them: what a client would send to get the same pictures."""
+        shown = self.model_dump(mode="json", exclude={"inputs", "strength"})
+        if self.strength is not None:
+            shown["strength"] = self.strength
+        return shown | {name: f"sha256:{picture.sha256}" for name, picture in self.inputs.items()}

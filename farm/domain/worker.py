@@ -1,0 +1,58 @@
+"""A worker as the rest of the farm sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class WorkerState(StrEnum):
+    """Whether a worker gets jobs."""
+
+    ONLINE = "online"
+    DRAINING = "draining"  #: finishes what it holds, gets nothing new
+    OFFLINE = "offline"  #: said goodbye, or has been silent for too long
+
+
+@dataclass(frozen=True)
+class Card:
+    """The accelerator that a worker owns."""
+
+    kind: str  #: ``cuda``, ``mps`` or ``cpu``
+    index: str  #: as FARM_CARD names it: ``cuda:0``, ``cpu0``
+    device: str  #: the maker's name: ``NVIDIA H100``, or the processor's
+    memory_bytes: int
+    dtype: str  #: what models with dtype ``auto`` run in
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself when it joins."""
+
+    name: str  #: ``<host>/<card>``
+    boot_id: str  #: fresh for each process: the second of two namesakes wins, the first one stops
+    host: str
+    card: Card
+    slots: int  #: jobs its card renders at once
+    look_ahead: int  #: jobs that may wait beside them
+    pid: int
+    versions: dict[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker's row, with its load."""
+
+    info: WorkerInfo
+    state: WorkerState
+    models: tuple[str, ...]  #: ids of the models in its memory
+    holds: int  #: jobs dispatched to it or running on it
+    started_at: datetime
+    heartbeat_at: datetime
+
+    @property
+    def room(self) -> int:
+        """How many more jobs it may be handed."""
+        return max(0, self.info.slots + self.info.look_ahead - self.holds)

@@ -1,0 +1,140 @@
+"""Every error that the farm raises on purpose.
+
+    FarmError
+    ├── BadInput            the caller's mistake: names the field, the value and what is allowed
+    │   └── InputRefused    a picture or a URL that may not be used
+    ├── NotFound            no such thing, or not this tenant's
+    ├── Conflict            the thing is in a state that does not allow it
+    ├── Unauthorized        no key, or not a live one
+    ├── Forbidden           the key's scopes do not reach this far
+    ├── QuotaExceeded       the tenant's own limit
+    ├── RightLost           a fenced write found another epoch: stop, write nothing
+    ├── Unavailable         a server that the farm leans on does not answer
+    │   ├── DatabaseUnavailable
+    │   ├── BrokerUnavailable
+    │   └── StorageUnavailable
+    ├── RenderError         a job's own failure, with a stable code
+    │   ├── ModelUnavailable
+    │   ├── OutOfMemory
+    │   └── JobCanceled
+    └── SetupError          this machine cannot run what was asked; the message says what to do
+
+HTTP status codes are the API's business (``farm/api/problems.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class FarmError(Exception):
+    """Base of all errors raised on purpose; its text is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """One thing wrong with one field of a request."""
+
+    field: str  #: dotted path, as the client wrote it: ``inputs.mask``
+    value: object  #: what was given, shortened
+    message: str  #: what is allowed, as one sentence
+
+
+class BadInput(FarmError):
+    """The request cannot be accepted; nothing was stored."""
+
+    def __init__(self, *problems: FieldProblem) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{p.field}: {p.message}" for p in problems))
+
+    @classmethod
+    def of(cls, field: str, value: object, message: str) -> BadInput:
+        """A refusal of one field."""
+        return cls(FieldProblem(field, value, message))
+
+
+class InputRefused(BadInput):
+    """A picture or URL that may not be used as a job's input."""
+
+
+class NotFound(FarmError):
+    """No such thing, or it belongs to another tenant: the two look alike on purpose."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(f"there is no {kind} {name!r}")
+
+
+class Conflict(FarmError):
+    """The thing is in a state that does not allow what was asked."""
+
+
+class Unauthorized(FarmError):
+    """No API key was given, or it is not a live one."""
+
+
+class Forbidden(FarmError):
+    """The API key is live, but its scopes do not reach this far."""
+
+
+class QuotaExceeded(FarmError):
+    """The tenant has reached a limit of its own."""
+
+
+class RightLost(FarmError):
+    """A fenced write changed no row: another epoch owns the job now. Stop, and write nothing."""
+
+
+class Unavailable(FarmError):
+    """A server that the farm leans on does not answer; trying again later helps."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL does not answer."""
+
+
+class BrokerUnavailable(Unavailable):
+    """Redis or Valkey does not answer."""
+
+
+class StorageUnavailable(Unavailable):
+    """The S3 endpoint does not answer, or answers with an error of its own."""
+
+
+class RenderError(FarmError):
+    """A job failed for a reason of its own."""
+
+    code = "render_failed"  #: stable, machine-readable; what the API shows as ``error.code``
+    retryable = True  #: whether another attempt may help
+
+
+class ModelUnavailable(RenderError):
+    """The model cannot be loaded on this worker."""
+
+    code = "model_unavailable"
+    retryable = False
+
+
+class OutOfMemory(RenderError):
+    """The card's memory does not hold this job."""
+
+    code = "out_of_memory"
+
+
+class InputLost(RenderError):
+    """An input picture that was accepted is no longer in storage or no longer decodes."""
+
+    code = "input_unavailable"
+    retryable = False
+
+
+class JobCanceled(RenderError):
+    """The job was canceled while it ran."""
+
+    code = "canceled"
+    retryable = False
+
+
+class SetupError(FarmError):
+    """This machine cannot run what was asked; the message says what to do about it."""

@@ -1,0 +1,317 @@
+"""The story of a job: one function per edge of its state machine. No other module changes a job's state.
+
+    submit ─► queued ──hand_over──► dispatched ──claim──► running ──succeed──► succeeded
+                ▲                       │                    │─────fail──────► failed
+                │◄────────reap──────────┘                    │
+                │◄──release, fail (retryable), reap, worker_lost
+              cancel ──► canceled                          cancel … canceled
+
+Each function works inside a unit of work that the caller opens, so that a state, its outputs and its event are one
+transaction. A fenced change that touches no row raises `RightLost`: the caller holds nothing any more and must stop.
+Times are the database's: no function reads a clock of this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
+from farm.domain.states import EventType, JobState
+from farm.domain.worker import WorkerInfo, WorkerState
+from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
+from farm.store.events import JOB_CHANNEL, QUEUE_CHANNEL
+from farm.store.jobs import Expired
+from farm.store.unit import Unit
+
+#: A job that was on the card when its worker died this often is not given to a third one.
+MAX_DEATHS: Final = 2
+#: Run leases that may run out before the card took the job up: a limit for what kills workers even earlier.
+MAX_LOSSES: Final = 8
+#: Seconds before another attempt, by attempts made: other jobs go first, and a passing trouble may pass.
+RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
+
+
+@dataclass(frozen=True)
+class IdempotencyKey:
+    """A client's name for a request, and the hash of the request it named."""
+
+    key: str
+    request_hash: bytes
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What a worker learns from its heartbeat."""
+
+    state: WorkerState
+    mine: frozenset[str]  #: jobs it still holds; the others are lost and must stop
+    canceled: frozenset[str]  #: jobs of its own that somebody wants stopped
+
+
+# -- in --------------------------------------------------------------------------------------------------------------
+
+
+def submit(unit: Unit, tenant_id: str, new: NewJob, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
+    """Accept a job: it is queued when the unit commits. Returns it, and whether this call made it.
+
+    With a key, the same request again returns the first one's job. Raises `Conflict` if the key named another request,
+    `QuotaExceeded` if the tenant has too many jobs waiting.
+    """
+    if key is not None:
+        held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
+        if held is not None:
+            if held.request_hash != key.request_hash:
+                raise BadInput.of("Idempotency-Key", key.key, "was used for a different request; use a new key")
+            if held.job_id is None:
+                raise Conflict("the request that holds this Idempotency-Key is not finished")
+            return _existing(unit, held.job_id), False
+    tenant = unit.tenants.get(tenant_id)
+    if tenant is None:
+        raise NotFound("tenant", tenant_id)
+    if tenant.max_queued is not None and unit.jobs.waiting(tenant_id, tenant.max_queued) >= tenant.max_queued:
+        raise QuotaExceeded(f"{tenant.max_queued} jobs of this tenant are waiting, which is its limit")
+    (job_id,) = unit.jobs.insert(tenant_id, [new])
+    if key is not None:
+        unit.jobs.keep_key(tenant_id, key.key, job_id)
+    unit.events.notify(QUEUE_CHANNEL)
+    return _existing(unit, job_id), True
+
+
+def retry(unit: Unit, tenant_id: str, job_id: str) -> Job:
+    """Submit again what a failed or canceled job asked for. The old job stays as it ended: a terminal state never changes.
+
+    Raises `NotFound`, or `Conflict` if the job is not over or succeeded.
+    """
+    old = unit.jobs.get(job_id, tenant_id)
+    if old is None:
+        raise NotFound("job", job_id)
+    if old.state not in (JobState.FAILED, JobState.CANCELED):
+        raise Conflict(f"the job is {old.state}; only failed and canceled jobs can be retried")
+    new = NewJob(
+        spec=old.spec,
+        priority=old.priority,
+        custom_id=old.custom_id,
+        metadata=tuple(old.metadata.items()),
+        webhook=old.webhook,
+        max_attempts=old.max_attempts,
+        retry_of=old.id,
+    )
+    job, _ = submit(unit, tenant_id, new)
+    return job
+
+
+# -- to a worker -----------------------------------------------------------------------------------------------------
+
+
+def hand_over(unit: Unit, chosen: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
+    """queued → dispatched, with a new epoch. Send the messages after the unit has committed; a lost one is offered again."""
+    if not chosen:
+        return []
+    sent = unit.jobs.dispatch(chosen, lease_seconds)
+    for one in sent:
+        unit.events.notify(JOB_CHANNEL, one.job_id)
+    return sent
+
+
+def claim(unit: Unit, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
+    """dispatched → running: the worker holds a run lease now, and the attempt counts. Raises `RightLost`."""
+    if not unit.jobs.claim(job_id, epoch, worker, lease_seconds):
+        raise RightLost(f"{job_id} is not to be claimed at epoch {epoch}")
+    job = _existing(unit, job_id)
+    unit.events.record(job.tenant_id, job_id, epoch, EventType.STARTED, {"worker": worker, "attempt": job.attempts})
+    unit.events.notify(JOB_CHANNEL, job_id)
+    return job
+
+
+def take_up(unit: Unit, job_id: str, epoch: int, steps: int) -> None:
+    """Note that the card begins: a worker's death counts against the job from here on. Raises `RightLost`."""
+    if not unit.jobs.take_up(job_id, epoch, steps):
+        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    unit.events.notify(JOB_CHANNEL, job_id)
+
+
+def progress(unit: Unit, job_id: str, epoch: int, step: int) -> bool:
+    """Note the steps done; returns whether somebody wants the job stopped. Raises `RightLost`."""
+    cancel_requested = unit.jobs.progress(job_id, epoch, step)
+    if cancel_requested is None:
+        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    unit.events.notify(JOB_CHANNEL, job_id)
+    return cancel_requested
+
+
+# -- a worker's life -------------------------------------------------------------------------------------------------
+
+
+def join(unit: Unit, info: WorkerInfo) -> list[str]:
+    """A worker process begins. What an earlier process of that name held is given back at once; returns those jobs."""
+    before = unit.workers.join(info)
+    lost = unit.jobs.held_by(info.name) if before is not None else []
+    for one in lost:
+        _take_back(unit, one)
+    unit.events.notify(QUEUE_CHANNEL)
+    return [one.job_id for one in lost]
+
+
+def heartbeat(
+    unit: Unit, worker: str, boot_id: str, held: Collection[Held], models: tuple[str, ...], lease_seconds: float
+) -> Heartbeat:
+    """A sign of life: renews the run leases of ``held``. Raises `RightLost` if another process has the worker's name."""
+    state = unit.workers.beat(worker, boot_id, models)
+    if state is None:
+        raise RightLost(f"another process is worker {worker} now")
+    renewed = unit.jobs.renew(worker, held, lease_seconds)
+    return Heartbeat(state, frozenset(renewed), frozenset(job for job, canceled in renewed.items() if canceled))
+
+
+def leave(unit: Unit, worker: str, boot_id: str) -> list[str]:
+    """A worker process ends: what it still holds goes back to the queue without counting; returns those jobs."""
+    if not unit.workers.set_state(worker, WorkerState.OFFLINE, boot_id):
+        return []  # a newer process has the name, and what it holds is its own
+    left = unit.jobs.held_by(worker)
+    for one in left:
+        _give_back(unit, one, "worker stopped")
+    return [one.job_id for one in left]
+
+
+# -- out -------------------------------------------------------------------------------------------------------------
+
+
+def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job:
+    """running → succeeded, with its outputs and its event, in one transaction. Raises `RightLost`."""
+    if not unit.jobs.succeed(job_id, epoch, outputs, recipe):
+        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    job = _existing(unit, job_id)
+    _ended(unit, job.tenant_id, job_id, epoch, EventType.SUCCEEDED, {"worker": job.worker, "outputs": len(outputs)})
+    return job
+
+
+def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: bool) -> JobState:
+    """running → failed, or → queued while another attempt may help and is left. Returns the new state.
+
+    Raises `RightLost`.
+    """
+    job = unit.jobs.get(job_id)
+    if job is None or job.epoch != epoch or job.state is not JobState.RUNNING:
+        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    if retryable and not job.cancel_requested and job.attempts < job.max_attempts:
+        delay = RETRY_DELAYS[min(job.attempts, len(RETRY_DELAYS)) - 1]
+        _requeue(unit, job.tenant_id, Held(job_id, epoch), error.code, error=error, delay_seconds=delay)
+        return JobState.QUEUED
+    if not unit.jobs.fail(job_id, epoch, error):
+        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    _ended(unit, job.tenant_id, job_id, epoch, EventType.FAILED, {"code": error.code, "message": error.message})
+    return JobState.FAILED
+
+
+def release(unit: Unit, job_id: str, epoch: int, reason: str) -> None:
+    """running → queued through no fault of the job: the attempt does not count. Raises `RightLost`."""
+    job = unit.jobs.get(job_id)
+    if job is None:
+        raise RightLost(f"{job_id} is gone")
+    _requeue(unit, job.tenant_id, Held(job_id, epoch), reason, refund=True)
+
+
+def canceled(unit: Unit, job_id: str, epoch: int) -> None:
+    """running → canceled: the worker stopped because it was asked to. Raises `RightLost`."""
+    if not unit.jobs.cancel_running(job_id, epoch):
+        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    job = _existing(unit, job_id)
+    _ended(unit, job.tenant_id, job_id, epoch, EventType.CANCELED, {"worker": job.worker})
+
+
+def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
+    """Stop a job: at once while it waits, at the next denoising step while it runs. A job that is over stays as it is.
+
+    Raises `NotFound`, or `Conflict` if the job succeeded or failed.
+    """
+    epoch = unit.jobs.cancel_waiting(tenant_id, job_id)
+    if epoch is not None:
+        _ended(unit, tenant_id, job_id, epoch, EventType.CANCELED, {})
+    elif unit.jobs.ask_cancel(tenant_id, job_id):
+        unit.events.notify(JOB_CHANNEL, job_id)
+    job = unit.jobs.get(job_id, tenant_id)
+    if job is None:
+        raise NotFound("job", job_id)
+    if job.state in (JobState.SUCCEEDED, JobState.FAILED):
+        raise Conflict(f"the job is over: it {job.state}")
+    return job
+
+
+# -- when nobody answers ---------------------------------------------------------------------------------------------
+
+
+def reap(unit: Unit, limit: int = 1_000) -> list[str]:
+    """Take back the jobs whose lease ran out; returns them."""
+    expired = unit.jobs.expired(limit)
+    for one in expired:
+        _take_back(unit, one)
+    return [one.job_id for one in expired]
+
+
+def _take_back(unit: Unit, one: Expired) -> None:
+    """A job whose holder is gone: queued again, or at its end."""
+    held = Held(one.job_id, one.epoch)
+    if one.state is JobState.DISPATCHED:
+        # the message or its worker got lost before the claim: no attempt was made
+        _requeue(unit, one.tenant_id, held, "hand-over expired")
+        return
+    if one.cancel_requested:
+        canceled(unit, one.job_id, one.epoch)
+        return
+    deaths, losses = one.deaths + int(one.rendering), one.losses + 1
+    exhausted = one.rendering and one.attempts >= one.max_attempts
+    if deaths >= MAX_DEATHS or losses >= MAX_LOSSES or exhausted:
+        error = JobError(
+            "worker_lost", f"its worker died {losses} times while it held the job; it is not given to another"
+        )
+        if not unit.jobs.fail(one.job_id, one.epoch, error):
+            raise RightLost(f"{one.job_id} changed while it was taken back")
+        _ended(
+            unit, one.tenant_id, one.job_id, one.epoch, EventType.FAILED, {"code": error.code, "message": error.message}
+        )
+        return
+    # a job that only waited at the worker is not to blame for its death
+    _requeue(unit, one.tenant_id, held, "worker lost", refund=not one.rendering, lost=True, died=one.rendering)
+
+
+def _give_back(unit: Unit, one: Expired, reason: str) -> None:
+    if one.state is JobState.RUNNING and one.cancel_requested:
+        canceled(unit, one.job_id, one.epoch)
+    else:
+        _requeue(unit, one.tenant_id, Held(one.job_id, one.epoch), reason, refund=True)
+
+
+def _requeue(
+    unit: Unit,
+    tenant_id: str,
+    held: Held,
+    reason: str,
+    *,
+    refund: bool = False,
+    delay_seconds: float = 0,
+    error: JobError | None = None,
+    lost: bool = False,
+    died: bool = False,
+) -> None:
+    back = unit.jobs.requeue(
+        held.job_id, held.epoch, refund=refund, delay_seconds=delay_seconds, error=error, lost=lost, died=died
+    )
+    if not back:
+        raise RightLost(f"{held.job_id} is no longer ours at epoch {held.epoch}")
+    unit.events.record(tenant_id, held.job_id, held.epoch, EventType.REQUEUED, {"reason": reason})
+    unit.events.notify(QUEUE_CHANNEL)
+    unit.events.notify(JOB_CHANNEL, held.job_id)
+
+
+def _ended(unit: Unit, tenant_id: str, job_id: str, epoch: int, kind: EventType, data: dict[str, Any]) -> None:
+    unit.events.record(tenant_id, job_id, epoch, kind, data)
+    unit.events.notify(QUEUE_CHANNEL)  # its worker has room again
+    unit.events.notify(JOB_CHANNEL, job_id)
+
+
+def _existing(unit: Unit, job_id: str) -> Job:
+    job = unit.jobs.get(job_id)
+    assert job is not None  # written in this transaction
+    return job

@@ -1,0 +1,72 @@
+"""The one settings object, read from ``FARM_*`` environment variables."""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Settings(BaseSettings):
+    """What a process of the farm needs to know from outside. Frozen; times are in seconds, sizes in bytes or pixels."""
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+
+    # the servers
+    database_url: SecretStr | None = None  #: ``postgresql://user:password@host:port/name``
+    redis_url: SecretStr | None = None  #: ``redis://:password@host:port/0``
+    s3_endpoint_url: str | None = None  #: None: the SDK's own default (AWS)
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_region: str = "us-east-1"
+    s3_bucket: str = "farm"
+    s3_public_url: str | None = None  #: the endpoint as clients reach it, when it differs from the workers' one
+
+    # where things lie
+    data_dir: Path = Path(".farm")  #: logs, embedded servers, the worker's scratch space
+    models_file: Path | None = None  #: a models.toml; None: the built-in registry
+
+    # the API
+    api_host: str = "127.0.0.1"
+    api_port: int = 8000
+    presign_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600)  #: how long an output's URL works
+    max_wait_seconds: float = 60  #: the most that ``Prefer: wait`` is honoured for
+    max_input_bytes: int = 32 * 2**20  #: one input picture, encoded
+    max_input_pixels: int = 4096 * 4096  #: one input picture, by its header
+
+    # dispatch and leases
+    dispatch_lease_seconds: float = Field(30, gt=0)  #: a hand-over that nobody claimed in this time is offered again
+    run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is taken back
+    heartbeat_seconds: float = Field(5, gt=0)  #: how often a worker renews its leases
+    look_ahead: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its card renders
+    max_attempts: int = Field(3, ge=1)
+
+    # the worker
+    card: str | None = None  #: which card this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
+    worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
+    torch_threads: int = Field(0, ge=0)  #: 0: torch's own choice divided by the workers of this machine
+
+    # webhooks and inputs by URL
+    webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached all the same
+    webhook_allow_http: bool = False
+
+    log_json: bool = False
+
+    @field_validator("webhook_allow", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+        return value
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

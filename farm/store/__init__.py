@@ -1,0 +1,1 @@
+"""Postgres, the only truth: tables, queries (only here), the unit of work (only it commits) and migrations."""

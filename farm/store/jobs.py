@@ -1,0 +1,502 @@
+"""Jobs in Postgres. Every change of state is a fenced UPDATE: it names the state and the epoch it expects, and touches
+no row when another one holds the right. Only ``farm/lifecycle.py`` calls the methods that change a state.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    Integer,
+    Select,
+    Text,
+    Update,
+    case,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+from sqlalchemy.types import Uuid
+
+from farm.domain import ids
+from farm.domain.cost import cost
+from farm.domain.job import HandOver, Held, Job, JobError, JobFilter, NewJob, Output, Progress, Sent
+from farm.domain.states import JobState, Priority
+from farm.domain.tasks import JobSpec
+from farm.errors import BadInput
+from farm.store.tables import JOB_ID, IdempotencyRow, JobRow, OutputRow, TenantRow
+from farm.store.workers import HELD, seconds
+
+QUEUED, DISPATCHED, RUNNING = JobState.QUEUED.value, JobState.DISPATCHED.value, JobState.RUNNING.value
+
+
+@dataclass(frozen=True)
+class Head:
+    """A waiting job, as the policy sees it."""
+
+    job_id: str
+    tenant_id: str
+    model: str
+    priority: Priority
+    cost: float  #: megapixel-steps
+    waiting_since: datetime
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A job whose lease ran out, locked until the transaction ends."""
+
+    job_id: str
+    tenant_id: str
+    epoch: int
+    state: JobState
+    worker: str | None
+    rendering: bool  #: whether the card had taken it up
+    losses: int
+    deaths: int
+    attempts: int
+    max_attempts: int
+    cancel_requested: bool
+
+
+def _job(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
+    progress = None if row.step is None or row.steps is None else Progress(row.step, row.steps)
+    error = None if row.error_code is None else JobError(row.error_code, row.error_message or "")
+    return Job(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        state=JobState(row.state),
+        spec=JobSpec.model_validate(row.spec),
+        priority=Priority.of_rank(row.priority),
+        epoch=row.epoch,
+        attempts=row.attempts,
+        max_attempts=row.max_attempts,
+        worker=row.worker,
+        progress=progress,
+        outputs=tuple(
+            Output(o.index, o.key, o.sha256, o.size, o.width, o.height, o.content_type, o.seed) for o in outputs
+        ),
+        error=error,
+        recipe=row.recipe,
+        custom_id=row.custom_id,
+        metadata={name: str(value) for name, value in row.meta.items()},
+        webhook=row.webhook,
+        cost=row.cost,
+        cancel_requested=row.cancel_requested,
+        retry_of=row.retry_of,
+        created_at=row.created_at,
+        available_at=row.available_at,
+        dispatched_at=row.dispatched_at,
+        claimed_at=row.claimed_at,
+        rendering_at=row.rendering_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _held(held: Collection[Held]) -> Any:
+    """(job, epoch) pairs as a table that an UPDATE can join: one statement for any number of jobs."""
+    uuids: list[UUID] = [ids.to_uuid(ids.JOB, one.job_id) for one in held]
+    return (
+        func.unnest(cast(uuids, ARRAY(Uuid)), cast([one.epoch for one in held], ARRAY(Integer)))
+        .table_valued(column("id", JOB_ID), column("epoch", Integer))
+        .render_derived("held")
+    )
+
+
+def _fenced(job_id: str, epoch: int, *states: JobState) -> Update:
+    return update(JobRow).where(
+        JobRow.id == job_id, JobRow.epoch == epoch, JobRow.state.in_([state.value for state in states])
+    )
+
+
+class Jobs:
+    """All jobs of all tenants."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str, tenant_id: str | None = None) -> Job | None:
+        """The job of that id; with a tenant, only if it is that tenant's."""
+        if not ids.is_id(ids.JOB, job_id):
+            return None
+        statement = select(JobRow).where(JobRow.id == job_id)
+        if tenant_id is not None:
+            statement = statement.where(JobRow.tenant_id == tenant_id)
+        return next(iter(self._jobs(statement)), None)
+
+    def page(self, tenant_id: str, wanted: JobFilter, cursor: str | None, limit: int) -> tuple[list[Job], str | None]:
+        """A page of the tenant's jobs, newest first, and the cursor of the next one.
+
+        The cursor is a place in the order, so jobs that arrive or change between two calls neither shift nor repeat
+        others. Raises `BadInput` for a cursor that this method did not give.
+        """
+        statement = select(JobRow).where(JobRow.tenant_id == tenant_id).order_by(JobRow.id.desc()).limit(limit + 1)
+        if wanted.states:
+            statement = statement.where(JobRow.state.in_([state.value for state in wanted.states]))
+        for name in ("task", "model", "custom_id"):
+            value = getattr(wanted, name)
+            if value is not None:
+                statement = statement.where(getattr(JobRow, name) == value)
+        if wanted.created_after is not None:
+            statement = statement.where(JobRow.created_at > wanted.created_after)
+        if wanted.created_before is not None:
+            statement = statement.where(JobRow.created_at < wanted.created_before)
+        if cursor is not None:
+            statement = statement.where(JobRow.id < _job_of_cursor(cursor))
+        found = self._jobs(statement)
+        following = _cursor(found[limit - 1].id) if len(found) > limit else None
+        return found[:limit], following
+
+    def counts(self, tenant_id: str) -> dict[JobState, int]:
+        """How many of the tenant's jobs are in each state."""
+        rows = self._session.execute(
+            select(JobRow.state, func.count()).where(JobRow.tenant_id == tenant_id).group_by(JobRow.state)
+        )
+        return {JobState(state): count for state, count in rows}
+
+    def waiting(self, tenant_id: str, at_most: int) -> int:
+        """How many of the tenant's jobs wait, counted up to ``at_most``."""
+        waiting = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.state == QUEUED).limit(at_most)
+        return self._session.scalar(select(func.count()).select_from(waiting.subquery())) or 0
+
+    def _jobs(self, statement: Select[tuple[JobRow]]) -> list[Job]:
+        rows = list(self._session.scalars(statement.execution_options(populate_existing=True)))
+        outputs: dict[str, list[OutputRow]] = {}
+        done = [row.id for row in rows if row.state == JobState.SUCCEEDED.value]
+        if done:
+            found = self._session.scalars(
+                select(OutputRow).where(OutputRow.job_id.in_(done)).order_by(OutputRow.job_id, OutputRow.index)
+            )
+            for output in found:
+                outputs.setdefault(output.job_id, []).append(output)
+        return [_job(row, outputs.get(row.id, ())) for row in rows]
+
+    # -- submitting ---------------------------------------------------------------------------------------------------
+
+    def insert(self, tenant_id: str, jobs: Sequence[NewJob]) -> list[str]:
+        """Store new jobs as queued; returns their ids in the same order."""
+        rows = [
+            {
+                "id": ids.new(ids.JOB),
+                "tenant_id": tenant_id,
+                "state": QUEUED,
+                "task": job.spec.task.value,
+                "model": job.spec.model,
+                "priority": job.priority.rank,
+                "spec": job.spec.model_dump(mode="json"),
+                "cost": cost(job.spec),
+                "max_attempts": job.max_attempts,
+                "custom_id": job.custom_id,
+                "meta": dict(job.metadata),
+                "webhook": job.webhook,
+                "retry_of": job.retry_of,
+            }
+            for job in jobs
+        ]
+        self._session.execute(insert(JobRow), rows)
+        return [str(row["id"]) for row in rows]
+
+    def reserve_key(self, tenant_id: str, key: str, request_hash: bytes) -> IdempotencyRow | None:
+        """Take an idempotency key; returns the row that holds it already, or None if it is ours now.
+
+        Waits for a transaction that is taking the same key at this moment.
+        """
+        taken = self._session.scalar(
+            upsert(IdempotencyRow)
+            .values(tenant_id=tenant_id, key=key, request_hash=request_hash)
+            .on_conflict_do_nothing()
+            .returning(IdempotencyRow.key)
+        )
+        if taken is not None:
+            return None
+        return self._session.scalar(
+            select(IdempotencyRow).where(IdempotencyRow.tenant_id == tenant_id, IdempotencyRow.key == key)
+        )
+
+    def keep_key(self, tenant_id: str, key: str, job_id: str) -> None:
+        """Remember what the key's request made."""
+        self._session.execute(
+            update(IdempotencyRow)
+            .where(IdempotencyRow.tenant_id == tenant_id, IdempotencyRow.key == key)
+            .values(job_id=job_id)
+        )
+
+    def forget_keys(self, older_than_seconds: float) -> int:
+        """Drop idempotency keys of that age; returns how many."""
+        gone = self._session.execute(
+            delete(IdempotencyRow)
+            .where(IdempotencyRow.created_at < func.now() - seconds(older_than_seconds))
+            .returning(IdempotencyRow.key)
+        )
+        return len(gone.all())
+
+    # -- dispatching --------------------------------------------------------------------------------------------------
+
+    def heads(self, per_tenant: int) -> list[Head]:
+        """The first waiting jobs of every tenant, by class and age: one short index scan per tenant."""
+        first = (
+            select(JobRow.id, JobRow.tenant_id, JobRow.model, JobRow.priority, JobRow.cost, JobRow.available_at)
+            .where(JobRow.tenant_id == TenantRow.id, JobRow.state == QUEUED, JobRow.available_at <= func.now())
+            .order_by(JobRow.priority.desc(), JobRow.id)
+            .limit(per_tenant)
+            .correlate(TenantRow)
+            .lateral("first")
+        )
+        rows = self._session.execute(select(first).select_from(TenantRow).join(first, literal(True)))
+        return [
+            Head(row.id, row.tenant_id, row.model, Priority.of_rank(row.priority), row.cost, row.available_at)
+            for row in rows
+        ]
+
+    def next_available(self) -> float | None:
+        """Seconds until the next job that waits for a later time becomes available; None if there is none."""
+        until = self._session.scalar(
+            select(func.extract("epoch", func.min(JobRow.available_at) - func.now())).where(
+                JobRow.state == QUEUED, JobRow.available_at > func.now()
+            )
+        )
+        return None if until is None else float(until)
+
+    def dispatch(self, hand_overs: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
+        """queued → dispatched for each that still waits, in one statement; returns what was handed over."""
+        uuids: list[UUID] = [ids.to_uuid(ids.JOB, one.job_id) for one in hand_overs]
+        chosen = (
+            func.unnest(cast(uuids, ARRAY(Uuid)), cast([one.worker for one in hand_overs], ARRAY(Text)))
+            .table_valued(column("id", JOB_ID), column("worker", Text))
+            .render_derived("chosen")
+        )
+        rows = self._session.execute(
+            update(JobRow)
+            .where(JobRow.id == chosen.c.id, JobRow.state == QUEUED)
+            .values(
+                state=DISPATCHED,
+                epoch=JobRow.epoch + 1,
+                worker=chosen.c.worker,
+                lease_until=func.now() + seconds(lease_seconds),
+                dispatched_at=func.now(),
+                claimed_at=null(),
+                rendering_at=null(),
+                step=null(),
+                steps=null(),
+            )
+            .returning(JobRow.id, JobRow.epoch, JobRow.worker)
+            .execution_options(synchronize_session=False)
+        )
+        return [Sent(row.id, row.epoch, row.worker) for row in rows]
+
+    # -- at the worker ------------------------------------------------------------------------------------------------
+
+    def claim(self, job_id: str, epoch: int, worker: str, lease_seconds: float) -> bool:
+        """dispatched → running, one attempt more; False if the right is another's."""
+        return self._changed(
+            _fenced(job_id, epoch, JobState.DISPATCHED)
+            .where(JobRow.worker == worker)
+            .values(
+                state=RUNNING,
+                attempts=JobRow.attempts + 1,
+                claimed_at=func.now(),
+                lease_until=func.now() + seconds(lease_seconds),
+            )
+        )
+
+    def take_up(self, job_id: str, epoch: int, steps: int) -> bool:
+        """Note that the card begins with the job, which has ``steps`` denoising steps; False if the right is lost."""
+        return self._changed(
+            _fenced(job_id, epoch, JobState.RUNNING).values(rendering_at=func.now(), step=0, steps=steps)
+        )
+
+    def progress(self, job_id: str, epoch: int, step: int) -> bool | None:
+        """Note how many denoising steps are done; returns whether a cancel is asked for, None if the right is lost."""
+        return self._session.scalar(
+            _fenced(job_id, epoch, JobState.RUNNING)
+            .values(step=step)
+            .returning(JobRow.cancel_requested)
+            .execution_options(synchronize_session=False)
+        )
+
+    def renew(self, worker: str, held: Collection[Held], lease_seconds: float) -> dict[str, bool]:
+        """Extend the run leases of what a worker holds; returns the jobs still its own, and if a cancel is asked for."""
+        if not held:
+            return {}
+        mine = _held(held)
+        rows = self._session.execute(
+            update(JobRow)
+            .where(
+                JobRow.id == mine.c.id, JobRow.epoch == mine.c.epoch, JobRow.state == RUNNING, JobRow.worker == worker
+            )
+            .values(lease_until=func.now() + seconds(lease_seconds))
+            .returning(JobRow.id, JobRow.cancel_requested)
+            .execution_options(synchronize_session=False)
+        )
+        return {row.id: row.cancel_requested for row in rows}
+
+    def succeed(self, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> bool:
+        """running → succeeded with its outputs; False if the right is lost."""
+        won = self._changed(
+            _fenced(job_id, epoch, JobState.RUNNING).values(
+                state=JobState.SUCCEEDED.value,
+                recipe=recipe,
+                step=JobRow.steps,
+                lease_until=null(),
+                error_code=null(),
+                error_message=null(),
+                finished_at=func.now(),
+            )
+        )
+        if won:
+            self._session.execute(
+                insert(OutputRow),
+                [
+                    {
+                        "job_id": job_id,
+                        "index": output.index,
+                        "epoch": epoch,
+                        "key": output.key,
+                        "sha256": output.sha256,
+                        "size": output.size,
+                        "width": output.width,
+                        "height": output.height,
+                        "content_type": output.content_type,
+                        "seed": output.seed,
+                    }
+                    for output in outputs
+                ],
+            )
+        return won
+
+    # -- giving back and ending ---------------------------------------------------------------------------------------
+
+    def requeue(
+        self,
+        job_id: str,
+        epoch: int,
+        *,
+        refund: bool,
+        delay_seconds: float = 0,
+        error: JobError | None = None,
+        lost: bool = False,
+        died: bool = False,
+    ) -> bool:
+        """dispatched or running → queued; False if the right is lost.
+
+        ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the card.
+        """
+        # a dispatched job was never claimed, so there is no attempt to give back
+        refunded = case((JobRow.state == RUNNING, JobRow.attempts - 1), else_=JobRow.attempts)
+        return self._changed(
+            _fenced(job_id, epoch, JobState.DISPATCHED, JobState.RUNNING).values(
+                state=QUEUED,
+                attempts=refunded if refund else JobRow.attempts,
+                losses=JobRow.losses + int(lost),
+                deaths=JobRow.deaths + int(died),
+                available_at=func.now() + seconds(delay_seconds),
+                lease_until=null(),
+                step=null(),
+                steps=null(),
+                error_code=error.code if error else JobRow.error_code,
+                error_message=error.message if error else JobRow.error_message,
+            )
+        )
+
+    def fail(self, job_id: str, epoch: int, error: JobError) -> bool:
+        """running → failed for good; False if the right is lost."""
+        return self._changed(
+            _fenced(job_id, epoch, JobState.RUNNING).values(
+                state=JobState.FAILED.value,
+                error_code=error.code,
+                error_message=error.message,
+                lease_until=null(),
+                finished_at=func.now(),
+            )
+        )
+
+    def cancel_waiting(self, tenant_id: str, job_id: str) -> int | None:
+        """queued or dispatched → canceled; returns the epoch it ended in, None if it does not wait (any more)."""
+        return self._session.scalar(
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.tenant_id == tenant_id, JobRow.state.in_((QUEUED, DISPATCHED)))
+            .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now(), cancel_requested=True)
+            .returning(JobRow.epoch)
+            .execution_options(synchronize_session=False)
+        )
+
+    def ask_cancel(self, tenant_id: str, job_id: str) -> bool:
+        """Ask the worker of a running job to stop; False if it does not run."""
+        return self._changed(
+            update(JobRow)
+            .where(JobRow.id == job_id, JobRow.tenant_id == tenant_id, JobRow.state == RUNNING)
+            .values(cancel_requested=True)
+        )
+
+    def cancel_running(self, job_id: str, epoch: int) -> bool:
+        """running → canceled, as its worker or the reaper reports; False if the right is lost."""
+        return self._changed(
+            _fenced(job_id, epoch, JobState.RUNNING)
+            .where(JobRow.cancel_requested)
+            .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now())
+        )
+
+    def expired(self, limit: int) -> list[Expired]:
+        """Jobs whose lease ran out, locked; those that another reaper holds are passed over."""
+        return self._expired(JobRow.lease_until < func.now(), limit)
+
+    def held_by(self, worker: str) -> list[Expired]:
+        """All that a worker holds, locked: for when its process is known to be gone."""
+        return self._expired(JobRow.worker == worker, None)
+
+    def _expired(self, condition: Any, limit: int | None) -> list[Expired]:
+        rows = self._session.scalars(
+            select(JobRow)
+            .where(JobRow.state.in_(HELD), condition)
+            .order_by(JobRow.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .execution_options(populate_existing=True)
+        )
+        return [
+            Expired(
+                row.id,
+                row.tenant_id,
+                row.epoch,
+                JobState(row.state),
+                row.worker,
+                row.rendering_at is not None,
+                row.losses,
+                row.deaths,
+                row.attempts,
+                row.max_attempts,
+                row.cancel_requested,
+            )
+            for row in rows
+        ]
+
+    def _changed(self, statement: Update) -> bool:
+        found = self._session.scalar(statement.returning(JobRow.id).execution_options(synchronize_session=False))
+        return found is not None
+
+
+def _cursor(job_id: str) -> str:
+    return base64.urlsafe_b64encode(ids.to_uuid(ids.JOB, job_id).bytes).decode().rstrip("=")
+
+
+def _job_of_cursor(cursor: str) -> str:
+    try:
+        return ids.from_uuid(ids.JOB, UUID(bytes=base64.urlsafe_b64decode(cursor + "==")))
+    except ValueError as error:
+        raise BadInput.of("cursor", cursor, "is not a cursor: use the `next` of the previous page") from error

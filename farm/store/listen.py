@@ -1,0 +1,70 @@
+"""Hearing of changes as they commit (LISTEN/NOTIFY), without asking again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from farm.errors import DatabaseUnavailable
+from farm.store.unit import sqlalchemy_url
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A notification that arrived."""
+
+    channel: str
+    payload: str
+
+
+class Listener:
+    """One connection that listens; used by one thread at a time.
+
+    A notification is a hint, never the news itself: after a lost connection some are missing, so a listener looks at the
+    tables whenever ``wait`` returns, and now and then without being told.
+    """
+
+    def __init__(self, database_url: str, channels: Iterable[str]) -> None:
+        self._url = sqlalchemy_url(database_url).replace("postgresql+psycopg://", "postgresql://", 1)
+        self._channels = tuple(channels)
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def connect(self) -> None:
+        """Open the connection if it is not open. Raises `DatabaseUnavailable`."""
+        if self._connection is not None and not self._connection.closed:
+            return
+        try:
+            connection = psycopg.connect(
+                self._url, autocommit=True, connect_timeout=5, application_name="farm listener", keepalives_idle=10
+            )
+            for channel in self._channels:
+                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        except psycopg.Error as error:
+            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+        self._connection = connection
+
+    def wait(self, timeout: float) -> list[Notice]:
+        """Notices that arrive within ``timeout`` seconds: returns at the first batch, or empty at the end.
+
+        Raises `DatabaseUnavailable` when the connection is lost; the next call opens another.
+        """
+        self.connect()
+        assert self._connection is not None
+        try:
+            return [
+                Notice(notify.channel, notify.payload)
+                for notify in self._connection.notifies(timeout=timeout, stop_after=1)
+            ]
+        except psycopg.Error as error:
+            self.close()
+            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,296 @@
+"""The tables, as SQLAlchemy maps them. Ids are UUIDs in the database and prefixed text (``job_…``) everywhere else."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from farm.domain import ids
+
+
+class PublicId(TypeDecorator[str]):
+    """A UUID column that reads and writes ids of one kind."""
+
+    impl = Uuid
+    cache_ok = True
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> UUID | None:
+        return None if value is None else ids.to_uuid(self.kind, value)
+
+    def process_result_value(self, value: UUID | None, dialect: Dialect) -> str | None:
+        return None if value is None else ids.from_uuid(self.kind, value)
+
+
+class Base(DeclarativeBase):
+    """The one metadata that migrations are checked against."""
+
+    type_annotation_map = {
+        str: Text,
+        int: Integer,
+        float: Double,
+        datetime: DateTime(timezone=True),
+        bytes: LargeBinary,
+        dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
+    }
+
+
+JOB_ID = PublicId(ids.JOB)
+TENANT_ID = PublicId(ids.TENANT)
+NOW = func.now()
+
+
+class TenantRow(Base):
+    """Who owns jobs."""
+
+    __tablename__ = "tenant"
+
+    id: Mapped[str] = mapped_column(TENANT_ID, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    weight: Mapped[float] = mapped_column(server_default=text("1"))  #: share of the farm, relative to the other tenants
+    max_queued: Mapped[int | None]  #: jobs that may wait; None: no limit
+    max_running: Mapped[int | None]  #: jobs that may be on cards at once; None: no limit
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class KeyRow(Base):
+    """An API key: its secret is stored as a hash only."""
+
+    __tablename__ = "api_key"
+
+    id: Mapped[str] = mapped_column(PublicId(ids.KEY), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), index=True)
+    name: Mapped[str]
+    secret_hash: Mapped[bytes]  #: SHA-256 of the secret, which has 256 bits of its own
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    revoked_at: Mapped[datetime | None]
+
+
+class FileRow(Base):
+    """A stored input picture of a tenant, one row per content."""
+
+    __tablename__ = "file"
+    __table_args__ = (UniqueConstraint("tenant_id", "sha256"),)
+
+    id: Mapped[str] = mapped_column(PublicId(ids.FILE), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"))
+    sha256: Mapped[str]
+    key: Mapped[str]
+    filename: Mapped[str | None]
+    content_type: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)  #: bytes
+    width: Mapped[int]  #: pixels
+    height: Mapped[int]  #: pixels
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class JobRow(Base):
+    """One job. Only ``farm/lifecycle.py`` changes its state."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        # the dispatcher's walk: each tenant's oldest waiting job of each class
+        Index("job_ready", "tenant_id", text("priority DESC"), "id", postgresql_where=text("state = 'queued'")),
+        Index("job_leases", "lease_until", postgresql_where=text("state IN ('dispatched', 'running')")),
+        Index("job_held", "worker", postgresql_where=text("state IN ('dispatched', 'running')")),
+        Index("job_listing", "tenant_id", text("id DESC")),
+        Index("job_custom_id", "tenant_id", "custom_id", postgresql_where=text("custom_id IS NOT NULL")),
+        # rows are updated a handful of times on their way: leave room for it in the page
+        {"postgresql_with": {"fillfactor": "70"}},
+    )
+
+    id: Mapped[str] = mapped_column(JOB_ID, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"))
+    state: Mapped[str]
+    task: Mapped[str]
+    model: Mapped[str]
+    priority: Mapped[int] = mapped_column(SmallInteger)  #: `Priority.rank`
+    spec: Mapped[dict[str, Any]]
+    cost: Mapped[float]  #: megapixel-steps
+    epoch: Mapped[int] = mapped_column(server_default=text("0"))
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    max_attempts: Mapped[int] = mapped_column(SmallInteger)
+    losses: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: run leases that ran out
+    deaths: Mapped[int] = mapped_column(
+        SmallInteger, server_default=text("0")
+    )  #: those of them while it was on the card
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    step: Mapped[int | None] = mapped_column(SmallInteger)
+    steps: Mapped[int | None] = mapped_column(SmallInteger)
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    recipe: Mapped[dict[str, Any] | None]
+    custom_id: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))
+    webhook: Mapped[str | None]
+    retry_of: Mapped[str | None] = mapped_column(JOB_ID)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    available_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    dispatched_at: Mapped[datetime | None]
+    claimed_at: Mapped[datetime | None]
+    rendering_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class OutputRow(Base):
+    """One output of a job."""
+
+    __tablename__ = "output"
+
+    job_id: Mapped[str] = mapped_column(JOB_ID, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    index: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    epoch: Mapped[int]  #: the epoch that wrote it
+    key: Mapped[str]
+    sha256: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)  #: bytes
+    width: Mapped[int]  #: pixels
+    height: Mapped[int]  #: pixels
+    content_type: Mapped[str]
+    seed: Mapped[int] = mapped_column(BigInteger)
+
+
+class EventRow(Base):
+    """What happened to a job, written with the state it reports: the outbox of webhooks and the history of attempts."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        UniqueConstraint("job_id", "epoch", "type"),
+        Index(
+            "event_one_end",
+            "job_id",
+            unique=True,
+            postgresql_where=text("type IN ('job.succeeded', 'job.failed', 'job.canceled')"),
+        ),
+        Index("event_to_fan_out", "id", postgresql_where=text("NOT fanned_out")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID)
+    job_id: Mapped[str] = mapped_column(JOB_ID, ForeignKey("job.id", ondelete="CASCADE"))
+    type: Mapped[str]
+    epoch: Mapped[int]
+    data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    fanned_out: Mapped[bool] = mapped_column(server_default=text("false"))  #: whether its deliveries exist
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class WorkerRow(Base):
+    """A worker, from its own words."""
+
+    __tablename__ = "worker"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    boot_id: Mapped[str]
+    state: Mapped[str]
+    host: Mapped[str]
+    card: Mapped[dict[str, Any]]
+    slots: Mapped[int] = mapped_column(SmallInteger)
+    look_ahead: Mapped[int] = mapped_column(SmallInteger)
+    pid: Mapped[int]
+    versions: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    tags: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    models: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    started_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class IdempotencyRow(Base):
+    """What a request with an ``Idempotency-Key`` made, so that sending it again makes nothing."""
+
+    __tablename__ = "idempotency"
+
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[bytes]
+    job_id: Mapped[str | None] = mapped_column(JOB_ID)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class EndpointRow(Base):
+    """Where a tenant wants events sent."""
+
+    __tablename__ = "endpoint"
+    __table_args__ = (
+        # a job's one-off URL becomes an endpoint of its own, one per tenant and URL
+        Index("endpoint_one_off", "tenant_id", "url", unique=True, postgresql_where=text("one_off")),
+    )
+
+    id: Mapped[str] = mapped_column(PublicId(ids.ENDPOINT), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), index=True)
+    url: Mapped[str]
+    description: Mapped[str] = mapped_column(server_default=text("''"))
+    events: Mapped[list[str]]  #: event types it wants
+    secrets: Mapped[list[str]]  #: ``whsec_…``; more than one while they are rotated
+    one_off: Mapped[bool] = mapped_column(server_default=text("false"))
+    sequence: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: of the last delivery made for it
+    disabled_at: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class DeliveryRow(Base):
+    """One event on its way to one endpoint."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        UniqueConstraint("endpoint_id", "event_id"),
+        Index("delivery_due", "next_at", postgresql_where=text("state = 'pending'")),
+    )
+
+    id: Mapped[str] = mapped_column(
+        PublicId(ids.DELIVERY), primary_key=True
+    )  #: the ``webhook-id``, the same on every try
+    endpoint_id: Mapped[str] = mapped_column(PublicId(ids.ENDPOINT), ForeignKey("endpoint.id", ondelete="CASCADE"))
+    event_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("event.id", ondelete="CASCADE"))
+    state: Mapped[str]  #: ``pending``, ``delivered``, ``dead``
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    next_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    lease_until: Mapped[datetime | None]  #: while a deliverer has it in hand
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class DeliveryAttemptRow(Base):
+    """One POST of a delivery and what came back."""
+
+    __tablename__ = "delivery_attempt"
+
+    delivery_id: Mapped[str] = mapped_column(
+        PublicId(ids.DELIVERY), ForeignKey("delivery.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    status: Mapped[int | None] = mapped_column(SmallInteger)  #: HTTP status; None: no answer came
+    seconds: Mapped[float]
+    error: Mapped[str | None]
+    answer: Mapped[str] = mapped_column(server_default=text("''"))  #: the first 2 kB of the body

@@ -1,0 +1,140 @@
+"""Tenants and their API keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from farm.domain import ids
+from farm.errors import Conflict, NotFound, Unauthorized
+from farm.store.tables import KeyRow, TenantRow
+
+
+class Scope(StrEnum):
+    """What a key may do. Each later one needs naming of its own; none implies another."""
+
+    SUBMIT = "submit"  #: send files and jobs, cancel and retry the tenant's own
+    READ = "read"  #: see the tenant's own jobs and files, models and workers
+    OPERATE = "operate"  #: drain workers, pause queues
+    ADMIN = "admin"  #: tenants and keys
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Who owns jobs."""
+
+    id: str
+    name: str
+    weight: float
+    max_queued: int | None
+    max_running: int | None
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key without its secret."""
+
+    id: str
+    tenant_id: str
+    name: str
+    scopes: frozenset[Scope]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+#: ``farm_<key id's digits>_<secret>``: the id finds the row, the secret is compared to its hash.
+KEY_TEXT = re.compile(r"farm_([0-9a-f]{32})_([A-Za-z0-9_-]{43})")
+
+
+def _hash(secret: str) -> bytes:
+    # A 256-bit random secret needs no slow hash: there is nothing to guess.
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _key(row: KeyRow) -> Key:
+    return Key(row.id, row.tenant_id, row.name, frozenset(map(Scope, row.scopes)), row.created_at, row.revoked_at)
+
+
+def _tenant(row: TenantRow) -> Tenant:
+    return Tenant(row.id, row.name, row.weight, row.max_queued, row.max_running)
+
+
+class Tenants:
+    """All tenants and keys."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def create(self, name: str, weight: float = 1.0) -> Tenant:
+        """A new tenant; `Conflict` if the name is taken."""
+        if self.by_name(name) is not None:
+            raise Conflict(f"there is a tenant {name!r} already")
+        row = TenantRow(id=ids.new(ids.TENANT), name=name, weight=weight)
+        self._session.add(row)
+        self._session.flush()
+        return _tenant(row)
+
+    def by_name(self, name: str) -> Tenant | None:
+        """The tenant of that name."""
+        row = self._session.scalar(select(TenantRow).where(TenantRow.name == name))
+        return None if row is None else _tenant(row)
+
+    def get(self, tenant_id: str) -> Tenant | None:
+        """The tenant of that id."""
+        row = self._session.get(TenantRow, tenant_id)
+        return None if row is None else _tenant(row)
+
+    def create_key(self, tenant_id: str, name: str, scopes: frozenset[Scope]) -> tuple[Key, str]:
+        """A new key and its text, which is shown this once and never stored."""
+        secret = secrets.token_urlsafe(32)
+        row = KeyRow(
+            id=ids.new(ids.KEY),
+            tenant_id=tenant_id,
+            name=name,
+            secret_hash=_hash(secret),
+            scopes=sorted(scope.value for scope in scopes),
+        )
+        self._session.add(row)
+        self._session.flush()
+        return _key(row), f"farm_{row.id.removeprefix('key_')}_{secret}"
+
+    def authenticate(self, text: str) -> Key:
+        """The live key of that text; `Unauthorized` otherwise."""
+        parts = KEY_TEXT.fullmatch(text)
+        row = self._session.get(KeyRow, f"key_{parts[1]}") if parts else None
+        if parts is None or row is None or not hmac.compare_digest(row.secret_hash, _hash(parts[2])):
+            raise Unauthorized("the API key is not known")
+        if row.revoked_at is not None:
+            raise Unauthorized("the API key was revoked")
+        return _key(row)
+
+    def keys(self, tenant_id: str) -> list[Key]:
+        """The tenant's keys, newest first."""
+        return [
+            _key(r)
+            for r in self._session.scalars(
+                select(KeyRow).where(KeyRow.tenant_id == tenant_id).order_by(KeyRow.id.desc())
+            )
+        ]
+
+    def revoke(self, tenant_id: str, key_id: str) -> Key:
+        """End a key at once; `NotFound` if the tenant has no such key."""
+        row = None
+        if ids.is_id(ids.KEY, key_id):
+            row = self._session.scalar(
+                update(KeyRow)
+                .where(KeyRow.id == key_id, KeyRow.tenant_id == tenant_id)
+                .values(revoked_at=func.coalesce(KeyRow.revoked_at, func.now()))
+                .returning(KeyRow)
+            )
+        if row is None:
+            raise NotFound("API key", key_id)
+        return _key(row)

@@ -1,0 +1,117 @@
+"""The store and its unit of work: the only place that commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from psycopg import errors as pg
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from farm.errors import DatabaseUnavailable, SetupError
+from farm.settings import Settings
+from farm.store.events import Events
+from farm.store.files import Files
+from farm.store.jobs import Jobs
+from farm.store.tenants import Tenants
+from farm.store.workers import Workers
+
+
+class Unit:
+    """One transaction and the repositories that share it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Jobs and their outputs."""
+        return Jobs(self.session)
+
+    @cached_property
+    def events(self) -> Events:
+        """The event table and notifications."""
+        return Events(self.session)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """Workers."""
+        return Workers(self.session)
+
+    @cached_property
+    def tenants(self) -> Tenants:
+        """Tenants and API keys."""
+        return Tenants(self.session)
+
+    @cached_property
+    def files(self) -> Files:
+        """Input pictures."""
+        return Files(self.session)
+
+
+class Store:
+    """A pool of connections to the database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def connect(cls, settings: Settings, *, pool: int = 10) -> Store:
+        """A store over ``FARM_DATABASE_URL`` with at most ``pool`` connections; none is opened yet."""
+        if settings.database_url is None:
+            raise SetupError(
+                "FARM_DATABASE_URL is not set: point it at a PostgreSQL database, or start the farm with `farm up`"
+            )
+        return cls(make_engine(settings.database_url.get_secret_value(), pool=pool))
+
+    @contextmanager
+    def begin(self) -> Iterator[Unit]:
+        """One unit of work: commits at the end of the block, rolls back on any error.
+
+        Raises `DatabaseUnavailable` when the server does not answer.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield Unit(session)
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error.orig, pg.OperationalError):
+                raise DatabaseUnavailable("PostgreSQL does not answer") from error
+            raise
+
+    def check(self) -> None:
+        """Raise `DatabaseUnavailable` unless the database answers."""
+        with self.begin() as unit:
+            unit.session.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """The URL with the driver that the farm uses (psycopg 3), from any spelling of a PostgreSQL URL."""
+    return make_url(database_url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def make_engine(database_url: str, *, pool: int) -> Engine:
+    """An engine whose connections fail fast and never linger in a transaction."""
+    return create_engine(
+        sqlalchemy_url(database_url),
+        pool_size=pool,
+        max_overflow=0,
+        pool_timeout=5,
+        # a connection that a restarted server dropped is replaced before use instead of failing a request
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "farm",
+            "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
+        },
+    )

@@ -1,0 +1,112 @@
+"""Workers: who is there, what each holds, and since when it has been silent."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Final
+
+from sqlalchemy import Float, case, cast, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from farm.domain.states import JobState
+from farm.domain.worker import Card, Worker, WorkerInfo, WorkerState
+from farm.store.tables import JobRow, WorkerRow
+
+HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
+
+
+def _worker(row: WorkerRow, holds: int) -> Worker:
+    info = WorkerInfo(
+        name=row.name,
+        boot_id=row.boot_id,
+        host=row.host,
+        card=Card(**row.card),
+        slots=row.slots,
+        look_ahead=row.look_ahead,
+        pid=row.pid,
+        versions={name: str(version) for name, version in row.versions.items()},
+        tags=tuple(row.tags),
+    )
+    return Worker(info, WorkerState(row.state), tuple(row.models), holds, row.started_at, row.heartbeat_at)
+
+
+def seconds(value: float) -> Any:
+    """An SQL interval of that many seconds."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, cast(value, Float))
+
+
+class Workers:
+    """All workers that ever joined."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def join(self, info: WorkerInfo) -> str | None:
+        """Record that a worker process began; returns the boot id of the namesake it replaces."""
+        before = self._session.scalar(select(WorkerRow.boot_id).where(WorkerRow.name == info.name).with_for_update())
+        values = asdict(info) | {
+            "tags": list(info.tags),
+            "state": WorkerState.ONLINE.value,
+            "models": [],
+            "started_at": func.now(),
+            "heartbeat_at": func.now(),
+        }
+        self._session.execute(
+            insert(WorkerRow).values(values).on_conflict_do_update(index_elements=["name"], set_=values)
+        )
+        return before
+
+    def beat(self, name: str, boot_id: str, models: tuple[str, ...]) -> WorkerState | None:
+        """Record a sign of life; returns the worker's state, or None if another process has taken its name."""
+        state = self._session.scalar(
+            update(WorkerRow)
+            .where(WorkerRow.name == name, WorkerRow.boot_id == boot_id)
+            .values(
+                heartbeat_at=func.now(),
+                models=list(models),
+                # one that was given up for its silence is back
+                state=case(
+                    (WorkerRow.state == WorkerState.OFFLINE.value, WorkerState.ONLINE.value), else_=WorkerRow.state
+                ),
+            )
+            .returning(WorkerRow.state)
+        )
+        return None if state is None else WorkerState(state)
+
+    def set_state(self, name: str, state: WorkerState, boot_id: str | None = None) -> bool:
+        """Change a worker's state; False if there is no such worker (or it is another process by now)."""
+        statement = update(WorkerRow).where(WorkerRow.name == name).values(state=state.value).returning(WorkerRow.name)
+        if boot_id is not None:
+            statement = statement.where(WorkerRow.boot_id == boot_id)
+        return self._session.scalar(statement) is not None
+
+    def silent(self, after_seconds: float) -> list[str]:
+        """Mark workers offline that have not been heard of for that long; returns their names."""
+        rows = self._session.scalars(
+            update(WorkerRow)
+            .where(
+                WorkerRow.state != WorkerState.OFFLINE.value,
+                WorkerRow.heartbeat_at < func.now() - seconds(after_seconds),
+            )
+            .values(state=WorkerState.OFFLINE.value)
+            .returning(WorkerRow.name)
+        )
+        return list(rows)
+
+    def all(self) -> list[Worker]:
+        """Every worker, with what it holds, by name."""
+        return self._with_load(select(WorkerRow).order_by(WorkerRow.name))
+
+    def with_room(self) -> list[Worker]:
+        """The workers that may be handed jobs now."""
+        online = select(WorkerRow).where(WorkerRow.state == WorkerState.ONLINE.value).order_by(WorkerRow.name)
+        return [worker for worker in self._with_load(online) if worker.room]
+
+    def _with_load(self, statement: Any) -> list[Worker]:
+        rows = list(self._session.scalars(statement))
+        counted = self._session.execute(
+            select(JobRow.worker, func.count()).where(JobRow.state.in_(HELD)).group_by(JobRow.worker)
+        )
+        holds: dict[str | None, int] = {name: count for name, count in counted}
+        return [_worker(row, holds.get(row.name, 0)) for row in rows]
