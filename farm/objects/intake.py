@@ -1,0 +1,183 @@
+"""From what a client refers to as an input picture to checked bytes in the storage.
+
+A picture comes as an upload, as a ``data:`` URL in the request, or as a URL to fetch. All three end in
+:func:`farm.objects.pictures.inspect`, and under a key made of the content's SHA-256: the same picture is stored once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ssl
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import httpx2
+
+from farm.errors import FieldProblem, InputRefused, NotFound
+from farm.objects import keys, pictures
+from farm.objects.storage import Storage
+from farm.settings import Settings
+from farm.webhooks import guard
+
+FETCH_SECONDS: Final = 20.0  #: for a whole input URL: resolving, connecting and reading to the end
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInput:
+    """An input picture in the storage."""
+
+    sha256: str  #: hex, of the encoded bytes
+    key: str
+    content_type: str  #: by its content
+    width: int  #: pixels, after the EXIF orientation
+    height: int  #: pixels, likewise
+    bytes: int  #: as encoded
+
+
+class Intake:
+    """Takes input pictures in. Safe to share between threads; every method blocks."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        settings: Settings,
+        *,
+        resolver: guard.Resolver | None = None,
+        verify: ssl.SSLContext | None = None,
+        fetch_seconds: float = FETCH_SECONDS,
+    ) -> None:
+        """``resolver`` and ``verify`` replace the system's name resolution and certificate authorities."""
+        self._storage = storage
+        self._settings = settings
+        self._resolver = resolver
+        self._verify = verify
+        self._fetch_seconds = fetch_seconds
+
+    def from_bytes(
+        self, tenant_id: str, data: bytes, filename: str | None = None, *, field: str = "image"
+    ) -> StoredInput:
+        """Take in an encoded picture; ``filename`` only makes a refusal easier to read.
+
+        Raises:
+            InputRefused: it is not a picture that may be used.
+            StorageUnavailable: it could not be stored.
+        """
+        try:
+            picture = pictures.inspect(data, self._settings, field=field)
+        except InputRefused as refused:
+            if filename is None:
+                raise
+            raise InputRefused(
+                *(FieldProblem(p.field, p.value, f"{filename[:100]!r}: {p.message}") for p in refused.problems)
+            ) from refused
+        key = keys.input_key(tenant_id, picture.sha256, keys.extension(picture.content_type))
+        if not self._stored(key, picture.bytes):
+            self._storage.put(key, data, picture.content_type)
+        return StoredInput(picture.sha256, key, picture.content_type, picture.width, picture.height, picture.bytes)
+
+    def from_data_url(self, tenant_id: str, url: str, *, field: str = "image") -> StoredInput:
+        """Take in a picture written as ``data:image/png;base64,…`` (RFC 2397, base64 only).
+
+        The declared type is not looked at; the content decides.
+
+        Raises:
+            InputRefused: it is not such a URL, or not of a picture that may be used.
+            StorageUnavailable: it could not be stored.
+        """
+        return self.from_bytes(tenant_id, self._decoded(url, field), field=field)
+
+    def from_url(self, tenant_id: str, url: str, *, field: str = "image") -> StoredInput:
+        """Fetch a picture and take it in. Not to be called on an event loop's thread.
+
+        Raises:
+            TargetRefused: the URL is not one that the farm connects to.
+            InputRefused: it could not be fetched in time and size, or is not a picture that may be used.
+            StorageUnavailable: it could not be stored.
+        """
+        target = guard.parse(url, self._settings, field=field)
+        # An event loop of its own for this one fetch: only a cancelled task ends a server that drips its headers,
+        # which no per-read timeout does.
+        return self.from_bytes(tenant_id, asyncio.run(self._fetched(target, field)), field=field)
+
+    def _stored(self, key: str, size: int) -> bool:
+        try:
+            return self._storage.head(key).bytes == size
+        except NotFound:
+            return False
+
+    def _decoded(self, url: str, field: str) -> bytes:
+        head, comma, data = url.partition(",")
+        shown = url[:60]
+        if not comma or not head[:5].lower() == "data:" or len(head) > 200:
+            raise _refused(field, shown, "a data URL has the form data:image/png;base64,…")
+        if head[5:].lower().split(";")[-1].strip() != "base64":
+            raise _refused(field, shown, "only base64 data URLs are taken: data:image/png;base64,…")
+        # Refused by its length before anything is decoded; an escape makes three characters of one.
+        limit = self._settings.max_input_bytes
+        longest = 4 * (limit // 3 + 1)
+        if len(data) > (3 * longest if "%" in data else longest):
+            raise _too_large(field, limit)
+        try:
+            text = unquote_to_bytes(data) if "%" in data else data.encode("ascii")
+            return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+        except (binascii.Error, UnicodeEncodeError) as error:
+            raise _refused(field, shown, f"the data URL is not valid base64 ({error})") from error
+
+    async def _fetched(self, target: guard.Target, field: str) -> bytes:
+        try:
+            async with (
+                asyncio.timeout(self._fetch_seconds),
+                guard.async_client(
+                    self._settings,
+                    timeout=self._fetch_seconds,
+                    resolver=self._resolver,
+                    verify=self._verify,
+                    max_connections=1,
+                ) as client,
+                client.stream("GET", target.url, headers={"Accept": "image/png, image/jpeg, image/webp"}) as answer,
+            ):
+                return await self._body(target, answer, field)
+        except guard.TargetRefused as refused:  # the guard below the client does not know the field
+            raise guard.TargetRefused(*(FieldProblem(field, p.value, p.message) for p in refused.problems)) from refused
+        except (TimeoutError, httpx2.TimeoutException) as error:
+            raise _refused(
+                field, target.url, f"{target.host} did not send the picture within {self._fetch_seconds:g} seconds"
+            ) from error
+        except httpx2.HTTPError as error:
+            raise _refused(field, target.url, f"the picture could not be fetched: {error}") from error
+
+    async def _body(self, target: guard.Target, answer: httpx2.Response, field: str) -> bytes:
+        if answer.is_redirect:
+            raise _refused(
+                field, target.url, f"{target.host} answered with a redirect, which is not followed; give the final URL"
+            )
+        if answer.status_code != 200:
+            raise _refused(
+                field, target.url, f"{target.host} answered {answer.status_code}; the URL must be readable by anyone"
+            )
+        if answer.headers.get("content-encoding", "identity").lower() != "identity":
+            # None was offered. Unpacking it would let a small answer become a large one.
+            raise _refused(field, target.url, f"{target.host} sent the picture in a compressed form")
+        limit = self._settings.max_input_bytes
+        declared = answer.headers.get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
+            raise _too_large(field, limit)
+        parts: list[bytes] = []
+        size = 0
+        async for part in answer.aiter_raw():
+            size += len(part)
+            if size > limit:
+                raise _too_large(field, limit)
+            parts.append(part)
+        return b"".join(parts)
+
+
+def _too_large(field: str, limit: int) -> InputRefused:
+    return _refused(field, f"more than {limit} bytes", f"the file is too large; at most {limit:,} bytes are allowed")
+
+
+def _refused(field: str, value: str, message: str) -> InputRefused:
+    return InputRefused(FieldProblem(field, value[:200], message))
