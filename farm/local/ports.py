@@ -1,0 +1,65 @@
+"""Free loopback ports, chosen once per data directory and remembered there."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterable, Mapping
+
+from farm.errors import SetupError
+
+LOOPBACK = "127.0.0.1"
+
+#: Below Linux's ephemeral range (32768…), so that an outgoing connection never sits on a remembered port.
+_CHOICES = range(20_000, 32_000)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now; a connection in TIME_WAIT does not count."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+            # Linux lets two sockets with SO_REUSEADDR bind one port as long as neither listens.
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def answers(port: int, timeout: float = 1.0) -> bool:
+    """Whether something accepts connections on this loopback port within ``timeout`` seconds."""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=timeout):
+            return True
+    except OSError:
+        return False
+
+
+def choose(*, preferred: int | None = None, taken: Iterable[int] = ()) -> int:
+    """A free port outside ``taken``: the preferred one if it is free, else a random one.
+
+    Random, because two farms that start at the same moment must not walk the same sequence.
+    Raises SetupError when the machine has none left.
+    """
+    avoid = set(taken)
+    if preferred is not None and preferred not in avoid and is_free(preferred):
+        return preferred
+    for port in random.sample(_CHOICES, len(_CHOICES)):
+        if port not in avoid and is_free(port):
+            return port
+    raise SetupError(
+        f"no free loopback port between {_CHOICES.start} and {_CHOICES.stop - 1}: stop some of the servers listening there"
+    )
+
+
+def settle(remembered: Mapping[str, int], names: Iterable[str], *, preferred: Mapping[str, int]) -> dict[str, int]:
+    """A port for each name: the remembered one while nobody else listens there, else another.
+
+    Call it when nothing of this farm runs: a remembered port that is not free is then a stranger's.
+    """
+    ports: dict[str, int] = {}
+    for name in names:
+        wish = remembered.get(name, preferred.get(name))
+        ports[name] = choose(preferred=wish, taken=ports.values())
+    return ports

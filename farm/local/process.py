@@ -1,0 +1,191 @@
+"""Child processes that cannot be lost: started, watched, stopped, and found again after a crash."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from farm.errors import SetupError
+from farm.local.state import Identity
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Program:
+    """How to run one part of the farm."""
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]  #: the whole environment of the process
+    directory: Path | None = None  #: its working directory; None: the supervisor's
+    user: int | None = None  #: uid and gid to change to; None: ours
+    address: str = ""  #: where it listens, or the card it owns
+    ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
+    start_seconds: float = 30.0  #: how long it may take until ``ready``
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 10.0  #: how long it may take to end after the signal
+    orphan_signal: signal.Signals = signal.SIGKILL  #: what the kernel sends it when its supervisor dies
+
+
+#: Resolved before any fork: between fork and exec nothing may be looked up, imported or locked.
+_prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+class Child:
+    """One process of one program, writing straight to its log file.
+
+    Start it from the main thread: the kernel counts a parent as dead when the *thread* that forked has ended.
+    """
+
+    def __init__(self, program: Program, log: Path) -> None:
+        self.program = program
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        supervisor = os.getpid()
+        orphan_signal = int(program.orphan_signal)
+
+        def follow_the_parent() -> None:
+            if _prctl is not None:
+                _prctl(_PR_SET_PDEATHSIG, orphan_signal)
+                if os.getppid() != supervisor:  # it died before we asked to be told
+                    os._exit(1)
+
+        descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which stops things in order.
+            self._popen = subprocess.Popen(
+                program.argv,
+                env=dict(program.environment),
+                cwd=program.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                user=program.user,
+                group=program.user,
+                extra_groups=[] if program.user is not None else None,
+                preexec_fn=follow_the_parent,  # noqa: PLW1509 - it only makes two system calls
+            )
+        except OSError as error:
+            raise SetupError(f"{program.name} cannot be started: {error}") from error
+        finally:
+            os.close(descriptor)
+        self.pid = self._popen.pid
+        self.born = time.monotonic()
+        self.since = time.time()
+        self.identity = Identity.of(self.pid) or Identity(self.pid, "gone")
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._popen.poll()
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the process itself, if it still runs."""
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL the process and whatever it started in its session, and reap it."""
+        kill_session(self.pid)
+        self._popen.kill()
+        self._popen.wait()
+
+
+def kill_session(leader: int) -> None:
+    """SIGKILL the process group that this child of ours leads."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def wait_ready(children: Iterable[Child], *, canceled: Callable[[], bool] = lambda: False) -> Child | None:
+    """Wait until each child is ready. Returns the one that died or took too long, or None when all are well.
+
+    ``canceled`` is asked between probes; when it says True, the wait ends at once and returns None.
+    """
+    waiting = list(children)
+    while waiting:
+        for child in list(waiting):
+            if canceled():
+                return None
+            if child.exit_code() is not None:
+                return child
+            if child.program.ready():
+                waiting.remove(child)
+            elif time.monotonic() - child.born > child.program.start_seconds:
+                return child
+        if waiting:
+            time.sleep(0.02)
+    return None
+
+
+def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
+    """Stop children together: each gets its own signal and its own time, then SIGKILL. Returns who had to be killed.
+
+    ``hurry`` is asked while waiting; when it says True, the rest is killed at once.
+    """
+    running = [child for child in children if child.exit_code() is None]
+    asked = time.monotonic()
+    for child in running:
+        child.send(child.program.stop_signal)
+    killed = []
+    while running:
+        for child in list(running):
+            if child.exit_code() is not None:
+                running.remove(child)
+            elif hurry() or time.monotonic() - asked > child.program.stop_seconds:
+                killed.append(child.program.name)
+                child.kill()
+                running.remove(child)
+        if running:
+            time.sleep(0.02)
+    for child in children:
+        kill_session(child.pid)  # what a service forked and did not wait for
+    return killed
+
+
+def clean_up(leftovers: Iterable[Identity], *, patience: float = 10.0) -> list[int]:
+    """End processes of a run whose supervisor died, and what they had started. Returns the pids that were found alive.
+
+    They get SIGTERM and ``patience`` seconds, then SIGKILL. A pid that another program has been given since is left alone.
+    """
+    found: dict[int, Identity] = {}
+    sessions: set[int] = set()
+    for leader in leftovers:
+        sessions.add(leader.pid)
+        if leader.alive():
+            found[leader.pid] = leader
+        elif Identity.of(leader.pid) is not None:
+            sessions.discard(leader.pid)  # reused by a stranger
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) in sessions and pid not in found:
+                identity = Identity.of(pid)
+                if identity is not None:
+                    found[pid] = identity
+        except (ProcessLookupError, PermissionError):
+            continue
+    for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+        alive = [identity for identity in found.values() if identity.alive()]
+        for identity in alive:
+            try:
+                os.kill(identity.pid, number)
+            except (ProcessLookupError, PermissionError):
+                continue
+        deadline = time.monotonic() + wait
+        while any(identity.alive() for identity in alive) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    return sorted(found)

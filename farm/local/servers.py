@@ -1,0 +1,159 @@
+"""The three servers of a data directory: embedded ones, or installed ones that the environment names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from farm.errors import SetupError
+from farm.local import ports, process, s3
+from farm.local.postgres import EmbeddedPostgres
+from farm.local.process import Child
+from farm.local.s3 import EmbeddedS3
+from farm.local.state import DataDirectory, Farm
+from farm.local.valkey import EmbeddedValkey
+from farm.settings import Settings
+
+BUCKET = "farm"
+
+_SECRETS = ("postgres", "valkey", "s3.access", "s3.secret", "s3.signing", "flower")
+_SERVER_PORTS = ("postgres", "valkey", *s3.PORT_NAMES)
+_SERVICE_PORTS = ("api", "flower")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the three servers answer, with the secrets needed to enter."""
+
+    database_url: str
+    redis_url: str
+    s3_endpoint_url: str | None  #: None: AWS itself
+    s3_access_key: str | None
+    s3_secret_key: str | None
+    s3_bucket: str
+
+    def environment(self) -> dict[str, str]:
+        """The same as ``FARM_*`` variables."""
+        values = {
+            "FARM_DATABASE_URL": self.database_url,
+            "FARM_REDIS_URL": self.redis_url,
+            "FARM_S3_ENDPOINT_URL": self.s3_endpoint_url,
+            "FARM_S3_ACCESS_KEY": self.s3_access_key,
+            "FARM_S3_SECRET_KEY": self.s3_secret_key,
+            "FARM_S3_BUCKET": self.s3_bucket,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The servers of one farm; None stands for an installed one that somebody else runs."""
+
+    directory: DataDirectory
+    postgres: EmbeddedPostgres | None
+    valkey: EmbeddedValkey | None
+    s3: EmbeddedS3 | None
+    addresses: Addresses
+
+    @classmethod
+    def of(
+        cls,
+        directory: DataDirectory,
+        farm: Farm,
+        settings: Settings,
+        *,
+        postgres_options: tuple[tuple[str, str], ...] = (),
+    ) -> Servers:
+        """The servers of a prepared farm (see ``prepare``); those that the settings name are left to their owners."""
+        root = directory.path
+        postgres = valkey = store = None
+        if settings.database_url is None:
+            postgres = EmbeddedPostgres(
+                root / "postgres", farm.ports["postgres"], farm.secret("postgres"), postgres_options
+            )
+        if settings.redis_url is None:
+            valkey = EmbeddedValkey(root / "valkey", farm.ports["valkey"], farm.secret("valkey"))
+        if settings.s3_endpoint_url is None:
+            store = EmbeddedS3(
+                root / "s3",
+                {name: farm.ports[name] for name in s3.PORT_NAMES},
+                access_key=farm.secret("s3.access"),
+                secret_key=farm.secret("s3.secret"),
+                signing_key=farm.secret("s3.signing"),
+            )
+        addresses = Addresses(
+            database_url=postgres.url() if postgres else _shown(settings.database_url),
+            redis_url=valkey.url() if valkey else _shown(settings.redis_url),
+            s3_endpoint_url=store.url if store else settings.s3_endpoint_url,
+            s3_access_key=store.access_key if store else settings.s3_access_key,
+            s3_secret_key=store.secret_key if store else _shown(settings.s3_secret_key) or None,
+            s3_bucket=BUCKET if store else settings.s3_bucket,
+        )
+        return cls(directory, postgres, valkey, store, addresses)
+
+    def start(self, *, canceled: Callable[[], bool] = lambda: False) -> list[Child]:
+        """Start the embedded servers side by side and wait until each answers.
+
+        Raises SetupError naming the server and its last words; nothing is left running then. When ``canceled`` says
+        True the list may hold servers that are not ready yet.
+        """
+        children: list[Child] = []
+        try:
+            # PostgreSQL comes last because making its cluster takes seconds, in which the others get going.
+            for server in (self.valkey, self.s3, self.postgres):
+                if server is not None and not canceled():
+                    server.initialise()
+                    children.append(self.child(server))
+            failed = process.wait_ready(children, canceled=canceled)
+            if failed is not None:
+                raise StartFailed(failed)
+            if self.postgres is not None and not canceled():
+                self.postgres.create_database()
+        except BaseException:
+            self.stop(children)
+            raise
+        return children
+
+    def child(self, server: EmbeddedPostgres | EmbeddedValkey | EmbeddedS3) -> Child:
+        """Start one server."""
+        program = server.program()
+        return Child(program, self.directory.log(program.name))
+
+    def stop(self, children: list[Child], *, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Stop servers and wait for their end."""
+        process.stop(children, hurry=hurry)
+        if self.s3 is not None:
+            self.s3.settle()
+
+
+class StartFailed(SetupError):
+    """A part of the farm died while it started, or did not become ready in time."""
+
+    def __init__(self, child: Child) -> None:
+        self.part = child.program.name
+        code = child.exit_code()
+        how = "did not become ready" if code is None else f"ended with exit code {code}"
+        super().__init__(f"{self.part} {how}; its log is {child.log}")
+
+
+def prepare(directory: DataDirectory, *, api_port: int | None = None) -> Farm:
+    """Settle ports and secrets, and remember them. Call it while nothing of this farm runs.
+
+    ``api_port`` is the user's wish and must be free (SetupError); without one it is 8000, or another when that is taken.
+    """
+    known = directory.farm()
+    if api_port is not None and not ports.is_free(api_port):
+        raise SetupError(f"port {api_port} is taken: choose another with --port, or leave --port out")
+    remembered = known.ports if api_port is None else {**known.ports, "api": api_port}
+    settled = ports.settle(
+        remembered, (*_SERVICE_PORTS, *_SERVER_PORTS), preferred={"api": 8000, "flower": 5555}
+    )
+    farm = Farm(settled, known.secrets, known.api_key).with_secrets(*_SECRETS)
+    directory.save_farm(farm)
+    return farm
+
+
+def _shown(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret is not None else ""

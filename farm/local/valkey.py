@@ -1,0 +1,69 @@
+"""Valkey 9 as a child process: the broker's Redis, loopback only, password required."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from farm.local import wheels
+from farm.local.ports import LOOPBACK
+from farm.local.process import Program
+from farm.local.state import write_private
+
+
+@dataclass(frozen=True)
+class EmbeddedValkey:
+    """One Valkey server over one directory, which holds its append-only file."""
+
+    directory: Path
+    port: int
+    password: str
+
+    def url(self, database: int = 0) -> str:
+        """``redis://…`` of one of its 16 databases, password included."""
+        return f"redis://:{self.password}@{LOOPBACK}:{self.port}/{database}"
+
+    def initialise(self) -> None:
+        """Write its configuration: in a private file, since arguments are for every user of the machine to see."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lines = [
+            f"bind {LOOPBACK}",
+            f"port {self.port}",
+            f"requirepass {self.password}",
+            "daemonize no",
+            # A queue that drops entries under memory pressure, or forgets a second's work, would still be repaired
+            # from the database; it would cost time, so let it do neither.
+            "maxmemory-policy noeviction",
+            "appendonly yes",
+            "appendfsync everysec",
+            'save ""',
+            'logfile ""',
+        ]
+        write_private(self.directory / "valkey.conf", "\n".join(lines) + "\n")
+
+    def program(self) -> Program:
+        """How to run the server."""
+        return Program(
+            name="valkey",
+            argv=(str(wheels.valkey_server()), "valkey.conf"),
+            environment=dict(os.environ),
+            directory=self.directory,
+            address=f"{LOOPBACK}:{self.port}",
+            ready=self.ready,
+            stop_seconds=10.0,
+            orphan_signal=signal.SIGTERM,
+        )
+
+    def ready(self) -> bool:
+        """Whether it answers; False too while it loads its data."""
+        try:
+            with redis.Redis(
+                host=LOOPBACK, port=self.port, password=self.password, socket_timeout=2, socket_connect_timeout=2
+            ) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
