@@ -12,7 +12,7 @@ import time
 
 from farm.errors import FarmError, StorageUnavailable, Unauthorized
 from farm.objects.storage import Storage
-from farm.settings import Settings
+from farm.settings import Settings, settings
 from farm.store.migrate import upgrade
 from farm.store.tenants import Scope
 from farm.store.unit import Store
@@ -53,13 +53,13 @@ def prepare_storage(storage: Storage, *, patience: float = 30.0) -> None:
             return
 
 
-def prepare(settings: Settings, known_key: str | None) -> str:
+def prepare(given: Settings, known_key: str | None) -> str:
     """Bring database and storage to where services can start. Returns the first key. Raises FarmError."""
-    store = Store.connect(settings, pool=1)
+    store = Store.connect(given, pool=1)
     try:
-        assert settings.database_url is not None  # Store.connect has refused that
-        upgrade(settings.database_url.get_secret_value())
-        storage = Storage(settings)
+        assert given.database_url is not None  # Store.connect has refused that
+        upgrade(given.database_url.get_secret_value())
+        storage = Storage(given)
         prepare_storage(storage)
         storage.close()
         return first_key(store, known_key)
@@ -71,7 +71,7 @@ def main() -> int:
     """Read the known key from stdin (arguments and environments are for others to see), print the valid one as JSON."""
     known = sys.stdin.read().strip() or None
     try:
-        print(json.dumps({"api_key": prepare(Settings(), known)}))
+        print(json.dumps({"api_key": prepare(settings(), known)}))
     except FarmError as error:
         print(error, file=sys.stderr)
         return 1

@@ -77,7 +77,7 @@ class Child:
                 user=program.user,
                 group=program.user,
                 extra_groups=[] if program.user is not None else None,
-                preexec_fn=follow_the_parent,  # noqa: PLW1509 - it only makes two system calls
+                preexec_fn=follow_the_parent,  # it makes two system calls and nothing else
             )
         except OSError as error:
             raise SetupError(f"{program.name} cannot be started: {error}") from error

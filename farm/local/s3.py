@@ -126,7 +126,7 @@ class EmbeddedS3:
 
     def _remove_sockets(self) -> None:
         for part in PARTS:
-            Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}.grpc']}.sock").unlink(missing_ok=True)  # noqa: S108
+            Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}.grpc']}.sock").unlink(missing_ok=True)
 
     def _environment(self) -> Mapping[str, str]:
         # A small environment on purpose: WEED_*, AWS_* and S3_* variables of the user would change what it serves.

@@ -9,7 +9,7 @@ import redis
 def test_a_database_is_migrated_and_not_shared(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         tables = {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
-        assert {"jobs", "tenants"} <= tables
+        assert {"job", "tenant"} <= tables
         connection.execute("CREATE TABLE left_behind ()")
 
 
