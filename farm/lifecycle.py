@@ -115,6 +115,19 @@ def hand_over(unit: Unit, chosen: Sequence[HandOver], lease_seconds: float) -> l
     return sent
 
 
+def take_back(unit: Unit, unsent: Collection[Sent], reason: str) -> list[str]:
+    """dispatched → queued for hand-overs whose message could not be sent; those claimed all the same stay as they are.
+
+    Returns the jobs taken back.
+    """
+    back = [one for one in unsent if unit.jobs.requeue(one.job_id, one.epoch, refund=False, unclaimed=True)]
+    for one in back:
+        job = _existing(unit, one.job_id)
+        unit.events.record(job.tenant_id, one.job_id, one.epoch, EventType.REQUEUED, {"reason": reason})
+        unit.events.notify(JOB_CHANNEL, one.job_id)
+    return [one.job_id for one in back]
+
+
 def claim(unit: Unit, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
     """dispatched → running: the worker holds a run lease now, and the attempt counts. Raises `RightLost`."""
     if not unit.jobs.claim(job_id, epoch, worker, lease_seconds):

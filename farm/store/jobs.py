@@ -392,15 +392,17 @@ class Jobs:
         error: JobError | None = None,
         lost: bool = False,
         died: bool = False,
+        unclaimed: bool = False,
     ) -> bool:
-        """dispatched or running → queued; False if the right is lost.
+        """dispatched or running → queued (``unclaimed``: only dispatched); False if the right is lost.
 
         ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the card.
         """
+        states = (JobState.DISPATCHED,) if unclaimed else (JobState.DISPATCHED, JobState.RUNNING)
         # a dispatched job was never claimed, so there is no attempt to give back
         refunded = case((JobRow.state == RUNNING, JobRow.attempts - 1), else_=JobRow.attempts)
         return self._changed(
-            _fenced(job_id, epoch, JobState.DISPATCHED, JobState.RUNNING).values(
+            _fenced(job_id, epoch, *states).values(
                 state=QUEUED,
                 attempts=refunded if refund else JobRow.attempts,
                 losses=JobRow.losses + int(lost),

@@ -1,0 +1,18 @@
+"""``farm dispatcher``: run one dispatcher."""
+
+from __future__ import annotations
+
+import signal
+
+
+def dispatcher() -> None:
+    """Hand waiting jobs over to workers. Several may run: one leads, the others stand by."""
+    from farm.dispatch.dispatcher import Dispatcher
+    from farm.log import configure
+    from farm.settings import settings
+
+    configure(settings(), "dispatcher")
+    one = Dispatcher(settings())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: one.stop())
+    one.run()

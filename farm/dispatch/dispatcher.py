@@ -1,0 +1,131 @@
+"""The dispatcher's loop: hear of a change, look at the real state, hand over, commit, then send.
+
+It keeps nothing between rounds, so a restart costs nothing, and it may be killed anywhere: what was committed and not sent is
+offered again when its dispatch lease runs out.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import structlog
+from celery import Celery
+
+from farm import lifecycle
+from farm.dispatch import broker
+from farm.dispatch.leader import Leadership
+from farm.dispatch.leases import Reaper
+from farm.dispatch.policy import Candidate, Seat, choose
+from farm.domain.job import Sent
+from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
+from farm.settings import Settings
+from farm.store.events import QUEUE_CHANNEL
+from farm.store.listen import Listener
+from farm.store.unit import Store
+
+log = structlog.stdlib.get_logger()
+
+STANDBY_SECONDS: Final = 1.0  #: how often a standby asks for the lead
+BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0)  #: between tries while a server is away
+
+
+class Dispatcher:
+    """One dispatcher; any number may run, one of them leads."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.database_url is None:
+            raise SetupError("FARM_DATABASE_URL is not set")
+        self._settings = settings
+        self._store = Store.connect(settings, pool=3)
+        self._app: Celery = broker.make_app(settings)
+        self._listener = Listener(settings.database_url.get_secret_value(), [QUEUE_CHANNEL])
+        self._leadership = Leadership(self._store.engine)
+        self._reaper = Reaper(self._store, settings)
+        self._stopping = threading.Event()
+        self._broker_trouble = 0  #: sends that failed in a row
+
+    def stop(self) -> None:
+        """End the loop soon; safe from a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Dispatch until stopped. Servers that go away are waited for."""
+        database_trouble = 0
+        led = False
+        while not self._stopping.is_set():
+            try:
+                leads = self._leadership.hold()
+                if leads != led:
+                    log.info("leads" if leads else "stands by", action="leadership", leads=leads)
+                    led = leads
+                if not leads:
+                    self._stopping.wait(STANDBY_SECONDS)
+                    continue
+                self._listener.connect()  # listen before looking, so that nothing falls between
+                self._reaper.run()
+                more = self.round() if self._broker_ready() else False
+                database_trouble = 0
+                if not more:
+                    self._listener.wait(self._nap())
+            except DatabaseUnavailable as error:
+                log.warning("waiting for the database", action="database_unavailable", error=str(error))
+                self._stopping.wait(BACK_OFF_SECONDS[min(database_trouble, len(BACK_OFF_SECONDS) - 1)])
+                database_trouble += 1
+                led = False
+        self._leadership.give_up()
+        self._listener.close()
+        self._store.close()
+
+    def round(self) -> bool:
+        """One look and what follows from it; returns whether looking again at once is worth it.
+
+        Raises `DatabaseUnavailable`.
+        """
+        with self._store.begin() as unit:
+            seats = [
+                Seat(worker.info.name, worker.room, frozenset(worker.models)) for worker in unit.workers.with_room()
+            ]
+            room = sum(seat.room for seat in seats)
+            if not room:
+                return False
+            waiting = [
+                Candidate(head.job_id, head.tenant_id, head.model, head.priority) for head in unit.jobs.heads(room)
+            ]
+            sent = lifecycle.hand_over(unit, choose(seats, waiting), self._settings.dispatch_lease_seconds)
+        if not sent:
+            return False
+        self._send(sent)
+        return len(sent) < len(waiting)
+
+    def _send(self, sent: list[Sent]) -> None:
+        try:
+            broker.send(self._app, sent)
+            self._broker_trouble = 0
+            for one in sent:
+                log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
+        except BrokerUnavailable as error:
+            self._broker_trouble += 1
+            log.warning("cannot send, giving back", action="broker_unavailable", error=str(error), jobs=len(sent))
+            # Some may have arrived all the same; unless claimed by now, their epoch is over and they will be dropped.
+            with self._store.begin() as unit:
+                lifecycle.take_back(unit, sent, "broker unavailable")
+
+    def _broker_ready(self) -> bool:
+        if not self._broker_trouble:
+            return True
+        try:
+            broker.check(self._app)
+        except BrokerUnavailable:
+            self._broker_trouble += 1
+            return False
+        log.info("the broker is back", action="broker_back")
+        self._broker_trouble = 0
+        return True
+
+    def _nap(self) -> float:
+        """Seconds to wait for a notification."""
+        nap = self._reaper.due_in()
+        if self._broker_trouble:
+            nap = max(nap, BACK_OFF_SECONDS[min(self._broker_trouble, len(BACK_OFF_SECONDS)) - 1])
+        return max(0.01, nap)

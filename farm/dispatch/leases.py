@@ -1,0 +1,52 @@
+"""Taking back what nobody answers for: run by the leading dispatcher beside its rounds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from farm import lifecycle
+from farm.settings import Settings
+from farm.store.unit import Store
+
+log = structlog.stdlib.get_logger()
+
+REAP_SECONDS: Final = 1.0
+HOUSEKEEPING_SECONDS: Final = 600.0
+KEY_AGE_SECONDS: Final = 48 * 3600.0  #: how long an Idempotency-Key is remembered
+MISSED_BEATS: Final = 3  #: heartbeats a worker may miss before it gets nothing new
+
+
+@dataclass
+class Reaper:
+    """Gives expired jobs back and marks silent workers; call it as often as you like."""
+
+    store: Store
+    settings: Settings
+    _next_reap: float = field(default=0.0, init=False)
+    _next_housekeeping: float = field(default=0.0, init=False)
+
+    def due_in(self) -> float:
+        """Seconds until it wants to be called."""
+        return max(0.0, self._next_reap - time.monotonic())
+
+    def run(self) -> None:
+        """Reap if it is time. Raises `DatabaseUnavailable`."""
+        now = time.monotonic()
+        if now < self._next_reap:
+            return
+        self._next_reap = now + REAP_SECONDS
+        with self.store.begin() as unit:
+            silent = unit.workers.silent(self.settings.heartbeat_seconds * MISSED_BEATS)
+            reaped = lifecycle.reap(unit)
+        for worker in silent:
+            log.warning("worker is silent", action="worker_silent", worker=worker)
+        for job_id in reaped:
+            log.warning("lease ran out", action="lease_expired", job=job_id)
+        if now >= self._next_housekeeping:
+            self._next_housekeeping = now + HOUSEKEEPING_SECONDS
+            with self.store.begin() as unit:
+                unit.jobs.forget_keys(KEY_AGE_SECONDS)
