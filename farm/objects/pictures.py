@@ -374,8 +374,8 @@ def _nothing_after(data: bytes, at: int, field: str) -> None:
         raise _refused(
             field,
             f"{extra} bytes after the end",
-            f"the file goes on for {extra:,} bytes after the picture's end, as a motion photo or a hidden archive does; "
-            "save it as a plain picture",
+            f"the file goes on for {extra:,} bytes after the picture's end, as a motion photo or a hidden archive "
+            "does; save it as a plain picture",
         )
 
 

@@ -24,6 +24,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, cast
 
 import anyio
@@ -59,7 +60,7 @@ class Target:
     address: Address | None  #: where the host is an address and not a name
 
 
-# --------------------------------------------------------------------------------------------- which addresses are public
+# ------------------------------------------------------------------------------------------ which addresses are public
 
 # IANA's special-purpose registries, plus what no registry lists. Written out because Python's ``is_global`` says True
 # for NAT64, 6to4, its relay anycast and multicast, and its answers change between releases.
@@ -285,7 +286,7 @@ def client(
     """
     backend = _Backend(settings, resolver or system_resolver)
     pool = httpcore2.ConnectionPool(
-        ssl_context=verify or httpx2.create_ssl_context(trust_env=False),
+        ssl_context=verify or _authorities(),
         max_connections=max_connections,
         max_keepalive_connections=max_connections // 5,
         keepalive_expiry=5,
@@ -312,7 +313,7 @@ def async_client(
     """As :func:`client`, for asyncio; resolving runs in a thread, and ``timeout`` bounds it too."""
     backend = _AsyncBackend(settings, resolver or system_resolver)
     pool = httpcore2.AsyncConnectionPool(
-        ssl_context=verify or httpx2.create_ssl_context(trust_env=False),
+        ssl_context=verify or _authorities(),
         max_connections=max_connections,
         max_keepalive_connections=max_connections // 5,
         keepalive_expiry=5,
@@ -326,6 +327,12 @@ def async_client(
         follow_redirects=False,
         cookies=_no_cookies(),
     )
+
+
+@cache
+def _authorities() -> ssl.SSLContext:
+    """The system's certificate authorities. Reading them takes 20 ms and more, so all clients share them."""
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 # No compression is offered, so an answer cannot unfold into more than was received.
