@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from farm.local import servers as local
+from farm.local.keeper import Keeper
 from farm.local.postgres import EmbeddedPostgres
 from farm.local.state import DataDirectory
 from farm.local.valkey import EmbeddedValkey
@@ -38,8 +39,8 @@ class TestServers:
 
     @property
     def database_url(self) -> str:
-        """A database that nothing has migrated; most tests want the fixture ``database_url`` instead."""
-        return self.addresses.database_url
+        """The server's own database, which nothing migrates; most tests want the fixture ``database_url`` instead."""
+        return self.postgres.url("postgres")
 
     @property
     def redis_url(self) -> str:
@@ -88,8 +89,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
     group = local.Servers.of(directory, farm, Settings(), postgres_options=fast)
     assert group.postgres is not None
     assert group.valkey is not None
-    children = group.start()
+    keeper = Keeper(group.programs(), directory)
     try:
+        keeper.start()
+        keeper.wait_ready()
         found = TestServers(directory.path, group.addresses, group.postgres, group.valkey)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in found.env().items():
@@ -99,7 +102,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
         storage.close()
         yield found
     finally:
-        group.stop(children)
+        keeper.stop()
 
 
 @pytest.fixture(scope="session")

@@ -157,6 +157,7 @@ class EmbeddedPostgres:
             directory=Path("/"),
             user=self._account.user,
             address=f"{LOOPBACK}:{self.port}",
+            prepare=self.initialise,
             ready=self.ready,
             start_seconds=60.0,  # recovery after a crash replays the log first
             stop_signal=signal.SIGINT,  # fast: roll back what is open, write a checkpoint, end

@@ -22,6 +22,10 @@ def _always() -> bool:
     return True
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Program:
     """How to run one part of the farm."""
@@ -32,7 +36,9 @@ class Program:
     directory: Path | None = None  #: its working directory; None: the supervisor's
     user: int | None = None  #: uid and gid to change to; None: ours
     address: str = ""  #: where it listens, or the card it owns
+    prepare: Callable[[], None] = field(default=_nothing, compare=False)  #: before each start; may raise SetupError
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
+    settle: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped
     start_seconds: float = 30.0  #: how long it may take until ``ready``
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0  #: how long it may take to end after the signal
@@ -77,7 +83,7 @@ class Child:
                 user=program.user,
                 group=program.user,
                 extra_groups=[] if program.user is not None else None,
-                preexec_fn=follow_the_parent,  # it makes two system calls and nothing else
+                preexec_fn=follow_the_parent,  # noqa: PLW1509 - two system calls, nothing that locks
             )
         except OSError as error:
             raise SetupError(f"{program.name} cannot be started: {error}") from error
@@ -111,27 +117,6 @@ def kill_session(leader: int) -> None:
         pass
 
 
-def wait_ready(children: Iterable[Child], *, canceled: Callable[[], bool] = lambda: False) -> Child | None:
-    """Wait until each child is ready. Returns the one that died or took too long, or None when all are well.
-
-    ``canceled`` is asked between probes; when it says True, the wait ends at once and returns None.
-    """
-    waiting = list(children)
-    while waiting:
-        for child in list(waiting):
-            if canceled():
-                return None
-            if child.exit_code() is not None:
-                return child
-            if child.program.ready():
-                waiting.remove(child)
-            elif time.monotonic() - child.born > child.program.start_seconds:
-                return child
-        if waiting:
-            time.sleep(0.02)
-    return None
-
-
 def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
     """Stop children together: each gets its own signal and its own time, then SIGKILL. Returns who had to be killed.
 
@@ -154,6 +139,7 @@ def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False
             time.sleep(0.02)
     for child in children:
         kill_session(child.pid)  # what a service forked and did not wait for
+        child.program.settle()
     return killed
 
 

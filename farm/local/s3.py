@@ -96,7 +96,9 @@ class EmbeddedS3:
             environment=self._environment(),
             directory=self._settings,  # where it looks for security.toml first
             address=self.url,
+            prepare=self.initialise,
             ready=self.ready,
+            settle=self._remove_sockets,
             stop_seconds=15.0,
             orphan_signal=signal.SIGTERM,
         )
@@ -111,10 +113,6 @@ class EmbeddedS3:
             return False
         finally:
             connection.close()
-
-    def settle(self) -> None:
-        """Remove what a stopped server leaves outside its directory."""
-        self._remove_sockets()
 
     @property
     def _data(self) -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import SecretStr
 
 from farm.errors import SetupError
-from farm.local import ports, process, s3
+from farm.local import ports, s3
 from farm.local.postgres import EmbeddedPostgres
-from farm.local.process import Child
+from farm.local.process import Program
 from farm.local.s3 import EmbeddedS3
 from farm.local.state import DataDirectory, Farm
 from farm.local.valkey import EmbeddedValkey
@@ -51,7 +50,6 @@ class Addresses:
 class Servers:
     """The servers of one farm; None stands for an installed one that somebody else runs."""
 
-    directory: DataDirectory
     postgres: EmbeddedPostgres | None
     valkey: EmbeddedValkey | None
     s3: EmbeddedS3 | None
@@ -91,51 +89,17 @@ class Servers:
             s3_secret_key=store.secret_key if store else _shown(settings.s3_secret_key) or None,
             s3_bucket=BUCKET if store else settings.s3_bucket,
         )
-        return cls(directory, postgres, valkey, store, addresses)
+        return cls(postgres, valkey, store, addresses)
 
-    def start(self, *, canceled: Callable[[], bool] = lambda: False) -> list[Child]:
-        """Start the embedded servers side by side and wait until each answers.
+    def programs(self) -> tuple[Program, ...]:
+        """How to run the embedded ones. Raises SetupError when one of them is not installed here."""
+        # PostgreSQL comes last because making its cluster takes seconds, in which the others get going.
+        return tuple(server.program() for server in (self.valkey, self.s3, self.postgres) if server is not None)
 
-        Raises SetupError naming the server and its last words; nothing is left running then. When ``canceled`` says
-        True the list may hold servers that are not ready yet.
-        """
-        children: list[Child] = []
-        try:
-            # PostgreSQL comes last because making its cluster takes seconds, in which the others get going.
-            for server in (self.valkey, self.s3, self.postgres):
-                if server is not None and not canceled():
-                    server.initialise()
-                    children.append(self.child(server))
-            failed = process.wait_ready(children, canceled=canceled)
-            if failed is not None:
-                raise StartFailed(failed)
-            if self.postgres is not None and not canceled():
-                self.postgres.create_database()
-        except BaseException:
-            self.stop(children)
-            raise
-        return children
-
-    def child(self, server: EmbeddedPostgres | EmbeddedValkey | EmbeddedS3) -> Child:
-        """Start one server."""
-        program = server.program()
-        return Child(program, self.directory.log(program.name))
-
-    def stop(self, children: list[Child], *, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Stop servers and wait for their end."""
-        process.stop(children, hurry=hurry)
-        if self.s3 is not None:
-            self.s3.settle()
-
-
-class StartFailed(SetupError):
-    """A part of the farm died while it started, or did not become ready in time."""
-
-    def __init__(self, child: Child) -> None:
-        self.part = child.program.name
-        code = child.exit_code()
-        how = "did not become ready" if code is None else f"ended with exit code {code}"
-        super().__init__(f"{self.part} {how}; its log is {child.log}")
+    def create_database(self) -> None:
+        """Make the farm's database in the embedded PostgreSQL; an installed one must have its own."""
+        if self.postgres is not None:
+            self.postgres.create_database()
 
 
 def prepare(directory: DataDirectory, *, api_port: int | None = None) -> Farm:
@@ -147,9 +111,7 @@ def prepare(directory: DataDirectory, *, api_port: int | None = None) -> Farm:
     if api_port is not None and not ports.is_free(api_port):
         raise SetupError(f"port {api_port} is taken: choose another with --port, or leave --port out")
     remembered = known.ports if api_port is None else {**known.ports, "api": api_port}
-    settled = ports.settle(
-        remembered, (*_SERVICE_PORTS, *_SERVER_PORTS), preferred={"api": 8000, "flower": 5555}
-    )
+    settled = ports.settle(remembered, (*_SERVICE_PORTS, *_SERVER_PORTS), preferred={"api": 8000, "flower": 5555})
     farm = Farm(settled, known.secrets, known.api_key).with_secrets(*_SECRETS)
     directory.save_farm(farm)
     return farm

@@ -188,7 +188,9 @@ class DataDirectory:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise SetupError(f"{path} cannot be read ({error}): restore it, or start with another --data-dir") from error
+            raise SetupError(
+                f"{path} cannot be read ({error}): restore it, or start with another --data-dir"
+            ) from error
         return found
 
     @contextmanager

@@ -53,6 +53,7 @@ class EmbeddedValkey:
             environment=dict(os.environ),
             directory=self.directory,
             address=f"{LOOPBACK}:{self.port}",
+            prepare=self.initialise,
             ready=self.ready,
             stop_seconds=10.0,
             orphan_signal=signal.SIGTERM,

@@ -1,0 +1,117 @@
+"""The farm's own services, as programs for the supervisor: one table."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from farm.local import ports
+from farm.local.ports import LOOPBACK
+from farm.local.process import Program
+from farm.local.servers import Addresses
+from farm.local.state import DataDirectory, Farm
+
+#: On one machine webhooks go to a developer's own server, which a farm on a network must never reach.
+WEBHOOKS_TO_LOOPBACK = {"FARM_WEBHOOK_ALLOW": "127.0.0.0/8,::1/128", "FARM_WEBHOOK_ALLOW_HTTP": "true"}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the services of one farm listen."""
+
+    api_host: str
+    api_port: int
+    flower_port: int
+    flower_password: str
+
+    @classmethod
+    def of(cls, farm: Farm, api_host: str) -> Places:
+        return cls(api_host, farm.ports["api"], farm.ports["flower"], farm.secret("flower"))
+
+    @property
+    def url(self) -> str:
+        """The API, as this machine reaches it."""
+        return f"http://{LOOPBACK}:{self.api_port}"
+
+    @property
+    def flower_url(self) -> str:
+        """Flower, with user and password."""
+        return f"http://farm:{self.flower_password}@{LOOPBACK}:{self.flower_port}"
+
+    def api_ready(self) -> bool:
+        """Whether ``/readyz`` answers 200."""
+        connection = http.client.HTTPConnection(LOOPBACK, self.api_port, timeout=2)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def environment(
+    inherited: Mapping[str, str], directory: DataDirectory, addresses: Addresses, places: Places
+) -> dict[str, str]:
+    """What every service finds in its environment; what the user has set goes before our defaults for webhooks."""
+    return {
+        **WEBHOOKS_TO_LOOPBACK,
+        **inherited,
+        **addresses.environment(),
+        "FARM_DATA_DIR": str(directory.path),
+        "FARM_API_HOST": places.api_host,
+        "FARM_API_PORT": str(places.api_port),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def table(
+    inherited: Mapping[str, str],
+    directory: DataDirectory,
+    addresses: Addresses,
+    places: Places,
+    cards: tuple[str, ...],
+) -> tuple[Program, ...]:
+    """The services in the order in which they start."""
+    base = environment(inherited, directory, addresses, places)
+    flower = {
+        "FLOWER_ADDRESS": LOOPBACK,
+        "FLOWER_PORT": str(places.flower_port),
+        "FLOWER_BASIC_AUTH": f"farm:{places.flower_password}",
+        "FLOWER_PERSISTENT": "true",
+        "FLOWER_DB": str(directory.path / "flower"),
+    }
+    return (
+        Program("api", _command("api"), base, address=places.url, ready=places.api_ready, start_seconds=60.0),
+        Program("dispatcher", _command("dispatcher"), base),
+        Program("deliverer", _command("deliverer"), base),
+        *(
+            Program(
+                worker_name(card),
+                _command("worker"),
+                {**base, "FARM_CARD": card},
+                address=card,
+                stop_seconds=30.0,  # it finishes or gives back the jobs on its card
+            )
+            for card in cards
+        ),
+        Program(
+            "flower",
+            _command("flower"),
+            {**base, **flower},
+            address=f"http://{LOOPBACK}:{places.flower_port}",
+            ready=lambda: ports.answers(places.flower_port),
+        ),
+    )
+
+
+def worker_name(card: str) -> str:
+    """The name of the worker that owns a card: ``worker-cuda0``."""
+    return f"worker-{card.replace(':', '')}"
+
+
+def _command(service: str) -> tuple[str, ...]:
+    # -P: a folder named "farm" where the user happens to stand is not this package.
+    return (sys.executable, "-P", "-m", "farm.cli", service)

@@ -1,0 +1,303 @@
+"""The process behind ``farm up``: servers first, then what they need, then the services; all of it ends with it.
+
+Everything it starts is its child, in a session of its own, and is told by the kernel when the supervisor dies. What a
+machine without that leaves behind is found by the next ``farm up`` through pid and start time, and ended before
+anything starts: servers and services keep nothing that a SIGKILL could lose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from farm.errors import FarmError
+from farm.local import cards, logs, services
+from farm.local.keeper import Backoff, Keeper, StartFailed
+from farm.local.process import Program, clean_up
+from farm.local.servers import Addresses, Servers, prepare
+from farm.local.services import Places
+from farm.local.state import DataDirectory, Farm, Identity, Run
+from farm.settings import Settings, settings
+
+log = logging.getLogger("farm.supervisor")
+
+#: The exit code of a supervisor that found another one at work.
+ALREADY_RUNNING = 3
+
+_LOOK_EVERY = 0.2  #: seconds between two looks at the children
+_CUT_EVERY = 60.0  #: seconds between two looks at the length of the logs
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked ``farm up`` for."""
+
+    directory: Path
+    api_port: int | None = None
+    workers: int | None = None  #: None: one per card
+    servers_only: bool = False
+
+    def arguments(self) -> list[str]:
+        """The same for the command line of this module."""
+        found = ["--data-dir", str(self.directory)]
+        if self.api_port is not None:
+            found += ["--port", str(self.api_port)]
+        if self.workers is not None:
+            found += ["--workers", str(self.workers)]
+        if self.servers_only:
+            found.append("--servers-only")
+        return found
+
+
+class AlreadyRunning(FarmError):
+    """Another supervisor holds this data directory."""
+
+    def __init__(self, directory: DataDirectory, run: Run | None) -> None:
+        self.run = run
+        where = f" (pid {run.supervisor.pid})" if run else ""
+        super().__init__(f"the farm in {directory.path} is already running{where}: see it with `farm status`")
+
+
+#: Builds the table of services; another one in tests.
+Table = Callable[[Mapping[str, str], DataDirectory, Addresses, Places, tuple[str, ...]], tuple[Program, ...]]
+
+
+class Supervisor:
+    """One run of one data directory. Use it from the main thread of a process: it owns the process' signals."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        given: Settings | None = None,
+        table: Table = services.table,
+        backoff: Backoff | None = None,
+        on_ready: Callable[[Run], None] = lambda _: None,
+        show: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.directory = DataDirectory(options.directory)
+        self._options = options
+        self._settings = given or settings()
+        self._table = table
+        self._backoff = backoff
+        self._on_ready = on_ready
+        self._follower = logs.Follower(show) if show is not None else None
+        self._signals = 0
+        self._wake = threading.Event()
+        self._servers = Keeper((), self.directory)
+        self._services = Keeper((), self.directory)
+        identity = Identity.of(os.getpid())
+        assert identity is not None  # we are alive
+        self._run = Run(identity)
+
+    def run(self) -> None:
+        """Start everything, keep it running until a signal, stop everything.
+
+        Raises AlreadyRunning, and SetupError when it cannot start; nothing is left running then.
+        """
+        self.directory.create()
+        # A predecessor that was killed needs a moment until the kernel has let go of its lock.
+        with self.directory.locked(patience=0.5) as ours:
+            if not ours:
+                raise AlreadyRunning(self.directory, self.directory.run())
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, self._on_signal)
+            self._supervise()
+
+    def _supervise(self) -> None:
+        failure: FarmError | None = None
+        try:
+            self._clean_up()
+            self._start()
+            self._keep()
+        except FarmError as error:
+            failure = error
+        finally:
+            self._stop(failure)
+        if failure is not None:
+            raise failure
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._signals += 1
+        self._wake.set()
+
+    def _stopping(self) -> bool:
+        return self._signals > 0
+
+    def _hurry(self) -> bool:
+        return self._signals > 1
+
+    def _clean_up(self) -> None:
+        left = self.directory.run()
+        if left is None:
+            return
+        found = clean_up(part.identity for part in left.parts if part.identity is not None)
+        if found:
+            log.warning("ended what a supervisor that died had left running: pids %s", ", ".join(map(str, found)))
+
+    def _start(self) -> None:
+        chosen = cards.for_workers(cards.visible(), self._options.workers)
+        farm = prepare(self.directory, api_port=self._options.api_port)
+        servers = Servers.of(self.directory, farm, self._settings)
+        programs = servers.programs()
+        places = Places.of(farm, self._settings.api_host)
+        self._tell(f"starting {_listed(program.name for program in programs) or 'without servers of its own'}")
+        self._follow(programs)
+        self._servers = Keeper(programs, self.directory, backoff=self._backoff, report=log.warning)
+        self._servers.start()
+        self._remember()
+        self._servers.wait_ready(canceled=self._stopping)
+        if self._stopping():
+            return
+        servers.create_database()
+        self._tell("bringing the database and the storage up to date")
+        table = services.environment(os.environ, self.directory, servers.addresses, places)
+        farm = replace(farm, api_key=self._first_run(farm, table))
+        if self._stopping():
+            return
+        self.directory.save_farm(farm)
+        self._run = replace(self._run, addresses=shown(self.directory, farm, servers.addresses, places))
+        if not self._options.servers_only:
+            programs = self._table(os.environ, self.directory, servers.addresses, places, chosen)
+            self._tell(f"starting {_listed(program.name for program in programs)}")
+            self._follow(programs)
+            self._services = Keeper(programs, self.directory, backoff=self._backoff, report=log.warning)
+            self._services.start()
+        self._remember()
+
+    def _first_run(self, farm: Farm, environment: Mapping[str, str]) -> str:
+        prepared = subprocess.Popen(
+            [sys.executable, "-P", "-m", "farm.local.first_run"],
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        given: str | None = farm.api_key or ""
+        while True:
+            try:
+                out, said = prepared.communicate(given, timeout=_LOOK_EVERY)
+                break
+            except subprocess.TimeoutExpired:
+                given = None
+                if self._stopping():
+                    prepared.kill()
+                    prepared.communicate()
+                    return farm.api_key or ""
+        if prepared.returncode != 0:
+            self.directory.log("first-run").write_text(said)
+            last = said.strip().splitlines()[-1:] or ["it said nothing"]
+            raise StartFailed("first-run", f"could not prepare the database and the storage: {last[0]}")
+        return str(json.loads(out)["api_key"])
+
+    def _keep(self) -> None:
+        cut_at = time.monotonic() + _CUT_EVERY
+        while not self._stopping():
+            if self._run.phase == "starting" and self._services.all_ready():
+                self._run = replace(self._run, phase="ready", message="")
+                self._remember()
+                self._on_ready(self._run)
+                log.info("ready: %s", self._run.addresses.get("url"))
+            # Not `or`: both must look.
+            if self._servers.watch() | self._services.watch():
+                self._remember()
+            if time.monotonic() > cut_at:
+                cut_at = time.monotonic() + _CUT_EVERY
+                for part in self._run.parts:
+                    logs.cut(self.directory.log(part.name))
+            self._wake.wait(_LOOK_EVERY)
+
+    def _stop(self, failure: FarmError | None) -> None:
+        if failure is None:
+            self._tell("stopping")
+        else:
+            # What `farm up` and `farm status` show of it after we are gone.
+            part = failure.part if isinstance(failure, StartFailed) else ""
+            self._run = replace(self._run, phase="failed", message=str(failure), failed_part=part)
+            self._remember()
+        for keeper in (self._services, self._servers):
+            killed = keeper.stop(hurry=self._hurry)
+            if killed:
+                log.warning("had to kill %s", _listed(killed))
+        if self._follower is not None:
+            self._follower.stop()
+        if failure is None:
+            self.directory.end_run()
+            log.info("stopped")
+        else:
+            self._remember()
+
+    def _follow(self, programs: tuple[Program, ...]) -> None:
+        if self._follower is not None:
+            self._follower.follow({program.name: self.directory.log(program.name) for program in programs})
+
+    def _tell(self, message: str) -> None:
+        log.info(message)
+        phase = "stopping" if self._stopping() else self._run.phase
+        self._run = replace(self._run, phase=phase, message=message)
+        self._remember()
+
+    def _remember(self) -> None:
+        self._run = replace(self._run, parts=self._servers.parts() + self._services.parts())
+        self.directory.save_run(self._run)
+
+
+def shown(directory: DataDirectory, farm: Farm, addresses: Addresses, places: Places) -> dict[str, Any]:
+    """What ``farm up --json`` prints."""
+    return {
+        "url": places.url,
+        "api_key": farm.api_key,
+        "flower_url": places.flower_url,
+        "database_url": addresses.database_url,
+        "redis_url": addresses.redis_url,
+        "s3": {
+            "endpoint_url": addresses.s3_endpoint_url,
+            "access_key": addresses.s3_access_key,
+            "secret_key": addresses.s3_secret_key,
+            "bucket": addresses.s3_bucket,
+        },
+        "data_dir": str(directory.path),
+    }
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The detached supervisor: no terminal, its own words in ``supervisor.log``."""
+    parser = argparse.ArgumentParser(prog="farm.local.supervisor")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--servers-only", action="store_true")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        Supervisor(Options(given.data_dir, given.port, given.workers, given.servers_only)).run()
+    except AlreadyRunning as error:
+        log.warning("%s", error)
+        return ALREADY_RUNNING
+    except FarmError as error:
+        log.error("%s", error)  # a stack trace would hide the sentence that helps
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
