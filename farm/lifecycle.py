@@ -80,7 +80,7 @@ def submit(unit: Unit, tenant_id: str, new: NewJob, key: IdempotencyKey | None =
 
 
 def retry(unit: Unit, tenant_id: str, job_id: str) -> Job:
-    """Submit again what a failed or canceled job asked for. The old job stays as it ended: a terminal state never changes.
+    """Submit again what a failed or canceled job asked for. The old job stays as it ended.
 
     Raises `NotFound`, or `Conflict` if the job is not over or succeeded.
     """
@@ -106,7 +106,7 @@ def retry(unit: Unit, tenant_id: str, job_id: str) -> Job:
 
 
 def hand_over(unit: Unit, chosen: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
-    """queued → dispatched, with a new epoch. Send the messages after the unit has committed; a lost one is offered again."""
+    """queued → dispatched, with a new epoch. Send the messages after the commit; a lost one is offered again."""
     if not chosen:
         return []
     sent = unit.jobs.dispatch(chosen, lease_seconds)
@@ -158,7 +158,7 @@ def progress(unit: Unit, job_id: str, epoch: int, step: int) -> bool:
 
 
 def join(unit: Unit, info: WorkerInfo) -> list[str]:
-    """A worker process begins. What an earlier process of that name held is given back at once; returns those jobs."""
+    """A worker process begins. What an earlier one of that name held is given back at once; returns those jobs."""
     before = unit.workers.join(info)
     lost = unit.jobs.held_by(info.name) if before is not None else []
     for one in lost:

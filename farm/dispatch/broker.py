@@ -1,8 +1,9 @@
 """Celery as the farm uses it: a way to wake one worker, never the place where a job lives.
 
-A message says ``{job, epoch}`` and goes to the queue of ONE worker. It is acknowledged when it arrives: a lost one is offered
-again when its dispatch lease runs out, a doubled one finds its epoch claimed. So the result backend, acks_late, the
-visibility timeout, priorities and ETA are not used. The task is sent by NAME, so nothing here imports the data plane.
+A message says ``{job, epoch}`` and goes to the queue of ONE worker. It is acknowledged when it arrives: a lost one is
+offered again when its dispatch lease runs out, a doubled one finds its epoch claimed. So the result backend, acks_late,
+the visibility timeout, priorities and ETA are not used. The task is sent by NAME, so nothing here imports the data
+plane.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from farm.settings import Settings
 RENDER: Final = "farm.render"  #: the name of the one Celery task
 MESSAGE_VERSION: Final = 1  #: a worker gives back messages of a version it does not know
 
-#: The nameless exchange routes by queue name alone: unlike a named one it keeps no binding in Redis that a wipe could lose.
+#: The nameless exchange routes by queue name alone: it keeps no binding in Redis that a wipe could lose.
 DIRECT: Final = Exchange("", type="direct")
 
 

@@ -1,7 +1,7 @@
 """The dispatcher's loop: hear of a change, look at the real state, hand over, commit, then send.
 
-It keeps nothing between rounds, so a restart costs nothing, and it may be killed anywhere: what was committed and not sent is
-offered again when its dispatch lease runs out.
+It keeps nothing between rounds, so a restart costs nothing, and it may be killed anywhere: what was committed and not
+sent is offered again when its dispatch lease runs out.
 """
 
 from __future__ import annotations

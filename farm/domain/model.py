@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from typing import Literal
 
@@ -54,7 +55,7 @@ class Model(_Value):
         scale = min(
             1.0,
             self.limits.max_side / max(width, height),
-            (self.limits.max_pixels / (width * height)) ** 0.5,
+            math.sqrt(self.limits.max_pixels / (width * height)),
         )
         scale = max(scale, self.limits.min_side / min(width, height))
 

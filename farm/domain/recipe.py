@@ -1,8 +1,8 @@
 """The recipe: everything that decides the pixels, in the two forms that travel inside every output.
 
-``parameters`` is the text that the picture tools of the Stable Diffusion world read (the A1111 form); ``farm`` is JSON and
-complete: `JobSpec` plus what the worker adds. Neither holds a time, a job or a worker, so that the same recipe gives the
-same bytes.
+``parameters`` is the text that the picture tools of the Stable Diffusion world read (the A1111 form); ``farm`` is JSON
+and complete: `JobSpec` plus what the worker adds. Neither holds a time, a job or a worker, so the same recipe gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ _SAMPLER_NAMES: Final = {
     Scheduler.DDIM: "DDIM",
     Scheduler.DDPM: "DDPM",
     Scheduler.PNDM: "PLMS",
-    Scheduler.LMS: "LMS",
     Scheduler.EULER: "Euler",
     Scheduler.EULER_ANCESTRAL: "Euler a",
     Scheduler.HEUN: "Heun",

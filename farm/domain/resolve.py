@@ -107,7 +107,7 @@ def _strength(request: AnyJobRequest) -> float | None:
 
 
 def _size(request: AnyJobRequest, model: Model, image: InputPicture | None) -> tuple[int, int]:
-    """Width and height in pixels: as asked, else the input picture's shape within the model's limits, else the default."""
+    """Width and height in pixels: as asked, else the picture's shape within the model's limits, else the default."""
     if image is None:
         return request.width or model.defaults.width, request.height or model.defaults.height
     fitted = model.fit(image.width, image.height)

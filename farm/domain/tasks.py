@@ -35,7 +35,6 @@ class Scheduler(StrEnum):
     DDIM = "ddim"
     DDPM = "ddpm"
     PNDM = "pndm"
-    LMS = "lms"
     EULER = "euler"
     EULER_ANCESTRAL = "euler-ancestral"
     HEUN = "heun"

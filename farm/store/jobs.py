@@ -1,4 +1,6 @@
-"""Jobs in Postgres. Every change of state is a fenced UPDATE: it names the state and the epoch it expects, and touches
+"""Jobs in Postgres.
+
+Every change of state is a fenced UPDATE: it names the state and the epoch it expects, and touches
 no row when another one holds the right. Only ``farm/lifecycle.py`` calls the methods that change a state.
 """
 
@@ -140,6 +142,10 @@ class Jobs:
             statement = statement.where(JobRow.tenant_id == tenant_id)
         return next(iter(self._jobs(statement)), None)
 
+    def many(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """Those of the jobs that exist, by id."""
+        return {job.id: job for job in self._jobs(select(JobRow).where(JobRow.id.in_(job_ids)))}
+
     def page(self, tenant_id: str, wanted: JobFilter, cursor: str | None, limit: int) -> tuple[list[Job], str | None]:
         """A page of the tenant's jobs, newest first, and the cursor of the next one.
 
@@ -175,7 +181,7 @@ class Jobs:
         waiting = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.state == QUEUED).limit(at_most)
         return self._session.scalar(select(func.count()).select_from(waiting.subquery())) or 0
 
-    def _jobs(self, statement: Select[tuple[JobRow]]) -> list[Job]:
+    def _jobs(self, statement: Select[JobRow]) -> list[Job]:
         rows = list(self._session.scalars(statement.execution_options(populate_existing=True)))
         outputs: dict[str, list[OutputRow]] = {}
         done = [row.id for row in rows if row.state == JobState.SUCCEEDED.value]
@@ -331,7 +337,7 @@ class Jobs:
         )
 
     def renew(self, worker: str, held: Collection[Held], lease_seconds: float) -> dict[str, bool]:
-        """Extend the run leases of what a worker holds; returns the jobs still its own, and if a cancel is asked for."""
+        """Extend the run leases of what a worker holds; returns those still its own, and if a cancel is asked for."""
         if not held:
             return {}
         mine = _held(held)

@@ -108,5 +108,5 @@ class Workers:
         counted = self._session.execute(
             select(JobRow.worker, func.count()).where(JobRow.state.in_(HELD)).group_by(JobRow.worker)
         )
-        holds: dict[str | None, int] = {name: count for name, count in counted}
+        holds = {row[0]: row[1] for row in counted}
         return [_worker(row, holds.get(row.name, 0)) for row in rows]

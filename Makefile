@@ -1,0 +1,56 @@
+# The farm's own commands. `make` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Made anew when the dependencies change; its presence says that the install is whole.
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types fmt imports up down clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("the farm needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": use make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local]' --group dev
+	touch $@
+
+install: $(INSTALLED) ## make .venv with the farm and everything it needs
+
+demo: $(INSTALLED) ## start a farm, render all four tasks into demo-out/, stop it
+	$(BIN)/farm demo --out demo-out
+
+test: $(INSTALLED) ## the whole test suite, on real servers
+	$(BIN)/ruff check farm workers tests
+	$(BIN)/ruff format --check farm workers tests
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff and the import contracts
+	$(BIN)/ruff check farm workers tests
+	$(BIN)/ruff format --check farm workers tests
+	$(BIN)/lint-imports
+
+types: $(INSTALLED) ## mypy, strict
+	$(BIN)/mypy
+
+fmt: $(INSTALLED) ## format the code
+	$(BIN)/ruff check --fix-only --quiet farm workers tests
+	$(BIN)/ruff format farm workers tests
+
+bench: $(INSTALLED) ## measure submit to start and jobs per second on this machine
+	$(BIN)/python -m pytest tests/bench -s
+
+up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
+	$(BIN)/farm up
+
+down: $(INSTALLED) ## stop the farm that runs here
+	$(BIN)/farm down
+
+clean: ## remove what the targets made, except the farm's data
+	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,68 @@
+"""What the integration tests share: a store over a database of their own, and jobs to put into it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from farm import lifecycle
+from farm.domain.job import Job, NewJob
+from farm.domain.states import Priority
+from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.worker import Card, WorkerInfo
+from farm.store.unit import Store, make_engine
+
+CPU = Card(kind="cpu", index="cpu0", device="a processor", memory_bytes=2**30, dtype="float32")
+
+
+def spec(prompt: str = "a red ball on a blue background", seed: int = 1) -> JobSpec:
+    return JobSpec(
+        task=Task.TEXT_TO_IMAGE,
+        model="starter",
+        prompt=prompt,
+        negative_prompt="",
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        scheduler=Scheduler.DDIM,
+        seed=seed,
+        num_images_per_prompt=1,
+        width=64,
+        height=64,
+        strength=None,
+        output_format=OutputFormat.PNG,
+        inputs={},
+    )
+
+
+def worker_info(name: str = "host/cpu0", *, slots: int = 1, look_ahead: int = 2) -> WorkerInfo:
+    return WorkerInfo(
+        name=name, boot_id=uuid.uuid4().hex, host="host", card=CPU, slots=slots, look_ahead=look_ahead, pid=1
+    )
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    made = Store(make_engine(database_url, pool=25))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tenant(store: Store) -> str:
+    with store.begin() as unit:
+        return unit.tenants.create("acme").id
+
+
+Submit = Callable[..., Job]
+
+
+@pytest.fixture
+def submit(store: Store, tenant: str) -> Submit:
+    def one(*, priority: Priority = Priority.NORMAL, tenant_id: str = tenant, max_attempts: int = 3) -> Job:
+        with store.begin() as unit:
+            new = NewJob(spec(), priority=priority, max_attempts=max_attempts)
+            return lifecycle.submit(unit, tenant_id, new)[0]
+
+    return one

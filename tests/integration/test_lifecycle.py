@@ -1,0 +1,416 @@
+"""The promises of the state machine, on a real Postgres."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from farm import lifecycle
+from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output
+from farm.domain.states import EDGES, EventType, JobState
+from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
+from farm.store.unit import Store
+
+from .conftest import Submit, spec, worker_info
+
+WORKER = "host/cpu0"
+OUTPUT = Output(0, "outputs/x.png", "ab" * 32, 10, 64, 64, "image/png", 1)
+BROKEN = JobError("render_failed", "it broke")
+
+
+def get(store: Store, job: Job) -> Job:
+    with store.begin() as unit:
+        found = unit.jobs.get(job.id)
+    assert found is not None
+    return found
+
+
+def hand_over(store: Store, job: Job, worker: str = WORKER, lease: float = 30) -> int:
+    with store.begin() as unit:
+        (sent,) = lifecycle.hand_over(unit, [HandOver(job.id, worker)], lease)
+    return sent.epoch
+
+
+def run(store: Store, job: Job, worker: str = WORKER, lease: float = 30, *, on_card: bool = True) -> int:
+    epoch = hand_over(store, job, worker)
+    with store.begin() as unit:
+        lifecycle.claim(unit, job.id, epoch, worker, lease)
+        if on_card:
+            lifecycle.take_up(unit, job.id, epoch, 4)
+    return epoch
+
+
+def succeed(store: Store, job: Job, epoch: int) -> Job:
+    with store.begin() as unit:
+        return lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {"made": "here"})
+
+
+def expire(store: Store, job: Job) -> None:
+    """Let the lease end, by the database's clock."""
+    with store.begin() as unit:
+        unit.session.execute(text("UPDATE job SET lease_until = now() - interval '1 second'"))
+        unit.session.execute(text("UPDATE job SET available_at = now() WHERE state = 'queued'"))
+
+
+def available_now(store: Store) -> None:
+    with store.begin() as unit:
+        unit.session.execute(text("UPDATE job SET available_at = now()"))
+
+
+def reap(store: Store) -> list[str]:
+    with store.begin() as unit:
+        return lifecycle.reap(unit)
+
+
+def events(store: Store, job: Job) -> list[str]:
+    with store.begin() as unit:
+        return [event.type.value for event in unit.events.of_job(job.id)]
+
+
+def test_the_way_of_a_job_ends_in_success_with_its_outputs_and_its_events(store: Store, submit: Submit) -> None:
+    job = submit()
+    epoch = run(store, job)
+    with store.begin() as unit:
+        assert lifecycle.progress(unit, job.id, epoch, 2) is False
+    done = succeed(store, job, epoch)
+    assert (done.state, done.outputs, done.attempts) == (JobState.SUCCEEDED, (OUTPUT,), 1)
+    assert events(store, job) == [EventType.STARTED, EventType.SUCCEEDED]
+
+
+def test_a_stale_epoch_cannot_commit(store: Store, submit: Submit) -> None:
+    job = submit()
+    stale = run(store, job)
+    expire(store, job)
+    assert reap(store) == [job.id]
+    fresh = run(store, job, "host/cpu1")
+    for act in (
+        lambda unit: lifecycle.succeed(unit, job.id, stale, [OUTPUT], {}),
+        lambda unit: lifecycle.fail(unit, job.id, stale, BROKEN, retryable=True),
+        lambda unit: lifecycle.release(unit, job.id, stale, "x"),
+        lambda unit: lifecycle.progress(unit, job.id, stale, 1),
+        lambda unit: lifecycle.take_up(unit, job.id, stale, 1),
+        lambda unit: lifecycle.claim(unit, job.id, stale, WORKER, 30),
+    ):
+        with pytest.raises(RightLost), store.begin() as unit:
+            act(unit)
+    assert succeed(store, job, fresh).state is JobState.SUCCEEDED
+
+
+def test_a_doubled_message_is_claimed_once(store: Store, submit: Submit) -> None:
+    job = submit()
+    epoch = hand_over(store, job)
+
+    def claim(_: int) -> bool:
+        try:
+            with store.begin() as unit:
+                lifecycle.claim(unit, job.id, epoch, WORKER, 30)
+        except RightLost:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(claim, range(8))) == 1
+    assert get(store, job).attempts == 1
+
+
+def test_another_worker_cannot_claim_a_hand_over(store: Store, submit: Submit) -> None:
+    job = submit()
+    epoch = hand_over(store, job, "host/cpu0")
+    with pytest.raises(RightLost), store.begin() as unit:
+        lifecycle.claim(unit, job.id, epoch, "host/cpu1", 30)
+
+
+def test_a_hand_over_that_nobody_claims_is_offered_again_without_counting(store: Store, submit: Submit) -> None:
+    job = submit()
+    hand_over(store, job)
+    expire(store, job)
+    assert reap(store) == [job.id]
+    found = get(store, job)
+    assert (found.state, found.attempts) == (JobState.QUEUED, 0)
+    assert hand_over(store, job) == 2
+
+
+def test_two_reapers_take_a_job_back_once(store: Store, submit: Submit) -> None:
+    jobs = [submit() for _ in range(20)]
+    for job in jobs:
+        run(store, job)
+    expire(store, jobs[0])
+    with ThreadPoolExecutor(4) as pool:
+        taken = [job_id for part in pool.map(lambda _: reap(store), range(4)) for job_id in part]
+    assert sorted(taken) == sorted(job.id for job in jobs)
+
+
+def test_heartbeats_keep_a_lease_and_tell_what_is_lost_or_canceled(store: Store, tenant: str, submit: Submit) -> None:
+    info = worker_info(WORKER)
+    with store.begin() as unit:
+        lifecycle.join(unit, info)
+    kept, lost, canceled = submit(), submit(), submit()
+    held = [Held(job.id, run(store, job)) for job in (kept, lost, canceled)]
+    with store.begin() as unit:
+        lifecycle.release(unit, lost.id, held[1].epoch, "taken away")
+        lifecycle.cancel(unit, tenant, canceled.id)
+    expire(store, kept)
+    with store.begin() as unit:
+        beat = lifecycle.heartbeat(unit, WORKER, info.boot_id, held, ("starter",), 30)
+    assert beat.mine == {kept.id, canceled.id}
+    assert beat.canceled == {canceled.id}
+    assert reap(store) == []
+
+
+def test_a_retryable_failure_is_tried_again_until_the_attempts_are_used(store: Store, submit: Submit) -> None:
+    job = submit(max_attempts=2)
+    with store.begin() as unit:
+        unit.session.execute(text("SELECT 1"))
+    epoch = run(store, job)
+    with store.begin() as unit:
+        assert lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True) is JobState.QUEUED
+    with store.begin() as unit:
+        assert unit.jobs.heads(5) == []  # it waits before the next attempt
+    available_now(store)
+    epoch = run(store, job)
+    with store.begin() as unit:
+        assert lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True) is JobState.FAILED
+    found = get(store, job)
+    assert (found.error, found.attempts) == (BROKEN, 2)
+    assert events(store, job).count(EventType.FAILED) == 1
+
+
+def test_a_job_that_kills_two_workers_is_not_given_to_a_third(store: Store, submit: Submit) -> None:
+    job = submit(max_attempts=10)
+    for _ in range(2):
+        assert get(store, job).state is JobState.QUEUED
+        run(store, job)
+        expire(store, job)
+        reap(store)
+    found = get(store, job)
+    assert found.state is JobState.FAILED
+    assert found.error is not None
+    assert found.error.code == "worker_lost"
+
+
+def test_a_job_that_only_waited_at_dying_workers_is_not_to_blame(store: Store, submit: Submit) -> None:
+    job = submit(max_attempts=1)
+    for _ in range(4):
+        run(store, job, on_card=False)
+        expire(store, job)
+        reap(store)
+    found = get(store, job)
+    assert (found.state, found.attempts) == (JobState.QUEUED, 0)
+
+
+def test_what_kills_workers_before_the_card_is_capped_too(store: Store, submit: Submit) -> None:
+    job = submit()
+    for _ in range(lifecycle.MAX_LOSSES):
+        assert get(store, job).state is JobState.QUEUED
+        run(store, job, on_card=False)
+        expire(store, job)
+        reap(store)
+    assert get(store, job).state is JobState.FAILED
+
+
+def test_a_worker_that_joins_again_gives_back_what_its_last_process_held(store: Store, submit: Submit) -> None:
+    first, second = worker_info(WORKER), worker_info(WORKER)
+    with store.begin() as unit:
+        lifecycle.join(unit, first)
+    job = submit()
+    epoch = run(store, job)
+    with store.begin() as unit:
+        assert lifecycle.join(unit, second) == [job.id]
+    assert get(store, job).state is JobState.QUEUED
+    with pytest.raises(RightLost), store.begin() as unit:
+        lifecycle.heartbeat(unit, WORKER, first.boot_id, [Held(job.id, epoch)], (), 30)
+    with store.begin() as unit:
+        assert lifecycle.leave(unit, WORKER, first.boot_id) == []
+
+
+def test_a_worker_that_leaves_gives_its_jobs_back_without_counting(store: Store, submit: Submit) -> None:
+    info = worker_info(WORKER)
+    with store.begin() as unit:
+        lifecycle.join(unit, info)
+    running, waiting = submit(), submit()
+    run(store, running)
+    hand_over(store, waiting)
+    with store.begin() as unit:
+        assert set(lifecycle.leave(unit, WORKER, info.boot_id)) == {running.id, waiting.id}
+    assert [get(store, job).attempts for job in (running, waiting)] == [0, 0]
+    assert [get(store, job).state for job in (running, waiting)] == [JobState.QUEUED, JobState.QUEUED]
+
+
+def test_messages_that_could_not_be_sent_are_taken_back_unless_claimed(store: Store, submit: Submit) -> None:
+    claimed, unsent = submit(), submit()
+    with store.begin() as unit:
+        sent = lifecycle.hand_over(unit, [HandOver(claimed.id, WORKER), HandOver(unsent.id, WORKER)], 30)
+    with store.begin() as unit:
+        lifecycle.claim(unit, claimed.id, 1, WORKER, 30)
+    with store.begin() as unit:
+        assert lifecycle.take_back(unit, sent, "broker unavailable") == [unsent.id]
+    assert get(store, claimed).state is JobState.RUNNING
+    assert get(store, unsent).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.DISPATCHED])
+def test_a_waiting_job_is_canceled_at_once(store: Store, tenant: str, submit: Submit, state: JobState) -> None:
+    job = submit()
+    epoch = hand_over(store, job) if state is JobState.DISPATCHED else 0
+    with store.begin() as unit:
+        assert lifecycle.cancel(unit, tenant, job.id).state is JobState.CANCELED
+    with pytest.raises(RightLost), store.begin() as unit:
+        lifecycle.claim(unit, job.id, epoch, WORKER, 30)
+    with store.begin() as unit:  # again: nothing more happens
+        lifecycle.cancel(unit, tenant, job.id)
+    assert events(store, job) == [EventType.CANCELED]
+
+
+def test_a_running_job_is_canceled_by_its_worker(store: Store, tenant: str, submit: Submit) -> None:
+    job = submit()
+    epoch = run(store, job)
+    with store.begin() as unit:
+        assert lifecycle.cancel(unit, tenant, job.id).cancel_requested
+    with store.begin() as unit:
+        assert lifecycle.progress(unit, job.id, epoch, 1) is True
+        lifecycle.canceled(unit, job.id, epoch)
+    assert get(store, job).state is JobState.CANCELED
+
+
+def test_a_canceled_job_whose_worker_dies_is_not_rendered_again(store: Store, tenant: str, submit: Submit) -> None:
+    job = submit()
+    run(store, job)
+    with store.begin() as unit:
+        lifecycle.cancel(unit, tenant, job.id)
+    expire(store, job)
+    reap(store)
+    assert get(store, job).state is JobState.CANCELED
+
+
+def test_cancel_and_success_have_one_winner(store: Store, tenant: str, submit: Submit) -> None:
+    for _ in range(10):
+        job = submit()
+        epoch = run(store, job)
+        with store.begin() as unit:
+            lifecycle.cancel(unit, tenant, job.id)
+
+        def ends(how: int, job: Job = job, epoch: int = epoch) -> bool:
+            try:
+                with store.begin() as unit:
+                    if how:
+                        lifecycle.canceled(unit, job.id, epoch)
+                    else:
+                        lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {})
+            except RightLost:
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            assert sum(pool.map(ends, range(2))) == 1
+
+
+def test_a_terminal_state_never_changes(store: Store, tenant: str, submit: Submit) -> None:
+    job = submit()
+    epoch = run(store, job)
+    succeed(store, job, epoch)
+    acts: list[Any] = [
+        lambda unit: lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True),
+        lambda unit: lifecycle.release(unit, job.id, epoch, "x"),
+        lambda unit: lifecycle.canceled(unit, job.id, epoch),
+        lambda unit: lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {}),
+        lambda unit: lifecycle.cancel(unit, tenant, job.id),
+    ]
+    for act in acts:
+        with pytest.raises((RightLost, Conflict)), store.begin() as unit:
+            act(unit)
+    with store.begin() as unit:
+        assert lifecycle.hand_over(unit, [HandOver(job.id, WORKER)], 30) == []
+    assert get(store, job).state is JobState.SUCCEEDED
+
+
+def test_the_database_itself_refuses_a_second_end(store: Store, tenant: str, submit: Submit) -> None:
+    job = submit()
+    with store.begin() as unit:
+        unit.events.record(tenant, job.id, 1, EventType.SUCCEEDED)
+    with pytest.raises(IntegrityError), store.begin() as unit:
+        unit.events.record(tenant, job.id, 2, EventType.FAILED)
+
+
+def test_a_retry_is_a_new_job_and_leaves_the_old_one(store: Store, tenant: str, submit: Submit) -> None:
+    job = submit(max_attempts=1)
+    epoch = run(store, job)
+    with store.begin() as unit:
+        lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=False)
+    with store.begin() as unit:
+        again = lifecycle.retry(unit, tenant, job.id)
+    assert (again.retry_of, again.spec, again.state) == (job.id, job.spec, JobState.QUEUED)
+    assert get(store, job).state is JobState.FAILED
+    with pytest.raises(Conflict), store.begin() as unit:
+        lifecycle.retry(unit, tenant, again.id)
+
+
+def test_one_idempotency_key_makes_one_job_also_under_twenty_parallel_requests(store: Store, tenant: str) -> None:
+    key = lifecycle.IdempotencyKey("order-7", b"hash")
+
+    def send(_: int) -> str:
+        with store.begin() as unit:
+            return lifecycle.submit(unit, tenant, NewJob(spec()), key)[0].id
+
+    with ThreadPoolExecutor(20) as pool:
+        assert len(set(pool.map(send, range(20)))) == 1
+    with store.begin() as unit:
+        assert sum(unit.jobs.counts(tenant).values()) == 1
+    other = lifecycle.IdempotencyKey("order-7", b"another hash")
+    with pytest.raises(BadInput), store.begin() as unit:
+        lifecycle.submit(unit, tenant, NewJob(spec()), other)
+
+
+def test_a_request_that_fails_leaves_its_key_free(store: Store, tenant: str) -> None:
+    key = lifecycle.IdempotencyKey("order-8", b"hash")
+    with pytest.raises(NotFound), store.begin() as unit:
+        lifecycle.submit(unit, tenant, NewJob(spec()), key)
+        raise NotFound("picture", "x")
+    with store.begin() as unit:
+        _, made = lifecycle.submit(unit, tenant, NewJob(spec()), key)
+    assert made
+
+
+def test_a_tenant_cannot_queue_more_than_its_limit(store: Store, tenant: str, submit: Submit) -> None:
+    with store.begin() as unit:
+        unit.session.execute(text("UPDATE tenant SET max_queued = 2"))
+    submit()
+    submit()
+    with pytest.raises(QuotaExceeded):
+        submit()
+
+
+def test_another_tenants_job_looks_like_none(store: Store, submit: Submit) -> None:
+    job = submit()
+    with store.begin() as unit:
+        stranger = unit.tenants.create("stranger").id
+        assert unit.jobs.get(job.id, stranger) is None
+    for act in (lifecycle.cancel, lifecycle.retry):
+        with pytest.raises(NotFound), store.begin() as unit:
+            act(unit, stranger, job.id)
+    assert get(store, job).state is JobState.QUEUED
+
+
+def test_pages_neither_repeat_nor_miss_a_job_while_others_arrive(store: Store, tenant: str, submit: Submit) -> None:
+    from farm.domain.job import JobFilter
+
+    old = [submit().id for _ in range(7)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        with store.begin() as unit:
+            page, cursor = unit.jobs.page(tenant, JobFilter(), cursor, 3)
+        seen += [job.id for job in page]
+        submit()
+        if cursor is None:
+            break
+    assert [one for one in seen if one in old] == sorted(old, reverse=True)
+    assert len(set(seen)) == len(seen)
+
+
+def test_every_edge_of_the_drawing_exists_and_no_terminal_state_has_one() -> None:
+    assert all(not EDGES[state] for state in JobState if state.terminal)
+    assert set(EDGES) == set(JobState)
