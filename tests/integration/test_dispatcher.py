@@ -1,0 +1,145 @@
+"""The dispatcher as a process: it hands over, it survives its servers, and another one takes its place."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import redis
+
+from farm import lifecycle
+from farm.dispatch import broker
+from farm.domain.job import Job, Sent
+from farm.domain.states import JobState
+from farm.settings import Settings
+from farm.store.unit import Store
+from tests.waiting import wait_until
+
+from .conftest import Submit, worker_info
+
+WORKER = "host/cpu0"
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(farm_env: dict[str, str]) -> Iterator[Start]:
+    """Starts dispatcher processes; ends those that still run."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def one(**settings: str) -> subprocess.Popen[bytes]:
+        command = "from farm.cli.serve_dispatcher import dispatcher; dispatcher()"
+        child = subprocess.Popen([sys.executable, "-c", command], env=os.environ | farm_env | settings)
+        running.append(child)
+        return child
+
+    yield one
+    for child in running:
+        child.kill()
+        child.wait()
+
+
+@pytest.fixture
+def queue(redis_url: str) -> Iterator[Callable[[], list[tuple[str, int]]]]:
+    """Reads what waits in the worker's queue: (job, epoch) pairs, oldest first."""
+    with redis.Redis.from_url(redis_url) as client:
+
+        def read() -> list[tuple[str, int]]:
+            found = []
+            for raw in reversed(client.lrange(f"worker.{WORKER}", 0, -1)):
+                _, kwargs, _ = json.loads(base64.b64decode(json.loads(raw)["body"]))
+                found.append((kwargs["job"], kwargs["epoch"]))
+            return found
+
+        yield read
+
+
+@pytest.fixture
+def worker(store: Store) -> str:
+    with store.begin() as unit:
+        lifecycle.join(unit, worker_info(WORKER, slots=1, look_ahead=2))
+    return WORKER
+
+
+def state(store: Store, job: Job) -> JobState:
+    with store.begin() as unit:
+        found = unit.jobs.get(job.id)
+    assert found is not None
+    return found.state
+
+
+def test_jobs_reach_the_workers_own_queue_oldest_first_and_never_more_than_its_window(
+    start: Start, queue: Callable[[], list[tuple[str, int]]], worker: str, store: Store, submit: Submit
+) -> None:
+    jobs = [submit() for _ in range(5)]
+    start()
+    wait_until(lambda: len(queue()) == 3, 15, what="three messages in the queue")
+    assert queue() == [(job.id, 1) for job in jobs[:3]]
+    assert [state(store, job) for job in jobs[3:]] == [JobState.QUEUED, JobState.QUEUED]
+    # room again: the next one comes without waiting for a tick
+    with store.begin() as unit:
+        lifecycle.claim(unit, jobs[0].id, 1, worker, 30)
+        lifecycle.release(unit, jobs[0].id, 1, "test")
+    wait_until(lambda: len(queue()) == 4, 5, what="a fourth message")
+
+
+def test_a_wiped_broker_loses_no_job(
+    start: Start, queue: Callable[[], list[tuple[str, int]]], worker: str, submit: Submit, redis_url: str
+) -> None:
+    start(FARM_DISPATCH_LEASE_SECONDS="1")
+    job = submit()
+    wait_until(lambda: queue() == [(job.id, 1)], 15, what="the message")
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    wait_until(lambda: (job.id, 2) in queue(), 10, what="the same job again, one epoch later")
+
+
+def test_a_standby_takes_over_within_three_seconds_of_a_kill(
+    start: Start, queue: Callable[[], list[tuple[str, int]]], worker: str, submit: Submit
+) -> None:
+    leader = start()
+    first = submit()
+    wait_until(lambda: queue() == [(first.id, 1)], 15, what="the first message")
+    standby = start()
+    second_epoch_jobs = [submit()]
+    wait_until(lambda: len(queue()) == 2, 5, what="the second message")
+    leader.kill()
+    leader.wait()
+    third = submit()
+    wait_until(lambda: (third.id, 1) in queue(), 15, what="a message from the standby")
+    assert queue() == [(first.id, 1), (second_epoch_jobs[0].id, 1), (third.id, 1)]
+    standby.send_signal(signal.SIGTERM)
+    assert standby.wait(10) == 0
+
+
+def test_jobs_are_given_back_while_the_broker_is_away(
+    start: Start, worker: str, store: Store, submit: Submit, queue: Callable[[], list[tuple[str, int]]]
+) -> None:
+    child = start(FARM_REDIS_URL="redis://127.0.0.1:1/0")
+    job = submit()
+
+    def given_back() -> bool:
+        with store.begin() as unit:
+            return any(event.data.get("reason") == "broker unavailable" for event in unit.events.of_job(job.id))
+
+    wait_until(given_back, 20, what="a hand-over taken back")
+    child.terminate()
+    assert child.wait(10) == 0
+    wait_until(lambda: state(store, job) is JobState.QUEUED, 5)
+    start()
+    wait_until(lambda: [one for one, _ in queue()] == [job.id], 15, what="the message, once the broker is there")
+
+
+def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) -> None:
+    app = broker.make_app(Settings(redis_url=redis_url))  # type: ignore[arg-type]
+    broker.send(app, [Sent("job_x", 3, WORKER)])
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.keys("*") == [f"worker.{WORKER}".encode()]  # no bindings that a wipe could lose
+        (raw,) = client.lrange(f"worker.{WORKER}", 0, -1)
+        assert json.loads(raw)["headers"]["id"] == "job_x.3"
+    assert broker.clear(app, WORKER) == 1
