@@ -412,6 +412,16 @@ def test_http_is_refused_unless_a_setting_allows_it() -> None:
 
 
 @both
+def test_a_client_whose_caller_did_not_check_refuses_all_the_same(get: Get, no_sockets: list[object]) -> None:
+    public = Answers(["93.184.216.34"])
+    with pytest.raises(guard.TargetRefused, match="use https"):
+        get("http://hooks.example.com/", Settings(), public)
+    with pytest.raises(guard.TargetRefused, match="user name or password"):
+        get("https://user:password@hooks.example.com/", Settings(), public)
+    assert no_sockets == []
+
+
+@both
 def test_another_port_is_for_allowed_networks_only(get: Get, no_sockets: list[object]) -> None:
     with pytest.raises(guard.TargetRefused, match="port 8080"):
         get("https://hooks.example.com:8080/", LOOPBACK, Answers(["93.184.216.34"]))
