@@ -163,7 +163,7 @@ class Intake:
             raise _refused(field, target.url, f"{target.host} sent the picture in a compressed form")
         limit = self._settings.max_input_bytes
         declared = answer.headers.get("content-length", "")
-        if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
+        if declared.isdecimal() and int(declared) > limit:
             raise _too_large(field, limit)
         parts: list[bytes] = []
         size = 0

@@ -35,7 +35,7 @@ def of(servers: TestServers, **changes: object) -> Settings:
     ).model_copy(update=changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def storage(servers: TestServers) -> Iterator[Storage]:
     found = Storage(of(servers))
     yield found
