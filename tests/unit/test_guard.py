@@ -347,6 +347,15 @@ def test_the_connection_goes_to_the_address_that_was_checked(get: Get, no_socket
 
 
 @both
+def test_an_address_in_the_url_is_given_to_no_resolver(get: Get, no_sockets: list[object]) -> None:
+    resolver = Answers(["1.1.1.1"])
+    with pytest.raises(httpx2.ConnectError):
+        get("https://8.8.8.8/", CLOSED, resolver)
+    assert resolver.asked == []
+    assert no_sockets == [("8.8.8.8", 443)]
+
+
+@both
 def test_a_resolver_that_changes_its_mind_is_refused_at_the_next_connection(get: Get, no_sockets: list[object]) -> None:
     resolver = Answers(["93.184.216.34"], ["127.0.0.1"])
     guard.check("https://rebind.example.com/", CLOSED, resolver)
