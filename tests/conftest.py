@@ -68,8 +68,7 @@ class TestServers:
     def env(self, *, database_url: str | None = None, redis_url: str | None = None) -> dict[str, str]:
         """``FARM_*`` variables of these servers, for a subprocess; with a test's own databases where given."""
         values = self.addresses.environment()
-        if database_url is not None:
-            values["FARM_DATABASE_URL"] = database_url
+        values["FARM_DATABASE_URL"] = database_url or self.database_url
         if redis_url is not None:
             values["FARM_REDIS_URL"] = redis_url
         return values

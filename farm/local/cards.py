@@ -27,7 +27,7 @@ def visible(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
 
 def for_workers(cards: tuple[str, ...], workers: int | None) -> tuple[str, ...]:
-    """The card of each worker: every accelerator, or the CPU where there is none; ``workers`` asks for a number of them.
+    """The card of each worker: every accelerator, or the CPU where there is none; ``workers`` asks for a number.
 
     Raises SetupError when more are asked for than there are accelerators: one card has one worker.
     """

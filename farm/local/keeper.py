@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from farm.errors import SetupError
 from farm.local import process
-from farm.local.logs import rotate
+from farm.local.logs import mark, rotate
 from farm.local.process import Child, Program
 from farm.local.state import DataDirectory, Part
 
@@ -67,7 +67,7 @@ class Keeper:
             self._start(kept)
 
     def wait_ready(self, *, canceled: Callable[[], bool] = lambda: False) -> None:
-        """Wait until each is ready, or ``canceled`` says True. Raises StartFailed as soon as one dies or takes too long."""
+        """Wait until each is ready, or ``canceled`` says True. Raises StartFailed when one dies or takes too long."""
         waiting = list(self._kept)
         while waiting and not canceled():
             for kept in list(waiting):
@@ -140,6 +140,7 @@ class Keeper:
     def _start(self, kept: _Kept) -> None:
         log = self._directory.log(kept.program.name)
         rotate(log)
+        mark(log)
         kept.program.prepare()
         kept.child = Child(kept.program, log)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROTATE_BYTES = 5 * 2**20  #: a log longer than this is put aside before its part starts
@@ -19,6 +20,23 @@ def rotate(log: Path, limit: int = ROTATE_BYTES) -> None:
     if _size(log) > limit:
         _make_room(log)
         log.rename(_older(log, 1))
+
+
+def mark(log: Path) -> None:
+    """Note in a log that its part starts now, so that a reader can tell this run's lines from older ones."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "a") as stream:  # noqa: PTH123 - mode 0600
+        stream.write(f"{_MARK} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n")
+
+
+_MARK = "--- starting"
+
+
+def latest(log: Path, lines: int = 200) -> list[str]:
+    """Of its last lines those that the part has written since it last started."""
+    found = tail(log, lines)
+    starts = [index for index, line in enumerate(found) if line.startswith(_MARK)]
+    return found[starts[-1] + 1 :] if starts else found
 
 
 def cut(log: Path, limit: int = CUT_BYTES) -> None:

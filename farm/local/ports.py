@@ -10,8 +10,12 @@ from farm.errors import SetupError
 
 LOOPBACK = "127.0.0.1"
 
-#: Below Linux's ephemeral range (32768…), so that an outgoing connection never sits on a remembered port.
-_CHOICES = range(20_000, 32_000)
+#: These and their companions 10,000 higher lie below Linux's ephemeral range (32768…), so that an outgoing connection
+#: never sits on a remembered port.
+_CHOICES = range(12_000, 22_000)
+
+#: How far a companion lies from its port: a server that has two may insist on this distance.
+COMPANION = 10_000
 
 
 def is_free(port: int) -> bool:
@@ -36,30 +40,45 @@ def answers(port: int, timeout: float = 1.0) -> bool:
         return False
 
 
-def choose(*, preferred: int | None = None, taken: Iterable[int] = ()) -> int:
+def choose(*, preferred: int | None = None, taken: Iterable[int] = (), companion: bool = False) -> int:
     """A free port outside ``taken``: the preferred one if it is free, else a random one.
 
-    Random, because two farms that start at the same moment must not walk the same sequence.
-    Raises SetupError when the machine has none left.
+    With ``companion`` the port 10,000 higher is free as well. Random, because two farms that start at the same moment
+    must not walk the same sequence. Raises SetupError when the machine has none left.
     """
     avoid = set(taken)
-    if preferred is not None and preferred not in avoid and is_free(preferred):
+
+    def suits(port: int) -> bool:
+        pair = (port, port + COMPANION) if companion else (port,)
+        return all(one not in avoid and is_free(one) for one in pair)
+
+    if preferred is not None and suits(preferred):
         return preferred
     for port in random.sample(_CHOICES, len(_CHOICES)):
-        if port not in avoid and is_free(port):
+        if suits(port):
             return port
     raise SetupError(
-        f"no free loopback port between {_CHOICES.start} and {_CHOICES.stop - 1}: stop some of the servers listening there"
+        f"no free loopback port between {_CHOICES.start} and {_CHOICES.stop - 1}: stop some of the servers there"
     )
 
 
-def settle(remembered: Mapping[str, int], names: Iterable[str], *, preferred: Mapping[str, int]) -> dict[str, int]:
+def settle(
+    remembered: Mapping[str, int],
+    names: Iterable[str],
+    *,
+    preferred: Mapping[str, int],
+    companions: Mapping[str, str] | None = None,
+) -> dict[str, int]:
     """A port for each name: the remembered one while nobody else listens there, else another.
 
-    Call it when nothing of this farm runs: a remembered port that is not free is then a stranger's.
+    ``companions`` names, for some of them, the port that lies 10,000 higher. Call it when nothing of this farm runs:
+    a remembered port that is not free is then a stranger's.
     """
     ports: dict[str, int] = {}
     for name in names:
         wish = remembered.get(name, preferred.get(name))
-        ports[name] = choose(preferred=wish, taken=ports.values())
+        companion = (companions or {}).get(name)
+        ports[name] = choose(preferred=wish, taken=ports.values(), companion=companion is not None)
+        if companion is not None:
+            ports[companion] = ports[name] + COMPANION
     return ports

@@ -56,6 +56,7 @@ class EmbeddedPostgres:
 
     @property
     def data(self) -> Path:
+        """The cluster itself."""
         return self.directory / "data"
 
     def url(self, database: str = DATABASE) -> str:

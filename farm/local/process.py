@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -111,10 +112,8 @@ class Child:
 
 def kill_session(leader: int) -> None:
     """SIGKILL the process group that this child of ours leads."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
@@ -146,7 +145,7 @@ def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False
 def clean_up(leftovers: Iterable[Identity], *, patience: float = 10.0) -> list[int]:
     """End processes of a run whose supervisor died, and what they had started. Returns the pids that were found alive.
 
-    They get SIGTERM and ``patience`` seconds, then SIGKILL. A pid that another program has been given since is left alone.
+    They get SIGTERM and ``patience`` seconds, then SIGKILL. A pid that another program was given since is left alone.
     """
     found: dict[int, Identity] = {}
     sessions: set[int] = set()

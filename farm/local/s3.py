@@ -38,7 +38,7 @@ class EmbeddedS3:
     """One SeaweedFS over one directory."""
 
     directory: Path
-    ports: Mapping[str, int]  #: by ``PORT_NAMES``
+    ports: Mapping[str, int]  #: by ``PORT_NAMES``; ``admin.grpc`` lies 10,000 above ``admin``: its worker insists
     access_key: str
     secret_key: str
     signing_key: str  #: between its own servers
@@ -124,7 +124,7 @@ class EmbeddedS3:
 
     def _remove_sockets(self) -> None:
         for part in PARTS:
-            Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}.grpc']}.sock").unlink(missing_ok=True)
+            Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}.grpc']}.sock").unlink(missing_ok=True)  # noqa: S108 - where it puts them
 
     def _environment(self) -> Mapping[str, str]:
         # A small environment on purpose: WEED_*, AWS_* and S3_* variables of the user would change what it serves.

@@ -18,7 +18,7 @@ from farm.settings import Settings
 BUCKET = "farm"
 
 _SECRETS = ("postgres", "valkey", "s3.access", "s3.secret", "s3.signing", "flower")
-_SERVER_PORTS = ("postgres", "valkey", *s3.PORT_NAMES)
+_SERVER_PORTS = ("postgres", "valkey", *(name for name in s3.PORT_NAMES if name != "admin.grpc"))
 _SERVICE_PORTS = ("api", "flower")
 
 
@@ -105,13 +105,18 @@ class Servers:
 def prepare(directory: DataDirectory, *, api_port: int | None = None) -> Farm:
     """Settle ports and secrets, and remember them. Call it while nothing of this farm runs.
 
-    ``api_port`` is the user's wish and must be free (SetupError); without one it is 8000, or another when that is taken.
+    ``api_port`` is the user's wish and must be free (SetupError); else it is 8000, or another when that is taken.
     """
     known = directory.farm()
     if api_port is not None and not ports.is_free(api_port):
         raise SetupError(f"port {api_port} is taken: choose another with --port, or leave --port out")
     remembered = known.ports if api_port is None else {**known.ports, "api": api_port}
-    settled = ports.settle(remembered, (*_SERVICE_PORTS, *_SERVER_PORTS), preferred={"api": 8000, "flower": 5555})
+    settled = ports.settle(
+        remembered,
+        (*_SERVICE_PORTS, *_SERVER_PORTS),
+        preferred={"api": 8000, "flower": 5555},
+        companions={"admin": "admin.grpc"},
+    )
     farm = Farm(settled, known.secrets, known.api_key).with_secrets(*_SECRETS)
     directory.save_farm(farm)
     return farm

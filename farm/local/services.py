@@ -28,6 +28,7 @@ class Places:
 
     @classmethod
     def of(cls, farm: Farm, api_host: str) -> Places:
+        """The places that a prepared farm has settled on."""
         return cls(api_host, farm.ports["api"], farm.ports["flower"], farm.secret("flower"))
 
     @property

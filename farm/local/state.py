@@ -31,7 +31,7 @@ def write_private(path: Path, text: str) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -162,6 +162,7 @@ class DataDirectory:
         return Farm(**found) if found else Farm()
 
     def save_farm(self, farm: Farm) -> None:
+        """Remember the lasting identity."""
         write_private(self._farm, json.dumps(asdict(farm), indent=1))
 
     def run(self) -> Run | None:
@@ -176,6 +177,7 @@ class DataDirectory:
         return Run(**{**found, "supervisor": Identity(**found["supervisor"]), "parts": parts})
 
     def save_run(self, run: Run) -> None:
+        """Remember what runs now."""
         write_private(self._run, json.dumps(asdict(run), indent=1))
 
     def end_run(self) -> None:

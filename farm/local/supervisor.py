@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.warning("%s", error)
         return ALREADY_RUNNING
     except FarmError as error:
-        log.error("%s", error)  # a stack trace would hide the sentence that helps
+        log.error("%s", error)  # noqa: TRY400 - a stack trace would hide the sentence that helps
         return 1
     return 0
 

@@ -1,0 +1,304 @@
+"""``farm doctor``: what is wrong with the farm on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from farm.cli.up import DataDir
+from farm.errors import FarmError, SetupError
+from farm.local import cards, health, logs, ports, wheels
+from farm.local.health import Condition
+from farm.local.postgres import root_is_renamed
+from farm.local.servers import Addresses, Servers
+from farm.local.services import Places
+from farm.local.state import DataDirectory, Farm, Run
+from farm.settings import Settings, settings
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    OK = "ok"
+    WARN = "warn"
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    advice: str = ""  #: what to do, one sentence; empty when all is well
+
+
+_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.BAD: "red"}
+
+_WARN_FREE_BYTES = 10 * 2**30
+_BAD_FREE_BYTES = 1 * 2**30
+_SKEW_SECONDS = 2.0
+
+
+def doctor(
+    data_dir: DataDir = Path(".farm"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look for what is wrong and say what to do. Exits 1 when something is bad."""
+    checks = list(_examine(DataDirectory(data_dir)))
+    bad = any(check.verdict is Verdict.BAD for check in checks)
+    if as_json:
+        print(json.dumps({"ok": not bad, "checks": [asdict(check) for check in checks]}))
+    else:
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for check in checks:
+            found = Text(check.found)
+            if check.advice:
+                found.append(f"\n→ {check.advice}", style="bold")
+            found.overflow = "fold"
+            table.add_row(Text(check.verdict.upper(), style=_COLOURS[check.verdict]), check.name, found)
+        Console(highlight=False).print(table)
+    if bad:
+        raise typer.Exit(1)
+
+
+def _examine(directory: DataDirectory) -> Iterator[Check]:
+    yield _python()
+    try:
+        given = settings()
+    except ValueError as error:
+        yield Check("settings", Verdict.BAD, str(error), "correct the FARM_* variable that it names")
+        return
+    yield from _wheels(given)
+    yield _account(given)
+    yield _disk(directory)
+    yield _cards()
+    try:
+        run, farm = directory.run(), directory.farm()
+    except FarmError as error:
+        yield Check("data directory", Verdict.BAD, str(error), "restore the file, or start with another --data-dir")
+        return
+    if not health.supervised(run) or run is None:
+        yield from _at_rest(directory, run, farm)
+    else:
+        yield from _running(directory, run, farm, given)
+    yield from _last_errors(directory, run)
+
+
+def _python() -> Check:
+    # An older Python does not get this far: the package refuses to be installed, and its syntax to be read.
+    return Check("python", Verdict.OK, f"{platform.python_version()} at {sys.executable}")
+
+
+def _wheels(given: Settings) -> Iterator[Check]:
+    wanted: tuple[tuple[str, object, Callable[[], Path]], ...] = (
+        ("PostgreSQL", given.database_url, wheels.postgres_programs),
+        ("Valkey", given.redis_url, wheels.valkey_server),
+        ("S3 server", given.s3_endpoint_url, wheels.seaweed),
+    )
+    for name, installed, find in wanted:
+        if installed is not None:
+            yield Check(name, Verdict.OK, "an installed one is named in the environment")
+            continue
+        try:
+            yield Check(name, Verdict.OK, str(find()))
+        except SetupError as error:
+            yield Check(name, Verdict.BAD, str(error), "pip install 'diffusion-render-farm[local]'")
+
+
+def _account(given: Settings) -> Check:
+    name = "account"
+    if os.geteuid() != 0:
+        return Check(name, Verdict.OK, f"uid {os.geteuid()}")
+    if given.database_url is not None:
+        return Check(name, Verdict.OK, "root, and PostgreSQL is an installed one")
+    if root_is_renamed():
+        return Check(name, Verdict.OK, "root; PostgreSQL runs in a user namespace")
+    return Check(
+        name,
+        Verdict.WARN,
+        "root, and user namespaces are refused: PostgreSQL runs as nobody",
+        "keep the installation and the data under directories that everyone may enter, or use an ordinary account",
+    )
+
+
+def _disk(directory: DataDirectory) -> Check:
+    place = next(path for path in (directory.path, *directory.path.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    found = f"{free / 2**30:.1f} GiB free at {place}"
+    if free < _BAD_FREE_BYTES:
+        return Check("disk", Verdict.BAD, found, "free some space: PostgreSQL stops when it cannot write")
+    if free < _WARN_FREE_BYTES:
+        return Check("disk", Verdict.WARN, found, "free some space, or move the farm with --data-dir")
+    return Check("disk", Verdict.OK, found)
+
+
+def _cards() -> Check:
+    found = cards.visible()
+    return Check("cards", Verdict.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
+
+
+def _at_rest(directory: DataDirectory, run: Run | None, farm: Farm) -> Iterator[Check]:
+    if run is None:
+        yield Check("farm", Verdict.WARN, f"no farm is running in {directory.path}", "start it with `farm up`")
+    elif run.phase == "failed":
+        yield Check("farm", Verdict.BAD, f"it did not start: {run.message}", "put that right, then `farm up` again")
+    else:
+        left = [part.name for part in run.parts if part.identity is not None and part.identity.alive()]
+        found = "its supervisor was killed" + (f", and left {', '.join(left)} running" if left else "")
+        yield Check("farm", Verdict.BAD, found, "start it again with `farm up`: it cleans up and loses nothing")
+        if left:
+            return
+    taken = [f"{name} ({port})" for name, port in farm.ports.items() if not ports.is_free(port)]
+    if taken:
+        yield Check(
+            "ports", Verdict.WARN, f"taken by other programs: {', '.join(taken)}", "nothing: `farm up` chooses others"
+        )
+    elif farm.ports:
+        yield Check("ports", Verdict.OK, f"{len(farm.ports)} remembered ports are free")
+
+
+def _running(directory: DataDirectory, run: Run, farm: Farm, given: Settings) -> Iterator[Check]:
+    for part in health.parts(directory, given):
+        again = f", restarted {part.restarts}×" if part.restarts else ""
+        found = f"{part.condition} at {part.address or 'pid ' + str(part.pid)}{again}"
+        log = directory.log(part.name)
+        if part.condition is Condition.HEALTHY:
+            verdict, advice = (Verdict.WARN, f"read why it died in {log}") if part.restarts else (Verdict.OK, "")
+        elif part.condition is Condition.STARTING:
+            verdict, advice = Verdict.WARN, f"give it a minute; if it stays so, read {log}"
+        else:
+            verdict, advice = Verdict.BAD, f"read {log}"
+        yield Check(part.name, verdict, found, advice)
+    addresses = Servers.of(directory, farm, given).addresses
+    yield from _database(addresses)
+    yield _storage(addresses)
+    if any(part.name == "api" for part in run.parts):
+        yield from _api(Places.of(farm, given.api_host), farm)
+
+
+def _database(addresses: Addresses) -> Iterator[Check]:
+    # Only this check needs them, and they take half a second to import.
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from farm.store.migrate import current, head
+    from farm.store.unit import sqlalchemy_url
+
+    engine = create_engine(sqlalchemy_url(addresses.database_url), connect_args={"connect_timeout": 3})
+    try:
+        with engine.connect() as connection:
+            before = time.time()
+            theirs = float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+            skew = theirs - (before + time.time()) / 2
+            revision, wanted = current(connection), head()
+    except SQLAlchemyError as error:
+        reason = str(error).splitlines()[0]
+        yield Check("database", Verdict.BAD, reason, "see PostgreSQL's line above, or check FARM_DATABASE_URL")
+        return
+    finally:
+        engine.dispose()
+    if revision == wanted:
+        yield Check("migrations", Verdict.OK, f"at {revision}")
+    else:
+        yield Check(
+            "migrations", Verdict.BAD, f"at {revision or 'nothing'}, this release wants {wanted}", "run `farm migrate`"
+        )
+    if abs(skew) < _SKEW_SECONDS:
+        yield Check("clock", Verdict.OK, f"{abs(skew) * 1000:.0f} ms from the database's")
+    else:
+        yield Check(
+            "clock",
+            Verdict.WARN,
+            f"{skew:+.1f} s from the database's",
+            "switch on NTP on both machines; leases use the database's clock, signatures and links use this one",
+        )
+
+
+def _storage(addresses: Addresses) -> Check:
+    from pydantic import SecretStr
+
+    from farm.objects.storage import Storage
+
+    secret = addresses.s3_secret_key
+    given = settings().model_copy(
+        update={
+            "s3_endpoint_url": addresses.s3_endpoint_url,
+            "s3_access_key": addresses.s3_access_key,
+            "s3_secret_key": None if secret is None else SecretStr(secret),
+            "s3_bucket": addresses.s3_bucket,
+        }
+    )
+    storage = Storage(given)
+    try:
+        storage.check()
+    except FarmError as error:
+        return Check("storage", Verdict.BAD, str(error), "see the S3 server's line above, or check FARM_S3_* variables")
+    finally:
+        storage.close()
+    return Check("storage", Verdict.OK, f"bucket {addresses.s3_bucket!r} answers")
+
+
+def _api(places: Places, farm: Farm) -> Iterator[Check]:
+    import http.client
+
+    if not places.api_ready():
+        yield Check("api ready", Verdict.BAD, f"{places.url}/readyz does not answer 200", "read the API's log")
+        return
+    yield Check("api ready", Verdict.OK, f"{places.url}/readyz")
+    connection = http.client.HTTPConnection("127.0.0.1", places.api_port, timeout=5)
+    try:
+        connection.request("GET", "/v1/workers", headers={"Authorization": f"Bearer {farm.api_key}"})
+        answer = connection.getresponse()
+        body: Any = json.loads(answer.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        yield Check("workers", Verdict.BAD, f"the API did not tell: {error}", "read the API's log")
+        return
+    finally:
+        connection.close()
+    if answer.status != http.client.OK:
+        yield Check("workers", Verdict.BAD, f"the API answered {answer.status}", "read the API's log")
+        return
+    found = body.get("data", body.get("workers", [])) if isinstance(body, dict) else body
+    alive = [worker for worker in found if _is_alive(worker)]
+    names = ", ".join(str(worker.get("name") or worker.get("id")) for worker in alive)
+    if alive:
+        yield Check("workers", Verdict.OK, f"{len(alive)} alive: {names}")
+    else:
+        yield Check(
+            "workers", Verdict.BAD, "none is alive", "read the workers' logs; a first start loads torch for 10 s"
+        )
+
+
+def _is_alive(worker: dict[str, Any]) -> bool:
+    if "alive" in worker:
+        return bool(worker["alive"])
+    return str(worker.get("state", worker.get("status", ""))).lower() not in {"", "dead", "lost", "gone", "offline"}
+
+
+#: A level at or above "error" in the words of our own services, Celery, PostgreSQL and SeaweedFS.
+_ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL|PANIC|Traceback)\b|\[(error|critical)\s*\]|^[EF]\d{4} ")
+
+
+def _last_errors(directory: DataDirectory, run: Run | None) -> Iterator[Check]:
+    for part in run.parts if run else ():
+        log = directory.log(part.name)
+        lines = [line for line in logs.latest(log) if _ERROR.search(line)]
+        if lines:
+            yield Check(f"log of {part.name}", Verdict.WARN, lines[-1][:300], f"read {log} if this is recent")

@@ -1,0 +1,123 @@
+"""How each part of a local farm does right now: asked from outside, by anybody who may read the data directory."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+import psutil
+
+from farm.local import services
+from farm.local.servers import Addresses, Servers
+from farm.local.services import Places
+from farm.local.state import DataDirectory, Part, Run
+from farm.settings import Settings
+
+
+class Condition(StrEnum):
+    """How a part does."""
+
+    HEALTHY = "healthy"
+    STARTING = "starting"  #: its process runs, it does not answer yet
+    RESTARTING = "restarting"  #: it died and waits to be started again
+    DOWN = "down"
+
+
+@dataclass(frozen=True)
+class PartHealth:
+    """One part of the farm, as seen now."""
+
+    name: str
+    condition: Condition
+    address: str
+    pid: int | None = None
+    restarts: int = 0
+    uptime_seconds: float | None = None
+    memory_bytes: int | None = None  #: resident, its children included
+
+
+def supervised(run: Run | None) -> bool:
+    """Whether the run's supervisor is alive."""
+    return run is not None and run.supervisor.alive()
+
+
+def parts(directory: DataDirectory, settings: Settings) -> list[PartHealth]:
+    """All parts of a farm: those that its supervisor runs, and the installed servers that it leans on."""
+    run = directory.run()
+    farm = directory.farm()
+    if not farm.ports:
+        return []
+    servers = Servers.of(directory, farm, settings)
+    places = Places.of(farm, settings.api_host)
+    probes: dict[str, Callable[[], bool]] = {}
+    for program in servers.programs():
+        probes[program.name] = program.ready
+    # Only the probes matter here; which cards there are does not change them.
+    for program in services.table({}, directory, servers.addresses, places, ()):
+        probes[program.name] = program.ready
+    known = run.parts if run else tuple(Part(name, "") for name in probes)
+    alive = supervised(run)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        looked = list(pool.map(lambda part: _look(part, probes.get(part.name), alive), known))
+        return looked + list(pool.map(_look_installed, _installed(servers).items()))
+
+
+def _look(part: Part, probe: Callable[[], bool] | None, supervised: bool) -> PartHealth:
+    if part.identity is None or not part.identity.alive():
+        condition = Condition.RESTARTING if supervised else Condition.DOWN
+        return PartHealth(part.name, condition, part.address, restarts=part.restarts)
+    ready = probe is None or probe()
+    return PartHealth(
+        part.name,
+        Condition.HEALTHY if ready else Condition.STARTING,
+        part.address,
+        part.identity.pid,
+        part.restarts,
+        max(0.0, time.time() - part.since),
+        _memory(part.identity.pid),
+    )
+
+
+def _installed(servers: Servers) -> Mapping[str, str]:
+    addresses: Addresses = servers.addresses
+    found = {}
+    if servers.postgres is None:
+        found["postgres"] = addresses.database_url
+    if servers.valkey is None:
+        found["valkey"] = addresses.redis_url
+    if servers.s3 is None and addresses.s3_endpoint_url:
+        found["s3"] = addresses.s3_endpoint_url
+    return found
+
+
+def _look_installed(named: tuple[str, str]) -> PartHealth:
+    name, url = named
+    parsed = urlsplit(url)
+    default = {"postgres": 5432, "valkey": 6379, "s3": 443 if parsed.scheme == "https" else 80}[name]
+    host, port = parsed.hostname or "localhost", parsed.port or default
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            condition = Condition.HEALTHY
+    except OSError:
+        condition = Condition.DOWN
+    return PartHealth(name, condition, f"{host}:{port} (not ours)")
+
+
+def _memory(pid: int) -> int | None:
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return None
+    total = 0
+    for member in family:
+        try:
+            total += member.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
