@@ -1,0 +1,75 @@
+"""``farm …``: every command, each loaded only when it is asked for, so that ``farm --help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import typer
+
+from farm.errors import FarmError, Unavailable
+
+#: command: the module of ``farm.cli`` that has it, and its line in ``farm --help``
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "up": ("up", "Start a whole farm on this machine."),
+    "down": ("up", "Stop the farm of a data directory."),
+    "status": ("status", "Show each part's health."),
+    "doctor": ("doctor", "Say what is wrong and what to do."),
+    "render": ("render", "Render one picture and save it."),
+    "rerun": ("render", "Render a picture again from its own metadata."),
+    "ls": ("jobs", "List jobs."),
+    "show": ("jobs", "Show all about one job."),
+    "cancel": ("jobs", "Stop jobs."),
+    "retry": ("jobs", "Submit failed or canceled jobs again."),
+    "workers": ("fleet", "List the workers and what they hold."),
+    "models": ("fleet", "List the models and example prompts."),
+    "keys": ("keys", "List, make and revoke API keys."),
+    "demo": ("demo", "Start a farm, render all four tasks, stop it."),
+    "api": ("serve_api", "Run the HTTP API."),
+    "dispatcher": ("serve_dispatcher", "Run one dispatcher."),
+    "deliverer": ("serve_deliverer", "Run one webhook deliverer."),
+    "worker": ("serve_worker", "Run the worker of one card."),
+    "flower": ("serve_flower", "Run Flower, Celery's own dashboard."),
+    "migrate": ("migrate", "Bring the database to this release's schema."),
+}
+
+def app(chosen: str | None) -> typer.Typer:
+    """The program with one command loaded, or, with None, all of them by their names alone (for the help page)."""
+    program = typer.Typer(
+        help="A render farm for diffusion models.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    program.callback()(_program)
+    for name, (module, line) in COMMANDS.items():
+        if chosen is None:
+            program.command(name, help=line)(_unloaded)
+        elif name == chosen:
+            found = getattr(importlib.import_module(f"farm.cli.{module}"), name)
+            if isinstance(found, typer.Typer):
+                program.add_typer(found, name=name)
+            else:
+                program.command(name)(found)
+    return program
+
+
+def main() -> None:
+    """The ``farm`` program. A `FarmError` is the user's affair: its sentence and exit code 2 (3: unreachable)."""
+    # Only the first word can name a command: options of the program itself take no values.
+    chosen = next((word for word in sys.argv[1:2] if word in COMMANDS), None)
+    try:
+        app(chosen)(prog_name="farm")
+    except FarmError as error:
+        print(f"farm: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, Unavailable) else 2)
+
+
+def _program() -> None:
+    pass
+
+
+def _unloaded() -> None:
+    """Stands for a command on the help page."""
