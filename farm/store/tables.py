@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -41,17 +41,19 @@ class PublicId(TypeDecorator[str]):
         super().__init__()
         self.kind = kind
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> UUID | None:
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> UUID | None:  # noqa: ARG002
+        """An id on its way into the database."""
         return None if value is None else ids.to_uuid(self.kind, value)
 
-    def process_result_value(self, value: UUID | None, dialect: Dialect) -> str | None:
+    def process_result_value(self, value: UUID | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """A UUID on its way out."""
         return None if value is None else ids.from_uuid(self.kind, value)
 
 
 class Base(DeclarativeBase):
     """The one metadata that migrations are checked against."""
 
-    type_annotation_map = {
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
         str: Text,
         int: Integer,
         float: Double,
@@ -243,6 +245,8 @@ class EndpointRow(Base):
     __table_args__ = (
         # a job's one-off URL becomes an endpoint of its own, one per tenant and URL
         Index("endpoint_one_off", "tenant_id", "url", unique=True, postgresql_where=text("one_off")),
+        # the deliverers' walk: endpoints, not deliveries, so that one endpoint's backlog is one row here
+        Index("endpoint_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(PublicId(ids.ENDPOINT), primary_key=True)
@@ -253,8 +257,11 @@ class EndpointRow(Base):
     secrets: Mapped[list[str]]  #: ``whsec_…``; more than one while they are rotated
     one_off: Mapped[bool] = mapped_column(server_default=text("false"))
     sequence: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: of the last delivery made for it
-    disabled_at: Mapped[datetime | None]
+    due_at: Mapped[datetime | None]  #: never later than its first pending delivery, but for a pause; None: none waits
+    paused_until: Mapped[datetime | None]  #: nothing is sent before: it asked for that, or fails too often
+    failures: Mapped[int] = mapped_column(server_default=text("0"))  #: tries that failed in a row
     failing_since: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -264,19 +271,21 @@ class DeliveryRow(Base):
     __tablename__ = "delivery"
     __table_args__ = (
         UniqueConstraint("endpoint_id", "event_id"),
-        Index("delivery_due", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("delivery_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
     )
 
     id: Mapped[str] = mapped_column(
         PublicId(ids.DELIVERY), primary_key=True
     )  #: the ``webhook-id``, the same on every try
     endpoint_id: Mapped[str] = mapped_column(PublicId(ids.ENDPOINT), ForeignKey("endpoint.id", ondelete="CASCADE"))
-    event_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("event.id", ondelete="CASCADE"))
+    event_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("event.id", ondelete="CASCADE"), index=True)
     state: Mapped[str]  #: ``pending``, ``delivered``, ``dead``
     sequence: Mapped[int] = mapped_column(BigInteger)
-    tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
-    next_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    lease_until: Mapped[datetime | None]  #: while a deliverer has it in hand
+    tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: begun, counted when it is claimed
+    next_at: Mapped[datetime] = mapped_column(
+        server_default=NOW
+    )  #: of the next try; while one is made, its lease's end
+    lease_until: Mapped[datetime | None]  #: set while a deliverer has it in hand
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

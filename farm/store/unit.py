@@ -19,6 +19,7 @@ from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.jobs import Jobs
 from farm.store.tenants import Tenants
+from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
 
 
@@ -52,6 +53,11 @@ class Unit:
     def files(self) -> Files:
         """Input pictures."""
         return Files(self.session)
+
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        """Endpoints, deliveries and their attempts."""
+        return Webhooks(self.session)
 
 
 class Store:

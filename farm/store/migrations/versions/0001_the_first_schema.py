@@ -66,14 +66,20 @@ def upgrade() -> None:
         sa.Column("secrets", sa.ARRAY(sa.Text()), nullable=False),
         sa.Column("one_off", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("sequence", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("paused_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.ForeignKeyConstraint(
             ["tenant_id"],
             ["tenant.id"],
         ),
         sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index(
+        "endpoint_due", "endpoint", ["due_at"], unique=False, postgresql_where=sa.text("due_at IS NOT NULL")
     )
     op.create_index(
         "endpoint_one_off", "endpoint", ["tenant_id", "url"], unique=True, postgresql_where=sa.text("one_off")
@@ -230,8 +236,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("endpoint_id", "event_id"),
     )
     op.create_index(
-        "delivery_due", "delivery", ["next_at"], unique=False, postgresql_where=sa.text("state = 'pending'")
+        "delivery_due",
+        "delivery",
+        ["endpoint_id", "next_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'pending'"),
     )
+    op.create_index(op.f("ix_delivery_event_id"), "delivery", ["event_id"], unique=False)
     op.create_table(
         "delivery_attempt",
         sa.Column("delivery_id", sa.Uuid(), nullable=False),

@@ -1,0 +1,21 @@
+"""``farm deliverer``: run one deliverer of webhooks."""
+
+from __future__ import annotations
+
+import signal
+
+
+def deliverer() -> None:
+    """Send webhooks. Any number may run at once; SIGTERM ends one with what it has in flight."""
+    from farm.log import configure
+    from farm.objects.storage import Storage
+    from farm.settings import settings
+    from farm.webhooks.deliverer import Deliverer
+
+    configure(settings(), "deliverer")
+    storage = Storage(settings())
+    one = Deliverer(settings(), lambda key: storage.presign_get(key, settings().presign_seconds))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: one.stop())
+    one.run()
+    storage.close()

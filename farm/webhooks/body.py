@@ -1,0 +1,102 @@
+"""The body of a webhook: what happened, to which job, with what outcome.
+
+A body is built anew for each try from the stored rows. A job that is over never changes, so all tries of a delivery say
+the same; only the outputs' URLs are fresh, because a signed URL of the first try would be dead at a later one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from farm.domain.job import Job, Output
+from farm.domain.states import EventType
+
+MAX_BYTES: Final = 20_000  #: a body is smaller than this (Standard Webhooks recommends under 20 kB)
+MARKER: Final = "… [shortened]"
+#: Characters that prompts, metadata and the error's message keep, tried one after the other until the body fits.
+_LIMITS: Final = (None, 2_000, 500, 100, 20)
+
+
+def body(
+    kind: EventType,
+    occurred_at: datetime,
+    sequence: int,
+    job: Job,
+    presign: Callable[[str], str],
+    expires_at: datetime,
+) -> bytes:
+    """The JSON of one event, in UTF-8 and in fewer than `MAX_BYTES` bytes.
+
+    Where it would be larger, ``truncated`` is true: prompts and metadata are shortened and end in `MARKER`, then
+    metadata and at last URLs are left out. The job's own page in the API has everything. ``presign`` gives the URL of
+    an object's key, which works until about ``expires_at``.
+    """
+    urls = [presign(output.key) for output in job.outputs]
+    shrunk: list[tuple[int | None, bool, bool]] = [(limit, True, True) for limit in _LIMITS]
+    shrunk += [(20, False, True), (20, False, False)]
+    for step, (limit, metadata, with_urls) in enumerate(shrunk):
+        data = _job(job, urls if with_urls else [None] * len(urls), expires_at, limit, metadata)
+        event: dict[str, Any] = {
+            "type": kind.value,
+            "timestamp": stamp(occurred_at),
+            "data": data,
+            "sequence": sequence,
+        }
+        if step:
+            event["truncated"] = True
+        encoded = json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        if len(encoded) < MAX_BYTES:
+            return encoded
+    raise AssertionError("a body without texts and URLs is always small enough")
+
+
+def _job(
+    job: Job, urls: list[str] | list[None], expires_at: datetime, limit: int | None, metadata: bool
+) -> dict[str, Any]:
+    parameters = job.spec.parameters()
+    for name in ("prompt", "negative_prompt"):
+        parameters[name] = _shortened(parameters[name], limit)
+    for name in ("task", "model"):  # they stand beside
+        parameters.pop(name, None)
+    return {
+        "id": job.id,
+        "state": job.state.value,
+        "task": job.spec.task.value,
+        "model": job.spec.model,
+        "custom_id": job.custom_id,
+        "metadata": {name: _shortened(value, limit) for name, value in job.metadata.items()} if metadata else {},
+        "parameters": parameters,
+        "outputs": [_output(output, url, expires_at) for output, url in zip(job.outputs, urls, strict=True)],
+        "error": None
+        if job.error is None
+        else {"code": job.error.code, "message": _shortened(job.error.message, limit)},
+        "attempts": job.attempts,
+        "worker": job.worker,
+        "created_at": stamp(job.created_at),
+        "finished_at": None if job.finished_at is None else stamp(job.finished_at),
+    }
+
+
+def _output(output: Output, url: str | None, expires_at: datetime) -> dict[str, Any]:
+    return {
+        "sha256": output.sha256,
+        "width": output.width,
+        "height": output.height,
+        "seed": output.seed,
+        "content_type": output.content_type,
+        "bytes": output.size,
+        "url": url,
+        "url_expires_at": None if url is None else stamp(expires_at),
+    }
+
+
+def _shortened(text: str, limit: int | None) -> str:
+    return text if limit is None or len(text) <= limit else text[:limit] + MARKER
+
+
+def stamp(moment: datetime) -> str:
+    """A time as the API writes it: ISO 8601 in UTC, with milliseconds and ``Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
