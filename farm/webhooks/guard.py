@@ -372,11 +372,6 @@ class _Backend(httpcore2.NetworkBackend):
                 failure = error
         raise failure or httpcore2.ConnectError(f"the host {host!r} has no address")
 
-    def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
-    ) -> httpcore2.NetworkStream:
-        raise _refused("url", path, "a local socket is not on the public internet")
-
 
 class _AsyncBackend(httpcore2.AsyncNetworkBackend):
     """The same for asyncio."""
@@ -392,7 +387,7 @@ class _AsyncBackend(httpcore2.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  the signature is httpcore's
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
@@ -413,11 +408,6 @@ class _AsyncBackend(httpcore2.AsyncNetworkBackend):
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure or httpcore2.ConnectError(f"the host {host!r} has no address")
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None
-    ) -> httpcore2.AsyncNetworkStream:
-        raise _refused("url", path, "a local socket is not on the public internet")
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)

@@ -252,7 +252,7 @@ def test_a_picture_is_fetched(intake: Intake, storage: Storage, tenant: str, hos
         (answering("200 OK", "Content-Length: 5000", body=picture(4)[:100]), "could not be fetched"),
         (answering("what", "is: this"), "could not be fetched"),
         (answering("200 OK", "X: " + "x" * 300_000), "could not be fetched"),
-        (lambda connection: None, "could not be fetched"),
+        (lambda _: None, "could not be fetched"),
     ],
     ids=[
         "redirect", "404", "206", "empty", "svg", "long", "absurd", "longer-than-said", "gzip", "short", "rubbish",
@@ -317,7 +317,7 @@ def test_a_url_inside_is_refused_and_opens_no_connection(storage: Storage, tenan
     with pytest.raises(guard.TargetRefused) as refused:
         closed.from_url(tenant, listening.url, field="inputs.image")
     assert refused.value.problems[0].field == "inputs.image"
-    inside = Intake(storage, Settings(webhook_allow_http=True), resolver=lambda host, port: ["127.0.0.1"])
+    inside = Intake(storage, Settings(webhook_allow_http=True), resolver=lambda _host, _port: ["127.0.0.1"])
     with pytest.raises(guard.TargetRefused, match="not on the public internet") as refused:
         inside.from_url(tenant, "http://cats.example.com/cat.png", field="inputs.image")
     assert refused.value.problems[0].field == "inputs.image"

@@ -221,7 +221,7 @@ class Answers:
         self._answers = list(answers)
         self.asked: list[str] = []
 
-    def __call__(self, host: str, port: int) -> Sequence[str]:
+    def __call__(self, host: str, _port: int) -> Sequence[str]:
         self.asked.append(host)
         return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
