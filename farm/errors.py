@@ -16,6 +16,8 @@
     ├── RenderError         a job's own failure, with a stable code
     │   ├── ModelUnavailable
     │   ├── OutOfMemory
+    │   ├── InputLost
+    │   ├── InputUnfit
     │   └── JobCanceled
     └── SetupError          this machine cannot run what was asked; the message says what to do
 
@@ -126,6 +128,13 @@ class InputLost(RenderError):
     """An input picture that was accepted is no longer in storage or no longer decodes."""
 
     code = "input_unavailable"
+    retryable = False
+
+
+class InputUnfit(RenderError):
+    """An input picture decodes, but the pipeline can make nothing of it."""
+
+    code = "input_unfit"
     retryable = False
 
 

@@ -50,7 +50,11 @@ class Settings(BaseSettings):
     # the worker
     card: str | None = None  #: which card this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
-    torch_threads: int = Field(0, ge=0)  #: 0: torch's own choice divided by the workers of this machine
+    torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
+    drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the card may take to finish
+    stall_seconds: float = Field(300, gt=0)  #: a card without a denoising step for this long is given up
+    load_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download
+    storage_seconds: float = Field(300, gt=0)  #: how long a finished picture waits for a storage that does not answer
 
     # webhooks and inputs by URL
     webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached all the same

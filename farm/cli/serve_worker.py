@@ -1,0 +1,40 @@
+"""``farm worker``: run one worker, which owns one card."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from farm.errors import SetupError
+
+
+def worker(
+    celery_options: Annotated[
+        list[str] | None, typer.Argument(help="Options for Celery's own worker command, after `--`.")
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(help="The card to own: 0, cuda:0, a GPU-… UUID, cpu, cpu1 or mps. The first one found if absent."),
+    ] = None,
+) -> None:
+    """Render jobs on one card until stopped. Start one worker for each card."""
+    missing = [
+        name for name in ("workers", "torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise SetupError(
+            f"a worker needs {', '.join(missing)}, which this environment lacks: "
+            'pip install "diffusion-render-farm[worker]"'
+        )
+    if card is not None:
+        os.environ["FARM_CARD"] = card
+    # Workers of one farm have nothing to tell each other: without gossip and mingle their number costs nothing.
+    options = ["--without-gossip", "--without-mingle", "--loglevel", "WARNING", *(celery_options or ())]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The same process becomes Celery's, so a supervisor's signals and waits reach it.
+    os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "workers.app", "--quiet", "worker", *options])  # noqa: S606

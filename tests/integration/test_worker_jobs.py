@@ -1,0 +1,226 @@
+"""Real jobs on a real worker process: PostgreSQL, Valkey, S3, Celery, torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from farm import lifecycle
+from farm.dispatch import broker
+from farm.domain.states import JobState
+from farm.domain.tasks import JobSpec, OutputFormat, Task
+from farm.objects import recipes
+from farm.objects.keys import job_prefix
+from tests.conftest import TestServers
+from tests.integration.worker_process import Farm, WorkerProcess, depth, mask, scene, spec
+from tests.waiting import wait_until
+
+BROKEN = """
+[[model]]
+id = "starter"
+source = "builtin:starter"
+tasks = ["text-to-image", "image-to-image", "inpainting", "depth-to-image"]
+dtype = "float32"
+
+[[model]]
+id = "broken"
+source = "./no/such/directory"
+tasks = ["text-to-image"]
+"""
+
+
+@pytest.fixture(scope="module")
+def farm(servers: TestServers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    servers.postgres.create_database("worker_jobs", template=migrated_template)
+    directory = tmp_path_factory.mktemp("worker")
+    (directory / "models.toml").write_text(BROKEN)
+    env = servers.env(database_url=servers.postgres.url("worker_jobs"), redis_url=servers.valkey.url(0))
+    env |= {"FARM_MODELS_FILE": str(directory / "models.toml"), "FARM_HEARTBEAT_SECONDS": "0.5"}
+    farm = Farm(env, directory)
+    yield farm
+    farm.close()
+    servers.postgres.drop_database("worker_jobs")
+
+
+@pytest.fixture(scope="module")
+def worker(farm: Farm) -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(farm).start()
+    try:
+        yield worker.wait_online()
+    finally:
+        worker.kill()
+
+
+def inputs_of(farm: Farm, task: Task) -> dict[str, object]:
+    match task:
+        case Task.TEXT_TO_IMAGE:
+            return {}
+        case Task.IMAGE_TO_IMAGE:
+            return {"image": farm.picture(scene())}
+        case Task.INPAINTING:
+            return {"image": farm.picture(scene()), "mask_image": farm.picture(mask())}
+        case Task.DEPTH_TO_IMAGE:
+            return {"image": farm.picture(scene())}
+
+
+def rendered(farm: Farm, worker: WorkerProcess, wanted: JobSpec) -> list[bytes]:
+    """The files of a job that succeeds; each matches what its row says."""
+    job = farm.wait(farm.start(wanted, worker.name), JobState.SUCCEEDED, JobState.FAILED, timeout=120)
+    assert job.state is JobState.SUCCEEDED, (job.error, worker.log())
+    assert len(job.outputs) == wanted.num_images_per_prompt
+    files = [farm.storage.get(output.key) for output in job.outputs]
+    for file, output in zip(files, job.outputs, strict=True):
+        assert hashlib.sha256(file).hexdigest() == output.sha256
+        assert len(file) == output.size
+        assert output.content_type == wanted.output_format.content_type
+        assert farm.storage.head(output.key).content_type == output.content_type
+    return files
+
+
+@pytest.mark.parametrize("task", Task)
+def test_each_task_renders_and_its_recipe_renders_the_same_bytes_again(
+    farm: Farm, worker: WorkerProcess, task: Task
+) -> None:
+    inputs = inputs_of(farm, task)
+    (first,) = rendered(farm, worker, spec(task, inputs=inputs))
+    text = recipes.read(first)
+    assert text is not None
+    stored = json.loads(text)["spec"]
+    by_content = {picture.sha256: picture for picture in inputs.values()}  # type: ignore[attr-defined]
+    stored["inputs"] = {name: by_content[sha256] for name, sha256 in stored["inputs"].items()}
+    (again,) = rendered(farm, worker, JobSpec.model_validate(stored))
+    assert again == first
+
+
+def test_a_given_depth_map_is_followed(farm: Farm, worker: WorkerProcess) -> None:
+    picture = farm.picture(scene())
+    (estimated,) = rendered(farm, worker, spec(Task.DEPTH_TO_IMAGE, inputs={"image": picture}))
+    (given,) = rendered(
+        farm, worker, spec(Task.DEPTH_TO_IMAGE, inputs={"image": picture, "depth_map": farm.picture(depth())})
+    )
+    assert estimated != given
+
+
+def test_each_picture_of_a_job_can_be_rendered_alone(farm: Farm, worker: WorkerProcess) -> None:
+    files = rendered(farm, worker, spec(num_images_per_prompt=3, seed=20))
+    (alone,) = rendered(farm, worker, spec(seed=22))
+    assert files[2] == alone
+    assert len(set(files)) == 3
+
+
+@pytest.mark.parametrize("kind", [OutputFormat.WEBP, OutputFormat.JPEG])
+def test_other_formats_carry_the_recipe_too(farm: Farm, worker: WorkerProcess, kind: OutputFormat) -> None:
+    (file,) = rendered(farm, worker, spec(output_format=kind))
+    text = recipes.read(file)
+    assert text is not None
+    body = json.loads(text)
+    assert body["spec"]["output_format"] == kind.value
+    assert body["made_with"]["weights"].startswith("sha256:")
+
+
+def test_the_row_tells_how_the_job_went(farm: Farm, worker: WorkerProcess) -> None:
+    job = farm.wait(farm.start(spec(), worker.name), JobState.SUCCEEDED)
+    assert job.worker == worker.name
+    assert job.attempts == 1
+    assert job.progress is not None
+    assert (job.progress.step, job.progress.steps) == (4, 4)
+    assert job.rendering_at is not None
+    assert job.recipe is not None
+    assert job.recipe["device"] == "cpu"
+    assert farm.events(job) == ["job.started", "job.succeeded"]
+
+
+def test_a_stale_epoch_message_is_dropped(farm: Farm, worker: WorkerProcess) -> None:
+    job = farm.submit(spec())
+    stale = farm.hand_over(job, worker.name, send=False)
+    with farm.store.begin() as unit:
+        lifecycle.take_back(unit, [stale], "for the test")
+    fresh = farm.hand_over(job, worker.name, send=False)
+    broker.send(farm.app, [stale])
+    # a later job on the same queue is done: the stale message has been looked at
+    rendered(farm, worker, spec())
+    assert farm.job(job.id).state is JobState.DISPATCHED
+    broker.send(farm.app, [fresh, fresh])
+    done = farm.wait(job, JobState.SUCCEEDED)
+    assert done.attempts == 1
+    assert [one.key for one in farm.storage.list(job_prefix(farm.tenant, job.id))] == [done.outputs[0].key]
+
+
+def test_a_message_of_another_version_is_left_unclaimed(farm: Farm, worker: WorkerProcess) -> None:
+    job = farm.submit(spec())
+    sent = farm.hand_over(job, worker.name, send=False)
+    farm.app.send_task(
+        broker.RENDER,
+        kwargs={"job": sent.job_id, "epoch": sent.epoch, "version": 99, "more": True},
+        queue=broker.queue_of(worker.name),
+    )
+    rendered(farm, worker, spec())
+    assert farm.job(job.id).state is JobState.DISPATCHED
+
+
+def test_a_running_job_stops_at_the_next_steps_when_canceled(farm: Farm, worker: WorkerProcess) -> None:
+    job = farm.start(spec(num_inference_steps=150, num_images_per_prompt=8), worker.name)
+    wait_until(lambda: (progress := farm.job(job.id).progress) and progress.step > 0, 60, what="it renders")
+    with farm.store.begin() as unit:
+        lifecycle.cancel(unit, farm.tenant, job.id)
+    done = farm.wait(job, JobState.CANCELED, timeout=10)
+    assert done.progress is not None
+    assert done.progress.step < 150 * 8
+    assert done.outputs == ()
+    assert list(farm.storage.list(job_prefix(farm.tenant, job.id))) == []
+    assert farm.events(job) == ["job.started", "job.canceled"]
+
+
+def test_a_job_that_waits_for_the_card_is_canceled_at_once(farm: Farm, worker: WorkerProcess) -> None:
+    busy = farm.start(spec(num_inference_steps=150, num_images_per_prompt=8), worker.name)
+    wait_until(lambda: farm.job(busy.id).progress, 60, what="the card is busy")
+    waiting = farm.start(spec(), worker.name)
+    farm.wait(waiting, JobState.RUNNING)
+    with farm.store.begin() as unit:
+        lifecycle.cancel(unit, farm.tenant, waiting.id)
+    farm.wait(waiting, JobState.CANCELED, timeout=10)
+    assert farm.job(busy.id).state is JobState.RUNNING
+    with farm.store.begin() as unit:
+        lifecycle.cancel(unit, farm.tenant, busy.id)
+    farm.wait(busy, JobState.CANCELED, timeout=10)
+
+
+def test_a_broken_model_fails_its_job_and_nothing_else(farm: Farm, worker: WorkerProcess) -> None:
+    job = farm.wait(farm.start(spec(model="broken"), worker.name), JobState.FAILED)
+    assert job.error is not None
+    assert job.error.code == "model_unavailable"
+    assert "no such directory" in job.error.message
+    assert job.attempts == 1
+    unknown = farm.wait(farm.start(spec(model="nowhere"), worker.name), JobState.FAILED)
+    assert unknown.error is not None
+    assert unknown.error.code == "model_unavailable"
+    rendered(farm, worker, spec())
+
+
+def test_a_lost_input_fails_its_job_without_another_try(farm: Farm, worker: WorkerProcess) -> None:
+    picture = farm.picture(scene().rotate(90))
+    farm.storage.delete(picture.key)
+    job = farm.wait(farm.start(spec(Task.IMAGE_TO_IMAGE, inputs={"image": picture}), worker.name), JobState.FAILED)
+    assert job.error is not None
+    assert job.error.code == "input_unavailable"
+
+
+def test_the_worker_tells_what_it_is(farm: Farm, worker: WorkerProcess) -> None:
+    rendered(farm, worker, spec())
+    wait_until(lambda: (found := farm.worker(worker.name)) and found.models == ("starter",), 10)
+    found = farm.worker(worker.name)
+    assert found is not None
+    assert found.info.card.kind == "cpu"
+    assert found.info.card.dtype == "float32"
+    assert found.info.card.memory_bytes > 2**28
+    assert {"torch", "diffusers", "transformers", "celery", "farm"} <= set(found.info.versions)
+    assert (found.info.slots, found.info.look_ahead) == (1, 2)
+
+
+def test_flower_would_show_the_worker_by_its_card(farm: Farm, worker: WorkerProcess) -> None:
+    answers = farm.app.control.inspect(timeout=5).active_queues()
+    assert list(answers) == ["cpu0@testhost"]
+    assert [queue["name"] for queue in answers["cpu0@testhost"]] == [f"worker.{worker.name}"]

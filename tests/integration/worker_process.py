@@ -1,0 +1,223 @@
+"""A real worker as a subprocess, and the dispatcher's part played by the test: hand over, then send."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Celery
+from PIL import Image, ImageDraw
+
+from farm import lifecycle
+from farm.dispatch import broker
+from farm.domain.job import HandOver, Job, NewJob, Sent
+from farm.domain.states import JobState
+from farm.domain.tasks import InputPicture, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.worker import Worker, WorkerState
+from farm.objects.intake import Intake
+from farm.objects.storage import Storage
+from farm.settings import Settings
+from farm.store.unit import Store
+from tests.waiting import wait_until
+
+HOST = "testhost"
+START_SECONDS = 120  #: importing torch and diffusers on a busy machine
+
+
+@dataclass
+class Farm:
+    """The servers of a test module with a tenant, and no dispatcher: the test hands over itself."""
+
+    env: dict[str, str]
+    log_dir: Path
+    settings: Settings = field(init=False)
+    store: Store = field(init=False)
+    storage: Storage = field(init=False)
+    app: Celery = field(init=False)
+    tenant: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        before = {name: os.environ.get(name) for name in self.env}
+        os.environ.update(self.env)
+        try:
+            self.settings = Settings()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        self.store = Store.connect(self.settings, pool=4)
+        self.storage = Storage(self.settings)
+        self.app = broker.make_app(self.settings)
+        with self.store.begin() as unit:
+            self.tenant = unit.tenants.create("test").id
+
+    def close(self) -> None:
+        self.store.close()
+        self.storage.close()
+        self.app.close()
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def picture(self, image: Image.Image) -> InputPicture:
+        """Store an input picture."""
+        target = io.BytesIO()
+        image.save(target, "PNG")
+        stored = Intake(self.storage, self.settings).from_bytes(self.tenant, target.getvalue())
+        return InputPicture(
+            sha256=stored.sha256,
+            key=stored.key,
+            content_type=stored.content_type,
+            width=stored.width,
+            height=stored.height,
+        )
+
+    def submit(self, spec: JobSpec, max_attempts: int = 3) -> Job:
+        with self.store.begin() as unit:
+            return lifecycle.submit(unit, self.tenant, NewJob(spec, max_attempts=max_attempts))[0]
+
+    def hand_over(self, job: Job, worker: str, *, send: bool = True) -> Sent:
+        with self.store.begin() as unit:
+            (sent,) = lifecycle.hand_over(unit, [HandOver(job.id, worker)], self.settings.dispatch_lease_seconds)
+        if send:
+            broker.send(self.app, [sent])
+        return sent
+
+    def start(self, spec: JobSpec, worker: str, **kwargs: Any) -> Job:
+        job = self.submit(spec, **kwargs)
+        self.hand_over(job, worker)
+        return job
+
+    def job(self, job_id: str) -> Job:
+        with self.store.begin() as unit:
+            found = unit.jobs.get(job_id)
+        assert found is not None
+        return found
+
+    def wait(self, job: Job, *states: JobState, timeout: float = 60) -> Job:
+        return wait_until(
+            lambda: (found := self.job(job.id)).state in states and found,
+            timeout,
+            every=0.05,
+            what=f"{job.id} is {' or '.join(states)}",
+        )
+
+    def events(self, job: Job) -> list[str]:
+        with self.store.begin() as unit:
+            return [event.type.value for event in unit.events.of_job(job.id)]
+
+    def worker(self, name: str) -> Worker | None:
+        with self.store.begin() as unit:
+            return next((worker for worker in unit.workers.all() if worker.info.name == name), None)
+
+    def queued_messages(self, worker: str) -> int:
+        with redis.Redis.from_url(self.env["FARM_REDIS_URL"]) as client:
+            return int(client.llen(broker.queue_of(worker).name))
+
+
+@dataclass
+class WorkerProcess:
+    """One ``celery -A workers.app worker``."""
+
+    farm: Farm
+    card: str = "cpu0"
+    env: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    @property
+    def name(self) -> str:
+        return f"{HOST}/{self.card}"
+
+    @property
+    def log_file(self) -> Path:
+        return self.farm.log_dir / f"worker-{self.card}.log"
+
+    def start(self) -> WorkerProcess:
+        env = os.environ | self.farm.env | {"FARM_CARD": self.card, "FARM_WORKER_HOST": HOST, "FARM_TORCH_THREADS": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "workers.app",
+            "worker",
+            "--without-gossip",
+            "--without-mingle",
+        ]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *self.options], env=env | self.env, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def wait_online(self) -> WorkerProcess:
+        def online() -> bool:
+            assert self.process.poll() is None, self.log()
+            found = self.farm.worker(self.name)
+            return found is not None and found.info.pid == self.process.pid and found.state is WorkerState.ONLINE
+
+        wait_until(online, START_SECONDS, every=0.1, what="the worker is online")
+        return self
+
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 60) -> int:
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+
+# -- what is asked for -------------------------------------------------------------------------------------------------
+
+
+def spec(task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
+    """A small job for the built-in model; inputs by field name."""
+    values: dict[str, Any] = {
+        "task": task,
+        "model": "starter",
+        "prompt": "a red sphere on a blue background",
+        "negative_prompt": "",
+        "num_inference_steps": 4,
+        "guidance_scale": 4.0,
+        "scheduler": Scheduler.DDIM,
+        "seed": 7,
+        "num_images_per_prompt": 1,
+        "width": 64,
+        "height": 64,
+        "strength": None if task is Task.TEXT_TO_IMAGE else 1.0,
+        "output_format": OutputFormat.PNG,
+        "inputs": {},
+    }
+    return JobSpec.model_validate(values | changes)
+
+
+def scene() -> Image.Image:
+    image = Image.new("RGB", (64, 64), (40, 60, 200))
+    ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill=(220, 40, 40))
+    return image
+
+
+def mask() -> Image.Image:
+    image = Image.new("L", (64, 64), 0)
+    ImageDraw.Draw(image).rectangle((8, 8, 40, 56), fill=255)
+    return image
+
+
+def depth() -> Image.Image:
+    return Image.linear_gradient("L").resize((64, 64))

@@ -1,0 +1,192 @@
+"""The engine: the one thread that owns the card. Jobs go in as work and come out as pictures.
+
+It renders one job at a time, first come first served. What goes in and out does not say so, so that batching across jobs
+can take the place of `workers.serial` without a change elsewhere.
+
+A dead engine would leave every job waiting for ever, so its death ends the process; the leases bring the jobs back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from PIL import Image
+
+from farm.domain.cost import steps_run
+from farm.domain.model import Model
+from farm.domain.tasks import JobSpec
+from farm.domain.worker import Card
+from farm.errors import JobCanceled, RenderError
+from workers import card as cards
+from workers.card import Choice
+
+if TYPE_CHECKING:
+    from workers.serial import SerialRenderer
+
+log = structlog.stdlib.get_logger()
+
+EXIT_ENGINE_DIED: Final = 70  #: EX_SOFTWARE of sysexits.h
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What came out for one job."""
+
+    images: list[Image.Image]  #: RGB, (height, width) of the spec, in the order of the outputs
+    made_with: dict[str, object]  #: model revision and weights, dtype, device kind, library versions
+
+
+@dataclass(eq=False)
+class RenderWork:
+    """One job as the card sees it."""
+
+    spec: JobSpec
+    model: Model
+    inputs: Mapping[str, Image.Image]
+    #: Both are called on the engine's thread and must not wait for anything.
+    on_take_up: Callable[[], None]
+    on_step: Callable[[int], None]  #: gets the denoising steps done over all outputs, 1 to `total_steps`
+    stop: threading.Event  #: set from outside: the work ends at its next denoising step
+    future: Future[Rendered] = field(default_factory=Future)
+
+
+def total_steps(spec: JobSpec) -> int:
+    """Denoising steps of a whole job, over all its outputs."""
+    return steps_run(spec) * spec.num_images_per_prompt
+
+
+class Engine(threading.Thread):
+    """Owns the card from start to end."""
+
+    def __init__(self, choice: Choice, torch_threads: int) -> None:
+        super().__init__(name="engine", daemon=True)
+        self._choice = choice
+        self._torch_threads = torch_threads
+        self._waiting: deque[RenderWork] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._busy = False
+        self._renderer: SerialRenderer | None = None
+        self.loading = True  #: whether a model, or torch itself, is being loaded
+        self.moved_at = time.monotonic()  #: when it last got further: a step, a phase of loading, a change of job
+        self.card: Future[Card] = Future()  #: known once torch has looked
+
+    # -- from other threads -------------------------------------------------------------------------------------------
+
+    def submit(self, work: RenderWork) -> Future[Rendered]:
+        """Queue work for the card. The future fails with `RenderError` or whatever the pipeline raised."""
+        with self._wake:
+            if not self._waiting and not self._busy:
+                self._move()  # an idle engine has not stalled
+            self._waiting.append(work)
+            self._wake.notify()
+        return work.future
+
+    def withdraw(self, work: RenderWork) -> bool:
+        """Take back work that the card has not taken up, at once; False if it has (it stops at its next step)."""
+        with self._wake:
+            try:
+                self._waiting.remove(work)
+            except ValueError:
+                return False
+        work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
+        return True
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The ids of the models in memory."""
+        return () if self._renderer is None else self._renderer.models
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long it has not got further with what it has to do; 0 with nothing to do."""
+        with self._wake:
+            if not self._busy and not self._waiting and not self.loading:
+                return 0.0
+            return time.monotonic() - self.moved_at
+
+    def close(self) -> None:
+        """End after the work at hand."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+
+    # -- its own thread -----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Look at the card, then render until closed."""
+        try:
+            try:
+                card = cards.describe(self._choice)
+            except BaseException as error:
+                self.card.set_exception(error)
+                return  # whoever waits for the card says what is wrong and ends the process
+            self.card.set_result(card)
+            self._move()
+            from workers.serial import SerialRenderer  # noqa: PLC0415 - seconds of imports, after pinning
+
+            renderer = SerialRenderer(card, self._torch_threads, self._move)
+            self._renderer = renderer
+            self._move()
+            self.loading = False
+            while (work := self._next()) is not None:
+                self._do(work, renderer)
+        except BaseException:
+            log.critical("the engine died", action="engine_died", exc_info=True)
+            os._exit(EXIT_ENGINE_DIED)
+
+    def _next(self) -> RenderWork | None:
+        with self._wake:
+            self._busy = False
+            self._wake.wait_for(lambda: self._waiting or self._closing)
+            if self._closing:
+                return None
+            self._busy = True
+            self._move()
+            return self._waiting.popleft()
+
+    def _do(self, work: RenderWork, renderer: SerialRenderer) -> None:
+        if work.stop.is_set():
+            work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
+            return
+        work.on_take_up()
+        try:
+            rendered = self._render(work, renderer)
+        except Exception as error:
+            if not isinstance(error, RenderError):
+                log.exception("rendering failed", action="render_failed", model=work.model.id)
+            _let_go(error)
+            work.future.set_exception(error)
+        else:
+            work.future.set_result(rendered)
+        finally:
+            self._move()
+
+    def _render(self, work: RenderWork, renderer: SerialRenderer) -> Rendered:
+        self.loading = True
+        self._move()
+        try:
+            loaded = renderer.load(work.model)
+        finally:
+            self._move()
+            self.loading = False
+        return renderer.render(loaded, work)
+
+    def _move(self) -> None:
+        self.moved_at = time.monotonic()
+
+
+def _let_go(error: BaseException) -> None:
+    """Drop the frames of a failed run: they hold its tensors, which must not live as long as the error does."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,348 @@
+"""From a task and a model to a diffusers pipeline, and from a job's spec to one call of it.
+
+The pipelines are diffusers' own, unmodified. The pipelines of one model share its components, so a model lies in memory
+once whatever it is asked for. A scheduler keeps the state of the run it is in, so every run gets a fresh one. Weights come
+from safetensors files only and no code of a model's repository is run. No safety checker is loaded: what may be rendered
+is the operator's policy, and a checker's black squares would be failures that look like successes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import diffusers
+import torch
+import transformers
+from PIL import Image
+
+from farm.domain.cost import steps_run
+from farm.domain.model import Model
+from farm.domain.tasks import JobSpec, Scheduler, Task
+from farm.domain.worker import Card
+from farm.errors import InputUnfit, JobCanceled, ModelUnavailable
+from workers.card import device
+
+BUILTIN: Final = "builtin:"
+
+SCHEDULERS: Final[dict[Scheduler, Any]] = {
+    Scheduler.DDIM: diffusers.DDIMScheduler,
+    Scheduler.DDPM: diffusers.DDPMScheduler,
+    Scheduler.PNDM: diffusers.PNDMScheduler,
+    Scheduler.EULER: diffusers.EulerDiscreteScheduler,
+    Scheduler.EULER_ANCESTRAL: diffusers.EulerAncestralDiscreteScheduler,
+    Scheduler.HEUN: diffusers.HeunDiscreteScheduler,
+    Scheduler.DPM_SOLVER: diffusers.DPMSolverMultistepScheduler,
+    Scheduler.UNIPC: diffusers.UniPCMultistepScheduler,
+}
+
+_FOR_TASK: Final[dict[Task, Any]] = {
+    Task.TEXT_TO_IMAGE: diffusers.AutoPipelineForText2Image,
+    Task.IMAGE_TO_IMAGE: diffusers.AutoPipelineForImage2Image,
+    Task.INPAINTING: diffusers.AutoPipelineForInpainting,
+}
+
+_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+#: Of each weights file, this much is hashed at its start, middle and end. All of a small file; of a large one enough to tell
+#: two trainings apart without reading it twice.
+_SAMPLE_BYTES: Final = 8 * 2**20
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and advice out of the log, and their telemetry off the network."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def be_deterministic(threads: int) -> None:
+    """Make the same call give the same bytes on this machine: fixed threads, no autotuning, no atomic adds.
+
+    ``threads``: of torch's CPU kernels; 0 keeps torch's choice. A sum's order depends on it, so it never changes later.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    # only warn: some attention kernels have no deterministic form, and a picture is better than none
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@dataclass
+class LoadedModel:
+    """A model in the card's memory."""
+
+    model: Model
+    dtype: str  #: what it really runs in
+    revision: str | None  #: the commit of a Hub model
+    fingerprint: str  #: of the weights: see :func:`fingerprint`
+    bytes: int  #: of all weights and buffers, each counted once
+    _pipelines: dict[Task, Any] = field(default_factory=dict)
+
+    def pipeline(self, task: Task) -> Any:
+        """The model's pipeline for a task, on the components it has already.
+
+        Raises `ModelUnavailable` if the model has no such pipeline.
+        """
+        if task not in self._pipelines:
+            self._pipelines[task] = _derive(self.model, next(iter(self._pipelines.values())), task)
+        return self._pipelines[task]
+
+    def made_with(self, card: Card) -> dict[str, object]:
+        """What a recipe says of the model and the libraries. Nothing in it belongs to one worker or one moment."""
+        found: dict[str, object] = {
+            "model": self.model.id,
+            "weights": self.fingerprint,
+            "dtype": self.dtype,
+            "device": card.kind,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+        }
+        if self.revision is not None:
+            found["revision"] = self.revision
+        return found
+
+
+def load(model: Model, card: Card) -> LoadedModel:
+    """Bring a model's weights onto the card.
+
+    Raises:
+        ModelUnavailable: with one sentence that says what is missing.
+        torch.OutOfMemoryError: the card has no room for it.
+    """
+    dtype = _dtype(model, card)
+    try:
+        if model.source.startswith(BUILTIN):
+            folder, pipelines = _load_builtin(model, dtype)
+        else:
+            folder, pipelines = _load_folder(model, dtype)
+        where = device(card)
+        for pipeline in pipelines.values():
+            pipeline.to(where)
+            pipeline.set_progress_bar_config(disable=True)
+    except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # whatever a broken repository makes the loaders raise, the worker stays healthy
+        raise ModelUnavailable(f"model {model.id} cannot be loaded from {model.source}: {_short(error)}") from error
+    revision = folder.name if folder.parent.name == "snapshots" else None
+    size = _bytes_of(pipelines.values())
+    return LoadedModel(model, str(dtype).removeprefix("torch."), revision, fingerprint(folder), size, pipelines)
+
+
+def _load_builtin(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any]]:
+    name = model.source.removeprefix(BUILTIN)
+    if name != "starter":
+        raise ModelUnavailable(f"model {model.id} names {model.source}, and no such model is built in")
+    from workers import starter  # noqa: PLC0415 - it is one of many models
+    from workers.starter.load import load as load_starter  # noqa: PLC0415
+
+    return Path(starter.WEIGHTS), {Task(task): pipeline for task, pipeline in load_starter(dtype).items()}
+
+
+def _load_folder(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any]]:
+    folder = Path(model.source)
+    if not folder.is_dir():
+        if folder.is_absolute() or model.source.startswith("."):
+            raise ModelUnavailable(f"model {model.id} should lie in {model.source}, and there is no such directory")
+        folder = Path(
+            diffusers.DiffusionPipeline.download(
+                model.source,
+                revision=model.revision,
+                variant=model.variant,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        )
+    if not any(folder.rglob("*.safetensors")):
+        raise ModelUnavailable(
+            f"model {model.id} has no .safetensors files in {model.source}; other formats can run code"
+        )
+    base = diffusers.DiffusionPipeline.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        variant=model.variant,
+        use_safetensors=True,
+        trust_remote_code=False,
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+    loaded: dict[Task, Any] = {}
+    for task in model.tasks:
+        loaded[task] = _derive(model, base, task)
+    return folder, loaded
+
+
+def _derive(model: Model, base: Any, task: Task) -> Any:
+    """The pipeline for another task over the same components."""
+    if task is Task.DEPTH_TO_IMAGE:
+        if isinstance(base, diffusers.StableDiffusionDepth2ImgPipeline):
+            return base
+        raise ModelUnavailable(f"model {model.id} has no depth estimator, so it cannot do {task}")
+    try:
+        pipeline = _FOR_TASK[task].from_pipe(base)
+    except (ValueError, TypeError) as error:
+        raise ModelUnavailable(f"model {model.id} is a {type(base).__name__}, which cannot do {task}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _dtype(model: Model, card: Card) -> torch.dtype:
+    if card.kind == "cpu":
+        return torch.float32  # half precision is slow there, and some operators lack it
+    return _DTYPES[card.dtype if model.dtype == "auto" else model.dtype]
+
+
+def _bytes_of(pipelines: Any) -> int:
+    seen: dict[int, int] = {}
+    for pipeline in pipelines:
+        for component in pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                for tensor in (*component.parameters(), *component.buffers()):
+                    seen[tensor.data_ptr()] = tensor.nbytes
+    return sum(seen.values())
+
+
+def fingerprint(folder: Path) -> str:
+    """What identifies a model's weights: a SHA-256 over each safetensors file's name, size and content.
+
+    Of a file above 24 MiB only the first (with its header), middle and last 8 MiB are read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            starts = (0, size // 2, size - _SAMPLE_BYTES) if size > 3 * _SAMPLE_BYTES else (0,)
+            for start in starts:
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES if len(starts) > 1 else size))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def make_scheduler(name: Scheduler, base: Any) -> Any:
+    """A fresh scheduler of that name with the model's noise schedule; ``base`` is the model's own.
+
+    Raises `ModelUnavailable` for a model whose noise schedule it does not fit (flow matching).
+    """
+    kind = SCHEDULERS[name]
+    if type(base) is kind or kind in base.compatibles:
+        return kind.from_config(base.config)
+    if name is Scheduler.EULER:  # flow matching is integrated with Euler steps of its own
+        return type(base).from_config(base.config)
+    raise ModelUnavailable(
+        f"the model's schedule is a {type(base).__name__}, which the {name} scheduler cannot follow; use {Scheduler.EULER}"
+    )
+
+
+def render(
+    loaded: LoadedModel,
+    spec: JobSpec,
+    index: int,
+    inputs: Mapping[str, Image.Image],
+    on_step: Callable[[int], None],
+    stop: threading.Event,
+) -> Image.Image:
+    """Render output ``index`` of a job by one call of the stock pipeline, so that it can be rendered again alone.
+
+    ``on_step`` gets the denoising steps done, 1 to `steps_run`. The picture is RGB, (height, width).
+
+    Raises:
+        JobCanceled: ``stop`` was set; nothing is left of the run.
+        InputUnfit: an input leaves the pipeline nothing to work with.
+    """
+    # A copy shares the components and nothing else, so a run leaves no state behind that another one could see.
+    pipeline = copy.copy(loaded.pipeline(spec.task))
+    pipeline.scheduler = make_scheduler(spec.scheduler, pipeline.scheduler)
+    steps = steps_run(spec)
+
+    def after_step(pipe: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        if stop.is_set():
+            raise JobCanceled("the job was stopped")
+        # some schedulers call the denoiser twice for one step: count in the steps that were asked for
+        on_step(min(steps, (step + 1) * steps // max(1, pipe.num_timesteps)))
+        return {}
+
+    if stop.is_set():
+        raise JobCanceled("the job was stopped")
+    called = pipeline(
+        prompt=spec.prompt,
+        negative_prompt=spec.negative_prompt,
+        num_inference_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale,
+        num_images_per_prompt=1,
+        # on the CPU whatever the card: the same seed is the same noise everywhere
+        generator=torch.Generator("cpu").manual_seed(spec.seed_of(index)),
+        callback_on_step_end=after_step,
+        output_type="pil",
+        **_arguments(spec, inputs),
+    )
+    image: Image.Image = called.images[0]
+    return image.convert("RGB")
+
+
+def _arguments(spec: JobSpec, inputs: Mapping[str, Image.Image]) -> dict[str, Any]:
+    """What the task's pipeline takes beside the common parameters. Inputs are brought to the job's size here."""
+    size = (spec.width, spec.height)
+    if spec.task is Task.TEXT_TO_IMAGE:
+        return {"width": spec.width, "height": spec.height}
+    picture = inputs["image"]
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    found: dict[str, Any] = {"image": picture, "strength": spec.strength}
+    if spec.task is Task.INPAINTING:
+        mask = inputs["mask_image"]
+        if mask.size != size:
+            mask = mask.resize(size, Image.Resampling.NEAREST)  # a mask's edge stays an edge
+        found |= {"mask_image": mask, "width": spec.width, "height": spec.height}
+    if spec.task is Task.DEPTH_TO_IMAGE and "depth_map" in inputs:
+        found["depth_map"] = _depth(inputs["depth_map"])
+    return found
+
+
+def _depth(image: Image.Image) -> torch.Tensor:
+    """A depth picture, ``L`` or ``I;16``, as (1, H, W); brighter is nearer, which is what depth estimators give too."""
+    low, high = image.getextrema()
+    if low == high:
+        raise InputUnfit("the depth map has the same value everywhere, so it says nothing about depth")
+    width, height = image.size
+    if image.mode == "I;16":
+        # through bytes: torch reads no Pillow image, and 16 bit pixels are little-endian there
+        values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint16).to(torch.float32)
+        return values.reshape(1, height, width) / 65535.0
+    values = torch.frombuffer(bytearray(image.convert("L").tobytes()), dtype=torch.uint8).to(torch.float32)
+    return values.reshape(1, height, width) / 255.0
+
+
+def tile(loaded: LoadedModel, task: Task, *, on: bool) -> None:
+    """Let the VAE work in slices and tiles, which needs far less memory and changes pixels a little."""
+    vae = getattr(loaded.pipeline(task), "vae", None)
+    for name in ("slicing", "tiling"):
+        switch = getattr(vae, f"{'enable' if on else 'disable'}_{name}", None)
+        if switch is not None:
+            switch()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the card, or this machine, has no memory left."""
+    # the CPU's allocator raises a plain RuntimeError
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _short(error: BaseException) -> str:
+    """An error's first line, shortened for a person."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:299] + "…"

@@ -1,0 +1,97 @@
+"""Which models lie in the card's memory. They stay while there is room; the least recently used goes first."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import OrderedDict
+from typing import Final
+
+import structlog
+import torch
+
+from farm.domain.model import Model
+from farm.domain.worker import Card
+from workers import pipelines
+from workers.pipelines import LoadedModel
+
+log = structlog.stdlib.get_logger()
+
+#: The share of the card's memory that weights may fill; the rest is for activations and other processes' needs.
+SHARE: Final = {"cuda": 0.7, "mps": 0.5, "cpu": 0.5}
+
+
+class Residency:
+    """The models of one card. Used by its engine thread alone; `ids` may be read from anywhere."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self._budget = int(card.memory_bytes * SHARE.get(card.kind, 0.5))
+        self._models: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._sizes: dict[str, int] = {}  # measured when they were last in memory
+        self.ids: tuple[str, ...] = ()  #: what is loaded, least recently used first
+
+    def get(self, model: Model) -> LoadedModel:
+        """The model in memory, loaded now if it is not. Raises `ModelUnavailable`, or the allocator's error."""
+        found = self._models.get(model.id)
+        if found is not None and found.model == model:
+            self._models.move_to_end(model.id)
+            self._note()
+            return found
+        if found is not None:  # the registry says something else by now
+            self._drop(model.id)
+        self._make_room(self._sizes.get(model.id, 0))
+        started = time.monotonic()
+        try:
+            loaded = pipelines.load(model, self._card)
+        except Exception as error:
+            if not pipelines.is_out_of_memory(error) or not self.drop_others(model.id):
+                raise
+            loaded = pipelines.load(model, self._card)
+        log.info(
+            "model loaded",
+            action="model_loaded",
+            model=model.id,
+            seconds=round(time.monotonic() - started, 2),
+            bytes=loaded.bytes,
+            dtype=loaded.dtype,
+        )
+        self._sizes[model.id] = loaded.bytes
+        self._models[model.id] = loaded
+        self._make_room(0)
+        self._note()
+        return loaded
+
+    def drop_others(self, keep: str) -> bool:
+        """Free the memory of every model but one; False if there was none."""
+        others = [name for name in self._models if name != keep]
+        for name in others:
+            self._drop(name)
+        free()
+        return bool(others)
+
+    def _make_room(self, coming: int) -> None:
+        while len(self._models) > (0 if coming else 1) and self._used() + coming > self._budget:
+            self._drop(next(iter(self._models)))
+
+    def _used(self) -> int:
+        return sum(one.bytes for one in self._models.values())
+
+    def _drop(self, name: str) -> None:
+        gone = self._models.pop(name)
+        log.info("model dropped", action="model_dropped", model=name, bytes=gone.bytes)
+        del gone
+        free()
+        self._note()
+
+    def _note(self) -> None:
+        self.ids = tuple(self._models)
+
+
+def free() -> None:
+    """Give memory that nothing refers to back to the card."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -1,0 +1,85 @@
+"""One job at a time on the card: load its model, make its pictures, and try again with less memory when it runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from PIL import Image
+
+from farm.domain.cost import steps_run
+from farm.domain.model import Model
+from farm.domain.worker import Card
+from farm.errors import OutOfMemory
+from workers import pipelines
+from workers.engine import Rendered, RenderWork
+from workers.pipelines import LoadedModel
+from workers.residency import Residency
+
+log = structlog.stdlib.get_logger()
+
+
+class SerialRenderer:
+    """Renders work on one card. Used by the engine's thread alone."""
+
+    def __init__(self, card: Card, torch_threads: int, move: Callable[[], None]) -> None:
+        """``move`` is called whenever the work gets further."""
+        pipelines.quiet()
+        pipelines.be_deterministic(torch_threads)
+        self._card = card
+        self._move = move
+        self._residency = Residency(card)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The ids of the models in memory; may be read from any thread."""
+        return self._residency.ids
+
+    def load(self, model: Model) -> LoadedModel:
+        """Bring a model into memory. Raises `ModelUnavailable` or `OutOfMemory`."""
+        try:
+            return self._residency.get(model)
+        except Exception as error:
+            if pipelines.is_out_of_memory(error):
+                raise OutOfMemory(f"the card's memory does not hold model {model.id}") from error
+            raise
+
+    def render(self, loaded: LoadedModel, work: RenderWork) -> Rendered:
+        """All pictures of a job. Raises `RenderError`, or what the pipeline raises."""
+        made_with = loaded.made_with(self._card)
+        try:
+            return Rendered(self._pictures(loaded, work), made_with)
+        except Exception as error:
+            if not pipelines.is_out_of_memory(error):
+                raise
+            log.warning("out of memory, trying with less", action="out_of_memory", model=work.model.id)
+        # Tiles change the pixels a little, so the recipe says so.
+        return Rendered(self._with_less_memory(loaded, work), made_with | {"vae": "tiled"})
+
+    def _pictures(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
+        each = steps_run(work.spec)
+        images = []
+        for index in range(work.spec.num_images_per_prompt):
+
+            def on_step(step: int, before: int = index * each) -> None:
+                self._move()
+                work.on_step(before + step)
+
+            images.append(pipelines.render(loaded, work.spec, index, work.inputs, on_step, work.stop))
+            self._move()
+        return images
+
+    def _with_less_memory(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
+        """The second try: nothing else in memory, and the VAE in tiles. Raises `OutOfMemory`."""
+        self._residency.drop_others(work.model.id)
+        pipelines.tile(loaded, work.spec.task, on=True)
+        try:
+            return self._pictures(loaded, work)
+        except Exception as error:
+            if not pipelines.is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"{work.spec.width}x{work.spec.height} pixels with model {work.model.id} do not fit the card's memory"
+            ) from error
+        finally:
+            pipelines.tile(loaded, work.spec.task, on=False)

@@ -1,0 +1,181 @@
+"""One worker process, from joining the farm to leaving it.
+
+    pin the card ─► clear the old messages ─► join ─► (Celery consumes) ─► drain ─► leave
+
+The end comes in two steps, as with most servers: the first signal lets jobs on the card finish for ``drain_seconds`` and
+gives the waiting ones back at once; the second one gives everything back.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import structlog
+from celery import Celery
+
+from farm import lifecycle, registry
+from farm.dispatch import broker
+from farm.domain.model import Model, Registry
+from farm.domain.worker import WorkerInfo, WorkerState
+from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
+from farm.objects.storage import Storage
+from farm.settings import Settings
+from farm.store.unit import Store
+from workers import card as cards
+from workers.engine import Engine
+from workers.heartbeat import Heartbeat, Watch
+from workers.render import Bench, pauses
+from workers.reporter import Reporter
+from workers.rights import Rights, Stage, Why
+
+log = structlog.stdlib.get_logger()
+T = TypeVar("T")
+
+SLOTS: Final = 1  #: jobs that the card renders at once
+LAST_SECONDS: Final = 10.0  #: for stopped jobs to be given back, before the process ends without them
+
+
+class Shift:
+    """What one worker process is and holds. Make it before torch is imported: it pins the card."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        """Raises `SetupError` if this machine cannot do what was asked."""
+        cards.require_libraries()
+        choice = cards.choose(settings.card)
+        cards.pin(choice)
+        self.settings = settings
+        self.host = settings.worker_host or socket.gethostname()
+        self.card_name = choice.index
+        self.name = f"{self.host}/{choice.index}"  #: the worker's name in the farm
+        self.capacity = SLOTS + settings.look_ahead  #: jobs in this process at once
+        self._app = app
+        self._boot_id = uuid.uuid4().hex
+        self._models: Registry = registry.load(settings.models_file)
+        rights = Rights()
+        # each job's thread, the heartbeat and the reporter may each hold a connection
+        database = Store.connect(settings, pool=self.capacity + 2)
+        self.bench = Bench(
+            worker=self.name,
+            settings=settings,
+            store=database,
+            storage=Storage(settings),
+            engine=Engine(choice, settings.torch_threads),
+            reporter=Reporter(database, rights),
+            rights=rights,
+            model=self._model,
+        )
+        self._heartbeat = Heartbeat(self.bench, self._boot_id)
+        self._watch = Watch(rights, self.bench.engine, settings, self.name)
+        # put() of a SimpleQueue may be called from a signal handler, which a lock may not
+        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._left = threading.Event()
+
+    def begin(self) -> None:
+        """Join the farm. Waits for servers that are away. Raises `SetupError` if the card is not there."""
+        engine = self.bench.engine
+        engine.start()
+        card = engine.card.result()
+        info = WorkerInfo(
+            name=self.name,
+            boot_id=self._boot_id,
+            host=self.host,
+            card=card,
+            slots=SLOTS,
+            look_ahead=self.settings.look_ahead,
+            pid=os.getpid(),
+            versions=cards.versions(),
+        )
+        # Messages first: those of a dead process are for jobs that joining gives back.
+        patiently(lambda: broker.clear(self._app, self.name))
+        lost = patiently(lambda: self._join(info))
+        for job in lost:
+            log.warning("taken back from this worker's last process", action="job_taken_back", job=job)
+        log.info(
+            "joined",
+            action="worker_joined",
+            worker=self.name,
+            device=card.device,
+            dtype=card.dtype,
+            memory_gib=round(card.memory_bytes / 2**30, 1),
+        )
+        for thread in (self.bench.reporter, self._heartbeat, self._watch):
+            thread.start()
+        threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def ask_to_end(self) -> None:
+        """A signal to stop came; a second one makes it quick. May be called from a signal handler."""
+        self._signals.put(None)
+
+    def end(self) -> None:
+        """Leave the farm: what is still held goes back to the queue."""
+        if self._left.is_set():
+            return
+        self._left.set()
+        self._heartbeat.close()
+        self._watch.close()
+        try:
+            with self.bench.store.begin() as unit:
+                left = lifecycle.leave(unit, self.name, self._boot_id)
+        except DatabaseUnavailable:
+            log.warning("cannot say goodbye; the leases will", action="leave_failed", worker=self.name)
+        else:
+            log.info("left", action="worker_left", worker=self.name, given_back=len(left))
+        self.bench.reporter.close()
+        self.bench.engine.close()
+
+    def _join(self, info: WorkerInfo) -> list[str]:
+        with self.bench.store.begin() as unit:
+            return lifecycle.join(unit, info)
+
+    def _model(self, model_id: str) -> Model | None:
+        found = self._models.get(model_id)
+        if found is None:  # the file may have grown since this process began
+            try:
+                self._models = registry.load(self.settings.models_file)
+            except SetupError as error:
+                log.warning("the models file is broken", action="registry_broken", error=str(error))
+            found = self._models.get(model_id)
+        return found
+
+    def _drain(self) -> None:
+        """Wait for the first signal, then empty this process's hands."""
+        self._signals.get()
+        rights = self.bench.rights
+        log.info("draining", action="worker_draining", worker=self.name, held=len(rights.all()))
+        try:
+            with self.bench.store.begin() as unit:
+                unit.workers.set_state(self.name, WorkerState.DRAINING, self._boot_id)
+        except DatabaseUnavailable:
+            log.warning("cannot tell that this worker drains", action="drain_untold", worker=self.name)
+        give_up_at = time.monotonic() + self.settings.drain_seconds
+        while time.monotonic() < give_up_at and self._signals.empty():
+            for right in rights.all():
+                if right.stage in (Stage.FETCHING, Stage.WAITING):
+                    right.stop(Why.DRAINED)
+            if rights.wait_empty(0.1):
+                return
+        for right in rights.all():
+            right.stop(Why.DRAINED)
+        if not rights.wait_empty(LAST_SECONDS):
+            # Celery would wait for the threads of hanging jobs for ever
+            log.warning("ending in spite of hanging jobs", action="worker_abandons", held=len(rights.all()))
+            self.end()
+            os._exit(1)
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Do something that needs a server, trying again while it is away."""
+    for pause in pauses():
+        try:
+            return action()
+        except (BrokerUnavailable, DatabaseUnavailable) as error:
+            log.warning("waiting", action="server_unavailable", error=str(error))
+            time.sleep(pause)
+    raise AssertionError  # pauses() never ends
