@@ -13,6 +13,7 @@ import redis
 
 from farm.local import servers as local
 from farm.local.keeper import Keeper
+from farm.local.ports import Claims
 from farm.local.postgres import EmbeddedPostgres
 from farm.local.state import DataDirectory
 from farm.local.valkey import EmbeddedValkey
@@ -82,7 +83,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
 
     directory = DataDirectory(tmp_path_factory.mktemp("servers"))
     directory.create()
-    farm = local.prepare(directory)
+    claims = Claims()
+    farm = local.prepare(directory, claims)
     # Nothing here must outlive the session, so PostgreSQL need not wait for the disk.
     fast = (("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off"))
     group = local.Servers.of(directory, farm, Settings(), postgres_options=fast)
@@ -102,6 +104,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
         yield found
     finally:
         keeper.stop()
+        claims.release()
 
 
 @pytest.fixture(scope="session")

@@ -275,7 +275,7 @@ def _api(places: Places, farm: Farm) -> Iterator[Check]:
     if answer.status != http.client.OK:
         yield Check("workers", Verdict.BAD, f"the API answered {answer.status}", "read the API's log")
         return
-    found = body.get("data", body.get("workers", [])) if isinstance(body, dict) else body
+    found: Any = body.get("data", body.get("workers", [])) if isinstance(body, dict) else body
     alive = [worker for worker in found if _is_alive(worker)]
     names = ", ".join(str(worker.get("name") or worker.get("id")) for worker in alive)
     if alive:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 
 from farm.errors import SetupError
@@ -40,7 +41,43 @@ def answers(port: int, timeout: float = 1.0) -> bool:
         return False
 
 
-def choose(*, preferred: int | None = None, taken: Iterable[int] = (), companion: bool = False) -> int:
+class Claims:
+    """Ports that this process has chosen, so that a farm which starts at the same moment chooses others.
+
+    A port stays free until its server listens, seconds later. A claim is a name in the kernel, seen by every process
+    that shares these ports, and gone with the process that holds it. Systems without such names grant any.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, socket.socket] = {}
+
+    def take(self, port: int) -> bool:
+        """Claim a port; False when another process has."""
+        if port in self._held or sys.platform != "linux":
+            return True
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            claim.bind(f"\0diffusion-render-farm:{port}")
+        except OSError:
+            claim.close()
+            return False
+        self._held[port] = claim
+        return True
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give all of them up."""
+        for claim in self._held.values():
+            claim.close()
+        self._held.clear()
+
+
+def choose(*, claims: Claims, preferred: int | None = None, taken: Iterable[int] = (), companion: bool = False) -> int:
     """A free port outside ``taken``: the preferred one if it is free, else a random one.
 
     With ``companion`` the port 10,000 higher is free as well. Random, because two farms that start at the same moment
@@ -50,7 +87,7 @@ def choose(*, preferred: int | None = None, taken: Iterable[int] = (), companion
 
     def suits(port: int) -> bool:
         pair = (port, port + COMPANION) if companion else (port,)
-        return all(one not in avoid and is_free(one) for one in pair)
+        return all(one not in avoid and is_free(one) and claims.take(one) for one in pair)
 
     if preferred is not None and suits(preferred):
         return preferred
@@ -66,6 +103,7 @@ def settle(
     remembered: Mapping[str, int],
     names: Iterable[str],
     *,
+    claims: Claims,
     preferred: Mapping[str, int],
     companions: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
@@ -78,7 +116,7 @@ def settle(
     for name in names:
         wish = remembered.get(name, preferred.get(name))
         companion = (companions or {}).get(name)
-        ports[name] = choose(preferred=wish, taken=ports.values(), companion=companion is not None)
+        ports[name] = choose(claims=claims, preferred=wish, taken=ports.values(), companion=companion is not None)
         if companion is not None:
             ports[companion] = ports[name] + COMPANION
     return ports

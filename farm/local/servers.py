@@ -102,10 +102,11 @@ class Servers:
             self.postgres.create_database()
 
 
-def prepare(directory: DataDirectory, *, api_port: int | None = None) -> Farm:
+def prepare(directory: DataDirectory, claims: ports.Claims, *, api_port: int | None = None) -> Farm:
     """Settle ports and secrets, and remember them. Call it while nothing of this farm runs.
 
-    ``api_port`` is the user's wish and must be free (SetupError); else it is 8000, or another when that is taken.
+    ``api_port`` is the user's wish and must be free (SetupError); else it is 8000, or another when that is taken. Keep
+    the claims until the farm's servers have ended.
     """
     known = directory.farm()
     if api_port is not None and not ports.is_free(api_port):
@@ -114,6 +115,7 @@ def prepare(directory: DataDirectory, *, api_port: int | None = None) -> Farm:
     settled = ports.settle(
         remembered,
         (*_SERVICE_PORTS, *_SERVER_PORTS),
+        claims=claims,
         preferred={"api": 8000, "flower": 5555},
         companions={"admin": "admin.grpc"},
     )

@@ -25,6 +25,7 @@ from typing import Any
 from farm.errors import FarmError
 from farm.local import cards, logs, services
 from farm.local.keeper import Backoff, Keeper, StartFailed
+from farm.local.ports import Claims
 from farm.local.process import Program, clean_up
 from farm.local.servers import Addresses, Servers, prepare
 from farm.local.services import Places
@@ -94,6 +95,7 @@ class Supervisor:
         self._backoff = backoff
         self._on_ready = on_ready
         self._follower = logs.Follower(show) if show is not None else None
+        self._claims = Claims()
         self._signals = 0
         self._wake = threading.Event()
         self._servers = Keeper((), self.directory)
@@ -150,7 +152,7 @@ class Supervisor:
 
     def _start(self) -> None:
         chosen = cards.for_workers(cards.visible(), self._options.workers)
-        farm = prepare(self.directory, api_port=self._options.api_port)
+        farm = prepare(self.directory, self._claims, api_port=self._options.api_port)
         servers = Servers.of(self.directory, farm, self._settings)
         programs = servers.programs()
         places = Places.of(farm, self._settings.api_host)
@@ -234,6 +236,7 @@ class Supervisor:
             killed = keeper.stop(hurry=self._hurry)
             if killed:
                 log.warning("had to kill %s", _listed(killed))
+        self._claims.release()
         if self._follower is not None:
             self._follower.stop()
         if failure is None:
