@@ -1,0 +1,37 @@
+"""The Python client: the public HTTP API, and nothing that only the farm's own machine has."""
+
+from __future__ import annotations
+
+from farm.client.errors import (
+    ApiError,
+    Corrupted,
+    FarmClientError,
+    FieldError,
+    JobFailed,
+    ServerProblem,
+    Unreachable,
+    WaitedTooLong,
+)
+from farm.client.farm import Farm
+from farm.client.values import File, Job, JobError, Key, Model, Output, Progress, Rendered, Worker
+
+__all__ = [
+    "ApiError",
+    "Corrupted",
+    "Farm",
+    "FarmClientError",
+    "FieldError",
+    "File",
+    "Job",
+    "JobError",
+    "JobFailed",
+    "Key",
+    "Model",
+    "Output",
+    "Progress",
+    "Rendered",
+    "ServerProblem",
+    "Unreachable",
+    "WaitedTooLong",
+    "Worker",
+]

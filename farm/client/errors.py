@@ -1,0 +1,98 @@
+"""What can go wrong between a client and a farm.
+
+FarmClientError (a FarmError)
+├── Unreachable         nobody answers at the URL, after all retries
+├── ApiError            the farm answered with a problem (RFC 9457); has its status, title, detail and fields
+│   └── ServerProblem   … of its own (5xx, 429): trying again later helps
+├── JobFailed           the job that was waited for failed or was canceled
+├── WaitedTooLong       the job was not over in time; it goes on
+└── Corrupted           a downloaded file is not the one that the farm recorded
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from farm.errors import FarmError, Unavailable
+
+if TYPE_CHECKING:
+    from farm.client.values import Job
+
+
+class FarmClientError(FarmError):
+    """Base of all errors that the client raises on purpose."""
+
+
+class Unreachable(FarmClientError, Unavailable):
+    """Nobody answers at the farm's URL."""
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One field of a request that the farm refused."""
+
+    field: str
+    value: object
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class ApiError(FarmClientError):
+    """The farm answered, and said no."""
+
+    def __init__(self, status: int, title: str, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
+        self.status = status  #: the HTTP status
+        self.title = title
+        self.detail = detail
+        self.errors = errors  #: the fields that were refused
+        super().__init__("; ".join(map(str, errors)) or detail or title or f"the farm answered {status}")
+
+    @classmethod
+    def of(cls, status: int, body: bytes) -> ApiError:
+        """The error that an answer describes, also when a proxy answered instead of the farm."""
+        kind = ServerProblem if status >= 500 or status == 429 else ApiError
+        try:
+            problem: Any = json.loads(body)
+        except ValueError:
+            problem = None
+        if not isinstance(problem, dict):
+            return kind(status, "", f"the farm's address answered {status} without saying why")
+        return kind(
+            status,
+            str(problem.get("title") or ""),
+            str(problem.get("detail") or ""),
+            tuple(
+                FieldError(str(one.get("field", "")), one.get("value"), str(one.get("message", "")))
+                for one in problem.get("errors") or ()
+                if isinstance(one, dict)
+            ),
+        )
+
+
+class ServerProblem(ApiError, Unavailable):
+    """The farm answered that it cannot do it now."""
+
+
+class JobFailed(FarmClientError):
+    """The job is over and has no pictures."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        reason = f": {job.error.message} ({job.error.code})" if job.error else ""
+        super().__init__(f"{job.id} {job.state}{reason}")
+
+
+class WaitedTooLong(FarmClientError):
+    """The job is not over yet; it goes on without the one who waited."""
+
+    def __init__(self, job: Job, seconds: float) -> None:
+        self.job = job
+        super().__init__(f"{job.id} is not over after {seconds:g} s (it is {job.state}); it goes on")
+
+
+class Corrupted(FarmClientError):
+    """The bytes that arrived are not those that the farm recorded."""

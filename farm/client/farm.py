@@ -1,0 +1,339 @@
+"""The farm from outside: a client that speaks the public HTTP API and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urlsplit
+
+import httpx2
+
+from farm.client import calls
+from farm.client.calls import Call
+from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
+from farm.client.values import File, Job, Key, Model, Progress, Rendered, Worker
+from farm.errors import BadInput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from farm.client.values import Output
+
+    #: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL)
+    Picture = str | os.PathLike[str] | bytes | Image
+
+#: The server says something at least every 15 s while a job is followed; silence for longer means a dead connection.
+_SILENCE_SECONDS: Final = 40.0
+_POLL_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)  #: between looks, when the stream of events cannot be had
+
+
+class Farm:
+    """A render farm, through its API.
+
+    ``url`` and ``api_key`` come from ``FARM_URL`` and ``FARM_API_KEY`` when they are not given. A request that found
+    nobody, or an answer of 429, 502, 503 or 504, is sent again up to ``retries`` times. Submitting always carries an
+    ``Idempotency-Key``, so a repeated submit never makes two jobs.
+
+        with Farm() as farm:
+            rendered = farm.run(prompt="a red ball on a blue background")
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, retries: int = 4, timeout: float = 30.0
+    ) -> None:
+        found = url or os.environ.get("FARM_URL")
+        if not found:
+            raise BadInput.of("url", None, "is not known: give it, or set FARM_URL")
+        key = api_key or os.environ.get("FARM_API_KEY")
+        if not key:
+            raise BadInput.of("api_key", None, "is not known: give it, or set FARM_API_KEY")
+        if urlsplit(found).scheme not in ("http", "https") or not urlsplit(found).hostname:
+            raise BadInput.of("url", found, f"{found!r} is no http or https address")
+        if not key.isascii() or not key.isprintable():
+            raise BadInput.of("api_key", None, "has characters that no key has")
+        self.url = found.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {key}"}
+        self._retries = retries
+        # A proxy of the surroundings does not know what is on this machine's loopback.
+        self._http = httpx2.Client(
+            timeout=httpx2.Timeout(timeout, connect=10.0),
+            trust_env=not _is_loopback(found),
+            headers={"User-Agent": "farm-client"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        task: str | None = None,
+        image: Picture | None = None,
+        mask: Picture | None = None,
+        depth: Picture | None = None,
+        idempotency_key: str | None = None,
+        **parameters: object,
+    ) -> Job:
+        """Submit one job. Pictures that are not references are uploaded first; parameters of None are left out.
+
+        The task is the one that the pictures mean, unless it is given. Raises `BadInput`, `ApiError`, `Unreachable`.
+        """
+        pictures = {"image": image, "mask": mask, "depth": depth}
+        given = {name: picture for name, picture in pictures.items() if picture is not None}
+        if task is None:
+            task = calls.infer_task(image="image" in given, mask="mask" in given, depth="depth" in given)
+        body: dict[str, Any] = {"task": task, "prompt": prompt}
+        body |= {name: value for name, value in parameters.items() if value is not None}
+        for name, picture in given.items():
+            body[calls.PICTURE_FIELDS[name]] = self._reference(name, picture)
+        return self.submit_body(body, idempotency_key=idempotency_key)
+
+    def submit_body(self, body: dict[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Submit one job by the JSON of its request, such as another job's ``parameters``."""
+        return Job.of(self._json(calls.submit(body, idempotency_key)))
+
+    def upload(self, picture: Picture, name: str = "image") -> File:
+        """Store a picture for use in any number of jobs."""
+        return File.of(self._json(calls.upload(*calls.read_picture(name, picture))))
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now, with fresh URLs of its outputs."""
+        return Job.of(self._json(calls.get(job_id)))
+
+    def list(self, *, limit: int | None = None, **filters: Any) -> Iterator[Job]:
+        """Jobs, newest first, page after page; ``state`` may be a list. At most ``limit`` of them."""
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            size = 100 if left is None else min(left, 100)
+            body = self._json(calls.page({**filters, "limit": size}, cursor))
+            yield from map(Job.of, body["data"])
+            cursor = body.get("next")
+            if left is not None:
+                left -= len(body["data"])
+            if not cursor:
+                return
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop a job: at once while it waits, at the next denoising step while it runs."""
+        return Job.of(self._json(calls.cancel(job_id)))
+
+    def retry(self, job_id: str) -> Job:
+        """Submit again what a failed or canceled job asked for, as a new job."""
+        return Job.of(self._json(calls.retry(job_id)))
+
+    def wait(
+        self, job: Job | str, *, on_progress: Callable[[Job], None] | None = None, timeout: float | None = None
+    ) -> Job:
+        """The job when it is over, however it ended.
+
+        ``on_progress`` hears every change of its state and every step reported. Raises `WaitedTooLong` after
+        ``timeout`` seconds.
+        """
+        first = now = self.get(job) if isinstance(job, str) else job
+        tell = on_progress or (lambda _: None)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for now in self._states(first, deadline):
+            tell(now)
+            if now.over:
+                return now
+        assert timeout is not None  # only a deadline ends the states of a job that is not over
+        raise WaitedTooLong(now, timeout)
+
+    def run(
+        self,
+        prompt: str,
+        *,
+        on_progress: Callable[[Job], None] | None = None,
+        timeout: float | None = None,
+        **parameters: Any,
+    ) -> Rendered:
+        """Submit, wait and download. Raises `JobFailed` if the job has no pictures."""
+        job = self.wait(self.submit(prompt, **parameters), on_progress=on_progress, timeout=timeout)
+        if not job.succeeded:
+            raise JobFailed(job)
+        return Rendered(job, tuple(map(self.download, job.outputs)))
+
+    def download(self, output: Output) -> bytes:
+        """An output's bytes, checked against its SHA-256. Raises `Corrupted`."""
+        response = self._retried(lambda: self._http.get(output.url, follow_redirects=True), repeatable=True)
+        if response.status_code in (400, 401, 403):  # the URL has expired: the job has a fresh one
+            fresh = self.get(output.job_id).outputs[output.index]
+            response = self._retried(lambda: self._http.get(fresh.url, follow_redirects=True), repeatable=True)
+        if response.status_code != httpx2.codes.OK:
+            raise FarmClientError(
+                f"output {output.index} of {output.job_id} cannot be downloaded: "
+                f"{urlsplit(output.url).netloc} answered {response.status_code}"
+            )
+        if hashlib.sha256(response.content).hexdigest() != output.sha256:
+            raise Corrupted(f"output {output.index} of {output.job_id} arrived damaged: its SHA-256 differs")
+        return response.content
+
+    # -- the farm ----------------------------------------------------------------------------------------------------
+
+    def models(self) -> tuple[Model, ...]:
+        """What there is to render with; the first that does a task is its default."""
+        return tuple(map(Model.of, self._json(calls.models())["data"]))
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Who renders."""
+        return tuple(map(Worker.of, self._json(calls.workers())["data"]))
+
+    def keys(self) -> tuple[Key, ...]:
+        """The tenant's API keys."""
+        return tuple(map(Key.of, self._json(calls.keys())["data"]))
+
+    def make_key(self, name: str, scopes: tuple[str, ...] = ()) -> Key:
+        """A new API key; its ``text`` is told this once."""
+        return Key.of(self._json(calls.make_key(name, scopes)))
+
+    def revoke_key(self, key_id: str) -> Key:
+        """End a key at once."""
+        return Key.of(self._json(calls.revoke_key(key_id)))
+
+    # -- one request -------------------------------------------------------------------------------------------------
+
+    def _reference(self, name: str, picture: Picture) -> str:
+        return calls.reference(picture) or self.upload(picture, name).id
+
+    def _json(self, call: Call) -> Any:
+        response = self._retried(lambda: self._http.send(self._request(call)), repeatable=call.repeatable)
+        if not response.is_success:
+            raise ApiError.of(response.status_code, response.content)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise Unreachable(f"{self.url} answers, but it is no farm: point FARM_URL at a farm's API") from error
+
+    def _request(self, call: Call, timeout: httpx2.Timeout | None = None) -> httpx2.Request:
+        more: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        return self._http.build_request(
+            call.method,
+            self.url + call.path,
+            json=call.json,
+            params=call.params or None,
+            headers={**self._headers, **call.headers},
+            files=None if call.file is None else {"file": call.file},
+            **more,
+        )
+
+    def _retried(self, send: Callable[[], httpx2.Response], *, repeatable: bool) -> httpx2.Response:
+        """Send until there is an answer worth returning.
+
+        A call that is not repeatable is sent again only when it did certainly nothing: the connection was refused, or
+        the farm refused to take it up.
+        """
+        for attempt in range(self._retries + 1):
+            last = attempt == self._retries
+            try:
+                response = send()
+            except (httpx2.TransportError, httpx2.InvalidURL) as error:
+                nothing_done = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                hopeless = isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL)
+                if last or hopeless or not (repeatable or nothing_done):
+                    raise Unreachable(f"no farm answers at {self.url}: {_reason(error)}") from error
+                time.sleep(calls.delay(attempt))
+                continue
+            refused = response.status_code in (429, 503)
+            if last or response.status_code not in calls.RETRIED or not (repeatable or refused):
+                return response
+            time.sleep(calls.delay(attempt, response.headers.get("Retry-After"), time.time()))
+        raise AssertionError("the last attempt returns or raises")
+
+    # -- following a job ---------------------------------------------------------------------------------------------
+
+    def _states(self, job: Job, deadline: float | None) -> Iterator[Job]:
+        """The job at each of its changes, until it is over or the deadline has come; no silent server holds it up."""
+        yield job
+        last_event_id: str | None = None
+        failures = 0
+        while not job.over and not _past(deadline):
+            heard = False
+            try:
+                for event in self._events(job, last_event_id, deadline):
+                    heard, failures = True, 0
+                    last_event_id = event.id or last_event_id
+                    if event.event == "job":
+                        job = Job.of(_object(event))
+                    elif event.event == "progress":
+                        progress = _object(event)
+                        job = replace(job, progress=Progress(int(progress["step"]), int(progress["steps"])))
+                    else:
+                        continue
+                    yield job
+                    if job.over or _past(deadline):
+                        return
+            except (httpx2.TransportError, ApiError, KeyError, TypeError, ValueError):
+                pass  # looked at below, with patience and a plain request
+            failures = 0 if heard else failures + 1
+            time.sleep(_within(deadline, _POLL_SECONDS[min(failures, len(_POLL_SECONDS) - 1)]))
+            if _past(deadline):
+                return
+            # A plain request has retries of its own, and says what is wrong when the farm is gone for good.
+            seen = self.get(job.id)
+            if seen != job:
+                job = seen
+                yield job
+
+    def _events(self, job: Job, last_event_id: str | None, deadline: float | None) -> Iterator[httpx2.ServerSentEvent]:
+        read = _within(deadline, _SILENCE_SECONDS)
+        request = self._request(calls.events(job.id, last_event_id), httpx2.Timeout(10.0, read=max(read, 0.05)))
+        with self._streamed(request) as response:
+            if response.status_code != httpx2.codes.OK:
+                raise ApiError.of(response.status_code, response.read())
+            yield from httpx2.EventSource(response)
+
+    @contextlib.contextmanager
+    def _streamed(self, request: httpx2.Request) -> Generator[httpx2.Response]:
+        response = self._http.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            response.close()
+
+
+def _object(event: httpx2.ServerSentEvent) -> dict[str, Any]:
+    body = event.json()
+    if not isinstance(body, dict):
+        raise ValueError("an event of a job is a JSON object")  # noqa: TRY004 - as any other event that is malformed
+    return body
+
+
+def _past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def _within(deadline: float | None, seconds: float) -> float:
+    return seconds if deadline is None else max(0.0, min(seconds, deadline - time.monotonic()))
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx2.TimeoutException):
+        return "it did not answer in time"
+    return str(error) or type(error).__name__

@@ -1,0 +1,238 @@
+"""What the farm's API answers, as frozen values. Fields that a later farm adds are ignored here and kept in ``raw``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+TERMINAL: Final = frozenset({"succeeded", "failed", "canceled"})
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the current attempt is."""
+
+    step: int  #: denoising steps done
+    steps: int  #: denoising steps in all
+
+
+@dataclass(frozen=True)
+class JobError:
+    """Why a job failed, or why its last attempt did."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """One picture of a job."""
+
+    job_id: str
+    index: int  #: 0-based position among the job's outputs
+    url: str  #: presigned: works without a key, for a while
+    sha256: str  #: of the file's bytes, hex
+    bytes: int
+    width: int  #: pixels
+    height: int  #: pixels
+    seed: int
+    content_type: str
+
+    @property
+    def suffix(self) -> str:
+        """The file name's ending that the content type asks for."""
+        return {"image/jpeg": ".jpg", "image/webp": ".webp"}.get(self.content_type, ".png")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to one pipeline, and what became of it."""
+
+    id: str
+    state: str  #: ``queued``, ``dispatched``, ``running``, ``succeeded``, ``failed`` or ``canceled``
+    task: str
+    model: str
+    priority: str
+    progress: Progress | None
+    outputs: tuple[Output, ...]
+    error: JobError | None
+    attempts: int
+    worker: str | None
+    parameters: dict[str, Any]  #: what to send to get the same pictures
+    custom_id: str | None
+    metadata: dict[str, str]
+    retry_of: str | None
+    created_at: datetime | None
+    raw: dict[str, Any] = field(repr=False, compare=False)  #: the whole answer
+
+    @property
+    def over(self) -> bool:
+        """Whether the state is a terminal one, which never changes."""
+        return self.state in TERMINAL
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether there are pictures."""
+        return self.state == "succeeded"
+
+    @classmethod
+    def of(cls, raw: Json) -> Job:
+        """The job that an answer describes."""
+        progress, error = raw.get("progress"), raw.get("error")
+        return cls(
+            id=str(raw["id"]),
+            state=str(raw["state"]),
+            task=str(raw["task"]),
+            model=str(raw["model"]),
+            priority=str(raw.get("priority", "normal")),
+            progress=Progress(progress["step"], progress["steps"]) if progress else None,
+            outputs=tuple(_output(str(raw["id"]), index, one) for index, one in enumerate(raw.get("outputs") or ())),
+            error=JobError(str(error["code"]), str(error["message"])) if error else None,
+            attempts=int(raw.get("attempts") or 0),
+            worker=raw.get("worker"),
+            parameters=dict(raw.get("parameters") or {}),
+            custom_id=raw.get("custom_id"),
+            metadata=dict(raw.get("metadata") or {}),
+            retry_of=raw.get("retry_of"),
+            created_at=_time(raw.get("created_at")),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class File:
+    """An uploaded picture."""
+
+    id: str
+    sha256: str
+    width: int  #: pixels
+    height: int  #: pixels
+    content_type: str
+
+    @classmethod
+    def of(cls, raw: Json) -> File:
+        """The file that an answer describes."""
+        return cls(
+            str(raw["id"]),
+            str(raw.get("sha256", "")),
+            int(raw.get("width", 0)),
+            int(raw.get("height", 0)),
+            str(raw.get("content_type", "")),
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something to render with."""
+
+    id: str
+    description: str
+    tasks: tuple[str, ...]
+    defaults: dict[str, Any]
+    limits: dict[str, Any]
+    vocabulary: dict[str, tuple[str, ...]]  #: words the model knows, by kind, where it knows only some
+    example_prompts: tuple[str, ...]
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> Model:
+        """The model that an answer describes."""
+        return cls(
+            id=str(raw["id"]),
+            description=str(raw.get("description") or ""),
+            tasks=tuple(raw.get("tasks") or ()),
+            defaults=dict(raw.get("defaults") or {}),
+            limits=dict(raw.get("limits") or {}),
+            vocabulary={kind: tuple(words) for kind, words in (raw.get("vocabulary") or {}).items()},
+            example_prompts=tuple(raw.get("example_prompts") or ()),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who renders."""
+
+    name: str
+    state: str  #: ``online``, ``draining`` or ``offline``
+    device: str  #: the card's name
+    memory_bytes: int
+    dtype: str
+    slots: int  #: jobs its card renders at once
+    holds: int  #: jobs handed over to it
+    models: tuple[str, ...]  #: what is in its memory
+    heartbeat_at: datetime | None
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> Worker:
+        """The worker that an answer describes."""
+        card: Json = raw.get("card") or raw
+        return cls(
+            name=str(raw["name"]),
+            state=str(raw["state"]),
+            device=str(card.get("device") or ""),
+            memory_bytes=int(card.get("memory_bytes") or 0),
+            dtype=str(card.get("dtype") or ""),
+            slots=int(raw.get("slots") or 0),
+            holds=int(raw.get("holds") or 0),
+            models=tuple(raw.get("models") or ()),
+            heartbeat_at=_time(raw.get("heartbeat_at")),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: datetime | None
+    revoked_at: datetime | None
+    text: str | None = field(repr=False)  #: the key itself: only in the answer that made it
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> Key:
+        """The key that an answer describes."""
+        return cls(
+            id=str(raw["id"]),
+            name=str(raw.get("name") or ""),
+            scopes=tuple(raw.get("scopes") or ()),
+            created_at=_time(raw.get("created_at")),
+            revoked_at=_time(raw.get("revoked_at")),
+            text=raw.get("key"),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A job that succeeded, with its pictures."""
+
+    job: Job
+    pictures: tuple[bytes, ...] = field(repr=False)  #: encoded files, in the order of ``job.outputs``
+
+
+def _output(job_id: str, index: int, raw: Json) -> Output:
+    return Output(
+        job_id=job_id,
+        index=index,
+        url=str(raw["url"]),
+        sha256=str(raw["sha256"]),
+        bytes=int(raw.get("bytes") or 0),
+        width=int(raw.get("width") or 0),
+        height=int(raw.get("height") or 0),
+        seed=int(raw["seed"]),
+        content_type=str(raw.get("content_type") or ""),
+    )
+
+
+def _time(text: object) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) else None
