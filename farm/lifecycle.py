@@ -23,6 +23,7 @@ from farm.domain.worker import WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
 from farm.store.events import JOB_CHANNEL, QUEUE_CHANNEL
 from farm.store.jobs import Expired
+from farm.store.tables import IdempotencyRow
 from farm.store.unit import Unit
 
 #: A job that was on the card when its worker died this often is not given to a third one.
@@ -62,11 +63,7 @@ def submit(unit: Unit, tenant_id: str, new: NewJob, key: IdempotencyKey | None =
     if key is not None:
         held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
         if held is not None:
-            if held.request_hash != key.request_hash:
-                raise BadInput.of("Idempotency-Key", key.key, "was used for a different request; use a new key")
-            if held.job_id is None:
-                raise Conflict("the request that holds this Idempotency-Key is not finished")
-            return _existing(unit, held.job_id), False
+            return _made_by(unit, key, held), False
     tenant = unit.tenants.get(tenant_id)
     if tenant is None:
         raise NotFound("tenant", tenant_id)
@@ -77,6 +74,20 @@ def submit(unit: Unit, tenant_id: str, new: NewJob, key: IdempotencyKey | None =
         unit.jobs.keep_key(tenant_id, key.key, job_id)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing(unit, job_id), True
+
+
+def submitted(unit: Unit, tenant_id: str, key: IdempotencyKey) -> Job | None:
+    """The job that an earlier request with this key made: asked before inputs are fetched that may be gone by now."""
+    held = unit.jobs.held_key(tenant_id, key.key)
+    return None if held is None else _made_by(unit, key, held)
+
+
+def _made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Job:
+    if held.request_hash != key.request_hash:
+        raise BadInput.of("Idempotency-Key", key.key, "was used for a different request; use a new key")
+    if held.job_id is None:
+        raise Conflict("the request that holds this Idempotency-Key is not finished")
+    return _existing(unit, held.job_id)
 
 
 def retry(unit: Unit, tenant_id: str, job_id: str) -> Job:

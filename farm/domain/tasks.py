@@ -67,16 +67,17 @@ def storable(text: str) -> str:
 
 
 Storable = AfterValidator(storable)
-# The patterns say in the schema what the validators enforce, so that clients can check before sending.
-Prompt = Annotated[str, StringConstraints(max_length=10_000), Storable]
-CustomId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable]
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), Storable]
-MetadataValue = Annotated[str, StringConstraints(max_length=1_000), Storable]
+# The pattern says in the schema what the validator enforces, so that clients can check before sending.
+NoNul = Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
+Prompt = Annotated[str, StringConstraints(max_length=10_000), Storable, NoNul]
+CustomId = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable, NoNul]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64), Storable, NoNul]
+MetadataValue = Annotated[str, StringConstraints(max_length=1_000), Storable, NoNul]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=50)]
 Side = Annotated[int, Field(strict=True, ge=SIDE_MULTIPLE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE)]
 Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
-Guidance = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
-Strength = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Guidance = Annotated[float, Field(strict=True, ge=0, le=50, allow_inf_nan=False)]
+Strength = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_OUTPUTS)]
 

@@ -229,8 +229,10 @@ class Jobs:
             .on_conflict_do_nothing()
             .returning(IdempotencyRow.key)
         )
-        if taken is not None:
-            return None
+        return None if taken is not None else self.held_key(tenant_id, key)
+
+    def held_key(self, tenant_id: str, key: str) -> IdempotencyRow | None:
+        """The row that holds an idempotency key."""
         return self._session.scalar(
             select(IdempotencyRow).where(IdempotencyRow.tenant_id == tenant_id, IdempotencyRow.key == key)
         )

@@ -1,0 +1,116 @@
+"""The FastAPI app: what is opened at the start, and the routers by noun."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import anyio
+import redis
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from farm import registry
+from farm.api import docs, files, health, jobs, keys, models, problems, workers
+from farm.api.changes import Changes
+from farm.api.edge import Edge
+from farm.api.services import Services
+from farm.objects.intake import Intake
+from farm.objects.storage import Storage
+from farm.settings import Settings
+from farm.store.unit import Store
+
+DESCRIPTION: Final = """\
+Submit diffusion jobs, follow them, and get the pictures from object storage.
+
+Every request under `/v1` carries an API key: `Authorization: Bearer farm_…`. Every error is an
+`application/problem+json` document (RFC 9457). A field that is not known is refused, never ignored.
+"""
+FETCHING_THREADS: Final = 16
+FORM_BYTES: Final = 64 * 2**10  #: what a form may add around a file
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API over the servers that the settings name. Nothing is opened before the app starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = _open(settings)
+        app.state.services = services
+        services.changes.start()
+        try:
+            yield
+        finally:
+            services.changes.end_waits()
+            await anyio.to_thread.run_sync(_close, services)
+
+    app = FastAPI(
+        title="Diffusion render farm",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for module in (jobs, files, models, workers, keys, health, docs):
+        app.include_router(module.router)
+    problems.install(app)
+    app.add_middleware(
+        Edge,
+        # three pictures as data URLs, which are a third longer than their bytes
+        limit=settings.max_input_bytes * 4 // 3 * 3 + 2**20,
+        limits={"/v1/files": settings.max_input_bytes + FORM_BYTES},
+    )
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _open(settings: Settings) -> Services:
+    store = Store.connect(settings)
+    assert settings.database_url is not None  # Store.connect has refused that
+    storage = Storage(settings)
+    broker = None
+    if settings.redis_url is not None:
+        broker = redis.Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2, health_check_interval=0
+        )
+    return Services(
+        settings=settings,
+        store=store,
+        storage=storage,
+        registry=registry.load(settings.models_file),
+        intake=Intake(storage, settings),
+        changes=Changes(settings.database_url.get_secret_value()),
+        broker=broker,
+        fetching=anyio.CapacityLimiter(FETCHING_THREADS),
+    )
+
+
+def _close(services: Services) -> None:
+    services.changes.stop()
+    if services.broker is not None:
+        services.broker.close()
+    services.storage.close()
+    services.store.close()
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the one shape of all problems."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+        schemas.update(problem.pop("$defs", {}))
+        schemas["Problem"] = problem
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _version() -> str:
+    try:
+        return version("diffusion-render-farm")
+    except PackageNotFoundError:  # run from a checkout that was not installed
+        return "0"

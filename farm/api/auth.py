@@ -1,0 +1,58 @@
+"""Who may do what: API keys as bearer tokens, and the scope that each operation needs.
+
+The key is looked up for every request, so that a revoked one is refused from that moment on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from farm.errors import Forbidden, Unauthorized
+from farm.store.tenants import Key, Scope
+from farm.store.unit import Store
+
+#: For the OpenAPI document; `authenticate` reads the header itself.
+BEARER: Final = HTTPBearer(
+    scheme_name="key", bearerFormat="farm_…", description="An API key: `Authorization: Bearer farm_…`", auto_error=False
+)
+
+
+def authenticate(store: Store, header: str | None) -> Key:
+    """The live key that an ``Authorization`` header carries. Raises `Unauthorized`."""
+    if header is None:
+        raise Unauthorized("send an API key: `Authorization: Bearer farm_…`")
+    scheme, _, text = header.strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized("send the API key as a bearer token: `Authorization: Bearer farm_…`")
+    with store.begin() as unit:
+        return unit.tenants.authenticate(text.strip())
+
+
+class Requires:
+    """A dependency that lets in only keys with a scope, and gives the key to the endpoint."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    def admit(self, request: Request) -> Key:
+        """The request's key, if it has the scope. Raises `Unauthorized` or `Forbidden`."""
+        key = authenticate(request.app.state.services.store, request.headers.get("authorization"))
+        if self.scope not in key.scopes:
+            raise Forbidden(f"this needs a key with the scope {self.scope.value!r}")
+        request.state.key = key
+        return key
+
+    async def __call__(
+        self, request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)] = None
+    ) -> Key:
+        """The key of a request that `farm.api.route.Guarded` has admitted."""
+        key: Key = request.state.key
+        return key
+
+
+Submitter = Annotated[Key, Depends(Requires(Scope.SUBMIT))]
+Reader = Annotated[Key, Depends(Requires(Scope.READ))]
+Admin = Annotated[Key, Depends(Requires(Scope.ADMIN))]

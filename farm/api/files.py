@@ -1,0 +1,110 @@
+"""Input pictures: upload once, name them in many jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import anyio.to_thread
+from fastapi import APIRouter, Path, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from farm.api import inputs
+from farm.api.auth import Reader, Submitter
+from farm.api.problems import ALWAYS, responses
+from farm.api.route import Guarded, media_type
+from farm.api.services import Farm, Services
+from farm.api.shapes import FileShape
+from farm.domain import ids
+from farm.errors import BadInput, NotFound
+from farm.objects import pictures
+from farm.store.files import File
+
+router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=Guarded)
+
+RAW: Final = (pictures.PNG, pictures.JPEG, pictures.WEBP, "application/octet-stream")
+FileId = Annotated[str, Path(description="The file's id.", json_schema_extra={"pattern": ids.pattern(ids.FILE)})]
+
+_BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
+_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+            **dict.fromkeys(RAW, _BINARY),
+        },
+    }
+}
+
+
+@dataclass(frozen=True)
+class _Upload:
+    data: bytes
+    filename: str | None
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a picture",
+    openapi_extra=_BODY,
+    responses={
+        200: {"description": "The same picture was uploaded before.", "model": FileShape},
+        **responses(*ALWAYS, 400, 413, 415),
+    },
+)
+async def upload_file(farm: Farm, key: Submitter, request: Request, response: Response) -> FileShape:
+    """Store a PNG, JPEG or WebP picture, as the field `file` of a form or as the body itself."""
+    upload = await _read(request)
+    file, new = await anyio.to_thread.run_sync(_store, farm, key.tenant_id, upload, limiter=farm.fetching)
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"/v1/files/{file.id}"
+    return FileShape.of(file)
+
+
+async def _read(request: Request) -> _Upload:
+    given = media_type(request)
+    if given in RAW:
+        return _Upload(await request.body(), None)
+    if given != "multipart/form-data":
+        taken = ("multipart/form-data", *RAW)
+        raise HTTPException(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            f"send the picture as multipart/form-data, or as it is with its own content type: {', '.join(taken)}",
+            headers={"Accept-Post": ", ".join(taken)},
+        )
+    async with request.form(max_files=1, max_fields=0) as form:
+        part = form.get("file")
+        if not isinstance(part, UploadFile):
+            raise BadInput.of("file", None, "is required: the picture, as a file of the form")
+        return _Upload(await part.read(), _name(part.filename))
+
+
+def _name(filename: str | None) -> str | None:
+    """The last part of what the client calls the file, in storable characters."""
+    text = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+    text = "".join(letter for letter in text if letter.isprintable())
+    return text.encode("utf-8", "replace").decode()[:200] or None
+
+
+def _store(farm: Services, tenant_id: str, upload: _Upload) -> tuple[File, bool]:
+    stored = farm.intake.from_bytes(tenant_id, upload.data, upload.filename, field="file")
+    return inputs.keep(farm.store, tenant_id, stored, upload.filename)
+
+
+@router.get("/{file_id}", summary="Look at a file", responses=responses(*ALWAYS, 404))
+def get_file(farm: Farm, key: Reader, file_id: FileId) -> FileShape:
+    """What is known about an uploaded picture."""
+    with farm.store.begin() as unit:
+        file = unit.files.get(key.tenant_id, file_id)
+    if file is None:
+        raise NotFound("file", file_id)
+    return FileShape.of(file)

@@ -1,0 +1,85 @@
+"""Whether the process is up, and whether it can work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import anyio
+import anyio.to_thread
+import structlog
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+
+from farm.api.services import Farm, Services
+from farm.errors import BrokerUnavailable, Unavailable
+
+log = structlog.get_logger(__name__)
+
+router: Final = APIRouter(tags=["health"])
+
+Part = Literal["ok", "error"]
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """The servers that the API leans on."""
+
+    status: Part
+    database: Part
+    redis: Part
+    storage: Part
+
+
+@router.get("/healthz", summary="Is the process up?")
+async def healthz() -> Health:
+    """Answers as long as the process lives, whatever else is down."""
+    return Health()
+
+
+@router.get(
+    "/readyz",
+    summary="Can it work?",
+    responses={503: {"description": "A server that the API leans on does not answer.", "model": Readiness}},
+)
+async def readyz(farm: Farm, response: Response) -> Readiness:
+    """Asks the database, Redis and the object storage, all at once and not for long."""
+    parts: dict[str, Part] = {}
+
+    async def ask(name: str, check: Callable[[], object]) -> None:
+        try:
+            await anyio.to_thread.run_sync(check)
+        except Unavailable as error:
+            log.warning("not ready", action="not_ready", part=name, error=str(error))
+            parts[name] = "error"
+        else:
+            parts[name] = "ok"
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask, "database", farm.store.check)
+        group.start_soon(ask, "redis", lambda: _ping(farm))
+        group.start_soon(ask, "storage", farm.storage.check)
+    ready = set(parts.values()) == {"ok"}
+    response.status_code = 200 if ready else 503
+    response.headers["Cache-Control"] = "no-store"
+    return Readiness(
+        status="ok" if ready else "error",
+        database=parts["database"],
+        redis=parts["redis"],
+        storage=parts["storage"],
+    )
+
+
+def _ping(farm: Services) -> None:
+    if farm.broker is None:
+        raise BrokerUnavailable("FARM_REDIS_URL is not set")
+    try:
+        farm.broker.ping()
+    except (RedisError, OSError) as error:
+        raise BrokerUnavailable("Redis does not answer") from error

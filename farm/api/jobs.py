@@ -1,0 +1,274 @@
+"""Jobs: submit, look, list, wait, cancel, retry."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Final
+
+import anyio.to_thread
+from fastapi import APIRouter, Body, Header, Path, Query, Response
+from pydantic import AwareDatetime, StringConstraints
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from farm import lifecycle
+from farm.api import inputs, stream
+from farm.api.auth import Reader, Submitter
+from farm.api.changes import REREAD_SECONDS
+from farm.api.problems import ALWAYS, responses
+from farm.api.route import Guarded
+from farm.api.services import Farm, Services
+from farm.api.shapes import JobPage, JobShape
+from farm.domain import ids
+from farm.domain.job import Job, JobFilter, NewJob
+from farm.domain.model import Model
+from farm.domain.resolve import choose_model, resolve
+from farm.domain.states import JobState
+from farm.domain.tasks import AnyJobRequest, CustomId, InputPicture, NoNul, Storable, Task
+from farm.errors import BadInput, FieldProblem, NotFound
+from farm.lifecycle import IdempotencyKey
+from farm.webhooks import guard
+
+router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Guarded)
+
+# The pattern is for the reader of the document: an id that could not exist is as absent as one that does not.
+JobId = Annotated[str, Path(description="The job's id.", json_schema_extra={"pattern": ids.pattern(ids.JOB)})]
+
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[!-~]([ -~]*[!-~])?$",
+        description="Your name for this request. Sent again with the same body, it returns the job that it made.",
+    ),
+]
+Prefer = Annotated[
+    str | None,
+    Header(description="`wait` or `wait=SECONDS`: answer when the job is over, or after that long.", max_length=500),
+]
+_WAIT: Final = re.compile(r'\s*wait\s*(?:=\s*"?([0-9]{1,9})"?)?\s*', re.ASCII | re.IGNORECASE)
+
+_LOCATION: Final = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
+_APPLIED: Final = {"Preference-Applied": {"description": "`wait`, if it was asked for.", "schema": {"type": "string"}}}
+_EXAMPLES: Final[dict[str, Any]] = {
+    "text-to-image": {
+        "summary": "A picture from words",
+        "value": {
+            "task": "text-to-image",
+            "prompt": "a red ball on a blue background",
+            "num_inference_steps": 20,
+            "seed": 7,
+        },
+    },
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Submit a job",
+    responses={
+        200: {
+            "description": "The job that an earlier request with this Idempotency-Key made.",
+            "model": JobShape,
+            "headers": _LOCATION | _APPLIED,
+        },
+        201: {"description": "The new job.", "headers": _LOCATION | _APPLIED},
+        **responses(*ALWAYS, 409, 413, 415, 429),
+    },
+)
+async def submit_job(
+    farm: Farm,
+    key: Submitter,
+    request: Annotated[AnyJobRequest, Body(openapi_examples=_EXAMPLES)],
+    response: Response,
+    idempotency_key: Key = None,
+    prefer: Prefer = None,
+) -> JobShape:
+    """Accept one job. Once this has answered, the job reaches exactly one end: succeeded, failed or canceled."""
+    name = None if idempotency_key is None else IdempotencyKey(idempotency_key, _hash(request))
+    known = None if name is None else await run_in_threadpool(_before, farm, key.tenant_id, name)
+    if known is None:
+        new = await _resolved(farm, key.tenant_id, request)
+        job, created = await run_in_threadpool(_submit, farm, key.tenant_id, new, name)
+    else:
+        job, created = known, False
+    seconds = wait_of(prefer, farm.settings.max_wait_seconds)
+    if seconds is not None:
+        job = await over(farm, job, seconds)
+        response.headers["Preference-Applied"] = "wait"
+    response.status_code = 201 if created else 200
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobShape.of(job, farm.storage, farm.settings)
+
+
+async def _resolved(farm: Services, tenant_id: str, request: AnyJobRequest) -> NewJob:
+    """The job that the request asks for, with its pictures stored."""
+    model = _model(farm, request)
+    given = inputs.references(request)
+    pictures: dict[str, InputPicture] = {}
+    if given:
+        pictures = await anyio.to_thread.run_sync(
+            inputs.gather, given, tenant_id, farm.store, farm.intake, limiter=farm.fetching
+        )
+    return NewJob(
+        spec=resolve(request, model, pictures),
+        priority=request.priority,
+        custom_id=request.custom_id,
+        metadata=tuple(request.metadata.items()),
+        webhook=request.webhook,
+        max_attempts=farm.settings.max_attempts,
+    )
+
+
+def _before(farm: Services, tenant_id: str, name: IdempotencyKey) -> Job | None:
+    with farm.store.begin() as unit:
+        return lifecycle.submitted(unit, tenant_id, name)
+
+
+def _submit(farm: Services, tenant_id: str, new: NewJob, name: IdempotencyKey | None) -> tuple[Job, bool]:
+    with farm.store.begin() as unit:
+        return lifecycle.submit(unit, tenant_id, new, name)
+
+
+def _model(farm: Services, request: AnyJobRequest) -> Model:
+    """The request's model; refuses what can be refused before any picture is fetched."""
+    problems: list[FieldProblem] = []
+    model: Model | None = None
+    try:
+        model = choose_model(request, farm.registry)
+    except BadInput as refused:
+        problems += refused.problems
+    if request.webhook is not None:
+        try:
+            guard.parse(request.webhook, farm.settings, field="webhook")
+        except BadInput as refused:
+            problems += refused.problems
+    if model is None or problems:
+        raise BadInput(*problems)
+    return model
+
+
+def _hash(request: AnyJobRequest) -> bytes:
+    """Of what the request means, so that the order of its fields and its white space do not matter."""
+    text = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()
+
+
+def wait_of(prefer: str | None, longest: float) -> float | None:
+    """The seconds that a ``Prefer`` header asks to wait for (RFC 7240), or None. What is unknown is ignored."""
+    for part in (prefer or "").split(","):
+        found = _WAIT.fullmatch(part.split(";", 1)[0])
+        if found:
+            return longest if found[1] is None else min(float(found[1]), longest)
+    return None
+
+
+async def over(farm: Services, job: Job, seconds: float) -> Job:
+    """The job when it is over, or as it is after that many seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    with farm.changes.subscribe(job.id) as changes:
+        while True:
+            now = await run_in_threadpool(_own, farm, job.tenant_id, job.id)
+            left = deadline - loop.time()
+            if now.state.terminal or left <= 0 or changes.closing:
+                return now
+            await changes.wait(min(left, REREAD_SECONDS))
+
+
+def _own(farm: Services, tenant_id: str, job_id: str) -> Job:
+    with farm.store.begin() as unit:
+        job = unit.jobs.get(job_id, tenant_id)
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+@router.get("", summary="List jobs", responses=responses(*ALWAYS))
+def list_jobs(
+    farm: Farm,
+    key: Reader,
+    state: Annotated[list[JobState], Query(description="Repeat it for several states.", max_length=6)] = [],  # noqa: B006
+    task: Task | None = None,
+    model: Annotated[str | None, StringConstraints(max_length=200), Storable, NoNul] = None,
+    custom_id: CustomId | None = None,
+    created_after: AwareDatetime | None = None,
+    created_before: AwareDatetime | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(description="The `next` of the page before.", max_length=100)] = None,
+) -> JobPage:
+    """The tenant's jobs, newest first."""
+    wanted = JobFilter(
+        states=tuple(state),
+        task=task,
+        model=model,
+        custom_id=custom_id,
+        created_after=created_after,
+        created_before=created_before,
+    )
+    with farm.store.begin() as unit:
+        jobs, following = unit.jobs.page(key.tenant_id, wanted, cursor, limit)
+    return JobPage(data=[JobShape.of(job, farm.storage, farm.settings) for job in jobs], next=following)
+
+
+@router.get("/{job_id}", summary="Look at a job", responses=responses(*ALWAYS, 404))
+def get_job(farm: Farm, key: Reader, job_id: JobId) -> JobShape:
+    """The job as it is now, with fresh URLs of its outputs."""
+    return JobShape.of(_own(farm, key.tenant_id, job_id), farm.storage, farm.settings)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=responses(*ALWAYS, 404, 409))
+def cancel_job(farm: Farm, key: Submitter, job_id: JobId) -> JobShape:
+    """Stop a job: at once while it waits, at the next denoising step while it runs. Canceling again changes nothing."""
+    with farm.store.begin() as unit:
+        job = lifecycle.cancel(unit, key.tenant_id, job_id)
+    return JobShape.of(job, farm.storage, farm.settings)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=201,
+    summary="Retry a job",
+    responses={201: {"description": "The new job.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409, 429)},
+)
+def retry_job(farm: Farm, key: Submitter, job_id: JobId, response: Response) -> JobShape:
+    """Submit again what a failed or canceled job asked for, as a new job. The old one stays as it ended."""
+    with farm.store.begin() as unit:
+        job = lifecycle.retry(unit, key.tenant_id, job_id)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobShape.of(job, farm.storage, farm.settings)
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": (
+                "Server-sent events until the job is over: `job` (the whole job, at once and at each change of state), "
+                "`progress` (`{step, steps}`), and the job's history under the names of its events "
+                "(`job.started`, `job.requeued`, `job.succeeded`, `job.failed`, `job.canceled`), with ids."
+            ),
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **responses(*ALWAYS, 404),
+    },
+)
+async def follow_job(
+    farm: Farm,
+    key: Reader,
+    job_id: JobId,
+    last_event_id: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="Replay only the history after this id.", max_length=100)
+    ] = None,
+) -> StreamingResponse:
+    """See a job's progress as it happens. A job that is over sends its history and ends."""
+    job = await run_in_threadpool(_own, farm, key.tenant_id, job_id)
+    return stream.response(farm, job, stream.position(last_event_id))

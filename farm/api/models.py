@@ -1,0 +1,29 @@
+"""Models: what there is to render with."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter
+
+from farm.api.auth import Reader
+from farm.api.problems import ALWAYS, responses
+from farm.api.route import Guarded
+from farm.api.services import Farm
+from farm.api.shapes import ModelList, ModelShape
+from farm.domain.worker import WorkerState
+
+router: Final = APIRouter(prefix="/v1/models", tags=["models"], route_class=Guarded)
+
+
+@router.get("", summary="List models", responses=responses(*ALWAYS))
+def list_models(farm: Farm, _: Reader) -> ModelList:
+    """Every model of the registry, with its limits and defaults, and the workers that have it loaded."""
+    with farm.store.begin() as unit:
+        workers = [worker for worker in unit.workers.all() if worker.state is not WorkerState.OFFLINE]
+    return ModelList(
+        data=[
+            ModelShape.of(model, [worker.info.name for worker in workers if model.id in worker.models])
+            for model in farm.registry.models
+        ]
+    )

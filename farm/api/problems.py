@@ -1,0 +1,276 @@
+"""Errors as the client sees them: RFC 9457 ``application/problem+json``, for every status that is not a success.
+
+    Unauthorized 401 · Forbidden 403 · NotFound 404 · Conflict 409 · BadInput 422 · QuotaExceeded 429 · Unavailable 503
+
+A problem names the field as the client wrote it, the value that came and what is allowed. Values come from strangers,
+so they are shortened and made encodable before they are sent back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from farm.domain.tasks import Task
+from farm.errors import (
+    BadInput,
+    Conflict,
+    FarmError,
+    FieldProblem,
+    Forbidden,
+    NotFound,
+    QuotaExceeded,
+    Unauthorized,
+    Unavailable,
+)
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+RETRY_SECONDS: Final = 2  #: what a client is asked to wait for when a server behind the API does not answer
+MAX_VALUE: Final = 100  #: characters of a refused value that are sent back
+
+_STATUS: Final[dict[type[FarmError], HTTPStatus]] = {
+    Unauthorized: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Conflict: HTTPStatus.CONFLICT,
+    BadInput: HTTPStatus.UNPROCESSABLE_ENTITY,
+    QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+_KINDS: Final[dict[int, tuple[str, str]]] = {
+    400: ("bad-request", "The request cannot be read"),
+    401: ("unauthorized", "A live API key is needed"),
+    403: ("forbidden", "The API key does not reach this far"),
+    404: ("not-found", "There is no such thing"),
+    405: ("method-not-allowed", "The method is not allowed here"),
+    409: ("conflict", "The state does not allow it"),
+    413: ("too-large", "The request is too large"),
+    415: ("unsupported-media-type", "The content type is not taken here"),
+    422: ("invalid-request", "The request is not valid"),
+    429: ("quota-exceeded", "A limit is reached"),
+    500: ("internal-error", "The farm made a mistake"),
+    503: ("unavailable", "A part of the farm does not answer"),
+}
+
+
+class FieldError(BaseModel):
+    """One thing wrong with one field."""
+
+    field: str = Field(description="Dotted path, as the client wrote it.")
+    value: str | int | float | bool | None = Field(description="What was given, shortened.")
+    message: str = Field(description="What is allowed.")
+
+
+class Problem(BaseModel):
+    """What went wrong, after RFC 9457."""
+
+    type: str = Field(description="A stable name of the kind of problem.")
+    title: str
+    status: int
+    detail: str = Field(description="One sentence about this occurrence.")
+    instance: str = Field(description="The path that was asked for.")
+    request_id: str | None = Field(None, description="The `X-Request-Id` of the request, for the farm's operators.")
+    errors: list[FieldError] | None = Field(None, description="Each field that is wrong; only with status 422.")
+
+
+class Unreadable(HTTPException):
+    """A body that cannot be read as what it claims to be. An HTTPException, because FastAPI lets nothing else out."""
+
+    def __init__(self, message: str, value: str = "") -> None:
+        super().__init__(HTTPStatus.UNPROCESSABLE_ENTITY, message)
+        self.problem = FieldProblem("body", value, message)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that an operation may answer with, for its OpenAPI entry."""
+    return {
+        status: {
+            "description": _KINDS[status][1] + ".",
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in sorted(statuses)
+    }
+
+
+#: What any operation that needs a key can answer with.
+ALWAYS: Final = (401, 403, 422, 503)
+
+
+def problem(
+    request: Request,
+    status: int,
+    detail: str,
+    *,
+    errors: Sequence[FieldProblem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """The answer that reports a problem."""
+    kind, title = _KINDS.get(status) or ("http-error", HTTPStatus(status).phrase)
+    body = Problem(
+        type=f"urn:farm:problem:{kind}",
+        title=title,
+        status=status,
+        detail=encodable(detail),
+        instance=encodable(request.url.path)[:500],
+        request_id=getattr(request.state, "request_id", None),
+    ).model_dump(exclude_none=True)
+    if errors:
+        body["errors"] = [
+            FieldError(field=encodable(one.field), value=shown(one.value), message=encodable(one.message)).model_dump()
+            for one in errors
+        ]
+    return JSONResponse(body, status_code=int(status), media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def encodable(text: str) -> str:
+    """The text without what UTF-8 cannot carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: object) -> str | int | float | bool | None:
+    """A client's value in a form that is short and always encodable."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, int):
+        text = f"a number of {value.bit_length()} bits"
+    elif isinstance(value, float):
+        text = str(value)
+    else:
+        text = _json(value)
+    text = encodable(text[: MAX_VALUE + 1])
+    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, default=lambda other: type(other).__name__, ensure_ascii=False)
+    except (ValueError, RecursionError, TypeError):
+        return type(value).__name__
+
+
+# -- handlers --------------------------------------------------------------------------------------------------------
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app with a problem."""
+    app.add_exception_handler(FarmError, _farm_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def of_error(request: Request, error: FarmError) -> JSONResponse:
+    """The answer to one of the farm's own errors."""
+    status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), None)
+    if status is None:
+        raise error
+    headers: dict[str, str] = {}
+    match error:
+        case Unauthorized():
+            headers["WWW-Authenticate"] = 'Bearer realm="farm"'
+            if "authorization" in request.headers:
+                headers["WWW-Authenticate"] += ', error="invalid_token"'
+        case Forbidden():
+            headers["WWW-Authenticate"] = 'Bearer realm="farm", error="insufficient_scope"'
+        case Unavailable() | QuotaExceeded():
+            headers["Retry-After"] = str(RETRY_SECONDS)
+    if isinstance(error, Unavailable):
+        log.warning("a server does not answer", action="server_unavailable", error=str(error), exc_info=error)
+        # the cause may name hosts and keys of objects, which are not the client's business
+        return problem(request, status, "A part of the farm does not answer; try again soon.", headers=headers)
+    if isinstance(error, BadInput):
+        return problem(request, status, _sentence(error.problems), errors=error.problems, headers=headers)
+    return problem(request, status, str(error), headers=headers)
+
+
+def _farm_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FarmError)
+    return of_error(request, error)
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    detail = str(error.detail)
+    if isinstance(error, Unreadable):
+        return problem(request, error.status_code, detail, errors=[error.problem])
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed(request))
+        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}"
+    elif error.status_code == HTTPStatus.NOT_FOUND:
+        detail = "there is nothing at this path; /docs lists what there is"
+    return problem(request, error.status_code, detail, headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes at the request's path: the router knows only those of the first one."""
+    methods: set[str] = set()
+    for context in iter_route_contexts(request.app.routes):
+        match, _ = context.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= set(context.methods or ())
+    return sorted(methods)
+
+
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [_problem_of(one) for one in error.errors()]
+    return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(problems), errors=problems)
+
+
+def _sentence(problems: Sequence[FieldProblem]) -> str:
+    first = f"{problems[0].field}: {problems[0].message}"
+    more = len(problems) - 1
+    return first if more == 0 else f"{first} (and {more} more problem{'s' if more > 1 else ''}, see errors)"
+
+
+_TAGS: Final = frozenset(task.value for task in Task)
+
+
+def _problem_of(error: Mapping[str, Any]) -> FieldProblem:
+    where, *path = error["loc"]
+    kind, context = error["type"], error.get("ctx", {})
+    if where == "body" and len(path) > 1 and path[0] in _TAGS:
+        path = path[1:]  # pydantic's name for the branch of the union, which the client never wrote
+    if path and path[-1] == "[key]":
+        path.pop()
+    field = ".".join(map(str, path)) or where
+    value = error.get("input")
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        given = value.get("task") if isinstance(value, Mapping) else value
+        return FieldProblem("task", given, f"must be one of {', '.join(sorted(_TAGS))}")
+    if kind == "missing":
+        return FieldProblem(field, None, "is required")
+    if kind == "extra_forbidden":
+        return FieldProblem(field, value, "is not a field of this request")
+    if kind in ("model_attributes_type", "model_type", "dict_type") and not path:
+        return FieldProblem(field, value, "must be a JSON object")
+    if kind == "value_error":
+        return FieldProblem(field, value, str(context.get("error", error["msg"])))
+    if kind == "string_unicode":
+        return FieldProblem(field, value, "must not contain lone surrogates: send valid Unicode text")
+    message = str(error["msg"])
+    for prefix in ("Input should be ", "Value should be "):
+        if message.startswith(prefix):
+            message = "must be " + message.removeprefix(prefix)
+    return FieldProblem(field, value, message)

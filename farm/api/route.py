@@ -1,0 +1,90 @@
+"""What happens before FastAPI reads a body: the key is checked, the content type too, and JSON is read strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from email.message import Message
+from http import HTTPStatus
+from typing import Any, NoReturn
+
+from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from farm.api.auth import Requires
+from farm.api.problems import Unreadable
+
+
+class StrictRequest(Request):
+    """A request whose JSON is JSON: no NaN, no Infinity, no broken UTF-8, no nesting that exhausts the parser."""
+
+    async def json(self) -> Any:
+        """The body. Raises `Unreadable`."""
+        if not hasattr(self, "_strict"):
+            self._strict = _parse(await self.body())
+        return self._strict
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise Unreadable("the body is not valid UTF-8", f"byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"the body is not valid JSON: {error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise Unreadable("the body is nested too deeply") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise Unreadable("the body holds a number with too many digits") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Unreadable(f"the body is not valid JSON: {name} is not a JSON value", name)
+
+
+class Guarded(APIRoute):
+    """A route that admits first and reads second: a stranger's megabytes are not even received."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, wrapped."""
+        handle = super().get_route_handler()
+        guards = tuple(_guards(self.dependant))
+        takes_json = self.body_field is not None
+
+        async def guarded(request: Request) -> Response:
+            for guard in guards:
+                await run_in_threadpool(guard.admit, request)
+            if takes_json:
+                _must_be_json(request)
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return guarded
+
+
+def _guards(dependant: Dependant) -> Iterator[Requires]:
+    for one in dependant.dependencies:
+        if isinstance(one.call, Requires):
+            yield one.call
+
+
+def media_type(request: Request) -> str:
+    """The declared content type without its parameters, in lower case; empty if there is none."""
+    header = request.headers.get("content-type")
+    if not header:
+        return ""
+    message = Message()
+    message["content-type"] = header
+    return message.get_content_type() if "/" in header else ""
+
+
+def _must_be_json(request: Request) -> None:
+    given = media_type(request)
+    if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
+        raise HTTPException(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "send JSON, with `Content-Type: application/json`",
+            headers={"Accept-Post": "application/json"},
+        )

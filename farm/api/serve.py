@@ -1,0 +1,49 @@
+"""Running the API with uvicorn."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+
+from farm.api.app import create_app
+from farm.settings import Settings
+
+GRACE_SECONDS: Final = 10  #: for requests that are being answered when the process is told to stop
+
+
+class Server(uvicorn.Server):
+    """uvicorn waits for open connections before the app hears of the end, so streams are told first."""
+
+    async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """End what waits, then the rest."""
+        app = self.config.app
+        services = getattr(app.state, "services", None) if isinstance(app, FastAPI) else None
+        if services is not None:
+            services.changes.end_waits()
+        await super().shutdown(sockets)  # type: ignore[arg-type]
+
+
+def make_server(settings: Settings, host: str | None = None, port: int | None = None) -> Server:
+    """A server of the API at that address, or at the settings'."""
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.api_host if host is None else host,
+        port=settings.api_port if port is None else port,
+        lifespan="on",
+        log_config=None,  # the process has its own
+        access_log=False,  # `farm.api.edge` writes it, with the request's id and key
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return Server(config)
+
+
+def serve(settings: Settings, host: str | None = None, port: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; exits with 3 if the server could not start."""
+    server = make_server(settings, host, port)
+    server.run()
+    if not server.started:
+        sys.exit(3)

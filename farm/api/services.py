@@ -1,0 +1,39 @@
+"""What every request may use, opened when the process starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+import anyio
+import redis
+from fastapi import Depends, Request
+
+from farm.api.changes import Changes
+from farm.domain.model import Registry
+from farm.objects.intake import Intake
+from farm.objects.storage import Storage
+from farm.settings import Settings
+from farm.store.unit import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The API's connections. One of each per process."""
+
+    settings: Settings
+    store: Store
+    storage: Storage
+    registry: Registry
+    intake: Intake
+    changes: Changes
+    broker: redis.Redis | None  #: asked whether it answers, and nothing else
+    fetching: anyio.CapacityLimiter  #: threads of their own, so that slow picture URLs do not hold up everybody else
+
+
+async def _services(request: Request) -> Services:
+    return cast("Services", request.app.state.services)
+
+
+#: What an endpoint asks for to get them.
+Farm = Annotated[Services, Depends(_services)]

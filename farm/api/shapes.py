@@ -1,0 +1,313 @@
+"""What the API answers with."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.domain.job import Job, Output
+from farm.domain.model import Model, ModelDefaults, ModelLimits
+from farm.domain.states import JobState, Priority
+from farm.domain.tasks import Task
+from farm.domain.worker import Worker, WorkerState
+from farm.objects import keys
+from farm.objects.storage import Storage
+from farm.settings import Settings
+from farm.store.files import File
+from farm.store.tenants import Key, Scope
+
+
+class Shape(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ProgressShape(Shape):
+    """How far the current attempt is."""
+
+    step: int = Field(description="Denoising steps done.")
+    steps: int = Field(description="Denoising steps in all.")
+    fraction: float = Field(description="From 0 to 1.")
+
+
+class OutputShape(Shape):
+    """One picture."""
+
+    url: str = Field(
+        description="Where to get it, without a key, for a limited time. Read the job again for a new URL."
+    )
+    sha256: str = Field(description="Of the file's bytes.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    seed: int
+    content_type: str
+    bytes: int
+
+
+class ErrorShape(Shape):
+    """Why the job failed, or why its last attempt did."""
+
+    code: str = Field(description="Stable, for programs.")
+    message: str = Field(description="One sentence, for people.")
+
+
+class Timings(Shape):
+    """How long each part took, in seconds; null while unknown. Of the last attempt, but for the total."""
+
+    queued_seconds: float | None = Field(description="From the submission to the last hand-over to a worker.")
+    dispatch_seconds: float | None = Field(description="From the hand-over to the worker's claim.")
+    waiting_seconds: float | None = Field(description="At the worker, before its card took the job up.")
+    rendering_seconds: float | None = Field(description="On the card, to the end of the job.")
+    total_seconds: float | None = Field(description="From the submission to the end.")
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Derived from the job's times."""
+        dispatched, claimed, rendering = _times(job)
+        return cls(
+            queued_seconds=_between(job.created_at, dispatched),
+            dispatch_seconds=_between(dispatched, claimed),
+            waiting_seconds=_between(claimed, rendering),
+            rendering_seconds=_between(rendering, job.finished_at),
+            total_seconds=_between(job.created_at, job.finished_at),
+        )
+
+
+def _times(job: Job) -> tuple[datetime | None, datetime | None, datetime | None]:
+    """When the attempt was handed over, claimed and taken up; a queued job's row still has those of the last one."""
+    if job.state is JobState.QUEUED:
+        return None, None, None
+    return job.dispatched_at, job.claimed_at, job.rendering_at
+
+
+def _between(start: datetime | None, end: datetime | None) -> float | None:
+    return None if start is None or end is None else max(0.0, round((end - start).total_seconds(), 6))
+
+
+class JobShape(Shape):
+    """One request to one pipeline, and what became of it."""
+
+    id: str
+    state: JobState
+    task: Task
+    model: str
+    priority: Priority
+    progress: ProgressShape | None
+    outputs: list[OutputShape]
+    error: ErrorShape | None
+    attempts: int
+    max_attempts: int
+    worker: str | None = Field(description="Who holds or held it last.")
+    parameters: dict[str, Any] = Field(description="Sent again, they give the same pictures.")
+    timings: Timings
+    custom_id: str | None
+    metadata: dict[str, str]
+    webhook: str | None
+    retry_of: str | None = Field(description="The job that this one repeats.")
+    recipe: dict[str, Any] | None = Field(
+        description="What the worker adds: revision, dtype, device, library versions."
+    )
+    cancel_requested: bool
+    created_at: datetime
+    dispatched_at: datetime | None
+    started_at: datetime | None = Field(description="When a worker claimed it.")
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: Job, storage: Storage, settings: Settings) -> Self:
+        """The job as its tenant sees it, with fresh URLs."""
+        dispatched, claimed, _ = _times(job)
+        progress = None
+        if job.progress is not None:
+            step, steps = job.progress.step, job.progress.steps
+            progress = ProgressShape(step=step, steps=steps, fraction=round(step / steps, 4) if steps else 0.0)
+        return cls(
+            id=job.id,
+            state=job.state,
+            task=job.spec.task,
+            model=job.spec.model,
+            priority=job.priority,
+            progress=progress,
+            outputs=[_output(job, output, storage, settings) for output in job.outputs],
+            error=None if job.error is None else ErrorShape(code=job.error.code, message=job.error.message),
+            attempts=job.attempts,
+            max_attempts=job.max_attempts,
+            worker=job.worker,
+            parameters=job.spec.parameters(),
+            timings=Timings.of(job),
+            custom_id=job.custom_id,
+            metadata=job.metadata,
+            webhook=job.webhook,
+            retry_of=job.retry_of,
+            recipe=job.recipe,
+            cancel_requested=job.cancel_requested,
+            created_at=job.created_at,
+            dispatched_at=dispatched,
+            started_at=claimed,
+            finished_at=job.finished_at,
+        )
+
+
+def _output(job: Job, output: Output, storage: Storage, settings: Settings) -> OutputShape:
+    name = f"{job.id}_{output.index}.{keys.extension(output.content_type)}"
+    return OutputShape(
+        url=storage.presign_get(output.key, settings.presign_seconds, name),
+        sha256=output.sha256,
+        width=output.width,
+        height=output.height,
+        seed=output.seed,
+        content_type=output.content_type,
+        bytes=output.size,
+    )
+
+
+class JobPage(Shape):
+    """Some of the tenant's jobs, newest first."""
+
+    data: list[JobShape]
+    next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
+
+
+class FileShape(Shape):
+    """A stored input picture."""
+
+    id: str
+    sha256: str
+    content_type: str = Field(description="By the content, whatever was declared.")
+    width: int = Field(description="Pixels, as seen.")
+    height: int = Field(description="Pixels, as seen.")
+    bytes: int
+    filename: str | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, file: File) -> Self:
+        """The file as its tenant sees it."""
+        picture = file.picture
+        return cls(
+            id=file.id,
+            sha256=picture.sha256,
+            content_type=picture.content_type,
+            width=picture.width,
+            height=picture.height,
+            bytes=file.size,
+            filename=file.filename,
+            created_at=file.created_at,
+        )
+
+
+class ModelShape(Shape):
+    """Something to render with."""
+
+    id: str
+    description: str
+    tasks: list[Task]
+    defaults: ModelDefaults
+    limits: ModelLimits
+    vocabulary: dict[str, list[str]] = Field(description="The words it knows, where it knows only some.")
+    example_prompts: list[str]
+    loaded_on: list[str] = Field(description="Workers that have it in memory.")
+
+    @classmethod
+    def of(cls, model: Model, loaded_on: list[str]) -> Self:
+        """The registry's entry without where it comes from."""
+        return cls(
+            id=model.id,
+            description=model.description,
+            tasks=list(model.tasks),
+            defaults=model.defaults,
+            limits=model.limits,
+            vocabulary={kind: list(words) for kind, words in model.vocabulary.items()},
+            example_prompts=list(model.example_prompts),
+            loaded_on=loaded_on,
+        )
+
+
+class ModelList(Shape):
+    """All models, in the registry's order: the first that does a task is its default."""
+
+    data: list[ModelShape]
+
+
+class CardShape(Shape):
+    """The accelerator that a worker owns."""
+
+    kind: str = Field(description="`cuda`, `mps` or `cpu`.")
+    index: str
+    device: str = Field(description="The maker's name.")
+    memory_bytes: int
+    dtype: str
+
+
+class WorkerShape(Shape):
+    """One process on one card."""
+
+    name: str
+    state: WorkerState
+    card: CardShape
+    slots: int = Field(description="Jobs that its card renders at once.")
+    look_ahead: int = Field(description="Jobs that may wait beside them.")
+    holds: int = Field(description="Jobs handed over to it or running on it.")
+    models: list[str] = Field(description="Models in its memory.")
+    tags: list[str]
+    versions: dict[str, str]
+    started_at: datetime
+    heartbeat_at: datetime
+
+    @classmethod
+    def of(cls, worker: Worker) -> Self:
+        """The worker without what only its host cares for."""
+        card = worker.info.card
+        return cls(
+            name=worker.info.name,
+            state=worker.state,
+            card=CardShape(
+                kind=card.kind, index=card.index, device=card.device, memory_bytes=card.memory_bytes, dtype=card.dtype
+            ),
+            slots=worker.info.slots,
+            look_ahead=worker.info.look_ahead,
+            holds=worker.holds,
+            models=list(worker.models),
+            tags=list(worker.info.tags),
+            versions=worker.info.versions,
+            started_at=worker.started_at,
+            heartbeat_at=worker.heartbeat_at,
+        )
+
+
+class WorkerList(Shape):
+    """All workers that ever joined, by name."""
+
+    data: list[WorkerShape]
+
+
+class KeyShape(Shape):
+    """An API key without its secret."""
+
+    id: str
+    name: str
+    scopes: list[Scope]
+    created_at: datetime
+    revoked_at: datetime | None
+
+    @classmethod
+    def of(cls, key: Key) -> Self:
+        """The key as an administrator sees it."""
+        return cls(
+            id=key.id, name=key.name, scopes=sorted(key.scopes), created_at=key.created_at, revoked_at=key.revoked_at
+        )
+
+
+class NewKeyShape(KeyShape):
+    """A fresh API key."""
+
+    key: str = Field(description="The key's text. It is shown this once.")
+
+
+class KeyList(Shape):
+    """The tenant's keys, newest first."""
+
+    data: list[KeyShape]

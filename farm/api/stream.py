@@ -1,0 +1,96 @@
+"""A job as server-sent events, from now to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from farm.api.changes import REREAD_SECONDS
+from farm.api.services import Services
+from farm.api.shapes import JobShape
+from farm.domain.job import Job, Progress
+from farm.domain.states import JobState
+from farm.store.events import Event
+
+HEARTBEAT_SECONDS: Final = 15.0
+
+
+def position(last_event_id: str | None) -> int:
+    """The event id in a ``Last-Event-ID``; 0, the beginning, for what is not an id of ours."""
+    text = last_event_id or ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
+
+
+def response(farm: Services, job: Job, after: int) -> StreamingResponse:
+    """The stream of a job's changes, with the history after event ``after``."""
+    return StreamingResponse(
+        _events(farm, job, after),
+        media_type="text/event-stream",
+        # no cache may keep it and no proxy may hold it back
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _events(farm: Services, job: Job, after: int) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    told: tuple[JobState, int, bool] | None = None
+    stepped: Progress | None = None
+    sent_at = loop.time()
+    with farm.changes.subscribe(job.id) as changes:
+        while True:
+            now, history = await run_in_threadpool(_read, farm, job.id, after)
+            if now is None:
+                return  # deleted, with its history
+            parts: list[bytes] = []
+            if told is None:
+                parts.append(_job(farm, now))
+                told = _face(now)
+            for event in history:
+                parts.append(_history(event))
+                after = event.id
+            if _face(now) != told:
+                parts.append(_job(farm, now))
+                told = _face(now)
+            if now.progress is not None and now.progress != stepped:
+                parts.append(_event("progress", {"step": now.progress.step, "steps": now.progress.steps}))
+            stepped = now.progress
+            if parts:
+                yield b"".join(parts)
+                sent_at = loop.time()
+            if now.state.terminal or changes.closing:
+                return
+            if loop.time() - sent_at >= HEARTBEAT_SECONDS:
+                yield KEEPALIVE_COMMENT
+                sent_at = loop.time()
+            await changes.wait(REREAD_SECONDS)
+
+
+def _read(farm: Services, job_id: str, after: int) -> tuple[Job | None, list[Event]]:
+    with farm.store.begin() as unit:
+        # The job first: an end that is seen in the job has its event by then, so the stream never ends without it.
+        job = unit.jobs.get(job_id)
+        return job, unit.events.of_job(job_id, after)
+
+
+def _face(job: Job) -> tuple[JobState, int, bool]:
+    return job.state, job.epoch, job.cancel_requested
+
+
+def _job(farm: Services, job: Job) -> bytes:
+    body = JobShape.of(job, farm.storage, farm.settings).model_dump_json()
+    return format_sse_event(event="job", data_str=body)
+
+
+def _history(event: Event) -> bytes:
+    body = {"job": event.job_id, "epoch": event.epoch, "at": event.created_at.isoformat(), **event.data}
+    return _event(event.type.value, body, str(event.id))
+
+
+def _event(name: str, body: dict[str, Any], event_id: str | None = None) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(body), id=event_id)

@@ -1,0 +1,20 @@
+"""``farm api``: run the HTTP API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; FARM_API_HOST by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; FARM_API_PORT by default.")] = None,
+) -> None:
+    """Serve the HTTP API until it is told to stop."""
+    from farm.api.serve import serve
+    from farm.log import configure
+    from farm.settings import settings
+
+    configure(settings(), "api")
+    serve(settings(), host, port)
