@@ -24,7 +24,7 @@ from farm.cli.up import DataDir
 from farm.errors import FarmError, SetupError
 from farm.local import cards, health, logs, ports, wheels
 from farm.local.health import Condition
-from farm.local.postgres import root_is_renamed
+from farm.local.postgres import nobody_opens_directories, root_is_renamed
 from farm.local.servers import Addresses, Servers
 from farm.local.services import Places
 from farm.local.state import DataDirectory, Farm, Run
@@ -130,10 +130,12 @@ def _account(given: Settings) -> Check:
         return Check(name, Verdict.OK, "root, and PostgreSQL is an installed one")
     if root_is_renamed():
         return Check(name, Verdict.OK, "root; PostgreSQL runs in a user namespace")
+    if nobody_opens_directories():
+        return Check(name, Verdict.OK, "root, and user namespaces are refused: PostgreSQL runs as nobody")
     return Check(
         name,
         Verdict.WARN,
-        "root, and user namespaces are refused: PostgreSQL runs as nobody",
+        "root, and user namespaces and capabilities are refused: PostgreSQL runs as nobody",
         "keep the installation and the data under directories that everyone may enter, or use an ordinary account",
     )
 

@@ -6,6 +6,7 @@ import random
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 from farm.errors import SetupError
 
@@ -64,7 +65,7 @@ class Claims:
         self._held[port] = claim
         return True
 
-    def __enter__(self) -> Claims:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

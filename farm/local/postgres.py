@@ -203,7 +203,8 @@ class _Account:
     """Which account runs PostgreSQL, which refuses to run as root."""
 
     prefix: tuple[str, ...] = ()  #: a program in front of it
-    user: int | None = None  #: a uid to change to; the data directory must then belong to it
+    user: int | None = None  #: a uid to change to before that program
+    owner: int | None = None  #: whom its files must belong to, when not us
 
     @classmethod
     def choose(cls, directory: Path) -> _Account:
@@ -218,28 +219,51 @@ class _Account:
                     f"the database in {directory} was made where user namespaces were allowed and they no longer are: "
                     f"give it to uid {NOBODY} with: chown -R {NOBODY}:{NOBODY} {directory}"
                 )
+        # Containers refuse namespaces, and their root's home and temporary directories are closed to nobody: let
+        # nobody keep the one capability that opens directories.
+        if nobody_opens_directories():
+            return cls(prefix=_BECOME_NOBODY, owner=NOBODY)
         for place in (wheels.postgres_programs(), *directory.absolute().parents):
             _require_passage(place)
-        return cls(user=NOBODY)
+        return cls(user=NOBODY, owner=NOBODY)
 
     def admit(self, path: Path) -> None:
         """Give a file or directory to the account."""
-        if self.user is not None:
-            os.chown(path, self.user, self.user)
+        if self.owner is not None:
+            os.chown(path, self.owner, self.owner)
 
 
 _RENAME_ROOT = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 
+_BECOME_NOBODY = (
+    "setpriv",
+    f"--reuid={NOBODY}",
+    f"--regid={NOBODY}",
+    "--clear-groups",
+    "--inh-caps=-all,+dac_override",
+    "--ambient-caps=-all,+dac_override",
+    "--pdeathsig=INT",  # ours is forgotten when the uid changes
+)
+
 
 def root_is_renamed() -> bool:
     """Whether this machine lets root run a program in a user namespace under another number."""
+    return _works(_RENAME_ROOT, 1000)
+
+
+def nobody_opens_directories() -> bool:
+    """Whether this machine lets root run a program as nobody with the one capability that opens directories."""
+    return _works(_BECOME_NOBODY, NOBODY)
+
+
+def _works(prefix: tuple[str, ...], uid: int) -> bool:
     try:
         probe = subprocess.run(
-            [*_RENAME_ROOT, "id", "-u"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+            [*prefix, "id", "-u"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return probe.returncode == 0 and probe.stdout.strip() == b"1000"
+    return probe.returncode == 0 and probe.stdout.strip() == str(uid).encode()
 
 
 def _belongs_to_nobody(path: Path) -> bool:

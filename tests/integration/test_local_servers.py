@@ -24,7 +24,8 @@ import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from farm.local import ports
+from farm.local import ports, postgres
+from farm.local.keeper import Keeper
 from farm.local.servers import prepare
 from farm.local.state import DataDirectory, Identity
 from tests.waiting import wait_until
@@ -276,6 +277,30 @@ def test_a_remembered_port_that_a_stranger_took_is_replaced(tmp_path: Path) -> N
     assert {**second.ports, "postgres": 0} == {**first.ports, "postgres": 0}
     assert second.secrets == first.secrets
     assert second.ports["admin.grpc"] == second.ports["admin"] + ports.COMPANION
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
+@pytest.mark.parametrize("refused", ["nothing", "namespaces"])
+def test_postgres_runs_for_root_also_in_a_closed_directory(
+    tmp_path: Path, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if refused == "namespaces":
+        monkeypatch.setattr(postgres, "_RENAME_ROOT", ("false",))
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    directory = DataDirectory(closed / "farm")
+    directory.create()
+    with ports.Claims() as claims:
+        server = postgres.EmbeddedPostgres(
+            directory.path / "postgres", ports.choose(claims=claims), "secret", (("fsync", "off"),)
+        )
+        keeper = Keeper([server.program()], directory)
+        try:
+            keeper.start()
+            keeper.wait_ready()
+        finally:
+            assert keeper.stop() == []
+    assert server.data.stat().st_uid == (0 if refused == "nothing" else postgres.NOBODY)
 
 
 def test_a_farm_that_starts_at_the_same_moment_chooses_other_ports(tmp_path: Path) -> None:
