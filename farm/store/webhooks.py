@@ -22,6 +22,7 @@ from sqlalchemy import (
     Double,
     SmallInteger,
     Uuid,
+    bindparam,
     case,
     cast,
     column,
@@ -41,7 +42,7 @@ from sqlalchemy.orm import Session
 from farm.domain import ids
 from farm.domain.states import EventType
 from farm.errors import NotFound
-from farm.store.tables import DeliveryAttemptRow, DeliveryRow, EndpointRow, EventRow, JobRow, PublicId
+from farm.store.tables import Base, DeliveryAttemptRow, DeliveryRow, EndpointRow, EventRow, JobRow, PublicId
 from farm.store.workers import seconds
 
 #: What can be subscribed to; the other rows of the event table are a job's inner history.
@@ -50,6 +51,7 @@ LOST: Final = "lost"  #: error class of a try whose deliverer died before it cou
 
 _ENDPOINT_ID: Final = PublicId(ids.ENDPOINT)
 _DELIVERY_ID: Final = PublicId(ids.DELIVERY)
+_ATTEMPT: Final = Base.metadata.tables["delivery_attempt"]
 
 
 class DeliveryState(StrEnum):
@@ -633,26 +635,28 @@ class Webhooks:
                 )
                 .execution_options(synchronize_session=False)
             )
-        attempt = upsert(DeliveryAttemptRow).values(
+        took: Any = bindparam("took")
+        attempt = upsert(_ATTEMPT).values(at=func.now() - seconds(took))
+        # One that was taken for lost was only slow to be noted.
+        attempt = attempt.on_conflict_do_update(
+            index_elements=["delivery_id", "number"],
+            set_={name: attempt.excluded[name] for name in ("at", "status", "seconds", "error", "answer")},
+        )
+        # As parameters of one statement: its text is made once, not for each number of rows.
+        self._session.connection().execute(
+            attempt,
             [
                 {
                     "delivery_id": one.delivery_id,
                     "number": one.number,
-                    "at": func.now() - seconds(one.seconds),
                     "status": one.status,
                     "seconds": one.seconds,
+                    "took": one.seconds,
                     "error": one.error,
                     "answer": one.answer,
                 }
                 for one in outcomes
-            ]
-        )
-        # One that was taken for lost was only slow to be noted.
-        self._session.execute(
-            attempt.on_conflict_do_update(
-                index_elements=["delivery_id", "number"],
-                set_={name: attempt.excluded[name] for name in ("at", "status", "seconds", "error", "answer")},
-            )
+            ],
         )
         return verdict
 

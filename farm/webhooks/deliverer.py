@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -38,6 +40,7 @@ log = structlog.stdlib.get_logger()
 BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between tries while the database is away
 IDLE_SECONDS: Final = 30.0  #: a look without being told, in case a notification got lost
 FAN_OUT: Final = 500  #: events per transaction
+SHARES: Final = 64  #: HTTP clients, each for a share of the endpoints
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Deliverer:
         self._store = Store.connect(settings, pool=3)
         self._database_url = settings.database_url.get_secret_value()
         self._stopping = threading.Event()
+        self._news = threading.Event()  # there may be events that were not fanned out
+        self._news.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._hand = _Hand()
 
@@ -96,18 +101,13 @@ class Deliverer:
         listening = threading.Thread(target=self._listen, name="webhook listener", daemon=True)
         listening.start()
         recorder = asyncio.create_task(self._record())
-        client = guard.async_client(
-            self._settings,
-            timeout=self._limits.deadline,
-            resolver=self._resolver,
-            max_connections=self._limits.at_once + self._limits.lingering,
-        )
-        async with client:
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(one) for one in self._clients()]
             trouble = 0
             while not self._stopping.is_set():
                 self._hand.woken.clear()
                 try:
-                    nap = await self._round(client)
+                    nap = await self._round(clients)
                     trouble = 0
                 except DatabaseUnavailable as error:
                     log.warning("waiting for the database", action="database_unavailable", error=str(error))
@@ -115,16 +115,36 @@ class Deliverer:
                 except Exception:  # a service that ends by its own mistake helps nobody
                     log.exception("a round failed", action="round_failed")
                     nap, trouble = self._back_off(trouble)
+                if trouble:
+                    self._news.set()  # the round may have ended before it fanned out
                 await self._rest(nap)
             await self._land(recorder)
         await asyncio.to_thread(listening.join, 2.0)
         self._store.close()
 
-    async def _round(self, client: httpx2.AsyncClient) -> float:
+    def _clients(self) -> list[httpx2.AsyncClient]:
+        """One for each share of the endpoints: a pool looks at all its idle connections at each request."""
+        tls = httpx2.create_ssl_context(trust_env=False)
+        return [
+            guard.async_client(
+                self._settings,
+                timeout=self._limits.deadline,
+                resolver=self._resolver,
+                verify=tls,
+                max_connections=self._limits.at_once + self._limits.lingering,
+            )
+            for _ in range(SHARES)
+        ]
+
+    async def _round(self, clients: list[httpx2.AsyncClient]) -> float:
         """Fan out, claim, send; returns the seconds to rest unless woken."""
-        done = await asyncio.to_thread(self._fan_out)
         hand, limits = self._hand, self._limits
-        nap = 0.0 if done == FAN_OUT else IDLE_SECONDS
+        if self._news.is_set() or time.monotonic() - hand.fanned_out_at > IDLE_SECONDS:
+            self._news.clear()
+            hand.fanned_out_at = time.monotonic()
+            if await asyncio.to_thread(self._fan_out) == FAN_OUT:
+                self._news.set()
+        nap = 0.0 if self._news.is_set() else IDLE_SECONDS
         room = min(limits.at_once - hand.young, limits.at_once + limits.lingering - len(hand.tries))
         if room <= 0:
             hand.hungry = True  # a try that ends wakes us
@@ -132,7 +152,7 @@ class Deliverer:
         hand.freed.clear()
         claim, bodies = await asyncio.to_thread(self._claim, room, dict(hand.busy))
         for one, content in zip(claim.claimed, bodies, strict=True):
-            self._start(client, one, content)
+            self._start(clients[zlib.crc32(one.endpoint_id.encode()) % len(clients)], one, content)
         hand.hungry = len(claim.claimed) >= room
         hand.starved = claim.starved
         if hand.starved & hand.freed:
@@ -332,11 +352,13 @@ class Deliverer:
         while not self._stopping.is_set():
             try:
                 if listener.wait(1.0):  # waits on the socket; the second is for being stopped
+                    self._news.set()
                     self._wake()
                 trouble = 0
             except DatabaseUnavailable:
                 nap, trouble = self._back_off(trouble)
                 self._stopping.wait(nap)
+                self._news.set()  # some were missed meanwhile
                 self._wake()
         listener.close()
 
@@ -365,6 +387,7 @@ class _Hand:
     tries: set[asyncio.Task[None]] = field(default_factory=set)
     young: int = 0  #: tries in their first second
     busy: Counter[str] = field(default_factory=Counter)  #: tries by endpoint
+    fanned_out_at: float = float("-inf")  #: `time.monotonic`
     hungry: bool = False  #: there may be more to claim than there was room for
     starved: frozenset[str] = frozenset()  #: endpoints with more to claim than one endpoint may have
     freed: set[str] = field(default_factory=set)  #: endpoints of tries that ended since the last claim began

@@ -1,0 +1,136 @@
+"""Deliverers killed again and again while receivers fail, hang and reset: nothing is lost, and ids stay."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from farm.domain.job import NewJob
+from farm.domain.states import EventType
+from farm.store.unit import Store
+from farm.webhooks import signature
+from tests.integration.conftest import spec
+from tests.integration.receiver import Receiver, answer, receiver
+from tests.waiting import wait_until
+
+EVENTS = 200
+ENDPOINTS = 3
+KILLS = 6
+
+SCRIPT = textwrap.dedent(
+    """
+    import signal
+    from farm.settings import settings
+    from farm.webhooks.deliverer import Deliverer, Limits
+    from farm.webhooks.schedule import Schedule
+    schedule = Schedule(delays=(0,) + (0.3,) * 500, first_pause=0.2, longest_pause=0.5)
+    limits = Limits(deadline=1.0, body_deadline=0.3, lease=2.5)
+    one = Deliverer(settings(), lambda key: "https://bucket.example/" + key, schedule=schedule, limits=limits)
+    signal.signal(signal.SIGTERM, lambda *_: one.stop())
+    one.run()
+    """
+)
+
+
+@pytest.fixture
+def hooks() -> Iterator[Receiver]:
+    with receiver() as made:
+        yield made
+
+
+def test_killed_deliverers_lose_nothing(store: Store, tenant: str, database_url: str, hooks: Receiver) -> None:
+    chance = random.Random(7)
+    acknowledged: Counter[tuple[str, str]] = Counter()
+    lock = threading.Lock()
+
+    def moody(handler: BaseHTTPRequestHandler, _: int) -> None:
+        mood = chance.random()
+        if mood < 0.1:
+            answer(500)(handler, 0)
+        elif mood < 0.15:
+            handler.close_connection = True  # no answer at all
+        elif mood < 0.18:
+            time.sleep(1.5)  # longer than the deadline
+            handler.close_connection = True
+        else:
+            with lock:
+                acknowledged[handler.path, handler.headers["webhook-id"]] += 1
+            answer(200)(handler, 0)
+
+    with store.begin() as unit:
+        for number in range(ENDPOINTS):
+            hooks.behaviours[f"/{number}"] = moody
+            unit.webhooks.create_endpoint(tenant, hooks.url(f"/{number}"), signature.new_secret())
+    env = os.environ | {
+        "FARM_DATABASE_URL": database_url,
+        "FARM_WEBHOOK_ALLOW": "127.0.0.0/8",
+        "FARM_WEBHOOK_ALLOW_HTTP": "true",
+    }
+
+    def begin() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", SCRIPT], env=env, cwd=Path(__file__).parents[2])
+
+    jobs: list[str] = []
+    child = begin()
+    try:
+        for number in range(KILLS):
+            for _ in range(EVENTS // KILLS + 1):
+                with store.begin() as unit:
+                    (job_id,) = unit.jobs.insert(tenant, [NewJob(spec())])
+                    unit.session.execute(
+                        text("UPDATE job SET state = 'failed' WHERE id = CAST(:id AS uuid)"),
+                        {"id": job_id.removeprefix("job_")},
+                    )
+                    unit.events.record(tenant, job_id, 1, EventType.FAILED)
+                jobs.append(job_id)
+            seen = len(hooks.received)
+            wait_until(lambda seen=seen: len(hooks.received) > seen + chance.randrange(5, 40), 30)
+            child.kill()
+            child.wait(10)
+            child = begin()
+            assert number < KILLS
+
+        def left() -> int:
+            with store.begin() as unit:
+                return int(
+                    unit.session.execute(
+                        text(
+                            "SELECT (SELECT count(*) FROM event WHERE NOT fanned_out)"
+                            " + (SELECT count(*) FROM delivery WHERE state <> 'delivered')"
+                        )
+                    ).scalar_one()
+                )
+
+        wait_until(lambda: left() == 0, 90, every=0.2, what="all is delivered")
+        child.terminate()
+        assert child.wait(15) == 0
+    finally:
+        child.kill()
+        child.wait(10)
+
+    ids_of: dict[tuple[str, str], set[str]] = {}
+    for got in hooks.received:
+        ids_of.setdefault((got.path, got.event["data"]["id"]), set()).add(got.id)
+    assert set(ids_of) == {(f"/{number}", job) for number in range(ENDPOINTS) for job in jobs}
+    assert all(len(found) == 1 for found in ids_of.values())
+    assert len(acknowledged) == ENDPOINTS * len(jobs)
+    with store.begin() as unit:
+        logged = unit.session.execute(text("SELECT count(*) FROM delivery_attempt")).scalar_one()
+        succeeded = unit.session.execute(text("SELECT count(*) FROM delivery_attempt WHERE status = 200")).scalar_one()
+        lost = unit.session.execute(text("SELECT count(*) FROM delivery_attempt WHERE error = 'lost'")).scalar_one()
+    # each try that reached the receiver is in the log; a lost one may not have reached it
+    assert len(hooks.received) <= logged
+    assert len(hooks.received) >= logged - lost
+    assert succeeded == ENDPOINTS * len(jobs)
