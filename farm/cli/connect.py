@@ -1,0 +1,67 @@
+"""How a command finds its farm: by option, by environment, or the one that runs in a data directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.errors import BadInput, Unavailable
+
+if TYPE_CHECKING:
+    from farm.client import Farm
+
+Url = Annotated[
+    str | None, typer.Option("--url", help="The farm's address. Default: FARM_URL, else the farm that runs here.")
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="The API key. Default: FARM_API_KEY, else that of the farm that runs here."),
+]
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", envvar="FARM_DATA_DIR", help="Where `farm up` keeps the farm that runs here.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value and nothing else.")]
+
+HERE = Path(".farm")
+
+
+class NoFarm(Unavailable):
+    """No farm was named and none runs here."""
+
+    def __init__(self) -> None:
+        super().__init__("no farm is running here: start one with `farm up`, or set FARM_URL and FARM_API_KEY")
+
+
+def connect(url: str | None, api_key: str | None, data_dir: Path) -> Farm:
+    """A client of the farm that is meant. Raises `NoFarm` or `BadInput`."""
+    url = url or os.environ.get("FARM_URL")
+    api_key = api_key or os.environ.get("FARM_API_KEY")
+    if not (url and api_key):
+        running = _running(data_dir)
+        if url and running.get("url") != url.rstrip("/"):
+            raise BadInput.of("api key", None, f"none is known for {url}: give --api-key, or set FARM_API_KEY")
+        if not running:
+            raise NoFarm
+        url, api_key = running["url"], api_key or running["api_key"]
+    from farm.client import Farm
+
+    return Farm(url, api_key)
+
+
+def print_json(value: object) -> None:
+    """The one value that ``--json`` prints."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _running(data_dir: Path) -> dict[str, Any]:
+    """The addresses of the farm that runs in that directory; empty when none does."""
+    from farm.local.state import DataDirectory
+
+    run = DataDirectory(data_dir).run()
+    if run is None or not run.supervisor.alive() or not run.addresses.get("url"):
+        return {}
+    return run.addresses

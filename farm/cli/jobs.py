@@ -1,0 +1,206 @@
+"""``farm ls``, ``show``, ``cancel`` and ``retry``: looking at jobs and steering them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.errors import FarmError, Unavailable
+
+if TYPE_CHECKING:
+    from farm.client import Job
+
+_COLOURS = {"succeeded": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "dispatched": "cyan"}
+
+Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Job ids.")]
+
+
+class StateName(StrEnum):
+    """The states, as an option."""
+
+    QUEUED = "queued"
+    DISPATCHED = "dispatched"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+def ls(
+    state: Annotated[list[StateName] | None, typer.Option(help="Only this state; may be repeated.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    custom_id: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """List jobs, newest first."""
+    states = [one.value for one in state or ()] or None
+    with connect(url, api_key, data_dir) as farm:
+        jobs = list(farm.list(limit=limit, state=states, task=task, model=model, custom_id=custom_id))
+    if as_json:
+        print_json([job.raw for job in jobs])
+    elif jobs:
+        _print_table(jobs)
+    else:
+        print("no jobs", file=sys.stderr)
+
+
+def show(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="The job's id.")],
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Show all about one job: what was asked, how far it is, what came of it."""
+    with connect(url, api_key, data_dir) as farm:
+        job = farm.get(job_id)
+    if as_json:
+        print_json(job.raw)
+    else:
+        _print_job(job)
+
+
+def cancel(
+    job_ids: Ids,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Stop jobs: at once while they wait, at the next denoising step while they run."""
+    with connect(url, api_key, data_dir) as farm:
+        _each(job_ids, farm.cancel, _canceled, as_json=as_json)
+
+
+def retry(
+    job_ids: Ids,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Submit failed or canceled jobs again, as new jobs."""
+    with connect(url, api_key, data_dir) as farm:
+        _each(job_ids, farm.retry, lambda job: f"{job.id}  retries {job.retry_of}", as_json=as_json)
+
+
+def _canceled(job: Job) -> str:
+    return f"{job.id}  {'canceled' if job.over else 'stops at its next step'}"
+
+
+def _each(job_ids: list[str], act: Callable[[str], Job], line: Callable[[Job], str], *, as_json: bool) -> None:
+    """Do it to every job, whatever became of the others; exit 1 if some, 2 if all were refused."""
+    done: list[dict[str, Any]] = []
+    refused = 0
+    for job_id in job_ids:
+        try:
+            job = act(job_id)
+        except Unavailable:
+            raise
+        except FarmError as error:
+            refused += 1
+            print(f"farm: {job_id}: {error}", file=sys.stderr)
+            continue
+        done.append(job.raw)
+        if not as_json:
+            print(line(job))
+    if as_json:
+        print_json(done)
+    if refused:
+        raise typer.Exit(1 if done else 2)
+
+
+def _print_table(jobs: list[Job]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    # Ids must stay whole to be copied; the prompt is what gives way on a narrow terminal.
+    table.add_column("id", no_wrap=True, min_width=36)
+    for heading in ("state", "task", "model"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("age", no_wrap=True, justify="right")
+    table.add_column("s", no_wrap=True, justify="right")
+    table.add_column("prompt", no_wrap=True, overflow="ellipsis", ratio=1)
+    for job in jobs:
+        state = job.state
+        if job.state == "running" and job.progress:
+            state += f" {job.progress.step}/{job.progress.steps}"
+        table.add_row(
+            job.id,
+            Text(state, style=_COLOURS.get(job.state, "")),
+            job.task,
+            job.model,
+            age(job.created_at),
+            _seconds((job.raw.get("timings") or {}).get("total_seconds")),
+            Text(str(job.parameters.get("prompt", ""))),
+        )
+    console = Console(highlight=False)
+    # In a pipe there is no edge to fit to.
+    (console if console.is_terminal else Console(highlight=False, width=200)).print(table)
+
+
+def _print_job(job: Job) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+
+    def row(name: str, value: object, style: str = "") -> None:
+        if value not in (None, "", {}, []):
+            grid.add_row(name, Text(str(value), style=style))
+
+    row("job", job.id)
+    row("state", job.state, _COLOURS.get(job.state, ""))
+    if job.progress and not job.over:
+        row("progress", f"step {job.progress.step} of {job.progress.steps}")
+    row("error", job.error and f"{job.error.message} ({job.error.code})", "red")
+    for name, value in job.parameters.items():
+        row(name, value)
+    row("priority", job.priority)
+    row("worker", job.worker)
+    row("attempts", f"{job.attempts} of {job.raw.get('max_attempts', '?')}")
+    row("custom_id", job.custom_id)
+    for name, value in job.metadata.items():
+        row(f"metadata.{name}", value)
+    row("retry_of", job.retry_of)
+    for name in ("created_at", "started_at", "finished_at"):
+        row(name, job.raw.get(name))
+    for name, value in (job.raw.get("timings") or {}).items():
+        row(name, _seconds(value))
+    for name, value in (job.raw.get("recipe") or {}).items():
+        row(f"recipe.{name}", value)
+    for output in job.outputs:
+        size = f"{output.width}x{output.height}, {output.bytes / 1024:.0f} KiB, {output.content_type}"
+        row(f"output {output.index}", f"seed {output.seed}, {size}\nsha256 {output.sha256}\n{output.url}")
+    Console(highlight=False, soft_wrap=True).print(grid)
+
+
+def age(then: datetime | None) -> str:
+    """How long ago that was: ``5 s``, ``3 min``, ``2 h``, ``4 d``."""
+    if then is None:
+        return ""
+    seconds = max(0.0, (datetime.now(UTC) - then).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,93 @@
+"""``farm keys``: the tenant's API keys."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.jobs import age
+
+keys = typer.Typer(help="List, make and revoke API keys.")
+
+
+class ScopeName(StrEnum):
+    """The scopes, as an option."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    OPERATE = "operate"
+    ADMIN = "admin"
+
+
+@keys.callback(invoke_without_command=True)
+def _default(
+    context: typer.Context,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """List, make and revoke API keys. Without a command, list them."""
+    if context.invoked_subcommand is None:
+        ls(as_json, url, api_key, data_dir)
+
+
+@keys.command()
+def ls(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
+    """List the keys, without their secrets."""
+    with connect(url, api_key, data_dir) as farm:
+        found = farm.keys()
+    if as_json:
+        print_json([key.raw for key in found])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("id", no_wrap=True)
+    for heading in ("name", "scopes", "made", "state"):
+        table.add_column(heading)
+    for key in found:
+        state = f"revoked {age(key.revoked_at)} ago" if key.revoked_at else "live"
+        table.add_row(key.id, key.name, ", ".join(key.scopes), f"{age(key.created_at)} ago", state)
+    Console(highlight=False).print(table)
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    scope: Annotated[list[ScopeName] | None, typer.Option(help="What it may do; may be repeated.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Make a key that may submit and read, or what the scopes say. It is shown this once."""
+    with connect(url, api_key, data_dir) as farm:
+        key = farm.make_key(name, tuple(one.value for one in scope or ()))
+    if as_json:
+        print_json(key.raw)
+        return
+    print(f"{key.id} may {', '.join(key.scopes)}; this is the only time that it is shown:", file=sys.stderr)
+    print(key.text)
+
+
+@keys.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `farm keys`.")],
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """End a key at once."""
+    with connect(url, api_key, data_dir) as farm:
+        key = farm.revoke_key(key_id)
+    if as_json:
+        print_json(key.raw)
+    else:
+        print(f"{key.id} is revoked")

@@ -1,0 +1,288 @@
+"""``farm render`` and ``farm rerun``: one job from here to a file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli import naming
+from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.following import watching
+from farm.errors import BadInput
+
+if TYPE_CHECKING:
+    from farm.client import Farm, Job, Output
+
+
+class TaskName(StrEnum):
+    """The tasks, as an option."""
+
+    TEXT_TO_IMAGE = "text-to-image"
+    IMAGE_TO_IMAGE = "image-to-image"
+    INPAINTING = "inpainting"
+    DEPTH_TO_IMAGE = "depth-to-image"
+
+
+class FormatName(StrEnum):
+    """The output formats, as an option."""
+
+    PNG = "png"
+    WEBP = "webp"
+    JPEG = "jpeg"
+
+
+class PriorityName(StrEnum):
+    """The priority classes, as an option."""
+
+    BULK = "bulk"
+    NORMAL = "normal"
+    INTERACTIVE = "interactive"
+
+
+Where = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The file, or a directory; a name from prompt and seed if absent."),
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Submit and print the job's id; save nothing.")]
+PicturePath = str | None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One picture on this machine's disk."""
+
+    path: Path
+    output: Output
+    data: bytes
+
+
+def render(
+    prompt: Annotated[str, typer.Argument(help="What to paint.")],
+    output: Where = None,
+    task: Annotated[
+        TaskName | None,
+        typer.Option(help="What to do; from the pictures given if absent: image and mask → inpainting…"),
+    ] = None,
+    image: Annotated[PicturePath, typer.Option(help="Begin with this picture (file, URL, file_… or sha256:…).")] = None,
+    mask: Annotated[PicturePath, typer.Option(help="Paint the white part of this mask anew.")] = None,
+    depth: Annotated[PicturePath, typer.Option(help="Keep this depth map's depth; brighter is nearer.")] = None,
+    strength: Annotated[float | None, typer.Option(help="0 keeps the picture, 1 ignores it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same picture; drawn if absent.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model of `farm models`.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
+    file_format: Annotated[
+        FormatName | None, typer.Option("--format", help="From the file's ending if absent.")
+    ] = None,
+    priority: Annotated[
+        PriorityName | None, typer.Option(help="interactive if absent, or normal with --no-wait.")
+    ] = None,
+    custom_id: Annotated[str | None, typer.Option(help="Your own name for the job.")] = None,
+    force: Force = False,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Render one prompt and save the picture. The farm renders on if you stop waiting with Ctrl-C."""
+    width, height = size_of(size)
+    wanted = naming.format_of(output, file_format)
+    if output is not None and not naming.is_directory(output) and not no_wait:
+        naming.refuse_taken(naming.numbered(_with_suffix(output, wanted), n or 1), force=force)
+    with connect(url, api_key, data_dir) as farm:
+        job = farm.submit(
+            prompt,
+            task=None if task is None else task.value,
+            image=image,
+            mask=mask,
+            depth=depth,
+            strength=strength,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            seed=seed,
+            scheduler=scheduler,
+            width=width,
+            height=height,
+            num_images_per_prompt=n,
+            model=model,
+            negative_prompt=negative,
+            output_format=wanted,
+            priority=priority or (PriorityName.NORMAL if no_wait else PriorityName.INTERACTIVE),
+            custom_id=custom_id,
+        )
+        if no_wait:
+            _submitted(job, as_json=as_json)
+            return
+        started = time.monotonic()
+        job = wait_for(farm, job)
+        saved = _download(farm, job, output, naming.slug(prompt), force=force)
+    if as_json:
+        print_json(_with_files(job, saved))
+        return
+    seconds = time.monotonic() - started
+    for one in saved:
+        print(f"{one.path}  seed {one.output.seed}  {one.output.width}x{one.output.height}  {seconds:.1f} s")
+
+
+def rerun(
+    source: Annotated[str, typer.Argument(metavar="FILE|JOB", help="A picture made by a farm, or a job's id.")],
+    output: Where = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Render a picture again from the recipe that it carries, and say whether it came out the same.
+
+    Exits 1 if the pixels differ.
+    """
+    naming.format_of(output, None)
+    path = Path(source)
+    if path.is_file():
+        try:
+            before = [path.read_bytes()]
+        except OSError as error:
+            raise BadInput.of("file", source, f"{path} cannot be read: {error.strerror}") from error
+        request, name = request_in(before[0], path), f"{path.stem}-again"
+    elif re.fullmatch(r"job_[0-9a-f]{32}", source):
+        before, request, name = [], None, f"{source}-again"
+    else:
+        raise BadInput.of("source", source, f"there is no file {source!r}, and it is no job id")
+    if output is not None and not naming.is_directory(output):
+        naming.refuse_taken([output], force=force)
+    with connect(url, api_key, data_dir) as farm:
+        if request is None:
+            first = farm.get(source)
+            request = first.parameters
+            before = [farm.download(one) for one in first.outputs]
+        job = wait_for(farm, farm.submit_body(request | {"priority": PriorityName.INTERACTIVE.value}))
+        saved = _download(farm, job, output, None, name=name, force=force)
+    # A job without pictures has nothing to be compared to: rendering it is all that was asked.
+    verdicts = [compare(old, new.data) for old, new in zip(before, saved, strict=bool(before))] if before else []
+    if as_json:
+        print_json(_with_files(job, saved) | {"same": [verdict.value for verdict in verdicts]})
+    else:
+        for index, one in enumerate(saved):
+            told = f"  {verdicts[index].sentence}" if verdicts else ""
+            print(f"{one.path}  seed {one.output.seed}{told}")
+    if Verdict.DIFFERENT in verdicts:
+        raise typer.Exit(1)
+
+
+class Verdict(StrEnum):
+    """How a picture that was rendered again compares to the first one."""
+
+    IDENTICAL = "identical"  #: the files are the same, byte for byte
+    PIXELS = "pixels"  #: the pixels are the same, what the file says of them is not
+    DIFFERENT = "different"
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        return {
+            Verdict.IDENTICAL: "bit-identical",
+            Verdict.PIXELS: "same pixels; the files differ in what they say of themselves",
+            Verdict.DIFFERENT: "the pixels differ",
+        }[self]
+
+
+def compare(old: bytes, new: bytes) -> Verdict:
+    """Compare two encoded pictures."""
+    if hashlib.sha256(old).digest() == hashlib.sha256(new).digest():
+        return Verdict.IDENTICAL
+    import io
+
+    from PIL import Image
+
+    first, second = Image.open(io.BytesIO(old)), Image.open(io.BytesIO(new))
+    alike = first.size == second.size and first.convert("RGBA").tobytes() == second.convert("RGBA").tobytes()
+    return Verdict.PIXELS if alike else Verdict.DIFFERENT
+
+
+def request_in(data: bytes, path: Path) -> dict[str, Any]:
+    """The request that renders this picture again. Raises `BadInput` if the picture carries no recipe."""
+    from farm.domain.recipe import request_again
+    from farm.objects import recipes
+
+    text = recipes.read(data)
+    if text is None:
+        raise BadInput.of(
+            "file", str(path), f"{path} carries no recipe: it was not made by a farm, or another program saved it again"
+        )
+    return request_again(text)
+
+
+def size_of(text: str | None) -> tuple[int | None, int | None]:
+    """Width and height in pixels from ``WxH``. Raises `BadInput`."""
+    if text is None:
+        return None, None
+    found = re.fullmatch(r"([0-9]{1,5})[x×X]([0-9]{1,5})", text.strip())
+    if found is None:
+        raise BadInput.of("size", text, f"{text!r} is no size: write it as 512x512")
+    return int(found[1]), int(found[2])
+
+
+def wait_for(farm: Farm, job: Job) -> Job:
+    """The job once it has succeeded. Exits 130 on Ctrl-C, leaving the job to the farm. Raises `JobFailed`."""
+    from farm.client import JobFailed
+
+    try:
+        with watching() as watch:
+            job = farm.wait(job, on_progress=watch)
+    except KeyboardInterrupt:
+        print(
+            f"{job.id} goes on without you: look at it with `farm show {job.id}`, stop it with `farm cancel {job.id}`",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    if not job.succeeded:
+        raise JobFailed(job)
+    return job
+
+
+def _download(
+    farm: Farm, job: Job, output: Path | None, prompt_slug: str | None, *, name: str = "", force: bool
+) -> list[Saved]:
+    datas = [farm.download(one) for one in job.outputs]
+    suffix = job.outputs[0].suffix if job.outputs else ".png"
+    if output is None or naming.is_directory(output):
+        stem = name or f"{prompt_slug}-{job.outputs[0].seed}"
+        paths = [naming.free(path) for path in naming.numbered((output or Path()) / f"{stem}{suffix}", len(datas))]
+    else:
+        paths = naming.numbered(output if output.suffix else output.with_suffix(suffix), len(datas))
+        naming.refuse_taken(paths, force=force)
+    for path, data in zip(paths, datas, strict=True):
+        naming.save(path, data)
+    return [Saved(*one) for one in zip(paths, job.outputs, datas, strict=True)]
+
+
+def _with_suffix(output: Path, wanted: str | None) -> Path:
+    return output if output.suffix else output.with_suffix(".jpg" if wanted == "jpeg" else f".{wanted or 'png'}")
+
+
+def _submitted(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job.raw)
+    else:
+        print(job.id)
+
+
+def _with_files(job: Job, saved: Sequence[Saved]) -> dict[str, Any]:
+    files = [{"path": str(one.path), "sha256": one.output.sha256, "seed": one.output.seed} for one in saved]
+    return job.raw | {"files": files}
