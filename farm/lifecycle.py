@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from farm.domain import ids
 from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
 from farm.domain.states import EventType, JobState
 from farm.domain.worker import WorkerInfo, WorkerState
@@ -250,6 +251,8 @@ def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
 
     Raises `NotFound`, or `Conflict` if the job succeeded or failed.
     """
+    if not ids.is_id(ids.JOB, job_id):
+        raise NotFound("job", job_id)
     epoch = unit.jobs.cancel_waiting(tenant_id, job_id)
     if epoch is not None:
         _ended(unit, tenant_id, job_id, epoch, EventType.CANCELED, {})
