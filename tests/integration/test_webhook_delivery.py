@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -409,12 +410,16 @@ def test_a_failing_endpoint_gets_single_probes(
     hooks.behaviours["/hook"] = act
     for _ in range(40):
         succeed()
-    start(schedule=replace(SCHEDULE, delays=(0, 0.1) + (0.2,) * 8, first_pause=1.0, break_after=5))
-    wait_until(lambda: fresh(store, tenant, wants.id).failures >= 5)
-    before = len(hooks.received)
-    assert before < 20
+    start(schedule=replace(SCHEDULE, delays=(0, 0.1) + (0.2,) * 18, first_pause=0.5, longest_pause=0.5))
+    # the first 5 failures, what was under way with them, and then one at a time
+    wait_until(lambda: fresh(store, tenant, wants.id).failures >= 5 + 4, 20)
+    times = [one.at for one in hooks.received]
+    assert len(times) < 25
+    probes = times[-4:]
+    assert all(later - earlier > 0.4 for earlier, later in pairwise(probes))
+    before = len(times)
     well.set()
-    wait_until(lambda: count(store, "SELECT count(*) FROM delivery WHERE state = 'delivered'") == 40, 15)
+    wait_until(lambda: count(store, "SELECT count(*) FROM delivery WHERE state = 'delivered'") == 40, 20)
     assert len(hooks.received) - before <= 42  # what was under way when it got well, and each once
     assert fresh(store, tenant, wants.id).failing_since is None
 
