@@ -25,10 +25,10 @@ from farm.errors import FarmError, SetupError
 from farm.local import cards, health, logs, ports, wheels
 from farm.local.health import Condition
 from farm.local.postgres import nobody_opens_directories, root_is_renamed
-from farm.local.servers import Addresses, Servers
+from farm.local.servers import Addresses, Servers, read_settings
 from farm.local.services import Places
 from farm.local.state import DataDirectory, Farm, Run
-from farm.settings import Settings, settings
+from farm.settings import Settings
 
 
 class Verdict(StrEnum):
@@ -81,8 +81,8 @@ def doctor(
 def _examine(directory: DataDirectory) -> Iterator[Check]:
     yield _python()
     try:
-        given = settings()
-    except ValueError as error:
+        given = read_settings()
+    except SetupError as error:
         yield Check("settings", Verdict.BAD, str(error), "correct the FARM_* variable that it names")
         return
     yield from _wheels(given)
@@ -239,7 +239,7 @@ def _storage(addresses: Addresses) -> Check:
     from farm.objects.storage import Storage
 
     secret = addresses.s3_secret_key
-    given = settings().model_copy(
+    given = read_settings().model_copy(
         update={
             "s3_endpoint_url": addresses.s3_endpoint_url,
             "s3_access_key": addresses.s3_access_key,
@@ -301,6 +301,16 @@ _ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL|PANIC|Traceback)\b|\[(error|critic
 def _last_errors(directory: DataDirectory, run: Run | None) -> Iterator[Check]:
     for part in run.parts if run else ():
         log = directory.log(part.name)
-        lines = [line for line in logs.latest(log) if _ERROR.search(line)]
-        if lines:
-            yield Check(f"log of {part.name}", Verdict.WARN, lines[-1][:300], f"read {log} if this is recent")
+        line = _last_error(logs.latest(log))
+        if line is not None:
+            yield Check(f"log of {part.name}", Verdict.WARN, line[:300], f"read {log} if this is recent")
+
+
+def _last_error(lines: list[str]) -> str | None:
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].startswith("Traceback"):
+            # What was raised stands at the end of a traceback, the first line that is not indented again.
+            return next((line for line in lines[index + 1 :] if not line.startswith((" ", "Traceback"))), lines[index])
+        if _ERROR.search(lines[index]):
+            return lines[index]
+    return None

@@ -16,8 +16,8 @@ from farm.cli.up import DataDir
 from farm.errors import FarmError
 from farm.local import health
 from farm.local.health import Condition, PartHealth
+from farm.local.servers import read_settings
 from farm.local.state import DataDirectory
-from farm.settings import settings
 
 _COLOURS = {
     Condition.HEALTHY: "green",
@@ -35,7 +35,7 @@ def status(
     directory = DataDirectory(data_dir)
     try:
         run = directory.run()
-        parts = health.parts(directory, settings()) if run is not None else []
+        parts = health.parts(directory, read_settings()) if run is not None else []
     except FarmError as error:
         typer.echo(f"farm: {error}", err=True)
         raise typer.Exit(1) from None
@@ -57,7 +57,9 @@ def status(
 def _show(parts: list[PartHealth]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("part", "state", "pid", "address", "uptime", "memory"):
-        table.add_column(heading, justify="right" if heading in {"pid", "uptime", "memory"} else "left")
+        table.add_column(
+            heading, overflow="fold", justify="right" if heading in {"pid", "uptime", "memory"} else "left"
+        )
     for part in parts:
         again = f" (restarted {part.restarts}×)" if part.restarts else ""
         table.add_row(

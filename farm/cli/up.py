@@ -24,6 +24,7 @@ from rich.text import Text
 from farm.errors import FarmError, SetupError
 from farm.local import health, logs
 from farm.local.process import clean_up
+from farm.local.servers import read_settings
 from farm.local.state import DataDirectory, Identity, Run
 from farm.local.supervisor import ALREADY_RUNNING, AlreadyRunning, Options, Supervisor
 
@@ -62,6 +63,7 @@ def up(
     options = Options(data_dir.absolute(), port, workers, servers_only)
     directory = DataDirectory(options.directory)
     try:
+        read_settings()  # what is wrong in the environment is said here, not in a log
         if detach:
             run = _start_detached(options, directory)
         else:
@@ -194,9 +196,9 @@ def _wait_ready(directory: DataDirectory, ended: Callable[[], None], supervisor:
 
 def _unwell(directory: DataDirectory) -> list[str]:
     """The parts to blame: those that died, else those that do not answer."""
-    from farm.settings import settings
-
-    parts = [part for part in health.parts(directory, settings()) if part.condition is not health.Condition.HEALTHY]
+    parts = [
+        part for part in health.parts(directory, read_settings()) if part.condition is not health.Condition.HEALTHY
+    ]
     died = [part.name for part in parts if part.restarts or part.condition is health.Condition.RESTARTING]
     return died or [part.name for part in parts]
 
@@ -211,6 +213,9 @@ def _show_tail(directory: DataDirectory, part: str) -> None:
 
 
 def _show(run: Run, *, as_json: bool, detached: bool) -> None:
+    troubled = [part.name for part in run.parts if part.restarts or part.identity is None]
+    if troubled:
+        typer.echo(f"farm: {', '.join(troubled)} did not start at once: see `farm status`", err=True)
     if as_json:
         print(json.dumps(run.addresses), flush=True)
         return

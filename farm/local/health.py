@@ -38,7 +38,7 @@ class PartHealth:
     pid: int | None = None
     restarts: int = 0
     uptime_seconds: float | None = None
-    memory_bytes: int | None = None  #: resident, its children included
+    memory_bytes: int | None = None  #: its children included, shared pages divided among those who share
 
 
 def supervised(run: Run | None) -> bool:
@@ -95,6 +95,14 @@ def _installed(servers: Servers) -> Mapping[str, str]:
     return found
 
 
+def _own_memory(process: psutil.Process) -> int:
+    # PostgreSQL's processes share their buffers: a sum of resident sizes would count them once for each.
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.AccessDenied, AttributeError):
+        return int(process.memory_info().rss)
+
+
 def _look_installed(named: tuple[str, str]) -> PartHealth:
     name, url = named
     parsed = urlsplit(url)
@@ -117,7 +125,7 @@ def _memory(pid: int) -> int | None:
     total = 0
     for member in family:
         try:
-            total += member.memory_info().rss
+            total += _own_memory(member)
         except psutil.Error:
             continue
     return total

@@ -84,11 +84,20 @@ class Keeper:
             if waiting:
                 time.sleep(0.02)
 
-    def all_ready(self) -> bool:
-        """Whether every one of them runs and is ready now."""
+    def essentials_ready(self) -> bool:
+        """Whether each essential one runs and is ready now."""
         return all(
-            kept.child is not None and kept.child.exit_code() is None and kept.program.ready() for kept in self._kept
+            kept.child is not None and kept.child.exit_code() is None and kept.program.ready()
+            for kept in self._kept
+            if kept.program.essential
         )
+
+    def doomed(self, deaths: int) -> str | None:
+        """The name of an essential one that has died so often in a row, if there is any."""
+        for kept in self._kept:
+            if kept.program.essential and kept.deaths >= deaths:
+                return kept.program.name
+        return None
 
     def watch(self) -> bool:
         """Look once: notice the dead, start those whose pause is over. Returns whether anything changed."""

@@ -40,6 +40,7 @@ class Program:
     prepare: Callable[[], None] = field(default=_nothing, compare=False)  #: before each start; may raise SetupError
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
     settle: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped
+    essential: bool = False  #: whether the farm counts as started only when this is ready
     start_seconds: float = 30.0  #: how long it may take until ``ready``
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0  #: how long it may take to end after the signal

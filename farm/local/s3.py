@@ -100,7 +100,8 @@ class EmbeddedS3:
             ready=self.ready,
             settle=self._remove_sockets,
             stop_seconds=15.0,
-            orphan_signal=signal.SIGTERM,
+            # Asked politely while its clients die too, it waits for them, longer than the next `farm up` should.
+            orphan_signal=signal.SIGKILL,
         )
 
     def ready(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from farm.errors import SetupError
 from farm.local import ports, s3
@@ -13,7 +13,7 @@ from farm.local.process import Program
 from farm.local.s3 import EmbeddedS3
 from farm.local.state import DataDirectory, Farm
 from farm.local.valkey import EmbeddedValkey
-from farm.settings import Settings
+from farm.settings import Settings, settings
 
 BUCKET = "farm"
 
@@ -122,6 +122,16 @@ def prepare(directory: DataDirectory, claims: ports.Claims, *, api_port: int | N
     farm = Farm(settled, known.secrets, known.api_key).with_secrets(*_SECRETS)
     directory.save_farm(farm)
     return farm
+
+
+def read_settings() -> Settings:
+    """The process's settings. Raises SetupError naming the variable that is wrong and what is allowed."""
+    try:
+        return settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(map(str, first["loc"])).upper()
+        raise SetupError(f"FARM_{name} is {first['input']!r}: {first['msg'].lower()}") from error
 
 
 def _shown(secret: SecretStr | None) -> str:

@@ -85,7 +85,9 @@ def table(
         "FLOWER_DB": str(directory.path / "flower"),
     }
     return (
-        Program("api", _command("api"), base, address=places.url, ready=places.api_ready, start_seconds=60.0),
+        Program(
+            "api", _command("api"), base, address=places.url, ready=places.api_ready, essential=True, start_seconds=60.0
+        ),
         Program("dispatcher", _command("dispatcher"), base),
         Program("deliverer", _command("deliverer"), base),
         *(

@@ -27,15 +27,17 @@ from farm.local import cards, logs, services
 from farm.local.keeper import Backoff, Keeper, StartFailed
 from farm.local.ports import Claims
 from farm.local.process import Program, clean_up
-from farm.local.servers import Addresses, Servers, prepare
+from farm.local.servers import Addresses, Servers, prepare, read_settings
 from farm.local.services import Places
 from farm.local.state import DataDirectory, Farm, Identity, Run
-from farm.settings import Settings, settings
+from farm.settings import Settings
 
 log = logging.getLogger("farm.supervisor")
 
 #: The exit code of a supervisor that found another one at work.
 ALREADY_RUNNING = 3
+
+_GIVE_UP_AFTER = 2  #: deaths in a row of the API while the farm starts; later it is started again for ever
 
 _LOOK_EVERY = 0.2  #: seconds between two looks at the children
 _CUT_EVERY = 60.0  #: seconds between two looks at the length of the logs
@@ -90,7 +92,7 @@ class Supervisor:
     ) -> None:
         self.directory = DataDirectory(options.directory)
         self._options = options
-        self._settings = given or settings()
+        self._settings = given or read_settings()
         self._table = table
         self._backoff = backoff
         self._on_ready = on_ready
@@ -210,11 +212,16 @@ class Supervisor:
     def _keep(self) -> None:
         cut_at = time.monotonic() + _CUT_EVERY
         while not self._stopping():
-            if self._run.phase == "starting" and self._services.all_ready():
+            if self._run.phase == "starting" and self._services.essentials_ready():
                 self._run = replace(self._run, phase="ready", message="")
                 self._remember()
                 self._on_ready(self._run)
                 log.info("ready: %s", self._run.addresses.get("url"))
+            doomed = self._services.doomed(_GIVE_UP_AFTER) if self._run.phase == "starting" else None
+            if doomed is not None:
+                raise StartFailed(
+                    doomed, f"died {_GIVE_UP_AFTER} times while it started; its log is {self.directory.log(doomed)}"
+                )
             # Not `or`: both must look.
             if self._servers.watch() | self._services.watch():
                 self._remember()

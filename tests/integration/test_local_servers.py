@@ -28,6 +28,7 @@ from farm.local import ports, postgres
 from farm.local.keeper import Keeper
 from farm.local.servers import prepare
 from farm.local.state import DataDirectory, Identity
+from tests.conftest import TestServers
 from tests.waiting import wait_until
 
 #: Our own commands, with no variable of the test session's servers in their way.
@@ -38,8 +39,16 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
 
 
-def farm(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*FARM, *map(str, arguments)], env=environment(), capture_output=True, text=True, timeout=90)
+def farm(*arguments: str | Path, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run one command; ``more`` are further variables for it."""
+    done = subprocess.run(
+        [*FARM, *map(str, arguments)],
+        env={**environment(), **more},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -277,6 +286,27 @@ def test_a_remembered_port_that_a_stranger_took_is_replaced(tmp_path: Path) -> N
     assert {**second.ports, "postgres": 0} == {**first.ports, "postgres": 0}
     assert second.secrets == first.secrets
     assert second.ports["admin.grpc"] == second.ports["admin"] + ports.COMPANION
+
+
+def test_installed_servers_are_used_where_the_environment_names_them(
+    tmp_path: Path, servers: TestServers, database_url: str, redis_url: str
+) -> None:
+    path = tmp_path / "farm"
+    named = servers.env(database_url=database_url, redis_url=redis_url)
+    told = json.loads(farm("up", "--servers-only", "--detach", "--json", "--data-dir", path, **named).stdout)
+    try:
+        assert (told["database_url"], told["redis_url"]) == (database_url, redis_url)
+        assert told["s3"]["endpoint_url"] == servers.s3_endpoint_url
+        assert sorted(child.name for child in path.iterdir() if child.is_dir()) == ["logs"]
+        status = json.loads(farm("status", "--json", "--data-dir", path, **named).stdout)
+        assert {part["name"]: part["condition"] for part in status["parts"]} == dict.fromkeys(
+            ("postgres", "valkey", "s3"), "healthy"
+        )
+        with psycopg.connect(database_url) as connection:
+            assert connection.execute("SELECT name FROM tenant").fetchall() == [("default",)]
+    finally:
+        farm("down", "--data-dir", path, **named)
+    assert strays(path) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
