@@ -41,12 +41,12 @@ def connect(url: str | None, api_key: str | None, data_dir: Path) -> Farm:
     url = url or os.environ.get("FARM_URL")
     api_key = api_key or os.environ.get("FARM_API_KEY")
     if not (url and api_key):
-        running = _running(data_dir)
-        if url and running.get("url") != url.rstrip("/"):
+        found = running(data_dir)
+        if url and found.get("url") != url.rstrip("/"):
             raise BadInput.of("api key", None, f"none is known for {url}: give --api-key, or set FARM_API_KEY")
-        if not running:
+        if not found:
             raise NoFarm
-        url, api_key = running["url"], api_key or running["api_key"]
+        url, api_key = found["url"], api_key or found["api_key"]
     from farm.client import Farm
 
     return Farm(url, api_key)
@@ -57,7 +57,7 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _running(data_dir: Path) -> dict[str, Any]:
+def running(data_dir: Path) -> dict[str, Any]:
     """The addresses of the farm that runs in that directory; empty when none does."""
     from farm.local.state import DataDirectory
 

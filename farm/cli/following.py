@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,37 +22,47 @@ class Watch(Protocol):
         """The job as it is now."""
 
 
+def _id(job: Job) -> str:
+    return job.id
+
+
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """What shows the progress of one job after another while the block runs."""
+def watching(name: Callable[[Job], str] | None = None) -> Iterator[Watch]:
+    """What shows the progress of any number of jobs while the block runs; safe to call from several threads.
+
+    ``name``: what to call a job on screen. With it the bars stay, as the record of what was done.
+    """
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Lines(name or _id)
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     bars = Progress(
         TextColumn("{task.description:<10}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("[dim]{task.fields[worker]}"),
         TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}", markup=True),
         console=Console(stderr=True),
-        transient=True,
+        transient=name is None,
     )
     known: dict[str, TaskID] = {}
 
     def show(job: Job) -> None:
         if job.id not in known:
-            known[job.id] = bars.add_task(job.state, total=None, worker="")
+            known[job.id] = bars.add_task(job.state, total=None, note="")
         steps = job.progress
         bars.update(
             known[job.id],
             description=job.state,
             completed=steps.step if steps else 0,
             total=steps.steps if steps else None,
-            worker=job.worker or "",
+            note=escape(name(job) if name else job.worker or ""),
         )
+        if job.over:
+            bars.stop_task(known[job.id])
 
     with bars:
         yield show
@@ -61,7 +71,8 @@ def watching() -> Iterator[Watch]:
 class _Lines:
     """One line for each change of state, and now and then one about the steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: Callable[[Job], str]) -> None:
+        self._name = name
         self._states: dict[str, str] = {}
         self._at: dict[str, float] = {}
 
@@ -69,8 +80,8 @@ class _Lines:
         now = time.monotonic()
         if self._states.get(job.id) != job.state:
             where = f" on {job.worker}" if job.worker and not job.over else ""
-            print(f"{job.id} {job.state}{where}", file=sys.stderr)
+            print(f"{self._name(job)}: {job.state}{where}", file=sys.stderr)
             self._states[job.id], self._at[job.id] = job.state, now
         elif job.progress and now - self._at[job.id] >= _LINE_SECONDS:
-            print(f"{job.id} step {job.progress.step} of {job.progress.steps}", file=sys.stderr)
+            print(f"{self._name(job)}: step {job.progress.step} of {job.progress.steps}", file=sys.stderr)
             self._at[job.id] = now

@@ -1,0 +1,317 @@
+"""``farm demo``: a whole farm, started, put to work on all four tasks, looked at, and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from farm.cli import naming
+from farm.cli.connect import running
+from farm.errors import FarmError, SetupError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from farm.cli.following import Watch
+    from farm.client import Farm, Job
+
+TEXT: Final = "text-to-image"
+IMAGE: Final = "image-to-image"
+INPAINT: Final = "inpainting"
+DEPTH: Final = "depth-to-image"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One job of the demo."""
+
+    task: str
+    prompt: str
+    seed: int
+    source: int | None = None  #: which of the first wishes' pictures it begins with
+    strength: float | None = None
+    #: the part of the picture that is painted anew: left, top, right, bottom, from 0 to 1
+    hole: tuple[float, float, float, float] | None = None
+
+
+FROM_WORDS: Final = (
+    Wish(TEXT, "a red ball on a blue background", 7),
+    Wish(TEXT, "a green cube and a yellow cone on a white background", 11),
+    Wish(TEXT, "a large purple cylinder on a yellow background", 3),
+    Wish(TEXT, "a small orange cone on the left on a black background", 5),
+    Wish(TEXT, "a cyan sphere on the right on a pink background", 2),
+    Wish(TEXT, "a white box and a red cylinder on a green background", 4),
+)
+FROM_PICTURES: Final = (
+    Wish(IMAGE, "a yellow ball on a green background", 21, source=0, strength=0.75),
+    Wish(IMAGE, "a large pink cylinder on a cyan background", 22, source=2, strength=0.75),
+    Wish(INPAINT, "a green cube on a blue background", 23, source=0, hole=(0.2, 0.2, 0.8, 0.85)),
+    Wish(INPAINT, "a blue sphere on the right on a pink background", 24, source=4, hole=(0.45, 0.2, 1.0, 0.85)),
+    Wish(DEPTH, "a blue cube and a red cone on a yellow background", 25, source=1, strength=1.0),
+    Wish(DEPTH, "a green cylinder on a white background", 26, source=2, strength=1.0),
+)
+
+
+@dataclass
+class Result:
+    """What became of a wish."""
+
+    wish: Wish
+    job: Job | None = None
+    picture: bytes = b""
+    path: Path | None = None
+    mask: Image | None = None
+    problem: str = ""
+    seconds: float = field(default=0.0)  #: from the submission to the picture
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo-out"),
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the farm lies; a temporary directory if absent, removed at the end.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many workers; one per card if absent.")] = None,
+) -> None:
+    """Start a farm, render all four tasks into a folder with a contact sheet, and stop the farm.
+
+    Exits 1 unless every job succeeded.
+    """
+    begun = time.monotonic()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"{out} cannot be made: {error.strerror}") from error
+    _end_on_sigterm()
+    with _directory(data_dir) as directory, _farm_in(directory, workers) as addresses:
+        ready = time.monotonic()
+        from farm.client import Farm
+
+        with Farm(addresses["url"], addresses["api_key"]) as farm:
+            results = _render_all(farm, out)
+        rendered = time.monotonic()
+        _draw_sheet(results, rendered - ready, out / "sheet.png")
+    _print_summary(results, out, started=ready - begun, rendering=rendered - ready, total=time.monotonic() - begun)
+    if any(result.problem for result in results):
+        raise typer.Exit(1)
+
+
+def _render_all(farm: Farm, out: Path) -> list[Result]:
+    """Each wave's jobs are all submitted at once; the second one begins with pictures of the first."""
+    from farm.cli.following import watching
+
+    names: dict[str, str] = {}
+    pool = ThreadPoolExecutor(max_workers=max(len(FROM_WORDS), len(FROM_PICTURES)))
+    try:
+        with watching(lambda job: names.get(job.id, job.id)) as watch:
+
+            def work(number: int, wish: Wish, source: Result | None) -> Result:
+                return _render(farm, wish, source, out, number, _naming(names, wish, watch))
+
+            first = list(pool.map(work, range(1, 1 + len(FROM_WORDS)), FROM_WORDS, [None] * len(FROM_WORDS)))
+            sources = [first[wish.source or 0] for wish in FROM_PICTURES]
+            numbers = range(1 + len(first), 1 + len(first) + len(FROM_PICTURES))
+            return first + list(pool.map(work, numbers, FROM_PICTURES, sources))
+    finally:
+        # After Ctrl-C nobody waits for jobs: the farm is stopped under those who still follow them.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _naming(names: dict[str, str], wish: Wish, watch: Watch) -> Callable[[Job], None]:
+    def tell(job: Job) -> None:
+        names[job.id] = f"{wish.task}, {wish.prompt}"
+        watch(job)
+
+    return tell
+
+
+def _render(
+    farm: Farm, wish: Wish, source: Result | None, out: Path, number: int, tell: Callable[[Job], None]
+) -> Result:
+    result = Result(wish)
+    begun = time.monotonic()
+    try:
+        if source is not None and source.problem:
+            result.problem = "the picture that it begins with was not rendered"
+            return result
+        image = source.picture if source is not None else None
+        if wish.hole is not None and image is not None:
+            result.mask = _mask(image, wish.hole)
+        rendered = farm.run(
+            wish.prompt,
+            task=wish.task,
+            image=image,
+            mask=result.mask,
+            strength=wish.strength,
+            seed=wish.seed,
+            metadata={"made_by": "farm demo"},
+            on_progress=tell,
+        )
+        result.job, result.picture = rendered.job, rendered.pictures[0]
+        stem = f"{number:02}-{wish.task}-{naming.slug(wish.prompt)}"
+        result.path = out / f"{stem}{rendered.job.outputs[0].suffix}"
+        naming.save(result.path, result.picture)
+        if result.mask is not None:
+            result.mask.save(out / f"{stem}-mask.png")
+    except FarmError as error:
+        result.problem = str(error)
+    finally:
+        result.seconds = time.monotonic() - begun
+    return result
+
+
+def _mask(image: bytes, hole: tuple[float, float, float, float]) -> Image:
+    from PIL import Image, ImageDraw
+
+    size = _opened(image).size
+    mask = Image.new("L", size, 0)
+    left, top, right, bottom = hole
+    box = (left * size[0], top * size[1], right * size[0] - 1, bottom * size[1] - 1)
+    ImageDraw.Draw(mask).rounded_rectangle(box, radius=size[0] / 10, fill=255)
+    return mask
+
+
+def _opened(data: bytes) -> Image:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data))
+
+
+# -- the farm for as long as it is needed ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _directory(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="farm-demo-", ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+@contextmanager
+def _farm_in(directory: Path, workers: int | None) -> Iterator[dict[str, Any]]:
+    """A farm in that directory, and its addresses; stopped at the end, unless it ran before."""
+    before = running(directory)
+    if before:
+        yield before
+        return
+    print("starting the farm: PostgreSQL, Valkey, S3, the API, the dispatcher, workers…", file=sys.stderr, flush=True)
+    asked = [] if workers is None else ["--workers", str(workers)]
+    try:
+        up = _run("up", "--detach", "--json", "--data-dir", str(directory), *asked)
+        try:
+            addresses = json.loads(up.stdout)
+        except ValueError:
+            raise SetupError("the farm did not start; the lines above say why") from None
+        yield addresses
+    finally:
+        print("stopping the farm…", file=sys.stderr, flush=True)
+        _run("down", "--data-dir", str(directory))
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # The demo's farm must not lean on servers, or on a key, that the surroundings name.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
+    environment |= {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return subprocess.run(  # noqa: S603 - this very program
+        [sys.executable, "-P", "-m", "farm.cli", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        check=False,
+    )
+
+
+#: What a person may set for the demo's farm too.
+_KEPT: Final = ("FARM_TORCH_THREADS", "FARM_LOG_JSON")
+
+
+def _end_on_sigterm() -> None:
+    """Let a SIGTERM run the clean-up, as Ctrl-C does."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+# -- what it made ----------------------------------------------------------------------------------------------------
+
+
+def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:
+    from farm.cli.sheet import Section, Tile, sheet
+
+    def tile(result: Result) -> Tile:
+        if not result.picture or result.job is None:
+            return Tile(_blank(), result.wish.prompt, result.problem[:30])
+        steps = result.job.parameters.get("num_inference_steps")
+        return Tile(_opened(result.picture), result.wish.prompt, f"seed {result.wish.seed}, {steps} steps")
+
+    def group(result: Result) -> list[Tile]:
+        source = results[result.wish.source or 0]
+        before = Tile(_opened(source.picture) if source.picture else _blank(), "the picture given")
+        if result.mask is not None:
+            return [before, Tile(result.mask, "the mask: white is painted anew"), tile(result)]
+        between = "its depth, estimated" if result.wish.task == DEPTH else "repainted"
+        strength = f"strength {result.wish.strength:g}" if result.wish.strength is not None else ""
+        return [before, Tile(None, between, strength), tile(result)]
+
+    sections = [Section(TEXT, [tile(result) for result in results if result.wish.task == TEXT])]
+    for task in (IMAGE, INPAINT, DEPTH):
+        tiles = [one for result in results if result.wish.task == task for one in group(result)]
+        sections.append(Section(task, tiles))
+    done = sum(not result.problem for result in results)
+    model = next((result.job.model for result in results if result.job), "")
+    subtitle = f"{done} of {len(results)} jobs, four tasks, model {model}, {seconds:.0f} s on this machine"
+    sheet("Rendered by the farm", subtitle, sections).save(path)
+
+
+def _blank() -> Image:
+    from PIL import Image
+
+    return Image.new("RGB", (64, 64), (226, 224, 220))
+
+
+def _print_summary(results: list[Result], out: Path, *, started: float, rendering: float, total: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("task", "jobs", "succeeded", "s per job"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task in (TEXT, IMAGE, INPAINT, DEPTH):
+        these = [result for result in results if result.wish.task == task]
+        on_card = [
+            seconds
+            for result in these
+            if result.job and (seconds := (result.job.raw.get("timings") or {}).get("rendering_seconds")) is not None
+        ]
+        done = sum(not result.problem for result in these)
+        each = f"{sum(on_card) / len(on_card):.2f}" if on_card else ""
+        table.add_row(task, str(len(these)), Text(str(done), "green" if done == len(these) else "red"), each)
+    screen = Console(highlight=False)
+    screen.print(table)
+    for result in results:
+        if result.problem:
+            screen.print(Text(f"{result.wish.task}, {result.wish.prompt}: {result.problem}", "red"))
+    print(f"{len(results)} jobs in {rendering:.1f} s; the farm started in {started:.1f} s; {total:.1f} s in all")
+    print(f"pictures:      {out}/")
+    print(f"contact sheet: {out / 'sheet.png'}")
+    print('your own farm: `farm up`, then `farm render "a red ball on a blue background"`;')
+    print("               it prints its address, which describes the API under /docs, and Flower's")
