@@ -2,7 +2,9 @@
 
     FarmError
     ├── BadInput            the caller's mistake: names the field, the value and what is allowed
-    │   └── InputRefused    a picture or a URL that may not be used
+    │   ├── InputRefused    a picture or a URL that may not be used
+    │   ├── TargetRefused   an address that the farm does not connect to (farm/webhooks/guard.py)
+    │   └── SignatureRefused  a webhook that its secret did not sign (farm/webhooks/signature.py)
     ├── NotFound            no such thing, or not this tenant's
     ├── Conflict            the thing is in a state that does not allow it
     ├── Unauthorized        no key, or not a live one

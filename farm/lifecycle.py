@@ -182,7 +182,7 @@ def join(unit: Unit, info: WorkerInfo) -> list[str]:
 def heartbeat(
     unit: Unit, worker: str, boot_id: str, held: Collection[Held], models: tuple[str, ...], lease_seconds: float
 ) -> Heartbeat:
-    """A sign of life: renews the run leases of ``held``. Raises `RightLost` if another process has the worker's name."""
+    """A sign of life: renews the run leases of ``held``. Raises `RightLost` if another process has the name."""
     state = unit.workers.beat(worker, boot_id, models)
     if state is None:
         raise RightLost(f"another process is worker {worker} now")

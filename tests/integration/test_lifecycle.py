@@ -366,9 +366,14 @@ def test_one_idempotency_key_makes_one_job_also_under_twenty_parallel_requests(s
 
 def test_a_request_that_fails_leaves_its_key_free(store: Store, tenant: str) -> None:
     key = lifecycle.IdempotencyKey("order-8", b"hash")
-    with pytest.raises(NotFound), store.begin() as unit:
-        lifecycle.submit(unit, tenant, NewJob(spec()), key)
-        raise NotFound("picture", "x")
+
+    def fails_after_submitting() -> None:
+        with store.begin() as unit:
+            lifecycle.submit(unit, tenant, NewJob(spec()), key)
+            raise NotFound("picture", "x")
+
+    with pytest.raises(NotFound):
+        fails_after_submitting()
     with store.begin() as unit:
         _, made = lifecycle.submit(unit, tenant, NewJob(spec()), key)
     assert made
