@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 from rich.console import Console
@@ -228,7 +228,7 @@ def _show(run: Run, *, as_json: bool, detached: bool) -> None:
         rows.add_row("API docs", f"{addresses['url']}/docs")
         flower = urlsplit(addresses["flower_url"])
         rows.add_row("Flower", f"{flower.scheme}://{flower.hostname}:{flower.port}")
-        rows.add_row("", f"user {flower.username}, password {flower.password}")
+        rows.add_row("", f"user {unquote(flower.username or '')}, password {unquote(flower.password or '')}")
     rows.add_row("PostgreSQL", _place(addresses["database_url"]))
     rows.add_row("Valkey", _place(addresses["redis_url"]))
     rows.add_row("S3", f"{addresses['s3']['endpoint_url']}  (bucket {addresses['s3']['bucket']})")

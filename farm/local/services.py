@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from farm.local import ports
 from farm.local.ports import LOOPBACK
@@ -24,12 +26,13 @@ class Places:
     api_host: str
     api_port: int
     flower_port: int
-    flower_password: str
+    flower_login: str  #: ``user:password``, or several with commas between
 
     @classmethod
-    def of(cls, farm: Farm, api_host: str) -> Places:
+    def of(cls, farm: Farm, api_host: str, inherited: Mapping[str, str] = os.environ) -> Places:
         """The places that a prepared farm has settled on."""
-        return cls(api_host, farm.ports["api"], farm.ports["flower"], farm.secret("flower"))
+        login = inherited.get("FARM_FLOWER_AUTH") or f"farm:{farm.secret('flower')}"
+        return cls(api_host, farm.ports["api"], farm.ports["flower"], login)
 
     @property
     def url(self) -> str:
@@ -39,7 +42,8 @@ class Places:
     @property
     def flower_url(self) -> str:
         """Flower, with user and password."""
-        return f"http://farm:{self.flower_password}@{LOOPBACK}:{self.flower_port}"
+        user, _, password = self.flower_login.partition(",")[0].strip().partition(":")
+        return f"http://{quote(user, safe='')}:{quote(password, safe='')}@{LOOPBACK}:{self.flower_port}"
 
     def api_ready(self) -> bool:
         """Whether ``/readyz`` answers 200."""
@@ -80,9 +84,7 @@ def table(
     flower = {
         "FLOWER_ADDRESS": LOOPBACK,
         "FLOWER_PORT": str(places.flower_port),
-        "FLOWER_BASIC_AUTH": f"farm:{places.flower_password}",
-        "FLOWER_PERSISTENT": "true",
-        "FLOWER_DB": str(directory.path / "flower"),
+        "FARM_FLOWER_AUTH": places.flower_login,
     }
     return (
         Program(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from farm.local import wheels
 from farm.local.ports import LOOPBACK
@@ -61,9 +63,15 @@ class EmbeddedValkey:
 
     def ready(self) -> bool:
         """Whether it answers; False too while it loads its data."""
+        once = Retry(NoBackoff(), 0)  # the client's own default tries again for seconds
         try:
             with redis.Redis(
-                host=LOOPBACK, port=self.port, password=self.password, socket_timeout=2, socket_connect_timeout=2
+                host=LOOPBACK,
+                port=self.port,
+                password=self.password,
+                socket_timeout=2,
+                socket_connect_timeout=2,
+                retry=once,
             ) as client:
                 return bool(client.ping())
         except redis.RedisError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -63,6 +65,26 @@ def test_up_returns_when_the_api_is_ready_and_its_key_works(told: dict[str, Any]
     assert get(told, "/readyz")[0] == 200
     assert get(told, "/v1/workers")[0] == 401
     assert get(told, "/v1/workers", key=told["api_key"])[0] == 200
+
+
+def test_flower_opens_with_the_login_that_up_told_and_not_without(told: dict[str, Any]) -> None:
+    place = urlsplit(told["flower_url"])
+    login = base64.b64encode(f"{place.username}:{place.password}".encode()).decode()
+
+    def status(**headers: str) -> int:
+        request = urllib.request.Request(f"http://{place.hostname}:{place.port}/workers", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            return 0
+
+    wait_until(status, 30, every=0.2, what="Flower listens")
+    assert status() == 401
+    assert status(Authorization=f"Basic {login}") == 200
 
 
 def test_every_part_becomes_healthy(told: dict[str, Any], data_dir: Path) -> None:

@@ -23,6 +23,8 @@ import pytest
 import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from farm.local import ports, postgres
 from farm.local.keeper import Keeper
@@ -164,7 +166,8 @@ def test_no_server_opens_without_its_password(running: Farm) -> None:
     for password in ("", "wrong"):
         with pytest.raises(psycopg.OperationalError, match="password"):
             psycopg.connect(f"postgresql://farm:{password}@127.0.0.1:{state.ports['postgres']}/farm")
-    with redis.Redis(port=state.ports["valkey"]) as client, pytest.raises(redis.AuthenticationError):
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(port=state.ports["valkey"], retry=once) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
     for wrong in ({"secret_key": "wrong"}, {"access_key": "stranger", "secret_key": "wrong"}):
         with pytest.raises(ClientError) as caught:
