@@ -18,6 +18,7 @@ from farm import lifecycle
 from farm.api.serve import Server, make_server
 from farm.domain.job import HandOver, Job, JobError, Output
 from farm.domain.states import JobState
+from farm.domain.worker import WorkerInfo
 from farm.objects import keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
@@ -94,6 +95,10 @@ class Hand:
     def __init__(self, api: Api, name: str = "test/cpu0") -> None:
         self.api = api
         self.name = name
+
+    def join(self, info: WorkerInfo) -> None:
+        with self.api.store.begin() as unit:
+            lifecycle.join(unit, info)
 
     def begin(self, job_id: str, steps: int = 20) -> Job:
         """queued → running, taken up by the card."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import anyio.to_thread
 from fastapi import APIRouter, Body, Header, Path, Query, Response
-from pydantic import AwareDatetime, StringConstraints
+from pydantic import AwareDatetime, BeforeValidator, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -50,6 +50,26 @@ Key = Annotated[
 Prefer = Annotated[
     str | None,
     Header(description="`wait` or `wait=SECONDS`: answer when the job is over, or after that long.", max_length=500),
+]
+_MOMENT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}.*", re.ASCII)
+
+
+def _written_out(text: object) -> object:
+    """Refuse what pydantic would take for seconds since 1970."""
+    if isinstance(text, str) and not _MOMENT.fullmatch(text):
+        raise ValueError("must be a date and time with an offset: 2026-01-31T12:00:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+# Again the pattern is for the reader: what does not decode is refused where cursors are made.
+Cursor = Annotated[
+    str | None,
+    Query(
+        description="The `next` of the page before.",
+        max_length=100,
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{22}$"},
+    ),
 ]
 _WAIT: Final = re.compile(r'\s*wait\s*(?:=\s*"?([0-9]{1,9})"?)?\s*', re.ASCII | re.IGNORECASE)
 
@@ -198,10 +218,10 @@ def list_jobs(
     task: Task | None = None,
     model: Annotated[str | None, StringConstraints(max_length=200), Storable, NoNul] = None,
     custom_id: CustomId | None = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: Moment | None = None,
+    created_before: Moment | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(description="The `next` of the page before.", max_length=100)] = None,
+    cursor: Cursor = None,
 ) -> JobPage:
     """The tenant's jobs, newest first."""
     wanted = JobFilter(
@@ -256,7 +276,7 @@ def retry_job(farm: Farm, key: Submitter, job_id: JobId, response: Response) -> 
                 "`progress` (`{step, steps}`), and the job's history under the names of its events "
                 "(`job.started`, `job.requeued`, `job.succeeded`, `job.failed`, `job.canceled`), with ids."
             ),
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"itemSchema": stream.EVENT_SCHEMA}},
         },
         **responses(*ALWAYS, 404),
     },

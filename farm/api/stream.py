@@ -15,10 +15,21 @@ from farm.api.changes import REREAD_SECONDS
 from farm.api.services import Services
 from farm.api.shapes import JobShape
 from farm.domain.job import Job, Progress
-from farm.domain.states import JobState
+from farm.domain.states import EventType, JobState
 from farm.store.events import Event
 
 HEARTBEAT_SECONDS: Final = 15.0
+
+#: One event of the stream, for the OpenAPI document.
+EVENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["job", "progress", *(kind.value for kind in EventType)]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string", "description": "Of an event of the history: what `Last-Event-ID` repeats."},
+    },
+}
 
 
 def position(last_event_id: str | None) -> int:

@@ -83,7 +83,7 @@ Count = Annotated[int, Field(strict=True, ge=1, le=MAX_OUTPUTS)]
 
 InputReference = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=64 * 2**20),
+    StringConstraints(min_length=1),  # the API limits the whole request
     Field(
         description=(
             "A picture: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data "

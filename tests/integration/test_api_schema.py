@@ -1,0 +1,80 @@
+"""Schemathesis against the running API: every operation, every check, generated requests of all kinds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from farm.domain.worker import Card, WorkerInfo
+from farm.settings import Settings
+from tests.api_server import Hand, running
+
+#: Requests per operation and phase; FARM_TEST_SCHEMA_EXAMPLES asks for more by hand.
+EXAMPLES = int(os.environ.get("FARM_TEST_SCHEMA_EXAMPLES", "12"))
+SEED = int(os.environ.get("FARM_TEST_SCHEMA_SEED", "1"))
+
+# What a JSON Schema cannot say: that a named picture, job or model exists, that it has the mask's size, that the model
+# renders the size and leaves a step to take, and that bytes are a picture. Such requests are valid by the schema and
+# still answered with 422 (or 415, where a form is asked for with a part that is no file).
+CONFIG = """
+[generation]
+database = "none"
+
+[[operations]]
+include-name = "POST /v1/jobs"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422]
+
+[[operations]]
+include-name = "POST /v1/files"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 415, 422]
+"""
+
+
+@pytest.mark.timeout(1800)
+def test_no_generated_request_breaks_the_contract(farm_env: dict[str, str], tmp_path: Path) -> None:
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(CONFIG)
+    report = tmp_path / "report.json"
+    settings = Settings(max_wait_seconds=0.2)
+    with running(settings) as api:
+        hand = Hand(api)
+        info = WorkerInfo(hand.name, "boot", "test", Card("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1)
+        hand.join(info)
+        stopping = threading.Event()
+        # jobs come to an end, so that the streams of their events do
+        rendering = threading.Thread(target=hand.run_all, args=[stopping], name="rendering")
+        rendering.start()
+        try:
+            done = subprocess.run(
+                [
+                    str(Path(sys.executable).with_name("schemathesis")),
+                    f"--config-file={config}",
+                    "run",
+                    f"{api.url}/openapi.json",
+                    f"--header=Authorization: Bearer {api.key}",
+                    f"--max-examples={EXAMPLES}",
+                    f"--seed={SEED}",
+                    "--request-timeout=20",
+                    "--suppress-health-check=all",
+                    "--continue-on-failure",
+                    f"--report-json-path={report}",
+                    "--report=json",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=60 + EXAMPLES * 20,
+                cwd=tmp_path,
+                env={"PATH": os.environ["PATH"], "NO_COLOR": "1", "COLUMNS": "140"},
+            )
+        finally:
+            stopping.set()
+            rendering.join(20)
+        print(done.stdout[-60_000:])
+        assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4_000:]
+        assert json.loads(report.read_text())
