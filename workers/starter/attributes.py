@@ -44,8 +44,9 @@ class Heads(nn.Module):
         self.read = nn.Linear(width, sum(self._widths))
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        """The logits of each attribute, each (..., classes)."""
         logits: Tensor = self.read(features)
-        return logits.split(self._widths, -1)
+        return torch.split(logits, self._widths, -1)
 
 
 def loss(logits: tuple[Tensor, ...], target: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ def plain(scene: Scene, *, placed: bool = True) -> str:
     """The plainest prompt that says everything: "a large red cube on the left on a blue background".
 
     Args:
+        scene: what to say.
         placed: say where a single thing stands. Off, for prompts to which something else gives the layout.
     """
     nouns = [_article(f"{thing.size.value if thing.size is not Size.MEDIUM else ''} {thing.colour} {thing.shape}")
@@ -80,10 +81,8 @@ def plain(scene: Scene, *, placed: bool = True) -> str:
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One of the many ways to say the scene."""
-    if len(scene.things) == 1:
-        said = _alone(scene.things[0], rng)
-    else:
-        said = _pair(*scene.things, rng)
+    first, *others = scene.things
+    said = _pair(first, others[0], rng) if others else _alone(first, rng)
     if rng.random() < 0.94:
         said = _with_background(said, scene.background, rng)
     if rng.random() < 0.35:

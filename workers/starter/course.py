@@ -29,6 +29,7 @@ class Chance:
 
     @classmethod
     def of(cls, seed: int, step: int) -> "Chance":
+        """The randomness of a step under a seed."""
         return cls(np.random.default_rng((seed, step)), torch.Generator().manual_seed(seed * 1_000_003 + step))
 
 
@@ -89,6 +90,7 @@ class Course:
 
     @property
     def finished(self) -> bool:
+        """Whether no step is left."""
         return self._step >= self._steps
 
     def run(self, step: Step) -> None:

@@ -20,6 +20,8 @@ Bytes: TypeAlias = NDArray[np.uint8]
 
 
 class Colour(StrEnum):
+    """What a thing or a background can be painted."""
+
     RED = "red"
     GREEN = "green"
     BLUE = "blue"
@@ -33,6 +35,8 @@ class Colour(StrEnum):
 
 
 class Shape(StrEnum):
+    """What a thing can be."""
+
     SPHERE = "sphere"
     CUBE = "cube"
     CONE = "cone"
@@ -40,12 +44,16 @@ class Shape(StrEnum):
 
 
 class Size(StrEnum):
+    """How high a thing is; a prompt that says nothing means `MEDIUM`."""
+
     SMALL = "small"
     MEDIUM = "medium"
     LARGE = "large"
 
 
 class Place(StrEnum):
+    """Where a thing stands, seen from the camera."""
+
     LEFT = "left"
     CENTER = "center"
     RIGHT = "right"
@@ -128,8 +136,8 @@ class Stage:
 class Picture:
     """A drawn scene.
 
-    `rgb` is (H, W, 3); `depth` (H, W) is the exact distance from the eye along the viewing axis, in scene units, at each
-    pixel's middle; `cover` (H, W) tells which pixels show a thing rather than the background.
+    `rgb` is (H, W, 3); `depth` (H, W) is the exact distance from the eye along the viewing axis, in scene units, at
+    each pixel's middle; `cover` (H, W) tells which pixels show a thing rather than the background.
     """
 
     rgb: Bytes
@@ -150,6 +158,7 @@ def sample(rng: np.random.Generator, *, things: int | None = None, unseen: bool 
     """Draws a scene at random.
 
     Args:
+        rng: the source of chance.
         things: one or two; by default either, equally often.
         unseen: draw from the held-out scenes instead of from those used in training.
     """
@@ -207,7 +216,7 @@ def cast(staged: Stage, size: int) -> Picture:
     rays, forward = _rays(size, 1)
     distance, normal, part = _hits(staged.solids, EYE, rays)
     shadow = _Shadow(staged)
-    rgb = _shade(staged, shadow, rays, distance, normal, part).reshape(size, size, 3)
+    rgb = _shade(staged, shadow, rays, normal, part).reshape(size, size, 3)
     ground = part < 0
     seen = np.where(ground, _ground(rays), distance)
     depth = (seen * forward).reshape(size, size)
@@ -216,7 +225,8 @@ def cast(staged: Stage, size: int) -> Picture:
     rows, columns = np.nonzero(_edges(part))
     fine, _ = _rays(size, SUBPIXELS)
     fine = fine.reshape(size, SUBPIXELS, size, SUBPIXELS, 3)[rows, :, columns].reshape(-1, 3)
-    blended = _shade(staged, shadow, fine, *_hits(staged.solids, EYE, fine))
+    _, fine_normal, fine_part = _hits(staged.solids, EYE, fine)
+    blended = _shade(staged, shadow, fine, fine_normal, fine_part)
     rgb[rows, columns] = blended.reshape(len(rows), SUBPIXELS**2, 3).mean(1)
     return Picture((rgb * 255 + 0.5).astype(np.uint8), depth.astype(np.float32), part >= 0)
 
@@ -353,7 +363,8 @@ def _ground(rays: Floats) -> Floats:
     """Distance (N,) to the floor, or to the back wall where the ray reaches that first."""
     floor = -EYE[1] / np.minimum(rays[:, 1], -1e-6)
     wall = (WALL - EYE[2]) / np.maximum(rays[:, 2], 1e-6)
-    return np.minimum(floor, wall).astype(np.float32)
+    nearest: Floats = np.minimum(floor, wall).astype(np.float32)
+    return nearest
 
 
 class _Shadow:
@@ -365,7 +376,7 @@ class _Shadow:
     def __init__(self, staged: Stage) -> None:
         at = (np.arange(self.CELLS, dtype=np.float32) + 0.5) / self.CELLS * 2 * self.EXTENT - self.EXTENT
         x, z = np.meshgrid(at, at)
-        floor = np.stack([x, np.full_like(x, 1e-3), z], -1).reshape(-1, 3)
+        floor = np.stack([x, np.full_like(x, 1e-3), z], -1).reshape(-1, 3).astype(np.float32)
         blocked = np.zeros(len(floor), np.float32)
         contact = np.zeros(len(floor), np.float32)
         for solid in staged.solids:
@@ -395,7 +406,8 @@ def _blocked(solid: Solid, points: Floats, sun: Floats) -> Floats:
     towards = points - eye
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
     t, _, _ = _INTERSECT[solid.shape](solid, eye, towards)
-    return (t < FAR).astype(np.float32)
+    stopped: Floats = (t < FAR).astype(np.float32)
+    return stopped
 
 
 def _blur(image: Floats, radius: int) -> Floats:
@@ -406,9 +418,7 @@ def _blur(image: Floats, radius: int) -> Floats:
     return image
 
 
-def _shade(
-    staged: Stage, shadow: _Shadow, rays: Floats, distance: Floats, normal: Floats, part: NDArray[np.int8]
-) -> Floats:
+def _shade(staged: Stage, shadow: _Shadow, rays: Floats, normal: Floats, part: NDArray[np.int8]) -> Floats:
     """Colours (N, 3) in the range 0 to 1 of what the rays hit."""
     rgb = np.empty((len(rays), 3), np.float32)
     ground = part < 0

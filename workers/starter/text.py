@@ -71,7 +71,7 @@ def said(scene: Scene, words: str) -> list[int]:
 
 
 class Lesson:
-    """One step of the text encoder's training: captions of fresh scenes, read at the caption's end and at the last token."""
+    """One step of the text encoder's training: captions of fresh scenes, read at their end and after it."""
 
     BATCH: Final = 96
     EMPTY: Final = 0.03  # of the captions say nothing, as the unconditional prompt of guidance does
@@ -79,7 +79,8 @@ class Lesson:
     def __init__(self, encoder: CLIPTextModel, heads: nn.Module, tokenizer: CLIPTokenizer) -> None:
         self._encoder, self._heads, self._tokenizer = encoder, heads, tokenizer
 
-    def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+        """The loss of one step, and what to record of it."""
         ids, target = batch(self._tokenizer, chance.numpy, self.BATCH, self.EMPTY)
         hidden = self._encoder(ids).last_hidden_state
         end = ends(ids, self._tokenizer)

@@ -1,12 +1,12 @@
 """The denoiser: a small UNet that turns noise into latents, step by step, as the caption asks.
 
 It predicts velocity (Salimans & Ho 2022, arXiv:2202.00512) on a noise schedule that ends in pure noise (Lin et al. 2023,
-arXiv:2305.08891): otherwise the last trace of the picture left at the noisiest step would tell the background's colour
-during training, and the model would not learn to take it from the prompt.
+arXiv:2305.08891). Otherwise the trace of the picture left at the noisiest step would tell the background's colour during
+training, and the model would not learn to take it from the prompt.
 
-The caption reaches it twice: by cross-attention, as in Stable Diffusion, and pooled into the time embedding, which scales
-and shifts every residual block. The second way is diffusers' `addition_embed_type="text"`; it needs nothing of the
-pipeline and learns many times faster.
+The caption reaches it twice: by cross-attention, as in Stable Diffusion, and pooled into the time embedding, which
+scales and shifts every residual block. The second way is diffusers' `addition_embed_type="text"`; it asks nothing of
+the pipeline.
 """
 
 from collections.abc import Mapping
@@ -27,6 +27,8 @@ from workers.starter.scenes import Scene
 from workers.starter.vae import CELLS
 
 WIDTHS: Final = (32, 64, 112)
+#: How many times more than an empty cell one counts in the loss that shows a thing, less one.
+EXTRA_WEIGHT: Final = 4.0
 SCHEDULE: Final[dict[str, Any]] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -79,7 +81,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def depth_channel(nearness: Tensor) -> Tensor:
-    """Depth as `StableDiffusionDepth2ImgPipeline` feeds it: (B, 1, H, W) to (B, 1, CELLS, CELLS) in the range -1 to 1."""
+    """Depth as the depth-to-image pipeline feeds it: (B, 1, H, W) to (B, 1, CELLS, CELLS) in the range -1 to 1."""
     small = functional.interpolate(nearness, size=(CELLS, CELLS), mode="bicubic", align_corners=False)
     low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
     return 2 * (small - low) / (high - low) - 1
@@ -119,7 +121,8 @@ class Lesson:
         self._pictures, self._latents, self._weights, self._depths = pictures, latents, weights, depths
         self._noiser = DDPMScheduler(**SCHEDULE)
 
-    def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+        """The loss of one step, and what to record of it."""
         numbers = chance.numpy.integers(0, self._pictures.count, self.BATCH)
         clean = self._latents[numbers].float()
         said = [self._caption(self._pictures.scene(int(number)), chance.numpy) for number in numbers]

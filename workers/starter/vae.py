@@ -1,8 +1,8 @@
 """The autoencoder: an encoder set by hand, and a decoder trained to undo it.
 
-The latents are a picture's thumbnail: channels 0 to 2 are red, green and blue averaged over 8 x 8 pixels, channel 3 is how
-much brighter the right half of each such square is than its left. A denoiser works in colours it can see, and training
-it does not wait for the autoencoder. An encoder trained from random weights for minutes lost the colours instead.
+The latents are a picture's thumbnail: channels 0 to 2 are red, green and blue averaged over 8 x 8 pixels, channel 3 is
+how much brighter the right half of each such square is than its left. A denoiser works in colours it can see, and
+training it does not wait for the autoencoder. An encoder trained from random weights for minutes lost the colours.
 
 Three identities make an ordinary `AutoencoderKL` compute such a thumbnail with plain weights:
 `silu(x) - silu(-x) = x`, so a pair of channels carries a value through an activation; two channels holding a large
@@ -14,8 +14,10 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -186,28 +188,52 @@ class Lesson:
     """One step of the decoder's training: rebuild pictures from latents with a little noise on them.
 
     The noise (up to a twelfth of the latents' spread) makes the decoder forgive what a denoiser gets slightly wrong.
-    Pixels near edges count five times: they are few, and they decide whether a picture looks sharp.
+    Pixels near edges count five times: they are few, and they decide whether a picture looks sharp. For the same reason
+    most of the course looks at windows around things; the last part sees whole pictures, as the decoder will in use.
+
+    Args:
+        vae: its encoder is left alone.
+        pictures: what to rebuild.
+        whole_from: the step from which on whole pictures are rebuilt.
     """
 
-    BATCH: Final = 4
+    WINDOW: Final = SIZE // 2
+    WINDOWS: Final = 8
+    WHOLES: Final = 2  # as many pixels as the windows have
 
-    def __init__(self, vae: AutoencoderKL, pictures: Pictures) -> None:
-        self._vae, self._pictures = vae, pictures
+    def __init__(self, vae: AutoencoderKL, pictures: Pictures, whole_from: int) -> None:
+        self._vae, self._pictures, self._whole_from = vae, pictures, whole_from
 
     def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
-        numbers = chance.numpy.integers(0, self._pictures.count, self.BATCH)
+        """The loss of one step, and what to record of it."""
+        whole = step >= self._whole_from
+        count = self.WHOLES if whole else self.WINDOWS
+        numbers = chance.numpy.integers(0, self._pictures.count, count)
         wanted = self._pictures.images(numbers)
+        if not whole:
+            wanted = self._windows(wanted, numbers, chance.numpy)
         latents = thumbnail(wanted)
         noise = torch.randn(latents.shape, generator=chance.torch)
-        latents = latents + noise * 0.08 * torch.rand((self.BATCH, 1, 1, 1), generator=chance.torch)
+        latents = latents + noise * 0.08 * torch.rand((count, 1, 1, 1), generator=chance.torch)
         made = self._vae.decode(latents / SCALING).sample
         error = made - wanted
         weight = 1 + 4 * _near_edges(wanted)
-        slopes = [
-            (made.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (2, 3)
-        ]
+        slopes = [(made.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (2, 3)]
         loss = (weight * error.abs()).mean() + 2 * (weight * error**2).mean() + slopes[0] + slopes[1]
         return loss, {"mse": (error**2).mean().item()}
+
+    def _windows(self, images: Tensor, numbers: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """Cuts one window from each picture, around a random pixel of a thing, in steps of a latent cell."""
+        cut = []
+        for image, number in zip(images, numbers, strict=True):
+            rows, columns = np.nonzero(self._pictures.cover[number])
+            pixel = rng.integers(len(rows))
+            top, left = (
+                int(np.clip((at[pixel] + rng.integers(-24, 25) - self.WINDOW // 2) // 8 * 8, 0, SIZE - self.WINDOW))
+                for at in (rows, columns)
+            )
+            cut.append(image[:, top : top + self.WINDOW, left : left + self.WINDOW])
+        return torch.stack(cut)
 
 
 def _near_edges(images: Tensor) -> Tensor:
@@ -218,7 +244,7 @@ def _near_edges(images: Tensor) -> Tensor:
 
 def psnr(vae: AutoencoderKL, pictures: Pictures, count: int) -> float:
     """Peak signal to noise of rebuilt pictures, in decibels, over the first `count`."""
-    numbers = torch.arange(count).split(8)
+    numbers = torch.split(torch.arange(count), 8)
     squares = []
     for some in numbers:
         wanted = pictures.images(some.numpy())

@@ -1,0 +1,193 @@
+"""Trains the built-in model from nothing: `python -m workers.starter.train`.
+
+The stages run one after another; each resumes from its last checkpoint, skips itself when it is finished, and may be
+interrupted at any time. A longer course is asked for by `--stage unet --steps 40000`: it goes on from the last
+checkpoint. Everything is kept under `data/starter/`; `ship` alone writes into the package.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from workers.starter import depth, judge, pictures, ship, text, tokenizer, unet, vae
+from workers.starter.course import Course
+from workers.starter.pictures import Pictures
+
+FOLDER: Final = Path("data/starter")
+TRAINING_SEED: Final = 1
+CHECK_SEED: Final = 2  # pictures that no stage learns from
+PICTURES: Final = 30_000
+CHECKS: Final = 1_000
+
+#: Steps of each stage's course, in the order in which the stages depend on each other.
+STEPS: Final = {"text": 1_200, "vae": 2_800, "unet": 5_600, "unet_depth": 1_500, "depth": 1_500, "judge": 1_500}
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the stages share; each part is read or made when it is first asked for."""
+
+    folder: Path
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """Learned from captions."""
+        path = self.folder / "tokenizer"
+        if not path.exists():
+            tokenizer.build().save_pretrained(path)
+        return tokenizer.load(path)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """What every stage learns from."""
+        return pictures.prepare(self.folder / "pictures", TRAINING_SEED, PICTURES)
+
+    @cached_property
+    def checks(self) -> Pictures:
+        """What no stage learns from."""
+        return pictures.prepare(self.folder / "pictures", CHECK_SEED, CHECKS)
+
+    @cached_property
+    def encoder(self) -> CLIPTextModel:
+        """The text encoder, trained and frozen."""
+        return CLIPTextModel.from_pretrained(self.folder / "text" / "encoder").eval().requires_grad_(False)
+
+    @cached_property
+    def cells(self) -> dict[str, Tensor]:
+        """What the denoiser learns from, computed once: latents, depths and weights, each (N, ., CELLS, CELLS)."""
+        path = self.folder / "latents.pt"
+        if not path.exists():
+            blocks = np.array_split(np.arange(PICTURES), PICTURES // 250)
+            parts = [self._block(numbers) for numbers in track(blocks, "reducing pictures to latents")]
+            torch.save({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, path)
+        cells: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return cells
+
+    def _block(self, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[str, Tensor]:
+        return {
+            "latents": vae.thumbnail(self.pictures.images(numbers)).half(),
+            "depths": unet.depth_channel(self.pictures.nearness(numbers)).half(),
+            "weights": self.pictures.weight(numbers, vae.CELLS, unet.EXTRA_WEIGHT).half(),
+        }
+
+
+def train_text(studio: Studio, steps: int) -> None:
+    """Teaches the text encoder to understand captions."""
+    encoder, reader = text.build(studio.tokenizer), text.reader()
+    course = Course("text", studio.folder, {"encoder": encoder, "reader": reader}, steps=steps, rate=2e-3,
+                    samples=text.Lesson.BATCH)  # fmt: skip
+    course.run(text.Lesson(encoder, reader, studio.tokenizer))
+    course.average()
+    encoder.save_pretrained(studio.folder / "text" / "encoder")
+
+
+def train_vae(studio: Studio, steps: int) -> None:
+    """Teaches the decoder to undo the encoder."""
+    model = vae.build()
+    course = Course("vae", studio.folder, {"vae": model}, steps=steps, rate=1e-3, samples=vae.Lesson.WINDOWS)
+    course.run(vae.Lesson(model, studio.pictures, whole_from=steps * 3 // 4))
+    course.average()
+    model.save_pretrained(studio.folder / "vae" / "model")
+    Console().print(f"rebuilt pictures: {vae.psnr(model, studio.checks, 128):.1f} dB")
+
+
+def train_unet(studio: Studio, steps: int) -> None:
+    """Teaches the denoiser to draw what a caption says."""
+    model = unet.build()
+    course = Course("unet", studio.folder, {"unet": model}, steps=steps, rate=1e-3, samples=unet.Lesson.BATCH)
+    course.run(_denoising(studio, model))
+    course.average()
+    model.save_pretrained(studio.folder / "unet" / "model")
+
+
+def train_unet_depth(studio: Studio, steps: int) -> None:
+    """Teaches a copy of the denoiser to follow a depth as well."""
+    model = unet.with_depth(UNet2DConditionModel.from_pretrained(studio.folder / "unet" / "model"))
+    course = Course("unet_depth", studio.folder, {"unet": model}, steps=steps, rate=5e-4, samples=unet.Lesson.BATCH)
+    course.run(_denoising(studio, model))
+    course.average()
+    model.save_pretrained(studio.folder / "unet_depth" / "model")
+
+
+def _denoising(studio: Studio, model: UNet2DConditionModel) -> unet.Lesson:
+    cells = studio.cells
+    depths = cells["depths"] if model.config.in_channels == 5 else None
+    return unet.Lesson(
+        model, studio.encoder, studio.tokenizer, studio.pictures, cells["latents"], cells["weights"], depths
+    )
+
+
+def train_depth(studio: Studio, steps: int) -> None:
+    """Teaches the estimator to see depth."""
+    model = depth.build()
+    course = Course("depth", studio.folder, {"depth": model}, steps=steps, rate=2e-3, samples=depth.Lesson.BATCH)
+    course.run(depth.Lesson(model, studio.pictures))
+    course.average()
+    model.save_pretrained(studio.folder / "depth" / "model")
+
+
+def train_judge(studio: Studio, steps: int) -> None:
+    """Teaches the judge to say what a picture shows."""
+    model = judge.build()
+    course = Course("judge", studio.folder, {"judge": model}, steps=steps, rate=2e-3, samples=judge.Lesson.BATCH)
+    course.run(judge.Lesson(model, studio.pictures))
+    course.average()
+    torch.save(model.state_dict(), studio.folder / "judge" / "model.pt")
+    Console().print(f"judge right on {judge.accuracy(model, studio.checks, CHECKS):.1%} of new pictures")
+
+
+def reship(studio: Studio) -> None:
+    """Puts the averaged weights of every stage, finished or not, into the package."""
+    encoder, reader = text.build(studio.tokenizer), text.reader()
+    latest: dict[str, torch.nn.Module] = {"text": encoder, "vae": vae.build(), "unet": unet.build()}
+    latest |= {"unet_depth": unet.build(channels=5), "depth": depth.build(), "judge": judge.build()}
+    names = {"text": "encoder", "unet_depth": "unet"}
+    for stage, model in latest.items():
+        modules: dict[str, torch.nn.Module] = {names.get(stage, stage): model}
+        if stage == "text":
+            modules["reader"] = reader
+        Course(stage, studio.folder, modules, steps=1, rate=0, samples=1).average()
+    ship.ship(studio.tokenizer, latest)
+
+
+STAGES: Final[dict[str, Callable[[Studio, int], None]]] = {
+    "text": train_text,
+    "vae": train_vae,
+    "unet": train_unet,
+    "unet_depth": train_unet_depth,
+    "depth": train_depth,
+    "judge": train_judge,
+}
+
+
+def main() -> None:
+    """Runs the stages that were asked for, by default all of them and then `ship`."""
+    parser = argparse.ArgumentParser(prog="python -m workers.starter.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--stage", choices=[*STAGES, "ship"], action="append", help="only this stage (may be repeated)")
+    parser.add_argument("--steps", type=int, help="the length of the stage's course, counted from its beginning")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"where checkpoints are kept (default {FOLDER})")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    studio = Studio(asked.folder)
+    for stage in asked.stage or [*STAGES, "ship"]:
+        if stage == "ship":
+            reship(studio)
+        else:
+            STAGES[stage](studio, asked.steps or STEPS[stage])
+
+
+if __name__ == "__main__":
+    main()
