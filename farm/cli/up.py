@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from rich.text import Text
 from farm.errors import FarmError, SetupError
 from farm.local import health, logs
 from farm.local.process import clean_up
-from farm.local.servers import read_settings
+from farm.local.servers import Servers, read_settings
 from farm.local.state import DataDirectory, Identity, Run
 from farm.local.supervisor import ALREADY_RUNNING, AlreadyRunning, Options, Supervisor
 
@@ -90,6 +91,10 @@ def down(data_dir: DataDir = Path(".farm")) -> None:
     ended = clean_up([run.supervisor], patience=DOWN_SECONDS) if run.supervisor.alive() else []
     # A supervisor that was killed, now or earlier, could not end its own.
     left = clean_up(part.identity for part in run.parts if part.identity is not None)
+    # Servers that were killed could not tidy up either.
+    with contextlib.suppress(SetupError):
+        for program in Servers.of(directory, directory.farm(), read_settings()).programs():
+            program.settle()
     directory.end_run()
     typer.echo(f"stopped the farm in {directory.path}" if ended or left else f"no farm was running in {directory.path}")
 

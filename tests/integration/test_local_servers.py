@@ -257,6 +257,20 @@ def test_up_after_kill_9_of_the_supervisor_loses_nothing_and_leaves_no_stray(run
     assert len([line for line in strays(running.path) if "farm.local.supervisor" in line]) == 1
 
 
+def test_down_after_kill_9_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "farm"
+    killed = up(path)
+    run = killed.directory.run()
+    assert run is not None
+    os.kill(run.supervisor.pid, signal.SIGKILL)
+    farm("down", "--data-dir", path)
+    assert strays(path) == []
+    taken = [port for name, port in killed.directory.farm().ports.items() if name not in {"api", "flower"}]
+    assert all(ports.is_free(port) for port in taken)
+    assert [left for port in taken for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")] == []
+    assert killed.directory.run() is None
+
+
 def test_ctrl_c_stops_a_farm_in_the_foreground(tmp_path: Path) -> None:
     path = tmp_path / "front"
     with subprocess.Popen(
