@@ -129,7 +129,7 @@ def render(
             _submitted(job, as_json=as_json)
             return
         started = time.monotonic()
-        job = wait_for(farm, job)
+        job = wait_for(farm, job, as_json=as_json)
         saved = _download(farm, job, output, naming.slug(prompt), force=force)
     if as_json:
         print_json(_with_files(job, saved))
@@ -171,7 +171,8 @@ def rerun(
             first = farm.get(source)
             request = first.parameters
             before = [farm.download(one) for one in first.outputs]
-        job = wait_for(farm, farm.submit_body(request | {"priority": PriorityName.INTERACTIVE.value}))
+        job = farm.submit_body(request | {"priority": PriorityName.INTERACTIVE.value})
+        job = wait_for(farm, job, as_json=as_json)
         saved = _download(farm, job, output, None, name=name, force=force)
     # A job without pictures has nothing to be compared to: rendering it is all that was asked.
     verdicts = [compare(old, new.data) for old, new in zip(before, saved, strict=bool(before))] if before else []
@@ -238,8 +239,8 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-def wait_for(farm: Farm, job: Job) -> Job:
-    """The job once it has succeeded. Exits 130 on Ctrl-C, leaving the job to the farm. Raises `JobFailed`."""
+def wait_for(farm: Farm, job: Job, *, as_json: bool) -> Job:
+    """The job once it has succeeded. Exits 1 if it does not, and 130 on Ctrl-C, which leaves the job to the farm."""
     from farm.client import JobFailed
 
     try:
@@ -252,7 +253,10 @@ def wait_for(farm: Farm, job: Job) -> Job:
         )
         raise typer.Exit(130) from None
     if not job.succeeded:
-        raise JobFailed(job)
+        print(f"farm: {JobFailed(job)}", file=sys.stderr)
+        if as_json:
+            print_json(job.raw | {"files": []})
+        raise typer.Exit(1)
     return job
 
 

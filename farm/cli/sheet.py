@@ -13,7 +13,8 @@ COLUMNS: Final = 6
 _TILE: Final = 192  #: pixels: the side of the square that a picture is shown in
 _GAP: Final = 20
 _MARGIN: Final = 40
-_CAPTION: Final = 58  #: pixels below a row of pictures
+_MIDDLE: Final = 26  #: pixels more between the two halves of a row, which are told apart where they are two stories
+_CAPTION: Final = 66  #: pixels below a row of pictures
 _HEADING: Final = 46  #: pixels above a section's first row
 
 _PAPER: Final = (247, 246, 243)
@@ -44,7 +45,7 @@ class Section:
 def sheet(title: str, subtitle: str, sections: Sequence[Section]) -> Image.Image:
     """The contact sheet, as an RGB picture."""
     rows = [-(-len(section.tiles) // COLUMNS) for section in sections]
-    width = 2 * _MARGIN + COLUMNS * _TILE + (COLUMNS - 1) * _GAP
+    width = 2 * _MARGIN + COLUMNS * _TILE + (COLUMNS - 1) * _GAP + _MIDDLE
     height = 2 * _MARGIN + 66 + sum(_HEADING + count * (_TILE + _CAPTION) for count in rows)
     page = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(page)
@@ -56,7 +57,8 @@ def sheet(title: str, subtitle: str, sections: Sequence[Section]) -> Image.Image
         draw.text((_MARGIN, top + 15), section.title, font=_font(17), fill=_INK)
         top += _HEADING
         for index, tile in enumerate(section.tiles):
-            left = _MARGIN + index % COLUMNS * (_TILE + _GAP)
+            column = index % COLUMNS
+            left = _MARGIN + column * (_TILE + _GAP) + (_MIDDLE if column >= COLUMNS // 2 else 0)
             _place(page, draw, (left, top + index // COLUMNS * (_TILE + _CAPTION)), tile)
         top += count * (_TILE + _CAPTION)
     return page
