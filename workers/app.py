@@ -1,8 +1,8 @@
 """The worker as a Celery app: ``celery -A workers.app worker``, or ``farm worker``, which runs the same.
 
-Celery's part is small: it brings a message to this worker's own queue and runs `render_message` in a thread of its pool.
-Everything that a job needs is in `workers.render`; the process's life is in `workers.shift`. Importing this module touches
-neither torch nor a card, so that ``celery inspect`` and Flower can import it too.
+Celery's part is small: it brings a message to this worker's own queue and runs `render_message` in a thread of its
+pool. Everything that a job needs is in `workers.render`; the process's life is in `workers.shift`. Importing this
+module touches neither torch nor a card, so that ``celery inspect`` and Flower can import it too.
 """
 
 from __future__ import annotations
@@ -63,11 +63,7 @@ def _begin(instance: Any = None, conf: Any = None, options: dict[str, Any] | Non
     global _shift  # noqa: PLW0603 - Celery's signals leave no other place for what one process is
     # Celery swallows exceptions of signal handlers, but not this one, and prints its sentence
     try:
-        pool = (options or {}).get("pool_cls")
-        if pool is not None and not (isinstance(pool, str) and pool == "threads") and _module(pool) != _POOL:
-            raise SetupError(
-                "the farm's worker needs Celery's threads pool, because one process owns one card; leave out -P"
-            )
+        _require_threads(options or {})
         _log()
         _shift = Shift(settings(), app)
         if instance.hostname == default_nodename(None):  # not named with -n
@@ -92,5 +88,9 @@ def _end(**_: object) -> None:
         _shift.end()
 
 
-def _module(pool: Any) -> str:
-    return pool if isinstance(pool, str) else str(pool.__module__)
+def _require_threads(options: dict[str, Any]) -> None:
+    """Raise `SetupError` for ``-P`` with another pool; Celery itself takes prefork for the configured one."""
+    pool = options.get("pool") or options.get("pool_cls")
+    if pool is None or pool == "threads" or getattr(pool, "__module__", None) == _POOL:
+        return
+    raise SetupError("the farm's worker needs Celery's threads pool, because one process owns one card; leave out -P")

@@ -23,7 +23,7 @@ from farm.domain.tasks import JobSpec, OutputFormat
 from farm.objects.recipes import COMMENT_MARK, EXIF_IFD, IMAGE_DESCRIPTION, UNICODE_MARK, USER_COMMENT
 
 _SEGMENT: Final = 60_000  #: bytes of one JPEG segment's content, below the format's 65,533
-#: zlib's level for PNG: 300–500 ms at the default become 88–154 ms for 1024 × 1024 pixels, and the file grows by a tenth
+#: zlib's level for PNG: 300–500 ms at the default become 88–154 ms for 1024 × 1024 pixels
 _PNG_LEVEL: Final = 1
 
 

@@ -1,7 +1,7 @@
 """The engine: the one thread that owns the card. Jobs go in as work and come out as pictures.
 
-It renders one job at a time, first come first served. What goes in and out does not say so, so that batching across jobs
-can take the place of `workers.serial` without a change elsewhere.
+It renders one job at a time, first come first served. What goes in and out does not say so, so that batching across
+jobs can take the place of `workers.serial` without a change elsewhere.
 
 A dead engine would leave every job waiting for ever, so its death ends the process; the leases bring the jobs back.
 """
@@ -126,7 +126,7 @@ class Engine(threading.Thread):
         try:
             try:
                 card = cards.describe(self._choice)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - handed on, not swallowed
                 self.card.set_exception(error)
                 return  # whoever waits for the card says what is wrong and ends the process
             self.card.set_result(card)

@@ -1,8 +1,8 @@
 """The worker's sign of life, and the watch over it.
 
-The heartbeat renews the leases of jobs that get further, and of those alone: a job whose work hangs loses its lease like one
-whose worker died. The watch is a thread of its own, because a heartbeat that waits for the database cannot watch itself:
-it stops jobs whose lease is about to end, and ends the process when the card hangs.
+The heartbeat renews the leases of jobs that get further, and of those alone: a job whose work hangs loses its lease
+like one whose worker died. The watch is a thread of its own, because a heartbeat that waits for the database cannot
+watch itself: it stops jobs whose lease is about to end, and ends the process when the card hangs.
 """
 
 from __future__ import annotations

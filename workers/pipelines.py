@@ -1,17 +1,17 @@
 """From a task and a model to a diffusers pipeline, and from a job's spec to one call of it.
 
 The pipelines are diffusers' own, unmodified. The pipelines of one model share its components, so a model lies in memory
-once whatever it is asked for. A scheduler keeps the state of the run it is in, so every run gets a fresh one. Weights come
-from safetensors files only and no code of a model's repository is run. No safety checker is loaded: what may be rendered
-is the operator's policy, and a checker's black squares would be failures that look like successes.
+once whatever it is asked for. A scheduler keeps the state of the run it is in, so every run gets a fresh one. Weights
+come from safetensors files only and no code of a model's repository is run. No safety checker is loaded: what may be
+rendered is the operator's policy, and a checker's black squares would be failures that look like successes.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,18 +50,19 @@ _FOR_TASK: Final[dict[Task, Any]] = {
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-#: Of each weights file, this much is hashed at its start, middle and end. All of a small file; of a large one enough to tell
-#: two trainings apart without reading it twice.
+#: Of each weights file, this much is hashed at its start, middle and end: all of a small file, and of a large one
+#: enough to tell two trainings apart without reading it twice.
 _SAMPLE_BYTES: Final = 8 * 2**20
 
 
 def quiet() -> None:
-    """Keep the libraries' progress bars and advice out of the log, and their telemetry off the network."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    """Keep the libraries' progress bars and advice out of the log."""
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # the depth pipeline asks for autocast in the dtype it runs in already
+    warnings.filterwarnings("ignore", message=r"In (CPU|MPS) autocast, but the target dtype is not supported")
 
 
 def be_deterministic(threads: int) -> None:
@@ -170,7 +171,7 @@ def _load_folder(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any
         )
     base = diffusers.DiffusionPipeline.from_pretrained(
         folder,
-        torch_dtype=dtype,
+        dtype=dtype,
         variant=model.variant,
         use_safetensors=True,
         trust_remote_code=False,
@@ -241,7 +242,7 @@ def make_scheduler(name: Scheduler, base: Any) -> Any:
     if name is Scheduler.EULER:  # flow matching is integrated with Euler steps of its own
         return type(base).from_config(base.config)
     raise ModelUnavailable(
-        f"the model's schedule is a {type(base).__name__}, which the {name} scheduler cannot follow; use {Scheduler.EULER}"
+        f"the model's noise schedule is a {type(base).__name__}, which {name} cannot follow; use {Scheduler.EULER}"
     )
 
 

@@ -95,8 +95,8 @@ def carry_out(bench: Bench, right: Right) -> None:
     try:
         inputs = fetch(bench, right)
         rendered = on_the_card(bench, right, inputs)
-        for output in store(bench, right, encoded(right, rendered)):
-            stored.append(output)
+        # one by one: if a later one fails, the earlier ones are known
+        stored.extend(store(bench, right, encoded(right, rendered)))
         commit(bench, right, stored, rendered)
     except JobCanceled:
         stopped(bench, right)

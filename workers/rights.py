@@ -1,8 +1,8 @@
 """The rights that this process holds: claimed jobs, how long each may be worked on, and whether it must stop.
 
-A right is stopped from outside its thread (a cancel, a lost lease, the worker's end) by :meth:`Right.stop`; the work sees
-the event at its next denoising step or its next wait. Deadlines are on the monotonic clock, so a clock that is set does
-not lengthen a lease.
+A right is stopped from outside its thread (a cancel, a lost lease, the worker's end) by :meth:`Right.stop`; the work
+sees the event at its next denoising step or its next wait. Deadlines are on the monotonic clock, so a clock that is set
+does not lengthen a lease.
 """
 
 from __future__ import annotations

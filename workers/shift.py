@@ -2,8 +2,8 @@
 
     pin the card ─► clear the old messages ─► join ─► (Celery consumes) ─► drain ─► leave
 
-The end comes in two steps, as with most servers: the first signal lets jobs on the card finish for ``drain_seconds`` and
-gives the waiting ones back at once; the second one gives everything back.
+The end comes in two steps, as with most servers: the first signal lets jobs on the card finish for ``drain_seconds``
+and gives the waiting ones back at once; the second one gives everything back.
 """
 
 from __future__ import annotations

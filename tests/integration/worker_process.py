@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import redis
 from celery import Celery
@@ -221,3 +225,71 @@ def mask() -> Image.Image:
 
 def depth() -> Image.Image:
     return Image.linear_gradient("L").resize((64, 64))
+
+
+class Wire:
+    """A TCP connection to a server that can be disturbed from outside."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        self._target = (parts.hostname, parts.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: set[socket.socket] = set()
+        self._flows = threading.Event()
+        self._flows.set()
+        self._refuses = False
+        before, at, _ = parts.netloc.rpartition("@")
+        port = self._listener.getsockname()[1]
+        self.url = urlunsplit(parts._replace(netloc=f"{before}{at}127.0.0.1:{port}"))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Connections stay open and nothing comes through, as when a cable is pulled."""
+        self._flows.clear()
+
+    def refuse(self) -> None:
+        """Connections end, and new ones end at once, as when a server restarts."""
+        self._refuses = True
+        for one in tuple(self._open):
+            _shut(one)
+
+    def mend(self) -> None:
+        self._refuses = False
+        self._flows.set()
+
+    def close(self) -> None:
+        _shut(self._listener)  # close() alone does not wake accept()
+        self._listener.close()
+        self.refuse()
+        self._flows.set()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._refuses:
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            self._open |= {near, far}
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._flows.wait()
+                target.sendall(data)
+        _shut(source)
+        _shut(target)
+        self._open.discard(source)
+        source.close()
+
+
+def _shut(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)

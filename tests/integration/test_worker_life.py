@@ -1,0 +1,219 @@
+"""How a worker process begins and ends, and what becomes of the jobs it holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from farm import lifecycle
+from farm.domain.states import JobState
+from farm.domain.worker import WorkerState
+from farm.objects.keys import job_prefix
+from tests.conftest import TestServers
+from tests.integration.worker_process import Farm, Wire, WorkerProcess, spec
+from tests.waiting import wait_until
+
+LONG = {"num_inference_steps": 150, "num_images_per_prompt": 16}  #: more than a test waits for
+
+
+@pytest.fixture(scope="module")
+def farm(servers: TestServers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    servers.postgres.create_database("worker_life", template=migrated_template)
+    env = servers.env(database_url=servers.postgres.url("worker_life"), redis_url=servers.valkey.url(0))
+    env |= {"FARM_HEARTBEAT_SECONDS": "0.5", "FARM_RUN_LEASE_SECONDS": "6"}
+    farm = Farm(env, tmp_path_factory.mktemp("worker"))
+    yield farm
+    farm.close()
+    servers.postgres.drop_database("worker_life")
+
+
+@pytest.fixture(scope="module")
+def wires(farm: Farm) -> Iterator[dict[str, Wire]]:
+    """The steady worker's ways to the database and the storage."""
+    found = {name: Wire(farm.env[name]) for name in ("FARM_DATABASE_URL", "FARM_S3_ENDPOINT_URL")}
+    yield found
+    for wire in found.values():
+        wire.close()
+
+
+@pytest.fixture(scope="module")
+def steady(farm: Farm, wires: dict[str, Wire]) -> Iterator[WorkerProcess]:
+    """One worker for the tests that leave it alive."""
+    env = {name: wire.url for name, wire in wires.items()} | {"FARM_STORAGE_SECONDS": "15"}
+    worker = WorkerProcess(farm, card="cpu7", env=env).start()
+    try:
+        yield worker.wait_online()
+    finally:
+        worker.kill()
+
+
+def on_the_card(farm: Farm, job_id: str) -> bool:
+    progress = farm.job(job_id).progress
+    return progress is not None and progress.step > 0
+
+
+def reaped(farm: Farm) -> list[str]:
+    with farm.store.begin() as unit:
+        return lifecycle.reap(unit)
+
+
+def test_a_lost_job_stops_and_leaves_nothing(farm: Farm, steady: WorkerProcess) -> None:
+    job = farm.start(spec(**LONG), steady.name)
+    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    with farm.store.begin() as unit:  # as the reaper would, had it lost patience
+        lifecycle.release(unit, job.id, job.epoch + 1, "for the test")
+    other = farm.start(spec(seed=8), steady.name)
+    farm.wait(other, JobState.SUCCEEDED, timeout=20)  # the card is free again
+    assert farm.job(job.id).state is JobState.QUEUED
+    assert list(farm.storage.list(job_prefix(farm.tenant, job.id))) == []
+
+
+def test_jobs_stop_before_their_lease_ends_when_the_database_is_away(
+    farm: Farm, steady: WorkerProcess, wires: dict[str, Wire]
+) -> None:
+    wire = wires["FARM_DATABASE_URL"]
+    job = farm.start(spec(**LONG), steady.name)
+    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    wire.cut()
+    try:
+        wait_until(lambda: "action=job_fenced" in steady.log(), 15, what="the job is fenced")
+        assert farm.job(job.id).state is JobState.RUNNING
+        assert wait_until(lambda: reaped(farm), 10) == [job.id]
+    finally:
+        wire.mend()
+    other = farm.start(spec(seed=8), steady.name)
+    farm.wait(other, JobState.SUCCEEDED, timeout=30)
+    assert farm.job(job.id).state is JobState.QUEUED
+
+
+def test_a_finished_picture_waits_for_a_storage_that_is_away(
+    farm: Farm, steady: WorkerProcess, wires: dict[str, Wire]
+) -> None:
+    wire = wires["FARM_S3_ENDPOINT_URL"]
+    wire.refuse()
+    try:
+        job = farm.start(spec(), steady.name)
+        wait_until(lambda: "waiting for the storage" in steady.log(), 90, every=0.2, what="it waits for the storage")
+        assert reaped(farm) == []  # the lease outlives the wait
+    finally:
+        wire.mend()
+    done = farm.wait(job, JobState.SUCCEEDED, timeout=60)
+    assert done.attempts == 1
+    assert farm.storage.head(done.outputs[0].key).sha256 == done.outputs[0].sha256
+
+
+def test_a_job_whose_storage_stays_away_is_given_back_without_counting(
+    farm: Farm, steady: WorkerProcess, wires: dict[str, Wire]
+) -> None:
+    wire = wires["FARM_S3_ENDPOINT_URL"]
+    wire.refuse()
+    try:
+        job = farm.start(spec(), steady.name)
+        back = farm.wait(job, JobState.RUNNING) and farm.wait(job, JobState.QUEUED, timeout=60)
+    finally:
+        wire.mend()
+    assert back.attempts == 0
+    assert farm.events(job) == ["job.started", "job.requeued"]
+
+
+def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_given_back(
+    farm: Farm, steady: WorkerProcess
+) -> None:
+    newer = WorkerProcess(farm, card=steady.card, env={"FARM_DRAIN_SECONDS": "1"}).start()
+    try:
+        newer.wait_online()
+        assert steady.wait(20) == 3
+        job = farm.start(spec(**LONG), newer.name)
+        wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+        newer.signal(signal.SIGINT)
+        assert farm.wait(job, JobState.QUEUED, timeout=15).attempts == 0
+        newer.wait(30)
+    finally:
+        newer.kill()
+
+
+def test_the_jobs_of_a_killed_a_drained_and_a_hurried_worker_end_once(farm: Farm) -> None:
+    process = WorkerProcess(farm, card="cpu8", env={"FARM_DRAIN_SECONDS": "120"})
+    try:
+        process.start().wait_online()
+        killed(farm, process)
+        drained(farm, process)
+        process.start().wait_online()
+        hurried(farm, process)
+    finally:
+        process.kill()
+
+
+def killed(farm: Farm, process: WorkerProcess) -> None:
+    """What a killed process held is given back when the next one of its name begins."""
+    job = farm.start(spec(**LONG), process.name)
+    behind = farm.start(spec(seed=8), process.name)
+    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    farm.wait(behind, JobState.RUNNING)
+    unread = farm.submit(spec(seed=9))
+    process.kill()
+    farm.hand_over(unread, process.name)
+    process.start().wait_online()
+    back = [farm.job(one.id) for one in (job, behind, unread)]
+    assert [one.state for one in back] == [JobState.QUEUED] * 3
+    assert [one.attempts for one in back] == [1, 0, 0]  # only the one on the card is held to account
+    assert farm.queued_messages(process.name) == 0
+    farm.hand_over(behind, process.name)
+    done = farm.wait(behind, JobState.SUCCEEDED)
+    assert farm.events(behind).count("job.succeeded") == 1
+    assert [one.key for one in farm.storage.list(job_prefix(farm.tenant, behind.id))] == [done.outputs[0].key]
+
+
+def drained(farm: Farm, process: WorkerProcess) -> None:
+    """SIGTERM: the job on the card finishes, the waiting one is given back at once, the worker says goodbye."""
+    job = farm.start(spec(num_inference_steps=100, num_images_per_prompt=2), process.name)
+    waiting = farm.start(spec(seed=8), process.name)
+    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    farm.wait(waiting, JobState.RUNNING)
+    process.signal(signal.SIGTERM)
+    assert farm.wait(waiting, JobState.QUEUED, timeout=10).attempts == 0
+    worker = farm.worker(process.name)
+    assert worker is not None
+    assert worker.state is WorkerState.DRAINING
+    assert farm.wait(job, JobState.SUCCEEDED, timeout=120).attempts == 1
+    assert process.wait(30) == 0
+    worker = farm.worker(process.name)
+    assert worker is not None
+    assert worker.state is WorkerState.OFFLINE
+
+
+def hurried(farm: Farm, process: WorkerProcess) -> None:
+    """A second SIGTERM gives everything back."""
+    job = farm.start(spec(**LONG), process.name)
+    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    process.signal(signal.SIGTERM)
+    wait_until(lambda: (found := farm.worker(process.name)) and found.state is WorkerState.DRAINING, 10)
+    assert farm.job(job.id).state is JobState.RUNNING
+    process.signal(signal.SIGTERM)
+    released = farm.wait(job, JobState.QUEUED, timeout=10)
+    assert (released.attempts, released.error) == (0, None)
+    assert process.wait(20) == 0
+    assert list(farm.storage.list(job_prefix(farm.tenant, job.id))) == []
+
+
+def test_pools_that_would_break_it_are_refused_in_one_sentence(farm: Farm) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-P", "solo"]
+    ran = subprocess.run(command, env=os.environ | farm.env, capture_output=True, text=True, timeout=60)
+    assert ran.returncode != 0
+    assert "threads pool" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_card_that_is_not_there_is_said_in_one_sentence(farm: Farm) -> None:
+    process = WorkerProcess(farm, card="cuda:63").start()
+    try:
+        assert process.wait(60) != 0
+        assert "sees no such CUDA card" in process.log()
+        assert "Traceback" not in process.log()
+    finally:
+        process.kill()

@@ -1,0 +1,214 @@
+"""From a spec to one call of a stock pipeline, with the built-in model."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from farm.domain.cost import steps_run
+from farm.domain.model import Model
+from farm.domain.tasks import JobSpec, Scheduler, Task
+from farm.domain.worker import Card
+from farm.errors import InputUnfit, JobCanceled, ModelUnavailable
+from workers import pipelines
+from workers.pipelines import LoadedModel
+from workers.residency import Residency
+from workers.starter import WEIGHTS
+
+# what torch and diffusers say about each other's insides
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
+]
+
+CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
+STARTER = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype="float32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    pipelines.quiet()
+    pipelines.be_deterministic(1)
+
+
+@pytest.fixture(scope="module")
+def starter() -> LoadedModel:
+    return pipelines.load(STARTER, CPU)
+
+
+def spec(task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
+    values: dict[str, Any] = {
+        "task": task,
+        "model": "starter",
+        "prompt": "a red sphere on a blue background",
+        "negative_prompt": "",
+        "num_inference_steps": 3,
+        "guidance_scale": 4.0,
+        "scheduler": Scheduler.DDIM,
+        "seed": 7,
+        "num_images_per_prompt": 1,
+        "width": 64,
+        "height": 64,
+        "strength": None if task is Task.TEXT_TO_IMAGE else 1.0,
+        "output_format": "png",
+        "inputs": {},
+    }
+    return JobSpec.model_validate(values | changes)
+
+
+def pictures(task: Task, size: tuple[int, int] = (64, 64)) -> dict[str, Image.Image]:
+    scene = Image.new("RGB", size, (40, 60, 200))
+    scene.paste((220, 40, 40), (10, 10, 40, 40))
+    found = {"image": scene}
+    if task is Task.INPAINTING:
+        found["mask_image"] = Image.new("L", size, 0)
+        found["mask_image"].paste(255, (5, 5, 30, 30))
+    return {} if task is Task.TEXT_TO_IMAGE else found
+
+
+def render(loaded: LoadedModel, wanted: JobSpec, inputs: dict[str, Image.Image], index: int = 0) -> Image.Image:
+    return pipelines.render(loaded, wanted, index, inputs, lambda _: None, threading.Event())
+
+
+def test_the_pipelines_of_a_model_share_their_components(starter: LoadedModel) -> None:
+    made = [starter.pipeline(task) for task in Task]
+    for name in ("vae", "text_encoder", "tokenizer"):
+        assert len({id(pipeline.components[name]) for pipeline in made}) == 1
+    plain = [starter.pipeline(task) for task in Task if task is not Task.DEPTH_TO_IMAGE]
+    assert len({id(pipeline.unet) for pipeline in plain}) == 1
+    files = sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors"))
+    assert starter.bytes < 2.5 * files  # float16 in the files, float32 in memory, each once
+
+
+def test_a_folder_in_the_usual_layout_serves_the_tasks_from_one_set_of_weights() -> None:
+    tasks = (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE, Task.INPAINTING)
+    loaded = pipelines.load(Model(id="folder", source=str(WEIGHTS), tasks=tasks), CPU)
+    assert len({id(loaded.pipeline(task).unet) for task in tasks}) == 1
+    assert all(parameter.dtype is torch.float32 for parameter in loaded.pipeline(tasks[0]).unet.parameters())
+    with pytest.raises(ModelUnavailable, match="no depth estimator"):
+        loaded.pipeline(Task.DEPTH_TO_IMAGE)
+    for task in tasks:
+        assert render(loaded, spec(task), pictures(task)).size == (64, 64)
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("scheduler", Scheduler)
+def test_every_scheduler_renders_every_task(starter: LoadedModel, task: Task, scheduler: Scheduler) -> None:
+    steps: list[int] = []
+    wanted = spec(task, scheduler=scheduler, num_inference_steps=5, strength=None if not pictures(task) else 0.6)
+    image = pipelines.render(starter, wanted, 0, pictures(task), steps.append, threading.Event())
+    assert (image.mode, image.size) == ("RGB", (64, 64))
+    assert steps == sorted(steps)
+    assert steps[-1] == steps_run(wanted)
+    low, high = image.convert("L").getextrema()
+    assert math.isfinite(float(low))
+    assert low != high  # black is what a pipeline makes of NaN
+
+
+@pytest.mark.parametrize("task", Task)
+def test_the_same_spec_gives_the_same_pixels_whatever_ran_before(starter: LoadedModel, task: Task) -> None:
+    first = render(starter, spec(task), pictures(task))
+    render(starter, spec(scheduler=Scheduler.EULER_ANCESTRAL, guidance_scale=1.0, seed=99), {})
+    assert render(starter, spec(task), pictures(task)).tobytes() == first.tobytes()
+
+
+def test_picture_i_is_the_picture_of_seed_plus_i(starter: LoadedModel) -> None:
+    second = render(starter, spec(num_images_per_prompt=2), {}, index=1)
+    assert second.tobytes() == render(starter, spec(seed=8), {}).tobytes()
+
+
+@pytest.mark.parametrize("task", [task for task in Task if task is not Task.TEXT_TO_IMAGE])
+def test_inputs_are_brought_to_the_size_that_was_asked_for(starter: LoadedModel, task: Task) -> None:
+    wanted = spec(task, width=48, height=80, num_inference_steps=1)
+    assert render(starter, wanted, pictures(task, (100, 60))).size == (48, 80)
+
+
+def test_sixteen_and_eight_bits_of_the_same_depth_give_the_same_picture(starter: LoadedModel) -> None:
+    eight = Image.linear_gradient("L").resize((64, 64))
+    sixteen = Image.frombytes("I;16", (64, 64), b"".join(bytes((value, value)) for value in eight.tobytes()))
+    made = [
+        render(starter, spec(Task.DEPTH_TO_IMAGE), pictures(Task.DEPTH_TO_IMAGE) | {"depth_map": depth})
+        for depth in (eight, sixteen)
+    ]
+    assert made[0].tobytes() == made[1].tobytes()
+
+
+def test_a_flat_depth_map_is_refused_and_not_turned_black(starter: LoadedModel) -> None:
+    inputs = pictures(Task.DEPTH_TO_IMAGE) | {"depth_map": Image.new("L", (64, 64), 9)}
+    with pytest.raises(InputUnfit, match="same value everywhere"):
+        render(starter, spec(Task.DEPTH_TO_IMAGE), inputs)
+
+
+def test_a_stopped_job_ends_at_its_next_step(starter: LoadedModel) -> None:
+    stop = threading.Event()
+    steps: list[int] = []
+
+    def on_step(step: int) -> None:
+        steps.append(step)
+        if step == 2:
+            stop.set()
+
+    with pytest.raises(JobCanceled):
+        pipelines.render(starter, spec(num_inference_steps=20), 0, {}, on_step, stop)
+    assert steps == [1, 2]
+
+
+@pytest.mark.parametrize("source", ["./no/such/place", "/no/such/place", "builtin:nothing"])
+def test_a_model_that_is_not_there_is_said_in_one_sentence(source: str) -> None:
+    with pytest.raises(ModelUnavailable, match="model gone") as caught:
+        pipelines.load(Model(id="gone", source=source, tasks=(Task.TEXT_TO_IMAGE,)), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_can_run_code_are_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelUnavailable, match="safetensors"):
+        pipelines.load(Model(id="old", source=str(tmp_path), tasks=(Task.TEXT_TO_IMAGE,)), CPU)
+
+
+def test_a_damaged_model_is_unavailable_and_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
+    (tmp_path / "x.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelUnavailable, match="cannot be loaded"):
+        pipelines.load(Model(id="odd", source=str(tmp_path), tasks=(Task.TEXT_TO_IMAGE,)), CPU)
+
+
+def test_the_fingerprint_is_of_the_weights_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(bytes(100))
+    first = pipelines.fingerprint(tmp_path)
+    (tmp_path / "README.md").write_text("words")
+    assert pipelines.fingerprint(tmp_path) == first
+    file.write_bytes(bytes(99) + b"\x01")
+    assert pipelines.fingerprint(tmp_path) != first
+
+
+def test_models_stay_until_memory_is_short_and_the_oldest_goes_first(
+    starter: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def load(model: Model, _card: Card) -> LoadedModel:
+        loads.append(model.id)
+        return LoadedModel(model, "float32", None, "", 100, {})
+
+    monkeypatch.setattr(pipelines, "load", load)
+    models = {name: STARTER.model_copy(update={"id": name}) for name in "abc"}
+    residency = Residency(Card("cpu", "cpu0", "", 500, "float32"))  # half of it is for weights
+    for name in "abac":
+        residency.get(models[name])
+    assert loads == ["a", "b", "c"]
+    assert residency.ids == ("a", "c")
+    residency.get(models["b"])
+    assert residency.ids == ("c", "b")
+    changed = models["b"].model_copy(update={"source": "elsewhere"})
+    assert residency.get(changed).model == changed  # the registry says something else by now
