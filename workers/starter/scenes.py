@@ -396,7 +396,8 @@ class _Shadow:
         grid = self._map
         near = grid[z, x] * (1 - u) + grid[z, x + 1] * u
         far = grid[z + 1, x] * (1 - u) + grid[z + 1, x + 1] * u
-        return (near * (1 - v) + far * v).astype(np.float32)
+        light: Floats = (near * (1 - v) + far * v).astype(np.float32)
+        return light
 
 
 def _blocked(solid: Solid, points: Floats, sun: Floats) -> Floats:
@@ -413,9 +414,10 @@ def _blocked(solid: Solid, points: Floats, sun: Floats) -> Floats:
 def _blur(image: Floats, radius: int) -> Floats:
     """Three box blurs one after another: close to a Gaussian."""
     kernel = np.ones(2 * radius + 1, np.float32) / (2 * radius + 1)
+    blurred = image
     for axis in (0, 1) * 3:
-        image = np.apply_along_axis(np.convolve, axis, image, kernel, "same")
-    return image
+        blurred = np.asarray(np.apply_along_axis(np.convolve, axis, blurred, kernel, "same"), np.float32)
+    return blurred
 
 
 def _shade(staged: Stage, shadow: _Shadow, rays: Floats, normal: Floats, part: NDArray[np.int8]) -> Floats:

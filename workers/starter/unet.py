@@ -1,8 +1,8 @@
 """The denoiser: a small UNet that turns noise into latents, step by step, as the caption asks.
 
-It predicts velocity (Salimans & Ho 2022, arXiv:2202.00512) on a noise schedule that ends in pure noise (Lin et al. 2023,
-arXiv:2305.08891). Otherwise the trace of the picture left at the noisiest step would tell the background's colour during
-training, and the model would not learn to take it from the prompt.
+It predicts velocity (Salimans & Ho 2022, arXiv:2202.00512) on a noise schedule that ends in pure noise (Lin et al.
+2023, arXiv:2305.08891). Otherwise the trace of the picture left at the noisiest step would tell the background's colour
+during training, and the model would not learn to take it from the prompt.
 
 The caption reaches it twice: by cross-attention, as in Stable Diffusion, and pooled into the time embedding, which
 scales and shifts every residual block. The second way is diffusers' `addition_embed_type="text"`; it asks nothing of
