@@ -43,8 +43,8 @@ fmt: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix-only --quiet farm workers tests
 	$(BIN)/ruff format farm workers tests
 
-bench: $(INSTALLED) ## measure submit to start and jobs per second on this machine
-	$(BIN)/python -m pytest tests/bench -s
+bench: $(INSTALLED) ## how long a job waits on an idle farm, beside a bare Celery message
+	$(BIN)/python -m tests.bench.latency
 
 up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
 	$(BIN)/farm up
