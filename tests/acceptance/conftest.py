@@ -1,4 +1,4 @@
-"""One whole farm for the acceptance tests that only use it: every part a process of its own, as `farm up` starts them."""
+"""One whole farm for the acceptance tests that only use one: every part a process of its own, as `farm up` does it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def picture(running_farm: RunningFarm, tmp_path_factory: pytest.TempPathFactory)
 def test_a_rendered_picture_s_metadata_renders_it_again_bit_for_bit(
     running_farm: RunningFarm, picture: Path, tmp_path: Path
 ) -> None:
-    assert Image.open(picture).size == (64, 64)
+    with Image.open(picture) as image:
+        assert image.size == (64, 64)
     done = running_farm("rerun", picture, "-o", "again.png", cwd=tmp_path)
     assert "bit-identical" in done.stdout
     assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
@@ -44,9 +45,9 @@ def test_a_picture_that_was_changed_is_found_out(running_farm: RunningFarm, pict
 
     info = PngInfo()
     info.add_text("farm", recipes.read(picture.read_bytes()) or "")
-    image = Image.open(picture)
-    image.putpixel((0, 0), (1, 2, 3))
-    image.save(tmp_path / "changed.png", pnginfo=info)
+    with Image.open(picture) as image:
+        image.putpixel((0, 0), (1, 2, 3))
+        image.save(tmp_path / "changed.png", pnginfo=info)
     done = running_farm("rerun", "changed.png", "--json", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert json.loads(done.stdout)["same"] == ["different"]
@@ -71,8 +72,8 @@ def test_each_task_with_pictures_from_here(running_farm: RunningFarm, picture: P
     mask.save(tmp_path / "mask.png")
     extra = {"inpainting": ("--mask", "mask.png"), "depth-to-image": ("--task", task)}.get(task, ())
     done = running_farm(
-        "render", "a green cube on a blue background", "--image", picture, *extra, "--strength", "0.9", "--json", *STEPS,
-        cwd=tmp_path,
+        "render", "a green cube on a blue background", "--image", picture, *extra, "--strength", "0.9", "--json",
+        *STEPS, cwd=tmp_path,
     )  # fmt: skip
     job = json.loads(done.stdout)
     assert job["task"] == task
