@@ -23,7 +23,10 @@ from workers.shift import Shift
 
 log = structlog.stdlib.get_logger()
 
-app = broker.make_app(settings())
+try:
+    app = broker.make_app(settings())
+except SetupError as mistake:  # a person runs this module through Celery's program: one sentence, no trace
+    raise SystemExit(f"farm worker: {mistake}") from mistake
 # Before Celery reads its command line: the default pool there is the configured one. A fork would not survive CUDA.
 app.conf.worker_pool = "threads"
 

@@ -118,6 +118,11 @@ def make_engine(database_url: str, *, pool: int) -> Engine:
         connect_args={
             "connect_timeout": 5,
             "application_name": "farm",
+            # a server that vanished without a word (a pulled cable) is noticed in seconds, not in the kernel's hours
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,  # milliseconds
             "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
         },
     )

@@ -1,0 +1,146 @@
+"""When the card's memory is short, and when the engine dies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from farm.domain.model import Model
+from farm.domain.tasks import JobSpec, Task
+from farm.domain.worker import Card
+from farm.errors import OutOfMemory
+from farm.settings import Settings
+from workers import pipelines
+from workers.card import choose
+from workers.engine import Engine, RenderWork
+from workers.heartbeat import stalled
+from workers.pipelines import LoadedModel
+from workers.serial import SerialRenderer
+
+CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
+MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
+
+
+def work() -> RenderWork:
+    spec = JobSpec.model_validate(
+        {
+            "task": "text-to-image",
+            "model": "starter",
+            "prompt": "",
+            "negative_prompt": "",
+            "num_inference_steps": 1,
+            "guidance_scale": 1.0,
+            "scheduler": "ddim",
+            "seed": 1,
+            "num_images_per_prompt": 1,
+            "width": 64,
+            "height": 64,
+            "strength": None,
+            "output_format": "png",
+            "inputs": {},
+        }
+    )
+    return RenderWork(spec, MODEL, {}, lambda: None, lambda _: None, threading.Event())
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *outcomes: BaseException | None) -> list[bool]:
+    """Let rendering end in these ways, one after the other; returns whether the VAE was tiled each time."""
+    tiled: list[bool] = []
+    now = False
+    left = list(outcomes)
+
+    def tile(*_: Any, on: bool) -> None:
+        nonlocal now
+        now = on
+
+    def render(*_: Any) -> Image.Image:
+        tiled.append(now)
+        outcome = left.pop(0)
+        if outcome is not None:
+            raise outcome
+        return Image.new("RGB", (64, 64))
+
+    monkeypatch.setattr(pipelines, "tile", tile)
+    monkeypatch.setattr(pipelines, "render", render)
+    return tiled
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: …")],
+    ids=["card", "processor"],
+)
+def test_a_job_that_does_not_fit_is_tried_once_more_in_tiles_and_its_recipe_says_so(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tiled = failing(monkeypatch, error, None)
+    renderer = SerialRenderer(CPU, 1, lambda: None)
+    rendered = renderer.render(LoadedModel(MODEL, "float32", None, "sha256:", 1, {}), work())
+    assert tiled == [False, True]
+    assert rendered.made_with["vae"] == "tiled"
+
+
+def test_a_job_that_does_not_fit_in_tiles_either_fails_with_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, MemoryError(), MemoryError())
+    renderer = SerialRenderer(CPU, 1, lambda: None)
+    with pytest.raises(OutOfMemory, match="64x64"):
+        renderer.render(LoadedModel(MODEL, "float32", None, "sha256:", 1, {}), work())
+
+
+def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiled = failing(monkeypatch, ValueError("odd"))
+    renderer = SerialRenderer(CPU, 1, lambda: None)
+    with pytest.raises(ValueError, match="odd"):
+        renderer.render(LoadedModel(MODEL, "float32", None, "sha256:", 1, {}), work())
+    assert tiled == [False]
+
+
+def test_the_engines_death_ends_the_process() -> None:
+    program = """
+import threading, workers.serial
+from workers.card import choose
+from workers.engine import Engine
+class Broken:
+    def __init__(self, *_): raise RuntimeError("the card is on fire")
+workers.serial.SerialRenderer = Broken
+Engine(choose("cpu0"), 1).start()
+threading.Event().wait(60)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 70
+    assert "the card is on fire" in ran.stdout + ran.stderr
+
+
+def test_an_engine_with_nothing_to_do_has_not_stalled_and_one_that_hangs_has() -> None:
+    settings = Settings(stall_seconds=0.05)
+    engine = Engine(choose("cpu0"), 1)  # never started: it takes nothing up, as if it hung
+    engine.loading = False
+    engine.moved_at = time.monotonic() - 10
+    assert not stalled(engine, settings)
+    waiting = work()
+    engine.submit(waiting)
+    assert not stalled(engine, settings)
+    deadline = time.monotonic() + 5
+    while not stalled(engine, settings):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    engine.loading = True  # a download may take far longer
+    assert not stalled(engine, settings)
+
+
+def test_work_that_waits_for_the_card_is_taken_back_at_once() -> None:
+    engine = Engine(choose("cpu0"), 1)
+    first, second = work(), work()
+    future = engine.submit(first)
+    engine.submit(second)
+    assert engine.withdraw(first)
+    assert isinstance(future.exception(0), Exception)
+    assert not engine.withdraw(first)
+    assert not second.future.done()
