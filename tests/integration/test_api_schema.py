@@ -15,9 +15,9 @@ from farm.domain.worker import Card, WorkerInfo
 from farm.settings import Settings
 from tests.api_server import Hand, running
 
-#: Requests per operation and phase; FARM_TEST_SCHEMA_EXAMPLES asks for more by hand.
-EXAMPLES = int(os.environ.get("FARM_TEST_SCHEMA_EXAMPLES", "12"))
-SEED = int(os.environ.get("FARM_TEST_SCHEMA_SEED", "1"))
+#: Requests per operation and phase; SCHEMA_EXAMPLES asks for more by hand.
+EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "12"))
+SEED = int(os.environ.get("SCHEMA_SEED", "1"))
 
 # What a JSON Schema cannot say: that a named picture, job or model exists, that it has the mask's size, that the model
 # renders the size and leaves a step to take, and that bytes are a picture. Such requests are valid by the schema and
