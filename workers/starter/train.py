@@ -7,6 +7,7 @@ checkpoint. Everything is kept under `data/starter/`; `ship` alone writes into t
 
 import argparse
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,6 +182,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Also where a shell started this in the background and had it ignore interrupts: a stop is never a loss.
+        signal.signal(number, signal.default_int_handler)
     studio = Studio(asked.folder)
     for stage in asked.stage or [*STAGES, "ship"]:
         if stage == "ship":
