@@ -120,6 +120,8 @@ class Shift:
         self._left.set()
         self._heartbeat.close()
         self._watch.close()
+        if self._heartbeat.is_alive():
+            self._heartbeat.join(5)  # a beat after the goodbye would bring this worker back online
         try:
             with self.bench.store.begin() as unit:
                 left = lifecycle.leave(unit, self.name, self._boot_id)
