@@ -24,7 +24,7 @@ def farm_command(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=350,
         check=False,
     )
     assert not check or done.returncode == 0, done.stderr

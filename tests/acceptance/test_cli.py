@@ -160,3 +160,19 @@ def test_a_wait_reports_the_steps(running_farm: RunningFarm) -> None:
     assert rendered.job.succeeded
     assert steps == sorted(steps)
     assert len(set(steps)) > 1, f"no step was reported in {time.monotonic() - began:.1f} s"
+
+
+@pytest.mark.timeout(400)
+def test_the_demo_renders_all_four_tasks_and_leaves_a_farm_that_ran_before(
+    running_farm: RunningFarm, tmp_path: Path
+) -> None:
+    done = farm_command("demo", "--out", "shown", "--data-dir", running_farm.data_dir, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 jobs in" in done.stdout
+    recipes_found = [recipes.read(file.read_bytes()) for file in sorted((tmp_path / "shown").glob("[01]*.png"))]
+    tasks = [json.loads(text)["spec"]["task"] for text in recipes_found if text]
+    counts = {task: tasks.count(task) for task in tasks}
+    assert counts == {"text-to-image": 6, "image-to-image": 2, "inpainting": 2, "depth-to-image": 2}
+    with Image.open(tmp_path / "shown" / "sheet.png") as sheet:
+        assert sheet.width > 1000
+    assert running_farm("workers", cwd=tmp_path).returncode == 0
