@@ -152,8 +152,8 @@ def test_the_jobs_of_a_killed_a_drained_and_a_hurried_worker_end_once(farm: Farm
 def killed(farm: Farm, process: WorkerProcess) -> None:
     """What a killed process held is given back when the next one of its name begins."""
     job = farm.start(spec(**LONG), process.name)
-    behind = farm.start(spec(seed=8), process.name)
     wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    behind = farm.start(spec(seed=8), process.name)
     farm.wait(behind, JobState.RUNNING)
     unread = farm.submit(spec(seed=9))
     process.kill()
@@ -172,8 +172,8 @@ def killed(farm: Farm, process: WorkerProcess) -> None:
 def drained(farm: Farm, process: WorkerProcess) -> None:
     """SIGTERM: the job on the card finishes, the waiting one is given back at once, the worker says goodbye."""
     job = farm.start(spec(num_inference_steps=100, num_images_per_prompt=2), process.name)
-    waiting = farm.start(spec(seed=8), process.name)
     wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    waiting = farm.start(spec(seed=8), process.name)
     farm.wait(waiting, JobState.RUNNING)
     process.signal(signal.SIGTERM)
     assert farm.wait(waiting, JobState.QUEUED, timeout=10).attempts == 0
