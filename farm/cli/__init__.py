@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "migrate": ("migrate", "Bring the database to this release's schema."),
 }
 
+
 def app(chosen: str | None) -> typer.Typer:
     """The program with one command loaded, or, with None, all of them by their names alone (for the help page)."""
     program = typer.Typer(
