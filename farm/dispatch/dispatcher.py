@@ -72,6 +72,7 @@ class Dispatcher:
                 log.warning("waiting for the database", action="database_unavailable", error=str(error))
                 self._stopping.wait(BACK_OFF_SECONDS[min(database_trouble, len(BACK_OFF_SECONDS) - 1)])
                 database_trouble += 1
+                self._reaper.hold()
                 led = False
         self._leadership.give_up()
         self._listener.close()

@@ -22,12 +22,25 @@ MISSED_BEATS: Final = 3  #: heartbeats a worker may miss before it gets nothing 
 
 @dataclass
 class Reaper:
-    """Gives expired jobs back and marks silent workers; call it as often as you like."""
+    """Gives expired jobs back and marks silent workers; call it as often as you like.
+
+    After an outage of the database it first lets the workers speak: they could not renew their leases, which is no sign
+    that they are gone.
+    """
 
     store: Store
     settings: Settings
     _next_reap: float = field(default=0.0, init=False)
     _next_housekeeping: float = field(default=0.0, init=False)
+
+    @property
+    def _grace_seconds(self) -> float:
+        """In this time after an outage every living worker has renewed its leases."""
+        return 2 * self.settings.heartbeat_seconds
+
+    def hold(self) -> None:
+        """The database was away: take nothing back before the workers had time to renew."""
+        self._next_reap = time.monotonic() + self._grace_seconds
 
     def due_in(self) -> float:
         """Seconds until it wants to be called."""
@@ -40,6 +53,8 @@ class Reaper:
             return
         self._next_reap = now + REAP_SECONDS
         with self.store.begin() as unit:
+            if unit.database_uptime() < self._grace_seconds:
+                return
             silent = unit.workers.silent(self.settings.heartbeat_seconds * MISSED_BEATS)
             reaped = lifecycle.reap(unit)
         for worker in silent:

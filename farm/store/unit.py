@@ -29,6 +29,11 @@ class Unit:
     def __init__(self, session: Session) -> None:
         self.session = session
 
+    def database_uptime(self) -> float:
+        """Seconds since the database server started."""
+        since = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
+        return float(self.session.execute(since).scalar_one())
+
     @cached_property
     def jobs(self) -> Jobs:
         """Jobs and their outputs."""

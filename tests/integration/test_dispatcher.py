@@ -15,7 +15,8 @@ import redis
 
 from farm import lifecycle
 from farm.dispatch import broker
-from farm.domain.job import Job, Sent
+from farm.dispatch.leases import Reaper
+from farm.domain.job import HandOver, Job, Sent
 from farm.domain.states import JobState
 from farm.settings import Settings
 from farm.store.unit import Store
@@ -143,3 +144,24 @@ def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) ->
         (raw,) = client.lrange(f"worker.{WORKER}", 0, -1)
         assert json.loads(raw)["headers"]["id"] == "job_x.3"
     assert broker.clear(app, WORKER) == 1
+
+
+def test_after_an_outage_of_the_database_workers_may_speak_before_anything_is_taken_back(
+    store: Store, worker: str, submit: Submit
+) -> None:
+    job = submit()
+    with store.begin() as unit:
+        lifecycle.hand_over(unit, [HandOver(job.id, worker)], 30)
+        lifecycle.claim(unit, job.id, 1, worker, 0.001)
+    reaper = Reaper(store, Settings(heartbeat_seconds=0.4))
+    with store.begin() as unit:
+        assert unit.database_uptime() > 0
+    reaper.hold()
+    reaper.run()
+    assert state(store, job) is JobState.RUNNING
+
+    def taken_back() -> bool:
+        reaper.run()
+        return state(store, job) is JobState.QUEUED
+
+    wait_until(taken_back, 5, what="the job taken back, once the workers had their time")
