@@ -96,7 +96,7 @@ def table(
             Program(
                 worker_name(card),
                 _command("worker"),
-                {**base, "FARM_CARD": card},
+                {**_torch_threads(cards), **base, "FARM_CARD": card},
                 address=card,
                 stop_seconds=30.0,  # it finishes or gives back the jobs on its card
             )
@@ -110,6 +110,13 @@ def table(
             ready=lambda: ports.answers(places.flower_port),
         ),
     )
+
+
+def _torch_threads(cards: tuple[str, ...]) -> dict[str, str]:
+    """CPU workers of one machine share its cores instead of each taking all of them."""
+    if len(cards) == 1 or not all(card.startswith("cpu") for card in cards):
+        return {}
+    return {"FARM_TORCH_THREADS": str(max(1, (os.cpu_count() or 1) // len(cards)))}
 
 
 def worker_name(card: str) -> str:
