@@ -72,7 +72,6 @@ def be_deterministic(threads: int) -> None:
     """
     if threads:
         torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     # only warn: some attention kernels have no deterministic form, and a picture is better than none
