@@ -91,7 +91,8 @@ class Lesson:
     """One step of the denoiser's training: find the velocity in noised latents.
 
     Cells that show a thing count several times: they are a fifth of the picture and all of what the prompt asks for.
-    Half of the timesteps come from the noisy end, where colour, shape and place are decided.
+    At first half of the timesteps come from the noisy end, where colour, shape and place are decided; once the denoiser
+    can tell what to draw, most of its time goes into how to draw it cleanly.
 
     Args:
         unet: the denoiser; with five input channels it is also given the depth, and its captions name no place.
@@ -106,6 +107,8 @@ class Lesson:
     BATCH: Final = 48
     UNCONDITIONAL: Final = 0.1
     NOISY: Final = 600  # timesteps from here on are drawn more often
+    NOISY_SHARE: Final = (0.4, 0.1)  # of the timesteps drawn from there, besides those that fall there anyway
+    WHAT_BEFORE_HOW: Final = 500  # steps with the first share
 
     def __init__(
         self,
@@ -121,13 +124,13 @@ class Lesson:
         self._pictures, self._latents, self._weights, self._depths = pictures, latents, weights, depths
         self._noiser = DDPMScheduler(**SCHEDULE)
 
-    def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
         numbers = chance.numpy.integers(0, self._pictures.count, self.BATCH)
         clean = self._latents[numbers].float()
         said = [self._caption(self._pictures.scene(int(number)), chance.numpy) for number in numbers]
         hidden = text.encode(self._encoder, self._tokenizer, said)
-        timesteps = self._timesteps(chance.torch)
+        timesteps = self._timesteps(self.NOISY_SHARE[step >= self.WHAT_BEFORE_HOW], chance.torch)
         noise = torch.randn(clean.shape, generator=chance.torch)
         noisy = self._noiser.add_noise(clean, noise, timesteps)
         velocity = self._noiser.get_velocity(clean, noise, timesteps)
@@ -145,7 +148,7 @@ class Lesson:
             return plain(scene, placed=False)
         return caption(scene, rng)
 
-    def _timesteps(self, generator: torch.Generator) -> Tensor:
+    def _timesteps(self, noisy_share: float, generator: torch.Generator) -> Tensor:
         anywhere = torch.randint(0, 1000, (self.BATCH,), generator=generator)
         late = torch.randint(self.NOISY, 1000, (self.BATCH,), generator=generator)
-        return torch.where(torch.rand(self.BATCH, generator=generator) < 0.4, late, anywhere)
+        return torch.where(torch.rand(self.BATCH, generator=generator) < noisy_share, late, anywhere)
