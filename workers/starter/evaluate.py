@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from workers.starter import WEIGHTS, attributes, depth, vae
 from workers.starter.captions import plain
-from workers.starter.judge import Judge
+from workers.starter.judge import SHIPPED, Judge
 from workers.starter.load import load
 from workers.starter.pictures import pixels
 from workers.starter.scenes import COLOURS, Colour, Picture, Scene, draw, recolour, sample
@@ -74,9 +74,7 @@ def cases(count: int, things: int) -> list[Case]:
 def load_judge() -> Judge:
     """The shipped judge."""
     judge = Judge()
-    judge.load_state_dict(
-        {key: value.float() for key, value in load_file(WEIGHTS / "judge" / "model.safetensors").items()}
-    )
+    judge.load_state_dict({key: value.float() for key, value in load_file(SHIPPED).items()})
     return judge.eval()
 
 

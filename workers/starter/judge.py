@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.starter import attributes
+from workers.starter import WEIGHTS, attributes
 from workers.starter.course import Chance
 from workers.starter.pictures import Pictures
 
+#: Its weights. They lie beside the model's, of which they are no part.
+SHIPPED: Final = WEIGHTS.with_name("judge.safetensors")
 #: Pixels per side of what the judge looks at; pictures are averaged down to it.
 SIGHT: Final = 64
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
-from workers.starter import WEIGHTS, captions, depth, unet
+from workers.starter import WEIGHTS, captions, depth, judge, unet
 from workers.starter.pictures import SIZE
 from workers.starter.scenes import COLOURS, SHAPES, Size
 
-GUIDANCE: Final = 3.0
+GUIDANCE: Final = 2.0
 STEPS: Final = 20
 EXAMPLES: Final = (
     "a large red sphere in the center on a blue background",
@@ -29,7 +29,7 @@ EXAMPLES: Final = (
 
 
 def ship(tokenizer: CLIPTokenizer, parts: Mapping[str, nn.Module], folder: Path = WEIGHTS) -> None:
-    """Replaces the shipped weights.
+    """Replaces the shipped weights, and the judge beside them.
 
     Args:
         tokenizer: of the text encoder.
@@ -59,9 +59,8 @@ def ship(tokenizer: CLIPTokenizer, parts: Mapping[str, nn.Module], folder: Path 
     with_depth.save_pretrained(fresh / "unet_depth")
     estimator.save_pretrained(fresh / "depth_estimator")
     depth.processor().save_pretrained(fresh / "depth_estimator")
-    (fresh / "judge").mkdir()
-    judge = {key: value.to(torch.float16).contiguous() for key, value in parts["judge"].state_dict().items()}
-    save_file(judge, fresh / "judge" / "model.safetensors")
+    weights = {key: value.to(torch.float16).contiguous() for key, value in parts["judge"].state_dict().items()}
+    save_file(weights, judge.SHIPPED)
     (fresh / "farm.json").write_text(json.dumps(_farm(), indent=2) + "\n")
     _forget_paths(fresh)
     shutil.rmtree(folder, ignore_errors=True)

@@ -156,6 +156,8 @@ def reship(studio: Studio) -> None:
     latest |= {"unet_depth": unet.build(channels=5), "depth": depth.build(), "judge": judge.build()}
     names = {"text": "encoder", "unet_depth": "unet"}
     for stage, model in latest.items():
+        if not (studio.folder / stage / "last.pt").exists():
+            raise SystemExit(f"stage {stage} has not been trained yet: run it with --stage {stage}")
         modules: dict[str, torch.nn.Module] = {names.get(stage, stage): model}
         if stage == "text":
             modules["reader"] = reader
