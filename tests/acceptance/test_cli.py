@@ -25,7 +25,7 @@ def picture(running_farm: RunningFarm, tmp_path_factory: pytest.TempPathFactory)
     done = running_farm(
         "render", "a red ball on a blue background", "-o", "out.png", "--seed", "7", *STEPS, cwd=directory
     )
-    assert done.stdout.startswith("out.png  seed 7  64x64  ")
+    assert done.stdout.startswith("out.png  seed 7  128x128  ")
     assert "succeeded" in done.stderr
     return directory / "out.png"
 
@@ -34,7 +34,7 @@ def test_a_rendered_picture_s_metadata_renders_it_again_bit_for_bit(
     running_farm: RunningFarm, picture: Path, tmp_path: Path
 ) -> None:
     with Image.open(picture) as image:
-        assert image.size == (64, 64)
+        assert image.size == (128, 128)
     done = running_farm("rerun", picture, "-o", "again.png", cwd=tmp_path)
     assert "bit-identical" in done.stdout
     assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
@@ -67,7 +67,7 @@ def test_a_job_is_rendered_again_by_its_id(running_farm: RunningFarm, tmp_path: 
 
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting", "depth-to-image"])
 def test_each_task_with_pictures_from_here(running_farm: RunningFarm, picture: Path, tmp_path: Path, task: str) -> None:
-    mask = Image.new("L", (64, 64))
+    mask = Image.new("L", (128, 128))
     ImageDraw.Draw(mask).ellipse((16, 16, 48, 48), fill=255)
     mask.save(tmp_path / "mask.png")
     extra = {"inpainting": ("--mask", "mask.png"), "depth-to-image": ("--task", task)}.get(task, ())
