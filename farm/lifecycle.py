@@ -5,6 +5,7 @@
                 │◄────────reap──────────┘                    │
                 │◄──release, fail (retryable), reap, worker_lost
               cancel ──► canceled                          cancel … canceled
+              expire ──► failed
 
 Each function works inside a unit of work that the caller opens, so that a state, its outputs and its event are one
 transaction. A fenced change that touches no row raises `RightLost`: the caller holds nothing any more and must stop.
@@ -122,8 +123,7 @@ def hand_over(unit: Unit, chosen: Sequence[HandOver], lease_seconds: float) -> l
     if not chosen:
         return []
     sent = unit.jobs.dispatch(chosen, lease_seconds)
-    for one in sent:
-        unit.events.notify(JOB_CHANNEL, one.job_id)
+    unit.events.notify_each(JOB_CHANNEL, [one.job_id for one in sent])
     return sent
 
 
@@ -275,6 +275,19 @@ def reap(unit: Unit, limit: int = 1_000) -> list[str]:
     for one in expired:
         _take_back(unit, one)
     return [one.job_id for one in expired]
+
+
+def expire(unit: Unit, limit: int = 1_000) -> list[str]:
+    """queued → failed for jobs whose deadline has passed; returns them."""
+    overdue = unit.jobs.overdue(limit)
+    if not overdue:
+        return []
+    error = JobError("deadline_exceeded", "its deadline passed while it waited for a worker")
+    unit.jobs.fail_waiting(overdue, error)
+    for one in overdue:
+        data = {"code": error.code, "message": error.message}
+        _ended(unit, one.tenant_id, one.job_id, one.epoch, EventType.FAILED, data)
+    return [one.job_id for one in overdue]
 
 
 def _take_back(unit: Unit, one: Expired) -> None:

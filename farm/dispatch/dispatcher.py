@@ -7,22 +7,28 @@ sent is offered again when its dispatch lease runs out.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 from celery import Celery
 
-from farm import lifecycle
+from farm import lifecycle, registry
 from farm.dispatch import broker
 from farm.dispatch.leader import Leadership
 from farm.dispatch.leases import Reaper
-from farm.dispatch.policy import Candidate, Seat, choose
+from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, Waiting, choose
 from farm.domain.job import Sent
+from farm.domain.states import Priority
+from farm.domain.worker import WorkerState
 from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
 from farm.settings import Settings
 from farm.store.events import QUEUE_CHANNEL
+from farm.store.jobs import Head, Mark
 from farm.store.listen import Listener
-from farm.store.unit import Store
+from farm.store.tenants import Standing
+from farm.store.unit import Store, Unit
 
 log = structlog.stdlib.get_logger()
 
@@ -42,6 +48,11 @@ class Dispatcher:
         self._listener = Listener(settings.database_url.get_secret_value(), [QUEUE_CHANNEL])
         self._leadership = Leadership(self._store.engine)
         self._reaper = Reaper(self._store, settings)
+        self._needs = {
+            model.id: Need(model.memory_bytes, frozenset(model.tags))
+            for model in registry.load(settings.models_file).models
+        }
+        self._rules = Rules()
         self._stopping = threading.Event()
         self._broker_trouble = 0  #: sends that failed in a row
 
@@ -84,22 +95,72 @@ class Dispatcher:
         Raises `DatabaseUnavailable`.
         """
         with self._store.begin() as unit:
-            seats = [
-                Seat(worker.info.name, worker.room, frozenset(worker.models)) for worker in unit.workers.with_room()
-            ]
-            room = sum(seat.room for seat in seats)
-            if not room:
-                return False
-            waiting = [
-                Candidate(head.job_id, head.tenant_id, head.model, head.priority) for head in unit.jobs.heads(room)
-            ]
-            sent = lifecycle.hand_over(unit, choose(seats, waiting), self._settings.dispatch_lease_seconds)
+            decision = self._decide(unit)
+            sent = lifecycle.hand_over(unit, decision.hand_overs, self._settings.dispatch_lease_seconds)
+            unit.tenants.keep_standings(
+                [Standing(one.tenant_id, one.vtime, one.backlogged) for one in decision.standings]
+            )
+            unit.jobs.keep_marks(
+                [
+                    Mark(
+                        one.tenant_id,
+                        one.priority,
+                        one.model,
+                        one.skips,
+                        None if one.served_at is None else datetime.fromtimestamp(one.served_at, UTC),
+                    )
+                    for one in decision.marks
+                ]
+            )
         if not sent:
             return False
-        self._send(sent)
-        return len(sent) < len(waiting)
+        self._send(sent, decision.charged)
+        return decision.more
 
-    def _send(self, sent: list[Sent]) -> None:
+    def _decide(self, unit: Unit) -> Decision:
+        """Read the state, few statements whatever the backlog, and apply the policy to it."""
+        seats = [
+            Seat(
+                one.worker,
+                one.room,
+                one.models,
+                one.look_ahead,
+                one.memory_bytes,
+                one.tags,
+                draining=one.state is WorkerState.DRAINING,
+            )
+            for one in unit.workers.with_room()
+        ]
+        room = sum(seat.room for seat in seats if not seat.draining)
+        if not room:
+            return Decision()
+        held = unit.jobs.held_by_tenant()
+        accounts = [
+            Account(
+                one.tenant_id,
+                one.weight,
+                one.vtime,
+                one.backlogged,
+                held.get(one.tenant_id, 0),
+                one.max_running,
+                one.paused,
+            )
+            for one in unit.tenants.shares()
+        ]
+        # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
+        heads = unit.jobs.heads(2 * min(room, self._rules.max_hand_overs))
+        stopped = unit.pauses.now()
+        return choose(
+            seats,
+            _lines(heads, unit.jobs.marks()),
+            accounts,
+            unit.now().timestamp(),
+            needs=self._needs,
+            paused=Paused(stopped.farm, stopped.models),
+            rules=self._rules,
+        )
+
+    def _send(self, sent: list[Sent], charged: Mapping[str, tuple[str, float]]) -> None:
         try:
             broker.send(self._app, sent)
             self._broker_trouble = 0
@@ -110,7 +171,8 @@ class Dispatcher:
             log.warning("cannot send, giving back", action="broker_unavailable", error=str(error), jobs=len(sent))
             # Some may have arrived all the same; unless claimed by now, their epoch is over and they will be dropped.
             with self._store.begin() as unit:
-                lifecycle.take_back(unit, sent, "broker unavailable")
+                for job_id in lifecycle.take_back(unit, sent, "broker unavailable"):
+                    unit.tenants.refund(*charged[job_id])
 
     def _broker_ready(self) -> bool:
         if not self._broker_trouble:
@@ -130,3 +192,33 @@ class Dispatcher:
         if self._broker_trouble:
             nap = max(nap, BACK_OFF_SECONDS[min(self._broker_trouble, len(BACK_OFF_SECONDS)) - 1])
         return max(0.01, nap)
+
+
+def _lines(heads: list[Head], marks: list[Mark]) -> list[Line]:
+    """The heads by line, with what is remembered of each."""
+    remembered = {(mark.tenant_id, mark.model, mark.priority): mark for mark in marks}
+    grouped: dict[tuple[str, str, Priority], list[Head]] = {}
+    for head in heads:
+        grouped.setdefault((head.tenant_id, head.model, head.priority), []).append(head)
+    lines = []
+    for key, group in grouped.items():
+        mark = remembered.get(key)
+        waiting = tuple(
+            Waiting(
+                head.job_id,
+                head.cost,
+                head.since.timestamp(),
+                None if head.deadline is None else head.deadline.timestamp(),
+            )
+            for head in group
+        )
+        lines.append(
+            Line(
+                *key,
+                waiting,
+                more=group[-1].more,
+                skips=mark.skips if mark else 0,
+                served_at=mark.served_at.timestamp() if mark and mark.served_at else None,
+            )
+        )
+    return lines

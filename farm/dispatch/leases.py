@@ -57,10 +57,13 @@ class Reaper:
                 return
             silent = unit.workers.silent(self.settings.heartbeat_seconds * MISSED_BEATS)
             reaped = lifecycle.reap(unit)
+            expired = lifecycle.expire(unit)
         for worker in silent:
             log.warning("worker is silent", action="worker_silent", worker=worker)
         for job_id in reaped:
             log.warning("lease ran out", action="lease_expired", job=job_id)
+        for job_id in expired:
+            log.info("deadline passed", action="deadline_exceeded", job=job_id)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             with self.store.begin() as unit:

@@ -20,6 +20,8 @@ class NewJob:
     webhook: str | None = None
     max_attempts: int = 3
     retry_of: str | None = None  #: the job whose spec this one repeats
+    not_before: datetime | None = None  #: not handed over before this time
+    deadline: datetime | None = None  #: fails if it still waits then
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Job:
     claimed_at: datetime | None
     rendering_at: datetime | None  #: when the card took it up
     finished_at: datetime | None
+    deadline: datetime | None = None  #: fails if it still waits then
 
 
 @dataclass(frozen=True)

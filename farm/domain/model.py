@@ -45,8 +45,13 @@ class Model(_Value):
     tasks: tuple[Task, ...]
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     variant: str | None = None  #: the weights' file variant, such as ``fp16``
+    #: ``exact``: a recipe gives the same bytes whatever else the card does. ``throughput``: jobs on the card share
+    #: forwards, which is faster and may change a value of a picture by 1/255.
+    mode: Literal["exact", "throughput"] = "exact"
     defaults: ModelDefaults = ModelDefaults()
     limits: ModelLimits = ModelLimits()
+    memory_bytes: int | None = Field(None, gt=0)  #: of a card, for the weights and a job; None: any card is tried
+    tags: tuple[str, ...] = ()  #: a worker must have all of them
     vocabulary: dict[str, tuple[str, ...]] = {}  #: words the model knows, by kind, where it knows only some
     example_prompts: tuple[str, ...] = ()
 

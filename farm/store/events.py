@@ -65,3 +65,10 @@ class Events:
     def notify(self, channel: str, payload: str = "") -> None:
         """Wake the listeners of a channel when this transaction commits."""
         self._session.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload})
+
+    def notify_each(self, channel: str, payloads: Sequence[str]) -> None:
+        """Send a channel's listeners one notification per payload, by one statement."""
+        self._session.execute(
+            text("SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload"),
+            {"channel": channel, "payloads": list(payloads)},
+        )

@@ -10,12 +10,15 @@ import base64
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    DateTime,
+    Double,
     Integer,
     Select,
+    SmallInteger,
     Text,
     Update,
     case,
@@ -24,9 +27,9 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    literal,
     null,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -40,7 +43,7 @@ from farm.domain.job import HandOver, Held, Job, JobError, JobFilter, NewJob, Ou
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
 from farm.errors import BadInput
-from farm.store.tables import JOB_ID, IdempotencyRow, JobRow, OutputRow, TenantRow
+from farm.store.tables import JOB_ID, TENANT_ID, IdempotencyRow, JobRow, LineRow, OutputRow
 from farm.store.workers import HELD, seconds
 
 QUEUED, DISPATCHED, RUNNING = JobState.QUEUED.value, JobState.DISPATCHED.value, JobState.RUNNING.value
@@ -55,7 +58,29 @@ class Head:
     model: str
     priority: Priority
     cost: float  #: megapixel-steps
-    waiting_since: datetime
+    since: datetime  #: its place in the line
+    deadline: datetime | None
+    more: bool  #: whether it is the last one read of its line, and others may wait behind it
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the policy remembers of a line."""
+
+    tenant_id: str
+    priority: Priority
+    model: str
+    skips: int
+    served_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A waiting job past its deadline, locked until the transaction ends."""
+
+    job_id: str
+    tenant_id: str
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,47 @@ class Expired:
     attempts: int
     max_attempts: int
     cancel_requested: bool
+
+
+FEW_HEADS: Final = 8  #: jobs read of each line at least
+
+# Finding the lines is a loose index scan: from each to the next by one probe, never over the jobs of one. Jobs that
+# wait for another attempt or whose deadline has passed are filtered out: they are elsewhere soon, so few are met.
+HEADS: Final = text("""
+    WITH RECURSIVE line AS (
+        (SELECT tenant_id, priority, model FROM job WHERE state = 'queued'
+         ORDER BY tenant_id, priority, model LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM line, LATERAL (
+            SELECT tenant_id, priority, model FROM job
+            WHERE state = 'queued' AND (tenant_id, priority, model) > (line.tenant_id, line.priority, line.model)
+            ORDER BY tenant_id, priority, model LIMIT 1
+        ) AS following
+    ), share AS (
+        SELECT greatest(:few, CAST(:limit AS integer) / greatest(count(*), 1)) AS read FROM line
+    )
+    SELECT head.*, line.tenant_id, line.priority, line.model, share.read,
+           row_number() OVER (PARTITION BY line.tenant_id, line.priority, line.model
+                              ORDER BY head.in_line_since, head.id) AS place
+    FROM line CROSS JOIN share CROSS JOIN LATERAL (
+        SELECT id, cost, in_line_since, deadline FROM job
+        WHERE state = 'queued' AND job.tenant_id = line.tenant_id AND job.priority = line.priority
+          AND job.model = line.model AND in_line_since <= now() AND available_at <= now()
+          AND (deadline IS NULL OR deadline > now())
+        ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
+    ) AS head
+    ORDER BY line.tenant_id, line.priority DESC, line.model, head.in_line_since, head.id
+""").columns(
+    id=JOB_ID,
+    cost=Double,
+    in_line_since=DateTime(timezone=True),
+    deadline=DateTime(timezone=True),
+    tenant_id=TENANT_ID,
+    priority=SmallInteger,
+    model=Text,
+    read=Integer,
+    place=Integer,
+)
 
 
 def _job(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
@@ -106,6 +172,7 @@ def _job(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         claimed_at=row.claimed_at,
         rendering_at=row.rendering_at,
         finished_at=row.finished_at,
+        deadline=row.deadline,
     )
 
 
@@ -212,10 +279,20 @@ class Jobs:
                 "meta": dict(job.metadata),
                 "webhook": job.webhook,
                 "retry_of": job.retry_of,
+                "deadline": job.deadline,
             }
+            | ({} if job.not_before is None else {"available_at": job.not_before, "in_line_since": job.not_before})
             for job in jobs
         ]
         self._session.execute(insert(JobRow), rows)
+        if any(job.not_before is not None for job in jobs):
+            # a time that has passed is now: it must not put the job before those that wait already
+            self._session.execute(
+                update(JobRow)
+                .where(JobRow.id.in_([row["id"] for row in rows]), JobRow.available_at < func.now())
+                .values(available_at=func.now(), in_line_since=func.now())
+                .execution_options(synchronize_session=False)
+            )
         return [str(row["id"]) for row in rows]
 
     def reserve_key(self, tenant_id: str, key: str, request_hash: bytes) -> IdempotencyRow | None:
@@ -256,21 +333,61 @@ class Jobs:
 
     # -- dispatching --------------------------------------------------------------------------------------------------
 
-    def heads(self, per_tenant: int) -> list[Head]:
-        """The first waiting jobs of every tenant, by class and age: one short index scan per tenant."""
-        first = (
-            select(JobRow.id, JobRow.tenant_id, JobRow.model, JobRow.priority, JobRow.cost, JobRow.available_at)
-            .where(JobRow.tenant_id == TenantRow.id, JobRow.state == QUEUED, JobRow.available_at <= func.now())
-            .order_by(JobRow.priority.desc(), JobRow.id)
-            .limit(per_tenant)
-            .correlate(TenantRow)
-            .lateral("first")
-        )
-        rows = self._session.execute(select(first).select_from(TenantRow).join(first, literal(True)))
+    def heads(self, limit: int) -> list[Head]:
+        """The first waiting jobs of every line, oldest first: about ``limit`` over all lines, a few of each at least.
+
+        One index probe per line to find it and one short index scan to read it, however long it is.
+        """
+        rows = self._session.execute(HEADS, {"limit": limit, "few": FEW_HEADS})
         return [
-            Head(row.id, row.tenant_id, row.model, Priority.of_rank(row.priority), row.cost, row.available_at)
+            Head(
+                row.id,
+                row.tenant_id,
+                row.model,
+                Priority.of_rank(row.priority),
+                row.cost,
+                row.in_line_since,
+                row.deadline,
+                row.place == row.read,
+            )
             for row in rows
         ]
+
+    def held_by_tenant(self) -> dict[str, int]:
+        """How many jobs of each tenant are dispatched or running."""
+        rows = self._session.execute(
+            select(JobRow.tenant_id, func.count()).where(JobRow.state.in_(HELD)).group_by(JobRow.tenant_id)
+        )
+        return {row[0]: row[1] for row in rows}
+
+    def marks(self) -> list[Mark]:
+        """What is remembered of the lines."""
+        rows = self._session.execute(
+            select(LineRow.tenant_id, LineRow.priority, LineRow.model, LineRow.skips, LineRow.served_at)
+        )
+        return [Mark(row[0], Priority.of_rank(row[1]), row[2], row[3], row[4]) for row in rows]
+
+    def keep_marks(self, marks: Sequence[Mark]) -> None:
+        """Remember these of the lines."""
+        if not marks:
+            return
+        added = upsert(LineRow)
+        self._session.execute(
+            added.on_conflict_do_update(
+                index_elements=["tenant_id", "priority", "model"],
+                set_={"skips": added.excluded.skips, "served_at": added.excluded.served_at},
+            ),
+            [
+                {
+                    "tenant_id": mark.tenant_id,
+                    "priority": mark.priority.rank,
+                    "model": mark.model,
+                    "skips": mark.skips,
+                    "served_at": mark.served_at,
+                }
+                for mark in marks
+            ],
+        )
 
     def next_available(self) -> float | None:
         """Seconds until the next job that waits for a later time becomes available; None if there is none."""
@@ -282,7 +399,7 @@ class Jobs:
         return None if until is None else float(until)
 
     def dispatch(self, hand_overs: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
-        """queued → dispatched for each that still waits, in one statement; returns what was handed over."""
+        """queued → dispatched for each that still waits, in one statement; returns what was, in that order."""
         uuids: list[UUID] = [ids.to_uuid(ids.JOB, one.job_id) for one in hand_overs]
         chosen = (
             func.unnest(cast(uuids, ARRAY(Uuid)), cast([one.worker for one in hand_overs], ARRAY(Text)))
@@ -306,7 +423,8 @@ class Jobs:
             .returning(JobRow.id, JobRow.epoch, JobRow.worker)
             .execution_options(synchronize_session=False)
         )
-        return [Sent(row.id, row.epoch, row.worker) for row in rows]
+        place = {one.job_id: number for number, one in enumerate(hand_overs)}
+        return sorted((Sent(row.id, row.epoch, row.worker) for row in rows), key=lambda one: place[one.job_id])
 
     # -- at the worker ------------------------------------------------------------------------------------------------
 
@@ -460,6 +578,31 @@ class Jobs:
             _fenced(job_id, epoch, JobState.RUNNING)
             .where(JobRow.cancel_requested)
             .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now())
+        )
+
+    def overdue(self, limit: int) -> list[Overdue]:
+        """Waiting jobs past their deadline, locked; those that another reaper holds are passed over."""
+        rows = self._session.execute(
+            select(JobRow.id, JobRow.tenant_id, JobRow.epoch)
+            .where(JobRow.state == QUEUED, JobRow.deadline <= func.now())
+            .order_by(JobRow.deadline)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        return [Overdue(row.id, row.tenant_id, row.epoch) for row in rows]
+
+    def fail_waiting(self, overdue: Collection[Overdue], error: JobError) -> None:
+        """queued → failed for jobs that `overdue` locked."""
+        self._session.execute(
+            update(JobRow)
+            .where(JobRow.id.in_([one.job_id for one in overdue]), JobRow.state == QUEUED)
+            .values(
+                state=JobState.FAILED.value,
+                error_code=error.code,
+                error_message=error.message,
+                finished_at=func.now(),
+            )
+            .execution_options(synchronize_session=False)
         )
 
     def expired(self, limit: int) -> list[Expired]:

@@ -79,7 +79,32 @@ class TenantRow(Base):
     weight: Mapped[float] = mapped_column(server_default=text("1"))  #: share of the farm, relative to the other tenants
     max_queued: Mapped[int | None]  #: jobs that may wait; None: no limit
     max_running: Mapped[int | None]  #: jobs that may be on cards at once; None: no limit
+    vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `Standing`
+    backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `Standing`
+    paused_at: Mapped[datetime | None]  #: its jobs wait while this is set
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class LineRow(Base):
+    """What the policy remembers of a tenant's jobs of one class and model; lines that were never served have no row."""
+
+    __tablename__ = "line"
+
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), primary_key=True)
+    priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)  #: `Priority.rank`
+    model: Mapped[str] = mapped_column(primary_key=True)
+    skips: Mapped[int] = mapped_column(server_default=text("0"))  #: hand-overs that passed it over
+    served_at: Mapped[datetime | None]
+
+
+class PauseRow(Base):
+    """What operators have stopped: while a row is there, nothing of it is handed over."""
+
+    __tablename__ = "pause"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)  #: ``farm`` or ``model``
+    name: Mapped[str] = mapped_column(primary_key=True)  #: the model's id; empty for the farm
+    paused_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class KeyRow(Base):
@@ -121,6 +146,17 @@ class JobRow(Base):
     __table_args__ = (
         # the dispatcher's walk: each tenant's oldest waiting job of each class
         Index("job_ready", "tenant_id", text("priority DESC"), "id", postgresql_where=text("state = 'queued'")),
+        # the same for a line (tenant, class, model): finds the lines themselves, too
+        Index(
+            "job_line",
+            "tenant_id",
+            "priority",
+            "model",
+            "in_line_since",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("job_deadline", "deadline", postgresql_where=text("state = 'queued' AND deadline IS NOT NULL")),
         Index("job_leases", "lease_until", postgresql_where=text("state IN ('dispatched', 'running')")),
         Index("job_held", "worker", postgresql_where=text("state IN ('dispatched', 'running')")),
         Index("job_listing", "tenant_id", text("id DESC")),
@@ -158,6 +194,8 @@ class JobRow(Base):
     retry_of: Mapped[str | None] = mapped_column(JOB_ID)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     available_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    in_line_since: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its line; a retry keeps it
+    deadline: Mapped[datetime | None]  #: not handed over from then on
     dispatched_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime | None]
     rendering_at: Mapped[datetime | None]

@@ -6,16 +6,19 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Boolean, Double, Uuid, cast, column, func, null, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.errors import Conflict, NotFound, Unauthorized
-from farm.store.tables import KeyRow, TenantRow
+from farm.store.tables import TENANT_ID, KeyRow, TenantRow
 
 
 class Scope(StrEnum):
@@ -36,6 +39,27 @@ class Tenant:
     weight: float
     max_queued: int | None
     max_running: int | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a tenant stands in the fair share."""
+
+    tenant_id: str
+    vtime: float
+    backlogged: bool  #: whether it was left waiting for a worker
+
+
+@dataclass(frozen=True)
+class Share:
+    """A tenant as the policy sees it."""
+
+    tenant_id: str
+    weight: float
+    max_running: int | None
+    paused: bool
+    vtime: float
+    backlogged: bool
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,63 @@ class Tenants:
         """The tenant of that id."""
         row = self._session.get(TenantRow, tenant_id)
         return None if row is None else _tenant(row)
+
+    def pause(self, tenant_id: str) -> bool:
+        """Let the tenant's jobs wait; those at workers go on. False if there is no such tenant."""
+        return self._set_paused(tenant_id, func.coalesce(TenantRow.paused_at, func.now()))
+
+    def resume(self, tenant_id: str) -> bool:
+        """Hand the tenant's jobs over again; False if there is no such tenant."""
+        return self._set_paused(tenant_id, null())
+
+    def _set_paused(self, tenant_id: str, paused_at: Any) -> bool:
+        found = self._session.scalar(
+            update(TenantRow).where(TenantRow.id == tenant_id).values(paused_at=paused_at).returning(TenantRow.id)
+        )
+        return found is not None
+
+    def shares(self) -> list[Share]:
+        """All tenants, as the policy sees them."""
+        rows = self._session.execute(
+            select(
+                TenantRow.id,
+                TenantRow.weight,
+                TenantRow.max_running,
+                TenantRow.paused_at,
+                TenantRow.vtime,
+                TenantRow.backlogged,
+            ).order_by(TenantRow.id)
+        )
+        return [Share(row[0], row[1], row[2], row[3] is not None, row[4], row[5]) for row in rows]
+
+    def keep_standings(self, standings: Sequence[Standing]) -> None:
+        """Write where these tenants stand now, in one statement."""
+        if not standings:
+            return
+        kept = (
+            func.unnest(
+                cast([ids.to_uuid(ids.TENANT, one.tenant_id) for one in standings], ARRAY(Uuid)),
+                cast([one.vtime for one in standings], ARRAY(Double)),
+                cast([one.backlogged for one in standings], ARRAY(Boolean)),
+            )
+            .table_valued(column("id", TENANT_ID), column("vtime", Double), column("backlogged", Boolean))
+            .render_derived("kept")
+        )
+        self._session.execute(
+            update(TenantRow)
+            .where(TenantRow.id == kept.c.id)
+            .values(vtime=kept.c.vtime, backlogged=kept.c.backlogged)
+            .execution_options(synchronize_session=False)
+        )
+
+    def refund(self, tenant_id: str, charge: float) -> None:
+        """Take back what was charged for hand-overs that were never sent."""
+        self._session.execute(
+            update(TenantRow)
+            .where(TenantRow.id == tenant_id)
+            .values(vtime=TenantRow.vtime - charge)
+            .execution_options(synchronize_session=False)
+        )
 
     def create_key(self, tenant_id: str, name: str, scopes: frozenset[Scope]) -> tuple[Key, str]:
         """A new key and its text, which is shown this once and never stored."""

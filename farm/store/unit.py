@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cached_property
 
 from psycopg import errors as pg
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -18,6 +19,7 @@ from farm.settings import Settings
 from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.jobs import Jobs
+from farm.store.pauses import Pauses
 from farm.store.tenants import Tenants
 from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
@@ -28,6 +30,10 @@ class Unit:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+
+    def now(self) -> datetime:
+        """The database's clock, as this transaction sees it throughout."""
+        return self.session.execute(select(func.now())).scalar_one()
 
     def database_uptime(self) -> float:
         """Seconds since the database server started."""
@@ -53,6 +59,11 @@ class Unit:
     def tenants(self) -> Tenants:
         """Tenants and API keys."""
         return Tenants(self.session)
+
+    @cached_property
+    def pauses(self) -> Pauses:
+        """What operators have stopped."""
+        return Pauses(self.session)
 
     @cached_property
     def files(self) -> Files:

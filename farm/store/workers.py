@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import Float, case, cast, func, select, update
+from sqlalchemy import BigInteger, Float, case, cast, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -14,6 +14,19 @@ from farm.domain.worker import Card, Worker, WorkerInfo, WorkerState
 from farm.store.tables import JobRow, WorkerRow
 
 HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
+
+
+@dataclass(frozen=True)
+class Room:
+    """A worker that may take more, as the policy sees it."""
+
+    worker: str
+    state: WorkerState
+    room: int  #: how many more jobs it takes: slots + look-ahead, less what it holds
+    look_ahead: int
+    models: frozenset[str]  #: in its memory, or of jobs that it holds
+    memory_bytes: int
+    tags: frozenset[str]
 
 
 def _worker(row: WorkerRow, holds: int) -> Worker:
@@ -98,10 +111,42 @@ class Workers:
         """Every worker, with what it holds, by name."""
         return self._with_load(select(WorkerRow).order_by(WorkerRow.name))
 
-    def with_room(self) -> list[Worker]:
-        """The workers that may be handed jobs now."""
-        online = select(WorkerRow).where(WorkerRow.state == WorkerState.ONLINE.value).order_by(WorkerRow.name)
-        return [worker for worker in self._with_load(online) if worker.room]
+    def with_room(self) -> list[Room]:
+        """The workers that are there and hold less than they take, by name."""
+        held = (
+            select(JobRow.worker, func.count().label("jobs"), func.array_agg(JobRow.model.distinct()).label("models"))
+            .where(JobRow.state.in_(HELD))
+            .group_by(JobRow.worker)
+            .subquery("held")
+        )
+        room = WorkerRow.slots + WorkerRow.look_ahead - func.coalesce(held.c.jobs, 0)
+        rows = self._session.execute(
+            select(
+                WorkerRow.name,
+                WorkerRow.state,
+                room.label("room"),
+                WorkerRow.look_ahead,
+                WorkerRow.models,
+                held.c.models.label("coming"),
+                cast(WorkerRow.card["memory_bytes"].astext, BigInteger).label("memory_bytes"),
+                WorkerRow.tags,
+            )
+            .outerjoin(held, held.c.worker == WorkerRow.name)
+            .where(WorkerRow.state != WorkerState.OFFLINE.value, room > 0)
+            .order_by(WorkerRow.name)
+        )
+        return [
+            Room(
+                row.name,
+                WorkerState(row.state),
+                row.room,
+                row.look_ahead,
+                frozenset(row.models) | frozenset(row.coming or ()),
+                row.memory_bytes,
+                frozenset(row.tags),
+            )
+            for row in rows
+        ]
 
     def _with_load(self, statement: Any) -> list[Worker]:
         rows = list(self._session.scalars(statement))

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.leases import Reaper
 from farm.domain.job import HandOver, Job, Sent
 from farm.domain.states import JobState
+from farm.domain.worker import WorkerState
 from farm.settings import Settings
 from farm.store.unit import Store
 from tests.waiting import wait_until
@@ -132,6 +134,9 @@ def test_jobs_are_given_back_while_the_broker_is_away(
     child.terminate()
     assert child.wait(10) == 0
     wait_until(lambda: state(store, job) is JobState.QUEUED, 5)
+    with store.begin() as unit:  # on a slow machine it was silent for so long that it gets nothing
+        unit.workers.set_state(worker, WorkerState.ONLINE)
+        unit.session.execute(text("UPDATE worker SET heartbeat_at = now()"))
     start()
     wait_until(lambda: [one for one, _ in queue()] == [job.id], 15, what="the message, once the broker is there")
 
