@@ -159,8 +159,8 @@ def inpainting(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
     """Asks for another right-hand thing in a pair, repainting the right half.
 
     Returns:
-        The verdict, and the mean difference of the other half from what went in, in steps of 255. Both sides are
-        compared after the same trip through the autoencoder, then as they come with the untouched pixels put back.
+        The verdict, and the mean difference of the other half from what went in, in steps of 255. The pipeline passes
+        that half through the autoencoder too, and the difference includes it.
     """
     asked = cases(count, 2)
     wanted = []
