@@ -59,6 +59,11 @@ def make_app(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "retry_on_timeout": True,
+            # a broker that is away is told within the second, not after six: whoever asks has a way back of its own
+            "max_retries": 1,
+            "interval_start": 0.1,
+            "interval_step": 0.1,
+            "interval_max": 0.3,
         },
         # messages are kept out of Redis by the dispatcher's window, so nothing here waits for long
         worker_hijack_root_logger=False,
