@@ -45,12 +45,17 @@ class Priority(StrEnum):
     @property
     def rank(self) -> int:
         """Higher goes first."""
-        return list(Priority).index(self)
+        return _RANKS[self]
 
     @classmethod
     def of_rank(cls, rank: int) -> Priority:
         """The class of a stored rank."""
-        return list(cls)[rank]
+        return _BY_RANK[rank]
+
+
+# the dispatcher asks for every head of every round
+_BY_RANK: Final = tuple(Priority)
+_RANKS: Final = {priority: rank for rank, priority in enumerate(_BY_RANK)}
 
 
 class EventType(StrEnum):
