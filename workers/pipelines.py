@@ -275,6 +275,7 @@ def render(
 
     if stop.is_set():
         raise JobCanceled("the job was stopped")
+    given = _arguments(spec, inputs)
     called = pipeline(
         prompt=spec.prompt,
         negative_prompt=spec.negative_prompt,
@@ -285,9 +286,11 @@ def render(
         generator=torch.Generator("cpu").manual_seed(spec.seed_of(index)),
         callback_on_step_end=after_step,
         output_type="pil",
-        **_arguments(spec, inputs),
+        **given,
     )
     image: Image.Image = called.images[0]
+    if spec.task is Task.INPAINTING:
+        image = _kept_outside(image, given["image"], given["mask_image"])
     return image.convert("RGB")
 
 
@@ -308,6 +311,15 @@ def _arguments(spec: JobSpec, inputs: Mapping[str, Image.Image]) -> dict[str, An
     if spec.task is Task.DEPTH_TO_IMAGE and "depth_map" in inputs:
         found["depth_map"] = _depth(inputs["depth_map"])
     return found
+
+
+def _kept_outside(painted: Image.Image, picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The painted picture where the mask is white, the given one elsewhere: all three of the job's size.
+
+    The pipeline sends the whole picture through the autoencoder, which changes the part that nobody asked to change.
+    """
+    white = mask.convert("L").point(lambda value: 255 if value >= 128 else 0)  # where the pipeline cuts it, too
+    return Image.composite(painted.convert("RGB"), picture.convert("RGB"), white)
 
 
 def _depth(image: Image.Image) -> torch.Tensor:

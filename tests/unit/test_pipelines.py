@@ -212,3 +212,13 @@ def test_models_stay_until_memory_is_short_and_the_oldest_goes_first(
     assert residency.ids == ("c", "b")
     changed = models["b"].model_copy(update={"source": "elsewhere"})
     assert residency.get(changed).model == changed  # the registry says something else by now
+
+
+def test_inpainting_leaves_every_pixel_outside_the_mask_as_it_was(starter: LoadedModel) -> None:
+    inputs = pictures(Task.INPAINTING)
+    painted = render(starter, spec(Task.INPAINTING), inputs)
+    outside = inputs["mask_image"].point(lambda value: 0 if value >= 128 else 255)
+    nothing = Image.new("RGB", painted.size)
+    kept = Image.composite(painted, nothing, outside)
+    assert kept.tobytes() == Image.composite(inputs["image"], nothing, outside).tobytes()
+    assert painted.tobytes() != inputs["image"].tobytes()
