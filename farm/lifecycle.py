@@ -34,6 +34,8 @@ MAX_DEATHS: Final = 2
 MAX_LOSSES: Final = 8
 #: Seconds before another attempt, by attempts made: other jobs go first, and a passing trouble may pass.
 RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
+#: Between two webhooks about one job's steps, where an endpoint asks for them.
+PROGRESS_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def progress(unit: Unit, job_id: str, epoch: int, step: int) -> bool:
     cancel_requested = unit.jobs.progress(job_id, epoch, step)
     if cancel_requested is None:
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    unit.events.record_progress(job_id, PROGRESS_SECONDS)
     unit.events.notify(JOB_CHANNEL, job_id)
     return cancel_requested
 

@@ -32,16 +32,17 @@ def authenticate(store: Store, header: str | None) -> Key:
 
 
 class Requires:
-    """A dependency that lets in only keys with a scope, and gives the key to the endpoint."""
+    """A dependency that lets in only keys with one of the scopes, and gives the key to the endpoint."""
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
+    def __init__(self, *scopes: Scope) -> None:
+        self.scopes = scopes
 
     def admit(self, request: Request) -> Key:
-        """The request's key, if it has the scope. Raises `Unauthorized` or `Forbidden`."""
+        """The request's key, if it has such a scope. Raises `Unauthorized` or `Forbidden`."""
         key = authenticate(request.app.state.services.store, request.headers.get("authorization"))
-        if self.scope not in key.scopes:
-            raise Forbidden(f"this needs a key with the scope {self.scope.value!r}")
+        if key.scopes.isdisjoint(self.scopes):
+            needed = " or ".join(repr(scope.value) for scope in self.scopes)
+            raise Forbidden(f"this needs a key with the scope {needed}")
         request.state.key = key
         return key
 
@@ -56,3 +57,4 @@ class Requires:
 Submitter = Annotated[Key, Depends(Requires(Scope.SUBMIT))]
 Reader = Annotated[Key, Depends(Requires(Scope.READ))]
 Admin = Annotated[Key, Depends(Requires(Scope.ADMIN))]
+SecretReader = Annotated[Key, Depends(Requires(Scope.SUBMIT, Scope.ADMIN))]

@@ -56,7 +56,7 @@ _MOMENT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}.*
 
 def _written_out(text: object) -> object:
     """Refuse what pydantic would take for seconds since 1970."""
-    if isinstance(text, str) and not _MOMENT.fullmatch(text):
+    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
         raise ValueError("must be a date and time with an offset: 2026-01-31T12:00:00Z")
     return text
 

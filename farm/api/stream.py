@@ -15,7 +15,7 @@ from farm.api.changes import REREAD_SECONDS
 from farm.api.services import Services
 from farm.api.shapes import JobShape
 from farm.domain.job import Job, Progress
-from farm.domain.states import EventType, JobState
+from farm.domain.states import HISTORY, JobState
 from farm.store.events import Event
 
 HEARTBEAT_SECONDS: Final = 15.0
@@ -25,7 +25,7 @@ EVENT_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "event": {"type": "string", "enum": ["job", "progress", *(kind.value for kind in EventType)]},
+        "event": {"type": "string", "enum": ["job", "progress", *(kind.value for kind in HISTORY)]},
         "data": {"type": "string", "contentMediaType": "application/json"},
         "id": {"type": "string", "description": "Of an event of the history: what `Last-Event-ID` repeats."},
     },

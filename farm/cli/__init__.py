@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "retry": ("jobs", "Submit failed or canceled jobs again."),
     "workers": ("fleet", "List the workers and what they hold."),
     "models": ("fleet", "List the models and example prompts."),
+    "webhooks": ("webhooks", "Manage webhooks, or listen to them here."),
     "keys": ("keys", "List, make and revoke API keys."),
     "demo": ("demo", "Start a farm, render all four tasks, stop it."),
     "api": ("serve_api", "Run the HTTP API."),

@@ -13,11 +13,29 @@ from farm.client.errors import (
     WaitedTooLong,
 )
 from farm.client.farm import Farm
-from farm.client.values import File, Job, JobError, Key, Model, Output, Progress, Rendered, Worker
+from farm.client.values import (
+    Attempt,
+    Delivery,
+    Endpoint,
+    EndpointSecret,
+    File,
+    Job,
+    JobError,
+    Key,
+    Model,
+    Output,
+    Progress,
+    Rendered,
+    Worker,
+)
 
 __all__ = [
     "ApiError",
+    "Attempt",
     "Corrupted",
+    "Delivery",
+    "Endpoint",
+    "EndpointSecret",
     "Farm",
     "FarmClientError",
     "FieldError",

@@ -56,15 +56,7 @@ def get(job_id: str) -> Call:
 
 def page(filters: Mapping[str, Any], cursor: str | None) -> Call:
     """One page of jobs. A filter may be a list of values; None filters nothing."""
-    params: list[tuple[str, str]] = []
-    for name, value in filters.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list | tuple | set | frozenset) else (value,)
-        params += [(name, one.isoformat() if hasattr(one, "isoformat") else str(one)) for one in values]
-    if cursor is not None:
-        params.append(("cursor", cursor))
-    return Call("GET", "/v1/jobs", params=tuple(params))
+    return Call("GET", "/v1/jobs", params=_params({**filters, "cursor": cursor}))
 
 
 def cancel(job_id: str) -> Call:
@@ -107,6 +99,68 @@ def make_key(name: str, scopes: tuple[str, ...]) -> Call:
 def revoke_key(key_id: str) -> Call:
     """End a key."""
     return Call("DELETE", f"/v1/keys/{_segment(key_id, 'key')}")
+
+
+def endpoints(cursor: str | None, filters: Mapping[str, Any]) -> Call:
+    """One page of the webhook endpoints."""
+    return Call("GET", "/v1/webhooks/endpoints", params=_params({**filters, "cursor": cursor}))
+
+
+def add_endpoint(body: Mapping[str, Any]) -> Call:
+    """A new webhook endpoint: each call makes one."""
+    return Call("POST", "/v1/webhooks/endpoints", repeatable=False, json=dict(body))
+
+
+def endpoint(endpoint_id: str) -> Call:
+    """Look at an endpoint."""
+    return Call("GET", _endpoint(endpoint_id))
+
+
+def edit_endpoint(endpoint_id: str, changes: Mapping[str, Any]) -> Call:
+    """Change an endpoint."""
+    return Call("PATCH", _endpoint(endpoint_id), json=dict(changes))
+
+
+def remove_endpoint(endpoint_id: str) -> Call:
+    """Delete an endpoint. Not repeatable: the second call finds nothing."""
+    return Call("DELETE", _endpoint(endpoint_id), repeatable=False)
+
+
+def endpoint_secret(endpoint_id: str) -> Call:
+    """Read an endpoint's secret."""
+    return Call("GET", _endpoint(endpoint_id) + "/secret")
+
+
+def rotate_secret(endpoint_id: str, overlap_seconds: int | None) -> Call:
+    """Give an endpoint a new secret: each call does."""
+    params = () if overlap_seconds is None else (("overlap_seconds", str(overlap_seconds)),)
+    return Call("POST", _endpoint(endpoint_id) + "/rotate", repeatable=False, params=params)
+
+
+def test_endpoint(endpoint_id: str) -> Call:
+    """Send a test event: each call sends one."""
+    return Call("POST", _endpoint(endpoint_id) + "/test", repeatable=False)
+
+
+def deliveries(filters: Mapping[str, Any], cursor: str | None) -> Call:
+    """One page of the deliveries."""
+    return Call("GET", "/v1/webhooks/deliveries", params=_params({**filters, "cursor": cursor}))
+
+
+def delivery(delivery_id: str) -> Call:
+    """Look at a delivery."""
+    return Call("GET", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}")
+
+
+def resend(delivery_id: str) -> Call:
+    """Send a delivery again; the receiver knows it by its id."""
+    return Call("POST", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}/resend")
+
+
+def resend_dead(filters: Mapping[str, Any]) -> Call:
+    """Send dead deliveries again. Not repeatable: the count of a second call would be another."""
+    body = {name: _text(value) for name, value in filters.items() if value is not None}
+    return Call("POST", "/v1/webhooks/deliveries/resend", repeatable=False, json=body)
 
 
 def delay(attempt: int, retry_after: str | None = None, now: float = 0.0) -> float:
@@ -157,11 +211,31 @@ def read_picture(field_name: str, picture: object) -> tuple[str, bytes]:
     raise BadInput.of(field_name, type(picture).__name__, "must be a path, bytes, a Pillow image or a reference")
 
 
+def _params(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    params: list[tuple[str, str]] = []
+    for name, value in given.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list | tuple | set | frozenset) else (value,)
+        params += [(name, _text(one)) for one in values]
+    return tuple(params)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+
+
 def _segment(name: str, kind: str) -> str:
     """An id as one segment of a path: what is no id must not reach another route."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         raise BadInput.of(kind, name, f"{name!r} is no {kind} id")
     return name
+
+
+def _endpoint(endpoint_id: str) -> str:
+    return f"/v1/webhooks/endpoints/{_segment(endpoint_id, 'endpoint')}"
 
 
 def _seconds(retry_after: str | None, now: float) -> float | None:

@@ -7,7 +7,7 @@ import hashlib
 import ipaddress
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
@@ -17,7 +17,18 @@ import httpx2
 from farm.client import calls
 from farm.client.calls import Call
 from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
-from farm.client.values import File, Job, Key, Model, Progress, Rendered, Worker
+from farm.client.values import (
+    Delivery,
+    Endpoint,
+    EndpointSecret,
+    File,
+    Job,
+    Key,
+    Model,
+    Progress,
+    Rendered,
+    Worker,
+)
 from farm.errors import BadInput
 
 if TYPE_CHECKING:
@@ -118,17 +129,7 @@ class Farm:
 
     def list(self, *, limit: int | None = None, **filters: Any) -> Iterator[Job]:
         """Jobs, newest first, page after page; ``state`` may be a list. At most ``limit`` of them."""
-        cursor: str | None = None
-        left = limit
-        while left is None or left > 0:
-            size = 100 if left is None else min(left, 100)
-            body = self._json(calls.page({**filters, "limit": size}, cursor))
-            yield from map(Job.of, body["data"])
-            cursor = body.get("next")
-            if left is not None:
-                left -= len(body["data"])
-            if not cursor:
-                return
+        yield from map(Job.of, self._pages(limit, lambda size, cursor: calls.page({**filters, "limit": size}, cursor)))
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job: at once while it waits, at the next denoising step while it runs."""
@@ -207,7 +208,77 @@ class Farm:
         """End a key at once."""
         return Key.of(self._json(calls.revoke_key(key_id)))
 
+    # -- webhooks ----------------------------------------------------------------------------------------------------
+
+    def endpoints(self, *, limit: int | None = None, one_off: bool | None = None) -> Iterator[Endpoint]:
+        """Webhook endpoints, newest first. ``one_off``: only those made for the ``webhook`` of jobs, or none."""
+        told = None if one_off is None else str(one_off).lower()
+        yield from map(
+            Endpoint.of,
+            self._pages(limit, lambda size, cursor: calls.endpoints(cursor, {"one_off": told, "limit": size})),
+        )
+
+    def add_endpoint(self, url: str, *, events: Sequence[str] = (), description: str = "") -> Endpoint:
+        """Have events sent to a URL: those of the given types, or the ends of all jobs. It has its ``secret``."""
+        body: dict[str, Any] = {"url": url, "description": description} | ({"events": [*events]} if events else {})
+        return Endpoint.of(self._json(calls.add_endpoint(body)))
+
+    def endpoint(self, endpoint_id: str) -> Endpoint:
+        """The endpoint and how it fares."""
+        return Endpoint.of(self._json(calls.endpoint(endpoint_id)))
+
+    def edit_endpoint(self, endpoint_id: str, **changes: object) -> Endpoint:
+        """Change its ``url``, ``description``, ``events`` or ``enabled``."""
+        return Endpoint.of(self._json(calls.edit_endpoint(endpoint_id, changes)))
+
+    def remove_endpoint(self, endpoint_id: str) -> Endpoint:
+        """Send it nothing more, and forget what was sent."""
+        return Endpoint.of(self._json(calls.remove_endpoint(endpoint_id)))
+
+    def endpoint_secret(self, endpoint_id: str) -> EndpointSecret:
+        """What its webhooks are signed with."""
+        return EndpointSecret.of(self._json(calls.endpoint_secret(endpoint_id)))
+
+    def rotate_secret(self, endpoint_id: str, *, overlap_seconds: int | None = None) -> EndpointSecret:
+        """Give it a new secret. The old one signs as well for ``overlap_seconds``, or a day."""
+        return EndpointSecret.of(self._json(calls.rotate_secret(endpoint_id, overlap_seconds)))
+
+    def test_endpoint(self, endpoint_id: str) -> Delivery:
+        """Send it a ``farm.test`` event."""
+        return Delivery.of(self._json(calls.test_endpoint(endpoint_id)))
+
+    def deliveries(self, *, limit: int | None = None, **filters: Any) -> Iterator[Delivery]:
+        """Deliveries, newest event first: of an ``endpoint_id``, ``state``, ``job_id``, ``type`` or time."""
+        yield from map(
+            Delivery.of, self._pages(limit, lambda size, cursor: calls.deliveries({**filters, "limit": size}, cursor))
+        )
+
+    def delivery(self, delivery_id: str) -> Delivery:
+        """The delivery with everything that was tried for it."""
+        return Delivery.of(self._json(calls.delivery(delivery_id)))
+
+    def resend(self, delivery_id: str) -> Delivery:
+        """Send a delivery now, delivered before or not, under the same id."""
+        return Delivery.of(self._json(calls.resend(delivery_id)))
+
+    def resend_dead(self, **filters: Any) -> int:
+        """Send dead deliveries again: all, or of an ``endpoint_id``, ``job_id``, ``type`` or time. Returns how many."""
+        return int(self._json(calls.resend_dead(filters))["count"])
+
     # -- one request -------------------------------------------------------------------------------------------------
+
+    def _pages(self, limit: int | None, page: Callable[[int, str | None], Call]) -> Iterator[dict[str, Any]]:
+        """What a list has, page after page; ``page`` gives the call for one of a size and a cursor."""
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            body = self._json(page(100 if left is None else min(left, 100), cursor))
+            yield from body["data"]
+            cursor = body.get("next")
+            if left is not None:
+                left -= len(body["data"])
+            if not cursor:
+                return
 
     def _reference(self, name: str, picture: Picture) -> str:
         return calls.reference(picture) or self.upload(picture, name).id

@@ -220,6 +220,113 @@ class Rendered:
     pictures: tuple[bytes, ...] = field(repr=False)  #: encoded files, in the order of ``job.outputs``
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where webhooks are sent."""
+
+    id: str
+    url: str
+    description: str
+    events: tuple[str, ...]
+    enabled: bool
+    one_off: bool  #: made for the ``webhook`` of jobs
+    disabled_reason: str | None  #: ``gone``, ``failing`` or ``asked``
+    failing_since: datetime | None
+    created_at: datetime | None
+    secret: str | None = field(repr=False)  #: only in the answer that made it
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> Endpoint:
+        """The endpoint that an answer describes."""
+        return cls(
+            id=str(raw["id"]),
+            url=str(raw["url"]),
+            description=str(raw.get("description") or ""),
+            events=tuple(raw.get("events") or ()),
+            enabled=bool(raw.get("enabled")),
+            one_off=bool(raw.get("one_off")),
+            disabled_reason=raw.get("disabled_reason"),
+            failing_since=_time(raw.get("failing_since")),
+            created_at=_time(raw.get("created_at")),
+            secret=raw.get("secret"),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class EndpointSecret:
+    """What an endpoint's webhooks are signed with."""
+
+    secret: str = field(repr=False)  #: ``whsec_…``
+    previous: tuple[tuple[str, datetime | None], ...] = field(repr=False)  #: older ones, and until when they sign
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> EndpointSecret:
+        """The secrets that an answer tells."""
+        previous = tuple((str(one["secret"]), _time(one.get("expires_at"))) for one in raw.get("previous") or ())
+        return cls(str(raw["secret"]), previous, dict(raw))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One request of a delivery and what came back."""
+
+    number: int
+    at: datetime | None
+    status: int | None
+    seconds: float
+    error: str | None
+    answer: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One event on its way to one endpoint."""
+
+    id: str  #: the ``webhook-id``
+    endpoint_id: str
+    type: str
+    job_id: str | None
+    state: str  #: ``pending``, ``delivered`` or ``dead``
+    tries: int
+    status: int | None  #: of the last answer
+    error: str | None
+    next_try_at: datetime | None
+    created_at: datetime | None
+    attempts: tuple[Attempt, ...]  #: only of a delivery that was asked for by its id
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> Delivery:
+        """The delivery that an answer describes."""
+        return cls(
+            id=str(raw["id"]),
+            endpoint_id=str(raw["endpoint_id"]),
+            type=str(raw["type"]),
+            job_id=raw.get("job_id"),
+            state=str(raw["state"]),
+            tries=int(raw.get("tries") or 0),
+            status=raw.get("status"),
+            error=raw.get("error"),
+            next_try_at=_time(raw.get("next_try_at")),
+            created_at=_time(raw.get("created_at")),
+            attempts=tuple(
+                Attempt(
+                    int(one["number"]),
+                    _time(one.get("at")),
+                    one.get("status"),
+                    float(one.get("seconds") or 0),
+                    one.get("error"),
+                    str(one.get("answer") or ""),
+                )
+                for one in raw.get("attempts") or ()
+            ),
+            raw=dict(raw),
+        )
+
+
 def _output(job_id: str, index: int, raw: Json) -> Output:
     return Output(
         job_id=job_id,

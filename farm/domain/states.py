@@ -66,3 +66,10 @@ class EventType(StrEnum):
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"
     CANCELED = "job.canceled"
+    PROGRESS = "job.progress"  #: written only where a webhook endpoint asks for it
+    ENDPOINT_DISABLED = "endpoint.disabled"  #: of no job: a webhook endpoint gets nothing more
+    TEST = "farm.test"  #: of no job: a tenant tries one endpoint
+
+
+#: A job's own history, whether or not anybody is told of it.
+HISTORY: Final = (EventType.STARTED, EventType.REQUEUED, EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)

@@ -61,6 +61,7 @@ class Base(DeclarativeBase):
         bytes: LargeBinary,
         dict[str, Any]: JSONB,
         list[str]: ARRAY(Text),
+        list[datetime]: ARRAY(DateTime(timezone=True)),
     }
 
 
@@ -220,11 +221,11 @@ class OutputRow(Base):
 
 
 class EventRow(Base):
-    """What happened to a job, written with the state it reports: the outbox of webhooks and the history of attempts."""
+    """What happened, written with the state it reports: the outbox of webhooks and the history of a job's attempts."""
 
     __tablename__ = "event"
     __table_args__ = (
-        UniqueConstraint("job_id", "epoch", "type"),
+        UniqueConstraint("job_id", "epoch", "type", "step"),
         Index(
             "event_one_end",
             "job_id",
@@ -236,9 +237,10 @@ class EventRow(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(TENANT_ID)
-    job_id: Mapped[str] = mapped_column(JOB_ID, ForeignKey("job.id", ondelete="CASCADE"))
+    job_id: Mapped[str | None] = mapped_column(JOB_ID, ForeignKey("job.id", ondelete="CASCADE"))  #: None: of no job
     type: Mapped[str]
     epoch: Mapped[int]
+    step: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: of ``job.progress``, else 0
     data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     fanned_out: Mapped[bool] = mapped_column(server_default=text("false"))  #: whether its deliveries exist
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -285,6 +287,8 @@ class EndpointRow(Base):
         Index("endpoint_one_off", "tenant_id", "url", unique=True, postgresql_where=text("one_off")),
         # the deliverers' walk: endpoints, not deliveries, so that one endpoint's backlog is one row here
         Index("endpoint_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        # asked at every report of progress, and nearly always empty
+        Index("endpoint_progress", "tenant_id", postgresql_where=text("'job.progress' = ANY (events)")),
     )
 
     id: Mapped[str] = mapped_column(PublicId(ids.ENDPOINT), primary_key=True)
@@ -292,7 +296,10 @@ class EndpointRow(Base):
     url: Mapped[str]
     description: Mapped[str] = mapped_column(server_default=text("''"))
     events: Mapped[list[str]]  #: event types it wants
-    secrets: Mapped[list[str]]  #: ``whsec_…``; more than one while they are rotated
+    secrets: Mapped[list[str]]  #: ``whsec_…``, the newest first; more than one while they are rotated
+    secrets_until: Mapped[list[datetime]] = mapped_column(
+        server_default=text("'{}'")
+    )  #: when each but the newest stops to sign, in the same order
     one_off: Mapped[bool] = mapped_column(server_default=text("false"))
     sequence: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: of the last delivery made for it
     due_at: Mapped[datetime | None]  #: never later than its first pending delivery, but for a pause; None: none waits
@@ -300,6 +307,7 @@ class EndpointRow(Base):
     failures: Mapped[int] = mapped_column(server_default=text("0"))  #: tries that failed in a row
     failing_since: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]  #: ``gone``, ``failing`` or ``asked``
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -310,6 +318,7 @@ class DeliveryRow(Base):
     __table_args__ = (
         UniqueConstraint("endpoint_id", "event_id"),
         Index("delivery_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("delivery_dead", "endpoint_id", "event_id", postgresql_where=text("state = 'dead'")),
     )
 
     id: Mapped[str] = mapped_column(
@@ -320,6 +329,9 @@ class DeliveryRow(Base):
     state: Mapped[str]  #: ``pending``, ``delivered``, ``dead``
     sequence: Mapped[int] = mapped_column(BigInteger)
     tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: begun, counted when it is claimed
+    tries_before: Mapped[int] = mapped_column(
+        SmallInteger, server_default=text("0")
+    )  #: those before it was last sent again: the schedule began anew after them
     next_at: Mapped[datetime] = mapped_column(
         server_default=NOW
     )  #: of the next try; while one is made, its lease's end

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.settings import Settings
+from farm.store.deliveries import Deliveries
 from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.jobs import Jobs
@@ -72,8 +73,13 @@ class Unit:
 
     @cached_property
     def webhooks(self) -> Webhooks:
-        """Endpoints, deliveries and their attempts."""
+        """Endpoints, and what the deliverers do."""
         return Webhooks(self.session)
+
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        """What was sent to endpoints, and sending it again."""
+        return Deliveries(self.session)
 
 
 class Store:

@@ -1,4 +1,4 @@
-"""Endpoints, deliveries and their attempts.
+"""Endpoints, and deliveries on their way to them.
 
 The deliverers walk *endpoints* by the time they are due and take a few deliveries of each, so a million deliveries
 that wait for one dead endpoint are one row on everybody's way. ``endpoint.due_at`` is therefore never later than the
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from operator import itemgetter
 from typing import Any, Final
@@ -26,6 +26,7 @@ from sqlalchemy import (
     case,
     cast,
     column,
+    delete,
     func,
     insert,
     null,
@@ -41,12 +42,17 @@ from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.domain.states import EventType
-from farm.errors import NotFound
+from farm.errors import Conflict, NotFound
+from farm.store import cursor as cursors
+from farm.store.events import EVENT_CHANNEL, Events
 from farm.store.tables import Base, DeliveryAttemptRow, DeliveryRow, EndpointRow, EventRow, JobRow, PublicId
 from farm.store.workers import seconds
 
-#: What can be subscribed to; the other rows of the event table are a job's inner history.
+#: What an endpoint gets that asks for nothing else, and all that a job's own ``webhook`` URL gets.
 WEBHOOK_EVENTS: Final = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)
+#: What can be subscribed to.
+SUBSCRIBABLE: Final = (EventType.STARTED, EventType.PROGRESS, *WEBHOOK_EVENTS, EventType.ENDPOINT_DISABLED)
+MAX_SECRETS: Final = 4  #: of one endpoint that sign at the same time
 LOST: Final = "lost"  #: error class of a try whose deliverer died before it could note how it went
 
 _ENDPOINT_ID: Final = PublicId(ids.ENDPOINT)
@@ -62,6 +68,22 @@ class DeliveryState(StrEnum):
     DEAD = "dead"  #: given up after the last try of the schedule
 
 
+class Disabled(StrEnum):
+    """Why an endpoint gets nothing more."""
+
+    GONE = "gone"  #: it answered 410
+    FAILING = "failing"  #: it failed for days
+    ASKED = "asked"  #: its tenant wanted so
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What signs an endpoint's webhooks."""
+
+    text: str  #: ``whsec_…``
+    expires_at: datetime | None  #: None: the current one
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a tenant wants events sent."""
@@ -71,40 +93,20 @@ class Endpoint:
     url: str
     description: str
     events: frozenset[EventType]
-    secrets: tuple[str, ...]  #: ``whsec_…``, newest first
+    signing: tuple[Secret, ...]  #: those that sign now, newest first
     one_off: bool  #: made for the ``webhook`` URL of a job
     sequence: int  #: of the last delivery made for it
     paused_until: datetime | None
     failures: int  #: tries that failed in a row
     failing_since: datetime | None
     disabled_at: datetime | None
+    disabled_reason: Disabled | None
     created_at: datetime
 
-
-@dataclass(frozen=True)
-class Delivery:
-    """One event on its way to one endpoint."""
-
-    id: str  #: the ``webhook-id``
-    endpoint_id: str
-    event_id: int
-    state: DeliveryState
-    sequence: int
-    tries: int
-    next_at: datetime
-    created_at: datetime
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One POST and what came back."""
-
-    number: int  #: 1-based
-    at: datetime
-    status: int | None
-    seconds: float
-    error: str | None
-    answer: str
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The texts of the secrets that sign now, newest first."""
+        return tuple(secret.text for secret in self.signing)
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,12 @@ class Claimed:
     url: str
     secrets: tuple[str, ...]
     type: EventType
-    job_id: str
+    job_id: str | None
+    data: dict[str, Any]  #: what the event's row says
     occurred_at: datetime
     sequence: int
     number: int  #: of the try about to be made, 1-based
+    turn: int  #: the same, counted from when it was last sent again: the schedule goes by it
     probe: bool  #: the one try that a failing endpoint is given
 
 
@@ -160,7 +164,7 @@ class Verdict:
 
 
 class Webhooks:
-    """All endpoints, deliveries and attempts."""
+    """All endpoints, and the deliverers' side of deliveries; `farm.store.deliveries` has the reader's."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -186,89 +190,172 @@ class Webhooks:
         )
         self._session.add(row)
         self._session.flush()
-        return _endpoint(row)
+        return _endpoint(row, row.created_at)
 
     def endpoint(self, tenant_id: str, endpoint_id: str) -> Endpoint:
         """The tenant's endpoint of that id; `NotFound`."""
-        row = None
+        return _endpoint(*self._row(tenant_id, endpoint_id))
+
+    def _row(self, tenant_id: str, endpoint_id: str, *, lock: bool = False) -> tuple[EndpointRow, datetime]:
+        """The row, and the database's time. `NotFound`."""
+        found = None
         if ids.is_id(ids.ENDPOINT, endpoint_id):
-            row = self._session.scalar(
-                select(EndpointRow)
+            statement = (
+                select(EndpointRow, func.now())
                 .where(EndpointRow.id == endpoint_id, EndpointRow.tenant_id == tenant_id)
                 .execution_options(populate_existing=True)
             )
-        if row is None:
+            found = self._session.execute(statement.with_for_update() if lock else statement).one_or_none()
+        if found is None:
             raise NotFound("endpoint", endpoint_id)
-        return _endpoint(row)
+        row, now = found
+        return row, now
 
     def endpoints(self, tenant_id: str) -> list[Endpoint]:
         """The tenant's endpoints, oldest first."""
-        rows = self._session.scalars(
-            select(EndpointRow)
+        rows = self._session.execute(
+            select(EndpointRow, func.now())
             .where(EndpointRow.tenant_id == tenant_id)
             .order_by(EndpointRow.id)
             .execution_options(populate_existing=True)
         )
-        return [_endpoint(row) for row in rows]
+        return [_endpoint(row, now) for row, now in rows]
+
+    def endpoint_page(
+        self, tenant_id: str, cursor: str | None, limit: int, *, one_off: bool | None = None
+    ) -> tuple[list[Endpoint], str | None]:
+        """A page of the tenant's endpoints, newest first, and the cursor of the next one. `BadInput` for a cursor."""
+        statement = (
+            select(EndpointRow, func.now())
+            .where(EndpointRow.tenant_id == tenant_id)
+            .order_by(EndpointRow.id.desc())
+            .limit(limit + 1)
+            .execution_options(populate_existing=True)
+        )
+        if one_off is not None:
+            statement = statement.where(EndpointRow.one_off.is_(one_off))
+        if cursor is not None:
+            place = ids.from_uuid(ids.ENDPOINT, UUID(bytes=cursors.decode(cursor, 16)))
+            statement = statement.where(EndpointRow.id < place)
+        found = [_endpoint(row, now) for row, now in self._session.execute(statement)]
+        following = None
+        if len(found) > limit:
+            following = cursors.encode(ids.to_uuid(ids.ENDPOINT, found[limit - 1].id).bytes)
+        return found[:limit], following
+
+    def edit(
+        self,
+        tenant_id: str,
+        endpoint_id: str,
+        *,
+        url: str | None = None,
+        description: str | None = None,
+        events: Collection[EventType] | None = None,
+    ) -> Endpoint:
+        """Change what is given; the caller has checked the URL.
+
+        Raises `NotFound`, or `Conflict` for the URL or the events of an endpoint that belongs to a job's ``webhook``.
+        """
+        row, now = self._row(tenant_id, endpoint_id, lock=True)
+        if row.one_off and (url is not None or events is not None):
+            raise Conflict("the URL and the events of this endpoint follow from the `webhook` of jobs")
+        if url is not None:
+            row.url = url
+        if description is not None:
+            row.description = description
+        if events is not None:
+            row.events = sorted(kind.value for kind in events)
+        self._session.flush()
+        return _endpoint(row, now)
+
+    def rotate(self, tenant_id: str, endpoint_id: str, secret: str, overlap_seconds: float) -> Endpoint:
+        """Sign with a new secret, and for ``overlap_seconds`` with the old ones too.
+
+        Raises `NotFound`, or `Conflict` when too many secrets sign already.
+        """
+        row, now = self._row(tenant_id, endpoint_id, lock=True)
+        end = now + timedelta(seconds=overlap_seconds)
+        old = _signing(row.secrets, row.secrets_until, now) if overlap_seconds > 0 else ()
+        if len(old) >= MAX_SECRETS:
+            raise Conflict(f"{MAX_SECRETS} secrets of this endpoint sign already: wait for one to end, or end them now")
+        row.secrets = [secret, *(one.text for one in old)]
+        row.secrets_until = [end if one.expires_at is None else min(one.expires_at, end) for one in old]
+        self._session.flush()
+        return _endpoint(row, now)
 
     def disable(self, tenant_id: str, endpoint_id: str) -> Endpoint:
         """Send it nothing more; what waits for it stays until it is enabled again. `NotFound`."""
-        self._change(
-            tenant_id, endpoint_id, {"disabled_at": func.coalesce(EndpointRow.disabled_at, func.now()), "due_at": None}
-        )
-        return self.endpoint(tenant_id, endpoint_id)
+        row, now = self._row(tenant_id, endpoint_id, lock=True)
+        if row.disabled_at is None:
+            row.disabled_at, row.disabled_reason, row.due_at = now, Disabled.ASKED.value, None
+            self._session.flush()
+        return _endpoint(row, now)
 
     def enable(self, tenant_id: str, endpoint_id: str) -> Endpoint:
-        """Send again, from now on and what waited. `NotFound`."""
-        self._change(
-            tenant_id,
-            endpoint_id,
-            {"disabled_at": None, "failing_since": None, "failures": 0, "paused_until": None, "due_at": func.now()},
-        )
-        return self.endpoint(tenant_id, endpoint_id)
+        """Send again, from now on and what waited. One that is enabled stays as it is. `NotFound`."""
+        row, now = self._row(tenant_id, endpoint_id, lock=True)
+        if row.disabled_at is not None:
+            row.disabled_at = row.disabled_reason = row.failing_since = row.paused_until = None
+            row.failures = 0
+            row.due_at = now
+            self._session.flush()
+            Events(self._session).notify(EVENT_CHANNEL)
+        return _endpoint(row, now)
 
-    def _change(self, tenant_id: str, endpoint_id: str, values: dict[str, Any]) -> None:
-        self.endpoint(tenant_id, endpoint_id)
-        self._session.execute(
-            update(EndpointRow)
-            .where(EndpointRow.id == endpoint_id)
-            .values(values)
+    def clear(self, tenant_id: str, endpoint_id: str, limit: int) -> int:
+        """Delete up to ``limit`` deliveries of an endpoint, with their attempts; returns how many. `NotFound`."""
+        self._row(tenant_id, endpoint_id, lock=True)
+        some = select(DeliveryRow.id).where(DeliveryRow.endpoint_id == endpoint_id).limit(limit)
+        gone = self._session.execute(
+            delete(DeliveryRow)
+            .where(DeliveryRow.id.in_(some))
+            .returning(DeliveryRow.id)
             .execution_options(synchronize_session=False)
         )
+        return len(gone.all())
 
-    # -- what was sent ------------------------------------------------------------------------------------------------
-
-    def deliveries(self, endpoint_id: str, limit: int = 100) -> list[Delivery]:
-        """The endpoint's deliveries, newest first."""
-        rows = self._session.scalars(
-            select(DeliveryRow)
-            .where(DeliveryRow.endpoint_id == endpoint_id)
-            .order_by(DeliveryRow.event_id.desc())
-            .limit(limit)
-            .execution_options(populate_existing=True)
+    def remove(self, tenant_id: str, endpoint_id: str) -> None:
+        """Delete an endpoint and what was sent to it; `clear` it before. `NotFound`."""
+        self._row(tenant_id, endpoint_id, lock=True)
+        self._session.execute(
+            delete(EndpointRow).where(EndpointRow.id == endpoint_id).execution_options(synchronize_session=False)
         )
-        return [
-            Delivery(
-                row.id,
-                row.endpoint_id,
-                row.event_id,
-                DeliveryState(row.state),
-                row.sequence,
-                row.tries,
-                row.next_at,
-                row.created_at,
+
+    def send_test(self, tenant_id: str, endpoint_id: str) -> str:
+        """Make a ``farm.test`` event for one endpoint alone; returns the delivery's id.
+
+        Raises `NotFound`, or `Conflict` when the endpoint is disabled.
+        """
+        row, _ = self._row(tenant_id, endpoint_id, lock=True)
+        if row.disabled_at is not None:
+            raise Conflict("the endpoint is disabled: enable it first")
+        event_id = self._session.execute(
+            insert(EventRow)
+            .values(
+                tenant_id=tenant_id,
+                type=EventType.TEST.value,
+                epoch=0,
+                data={"endpoint": {"id": endpoint_id, "url": row.url, "description": row.description}},
+                fanned_out=True,  # here, to one endpoint
             )
-            for row in rows
-        ]
+            .returning(EventRow.id)
+        ).scalar_one()
+        (delivery_id,) = self._insert_deliveries([(endpoint_id, event_id)])
+        self.hurry([endpoint_id])
+        return delivery_id
 
-    def attempts(self, delivery_id: str) -> list[Attempt]:
-        """What was tried for a delivery, in order."""
-        rows = self._session.scalars(
-            select(DeliveryAttemptRow)
-            .where(DeliveryAttemptRow.delivery_id == delivery_id)
-            .order_by(DeliveryAttemptRow.number)
+    def hurry(self, endpoint_ids: Collection[str]) -> None:
+        """Let the deliverers look at these endpoints now, also where they pause: somebody waits for it.
+
+        One that failed many times in a row still gets a single try.
+        """
+        self._session.execute(
+            update(EndpointRow)
+            .where(EndpointRow.id.in_(endpoint_ids), EndpointRow.disabled_at.is_(None))
+            .values(paused_until=null(), due_at=func.now())
+            .execution_options(synchronize_session=False)
         )
-        return [Attempt(row.number, row.at, row.status, row.seconds, row.error, row.answer) for row in rows]
+        Events(self._session).notify(EVENT_CHANNEL)
 
     # -- from events to deliveries ------------------------------------------------------------------------------------
 
@@ -287,9 +374,10 @@ class Webhooks:
         ).all()
         if not events:
             return 0
-        wanted = [event for event in events if event.type in WEBHOOK_EVENTS]
+        wanted = [event for event in events if event.type in SUBSCRIBABLE]
         if wanted:
-            one_off = self._one_off_endpoints({event.job_id for event in wanted}, new_secret)
+            over = {event.job_id for event in wanted if event.type in WEBHOOK_EVENTS}
+            one_off = self._one_off_endpoints(over, new_secret)
             subscribed: dict[str, list[tuple[str, list[str]]]] = {}
             for row in self._session.execute(
                 select(EndpointRow.id, EndpointRow.tenant_id, EndpointRow.events).where(
@@ -302,7 +390,7 @@ class Webhooks:
             pairs: list[tuple[str, int]] = []
             for event in wanted:
                 pairs += [(one, event.id) for one, kinds in subscribed.get(event.tenant_id, ()) if event.type in kinds]
-                if event.job_id in one_off:
+                if event.type in WEBHOOK_EVENTS and event.job_id in one_off:
                     pairs.append((one_off[event.job_id], event.id))
             self._insert_deliveries(pairs)
         self._session.execute(
@@ -359,10 +447,10 @@ class Webhooks:
             if (row.tenant_id, row.url) in targets:
                 targets[row.tenant_id, row.url] = row.id
 
-    def _insert_deliveries(self, pairs: Sequence[tuple[str, int]]) -> None:
+    def _insert_deliveries(self, pairs: Sequence[tuple[str, int]]) -> list[str]:
         """One delivery for each (endpoint, event), numbered within its endpoint; disabled endpoints get none."""
         if not pairs:
-            return
+            return []
         locked = self._session.execute(
             select(EndpointRow.id, EndpointRow.sequence)
             .where(EndpointRow.id.in_({endpoint_id for endpoint_id, _ in pairs}), EndpointRow.disabled_at.is_(None))
@@ -386,7 +474,7 @@ class Webhooks:
                 }
             )
         if not rows:
-            return
+            return []
         self._session.execute(insert(DeliveryRow), rows)
         grown = [(ids.to_uuid(ids.ENDPOINT, one), last[one] - before[one]) for one in last]
         added = (
@@ -404,6 +492,7 @@ class Webhooks:
             )
             .execution_options(synchronize_session=False)
         )
+        return [row["id"] for row in rows]
 
     # -- claiming -----------------------------------------------------------------------------------------------------
 
@@ -529,11 +618,15 @@ class Webhooks:
                 DeliveryRow.endpoint_id,
                 DeliveryRow.sequence,
                 DeliveryRow.tries,
+                DeliveryRow.tries_before,
                 EndpointRow.url,
                 EndpointRow.secrets,
+                EndpointRow.secrets_until,
                 EventRow.type,
                 EventRow.job_id,
+                EventRow.data,
                 EventRow.created_at,
+                func.now().label("now"),
             )
             .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
             .join(EventRow, EventRow.id == DeliveryRow.event_id)
@@ -545,12 +638,14 @@ class Webhooks:
                 id=row.id,
                 endpoint_id=row.endpoint_id,
                 url=row.url,
-                secrets=tuple(row.secrets),
+                secrets=tuple(one.text for one in _signing(row.secrets, row.secrets_until, row.now)),
                 type=EventType(row.type),
                 job_id=row.job_id,
+                data=row.data,
                 occurred_at=row.created_at,
                 sequence=row.sequence,
                 number=row.tries,
+                turn=row.tries - row.tries_before,
                 probe=row.endpoint_id in probed,
             )
             for row in rows
@@ -635,6 +730,17 @@ class Webhooks:
                 )
                 .execution_options(synchronize_session=False)
             )
+        # An endpoint may have been deleted meanwhile, with its deliveries.
+        there = set(
+            self._session.scalars(
+                select(DeliveryRow.id)
+                .where(DeliveryRow.id.in_([one.delivery_id for one in outcomes]))
+                .with_for_update(read=True, key_share=True)
+            )
+        )
+        noted = [one for one in outcomes if one.delivery_id in there]
+        if not noted:
+            return verdict
         took: Any = bindparam("took")
         attempt = upsert(_ATTEMPT).values(at=func.now() - seconds(took))
         # One that was taken for lost was only slow to be noted.
@@ -655,7 +761,7 @@ class Webhooks:
                     "error": one.error,
                     "answer": one.answer,
                 }
-                for one in outcomes
+                for one in noted
             ],
         )
         return verdict
@@ -676,6 +782,11 @@ class Webhooks:
             select(
                 EndpointRow.id,
                 EndpointRow.failures,
+                EndpointRow.tenant_id,
+                EndpointRow.url,
+                EndpointRow.description,
+                EndpointRow.failing_since,
+                func.now().label("now"),
                 (EndpointRow.failing_since < func.now() - seconds(give_up_seconds)).label("hopeless"),
             )
             .where(
@@ -692,9 +803,20 @@ class Webhooks:
             blamed = [one for one in tries if not one.delivered and one.blames]
             succeeded = any(one.delivered for one in tries)
             values: dict[str, Any]
-            if any(one.gone for one in tries) or (row.hopeless and blamed and not succeeded):
-                values = {"disabled_at": func.now(), "due_at": null()}
+            gone = any(one.gone for one in tries)
+            if gone or (row.hopeless and blamed and not succeeded):
+                reason = Disabled.GONE if gone else Disabled.FAILING
+                values = {"disabled_at": func.now(), "disabled_reason": reason.value, "due_at": null()}
                 disabled.append(row.id)
+                told = {
+                    "id": row.id,
+                    "url": row.url,
+                    "description": row.description,
+                    "reason": reason.value,
+                    "failing_since": None if row.failing_since is None else row.failing_since.isoformat(),
+                    "disabled_at": row.now.isoformat(),
+                }
+                Events(self._session).record(row.tenant_id, None, 0, EventType.ENDPOINT_DISABLED, {"endpoint": told})
             else:
                 values = self._after(tries, row.failures, probe_after, pause_of)
             self._session.execute(
@@ -739,19 +861,28 @@ class Webhooks:
         }
 
 
-def _endpoint(row: EndpointRow) -> Endpoint:
+def _signing(secrets: Sequence[str], until: Sequence[datetime], now: datetime) -> tuple[Secret, ...]:
+    """The secrets that sign at that time; ``until`` says when all but the first end."""
+    return (
+        Secret(secrets[0], None),
+        *(Secret(text, end) for text, end in zip(secrets[1:], until, strict=True) if end > now),
+    )
+
+
+def _endpoint(row: EndpointRow, now: datetime) -> Endpoint:
     return Endpoint(
         row.id,
         row.tenant_id,
         row.url,
         row.description,
         frozenset(map(EventType, row.events)),
-        tuple(row.secrets),
+        _signing(row.secrets, row.secrets_until, now),
         row.one_off,
         row.sequence,
         row.paused_until,
         row.failures,
         row.failing_since,
         row.disabled_at,
+        None if row.disabled_reason is None else Disabled(row.disabled_reason),
         row.created_at,
     )

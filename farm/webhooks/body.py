@@ -1,18 +1,20 @@
 """The body of a webhook: what happened, to which job, with what outcome.
 
-A body is built anew for each try from the stored rows. A job that is over never changes, so all tries of a delivery say
-the same; only the outputs' URLs are fresh, because a signed URL of the first try would be dead at a later one.
+A body is built anew for each try from the stored rows. A job that is over never changes, and an event on the way there
+keeps what it tells in its own row, so all tries of a delivery say the same; only the outputs' URLs are fresh, because a
+signed URL of the first try would be dead at a later one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from farm.domain.job import Job, Output
-from farm.domain.states import EventType
+from farm.domain.job import Job, Output, Progress
+from farm.domain.states import EventType, JobState
 
 MAX_BYTES: Final = 20_000  #: a body is smaller than this (Standard Webhooks recommends under 20 kB)
 MARKER: Final = "… [shortened]"
@@ -27,30 +29,57 @@ def body(
     job: Job,
     presign: Callable[[str], str],
     expires_at: datetime,
+    told: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The JSON of one event, in UTF-8 and in fewer than `MAX_BYTES` bytes.
+    """The JSON of one event of a job, in UTF-8 and in fewer than `MAX_BYTES` bytes.
 
     Where it would be larger, ``truncated`` is true: prompts and metadata are shortened and end in `MARKER`, then
     metadata and at last URLs are left out. The job's own page in the API has everything. ``presign`` gives the URL of
-    an object's key, which works until about ``expires_at``.
+    an object's key, which works until about ``expires_at``. ``told`` is what the event's row says; for an event on the
+    job's way it decides what is shown, whatever became of the job since.
     """
+    if kind in (EventType.STARTED, EventType.PROGRESS):
+        job = _on_its_way(job, told or {})
     urls = [presign(output.key) for output in job.outputs]
     shrunk: list[tuple[int | None, bool, bool]] = [(limit, True, True) for limit in _LIMITS]
     shrunk += [(20, False, True), (20, False, False)]
     for step, (limit, metadata, with_urls) in enumerate(shrunk):
         data = _job(job, urls if with_urls else [None] * len(urls), expires_at, limit, metadata)
-        event: dict[str, Any] = {
-            "type": kind.value,
-            "timestamp": stamp(occurred_at),
-            "data": data,
-            "sequence": sequence,
-        }
-        if step:
-            event["truncated"] = True
-        encoded = json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        encoded = _encoded(kind, occurred_at, sequence, data, truncated=step > 0)
         if len(encoded) < MAX_BYTES:
             return encoded
     raise AssertionError("a body without texts and URLs is always small enough")
+
+
+def plain(kind: EventType, occurred_at: datetime, sequence: int, told: Mapping[str, Any]) -> bytes:
+    """The JSON of one event of no job: what its row says, which is small."""
+    return _encoded(kind, occurred_at, sequence, dict(told), truncated=False)
+
+
+def _encoded(kind: EventType, occurred_at: datetime, sequence: int, data: dict[str, Any], *, truncated: bool) -> bytes:
+    event: dict[str, Any] = {
+        "type": kind.value,
+        "timestamp": stamp(occurred_at),
+        "data": data,
+        "sequence": sequence,
+    }
+    if truncated:
+        event["truncated"] = True
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _on_its_way(job: Job, told: Mapping[str, Any]) -> Job:
+    """The job as it was when the event happened."""
+    return replace(
+        job,
+        state=JobState.RUNNING,
+        outputs=(),
+        error=None,
+        attempts=told.get("attempt", job.attempts),
+        worker=told.get("worker", job.worker),
+        progress=Progress(told["step"], told["steps"]) if "step" in told else None,
+        finished_at=None,
+    )
 
 
 def _job(
@@ -61,7 +90,10 @@ def _job(
         parameters[name] = _shortened(parameters[name], limit)
     for name in ("task", "model"):  # they stand beside
         parameters.pop(name, None)
-    return {
+    on_its_way: dict[str, Any] = {}
+    if not job.state.terminal and job.progress is not None:
+        on_its_way["progress"] = {"step": job.progress.step, "steps": job.progress.steps}
+    return on_its_way | {
         "id": job.id,
         "state": job.state.value,
         "task": job.spec.task.value,

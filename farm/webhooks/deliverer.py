@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ from farm.store.unit import Store, Unit
 from farm.store.webhooks import Claim, Claimed, Outcome
 from farm.webhooks import attempt, guard, signature
 from farm.webhooks.attempt import Answer, Failure
-from farm.webhooks.body import body
+from farm.webhooks.body import body, plain
 from farm.webhooks.schedule import Schedule
 
 log = structlog.stdlib.get_logger()
@@ -176,15 +176,18 @@ class Deliverer:
             return claim, []
         # Apart from the claim: one job that cannot be read must not undo the others' claims for ever.
         with self._store.begin() as unit:
-            jobs = _jobs(unit, {one.job_id for one in claim.claimed})
-        return claim, [self._body(one, jobs.get(one.job_id)) for one in claim.claimed]
+            jobs = _jobs(unit, {one.job_id for one in claim.claimed if one.job_id is not None})
+        return claim, [self._body(one, jobs) for one in claim.claimed]
 
-    def _body(self, one: Claimed, job: Job | None) -> bytes | None:
+    def _body(self, one: Claimed, jobs: Mapping[str, Job]) -> bytes | None:
+        if one.job_id is None:
+            return plain(one.type, one.occurred_at, one.sequence, one.data)
+        job = jobs.get(one.job_id)
         if job is None:
             return None
         expires_at = datetime.now(UTC) + timedelta(seconds=self._settings.presign_seconds)
         try:
-            return body(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at)
+            return body(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at, one.data)
         except FarmError:
             log.exception("no body", action="webhook_body_failed", delivery=one.id, job=one.job_id)
             return None
@@ -271,7 +274,7 @@ class Deliverer:
         if answer.error is Failure.INTERRUPTED:
             retry_in = 0.0
         elif answer.error is not None:
-            retry_in = self._schedule.after(one.number, answer.retry_after)
+            retry_in = self._schedule.after(one.turn, answer.retry_after)
         return Outcome(
             delivery_id=one.id,
             endpoint_id=one.endpoint_id,

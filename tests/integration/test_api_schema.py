@@ -20,8 +20,9 @@ EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "12"))
 SEED = int(os.environ.get("SCHEMA_SEED", "1"))
 
 # What a JSON Schema cannot say: that a named picture, job or model exists, that it has the mask's size, that the model
-# renders the size and leaves a step to take, and that bytes are a picture. Such requests are valid by the schema and
-# still answered with 422 (or 415, where a form is asked for with a part that is no file).
+# renders the size and leaves a step to take, that bytes are a picture, that a URL leads to a public host, and that a
+# cursor came from us. Such requests are valid by the schema and still answered with 422 (or 415, where a form is asked
+# for with a part that is no file).
 CONFIG = """
 [generation]
 database = "none"
@@ -33,6 +34,22 @@ checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422]
 [[operations]]
 include-name = "POST /v1/files"
 checks.positive_data_acceptance.expected-statuses = ["2XX", 415, 422]
+
+[[operations]]
+include-name = "POST /v1/webhooks/endpoints"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 422]
+
+[[operations]]
+include-name = "PATCH /v1/webhooks/endpoints/{endpoint_id}"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 404, 409, 422]
+
+[[operations]]
+include-name = "GET /v1/webhooks/deliveries"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 422]
+
+[[operations]]
+include-name = "GET /v1/webhooks/endpoints"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 422]
 """
 
 
@@ -68,7 +85,7 @@ def test_no_generated_request_breaks_the_contract(farm_env: dict[str, str], tmp_
                 ],
                 capture_output=True,
                 text=True,
-                timeout=60 + EXAMPLES * 20,
+                timeout=240 + EXAMPLES * 60,
                 cwd=tmp_path,
                 env={"PATH": os.environ["PATH"], "NO_COLOR": "1", "COLUMNS": "140"},
             )

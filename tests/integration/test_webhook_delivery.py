@@ -22,8 +22,9 @@ from farm import __version__, lifecycle
 from farm.domain.job import HandOver, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, JobState
 from farm.settings import Settings
+from farm.store.deliveries import Attempt, Delivery
 from farm.store.unit import Store
-from farm.store.webhooks import Attempt, Delivery, DeliveryState, Endpoint
+from farm.store.webhooks import DeliveryState, Endpoint
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer, Limits
 from farm.webhooks.schedule import Schedule
@@ -106,13 +107,13 @@ Make = Callable[..., Endpoint]
 
 def only_delivery(store: Store, endpoint_id: str) -> Delivery:
     with store.begin() as unit:
-        (one,) = unit.webhooks.deliveries(endpoint_id)
+        (one,) = unit.deliveries.of_endpoint(endpoint_id)
         return one
 
 
 def attempts(store: Store, delivery_id: str) -> list[Attempt]:
     with store.begin() as unit:
-        return unit.webhooks.attempts(delivery_id)
+        return unit.deliveries.attempts(delivery_id)
 
 
 def ended(store: Store, endpoint_id: str) -> Delivery:
@@ -120,7 +121,7 @@ def ended(store: Store, endpoint_id: str) -> Delivery:
 
     def over() -> Delivery | None:
         with store.begin() as unit:
-            found = unit.webhooks.deliveries(endpoint_id)
+            found = unit.deliveries.of_endpoint(endpoint_id)
         return found[0] if found and found[0].state is not DeliveryState.PENDING else None
 
     one = wait_until(over, 15)

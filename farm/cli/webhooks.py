@@ -1,0 +1,383 @@
+"""``farm webhooks``: where events are sent, what was sent, and a receiver to develop a handler with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.jobs import age
+
+if TYPE_CHECKING:
+    from farm.client import Delivery, Endpoint
+
+webhooks = typer.Typer(help="Manage webhooks, or listen to them here.")
+
+_COLOURS = {"delivered": "green", "dead": "red", "pending": "cyan"}
+
+EndpointId = Annotated[str, typer.Argument(metavar="ID", help="The endpoint's id, as in `farm webhooks`.")]
+DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="The delivery's id, which is its webhook-id.")]
+
+
+class EventName(StrEnum):
+    """The types of event, as an option."""
+
+    STARTED = "job.started"
+    PROGRESS = "job.progress"
+    SUCCEEDED = "job.succeeded"
+    FAILED = "job.failed"
+    CANCELED = "job.canceled"
+    ENDPOINT_DISABLED = "endpoint.disabled"
+
+
+class DeliveryStateName(StrEnum):
+    """The states of a delivery, as an option."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+Events = Annotated[
+    list[EventName] | None,
+    typer.Option("--event", help="A type of event; may be repeated. Default: the ends of jobs.", show_default=False),
+]
+
+
+@webhooks.callback(invoke_without_command=True)
+def _default(
+    context: typer.Context,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Manage webhooks, or listen to them here. Without a command, list the endpoints."""
+    if context.invoked_subcommand is None:
+        ls(as_json=as_json, url=url, api_key=api_key, data_dir=data_dir)
+
+
+# -- endpoints ---------------------------------------------------------------------------------------------------------
+
+
+@webhooks.command()
+def ls(
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """List the endpoints, newest first."""
+    with connect(url, api_key, data_dir) as farm:
+        found = list(farm.endpoints(limit=limit))
+    if as_json:
+        print_json([one.raw for one in found])
+        return
+    if not found:
+        print("no endpoints: add one with `farm webhooks add URL`", file=sys.stderr)
+        return
+    rows = [
+        (one.id, _health(one), one.url, ", ".join(one.events), one.description or ("a job's own" * one.one_off))
+        for one in found
+    ]
+    _table(("id", "state", "url", "events", "description"), rows, "url")
+
+
+@webhooks.command()
+def add(
+    target: Annotated[str, typer.Argument(metavar="URL", help="Where events are POSTed to.")],
+    event: Events = None,
+    description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Have events sent to a URL. The secret that signs them is printed."""
+    with connect(url, api_key, data_dir) as farm:
+        made = farm.add_endpoint(target, events=[one.value for one in event or ()], description=description)
+    if as_json:
+        print_json(made.raw)
+        return
+    print(f"{made.id} gets {', '.join(made.events)}; this secret signs them:", file=sys.stderr)
+    print(made.secret)
+
+
+@webhooks.command()
+def show(
+    endpoint_id: EndpointId,
+    secret: Annotated[bool, typer.Option("--secret", help="Its secrets too.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Show an endpoint and how it fares."""
+    with connect(url, api_key, data_dir) as farm:
+        one = farm.endpoint(endpoint_id)
+        secrets = farm.endpoint_secret(endpoint_id) if secret else None
+    shown = one.raw | ({} if secrets is None else secrets.raw)
+    if as_json:
+        print_json(shown)
+        return
+    if secrets is not None:
+        shown["previous"] = "\n".join(f"{text} until {end}" for text, end in secrets.previous)
+    _grid(shown | {"events": ", ".join(one.events)})
+
+
+@webhooks.command()
+def edit(
+    endpoint_id: EndpointId,
+    target: Annotated[str | None, typer.Option("--to", help="A new URL to send to.")] = None,
+    event: Events = None,
+    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    enable: Annotated[bool | None, typer.Option("--enable/--disable", help="Send to it again, or no more.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Change an endpoint; what is not given stays."""
+    given: dict[str, Any] = {
+        "url": target,
+        "description": description,
+        "events": [one.value for one in event] if event else None,
+        "enabled": enable,
+    }
+    with connect(url, api_key, data_dir) as farm:
+        now = farm.edit_endpoint(endpoint_id, **{name: value for name, value in given.items() if value is not None})
+    if as_json:
+        print_json(now.raw)
+    else:
+        print(f"{now.id}  {_health(now)}  {now.url}  {', '.join(now.events)}")
+
+
+@webhooks.command()
+def rm(
+    endpoint_id: EndpointId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Delete an endpoint, with the record of what was sent to it."""
+    with connect(url, api_key, data_dir) as farm:
+        gone = farm.remove_endpoint(endpoint_id)
+    if as_json:
+        print_json(gone.raw)
+    else:
+        print(f"{gone.id} is gone")
+
+
+@webhooks.command()
+def rotate(
+    endpoint_id: EndpointId,
+    hours: Annotated[float, typer.Option(min=0, max=168, help="How long the old secret still signs beside it.")] = 24,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Give an endpoint a new secret, and print it."""
+    with connect(url, api_key, data_dir) as farm:
+        now = farm.rotate_secret(endpoint_id, overlap_seconds=round(hours * 3600))
+    if as_json:
+        print_json(now.raw)
+        return
+    print(f"the old secret signs for {hours:g} more hours; the new one:", file=sys.stderr)
+    print(now.secret)
+
+
+@webhooks.command("test")
+def send_test(
+    endpoint_id: EndpointId,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer.")] = 10,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Send a test event and say what the endpoint answered; exit 1 if it was not delivered."""
+    import time
+
+    with connect(url, api_key, data_dir) as farm:
+        sent = farm.delivery(farm.test_endpoint(endpoint_id).id)
+        deadline = time.monotonic() + wait
+        while not sent.attempts and time.monotonic() < deadline:
+            time.sleep(0.1)
+            sent = farm.delivery(sent.id)
+    if as_json:
+        print_json(sent.raw)
+    elif not sent.attempts:
+        print(f"{sent.id} was not tried yet: is a deliverer running? `farm webhooks show-delivery` tells more")
+    else:
+        print(f"{sent.id}  {sent.state}  {_outcome(sent)}  {sent.attempts[0].seconds * 1000:.0f} ms")
+    if sent.state != "delivered":
+        raise typer.Exit(1)
+
+
+# -- deliveries --------------------------------------------------------------------------------------------------------
+
+
+@webhooks.command()
+def deliveries(
+    state: Annotated[DeliveryStateName | None, typer.Option(help="Only this state.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Only to this endpoint.")] = None,
+    job: Annotated[str | None, typer.Option(help="Only about this job.")] = None,
+    event: Annotated[str | None, typer.Option(help="Only this type of event.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """List what was sent or is to be sent, newest event first."""
+    with connect(url, api_key, data_dir) as farm:
+        found = list(
+            farm.deliveries(limit=limit, state=state and state.value, endpoint_id=endpoint, job_id=job, type=event)
+        )
+    if as_json:
+        print_json([one.raw for one in found])
+        return
+    if not found:
+        print("no deliveries", file=sys.stderr)
+        return
+    rows = [
+        (one.id, one.state, one.type, one.job_id or "", str(one.tries), _outcome(one), age(one.created_at))
+        for one in found
+    ]
+    _table(("id", "state", "event", "job", "tries", "answer", "age"), rows)
+
+
+@webhooks.command()
+def show_delivery(
+    delivery_id: DeliveryId,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Show a delivery and everything that was tried for it."""
+    with connect(url, api_key, data_dir) as farm:
+        one = farm.delivery(delivery_id)
+    if as_json:
+        print_json(one.raw)
+        return
+    _grid({name: value for name, value in one.raw.items() if name != "attempts"})
+    if one.attempts:
+        _table(
+            ("try", "at", "answer", "ms", "body"),
+            [
+                (
+                    str(tried.number),
+                    tried.at.isoformat(timespec="milliseconds") if tried.at else "",
+                    str(tried.status or tried.error),
+                    f"{tried.seconds * 1000:.0f}",
+                    " ".join(tried.answer.split())[:200],
+                )
+                for tried in one.attempts
+            ],
+        )
+
+
+@webhooks.command()
+def resend(
+    delivery_id: Annotated[str | None, typer.Argument(metavar="ID", help="The delivery's id.")] = None,
+    all_dead: Annotated[bool, typer.Option("--all-dead", help="All that were given up.")] = False,
+    endpoint: Annotated[str | None, typer.Option(help="With --all-dead: only to this endpoint.")] = None,
+    since: Annotated[str | None, typer.Option(help="With --all-dead: only from this time on (ISO 8601).")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Send a delivery again under the same id, or all that were given up."""
+    from farm.errors import BadInput
+
+    if (delivery_id is None) != all_dead:
+        raise BadInput.of("ID", delivery_id, "give one delivery's id, or --all-dead")
+    with connect(url, api_key, data_dir) as farm:
+        if delivery_id is None:
+            count = farm.resend_dead(endpoint_id=endpoint, created_after=since)
+            if as_json:
+                print_json({"count": count})
+            else:
+                print(f"{count} are sent again")
+            return
+        again = farm.resend(delivery_id)
+    if as_json:
+        print_json(again.raw)
+    else:
+        print(f"{again.id} is sent again to {again.endpoint_id}")
+
+
+# -- a receiver --------------------------------------------------------------------------------------------------------
+
+
+@webhooks.command()
+def listen(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0: any free port.")] = 0,
+    event: Annotated[
+        list[EventName] | None,
+        typer.Option("--event", help="A type of event; may be repeated. Default: all.", show_default=False),
+    ] = None,
+    forward: Annotated[
+        str | None, typer.Option(help="Pass each request on to this URL, and its answer back to the farm.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each event, a line each.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Receive events here and print them, with their signatures checked, until Ctrl-C."""
+    from farm.cli.listening import listen as run
+
+    with connect(url, api_key, data_dir) as farm:
+        run(farm, port, [one.value for one in event or EventName], forward, as_json=as_json)
+
+
+# -- showing -----------------------------------------------------------------------------------------------------------
+
+
+def _health(one: Endpoint) -> str:
+    if not one.enabled:
+        return f"disabled ({one.disabled_reason})" if one.disabled_reason else "disabled"
+    return f"failing for {age(one.failing_since)}" if one.failing_since else "enabled"
+
+
+def _outcome(one: Delivery) -> str:
+    return str(one.status or one.error or "")
+
+
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], wide: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        # ids must stay whole to be copied
+        table.add_column(heading, no_wrap=heading in {"id", "job", "state", "at"}, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+    console = Console(highlight=False)
+    (console if console.is_terminal and wide else Console(highlight=False, width=250)).print(table)
+
+
+def _grid(fields: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in fields.items():
+        if value not in (None, "", [], {}):
+            grid.add_row(name, Text(str(value), style=_COLOURS.get(str(value), "")))
+    Console(highlight=False, soft_wrap=True).print(grid)
