@@ -20,6 +20,7 @@
     │   ├── OutOfMemory
     │   ├── InputLost
     │   ├── InputUnfit
+    │   ├── NotANumber
     │   └── JobCanceled
     └── SetupError          this machine cannot run what was asked; the message says what to do
 
@@ -137,6 +138,13 @@ class InputUnfit(RenderError):
     """An input picture decodes, but the pipeline can make nothing of it."""
 
     code = "input_unfit"
+    retryable = False
+
+
+class NotANumber(RenderError):
+    """The model's arithmetic overflowed, so there is no picture; another attempt would end the same way."""
+
+    code = "not_a_number"
     retryable = False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     card: str | None = None  #: which card this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
+    batching: Literal["auto", "on", "off"] = "auto"  #: several jobs on a card; auto: if a model's mode is throughput
+    batch_rows: int = Field(8, ge=2)  #: of one shared forward, on a card whose memory is not measured
     drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the card may take to finish
     stall_seconds: float = Field(300, gt=0)  #: a card without a denoising step for this long is given up
     load_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download

@@ -1,7 +1,7 @@
 """The engine: the one thread that owns the card. Jobs go in as work and come out as pictures.
 
-It renders one job at a time, first come first served. What goes in and out does not say so, so that batching across
-jobs can take the place of `workers.serial` without a change elsewhere.
+With one slot it renders one job at a time, first come first served (`workers.serial`). With more, the jobs on the card
+share forwards step by step (`workers.shared`); a job for which a person waits needs no free slot.
 
 A dead engine would leave every job waiting for ever, so its death ends the process; the leases bring the jobs back.
 """
@@ -22,6 +22,7 @@ from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.model import Model
+from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec
 from farm.domain.worker import Card
 from farm.errors import JobCanceled, RenderError
@@ -30,6 +31,7 @@ from workers.card import Choice
 
 if TYPE_CHECKING:
     from workers.serial import SerialRenderer
+    from workers.shared import SharedRenderer
 
 log = structlog.stdlib.get_logger()
 
@@ -55,6 +57,7 @@ class RenderWork:
     on_take_up: Callable[[], None]
     on_step: Callable[[int], None]  #: gets the denoising steps done over all outputs, 1 to `total_steps`
     stop: threading.Event  #: set from outside: the work ends at its next denoising step
+    priority: Priority = Priority.NORMAL
     future: Future[Rendered] = field(default_factory=Future)
 
 
@@ -66,15 +69,18 @@ def total_steps(spec: JobSpec) -> int:
 class Engine(threading.Thread):
     """Owns the card from start to end."""
 
-    def __init__(self, choice: Choice, torch_threads: int) -> None:
+    def __init__(self, choice: Choice, torch_threads: int, slots: int = 1, most_rows: int = 8) -> None:
+        """``slots``: jobs on the card at once; ``most_rows``: of one shared forward, where no memory is measured."""
         super().__init__(name="engine", daemon=True)
         self._choice = choice
         self._torch_threads = torch_threads
+        self._slots = slots
+        self._most_rows = most_rows
         self._waiting: deque[RenderWork] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._busy = False
-        self._renderer: SerialRenderer | None = None
+        self._renderer: SerialRenderer | SharedRenderer | None = None
         self.loading = True  #: whether a model, or torch itself, is being loaded
         self.moved_at = time.monotonic()  #: when it last got further: a step, a phase of loading, a change of job
         self.card: Future[Card] = Future()  #: known once torch has looked
@@ -131,17 +137,84 @@ class Engine(threading.Thread):
                 return  # whoever waits for the card says what is wrong and ends the process
             self.card.set_result(card)
             self._move()
-            from workers.serial import SerialRenderer  # noqa: PLC0415 - seconds of imports, after pinning
-
-            renderer = SerialRenderer(card, self._torch_threads, self._move)
-            self._renderer = renderer
-            self._move()
-            self.loading = False
-            while (work := self._next()) is not None:
-                self._do(work, renderer)
+            if self._slots == 1:
+                self._run_serial(card)
+            else:
+                self._run_shared(card)
         except BaseException:
             log.critical("the engine died", action="engine_died", exc_info=True)
             os._exit(EXIT_ENGINE_DIED)
+
+    def _run_serial(self, card: Card) -> None:
+        from workers.serial import SerialRenderer  # noqa: PLC0415 - seconds of imports, after pinning
+
+        renderer = SerialRenderer(card, self._torch_threads, self._move)
+        self._renderer = renderer
+        self._move()
+        self.loading = False
+        while (work := self._next()) is not None:
+            self._do(work, renderer)
+
+    def _run_shared(self, card: Card) -> None:
+        from workers.shared import SharedRenderer  # noqa: PLC0415 - seconds of imports, after pinning
+
+        renderer = SharedRenderer(card, self._torch_threads, self._move, self._most_rows)
+        self._renderer = renderer
+        self._move()
+        self.loading = False
+        while self._wait(renderer):
+            while (work := self._pick(renderer)) is not None:
+                self._admit(work, renderer)
+            for ended, outcome in renderer.advance():
+                self._deliver(ended, outcome)
+
+    def _wait(self, renderer: SharedRenderer) -> bool:
+        """Wait for something to do; False once closed with nothing left on the card."""
+        with self._wake:
+            if not renderer.active:
+                self._busy = False
+                self._wake.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return False
+                self._busy = True
+                self._move()
+            return True
+
+    def _pick(self, renderer: SharedRenderer) -> RenderWork | None:
+        """The waiting job that may begin now: those of a waiting person first, then first come first served."""
+        with self._wake:
+            if not self._waiting or self._closing:
+                return None
+            first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE)
+            full = renderer.active >= self._slots and first.priority is not Priority.INTERACTIVE
+            if full or not renderer.takes(first.model):
+                return None
+            self._waiting.remove(first)
+            return first
+
+    def _admit(self, work: RenderWork, renderer: SharedRenderer) -> None:
+        if work.stop.is_set():
+            work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
+            return
+        work.on_take_up()
+        self.loading = not renderer.active  # or else its model is in memory
+        self._move()
+        try:
+            renderer.admit(work)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for it
+            self._deliver(work, error)
+        finally:
+            self._move()
+            self.loading = False
+
+    def _deliver(self, work: RenderWork, outcome: Rendered | BaseException) -> None:
+        if isinstance(outcome, Rendered):
+            work.future.set_result(outcome)
+            return
+        if not isinstance(outcome, RenderError):
+            log.error("rendering failed", action="render_failed", model=work.model.id, exc_info=outcome)
+        _let_go(outcome)
+        work.future.set_exception(outcome)
 
     def _next(self) -> RenderWork | None:
         with self._wake:
@@ -160,13 +233,10 @@ class Engine(threading.Thread):
         work.on_take_up()
         try:
             rendered = self._render(work, renderer)
-        except Exception as error:
-            if not isinstance(error, RenderError):
-                log.exception("rendering failed", action="render_failed", model=work.model.id)
-            _let_go(error)
-            work.future.set_exception(error)
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for it
+            self._deliver(work, error)
         else:
-            work.future.set_result(rendered)
+            self._deliver(work, rendered)
         finally:
             self._move()
 

@@ -177,7 +177,7 @@ def on_the_card(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> R
         bench.reporter.step(right, done)
 
     right.enter(Stage.WAITING)
-    work = RenderWork(spec, model, inputs, take_up, step, right.stopped)
+    work = RenderWork(spec, model, inputs, take_up, step, right.stopped, right.job.priority)
     future = bench.engine.submit(work)
     # a job that waits for the card leaves at once; one on the card at its next step
     right.on_stop(lambda: bench.engine.withdraw(work))

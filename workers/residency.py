@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -24,8 +25,10 @@ SHARE: Final = {"cuda": 0.7, "mps": 0.5, "cpu": 0.5}
 class Residency:
     """The models of one card. Used by its engine thread alone; `ids` may be read from anywhere."""
 
-    def __init__(self, card: Card) -> None:
+    def __init__(self, card: Card, on_drop: Callable[[str], None] | None = None) -> None:
+        """``on_drop`` gets the id of a model that goes, while it is still there: the last chance to let go of it."""
         self._card = card
+        self._on_drop = on_drop
         self._budget = int(card.memory_bytes * SHARE.get(card.kind, 0.5))
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._sizes: dict[str, int] = {}  # measured when they were last in memory
@@ -62,6 +65,11 @@ class Residency:
         self._note()
         return loaded
 
+    def holds(self, model: Model) -> bool:
+        """Whether `get` would find it in memory."""
+        found = self._models.get(model.id)
+        return found is not None and found.model == model
+
     def drop_others(self, keep: str) -> bool:
         """Free the memory of every model but one; False if there was none."""
         others = [name for name in self._models if name != keep]
@@ -78,6 +86,8 @@ class Residency:
         return sum(one.bytes for one in self._models.values())
 
     def _drop(self, name: str) -> None:
+        if self._on_drop is not None:
+            self._on_drop(name)
         gone = self._models.pop(name)
         log.info("model dropped", action="model_dropped", model=name, bytes=gone.bytes)
         del gone

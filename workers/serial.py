@@ -22,18 +22,28 @@ log = structlog.stdlib.get_logger()
 class SerialRenderer:
     """Renders work on one card. Used by the engine's thread alone."""
 
-    def __init__(self, card: Card, torch_threads: int, move: Callable[[], None]) -> None:
-        """``move`` is called whenever the work gets further."""
+    def __init__(
+        self,
+        card: Card,
+        torch_threads: int,
+        move: Callable[[], None],
+        on_drop: Callable[[str], None] | None = None,
+    ) -> None:
+        """``move`` is called whenever the work gets further; ``on_drop`` see `Residency`."""
         pipelines.quiet()
         pipelines.be_deterministic(torch_threads)
         self._card = card
         self._move = move
-        self._residency = Residency(card)
+        self._residency = Residency(card, on_drop)
 
     @property
     def models(self) -> tuple[str, ...]:
         """The ids of the models in memory; may be read from any thread."""
         return self._residency.ids
+
+    def holds(self, model: Model) -> bool:
+        """Whether a model is in memory."""
+        return self._residency.holds(model)
 
     def load(self, model: Model) -> LoadedModel:
         """Bring a model into memory. Raises `ModelUnavailable` or `OutOfMemory`."""
@@ -52,9 +62,14 @@ class SerialRenderer:
         except Exception as error:
             if not pipelines.is_out_of_memory(error):
                 raise
-            log.warning("out of memory, trying with less", action="out_of_memory", model=work.model.id)
+        return self.render_with_less(loaded, work)
+
+    def render_with_less(self, loaded: LoadedModel, work: RenderWork) -> Rendered:
+        """All pictures of a job that ran out of memory once. Raises `OutOfMemory`, or what the pipeline raises."""
+        log.warning("out of memory, trying with less", action="out_of_memory", model=work.model.id)
         # Tiles change the pixels a little, so the recipe says so.
-        return Rendered(self._with_less_memory(loaded, work), made_with | {"vae": "tiled"})
+        made_with = loaded.made_with(self._card) | {"vae": "tiled"}
+        return Rendered(self._with_less_memory(loaded, work), made_with)
 
     def _pictures(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
         each = steps_run(work.spec)

@@ -38,7 +38,8 @@ from workers.rights import Rights, Stage, Why
 log = structlog.stdlib.get_logger()
 T = TypeVar("T")
 
-SLOTS: Final = 1  #: jobs that the card renders at once
+#: Jobs that a card renders at once when they share forwards, by the card's kind.
+SLOTS: Final = {"cuda": 16, "mps": 8, "cpu": 4}
 LAST_SECONDS: Final = 10.0  #: for stopped jobs to be given back, before the process ends without them
 
 
@@ -54,10 +55,11 @@ class Shift:
         self.host = settings.worker_host or socket.gethostname()
         self.card_name = choice.index
         self.name = f"{self.host}/{choice.index}"  #: the worker's name in the farm
-        self.capacity = SLOTS + settings.look_ahead  #: jobs in this process at once
         self._app = app
         self._boot_id = uuid.uuid4().hex
         self._models: Registry = registry.load(settings.models_file)
+        self._slots = slots(settings.batching, self._models, choice.kind)
+        self.capacity = self._slots + settings.look_ahead  #: jobs in this process at once
         rights = Rights()
         # each job's thread, the heartbeat and the reporter may each hold a connection
         database = Store.connect(settings, pool=self.capacity + 2)
@@ -66,7 +68,7 @@ class Shift:
             settings=settings,
             store=database,
             storage=Storage(settings),
-            engine=Engine(choice, settings.torch_threads),
+            engine=Engine(choice, settings.torch_threads, self._slots, settings.batch_rows),
             reporter=Reporter(database, rights),
             rights=rights,
             model=self._model,
@@ -87,7 +89,7 @@ class Shift:
             boot_id=self._boot_id,
             host=self.host,
             card=card,
-            slots=SLOTS,
+            slots=self._slots,
             look_ahead=self.settings.look_ahead,
             pid=os.getpid(),
             versions=cards.versions(),
@@ -170,6 +172,12 @@ class Shift:
             log.warning("ending in spite of hanging jobs", action="worker_abandons", held=len(rights.all()))
             self.end()
             os._exit(1)
+
+
+def slots(batching: str, models: Registry, kind: str) -> int:
+    """Jobs on a card at once: one, unless sharing forwards makes more of them quicker."""
+    gains = any(model.mode == "throughput" for model in models.models)
+    return SLOTS[kind] if batching == "on" or (batching == "auto" and gains) else 1
 
 
 def patiently(action: Callable[[], T]) -> T:

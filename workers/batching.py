@@ -1,0 +1,612 @@
+"""Step-level continuous batching: stock pipelines that share the forwards of their denoiser and VAE.
+
+Each picture is one call of an unmodified diffusers pipeline in a greenlet of its own, all on one thread. A hooked
+module does not compute when a pipeline calls it: the call parks, and the hub runs the calls that fit together as ONE
+forward, each row at its own timestep, and hands every pipeline its rows. So pictures join at any step and leave when
+they are done, and no pipeline needs code of its own.
+
+    picture 1   encode ─► unet ─ park ┐             ┌─ rows 0:2 ─► scheduler step ─► unet ─ park …
+    picture 2   encode ─► unet ─ park ├─► forward ──┼─ rows 2:4 ─► scheduler step ─► unet ─ park …
+    picture 3   encode ─► unet ─ park ┘             └─ rows 4:5 ─► …
+
+What one picture does stays its own: an exception, a cancel or a NaN ends it alone, and a forward that runs out of
+memory is split. Float kernels may round differently for another number of rows; `Sharing` says what is kept of that.
+
+(Orca, OSDI 2022, schedules language models at the granularity of iterations; this is the same for diffusion.)
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+
+import structlog
+import torch
+from greenlet import getcurrent, greenlet  # type: ignore[import-untyped, unused-ignore]
+from torch.utils.weak import WeakIdKeyDictionary
+
+from farm.errors import NotANumber
+
+log = structlog.stdlib.get_logger()
+
+#: Arguments without a row for each sample: position ids and rotary embeddings, which are the same for one size.
+BATCH_FREE: Final = frozenset({"img_ids", "txt_ids", "image_rotary_emb", "freqs_cis"})
+#: By how much a shared forward may differ from one alone, relative to the largest value: rounding does, a module that
+#: mixes its rows does not.
+TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-6}
+TOLERANCE_HALF: Final = 5e-2
+#: Rows up to which `Sharing.EXACT` looks for equal ones. Fixed, because what it finds decides pixels.
+EXACT_ROWS: Final = 8
+MEMORY_SHARE: Final = 0.8  #: of the card's free memory, for one forward
+MOST_ROWS_ON_CARD: Final = 64  #: more never paid: the card is full long before
+
+Outcome: TypeAlias = Any  #: what a module returns: a tensor, or tensors in tuples, lists and output classes
+
+
+class Sharing(StrEnum):
+    """What is promised of pictures whose forwards are shared."""
+
+    #: Every call is a forward of its own: the bytes of the stock pipeline, whatever the neighbours.
+    ALONE = "alone"
+    #: Forwards have numbers of rows that give equal bits, found by a test; too few are padded. The bytes do not depend
+    #: on the neighbours, but may differ from the stock pipeline's in the last place.
+    EXACT = "exact"
+    #: Rows as they come: within 1/255 of the stock pipeline.
+    THROUGHPUT = "throughput"
+
+
+class Unshareable(Exception):
+    """A call whose state is not all in tensors of one row for each sample."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One pipeline call in its greenlet."""
+
+    urgent: bool  #: a person waits for it
+    result: Any = None
+    error: BaseException | None = None
+    ended: bool = False
+    _greenlet: greenlet | None = None
+    _call: Call | None = None  #: where it is parked
+
+
+@dataclass(eq=False)
+class Form:
+    """What is known of calls that differ in values and rows alone."""
+
+    most: int  #: rows of one forward
+    least: int = 1  #: rows that a forward is padded to
+    shared: bool = True  #: whether they may share at all
+    tested: bool = False  #: whether a shared forward has been compared with ones alone
+    measured: bool = False  #: whether `most` came from the card's memory
+
+
+@dataclass(eq=False)
+class Call:
+    """A parked call of a hooked module."""
+
+    hook: Hook
+    run: Run
+    args: tuple[Any, ...]  #: as the pipeline gave them
+    kwargs: dict[str, Any]
+    arguments: dict[str, Any]  #: the same by name
+    rows: int  #: 0 for a call that cannot share
+    key: Hashable  #: equal for calls that fit into one forward
+    form: Form
+    turn: int  #: when it parked
+
+
+class Hook:
+    """Stands in for one module's ``forward``."""
+
+    def __init__(self, hub: Hub, module: torch.nn.Module, name: str, sharing: Sharing, *, checked: bool) -> None:
+        """``checked``: whether what the module gives must be finite."""
+        self.name = name
+        self.sharing = sharing
+        self.checked = checked
+        self.real: Callable[..., Outcome] = module.forward
+        self.forms: dict[Hashable, Form] = {}
+        self.refused = False  #: whether it was logged that calls do not share
+        self._module = module
+        self._before = module.__dict__.get("forward")
+        self._signature = inspect.signature(self.real)
+        kinds = {parameter.kind for parameter in self._signature.parameters.values()}
+        self._named = not kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        self._first = next(iter(self._signature.parameters), "")
+
+        @functools.wraps(self.real)  # pipelines look at the signature
+        def forward(*args: Any, **kwargs: Any) -> Outcome:
+            return hub.park(self, args, kwargs)
+
+        module.forward = forward
+
+    def remove(self) -> None:
+        """Give the module its own ``forward`` back."""
+        if self._before is None:
+            self._module.__dict__.pop("forward", None)
+        else:
+            self._module.forward = self._before
+
+    def read(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], digests: Digests
+    ) -> tuple[dict[str, Any], int, Hashable, Hashable]:
+        """A call's arguments by name, its rows, its form, and its key. Raises `Unshareable`."""
+        if not self._named:
+            raise Unshareable("its forward takes arguments without names")
+        arguments = dict(self._signature.bind(*args, **kwargs).arguments)
+        sample = arguments.get(self._first)
+        if not isinstance(sample, torch.Tensor) or sample.ndim == 0 or sample.shape[0] == 0:
+            raise Unshareable(f"{self._first} is not a batch of samples")
+        rows = int(sample.shape[0])
+        if _is_one_timestep(arguments.get("timestep"), rows):
+            arguments["timestep"] = _for_each_row(arguments["timestep"], rows, sample.device)
+        form = tuple((name, _form_of(name, value, rows)) for name, value in sorted(arguments.items()))
+        same = tuple((name, digests.of(name, value, rows)) for name, value in sorted(arguments.items()))
+        return arguments, rows, form, (id(self), form, same)
+
+    def alone(self, call: Call) -> Outcome:
+        """The call as the pipeline made it."""
+        return self.real(*call.args, **call.kwargs)
+
+    def together(self, calls: Sequence[Call], pad_to: int = 0) -> list[Outcome]:
+        """Calls of one key as one forward, of at least ``pad_to`` rows; to each its rows."""
+        counts = [call.rows for call in calls]
+        names = calls[0].arguments
+        joined = {name: _joined(name, [call.arguments[name] for call in calls], counts, pad_to) for name in names}
+        out = self.real(**joined)
+        total = max(sum(counts), pad_to)
+        parts, begin = [], 0
+        for count in counts:
+            parts.append(_rows_of(out, begin, begin + count, total))
+            begin += count
+        return parts
+
+
+class Hub:
+    """Runs pipelines in greenlets and their hooked calls in shared forwards. Everything happens on one thread."""
+
+    def __init__(self, most_rows: int, is_out_of_memory: Callable[[BaseException], bool]) -> None:
+        """``most_rows``: of one forward; on a CUDA card only until its memory has been measured."""
+        self.forwards = 0  #: run so far
+        self.rows = 0  #: in them, without padding
+        self._most_rows = most_rows
+        self._is_out_of_memory = is_out_of_memory
+        self._hooks: dict[int, Hook] = {}  # by the module's id; a hook holds its module
+        self._parked: list[Call] = []
+        self._ended: list[Run] = []
+        self._digests = Digests()
+        self._turn = 0
+        self._favoured = False  # whether the last forward was led by an urgent call before its turn
+        self._home: greenlet | None = None  # where greenlets return to when they park
+        self._runs: dict[greenlet, Run] = {}
+
+    # -- modules ------------------------------------------------------------------------------------------------------
+
+    def hook(self, module: torch.nn.Module, name: str, sharing: Sharing, *, checked: bool = False) -> None:
+        """Let calls of a module park. Once for each module, while it is loaded."""
+        if id(module) not in self._hooks:
+            self._hooks[id(module)] = Hook(self, module, name, sharing, checked=checked)
+
+    def unhook(self, module: torch.nn.Module) -> None:
+        """The module computes by itself again; pipelines that still use it go on with that."""
+        hook = self._hooks.pop(id(module), None)
+        if hook is not None:
+            hook.remove()
+
+    # -- pipelines ----------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether any run has not ended."""
+        return bool(self._parked)
+
+    def start(self, work: Callable[[], Any], *, urgent: bool = False) -> Run:
+        """Run a pipeline up to its first parked call."""
+        run = Run(urgent)
+
+        def body() -> None:
+            try:
+                run.result = work()
+            except BaseException as error:  # noqa: BLE001 - one picture's end is no other's
+                run.error = error
+            run.ended = True
+
+        run._greenlet = greenlet(body)  # noqa: SLF001 - the two classes are one mechanism
+        self._runs[run._greenlet] = run  # noqa: SLF001
+        self._go_on(run, None)
+        return run
+
+    def stop(self, run: Run, error: BaseException) -> None:
+        """Unwind a pipeline by an exception at the call where it is parked."""
+        call = run._call  # noqa: SLF001
+        if run.ended or call is None:
+            return
+        self._parked.remove(call)
+        self._go_on(run, error=error)
+
+    def take_ended(self) -> list[Run]:
+        """The runs that ended since the last time."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def advance(self) -> bool:
+        """One forward for the group whose turn it is, and its pipelines up to where they park again; False if idle."""
+        if not self._parked:
+            return False
+        group = self._choose()
+        for call in group:
+            self._parked.remove(call)
+        self._serve(group)
+        return True
+
+    def park(self, hook: Hook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        """What a hooked module does instead of computing, when one of the hub's pipelines calls it."""
+        run = self._runs.get(getcurrent())
+        # gradients and autocast are the caller's context, which a shared forward would not have
+        if run is None or torch.is_grad_enabled() or torch.is_autocast_enabled(_kind_of(args, kwargs)):
+            return hook.real(*args, **kwargs)
+        call = self._call(hook, run, args, kwargs)
+        run._call = call  # noqa: SLF001
+        self._parked.append(call)
+        assert self._home is not None  # it started this greenlet
+        return self._home.switch()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _call(self, hook: Hook, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        self._turn += 1
+        try:
+            if hook.sharing is Sharing.ALONE:
+                raise Unshareable  # noqa: TRY301 - by choice and not by nature
+            arguments, rows, form_key, key = hook.read(args, kwargs, self._digests)
+        except Unshareable as reason:
+            if hook.sharing is not Sharing.ALONE:
+                _log_refusal(hook, str(reason))
+            return Call(hook, run, args, kwargs, {}, 0, object(), Form(0, shared=False), self._turn)
+        form = hook.forms.setdefault(form_key, Form(self._most_rows))
+        return Call(hook, run, args, kwargs, arguments, rows, key, form, self._turn)
+
+    def _choose(self) -> list[Call]:
+        """The oldest call and those that fit to it; an urgent one first, but not twice past an older one."""
+        oldest = self._parked[0]
+        urgent = next((call for call in self._parked if call.run.urgent), None)
+        if urgent is not None and urgent is not oldest and not self._favoured:
+            lead, self._favoured = urgent, True
+        else:
+            lead, self._favoured = oldest, False
+        form = lead.form
+        if lead.rows and lead.hook.sharing is Sharing.EXACT and not form.tested:
+            with torch.no_grad():
+                _find_equal_rows(lead)
+        if not form.shared or lead.rows > form.most:
+            return [lead]
+        group, rows = [lead], lead.rows
+        rest = sorted(self._parked, key=lambda call: (not call.run.urgent, call.turn))
+        for call in rest:
+            if call is not lead and call.key == lead.key and rows + call.rows <= form.most:
+                group.append(call)
+                rows += call.rows
+        return group
+
+    def _serve(self, group: list[Call]) -> None:
+        """Compute the group's calls and let their pipelines go on; what fails is made smaller first."""
+        lead = group[0]
+        short = False  # of memory
+        failure: BaseException | None = None
+        outcomes: list[Outcome] = []
+        try:
+            with torch.no_grad():
+                outcomes = self._compute(group)
+        except Exception as error:  # noqa: BLE001 - sorted out below, where its frames hold no tensors any more
+            short = self._is_out_of_memory(error)
+            failure = error
+        if failure is None:
+            for call, outcome in zip(group, outcomes, strict=True):
+                self._hand_over(call, outcome)
+            return
+        if len(group) == 1:
+            self._go_on(lead.run, error=failure)
+            return
+        failure.__traceback__ = None
+        if short:
+            rows = sum(call.rows for call in group)
+            lead.form.most = max(lead.rows, lead.form.least, min(lead.form.most, rows // 2))
+            log.warning("split for lack of memory", action="group_split", module=lead.hook.name, rows=rows)
+            _give_memory_back(lead)
+            middle = len(group) // 2
+            self._serve(group[:middle])
+            self._serve(group[middle:])
+            return
+        # One of them is at fault, or this module cannot share: alone it shows.
+        for call in group:
+            self._serve([call])
+        if not any(isinstance(call.run.error, type(failure)) for call in group):
+            lead.form.shared = False
+            _log_refusal(lead.hook, f"{type(failure).__name__}: {failure}"[:200])
+
+    def _compute(self, group: list[Call]) -> list[Outcome]:
+        lead = group[0]
+        hook, form = lead.hook, lead.form
+        rows = sum(call.rows for call in group)
+        self.forwards += 1
+        self.rows += max(1, rows)
+        pad_to = form.least if form.shared else 0
+        if len(group) == 1 and not (form.shared and hook.sharing is Sharing.EXACT):
+            return [_measuring(lead, rows, lambda: hook.alone(lead))]
+        if form.tested:
+            outcomes: list[Outcome] = _measuring(lead, max(rows, pad_to), lambda: hook.together(group, pad_to))
+            return outcomes
+        together = hook.together(group, pad_to)
+        alone = [hook.alone(call) for call in group]
+        form.tested = True
+        if not all(_is_close(one, other) for one, other in zip(together, alone, strict=True)):
+            form.shared = False
+            _log_refusal(hook, "a shared forward gives something else than one alone")
+        return alone
+
+    def _hand_over(self, call: Call, outcome: Outcome) -> None:
+        if call.hook.checked and not _is_finite(outcome):
+            self._go_on(call.run, error=NotANumber("the picture came out as NaN"))
+        else:
+            self._go_on(call.run, outcome)
+
+    def _go_on(self, run: Run, outcome: Outcome = None, *, error: BaseException | None = None) -> None:
+        """Switch to a pipeline until it parks or ends."""
+        task = run._greenlet  # noqa: SLF001
+        assert task is not None
+        run._call = None  # noqa: SLF001
+        before, self._home = self._home, getcurrent()
+        task.parent = self._home
+        # Pipelines switch gradients off for themselves, but that is the thread's: one that ends would switch them on
+        # for those that are parked.
+        with torch.no_grad():
+            if error is not None:
+                task.throw(error)
+            elif task:
+                task.switch(outcome)
+            else:
+                task.switch()
+        self._home = before
+        if run.ended:
+            del self._runs[task]
+            run._greenlet = None  # noqa: SLF001
+            self._ended.append(run)
+
+
+class Digests:
+    """Content of tensors that calls must have in common, read once for each tensor."""
+
+    def __init__(self) -> None:
+        self._known: Any = WeakIdKeyDictionary()
+
+    def of(self, name: str, value: Any, rows: int) -> Hashable:
+        """What of an argument is no row of a sample: equal for calls that may share. None if all of it is rows."""
+        if isinstance(value, torch.Tensor):
+            return None if _is_rows(name, value, rows) else self._of_tensor(value)
+        if isinstance(value, dict):
+            return tuple(self.of(name, part, rows) for _, part in sorted(value.items()))
+        if isinstance(value, (list, tuple)):
+            return tuple(self.of(name, part, rows) for part in value)
+        return None
+
+    def _of_tensor(self, value: torch.Tensor) -> bytes:
+        # the pipeline gives the same tensor at every step: ask the card once
+        version, digest = self._known.get(value, (-1, b""))
+        if version != value._version:  # noqa: SLF001 - torch's own count of writes
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            version, digest = value._version, hashlib.sha256(data.numpy().tobytes()).digest()  # noqa: SLF001
+            self._known[value] = (version, digest)
+        return bytes(digest)
+
+
+# -- reading and joining calls -----------------------------------------------------------------------------------------
+
+
+def _is_rows(name: str, value: torch.Tensor, rows: int) -> bool:
+    return value.ndim > 0 and value.shape[0] == rows and name not in BATCH_FREE
+
+
+def _is_one_timestep(value: Any, rows: int) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 0 or (value.numel() == 1 and rows != 1)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _for_each_row(timestep: Any, rows: int, device: torch.device) -> torch.Tensor:
+    """One timestep as a vector (rows,), as models make of it themselves."""
+    return torch.as_tensor(timestep, device=device).reshape(-1).expand(rows)
+
+
+def _form_of(name: str, value: Any, rows: int) -> Hashable:
+    """What must be alike in calls of one forward, beside content. Raises `Unshareable`."""
+    if isinstance(value, torch.Tensor):
+        # schedulers differ in the type of their timesteps; models turn all into float32
+        kind = None if name == "timestep" else value.dtype
+        if _is_rows(name, value, rows):
+            return "rows", tuple(value.shape[1:]), kind, value.device
+        return "same", tuple(value.shape), kind, value.device
+    if isinstance(value, dict):
+        return tuple((key, _form_of(name, part, rows)) for key, part in sorted(value.items()))
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_form_of(name, part, rows) for part in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return type(value), value
+    raise Unshareable(f"{name} is a {type(value).__name__}")
+
+
+def _joined(name: str, values: list[Any], counts: list[int], pad_to: int) -> Any:
+    """One argument of several calls as the argument of one forward."""
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        if not _is_rows(name, first, counts[0]):
+            return first
+        if len({value.dtype for value in values}) > 1:  # timesteps: see `_form_of`
+            values = [value.to(torch.float32) for value in values]
+        missing = pad_to - sum(counts)
+        if missing > 0:
+            values = [*values, values[-1][-1:].expand(missing, *first.shape[1:])]
+        # in one memory layout, because kernels round differently in another, and a neighbour could bring it
+        return torch.cat([value.contiguous() for value in values]).contiguous()
+    if isinstance(first, dict):
+        return {key: _joined(name, [value[key] for value in values], counts, pad_to) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)([_joined(name, list(parts), counts, pad_to) for parts in zip(*values, strict=True)])
+    return first
+
+
+def _rows_of(out: Outcome, begin: int, end: int, total: int) -> Outcome:
+    """The rows of what a module returned. Raises `Unshareable` if it has not a row for each sample."""
+    if isinstance(out, torch.Tensor):
+        if out.ndim == 0 or out.shape[0] != total:
+            raise Unshareable("what it returns has not a row for each sample")
+        return out[begin:end]
+    if isinstance(out, dict):  # diffusers' output classes are ordered dicts with fields
+        return type(out)(**{key: _rows_of(part, begin, end, total) for key, part in out.items()})
+    if isinstance(out, (list, tuple)):
+        return type(out)([_rows_of(part, begin, end, total) for part in out])
+    if out is None:
+        return None
+    raise Unshareable(f"it returns a {type(out).__name__}")
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    first = next(iter(_tensors([*args, *kwargs.values()])), None)
+    return "cpu" if first is None else first.device.type
+
+
+# -- what was computed -------------------------------------------------------------------------------------------------
+
+
+def _is_finite(outcome: Outcome) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(outcome))
+
+
+def _is_close(one: Outcome, other: Outcome) -> bool:
+    """Whether two results differ by rounding alone; what is not finite says nothing."""
+    for here, there in zip(_tensors(one), _tensors(other), strict=True):
+        if not (torch.isfinite(here).all() and torch.isfinite(there).all()):
+            continue
+        allowed = TOLERANCE.get(there.dtype, TOLERANCE_HALF) * max(float(there.abs().max()), 1e-6)
+        if float((here - there).abs().max()) > allowed:
+            return False
+    return True
+
+
+def _find_equal_rows(call: Call) -> None:
+    """Find numbers of rows that give one row equal bits at any place, and note them in the call's form.
+
+    The rows are made up from a fixed seed, not the call's, so every process finds the same on the same machine.
+    """
+    form, hook = call.form, call.hook
+    form.tested = True
+    try:
+        made = _rows_made_up(call)
+    except Exception as error:  # noqa: BLE001 - what the test cannot do, the calls need not do
+        form.shared = False
+        _log_refusal(hook, f"{type(error).__name__}: {error}"[:200])
+        return
+    least, most = equal_span(made)
+    form.shared = most >= 2 * call.rows and most >= 4
+    form.least, form.most = (least, most) if form.shared else (1, 1)
+    log.info("equal rows", action="rows_tested", module=hook.name, least=least, most=most, shared=form.shared)
+
+
+def _rows_made_up(call: Call) -> dict[int, bytes | None]:
+    """For each number of rows, what one row gives in it; None where that depends on the row's place."""
+    hook = call.hook
+    made: dict[int, bytes | None] = {}
+    for rows in range(1, EXACT_ROWS + 1):
+        found = set()
+        for others in (False, True):  # the row at every place, and among others
+            arguments = {name: _made_up(name, value, call.rows, rows, others) for name, value in call.arguments.items()}
+            out = hook.real(**arguments)
+            for place in range(1 if others else rows):
+                row = _tensors(_rows_of(out, place, place + 1, rows))
+                data = b"".join(part.cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in row)
+                found.add(hashlib.sha256(data).digest())
+        made[rows] = found.pop() if len(found) == 1 else None
+    return made
+
+
+def equal_span(made: dict[int, bytes | None]) -> tuple[int, int]:
+    """The longest span of row counts with equal results; of equally long ones the first. None equals nothing."""
+    best, begin = (1, 1), 1
+    for rows in sorted(made):
+        if rows > 1 and (made[rows] is None or made[rows] != made[rows - 1]):
+            begin = rows
+        if rows - begin > best[1] - best[0]:
+            best = begin, rows
+    return best
+
+
+def _made_up(name: str, value: Any, call_rows: int, rows: int, others: bool) -> Any:
+    """An argument for ``rows`` samples, made up: the same one for all of them, or for the first among ``others``."""
+    if isinstance(value, torch.Tensor):
+        if not _is_rows(name, value, call_rows):
+            return value
+        if not value.is_floating_point():
+            return value[:1].expand(rows, *value.shape[1:]).contiguous()
+        shape = tuple(value.shape[1:])
+        made = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0)).repeat(rows, *[1] * len(shape))
+        if others:
+            made[1:] = torch.randn((rows - 1, *shape), generator=torch.Generator("cpu").manual_seed(rows))
+        return made.to(device=value.device, dtype=value.dtype)
+    if isinstance(value, dict):
+        return {key: _made_up(name, part, call_rows, rows, others) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_made_up(name, part, call_rows, rows, others) for part in value])
+    return value
+
+
+# -- the card's memory -------------------------------------------------------------------------------------------------
+
+
+def rows_that_fit(peak_bytes: int, rows: int, free_bytes: int) -> int:
+    """Rows of one forward, from what a forward of ``rows`` took at its peak and what is free."""
+    each = max(1, -(-peak_bytes // rows))
+    return max(1, min(MOST_ROWS_ON_CARD, int(free_bytes * MEMORY_SHARE) // each))
+
+
+def _measuring(lead: Call, rows: int, compute: Callable[[], Outcome]) -> Outcome:
+    """Compute, and the first time on a CUDA card learn how many rows its memory takes."""
+    sample = next(iter(_tensors(lead.arguments)), None)
+    if sample is None or sample.device.type != "cuda" or lead.form.measured:
+        return compute()
+    where = sample.device
+    torch.cuda.synchronize(where)
+    torch.cuda.reset_peak_memory_stats(where)
+    before = torch.cuda.memory_allocated(where)
+    out = compute()
+    peak = torch.cuda.max_memory_allocated(where) - before
+    free = torch.cuda.mem_get_info(where)[0] + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+    fit = rows_that_fit(peak, max(1, rows), free)
+    # numbers of rows that give equal bits stay what they are; memory may only lower them
+    lead.form.most = min(lead.form.most, fit) if lead.hook.sharing is Sharing.EXACT else fit
+    lead.form.measured = True
+    log.info("rows measured", action="rows_measured", module=lead.hook.name, most=lead.form.most, peak_bytes=peak)
+    return out
+
+
+def _give_memory_back(call: Call) -> None:
+    if any(tensor.device.type == "cuda" for tensor in _tensors(call.arguments)):
+        torch.cuda.empty_cache()
+
+
+def _log_refusal(hook: Hook, reason: str) -> None:
+    """Say once for each module that its calls run alone."""
+    if not hook.refused:
+        hook.refused = True
+        log.warning("does not share forwards", action="batching_refused", module=hook.name, reason=reason)
