@@ -2,6 +2,7 @@
 
     FarmError
     ├── BadInput            the caller's mistake: names the field, the value and what is allowed
+    │   ├── BatchRefused    lines of a bulk request; has the first problems and a file with all of them
     │   ├── InputRefused    a picture or a URL that may not be used
     │   ├── TargetRefused   an address that the farm does not connect to (farm/webhooks/guard.py)
     │   └── SignatureRefused  a webhook that its secret did not sign (farm/webhooks/signature.py)
@@ -29,6 +30,7 @@ HTTP status codes are the API's business (``farm/api/problems.py``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -43,6 +45,7 @@ class FieldProblem:
     field: str  #: dotted path, as the client wrote it: ``inputs.mask``
     value: object  #: what was given, shortened
     message: str  #: what is allowed, as one sentence
+    line: int | None = None  #: of a bulk body, 1-based
 
 
 class BadInput(FarmError):
@@ -56,6 +59,15 @@ class BadInput(FarmError):
     def of(cls, field: str, value: object, message: str) -> BadInput:
         """A refusal of one field."""
         return cls(FieldProblem(field, value, message))
+
+
+class BatchRefused(BadInput):
+    """Lines of a bulk request that cannot be accepted; nothing was stored."""
+
+    def __init__(self, problems: Sequence[FieldProblem], count: int, error_file: str | None) -> None:
+        super().__init__(*problems)
+        self.count = count  #: problems in all; ``problems`` are the first of them
+        self.error_file = error_file  #: URL of a file with all of them, when they are more
 
 
 class InputRefused(BadInput):

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from farm.domain import ids
+from farm.domain.batch import Batch, BatchState, NewBatch, Staged
 from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
 from farm.domain.states import EventType, JobState
 from farm.domain.worker import WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
-from farm.store.events import JOB_CHANNEL, QUEUE_CHANNEL
+from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, QUEUE_CHANNEL
 from farm.store.jobs import Expired
 from farm.store.tables import IdempotencyRow
 from farm.store.unit import Unit
@@ -115,6 +116,77 @@ def retry(unit: Unit, tenant_id: str, job_id: str) -> Job:
     )
     job, _ = submit(unit, tenant_id, new)
     return job
+
+
+def submit_batch(
+    unit: Unit,
+    tenant_id: str,
+    batch_id: str,
+    new: NewBatch,
+    staged: Staged,
+    *,
+    key: IdempotencyKey | None = None,
+    skipped: int = 0,
+    error_key: str | None = None,
+) -> tuple[Batch, bool]:
+    """Accept what this unit has staged: all of it is queued when the unit commits, or nothing is.
+
+    Returns the batch, and whether this call made it. Keys and quotas as for `submit`; raises the same, and `BadInput`
+    for a batch without a job.
+    """
+    if key is not None:
+        held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
+        if held is not None:
+            return _batch_made_by(unit, key, held), False
+    _room_for(unit, tenant_id, staged.total)
+    unit.batches.add(tenant_id, batch_id, new, staged, skipped, error_key)
+    unit.batches.unstage(tenant_id, batch_id)
+    if key is not None:
+        unit.jobs.keep_key(tenant_id, key.key, None, batch_id)
+    unit.events.notify(QUEUE_CHANNEL)
+    return _existing_batch(unit, tenant_id, batch_id), True
+
+
+def batch_submitted(unit: Unit, tenant_id: str, key: IdempotencyKey) -> Batch | None:
+    """The batch that an earlier request with this key made."""
+    held = unit.jobs.held_key(tenant_id, key.key)
+    return None if held is None else _batch_made_by(unit, key, held)
+
+
+def retry_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    """Submit again what failed or was canceled in a batch, as a new batch. The old one stays as it ended.
+
+    Raises `NotFound`, `Conflict` if the batch is not over or all of it succeeded, and `QuotaExceeded`.
+    """
+    old = _own_batch(unit, tenant_id, batch_id)
+    if old.finished_at is None:
+        raise Conflict("the batch is not over; retry its failed jobs when it is, or each of them by itself")
+    unit.batches.allow_long()
+    again = unit.batches.unsuccessful(batch_id)
+    if not again.total:
+        raise Conflict("every job of the batch succeeded; there is nothing to retry")
+    _room_for(unit, tenant_id, again.total)
+    made = ids.new(ids.BATCH)
+    unit.batches.add(tenant_id, made, NewBatch(old.name, old.metadata, retry_of=old.id), again, 0, None)
+    unit.batches.again(batch_id, made)
+    unit.events.notify(QUEUE_CHANNEL)
+    return _existing_batch(unit, tenant_id, made)
+
+
+def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
+    tenant = unit.tenants.get(tenant_id)
+    if tenant is None:
+        raise NotFound("tenant", tenant_id)
+    if not jobs:
+        raise BadInput.of("body", None, "holds no job")
+    if tenant.max_queued is not None and unit.jobs.waiting(tenant_id, tenant.max_queued) + jobs > tenant.max_queued:
+        raise QuotaExceeded(f"with these {jobs:,} jobs more than {tenant.max_queued:,} would wait, which is the limit")
+
+
+def _batch_made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Batch:
+    if held.request_hash != key.request_hash or held.batch_id is None:
+        raise BadInput.of("Idempotency-Key", key.key, "was used for a different request; use a new key")
+    return _existing_batch(unit, held.tenant_id, held.batch_id)
 
 
 # -- to a worker -----------------------------------------------------------------------------------------------------
@@ -269,6 +341,29 @@ def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
     return job
 
 
+def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> tuple[Batch, bool]:
+    """Stop a batch: what waits at once, by one statement with its events; what runs at its next denoising step.
+
+    Returns the batch, and whether jobs are left that this unit could not reach, because somebody else held their rows
+    or because they are many: call again, in another unit. Raises `NotFound`, or `Conflict` if it ran to its end.
+    """
+    batch = _own_batch(unit, tenant_id, batch_id)
+    if batch.state is BatchState.COMPLETED:
+        raise Conflict("the batch is over: every job reached its end")
+    if batch.state is BatchState.CANCELED:
+        return batch, False
+    unit.batches.allow_long()
+    ended = unit.batches.cancel_waiting(batch_id)
+    unit.events.notify_each(JOB_CHANNEL, unit.batches.ask_cancel(batch_id))
+    if ended:
+        # those who wait for one of the jobs look again by themselves, so a million of them need not be told
+        unit.events.notify(EVENT_CHANNEL)
+        unit.events.notify(QUEUE_CHANNEL)
+    left = unit.batches.left(batch_id)
+    unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended} if ended else {}, cancel=True)
+    return _existing_batch(unit, tenant_id, batch_id), left
+
+
 # -- when nobody answers ---------------------------------------------------------------------------------------------
 
 
@@ -349,6 +444,7 @@ def _requeue(
 
 
 def _ended(unit: Unit, tenant_id: str, job_id: str, epoch: int, kind: EventType, data: dict[str, Any]) -> None:
+    unit.batches.note_end(job_id)
     unit.events.record(tenant_id, job_id, epoch, kind, data)
     unit.events.notify(QUEUE_CHANNEL)  # its worker has room again
     unit.events.notify(JOB_CHANNEL, job_id)
@@ -358,3 +454,16 @@ def _existing(unit: Unit, job_id: str) -> Job:
     job = unit.jobs.get(job_id)
     assert job is not None  # written in this transaction
     return job
+
+
+def _own_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    batch = unit.batches.get(batch_id, tenant_id)
+    if batch is None:
+        raise NotFound("batch", batch_id)
+    return batch
+
+
+def _existing_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    batch = unit.batches.get(batch_id, tenant_id)
+    assert batch is not None  # written in this transaction
+    return batch

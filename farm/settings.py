@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     presign_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600)  #: how long an output's URL works
     max_wait_seconds: float = 60  #: the most that ``Prefer: wait`` is honoured for
     max_input_bytes: int = 32 * 2**20  #: one input picture, encoded
+    max_bulk_bytes: int = 4 * 2**30  #: one bulk request, which is never held in memory
     max_input_pixels: int = 4096 * 4096  #: one input picture, by its header
 
     # dispatch and leases

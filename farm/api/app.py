@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from farm import registry
-from farm.api import docs, files, health, jobs, keys, models, problems, webhooks, workers
+from farm.api import batches, docs, files, health, jobs, keys, models, problems, webhooks, workers
 from farm.api.changes import Changes
 from farm.api.edge import Edge
 from farm.api.services import Services
@@ -29,6 +29,7 @@ Every request under `/v1` carries an API key: `Authorization: Bearer farm_…`. 
 `application/problem+json` document (RFC 9457). A field that is not known is refused, never ignored.
 """
 FETCHING_THREADS: Final = 16
+BULK_THREADS: Final = 4  #: less than half of the pool's connections, so that slow senders leave enough for the rest
 FORM_BYTES: Final = 64 * 2**10  #: what a form may add around a file
 
 
@@ -55,14 +56,14 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (jobs, files, models, workers, webhooks, keys, health, docs):
+    for module in (jobs, batches, files, models, workers, webhooks, keys, health, docs):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(
         Edge,
         # three pictures as data URLs, which are a third longer than their bytes
         limit=settings.max_input_bytes * 4 // 3 * 3 + 2**20,
-        limits={"/v1/files": settings.max_input_bytes + FORM_BYTES},
+        limits={"/v1/files": settings.max_input_bytes + FORM_BYTES, "/v1/batches": settings.max_bulk_bytes},
     )
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
@@ -86,6 +87,7 @@ def _open(settings: Settings) -> Services:
         changes=Changes(settings.database_url.get_secret_value()),
         broker=broker,
         fetching=anyio.CapacityLimiter(FETCHING_THREADS),
+        bulk=anyio.CapacityLimiter(BULK_THREADS),
     )
 
 
@@ -105,6 +107,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
         problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
         schemas.update(problem.pop("$defs", {}))
         schemas["Problem"] = problem
+        for body in batches.BODIES:  # validated by hand, because the same operation takes streams
+            described = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(described.pop("$defs", {}))
+            schemas[body.__name__] = described
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -21,6 +21,11 @@ def references(request: AnyJobRequest) -> dict[str, str]:
     return {name: reference for name, reference in given.items() if reference is not None}
 
 
+def is_stored(reference: str) -> bool:
+    """Whether it names a picture that was uploaded before, by id or content."""
+    return reference.startswith("file_") or _SHA256.fullmatch(reference) is not None
+
+
 def gather(given: dict[str, str], tenant_id: str, store: Store, intake: Intake) -> dict[str, InputPicture]:
     """The pictures that the references name. Fetches and stores what is not stored yet; blocks for as long.
 

@@ -19,13 +19,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from farm.domain.tasks import Task
 from farm.errors import (
     BadInput,
+    BatchRefused,
     Conflict,
     FarmError,
     FieldProblem,
@@ -58,6 +59,7 @@ _KINDS: Final[dict[int, tuple[str, str]]] = {
     403: ("forbidden", "The API key does not reach this far"),
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The method is not allowed here"),
+    408: ("too-slow", "The request came too slowly"),
     409: ("conflict", "The state does not allow it"),
     413: ("too-large", "The request is too large"),
     415: ("unsupported-media-type", "The content type is not taken here"),
@@ -74,6 +76,7 @@ class FieldError(BaseModel):
     field: str = Field(description="Dotted path, as the client wrote it.")
     value: str | int | float | bool | None = Field(description="What was given, shortened.")
     message: str = Field(description="What is allowed.")
+    line: int | None = Field(None, description="Of a bulk request: the line, or the place in the list, from 1.")
 
 
 class Problem(BaseModel):
@@ -86,6 +89,8 @@ class Problem(BaseModel):
     instance: str = Field(description="The path that was asked for.")
     request_id: str | None = Field(None, description="The `X-Request-Id` of the request, for the farm's operators.")
     errors: list[FieldError] | None = Field(None, description="Each field that is wrong; only with status 422.")
+    error_count: int | None = Field(None, description="Of a bulk request: how many there are, if not all are here.")
+    error_file: str | None = Field(None, description="Where all of them are, as JSON lines, for a limited time.")
 
 
 class Unreadable(HTTPException):
@@ -117,6 +122,8 @@ def problem(
     detail: str,
     *,
     errors: Sequence[FieldProblem] = (),
+    error_count: int | None = None,
+    error_file: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer that reports a problem."""
@@ -128,10 +135,14 @@ def problem(
         detail=encodable(detail),
         instance=encodable(request.url.path)[:500],
         request_id=getattr(request.state, "request_id", None),
+        error_count=error_count,
+        error_file=error_file,
     ).model_dump(exclude_none=True)
     if errors:
         body["errors"] = [
-            FieldError(field=encodable(one.field), value=shown(one.value), message=encodable(one.message)).model_dump()
+            FieldError(
+                field=encodable(one.field), value=shown(one.value), message=encodable(one.message), line=one.line
+            ).model_dump(exclude=None if one.line is not None else {"line"})
             for one in errors
         ]
     return JSONResponse(body, status_code=int(status), media_type=MEDIA_TYPE, headers=dict(headers or {}))
@@ -204,6 +215,16 @@ def of_error(request: Request, error: FarmError) -> JSONResponse:
         )
         # the cause may name hosts and keys of objects, which are not the client's business
         return problem(request, status, "A part of the farm does not answer; try again soon.", headers=headers)
+    if isinstance(error, BatchRefused):
+        more = error.count > len(error.problems)
+        return problem(
+            request,
+            status,
+            _sentence(error.problems, error.count),
+            errors=error.problems,
+            error_count=error.count if more else None,
+            error_file=error.error_file,
+        )
     if isinstance(error, BadInput):
         return problem(request, status, _sentence(error.problems), errors=error.problems, headers=headers)
     return problem(request, status, str(error), headers=headers)
@@ -244,9 +265,15 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(problems), errors=problems)
 
 
-def _sentence(problems: Sequence[FieldProblem]) -> str:
-    first = f"{problems[0].field}: {problems[0].message}"
-    more = len(problems) - 1
+def of_body(error: ValidationError) -> list[FieldProblem]:
+    """What pydantic found wrong with a body, or with a part of one, that was validated by hand."""
+    return [_problem_of({**one, "loc": ("body", *one["loc"])}) for one in error.errors(include_url=False)]
+
+
+def _sentence(problems: Sequence[FieldProblem], count: int | None = None) -> str:
+    line = "" if problems[0].line is None else f"line {problems[0].line}: "
+    first = f"{line}{problems[0].field}: {problems[0].message}"
+    more = (len(problems) if count is None else count) - 1
     return first if more == 0 else f"{first} (and {more} more problem{'s' if more > 1 else ''}, see errors)"
 
 

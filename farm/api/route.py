@@ -24,11 +24,12 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body. Raises `Unreadable`."""
         if not hasattr(self, "_strict"):
-            self._strict = _parse(await self.body())
+            self._strict = parse_json(await self.body())
         return self._strict
 
 
-def _parse(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
+    """A body as JSON, read strictly. Raises `Unreadable`."""
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:

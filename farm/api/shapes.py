@@ -107,6 +107,7 @@ class JobShape(Shape):
     metadata: dict[str, str]
     webhook: str | None
     retry_of: str | None = Field(description="The job that this one repeats.")
+    batch_id: str | None = Field(description="The batch that it was submitted in.")
     recipe: dict[str, Any] | None = Field(
         description="What the worker adds: revision, dtype, device, library versions."
     )
@@ -142,6 +143,7 @@ class JobShape(Shape):
             metadata=job.metadata,
             webhook=job.webhook,
             retry_of=job.retry_of,
+            batch_id=job.batch_id,
             recipe=job.recipe,
             cancel_requested=job.cancel_requested,
             created_at=job.created_at,

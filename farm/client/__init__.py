@@ -15,7 +15,9 @@ from farm.client.errors import (
 from farm.client.farm import Farm
 from farm.client.values import (
     Attempt,
+    Batch,
     Delivery,
+    DryRun,
     Endpoint,
     EndpointSecret,
     File,
@@ -26,14 +28,17 @@ from farm.client.values import (
     Output,
     Progress,
     Rendered,
+    Result,
     Worker,
 )
 
 __all__ = [
     "ApiError",
     "Attempt",
+    "Batch",
     "Corrupted",
     "Delivery",
+    "DryRun",
     "Endpoint",
     "EndpointSecret",
     "Farm",
@@ -48,6 +53,7 @@ __all__ = [
     "Output",
     "Progress",
     "Rendered",
+    "Result",
     "ServerProblem",
     "Unreachable",
     "WaitedTooLong",

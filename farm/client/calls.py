@@ -7,7 +7,7 @@ import os
 import random
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -18,7 +18,11 @@ from farm.errors import BadInput
 #: The picture fields of a request, by the short name that people use for them.
 PICTURE_FIELDS: Final = {"image": "image", "mask": "mask_image", "depth": "depth_map"}
 
+JSONL: Final = "application/jsonl"
+CSV: Final = "text/csv"
+
 RETRIED: Final = frozenset({429, 502, 503, 504})  #: answers that say: try again
+BULK_SECONDS: Final = 600.0  #: the most that the farm takes to store or stop a whole batch
 LONGEST_DELAY: Final = 60.0  #: seconds; the most that a Retry-After is honoured for
 
 _REFERENCE: Final = re.compile(r"file_[0-9a-f]{32}|sha256:[0-9a-f]{64}|https?://.+|data:.+", re.DOTALL)
@@ -35,6 +39,8 @@ class Call:
     params: tuple[tuple[str, str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     file: tuple[str, bytes] | None = None  #: name and content of the one file of a form
+    content: Callable[[], Iterable[bytes]] | None = None  #: a body that is streamed, from its beginning at each call
+    patience: float | None = None  #: seconds to wait for the answer, where it may take longer than others
 
 
 def submit(body: Mapping[str, Any], idempotency_key: str | None = None) -> Call:
@@ -73,6 +79,52 @@ def events(job_id: str, last_event_id: str | None) -> Call:
     """Follow a job from after that event."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
     return Call("GET", f"/v1/jobs/{_segment(job_id, 'job')}/events", headers=headers)
+
+
+def submit_batch(
+    content: Callable[[], Iterable[bytes]],
+    content_type: str,
+    query: Mapping[str, Any],
+    idempotency_key: str | None = None,
+    *,
+    repeatable: bool = True,
+) -> Call:
+    """Accept many jobs in one streamed body. Its key makes the call repeatable, if the body can be read again."""
+    key = idempotency_key or f"farm-{uuid.uuid4().hex}"
+    return Call(
+        "POST",
+        "/v1/batches",
+        repeatable=repeatable,
+        params=_params(query),
+        headers={"Idempotency-Key": key, "Content-Type": content_type},
+        content=content,
+        patience=BULK_SECONDS,
+    )
+
+
+def batch(batch_id: str) -> Call:
+    """Look at a batch."""
+    return Call("GET", f"/v1/batches/{_segment(batch_id, 'batch')}")
+
+
+def batches(limit: int, cursor: str | None) -> Call:
+    """One page of batches."""
+    return Call("GET", "/v1/batches", params=_params({"limit": limit, "cursor": cursor}))
+
+
+def batch_lines(batch_id: str, what: str) -> Call:
+    """A batch's ``results`` or ``errors``, as JSON lines."""
+    return Call("GET", f"/v1/batches/{_segment(batch_id, 'batch')}/{what}", patience=BULK_SECONDS)
+
+
+def cancel_batch(batch_id: str) -> Call:
+    """Stop a batch; stopping it again changes nothing."""
+    return Call("POST", f"/v1/batches/{_segment(batch_id, 'batch')}/cancel", patience=BULK_SECONDS)
+
+
+def retry_batch(batch_id: str) -> Call:
+    """Submit a batch's failed and canceled jobs again, as a new batch: each call makes one."""
+    return Call("POST", f"/v1/batches/{_segment(batch_id, 'batch')}/retry", repeatable=False, patience=BULK_SECONDS)
 
 
 def models() -> Call:

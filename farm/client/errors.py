@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from farm.errors import FarmError, Unavailable
 
 if TYPE_CHECKING:
-    from farm.client.values import Job
+    from farm.client.values import Batch, Job
+
+_SHOWN = 20  #: refused fields that an error's text names
 
 
 class FarmClientError(FarmError):
@@ -36,20 +38,35 @@ class FieldError:
     field: str
     value: object
     message: str
+    line: int | None = None  #: of a bulk request, from 1
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
+        told = f"{self.field}: {self.message}"
+        return told if self.line is None else f"line {self.line}: {told}"
 
 
 class ApiError(FarmClientError):
     """The farm answered, and said no."""
 
-    def __init__(self, status: int, title: str, detail: str, errors: tuple[FieldError, ...] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        errors: tuple[FieldError, ...] = (),
+        error_count: int | None = None,
+        error_file: str | None = None,
+    ) -> None:
         self.status = status  #: the HTTP status
         self.title = title
         self.detail = detail
         self.errors = errors  #: the fields that were refused
-        super().__init__("; ".join(map(str, errors)) or detail or title or f"the farm answered {status}")
+        self.error_count = len(errors) if error_count is None else error_count  #: in all
+        self.error_file = error_file  #: URL of a file with all of them, when they are more
+        shown = "; ".join(map(str, errors[:_SHOWN]))
+        if shown and self.error_count > _SHOWN:
+            shown += f"; and {self.error_count - _SHOWN:,} more"
+        super().__init__(shown or detail or title or f"the farm answered {status}")
 
     @classmethod
     def of(cls, status: int, body: bytes) -> ApiError:
@@ -66,10 +83,12 @@ class ApiError(FarmClientError):
             str(problem.get("title") or ""),
             str(problem.get("detail") or ""),
             tuple(
-                FieldError(str(one.get("field", "")), one.get("value"), str(one.get("message", "")))
+                FieldError(str(one.get("field", "")), one.get("value"), str(one.get("message", "")), one.get("line"))
                 for one in problem.get("errors") or ()
                 if isinstance(one, dict)
             ),
+            problem.get("error_count"),
+            problem.get("error_file"),
         )
 
 
@@ -87,9 +106,9 @@ class JobFailed(FarmClientError):
 
 
 class WaitedTooLong(FarmClientError):
-    """The job is not over yet; it goes on without the one who waited."""
+    """The job or batch is not over yet; it goes on without the one who waited."""
 
-    def __init__(self, job: Job, seconds: float) -> None:
+    def __init__(self, job: Job | Batch, seconds: float) -> None:
         self.job = job
         super().__init__(f"{job.id} is not over after {seconds:g} s (it is {job.state}); it goes on")
 

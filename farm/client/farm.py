@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import ipaddress
+import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -18,7 +22,9 @@ from farm.client import calls
 from farm.client.calls import Call
 from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
 from farm.client.values import (
+    Batch,
     Delivery,
+    DryRun,
     Endpoint,
     EndpointSecret,
     File,
@@ -27,6 +33,7 @@ from farm.client.values import (
     Model,
     Progress,
     Rendered,
+    Result,
     Worker,
 )
 from farm.errors import BadInput
@@ -41,6 +48,8 @@ if TYPE_CHECKING:
 
 #: The server says something at least every 15 s while a job is followed; silence for longer means a dead connection.
 _SILENCE_SECONDS: Final = 40.0
+_LOOK_SECONDS: Final = 1.0  #: between two looks at a batch, which is one row
+_PART_BYTES: Final = 256 * 2**10  #: of a bulk body, at a time
 _POLL_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)  #: between looks, when the stream of events cannot be had
 
 
@@ -186,6 +195,89 @@ class Farm:
             raise Corrupted(f"output {output.index} of {output.job_id} arrived damaged: its SHA-256 differs")
         return response.content
 
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    def submit_batch(
+        self,
+        source: os.PathLike[str] | bytes | IO[bytes] | Sequence[Mapping[str, Any]],
+        *,
+        content_type: str = calls.JSONL,
+        name: str | None = None,
+        on_error: str | None = None,
+        idempotency_key: str | None = None,
+        **defaults: object,
+    ) -> Batch:
+        """Submit many jobs at once: all of them or, unless ``on_error`` is ``"skip"``, none.
+
+        ``source`` is a file, its content, an open file (read once, so never sent again), or a list of requests.
+        ``defaults`` are parameters that the jobs leave open. Raises `ApiError` whose ``errors`` name every bad line.
+        """
+        query = {"name": name, "on_error": on_error, **defaults}
+        return Batch.of(self._json(_bulk(source, content_type, query, idempotency_key)))
+
+    def check_batch(
+        self,
+        source: os.PathLike[str] | bytes | IO[bytes] | Sequence[Mapping[str, Any]],
+        *,
+        content_type: str = calls.JSONL,
+        **defaults: object,
+    ) -> DryRun:
+        """What `submit_batch` would do: counts, costs, and what is wrong with which line. Nothing is stored."""
+        return DryRun.of(self._json(_bulk(source, content_type, {"dry_run": True, **defaults}, None)))
+
+    def batch(self, batch_id: str) -> Batch:
+        """How far a batch is."""
+        return Batch.of(self._json(calls.batch(batch_id)))
+
+    def batches(self, *, limit: int | None = None) -> Iterator[Batch]:
+        """Batches, newest first, page after page; at most ``limit`` of them."""
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            body = self._json(calls.batches(100 if left is None else min(left, 100), cursor))
+            yield from map(Batch.of, body["data"])
+            cursor = body.get("next")
+            if left is not None:
+                left -= len(body["data"])
+            if not cursor:
+                return
+
+    def results(self, batch_id: str) -> Iterator[Result]:
+        """What became of a batch's jobs that are over, in the order of the batch, as they arrive."""
+        yield from map(Result.of, self._lines(calls.batch_lines(batch_id, "results")))
+
+    def batch_errors(self, batch_id: str) -> Iterator[dict[str, Any]]:
+        """What went wrong in a batch: refused lines (``line``, ``errors``), then failed jobs (``seq``, ``error``)."""
+        yield from self._lines(calls.batch_lines(batch_id, "errors"))
+
+    def cancel_batch(self, batch_id: str) -> Batch:
+        """Stop every job of a batch that is not over."""
+        return Batch.of(self._json(calls.cancel_batch(batch_id)))
+
+    def retry_batch(self, batch_id: str) -> Batch:
+        """Submit again what failed or was canceled in a batch that is over, as a new batch."""
+        return Batch.of(self._json(calls.retry_batch(batch_id)))
+
+    def wait_batch(
+        self, batch: Batch | str, *, on_progress: Callable[[Batch], None] | None = None, timeout: float | None = None
+    ) -> Batch:
+        """The batch when every job of it is over. ``on_progress`` hears how far it is, about once a second.
+
+        Raises `WaitedTooLong` after ``timeout`` seconds.
+        """
+        now = self.batch(batch) if isinstance(batch, str) else batch
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if on_progress is not None:
+                on_progress(now)
+            if now.over:
+                return now
+            if _past(deadline):
+                assert timeout is not None
+                raise WaitedTooLong(now, timeout)
+            time.sleep(_within(deadline, _LOOK_SECONDS))
+            now = self.batch(now.id)
+
     # -- the farm ----------------------------------------------------------------------------------------------------
 
     def models(self) -> tuple[Model, ...]:
@@ -293,6 +385,8 @@ class Farm:
             raise Unreachable(f"{self.url} answers, but it is no farm: point FARM_URL at a farm's API") from error
 
     def _request(self, call: Call, timeout: httpx2.Timeout | None = None) -> httpx2.Request:
+        if timeout is None and call.patience is not None:
+            timeout = httpx2.Timeout(call.patience, connect=10.0)
         more: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         return self._http.build_request(
             call.method,
@@ -301,6 +395,7 @@ class Farm:
             params=call.params or None,
             headers={**self._headers, **call.headers},
             files=None if call.file is None else {"file": call.file},
+            content=None if call.content is None else call.content(),
             **more,
         )
 
@@ -326,6 +421,20 @@ class Farm:
                 return response
             time.sleep(calls.delay(attempt, response.headers.get("Retry-After"), time.time()))
         raise AssertionError("the last attempt returns or raises")
+
+    def _lines(self, call: Call) -> Iterator[dict[str, Any]]:
+        """The JSON lines of a streamed answer. Raises `Unreachable` if it breaks before its end."""
+        response = self._retried(lambda: self._http.send(self._request(call), stream=True), repeatable=True)
+        try:
+            if not response.is_success:
+                raise ApiError.of(response.status_code, response.read())
+            for line in response.iter_lines():
+                if line:
+                    yield json.loads(line)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"the answer of {self.url} broke off: {_reason(error)}") from error
+        finally:
+            response.close()
 
     # -- following a job ---------------------------------------------------------------------------------------------
 
@@ -377,6 +486,37 @@ class Farm:
             yield response
         finally:
             response.close()
+
+
+def _bulk(
+    source: os.PathLike[str] | bytes | IO[bytes] | Sequence[Mapping[str, Any]],
+    content_type: str,
+    query: Mapping[str, Any],
+    idempotency_key: str | None,
+) -> Call:
+    repeatable = True
+    content: Callable[[], Iterable[bytes]]
+    if isinstance(source, bytes):
+        content = partial(_parts, io.BytesIO, source)
+    elif isinstance(source, os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise BadInput.of("file", str(path), f"there is no file {path}")
+        content = partial(_parts, path.open, "rb")
+    elif isinstance(source, Sequence):
+        requests, content_type = source, calls.JSONL
+        content = partial(map, lambda one: json.dumps(dict(one)).encode() + b"\n", requests)
+    else:
+        opened, repeatable = source, False
+        content = partial(_parts, contextlib.nullcontext, opened)
+    return calls.submit_batch(content, content_type, query, idempotency_key, repeatable=repeatable)
+
+
+def _parts(opening: Callable[..., Any], *arguments: Any) -> Iterator[bytes]:
+    """A file's content, piece by piece."""
+    with opening(*arguments) as file:
+        while part := file.read(_PART_BYTES):
+            yield part
 
 
 def _object(event: httpx2.ServerSentEvent) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from farm.client.errors import FieldError
+
 TERMINAL: Final = frozenset({"succeeded", "failed", "canceled"})
 
 Json = Mapping[str, Any]
@@ -209,6 +211,107 @@ class Key:
             revoked_at=_time(raw.get("revoked_at")),
             text=raw.get("key"),
             raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Many jobs submitted together."""
+
+    id: str
+    state: str  #: ``in_progress``, ``canceling``, ``completed`` or ``canceled``
+    name: str | None
+    counts: dict[str, int]  #: jobs by state, and their ``total``
+    progress: float  #: jobs that are over, from 0 to 1
+    jobs_per_second: float | None  #: as measured; None until two jobs are over
+    eta_seconds: float | None
+    skipped: int  #: lines that were refused when it was submitted
+    retry_of: str | None
+    created_at: datetime | None
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def over(self) -> bool:
+        """Whether every job is over."""
+        return self.state in ("completed", "canceled")
+
+    @property
+    def total(self) -> int:
+        """Jobs in all."""
+        return self.counts.get("total", 0)
+
+    @property
+    def ended(self) -> int:
+        """Jobs that are over."""
+        return sum(self.counts.get(state, 0) for state in TERMINAL)
+
+    @classmethod
+    def of(cls, raw: Json) -> Batch:
+        """The batch that an answer describes."""
+        return cls(
+            id=str(raw["id"]),
+            state=str(raw["state"]),
+            name=raw.get("name"),
+            counts={str(state): int(count) for state, count in raw["request_counts"].items()},
+            progress=float(raw.get("progress") or 0),
+            jobs_per_second=raw.get("jobs_per_second"),
+            eta_seconds=raw.get("eta_seconds"),
+            skipped=int(raw.get("skipped") or 0),
+            retry_of=raw.get("retry_of"),
+            created_at=_time(raw.get("created_at")),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a batch would be."""
+
+    jobs: int  #: that would be queued
+    refused: int  #: lines that would not be taken
+    cost: float  #: megapixel-steps
+    estimated_seconds: float | None  #: at the speed that the farm had lately; None while it has none
+    errors: tuple[FieldError, ...]  #: the first of what is wrong
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> DryRun:
+        """What an answer describes."""
+        return cls(
+            jobs=int(raw["jobs"]),
+            refused=int(raw["refused"]),
+            cost=float(raw["cost"]),
+            estimated_seconds=raw.get("estimated_seconds"),
+            errors=tuple(
+                FieldError(str(one["field"]), one.get("value"), str(one["message"]), one.get("line"))
+                for one in raw.get("errors") or ()
+            ),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one job of a batch."""
+
+    seq: int  #: its place in the batch, from 1
+    job_id: str
+    custom_id: str | None
+    state: str
+    outputs: tuple[Output, ...]
+    error: JobError | None
+
+    @classmethod
+    def of(cls, raw: Json) -> Result:
+        """The result that a line describes."""
+        error = raw.get("error")
+        return cls(
+            seq=int(raw["seq"]),
+            job_id=str(raw["id"]),
+            custom_id=raw.get("custom_id"),
+            state=str(raw["state"]),
+            outputs=tuple(_output(str(raw["id"]), index, one) for index, one in enumerate(raw.get("outputs") or ())),
+            error=JobError(str(error["code"]), str(error["message"])) if error else None,
         )
 
 

@@ -12,6 +12,7 @@ from typing import Final
 from uuid import UUID
 
 JOB: Final = "job"
+BATCH: Final = "bat"
 TENANT: Final = "ten"
 KEY: Final = "key"
 FILE: Final = "file"
@@ -26,6 +27,20 @@ def new(kind: str) -> str:
     stamp = time.time_ns() // 1_000_000
     value = stamp << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
     return f"{kind}_{value:032x}"
+
+
+class Series:
+    """Ids of one kind that ascend in the order of their numbers, however many fall into one millisecond."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        value = int(new(kind).removeprefix(f"{kind}_"), 16)
+        #: the first 17 hex digits of all of them: time, version, 12 random bits and the variant
+        self.prefix = f"{value >> 64:016x}8"
+
+    def number(self, number: int) -> str:
+        """The id of that number, 0 to 2³²-1, with 28 random bits of its own."""
+        return f"{self.kind}_{self.prefix}{number:08x}{secrets.randbits(28):07x}"
 
 
 def pattern(kind: str) -> str:

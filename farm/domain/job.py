@@ -84,6 +84,8 @@ class Job:
     rendering_at: datetime | None  #: when the card took it up
     finished_at: datetime | None
     deadline: datetime | None = None  #: fails if it still waits then
+    batch_id: str | None = None  #: the batch it was submitted in
+    batch_seq: int | None = None  #: its place there, from 1
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ lost its right to a job cannot overwrite what the current one wrote::
 
     inputs/<tenant>/<sha256>.<extension>
     outputs/<tenant>/<job>/<epoch>/<index>.<extension>
+    reports/<tenant>/<batch>/errors.jsonl
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Final
 
 INPUTS: Final = "inputs/"  #: every input's key starts with this
 OUTPUTS: Final = "outputs/"  #: every output's key starts with this
+
+REPORTS: Final = "reports/"  #: every report's key starts with this
 
 #: What the farm stores, and the extension under which it does.
 EXTENSIONS: Final[dict[str, str]] = {
@@ -29,6 +32,7 @@ EXTENSIONS: Final[dict[str, str]] = {
 
 _TENANT = re.compile(r"ten_[0-9a-f]{32}", re.ASCII)
 _JOB = re.compile(r"job_[0-9a-f]{32}", re.ASCII)
+_BATCH = re.compile(r"bat_[0-9a-f]{32}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}", re.ASCII)
 
@@ -54,6 +58,15 @@ def output_key(tenant_id: str, job_id: str, epoch: int, index: int, extension: s
     if index < 0:
         raise ValueError(f"an output's index is 0 or more, not {index}")
     return f"{epoch_prefix(tenant_id, job_id, epoch)}{index}.{_part('extension', _EXTENSION, extension)}"
+
+
+def batch_errors_key(tenant_id: str, batch_id: str) -> str:
+    """Where the lines of a bulk request that were refused are told of.
+
+    Raises:
+        ValueError: a part is not in its form.
+    """
+    return f"{REPORTS}{_part('tenant', _TENANT, tenant_id)}/{_part('batch', _BATCH, batch_id)}/errors.jsonl"
 
 
 def job_prefix(tenant_id: str, job_id: str) -> str:

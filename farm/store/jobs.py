@@ -173,6 +173,8 @@ def _job(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         rendering_at=row.rendering_at,
         finished_at=row.finished_at,
         deadline=row.deadline,
+        batch_id=row.batch_id,
+        batch_seq=row.batch_seq,
     )
 
 
@@ -235,6 +237,18 @@ class Jobs:
         found = self._jobs(statement)
         following = _cursor(found[limit - 1].id) if len(found) > limit else None
         return found[:limit], following
+
+    def of_batch(self, batch_id: str, states: Collection[JobState], after: int, limit: int) -> list[Job]:
+        """A batch's jobs in those states (none: all) with a place above ``after``, in the order of their places."""
+        statement = (
+            select(JobRow)
+            .where(JobRow.batch_id == batch_id, JobRow.batch_seq > after)
+            .order_by(JobRow.batch_seq)
+            .limit(limit)
+        )
+        if states:
+            statement = statement.where(JobRow.state.in_([state.value for state in states]))
+        return self._jobs(statement)
 
     def counts(self, tenant_id: str) -> dict[JobState, int]:
         """How many of the tenant's jobs are in each state."""
@@ -314,12 +328,12 @@ class Jobs:
             select(IdempotencyRow).where(IdempotencyRow.tenant_id == tenant_id, IdempotencyRow.key == key)
         )
 
-    def keep_key(self, tenant_id: str, key: str, job_id: str) -> None:
+    def keep_key(self, tenant_id: str, key: str, job_id: str | None, batch_id: str | None = None) -> None:
         """Remember what the key's request made."""
         self._session.execute(
             update(IdempotencyRow)
             .where(IdempotencyRow.tenant_id == tenant_id, IdempotencyRow.key == key)
-            .values(job_id=job_id)
+            .values(job_id=job_id, batch_id=batch_id)
         )
 
     def forget_keys(self, older_than_seconds: float) -> int:

@@ -66,6 +66,7 @@ class Base(DeclarativeBase):
 
 
 JOB_ID = PublicId(ids.JOB)
+BATCH_ID = PublicId(ids.BATCH)
 TENANT_ID = PublicId(ids.TENANT)
 NOW = func.now()
 
@@ -140,6 +141,34 @@ class FileRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class BatchRow(Base):
+    """Many jobs submitted together. Its counters are written in the transactions that end its jobs."""
+
+    __tablename__ = "batch"
+    __table_args__ = (
+        Index("batch_listing", "tenant_id", text("id DESC")),
+        # its counters change with every job that ends: room in the page keeps the index out of it
+        {"postgresql_with": {"fillfactor": "50"}},
+    )
+
+    id: Mapped[str] = mapped_column(BATCH_ID, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"))
+    name: Mapped[str | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))
+    retry_of: Mapped[str | None] = mapped_column(BATCH_ID)  #: whose failed and canceled jobs it repeats
+    total: Mapped[int]
+    cost: Mapped[float]  #: megapixel-steps
+    skipped: Mapped[int] = mapped_column(server_default=text("0"))  #: lines that were refused
+    error_key: Mapped[str | None]  #: the object that reports them
+    succeeded: Mapped[int] = mapped_column(server_default=text("0"))
+    failed: Mapped[int] = mapped_column(server_default=text("0"))
+    canceled: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    first_ended_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+
+
 class JobRow(Base):
     """One job. Only ``farm/lifecycle.py`` changes its state."""
 
@@ -162,6 +191,14 @@ class JobRow(Base):
         Index("job_held", "worker", postgresql_where=text("state IN ('dispatched', 'running')")),
         Index("job_listing", "tenant_id", text("id DESC")),
         Index("job_custom_id", "tenant_id", "custom_id", postgresql_where=text("custom_id IS NOT NULL")),
+        Index("job_batch", "batch_id", "batch_seq", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
+        Index(
+            "job_batch_custom_id",
+            "batch_id",
+            "custom_id",
+            unique=True,
+            postgresql_where=text("batch_id IS NOT NULL AND custom_id IS NOT NULL"),
+        ),
         # rows are updated a handful of times on their way: leave room for it in the page
         {"postgresql_with": {"fillfactor": "70"}},
     )
@@ -193,6 +230,9 @@ class JobRow(Base):
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))
     webhook: Mapped[str | None]
     retry_of: Mapped[str | None] = mapped_column(JOB_ID)
+    # no foreign key: a million rows would be checked one by one against the row that the same transaction has written
+    batch_id: Mapped[str | None] = mapped_column(BATCH_ID)
+    batch_seq: Mapped[int | None]  #: its place in the batch, from 1
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     available_at: Mapped[datetime] = mapped_column(server_default=NOW)
     in_line_since: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its line; a retry keeps it
@@ -275,6 +315,7 @@ class IdempotencyRow(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     request_hash: Mapped[bytes]
     job_id: Mapped[str | None] = mapped_column(JOB_ID)
+    batch_id: Mapped[str | None] = mapped_column(BATCH_ID)
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.settings import Settings
+from farm.store.batches import Batches
 from farm.store.deliveries import Deliveries
 from farm.store.events import Events
 from farm.store.files import Files
@@ -45,6 +46,11 @@ class Unit:
     def jobs(self) -> Jobs:
         """Jobs and their outputs."""
         return Jobs(self.session)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Batches and their counters."""
+        return Batches(self.session)
 
     @cached_property
     def events(self) -> Events:
@@ -105,7 +111,9 @@ class Store:
         """
         try:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield Unit(session)
+                unit = Unit(session)
+                yield unit
+                unit.batches.settle()
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise DatabaseUnavailable("PostgreSQL does not answer") from error
         except DBAPIError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from farm import registry
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
@@ -63,7 +64,7 @@ def test_a_submitted_job_is_returned_with_its_place_and_everything_decided(clien
     assert job["state"] == "queued"
     assert job["metadata"] == {"a": "b"}
     assert isinstance(job["parameters"]["seed"], int)  # drawn, and told
-    assert job["parameters"]["width"] == 64
+    assert job["parameters"]["width"] == registry.load(None).models[0].defaults.width
     assert client.get(answer.headers["location"]).json() == job
 
 

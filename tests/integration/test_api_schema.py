@@ -32,6 +32,10 @@ include-name = "POST /v1/jobs"
 checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422]
 
 [[operations]]
+include-name = "POST /v1/batches"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422]
+
+[[operations]]
 include-name = "POST /v1/files"
 checks.positive_data_acceptance.expected-statuses = ["2XX", 415, 422]
 

@@ -1,0 +1,279 @@
+"""From the lines of a bulk request to staged jobs: each checked as a single job is, the bad ones reported in full.
+
+Memory stays the same however long the body is: rows go on to the database as they come, and reports beyond the first
+thousand go to a file on disk and from there into the object storage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from farm import lifecycle
+from farm.api import inputs, lines, problems
+from farm.api.lines import Line
+from farm.api.services import Services
+from farm.domain import ids
+from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Staged
+from farm.domain.job import NewJob
+from farm.domain.resolve import choose_model, resolve
+from farm.domain.tasks import AnyJobRequest, InputPicture
+from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
+from farm.lifecycle import IdempotencyKey
+from farm.objects import keys
+from farm.store.unit import Unit
+from farm.webhooks import guard
+
+SHOWN: Final = 1_000  #: problems that an answer has in itself
+KNOWN_INPUTS: Final = 10_000  #: pictures and webhooks that are remembered while a body is read
+
+_REQUEST: Final[TypeAdapter[AnyJobRequest]] = TypeAdapter(AnyJobRequest)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a bulk request asks for beside its jobs."""
+
+    new: NewBatch
+    defaults: Mapping[str, Any]
+    on_error: OnError
+    dry_run: bool
+
+
+class Reports:
+    """What is wrong with the lines of one body. Leave the ``with`` block to remove its file."""
+
+    def __init__(self) -> None:
+        self.first: list[FieldProblem] = []
+        self.count = 0  #: problems
+        self.lines = 0
+        self._file = tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8")  # noqa: SIM115
+
+    def add(self, line: int, found: Iterable[FieldProblem]) -> None:
+        """One line and all that is wrong with it."""
+        self.lines += 1
+        errors = []
+        for one in found:
+            placed = replace(one, line=line, value=problems.shown(one.value))
+            if self.count < SHOWN:
+                self.first.append(placed)
+            self.count += 1
+            errors.append({"field": problems.encodable(one.field), "value": placed.value, "message": one.message})
+        body = json.dumps({"line": line, "errors": errors}, ensure_ascii=False)
+        self._file.write(problems.encodable(body) + "\n")
+
+    def store(self, farm: Services, tenant_id: str, batch_id: str) -> str:
+        """Put the whole report into the object storage; returns its key."""
+        self._file.flush()
+        key = keys.batch_errors_key(tenant_id, batch_id)
+        farm.storage.put_file(key, Path(self._file.name), "application/jsonl")
+        return key
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class Checker:
+    """Checks requests as they come, for one tenant."""
+
+    def __init__(self, farm: Services, tenant_id: str) -> None:
+        self._farm = farm
+        self._tenant_id = tenant_id
+        # A column of a million cells names few pictures and fewer webhooks: each is looked up once.
+        self._picture = lru_cache(KNOWN_INPUTS)(self._look_up)
+        self._webhook = lru_cache(KNOWN_INPUTS)(self._check_webhook)
+
+    def job(self, body: Mapping[str, Any]) -> NewJob:
+        """The job that a request asks for. Raises `BadInput` with every problem found."""
+        try:
+            request = _REQUEST.validate_python(body)
+        except ValidationError as error:
+            raise BadInput(*problems.of_body(error)) from None
+        found: list[FieldProblem] = []
+        model = None
+        try:
+            model = choose_model(request, self._farm.registry)
+        except BadInput as refused:
+            found += refused.problems
+        if request.webhook is not None:
+            found += self._webhook(request.webhook)
+        pictures: dict[str, InputPicture] = {}
+        for field, reference in inputs.references(request).items():
+            picture = self._picture(field, reference)
+            if isinstance(picture, InputPicture):
+                pictures[field] = picture
+            else:
+                found += picture
+        if model is None or found:
+            raise BadInput(*found)
+        return NewJob(
+            spec=resolve(request, model, pictures),
+            priority=request.priority,
+            custom_id=request.custom_id,
+            metadata=tuple(request.metadata.items()),
+            webhook=request.webhook,
+            max_attempts=self._farm.settings.max_attempts,
+        )
+
+    def _look_up(self, field: str, reference: str) -> InputPicture | tuple[FieldProblem, ...]:
+        if not inputs.is_stored(reference):
+            message = "must be file_… or sha256:… in a bulk request: upload the picture once, with POST /v1/files"
+            return (FieldProblem(field, reference, message),)
+        try:
+            return inputs.gather({field: reference}, self._tenant_id, self._farm.store, self._farm.intake)[field]
+        except BadInput as refused:
+            return refused.problems
+
+    def _check_webhook(self, url: str) -> tuple[FieldProblem, ...]:
+        try:
+            guard.parse(url, self._farm.settings, field="webhook")
+        except BadInput as refused:
+            return refused.problems
+        return ()
+
+
+def hashed(chunks: Iterable[bytes], into: Any) -> Iterator[bytes]:
+    """The same chunks, each also given to a hash."""
+    for chunk in chunks:
+        into.update(chunk)
+        yield chunk
+
+
+def new_hash(order: Order, media_type: str) -> Any:
+    """The hash of a request, up to its body. The body counts byte by byte: it may be too large for more."""
+    about = {
+        "kind": "batch",
+        "type": media_type,
+        "defaults": dict(order.defaults),
+        "name": order.new.name,
+        "on_error": order.on_error.value,
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
+
+
+def submit(
+    farm: Services,
+    tenant_id: str,
+    order: Order,
+    found: Iterable[Line],
+    name: str | None,
+    digest: Callable[[], bytes],
+) -> tuple[Batch | Estimate, bool]:
+    """Check, stage and submit all lines in one transaction; blocks, and reads ``found`` as it goes.
+
+    ``name`` is the request's ``Idempotency-Key``; ``digest`` gives its hash when all lines are read. Returns the batch
+    (or, of a dry run, the estimate), and whether this call made it. Raises `BatchRefused`, and what
+    `lifecycle.submit_batch` does.
+    """
+    if name is not None and not order.dry_run:
+        known = _before(farm, tenant_id, name, found, digest)
+        if known is not None:
+            return known, False
+    batch_id = ids.new(ids.BATCH)
+    checker = Checker(farm, tenant_id)
+    limit = None if order.dry_run else _limit(farm, tenant_id)
+    with Reports() as reports, contextlib.ExitStack() as stack:
+        unit = stack.enter_context(farm.store.begin())
+        whole = True
+        try:
+            staged = unit.batches.stage(_entries(checker, order, found, reports, limit))
+        except BadInput as broken:  # the body stops being what it claims to be: no line after that can be told
+            for one in broken.problems:
+                reports.add(one.line or 1, [one])
+            whole = False
+        if not whole:
+            raise _refused(farm, tenant_id, batch_id, reports)
+        staged = _without_twice(unit, staged, reports)
+        if order.dry_run:
+            speed = unit.batches.speed()
+            seconds = staged.cost / speed if speed else None
+            estimate = Estimate(staged.total, staged.cost, seconds, reports.lines, tuple(reports.first))
+            return estimate, False
+        if reports.lines and (order.on_error is OnError.STOP or not staged.total):
+            raise _refused(farm, tenant_id, batch_id, reports)
+        error_key = reports.store(farm, tenant_id, batch_id) if reports.lines else None
+        batch, made = lifecycle.submit_batch(
+            unit,
+            tenant_id,
+            batch_id,
+            order.new,
+            staged,
+            key=None if name is None else IdempotencyKey(name, digest()),
+            skipped=reports.lines,
+            error_key=error_key,
+        )
+        return batch, made
+
+
+def _before(
+    farm: Services, tenant_id: str, name: str, found: Iterable[Line], digest: Callable[[], bytes]
+) -> Batch | None:
+    """The batch that an earlier request with this key made, once the body is read and known to be the same."""
+    with farm.store.begin() as unit:
+        if unit.jobs.held_key(tenant_id, name) is None:
+            return None
+    with contextlib.suppress(BadInput):
+        for _ in found:
+            pass
+    with farm.store.begin() as unit:
+        return lifecycle.batch_submitted(unit, tenant_id, IdempotencyKey(name, digest()))
+
+
+def _entries(
+    checker: Checker, order: Order, found: Iterable[Line], reports: Reports, limit: int | None
+) -> Iterator[Entry]:
+    taken = 0
+    for number, body in found:
+        if isinstance(body, FieldProblem):
+            reports.add(number, [body])
+            continue
+        try:
+            job = checker.job(lines.merged(order.defaults, body))
+        except BadInput as refused:
+            reports.add(number, refused.problems)
+            continue
+        if limit is not None and taken >= limit:
+            raise QuotaExceeded("with these jobs more would wait than the tenant's limit allows")
+        taken += 1
+        yield Entry(number, job)
+
+
+def _without_twice(unit: Unit, staged: Staged, reports: Reports) -> Staged:
+    """Report every ``custom_id`` that came before, and drop its later entries."""
+    twice = False
+    for line, custom_id, first in unit.batches.twice():
+        twice = True
+        reports.add(line, [FieldProblem("custom_id", custom_id, f"is the custom_id of line {first}, too")])
+    return unit.batches.drop_twice() if twice else staged
+
+
+def _limit(farm: Services, tenant_id: str) -> int | None:
+    """How many jobs the tenant may still queue; None: any number."""
+    with farm.store.begin() as unit:
+        tenant = unit.tenants.get(tenant_id)
+        if tenant is None or tenant.max_queued is None:
+            return None
+        return tenant.max_queued - unit.jobs.waiting(tenant_id, tenant.max_queued)
+
+
+def _refused(farm: Services, tenant_id: str, batch_id: str, reports: Reports) -> BatchRefused:
+    url = None
+    if reports.count > SHOWN:
+        key = reports.store(farm, tenant_id, batch_id)
+        url = farm.storage.presign_get(key, farm.settings.presign_seconds, "errors.jsonl")
+    return BatchRefused(reports.first, reports.count, url)

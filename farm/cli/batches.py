@@ -1,0 +1,409 @@
+"""``farm submit``, ``watch``, ``get`` and ``batches``: many jobs at once, from a table to a directory of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli import naming
+from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.jobs import age
+from farm.cli.render import FormatName, PriorityName, TaskName, size_of
+from farm.errors import BadInput, FarmError
+
+if TYPE_CHECKING:
+    from farm.client import ApiError, Batch, DryRun, Farm, Output, Result
+
+#: What a name template may hold, and how its default looks.
+_NAME_FIELDS = ("seq", "id", "custom_id", "name", "index", "seed", "suffix")
+_NAME = "{seq:06d}-{name}-{index}{suffix}"
+_SHOWN = 20  #: refused lines that are printed
+_LINE_SECONDS = 10.0  #: between two lines about a batch, where there is no terminal
+_AT_ONCE = 4  #: downloads
+_AHEAD = 64  #: downloads that wait for their turn
+
+
+class BodyName(StrEnum):
+    """How a file of jobs is written."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's id.")]
+
+
+def submit(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines or CSV, one job per line; - is stdin.")],
+    file_format: Annotated[BodyName | None, typer.Option("--format", help="From the file's ending if absent.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, count and estimate; submit nothing.")] = False,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Submit the good lines all the same.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until the batch is over.")] = False,
+    name: Annotated[str | None, typer.Option(help="Your own name for the batch.")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same file and key give the same batch.")] = None,
+    task: Annotated[TaskName, typer.Option(help="For lines that name none.")] = TaskName.TEXT_TO_IMAGE,
+    model: Annotated[str | None, typer.Option(help="For lines that name none, as all of the following.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to paint.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
+    strength: Annotated[float | None, typer.Option(help="0 keeps the picture, 1 ignores it.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
+    seed: Annotated[int | None, typer.Option(help="Drawn for each if absent.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="Pictures per job.")] = None,
+    output_format: Annotated[FormatName | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
+    priority: Annotated[PriorityName | None, typer.Option(help="bulk if absent.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="A URL that is told when each job is over.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Submit a file of jobs as one batch: all of them, or none if a line is wrong."""
+    from farm.client import ApiError
+
+    width, height = size_of(size)
+    options: dict[str, Any] = {
+        "content_type": _content_type(file, file_format),
+        "task": task.value,
+        "model": model,
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "strength": strength,
+        "scheduler": scheduler,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "num_images_per_prompt": n,
+        "output_format": output_format and output_format.value,
+        "priority": priority and priority.value,
+        "webhook": webhook,
+    }
+    source: Any = sys.stdin.buffer if file == "-" else Path(file)
+    with connect(url, api_key, data_dir) as farm:
+        if dry_run:
+            _told(farm.check_batch(source, **options), as_json=as_json)
+            return
+        try:
+            batch = farm.submit_batch(
+                source, name=name, on_error="skip" if skip_invalid else None, idempotency_key=key, **options
+            )
+        except ApiError as error:
+            if not any(one.line for one in error.errors):
+                raise
+            _print_refused(error)
+            raise typer.Exit(2) from None
+        if not as_json:
+            print(batch.id)
+            skipped = f"; {batch.skipped:,} refused: `farm get {batch.id}` lists them" if batch.skipped else ""
+            print(f"{batch.total:,} jobs queued{skipped}", file=sys.stderr)
+        if watch:
+            batch = _wait(farm, batch)
+        if as_json:
+            print_json(batch.raw)
+        if watch:
+            _exit(batch)
+
+
+def watch(
+    batch_id: BatchArgument,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Follow a batch to its end: how many are done and failed, how fast, how long still."""
+    with connect(url, api_key, data_dir) as farm:
+        batch = _wait(farm, farm.batch(batch_id))
+    if as_json:
+        print_json(batch.raw)
+    _exit(batch)
+
+
+def batches(
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """List batches, newest first."""
+    with connect(url, api_key, data_dir) as farm:
+        found = list(farm.batches(limit=limit))
+    if as_json:
+        print_json([batch.raw for batch in found])
+    elif found:
+        _print_table(found)
+    else:
+        print("no batches", file=sys.stderr)
+
+
+def get(
+    batch_id: BatchArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The directory; made if absent.")] = Path(),
+    template: Annotated[
+        str, typer.Option("--name", help=f"How files are named, from {', '.join(_NAME_FIELDS)}.")
+    ] = _NAME,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Download a batch's pictures so far. Run it again to go on: files that are here and whole are not fetched again.
+
+    Exits 1 if a picture could not be had or a job failed.
+    """
+    _check_template(template)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput.of("output", str(output), f"{output} cannot be made: {error.strerror}") from error
+    new, here, bytes_, lost, failed = 0, 0, 0, 0, 0
+    with connect(url, api_key, data_dir) as farm:
+        for wrong in farm.batch_errors(batch_id):
+            print(f"farm: {_sentence(wrong)}", file=sys.stderr)
+            failed += 1
+        for path, outcome in _fetched(farm, batch_id, output, template):
+            if isinstance(outcome, FarmError):
+                print(f"farm: {path}: {outcome}", file=sys.stderr)
+                lost += 1
+            elif outcome == 0:
+                here += 1
+            else:
+                new, bytes_ = new + 1, bytes_ + outcome
+    if as_json:
+        print_json({"downloaded": new, "bytes": bytes_, "already_here": here, "not_downloaded": lost, "failed": failed})
+    else:
+        print(f"{new:,} pictures ({bytes_ / 2**20:.1f} MiB) in {output}; {here:,} were here already")
+    if lost or failed:
+        raise typer.Exit(1)
+
+
+# -- fetching --------------------------------------------------------------------------------------------------------
+
+
+def _fetched(farm: Farm, batch_id: str, directory: Path, template: str) -> Iterator[tuple[Path, int | FarmError]]:
+    """Each picture's path, with the bytes that were fetched for it (0: it was there), or why it could not be had."""
+    seen: set[Path] = set()
+
+    def fetch(output: Output, path: Path) -> int | FarmError:
+        if _is_here(path, output):
+            return 0
+        try:
+            data = farm.download(output)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            naming.save(path, data)
+        except FarmError as error:
+            return error
+        return len(data)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting: list[tuple[Path, Future[int | FarmError]]] = []
+        for result in farm.results(batch_id):
+            for one in result.outputs:
+                path = directory / file_name(template, result, one)
+                if path in seen:
+                    raise BadInput.of(
+                        "name", template, f"gives two pictures the name {path}: add {{seq}} and {{index}}"
+                    )
+                seen.add(path)
+                waiting.append((path, pool.submit(fetch, one, path)))
+            while len(waiting) > _AHEAD:
+                first, outcome = waiting.pop(0)
+                yield first, outcome.result()
+        for path, outcome in waiting:
+            yield path, outcome.result()
+
+
+def _is_here(path: Path, output: Output) -> bool:
+    try:
+        if path.stat().st_size != output.bytes:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == output.sha256
+    except OSError:
+        return False
+
+
+def file_name(template: str, result: Result, output: Output) -> str:
+    """A picture's name. What comes from outside cannot leave the directory: it has no separators left."""
+    return template.format(
+        seq=result.seq,
+        id=result.job_id,
+        custom_id=_plain(result.custom_id or ""),
+        name=_plain(result.custom_id or result.job_id),
+        index=output.index,
+        seed=output.seed,
+        suffix=output.suffix,
+    )
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text).lstrip(".")[:100]
+
+
+def _check_template(template: str) -> None:
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        unknown = [name for name in fields if name not in _NAME_FIELDS]
+        if not unknown:
+            template.format(seq=1, id="", custom_id="", name="", index=0, seed=0, suffix="")
+    except (ValueError, IndexError, KeyError) as error:
+        raise BadInput.of("name", template, f"{template!r} is no template: {error}") from error
+    if unknown:
+        raise BadInput.of("name", template, f"{{{unknown[0]}}} is not known; there are {', '.join(_NAME_FIELDS)}")
+
+
+# -- telling ---------------------------------------------------------------------------------------------------------
+
+
+def _content_type(file: str, given: BodyName | None) -> str:
+    from farm.client import calls
+
+    if given is None:
+        endings = {".jsonl": BodyName.JSONL, ".ndjson": BodyName.JSONL, ".csv": BodyName.CSV}
+        given = endings.get(Path(file).suffix.lower())
+        if given is None:
+            raise BadInput.of("format", file, f"{file} does not say what it is: add --format jsonl or --format csv")
+    return calls.CSV if given is BodyName.CSV else calls.JSONL
+
+
+def _wait(farm: Farm, batch: Batch) -> Batch:
+    try:
+        with _showing() as show:
+            return farm.wait_batch(batch, on_progress=show)
+    except KeyboardInterrupt:
+        print(
+            f"{batch.id} goes on without you: `farm watch {batch.id}` comes back to it",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+
+
+def _exit(batch: Batch) -> None:
+    counts = batch.counts
+    print(
+        f"{batch.state}: {counts['succeeded']:,} succeeded, {counts['failed']:,} failed, "
+        f"{counts['canceled']:,} canceled",
+        file=sys.stderr,
+    )
+    if counts["succeeded"] < batch.total:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _showing() -> Iterator[Callable[[Batch], None]]:
+    """What shows a batch's progress: a bar on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        last = [0.0]
+
+        def line(batch: Batch) -> None:
+            now = time.monotonic()
+            if batch.over or now - last[0] >= _LINE_SECONDS:
+                last[0] = now
+                print(f"{batch.ended:,} of {batch.total:,} done{_note(batch)}", file=sys.stderr)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+
+    bar = Progress(
+        BarColumn(bar_width=32),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+    row = bar.add_task("", total=None, note="")
+    with bar:
+        yield lambda batch: bar.update(row, total=batch.total, completed=batch.ended, note=_note(batch).lstrip(", "))
+
+
+def _note(batch: Batch) -> str:
+    told = ""
+    if batch.counts.get("running"):
+        told += f", {batch.counts['running']:,} running"
+    if batch.counts.get("failed"):
+        told += f", {batch.counts['failed']:,} failed"
+    if batch.jobs_per_second:
+        told += f", {batch.jobs_per_second:.2g} jobs/s"
+    if batch.eta_seconds and not batch.over:
+        told += f", {duration(batch.eta_seconds)} left"
+    return told
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``42 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3600:.1f} h"
+
+
+def _told(found: DryRun, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.raw)
+    else:
+        for one in found.errors[:_SHOWN]:
+            print(f"farm: {one}", file=sys.stderr)
+        long = f", about {duration(found.estimated_seconds)}" if found.estimated_seconds else ""
+        print(f"{found.jobs:,} jobs, {found.cost:,.1f} megapixel-steps{long}; {found.refused:,} lines refused")
+    if found.refused:
+        raise typer.Exit(1)
+
+
+def _print_refused(error: ApiError) -> None:
+    for one in error.errors[:_SHOWN]:
+        print(f"farm: {one}", file=sys.stderr)
+    if error.error_count > _SHOWN:
+        where = f": all of them are in {error.error_file}" if error.error_file else ""
+        print(f"farm: and {error.error_count - _SHOWN:,} more{where}", file=sys.stderr)
+    print("farm: nothing was submitted; --skip-invalid submits the good lines", file=sys.stderr)
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    if "line" in error:
+        return f"line {error['line']}: " + "; ".join(f"{one['field']}: {one['message']}" for one in error["errors"])
+    told = error.get("error") or {}
+    return f"{error.get('custom_id') or error.get('id')}: {told.get('message')} ({told.get('code')})"
+
+
+def _print_table(found: list[Batch]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("id", no_wrap=True, min_width=36)
+    for heading in ("state", "age"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("jobs", "done", "failed"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("name", no_wrap=True, overflow="ellipsis", ratio=1)
+    for batch in found:
+        counts = batch.counts
+        table.add_row(
+            batch.id,
+            batch.state,
+            age(batch.created_at),
+            f"{batch.total:,}",
+            f"{batch.ended:,}",
+            Text(f"{counts['failed']:,}", style="red" if counts["failed"] else ""),
+            Text(batch.name or ""),
+        )
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=200)).print(table)

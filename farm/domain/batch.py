@@ -1,0 +1,213 @@
+"""A batch: many jobs submitted together, how far they are, and the sweep that writes them out."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from farm.domain.job import NewJob
+from farm.domain.resolve import DRAWN_SEEDS
+from farm.domain.tasks import MAX_SEED
+from farm.errors import BadInput, FieldProblem
+
+MAX_SWEEP: Final = 100_000  #: jobs that one sweep may write out
+
+
+class BatchState(StrEnum):
+    """Where a batch stands; derived from its counters, so it is never out of step with its jobs."""
+
+    IN_PROGRESS = "in_progress"
+    CANCELING = "canceling"  #: somebody asked for its end, and some jobs still run
+    COMPLETED = "completed"  #: every job is over
+    CANCELED = "canceled"  #: every job is over, and somebody had asked for it
+
+
+class OnError(StrEnum):
+    """What becomes of a batch in which some lines cannot be accepted."""
+
+    STOP = "stop"  #: nothing is stored
+    SKIP = "skip"  #: the good lines are taken, the bad ones reported
+
+
+@dataclass(frozen=True)
+class NewBatch:
+    """A batch about to be submitted."""
+
+    name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    retry_of: str | None = None  #: the batch whose failed and canceled jobs it repeats
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One job of a batch about to be submitted, and where it was written."""
+
+    line: int  #: 1-based line of the body, or place in the list
+    job: NewJob
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What waits in the staging table for its transaction's end."""
+
+    total: int
+    cost: float  #: megapixel-steps
+    twice: int = 0  #: entries that were dropped because their ``custom_id`` had come before
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a dry run found."""
+
+    total: int  #: jobs that would be queued
+    cost: float  #: megapixel-steps
+    seconds: float | None  #: at the speed that the farm had lately; None while it has none
+    refused: int  #: entries that would not be taken
+    problems: tuple[FieldProblem, ...]  #: the first of what is wrong with them
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of a batch's jobs are in each state."""
+
+    total: int
+    queued: int
+    dispatched: int
+    running: int
+    succeeded: int
+    failed: int
+    canceled: int
+
+    @property
+    def ended(self) -> int:
+        """Jobs that are over."""
+        return self.succeeded + self.failed + self.canceled
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Many jobs submitted together."""
+
+    id: str
+    tenant_id: str
+    name: str | None
+    metadata: Mapping[str, str]
+    counts: Counts
+    cost: float  #: megapixel-steps, of all its jobs
+    skipped: int  #: lines that were refused when it was submitted with ``on_error=skip``
+    error_key: str | None  #: the object that reports them
+    retry_of: str | None
+    created_at: datetime
+    first_ended_at: datetime | None  #: when the first of its jobs was over
+    finished_at: datetime | None  #: when the last one was
+    cancel_requested_at: datetime | None
+    read_at: datetime  #: the database's time of this look
+
+    @property
+    def state(self) -> BatchState:
+        """Where it stands."""
+        if self.finished_at is not None:
+            return BatchState.COMPLETED if self.cancel_requested_at is None else BatchState.CANCELED
+        return BatchState.IN_PROGRESS if self.cancel_requested_at is None else BatchState.CANCELING
+
+    @property
+    def jobs_per_second(self) -> float | None:
+        """The measured speed since its first job ended; None until two have."""
+        if self.first_ended_at is None or self.counts.ended < 2:
+            return None
+        until = self.finished_at or self.read_at
+        seconds = (until - self.first_ended_at).total_seconds()
+        return (self.counts.ended - 1) / seconds if seconds > 0 else None
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds until it is over, if it goes on at the measured speed; None while there is none."""
+        if self.finished_at is not None:
+            return 0.0
+        speed = self.jobs_per_second
+        return (self.counts.total - self.counts.ended) / speed if speed else None
+
+
+# -- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+class SeedPlan(StrEnum):
+    """How the repeats of one combination get their seeds."""
+
+    CONSECUTIVE = "consecutive"  #: the job's seed, or one drawn for the whole sweep, and those that follow it
+    DRAWN = "drawn"  #: each job its own
+
+
+def sweep_size(groups: Sequence[Mapping[str, Sequence[object]]], repeats: int) -> int:
+    """How many jobs a sweep writes out. Raises `BadInput` for lists of one group that differ in length, for a parameter
+    that is in two groups, and for more than `MAX_SWEEP` jobs."""  # noqa: D205, D209
+    problems: list[FieldProblem] = []
+    seen: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        lengths = {name: len(values) for name, values in group.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            problems.append(
+                FieldProblem(f"sweep.{number}", told, "the lists of one group are zipped, so they must be equally long")
+            )
+        for name in group:
+            if name in seen:
+                problems.append(FieldProblem(f"sweep.{number}.{name}", None, f"is in group {seen[name]} already"))
+            seen.setdefault(name, number)
+    if problems:
+        raise BadInput(*problems)
+    size = math.prod(len(next(iter(group.values()))) for group in groups) * repeats
+    if size > MAX_SWEEP:
+        raise BadInput.of("sweep", size, f"writes out {size:,} jobs; at most {MAX_SWEEP:,} are allowed in one sweep")
+    return size
+
+
+def sweep(
+    groups: Sequence[Mapping[str, Sequence[object]]],
+    repeats: int,
+    defaults: Mapping[str, object],
+    seeds: SeedPlan,
+) -> Iterator[dict[str, Any]]:
+    """The requests that a sweep writes out: lists zipped inside a group, multiplied across groups, times ``repeats``.
+
+    The last group changes fastest but for the repeats. With repeats, a ``custom_id`` gets ``-0``, ``-1``… so that it
+    stays one of a kind, and so it does with every later group that it is multiplied by.
+    """
+    sizes = [len(next(iter(group.values()))) for group in groups]
+    base = secrets.randbelow(DRAWN_SEEDS)
+    named = next((number for number, group in enumerate(groups) if "custom_id" in group), None)
+    copies = repeats * math.prod(size for number, size in enumerate(sizes) if number != named)
+    used: dict[int, int] = {}
+    for place in range(math.prod(sizes)):
+        request = dict(defaults)
+        rest, chosen = place, [0] * len(sizes)
+        for number in reversed(range(len(sizes))):
+            rest, chosen[number] = divmod(rest, sizes[number])
+        for group, index in zip(groups, chosen, strict=True):
+            request |= {name: values[index] for name, values in group.items()}
+        for repeat in range(repeats):
+            one = dict(request)
+            seed = one.get("seed")
+            if seeds is SeedPlan.CONSECUTIVE and (seed is None or isinstance(seed, int)) and not isinstance(seed, bool):
+                # without a seed of its own, each combination gets the same ones, so that combinations can be compared
+                first = base if seed is None else seed
+                step = _pictures(one)
+                one["seed"] = (first + repeat * step) % (MAX_SEED + 1) if first >= 0 else first
+            elif seeds is SeedPlan.DRAWN and repeat > 0:
+                one["seed"] = None
+            if named is not None and copies > 1 and isinstance(one["custom_id"], str):
+                number = used.get(chosen[named], 0)
+                used[chosen[named]] = number + 1
+                one["custom_id"] = f"{one['custom_id']}-{number}"
+            yield one
+
+
+def _pictures(request: Mapping[str, object]) -> int:
+    """Pictures of one job, each of which takes a seed; 1 where the count is going to be refused."""
+    count = request.get("num_images_per_prompt")
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 1
