@@ -46,6 +46,7 @@ JSON: Final = "application/json"
 TAKEN: Final = (*lines.JSONL, lines.CSV, JSON)
 MAX_JSON: Final = 16 * 2**20  #: bytes of a JSON body, which is read whole
 STALL_SECONDS: Final = 30.0  #: a sender that is silent for longer is given up
+BODY_SECONDS: Final = 3600.0  #: and so is one that takes longer for all of it: others wait for its place
 DRAIN_SECONDS: Final = 5.0
 DRAIN_BYTES: Final = 256 * 2**20
 PAGE: Final = 500  #: jobs read at once while results are streamed
@@ -106,10 +107,13 @@ class Form(StrEnum):
 
 
 class Stalled(HTTPException):
-    """A body that stopped coming."""
+    """A body that stopped coming, or comes too slowly."""
 
     def __init__(self) -> None:
-        super().__init__(HTTPStatus.REQUEST_TIMEOUT, f"no byte of the body came for {STALL_SECONDS:.0f} s")
+        super().__init__(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"the body came too slowly: at most {STALL_SECONDS:.0f} s without a byte and {BODY_SECONDS:.0f} s in all",
+        )
 
 
 class _Body:
@@ -118,13 +122,14 @@ class _Body:
     def __init__(self, request: Request) -> None:
         self._stream = request.stream()
         self._over = False
+        self._until = time.monotonic() + BODY_SECONDS
 
     async def next(self) -> bytes | None:
         """The next chunk; None at the end. Raises `Stalled` and `ClientDisconnect`."""
         if self._over:
             return None
         try:
-            async with asyncio.timeout(STALL_SECONDS):
+            async with asyncio.timeout(min(STALL_SECONDS, self._until - time.monotonic())):
                 return await anext(self._stream)
         except StopAsyncIteration:
             self._over = True
@@ -211,8 +216,10 @@ async def submit_batch(
             digest = bulk.new_hash(order, given)
             chunks = bulk.hashed(body.chunks(), digest)
             found = lines.table(chunks) if given == lines.CSV else lines.jsonl(chunks)
+        # what is here already takes no sender's time, so it need not wait for a place among the streams
+        place = None if given == JSON else farm.bulk
         made, new = await anyio.to_thread.run_sync(
-            bulk.submit, farm, key.tenant_id, order, found, idempotency_key, digest.digest, limiter=farm.bulk
+            bulk.submit, farm, key.tenant_id, order, found, idempotency_key, digest.digest, limiter=place
         )
     except ClientDisconnect:
         return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it

@@ -29,7 +29,7 @@ class Services:
     changes: Changes
     broker: redis.Redis | None  #: asked whether it answers, and nothing else
     fetching: anyio.CapacityLimiter  #: threads of their own, so that slow picture URLs do not hold up everybody else
-    bulk: anyio.CapacityLimiter  #: threads for bulk requests, each with a connection to the database while it sends
+    bulk: anyio.CapacityLimiter  #: threads for streamed bodies, each with a connection to the database while it comes
 
 
 async def _services(request: Request) -> Services:

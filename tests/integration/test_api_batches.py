@@ -254,6 +254,17 @@ def test_ten_thousand_lines_in_seconds_and_in_the_same_memory(api: Api, client: 
     assert client.get(f"/v1/batches/{batch['id']}/jobs?cursor=9999").json()["data"][0]["custom_id"] == "b9999"
 
 
+def test_pictures_are_named_by_file_or_content(client: httpx2.Client) -> None:
+    uploaded = client.post("/v1/files", files={"file": ("a.png", png())}).json()
+    task = {"task": "image-to-image", "prompt": "x", "strength": 0.9}
+    good = [task | {"image": uploaded["id"]}, task | {"image": f"sha256:{uploaded['sha256']}"}]
+    found = jobs_of(client, submit(client, jsonl(*good))["id"])
+    assert [job["parameters"]["image"] for job in found] == [f"sha256:{uploaded['sha256']}"] * 2
+    bad = [task | {"image": "file_" + "0" * 32}, task | {"image": "data:image/png;base64,AAAA"}]
+    answer = client.post("/v1/batches", content=jsonl(*good, *bad), headers=JSONL)
+    assert [(error["line"], error["field"]) for error in answer.json()["errors"]] == [(3, "image"), (4, "image")]
+
+
 def test_the_limit_of_waiting_jobs_holds_for_batches(api: Api, client: httpx2.Client) -> None:
     with api.store.begin() as unit:
         unit.session.execute(text("UPDATE tenant SET max_queued = 12"))
