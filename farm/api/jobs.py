@@ -68,7 +68,7 @@ Cursor = Annotated[
     Query(
         description="The `next` of the page before.",
         max_length=100,
-        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{22}$"},
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{21}[AQgw]$"},
     ),
 ]
 _WAIT: Final = re.compile(r'\s*wait\s*(?:=\s*"?([0-9]{1,9})"?)?\s*', re.ASCII | re.IGNORECASE)

@@ -6,7 +6,6 @@ no row when another one holds the right. Only ``farm/lifecycle.py`` calls the me
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,7 +41,7 @@ from farm.domain.cost import cost
 from farm.domain.job import HandOver, Held, Job, JobError, JobFilter, NewJob, Output, Progress, Sent
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
-from farm.errors import BadInput
+from farm.store import cursor as cursors
 from farm.store.tables import JOB_ID, TENANT_ID, IdempotencyRow, JobRow, LineRow, OutputRow
 from farm.store.workers import HELD, seconds
 
@@ -233,9 +232,10 @@ class Jobs:
         if wanted.created_before is not None:
             statement = statement.where(JobRow.created_at < wanted.created_before)
         if cursor is not None:
-            statement = statement.where(JobRow.id < _job_of_cursor(cursor))
+            place = UUID(bytes=cursors.decode(cursor, 16))
+            statement = statement.where(JobRow.id < ids.from_uuid(ids.JOB, place))
         found = self._jobs(statement)
-        following = _cursor(found[limit - 1].id) if len(found) > limit else None
+        following = cursors.encode(ids.to_uuid(ids.JOB, found[limit - 1].id).bytes) if len(found) > limit else None
         return found[:limit], following
 
     def of_batch(self, batch_id: str, states: Collection[JobState], after: int, limit: int) -> list[Job]:
@@ -656,14 +656,3 @@ class Jobs:
     def _changed(self, statement: Update) -> bool:
         found = self._session.scalar(statement.returning(JobRow.id).execution_options(synchronize_session=False))
         return found is not None
-
-
-def _cursor(job_id: str) -> str:
-    return base64.urlsafe_b64encode(ids.to_uuid(ids.JOB, job_id).bytes).decode().rstrip("=")
-
-
-def _job_of_cursor(cursor: str) -> str:
-    try:
-        return ids.from_uuid(ids.JOB, UUID(bytes=base64.urlsafe_b64decode(cursor + "==")))
-    except ValueError as error:
-        raise BadInput.of("cursor", cursor, "is not a cursor: use the `next` of the previous page") from error
