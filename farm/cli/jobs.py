@@ -14,11 +14,11 @@ from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_
 from farm.errors import FarmError, Unavailable
 
 if TYPE_CHECKING:
-    from farm.client import Job
+    from farm.client import Batch, Job
 
 _COLOURS = {"succeeded": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "dispatched": "cyan"}
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Job ids.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of jobs and batches.")]
 
 
 class StateName(StrEnum):
@@ -78,9 +78,9 @@ def cancel(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Stop jobs: at once while they wait, at the next denoising step while they run."""
+    """Stop jobs, or all jobs of a batch: at once while they wait, at the next denoising step while they run."""
     with connect(url, api_key, data_dir) as farm:
-        _each(job_ids, farm.cancel, _canceled, as_json=as_json)
+        _each(job_ids, _either(farm.cancel, farm.cancel_batch), _canceled, as_json=as_json)
 
 
 def retry(
@@ -90,16 +90,24 @@ def retry(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Submit failed or canceled jobs again, as new jobs."""
+    """Submit failed or canceled jobs again, as new jobs; or those of a batch, as a new batch."""
     with connect(url, api_key, data_dir) as farm:
-        _each(job_ids, farm.retry, lambda job: f"{job.id}  retries {job.retry_of}", as_json=as_json)
+        again = _either(farm.retry, farm.retry_batch)
+        _each(job_ids, again, lambda one: f"{one.id}  retries {one.retry_of}", as_json=as_json)
 
 
-def _canceled(job: Job) -> str:
-    return f"{job.id}  {'canceled' if job.over else 'stops at its next step'}"
+def _canceled(one: Job | Batch) -> str:
+    return f"{one.id}  {'canceled' if one.over else 'stops at its next step'}"
 
 
-def _each(job_ids: list[str], act: Callable[[str], Job], line: Callable[[Job], str], *, as_json: bool) -> None:
+def _either(job: Callable[[str], Job], batch: Callable[[str], Batch]) -> Callable[[str], Job | Batch]:
+    """What to do to an id, by its kind."""
+    return lambda name: batch(name) if name.startswith("bat_") else job(name)
+
+
+def _each(
+    job_ids: list[str], act: Callable[[str], Job | Batch], line: Callable[[Job | Batch], str], *, as_json: bool
+) -> None:
     """Do it to every job, whatever became of the others; exit 1 if some, 2 if all were refused."""
     done: list[dict[str, Any]] = []
     refused = 0

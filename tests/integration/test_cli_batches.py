@@ -92,5 +92,9 @@ def test_bad_lines_are_told_and_skipped_only_on_demand(api: Api) -> None:
     taken = farm(api, "submit", "-", "--format", "jsonl", "--skip-invalid", "--json", stdin=body)
     assert taken.returncode == 0, taken.stderr
     assert json.loads(taken.stdout)["skipped"] == 2
+    batch_id = json.loads(taken.stdout)["id"]
+    assert farm(api, "cancel", batch_id).stdout.decode() == f"{batch_id}  canceled\n"
+    again = farm(api, "retry", batch_id)
+    assert again.stdout.decode().endswith(f"  retries {batch_id}\n"), again.stderr
     assert farm(api, "submit", "-").returncode == 2
     assert b"there is no file" in farm(api, "submit", "no-such.csv").stderr
