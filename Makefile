@@ -43,8 +43,9 @@ fmt: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix-only --quiet farm workers tests
 	$(BIN)/ruff format farm workers tests
 
-bench: $(INSTALLED) ## how long a job waits on an idle farm, beside a bare Celery message
+bench: $(INSTALLED) ## a job's wait beside a bare Celery message, and the engine beside a loop of stock pipelines
 	$(BIN)/python -m tests.bench.latency
+	$(BIN)/python -m tests.bench.engine
 
 up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
 	$(BIN)/farm up

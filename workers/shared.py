@@ -29,7 +29,8 @@ log = structlog.stdlib.get_logger()
 DENOISERS: Final = ("unet", "transformer", "transformer_2", "controlnet")
 VAE_HALVES: Final = ("encoder", "decoder")
 
-#: What the registry's word means on a card. Padding costs a CPU more than sharing gives back, see `tests.bench.engine`.
+#: What the registry's word means on a card. `Sharing.EXACT` keeps the promise too and is quicker in company, but a lone
+#: job would pay for its padding (`tests.bench.engine` measures both), so it is not what ``exact`` means.
 SHARING: Final = {"exact": Sharing.ALONE, "throughput": Sharing.THROUGHPUT}
 
 Ended: TypeAlias = tuple[RenderWork, Rendered | BaseException]
@@ -91,6 +92,8 @@ class SharedRenderer:
         count = work.spec.num_images_per_prompt
         alone = SHARING[work.model.mode] is Sharing.ALONE
         made_with = loaded.made_with(self._card)
+        if not alone:  # neighbours may have changed a last digit, so the recipe says that there were some
+            made_with["mode"] = work.model.mode
         job = Job(work, loaded, made_with, 1 if alone else self._most_rows, [None] * count, [0] * count)
         self._jobs.append(job)
         self._begin(job)

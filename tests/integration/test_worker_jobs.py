@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, WorkerProcess, depth, mask, scene, spec
 from tests.waiting import wait_until
 
+STARTER = "builtin:starter"
 BROKEN = """
 [[model]]
 id = "starter"
@@ -224,3 +226,37 @@ def test_flower_would_show_the_worker_by_its_card(farm: Farm, worker: WorkerProc
     answers = farm.app.control.inspect(timeout=5).active_queues()
     assert list(answers) == ["cpu0@testhost"]
     assert [queue["name"] for queue in answers["cpu0@testhost"]] == [f"worker.{worker.name}"]
+
+
+def test_jobs_of_a_throughput_model_are_on_the_card_together_and_exact_ones_keep_their_bytes(
+    farm: Farm, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    (exact,) = rendered(farm, worker, spec(seed=3))
+    (tmp_path / "models.toml").write_text(BROKEN.replace('"broken"', '"quick"').replace("./no/such/directory", STARTER))
+    with (tmp_path / "models.toml").open("a") as file:
+        file.write('mode = "throughput"\n')
+    sharing = WorkerProcess(farm, card="cpu1", env={"FARM_MODELS_FILE": str(tmp_path / "models.toml")}).start()
+    try:
+        sharing.wait_online()
+        found = farm.worker(sharing.name)
+        assert found is not None
+        assert found.info.slots == 4
+        for model in ("starter", "quick"):  # loading waits for an empty card
+            rendered(farm, sharing, spec(model=model))
+        long = spec(model="quick", num_inference_steps=150, num_images_per_prompt=4)
+        first, second, third = (farm.start(long.model_copy(update={"seed": seed}), sharing.name) for seed in (1, 2, 3))
+        wait_until(lambda: all(begun(farm, job.id) for job in (first, second, third)), 60, what="all are on the card")
+        assert rendered(farm, sharing, spec(seed=3)) == [exact]
+        assert begun(farm, second.id)  # it did not wait for the others
+        with farm.store.begin() as unit:
+            lifecycle.cancel(unit, farm.tenant, second.id)
+        farm.wait(second, JobState.CANCELED)
+        for job in (first, third):
+            assert len(farm.wait(job, JobState.SUCCEEDED, timeout=120).outputs) == 4
+    finally:
+        sharing.kill()
+
+
+def begun(farm: Farm, job_id: str) -> bool:
+    job = farm.job(job_id)
+    return job.state is JobState.RUNNING and job.progress is not None and job.progress.step > 0

@@ -570,6 +570,7 @@ def test_the_pictures_of_jobs_share_forwards_and_each_job_counts_its_own_steps(s
     for job in jobs:
         rendered = ended[job]
         assert isinstance(rendered, Rendered)
+        assert rendered.made_with["mode"] == "throughput"
         assert len(rendered.images) == job.spec.num_images_per_prompt
         for index, image in enumerate(rendered.images):
             alone = pipelines.render(starter, job.spec, index, {}, lambda _: None, threading.Event())
@@ -586,6 +587,7 @@ def test_jobs_of_an_exact_model_have_the_bytes_of_the_stock_pipeline_in_any_comp
     ended = carried_out(renderer)
     for job in jobs:
         assert ended[job].images[0].tobytes() == picture(starter, job.spec)().tobytes()
+        assert ended[job].made_with == starter.made_with(CPU)
 
 
 def test_a_model_that_goes_takes_its_hooks_along() -> None:
