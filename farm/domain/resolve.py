@@ -13,10 +13,13 @@ from farm.domain.tasks import (
     InpaintingRequest,
     InputPicture,
     JobSpec,
+    Scheduler,
     Task,
 )
 from farm.errors import BadInput, FieldProblem
 
+#: PNDM is a four-step method: with fewer, diffusers' scheduler runs off the end of its history.
+PNDM_STEPS = 4
 DRAWN_SEEDS = 2**32  #: drawn seeds stay below this, so that they can be copied through tools that hold 32 bits
 
 
@@ -78,6 +81,11 @@ def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPi
                 f"at {steps} steps use a strength of at least {1 / steps:.3g}",
             )
         )
+    scheduler = request.scheduler or model.defaults.scheduler
+    if scheduler is Scheduler.PNDM and steps < PNDM_STEPS:
+        problems.append(
+            FieldProblem("num_inference_steps", steps, f"the scheduler pndm needs at least {PNDM_STEPS} steps")
+        )
     if problems:
         raise BadInput(*problems)
     return JobSpec(
@@ -87,7 +95,7 @@ def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPi
         negative_prompt=request.negative_prompt,
         num_inference_steps=steps,
         guidance_scale=model.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-        scheduler=request.scheduler or model.defaults.scheduler,
+        scheduler=scheduler,
         seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
         num_images_per_prompt=request.num_images_per_prompt,
         width=width,
