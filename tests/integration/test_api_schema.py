@@ -16,7 +16,7 @@ from farm.settings import Settings
 from tests.api_server import Hand, running
 
 #: Requests per operation and phase; SCHEMA_EXAMPLES asks for more by hand.
-EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "5"))
 SEED = int(os.environ.get("SCHEMA_SEED", "1"))
 
 # What a JSON Schema cannot say: that a named picture, job or model exists, that it has the mask's size, that the model
