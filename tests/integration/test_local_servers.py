@@ -79,7 +79,7 @@ class Farm:
             aws_access_key_id=other.get("access_key", s3["access_key"]),
             aws_secret_access_key=other.get("secret_key", s3["secret_key"]),
             region_name="us-east-1",
-            # a server whose volumes are not grown yet keeps the first PUT waiting for a beat or two of its own (5 s each)
+            # a server whose volumes are not grown yet keeps the first PUT waiting for a beat of its own (5 s) or two
             config=Config(
                 retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, connect_timeout=2, read_timeout=30
             ),
