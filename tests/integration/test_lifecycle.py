@@ -163,8 +163,6 @@ def test_heartbeats_keep_a_lease_and_tell_what_is_lost_or_canceled(store: Store,
 
 def test_a_retryable_failure_is_tried_again_until_the_attempts_are_used(store: Store, submit: Submit) -> None:
     job = submit(max_attempts=2)
-    with store.begin() as unit:
-        unit.session.execute(text("SELECT 1"))
     epoch = run(store, job)
     with store.begin() as unit:
         assert lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True) is JobState.QUEUED
