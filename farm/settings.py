@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     max_bulk_bytes: int = 4 * 2**30  #: one bulk request, which is never held in memory
     max_input_pixels: int = 4096 * 4096  #: one input picture, by its header
 
+    # workers on other machines
+    join_token: SecretStr | None = None  #: what ``farm worker --join`` must bring; None: nobody joins over HTTP
+    join_host: str | None = None  #: how other machines reach the servers that this one reaches on loopback
+
     # dispatch and leases
     dispatch_lease_seconds: float = Field(30, gt=0)  #: a hand-over that nobody claimed in this time is offered again
     run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is taken back

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from farm import registry
-from farm.api import batches, docs, files, health, jobs, keys, models, problems, webhooks, workers
+from farm.api import batches, docs, files, health, jobs, joining, keys, models, problems, webhooks, workers
 from farm.api.changes import Changes
 from farm.api.edge import Edge
 from farm.api.services import Services
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (jobs, batches, files, models, workers, webhooks, keys, health, docs):
+    for module in (jobs, batches, files, models, workers, joining, webhooks, keys, health, docs):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(

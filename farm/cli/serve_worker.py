@@ -20,6 +20,13 @@ def worker(
         str | None,
         typer.Option(help="The card to own: 0, cuda:0, a GPU-… UUID, cpu, cpu1 or mps. The first one found if absent."),
     ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Join the farm at this address, which tells where its servers are."),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The token that `farm up --listen` prints; FARM_JOIN_TOKEN by default.")
+    ] = None,
 ) -> None:
     """Render jobs on one card until stopped. Start one worker for each card."""
     missing = [
@@ -30,6 +37,10 @@ def worker(
             f"a worker needs {', '.join(missing)}, which this environment lacks: "
             'pip install "diffusion-render-farm[worker]"'
         )
+    if join is not None:
+        from farm.cli.joining import join as join_farm
+
+        join_farm(join, token)
     if card is not None:
         os.environ["FARM_CARD"] = card
     # Workers of one farm have nothing to tell each other: without gossip and mingle their number costs nothing.

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from farm.errors import FarmError, SetupError
-from farm.local import health, logs
+from farm.local import door, health, logs
 from farm.local.process import clean_up
 from farm.local.servers import Servers, read_settings
 from farm.local.state import DataDirectory, Identity, Run
@@ -55,16 +55,22 @@ def up(
     servers_only: Annotated[
         bool, typer.Option("--servers-only", help="Start PostgreSQL, Valkey and S3 and prepare them; no services.")
     ] = False,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="This machine's address in a private network, at which workers of other machines may join."),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the API answers; `farm down` stops the farm.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as one JSON object.")] = False,
 ) -> None:
     """Start the whole farm on this machine: its servers, API, dispatcher, deliverer, workers and Flower."""
-    options = Options(data_dir.absolute(), port, workers, servers_only)
+    options = Options(data_dir.absolute(), port, workers, servers_only, listen)
     directory = DataDirectory(options.directory)
     try:
         read_settings()  # what is wrong in the environment is said here, not in a log
+        if listen is not None:
+            door.check(listen)
         if detach:
             run = _start_detached(options, directory)
         else:
@@ -244,6 +250,12 @@ def _show(run: Run, *, as_json: bool, detached: bool) -> None:
     # On lines of their own, so that they can be copied whole however narrow the terminal is.
     typer.echo(f"export FARM_URL={addresses['url']}")
     typer.echo(f"export FARM_API_KEY={addresses['api_key']}")
+    if addresses.get("outside_url"):
+        typer.echo(f"farm worker --join {addresses['outside_url']} --token {addresses['join_token']}")
+        screen.print(
+            "[yellow]Whoever has that token can read and change everything in this farm, and what passes is not "
+            "encrypted: use a private network.[/yellow]"
+        )
     screen.print(
         "[yellow]On this machine webhooks may go to loopback addresses over plain HTTP "
         "(FARM_WEBHOOK_ALLOW, FARM_WEBHOOK_ALLOW_HTTP).[/yellow]"

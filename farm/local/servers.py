@@ -17,7 +17,7 @@ from farm.settings import Settings, settings
 
 BUCKET = "farm"
 
-_SECRETS = ("postgres", "valkey", "s3.access", "s3.secret", "s3.signing", "flower")
+_SECRETS = ("postgres", "valkey", "s3.access", "s3.secret", "s3.signing", "flower", "join")
 _SERVER_PORTS = ("postgres", "valkey", *(name for name in s3.PORT_NAMES if name != "admin.grpc"))
 _SERVICE_PORTS = ("api", "flower")
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from farm.local import ports
 from farm.local.ports import LOOPBACK
@@ -27,17 +27,27 @@ class Places:
     api_port: int
     flower_port: int
     flower_login: str  #: ``user:password``, or several with commas between
+    listen: str | None = None  #: the address at which other machines reach this farm, if any shall
+    join_token: str = ""  #: what a worker on another machine must bring
 
     @classmethod
-    def of(cls, farm: Farm, api_host: str, inherited: Mapping[str, str] = os.environ) -> Places:
+    def of(
+        cls, farm: Farm, api_host: str, inherited: Mapping[str, str] = os.environ, listen: str | None = None
+    ) -> Places:
         """The places that a prepared farm has settled on."""
         login = inherited.get("FARM_FLOWER_AUTH") or f"farm:{farm.secret('flower')}"
-        return cls(api_host, farm.ports["api"], farm.ports["flower"], login)
+        token = "" if listen is None else f"join_{farm.secret('join')}"
+        return cls(api_host, farm.ports["api"], farm.ports["flower"], login, listen, token)
 
     @property
     def url(self) -> str:
         """The API, as this machine reaches it."""
         return f"http://{LOOPBACK}:{self.api_port}"
+
+    @property
+    def outside_url(self) -> str | None:
+        """The API, as other machines reach it, if they do."""
+        return None if self.listen is None else f"http://{self.listen}:{self.api_port}"
 
     @property
     def flower_url(self) -> str:
@@ -69,7 +79,29 @@ def environment(
         "FARM_API_HOST": places.api_host,
         "FARM_API_PORT": str(places.api_port),
         "PYTHONUNBUFFERED": "1",
+        **_outside(addresses, places),
     }
+
+
+def _outside(addresses: Addresses, places: Places) -> dict[str, str]:
+    """What makes a farm reachable from other machines: how they name this one, and the token that lets workers in."""
+    if places.listen is None:
+        return {}
+    found = {"FARM_JOIN_TOKEN": places.join_token, "FARM_JOIN_HOST": places.listen}
+    store = urlsplit(addresses.s3_endpoint_url or "")
+    if store.hostname == LOOPBACK:
+        found["FARM_S3_PUBLIC_URL"] = f"http://{places.listen}:{store.port}"
+    return found
+
+
+def _door(base: Mapping[str, str], addresses: Addresses, places: Places) -> tuple[Program, ...]:
+    """The process that lets other machines in, where they shall come in."""
+    if places.listen is None:
+        return ()
+    urls = (places.url, addresses.database_url, addresses.redis_url, addresses.s3_endpoint_url or "")
+    ports = [str(part.port) for part in map(urlsplit, urls) if part.hostname == LOOPBACK]
+    argv = (sys.executable, "-P", "-m", "farm.local.door", places.listen, *ports)
+    return (Program("door", argv, base, address=places.listen),)
 
 
 def table(
@@ -90,6 +122,7 @@ def table(
         Program(
             "api", _command("api"), base, address=places.url, ready=places.api_ready, essential=True, start_seconds=60.0
         ),
+        *_door(base, addresses, places),
         Program("dispatcher", _command("dispatcher"), base),
         Program("deliverer", _command("deliverer"), base),
         *(

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from farm.errors import FarmError
-from farm.local import cards, logs, services
+from farm.local import cards, door, logs, services
 from farm.local.keeper import Backoff, Keeper, StartFailed
 from farm.local.ports import Claims
 from farm.local.process import Program, clean_up
@@ -51,6 +51,7 @@ class Options:
     api_port: int | None = None
     workers: int | None = None  #: None: one per card
     servers_only: bool = False
+    listen: str | None = None  #: an address of this machine, at which other machines may join
 
     def arguments(self) -> list[str]:
         """The same for the command line of this module."""
@@ -61,6 +62,8 @@ class Options:
             found += ["--workers", str(self.workers)]
         if self.servers_only:
             found.append("--servers-only")
+        if self.listen is not None:
+            found += ["--listen", self.listen]
         return found
 
 
@@ -157,7 +160,8 @@ class Supervisor:
         farm = prepare(self.directory, self._claims, api_port=self._options.api_port)
         servers = Servers.of(self.directory, farm, self._settings)
         programs = servers.programs()
-        places = Places.of(farm, self._settings.api_host)
+        listen = None if self._options.listen is None else door.check(self._options.listen)
+        places = Places.of(farm, self._settings.api_host, listen=listen)
         self._tell(f"starting {_listed(program.name for program in programs) or 'without servers of its own'}")
         self._follow(programs)
         self._servers = Keeper(programs, self.directory, backoff=self._backoff, report=log.warning)
@@ -272,6 +276,8 @@ def shown(directory: DataDirectory, farm: Farm, addresses: Addresses, places: Pl
     return {
         "url": places.url,
         "api_key": farm.api_key,
+        "outside_url": places.outside_url,
+        "join_token": places.join_token or None,
         "flower_url": places.flower_url,
         "database_url": addresses.database_url,
         "redis_url": addresses.redis_url,
@@ -296,10 +302,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--servers-only", action="store_true")
+    parser.add_argument("--listen")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        Supervisor(Options(given.data_dir, given.port, given.workers, given.servers_only)).run()
+        Supervisor(Options(given.data_dir, given.port, given.workers, given.servers_only, given.listen)).run()
     except AlreadyRunning as error:
         log.warning("%s", error)
         return ALREADY_RUNNING
