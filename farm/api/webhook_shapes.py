@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.jobs import Moment
 from farm.api.shapes import Shape
+from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, Disabled, Endpoint, Secret
 from farm.domain.states import EventType
 from farm.domain.tasks import NoNul, Storable
 from farm.store.deliveries import Attempt, Delivery
-from farm.store.webhooks import WEBHOOK_EVENTS, DeliveryState, Disabled, Endpoint, Secret
 from farm.webhooks.guard import MAX_URL
 
-#: What can be subscribed to: `farm.store.webhooks.SUBSCRIBABLE`, as a type.
+#: What can be subscribed to: `farm.domain.endpoint.SUBSCRIBABLE`, as a type.
 Subscribable = Literal[
     EventType.STARTED,
     EventType.PROGRESS,

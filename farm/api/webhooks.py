@@ -30,9 +30,9 @@ from farm.api.webhook_shapes import (
     Sendable,
 )
 from farm.domain import ids
+from farm.domain.endpoint import DeliveryState
 from farm.domain.tasks import NoNul, Storable
 from farm.store.deliveries import DeliveryFilter
-from farm.store.webhooks import DeliveryState
 from farm.webhooks import guard, signature
 
 

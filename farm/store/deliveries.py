@@ -12,11 +12,12 @@ from sqlalchemy import ColumnElement, Select, and_, func, null, select, true, tu
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
+from farm.domain.endpoint import DeliveryState
 from farm.domain.states import EventType
 from farm.errors import BadInput, Conflict, NotFound
 from farm.store import cursor as cursors
 from farm.store.tables import DeliveryAttemptRow, DeliveryRow, EndpointRow, EventRow
-from farm.store.webhooks import DeliveryState, Webhooks
+from farm.store.webhooks import Webhooks
 
 _PLACE_BYTES: Final = 24  #: a cursor's: the event's id, then the delivery's
 
@@ -148,7 +149,7 @@ class Deliveries:
         Raises `NotFound`, or `Conflict` when its endpoint is disabled.
         """
         endpoint_id = self.get(tenant_id, delivery_id).endpoint_id
-        # endpoints are locked before deliveries, see farm/store/webhooks.py
+        # endpoints are locked before deliveries, see farm/store/claims.py
         disabled = self._session.execute(
             select(EndpointRow.disabled_at).where(EndpointRow.id == endpoint_id).with_for_update()
         ).one_or_none()

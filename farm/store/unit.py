@@ -17,10 +17,13 @@ from sqlalchemy.orm import Session
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.settings import Settings
 from farm.store.batches import Batches
+from farm.store.claims import Claims
 from farm.store.deliveries import Deliveries
 from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.jobs import Jobs
+from farm.store.outbox import Outbox
+from farm.store.outcomes import Outcomes
 from farm.store.pauses import Pauses
 from farm.store.tenants import Tenants
 from farm.store.webhooks import Webhooks
@@ -79,8 +82,23 @@ class Unit:
 
     @cached_property
     def webhooks(self) -> Webhooks:
-        """Endpoints, and what the deliverers do."""
+        """Endpoints of webhooks."""
         return Webhooks(self.session)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Events that nobody was told of yet."""
+        return Outbox(self.session)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """Deliveries in a deliverer's hands."""
+        return Claims(self.session)
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """How tries to deliver ended."""
+        return Outcomes(self.session)
 
     @cached_property
     def deliveries(self) -> Deliveries:

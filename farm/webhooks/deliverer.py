@@ -26,10 +26,11 @@ from farm import __version__
 from farm.domain.job import Job
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
 from farm.settings import Settings
+from farm.store.claims import Claim, Claimed
 from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
+from farm.store.outcomes import Outcome
 from farm.store.unit import Store, Unit
-from farm.store.webhooks import Claim, Claimed, Outcome
 from farm.webhooks import attempt, guard, signature
 from farm.webhooks.attempt import Answer, Failure
 from farm.webhooks.body import body, plain
@@ -152,7 +153,7 @@ class Deliverer:
         hand.freed.clear()
         claim, bodies = await asyncio.to_thread(self._claim, room, dict(hand.busy))
         for one, content in zip(claim.claimed, bodies, strict=True):
-            self._start(clients[zlib.crc32(one.endpoint_id.encode()) % len(clients)], one, content)
+            self._start(clients[zlib.crc32(one.endpoint.id.encode()) % len(clients)], one, content)
         hand.hungry = len(claim.claimed) >= room
         hand.starved = claim.starved
         if hand.starved & hand.freed:
@@ -164,13 +165,17 @@ class Deliverer:
 
     def _fan_out(self) -> int:
         with self._store.begin() as unit:
-            return unit.webhooks.fan_out(signature.new_secret, FAN_OUT)
+            return unit.outbox.fan_out(signature.new_secret, FAN_OUT)
 
     def _claim(self, room: int, busy: dict[str, int]) -> tuple[Claim, list[bytes | None]]:
         """Deliveries to send, and their bodies (None: it cannot be built)."""
         with self._store.begin() as unit:
-            claim = unit.webhooks.claim(
-                room, self._limits.per_endpoint, busy, self._limits.lease, self._schedule.break_after
+            claim = unit.claims.take(
+                room,
+                self._limits.per_endpoint,
+                {one: self._limits.per_endpoint - count for one, count in busy.items()},
+                self._limits.lease,
+                self._schedule.break_after,
             )
         if not claim.claimed:
             return claim, []
@@ -208,7 +213,7 @@ class Deliverer:
 
     def _start(self, client: httpx2.AsyncClient, one: Claimed, content: bytes | None) -> None:
         hand = self._hand
-        hand.busy[one.endpoint_id] += 1
+        hand.busy[one.endpoint.id] += 1
         hand.young += 1
         task = asyncio.create_task(self._try(client, one, content))
         hand.tries.add(task)
@@ -226,12 +231,12 @@ class Deliverer:
             ageing.cancel()
             grown()
             hand.tries.discard(task)
-            hand.freed.add(one.endpoint_id)
-            if hand.hungry or one.endpoint_id in hand.starved:
+            hand.freed.add(one.endpoint.id)
+            if hand.hungry or one.endpoint.id in hand.starved:
                 hand.woken.set()
-            hand.busy[one.endpoint_id] -= 1
-            if not hand.busy[one.endpoint_id]:
-                del hand.busy[one.endpoint_id]
+            hand.busy[one.endpoint.id] -= 1
+            if not hand.busy[one.endpoint.id]:
+                del hand.busy[one.endpoint.id]
 
         ageing = asyncio.get_running_loop().call_later(self._limits.lingers_after, grown)
         task.add_done_callback(ended)
@@ -251,7 +256,7 @@ class Deliverer:
             "delivered" if answer.error is None else "not delivered",
             action="webhook_tried",
             delivery=one.id,
-            endpoint=one.endpoint_id,
+            endpoint=one.endpoint.id,
             job=one.job_id,
             number=one.number,
             status=answer.status,
@@ -262,11 +267,11 @@ class Deliverer:
     async def _send(self, client: httpx2.AsyncClient, one: Claimed, content: bytes | None) -> Answer:
         if content is None:
             return Answer(None, Failure.INTERNAL, 0.0)
-        headers = signature.headers(one.secrets, one.id, int(time.time()), content)
+        headers = signature.headers(one.endpoint.secrets, one.id, int(time.time()), content)
         headers |= {"Content-Type": "application/json", "User-Agent": f"render-farm/{__version__}"}
         limits = self._limits
         return await attempt.post(
-            client, one.url, headers, content, deadline=limits.deadline, body_deadline=limits.body_deadline
+            client, one.endpoint.url, headers, content, deadline=limits.deadline, body_deadline=limits.body_deadline
         )
 
     def _outcome(self, one: Claimed, answer: Answer) -> Outcome:
@@ -277,7 +282,7 @@ class Deliverer:
             retry_in = self._schedule.after(one.turn, answer.retry_after)
         return Outcome(
             delivery_id=one.id,
-            endpoint_id=one.endpoint_id,
+            endpoint_id=one.endpoint.id,
             number=one.number,
             delivered=answer.error is None,
             status=answer.status,
@@ -327,7 +332,7 @@ class Deliverer:
     def _write(self, batch: list[Outcome]) -> None:
         with self._store.begin() as unit:
             schedule = self._schedule
-            verdict = unit.webhooks.record(batch, schedule.give_up_after, schedule.break_after, schedule.pause)
+            verdict = unit.outcomes.record(batch, schedule.give_up_after, schedule.break_after, schedule.pause)
         for endpoint in verdict.disabled:
             log.warning("endpoint disabled", action="endpoint_disabled", endpoint=endpoint)
         for one in batch:

@@ -19,12 +19,12 @@ import pytest
 from sqlalchemy import text
 
 from farm import __version__, lifecycle
+from farm.domain.endpoint import DeliveryState, Endpoint
 from farm.domain.job import HandOver, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, JobState
 from farm.settings import Settings
 from farm.store.deliveries import Attempt, Delivery
 from farm.store.unit import Store
-from farm.store.webhooks import DeliveryState, Endpoint
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer, Limits
 from farm.webhooks.schedule import Schedule

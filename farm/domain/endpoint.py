@@ -1,0 +1,74 @@
+"""Where a tenant wants events sent, and the words for how that goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from farm.domain.states import EventType
+
+#: What an endpoint gets that asks for nothing else, and all that a job's own ``webhook`` URL gets.
+WEBHOOK_EVENTS: Final = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)
+#: What can be subscribed to.
+SUBSCRIBABLE: Final = (EventType.STARTED, EventType.PROGRESS, *WEBHOOK_EVENTS, EventType.ENDPOINT_DISABLED)
+MAX_SECRETS: Final = 4  #: of one endpoint that sign at the same time
+
+
+class DeliveryState(StrEnum):
+    """Where a delivery stands."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"  #: given up after the last try of the schedule
+
+
+class Disabled(StrEnum):
+    """Why an endpoint gets nothing more."""
+
+    GONE = "gone"  #: it answered 410
+    FAILING = "failing"  #: it failed for days
+    ASKED = "asked"  #: its tenant wanted so
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What signs an endpoint's webhooks."""
+
+    text: str  #: ``whsec_…``
+    expires_at: datetime | None  #: None: the current one
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a tenant wants events sent."""
+
+    id: str
+    tenant_id: str
+    url: str
+    description: str
+    events: frozenset[EventType]
+    signing: tuple[Secret, ...]  #: those that sign now, newest first
+    one_off: bool  #: made for the ``webhook`` URL of a job
+    sequence: int  #: of the last delivery made for it
+    paused_until: datetime | None
+    failures: int  #: tries that failed in a row
+    failing_since: datetime | None
+    disabled_at: datetime | None
+    disabled_reason: Disabled | None
+    created_at: datetime
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The texts of the secrets that sign now, newest first."""
+        return tuple(secret.text for secret in self.signing)
+
+
+def signing(secrets: Sequence[str], until: Sequence[datetime], now: datetime) -> tuple[Secret, ...]:
+    """The secrets that sign at that time, of those that are kept; ``until`` says when all but the first end."""
+    return (
+        Secret(secrets[0], None),
+        *(Secret(text, end) for text, end in zip(secrets[1:], until, strict=True) if end > now),
+    )

@@ -1,0 +1,232 @@
+"""Deliveries in a deliverer's hands.
+
+The deliverers walk *endpoints* by the time they are due and take a few deliveries of each, so a million deliveries
+that wait for one dead endpoint are one row on everybody's way. ``endpoint.due_at`` is therefore never later than the
+``next_at`` of its first pending delivery, unless the endpoint is paused or disabled; it may be earlier, which costs one
+look. It is only set under the endpoint's row lock. Endpoints are locked before deliveries and in the order of their
+ids, so that no two units of work wait for each other.
+
+Plain statements, whose arrays hold any number of rows: their texts never change, so the driver prepares them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from farm.domain import ids
+from farm.domain.endpoint import signing
+from farm.domain.states import EventType
+
+LOST: Final = "lost"  #: error class of a try whose deliverer died before it could note how it went
+
+_DUE: Final = """
+    SELECT id, failures FROM endpoint
+    WHERE due_at <= now() AND disabled_at IS NULL AND id <> ALL(%(full)s::uuid[])
+    ORDER BY due_at LIMIT %(room)s FOR UPDATE SKIP LOCKED
+"""
+# where there is more than room, each endpoint gets one before any gets a second
+_FIRST: Final = """
+    SELECT due.id, due.leased
+    FROM unnest(%(ids)s::uuid[], %(most)s::int[]) AS one (id, most)
+    CROSS JOIN LATERAL (
+        SELECT id, next_at, lease_until IS NOT NULL AS leased, row_number() OVER (ORDER BY next_at) AS rank
+        FROM delivery
+        WHERE endpoint_id = one.id AND state = 'pending' AND next_at <= now()
+        ORDER BY next_at LIMIT one.most
+    ) AS due
+    ORDER BY due.rank, due.next_at LIMIT %(room)s
+"""
+_TAKE: Final = """
+    UPDATE delivery SET tries = tries + 1,
+        lease_until = now() + make_interval(secs => %(lease)s), next_at = now() + make_interval(secs => %(lease)s)
+    WHERE id = ANY(%(ids)s::uuid[]) AND state = 'pending' AND next_at <= now()
+    RETURNING id, endpoint_id, event_id, sequence, tries, tries_before
+"""
+_NOTE_LOST: Final = """
+    INSERT INTO delivery_attempt (delivery_id, number, seconds, error)
+    SELECT lost.id, lost.number, 0, %(error)s FROM unnest(%(ids)s::uuid[], %(numbers)s::int[]) AS lost (id, number)
+    ON CONFLICT DO NOTHING
+"""
+# while the probe is out, nobody sends anything else
+_PROBED: Final = """
+    UPDATE endpoint SET paused_until = now() + make_interval(secs => %(lease)s) WHERE id = ANY(%(ids)s::uuid[])
+"""
+# A statement of its own, which sees all that was committed before the lock was ours.
+_LOOKED_AT: Final = """
+    UPDATE endpoint SET due_at = (
+        SELECT CASE WHEN min(next_at) IS NOT NULL THEN greatest(min(next_at), endpoint.paused_until) END
+        FROM delivery WHERE endpoint_id = endpoint.id AND state = 'pending'
+    )
+    WHERE id = ANY(%(ids)s::uuid[])
+"""
+_ENDPOINTS: Final = """
+    SELECT id, url, secrets, secrets_until, now() AS now FROM endpoint WHERE id = ANY(%(ids)s::uuid[])
+"""
+_EVENTS: Final = "SELECT id, job_id, type, data, created_at FROM event WHERE id = ANY(%(ids)s::bigint[])"
+_STARVED: Final = """
+    SELECT id FROM endpoint WHERE id = ANY(%(full)s::uuid[]) AND due_at <= now() AND disabled_at IS NULL
+"""
+_DUE_IN: Final = """
+    SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM endpoint
+    WHERE due_at IS NOT NULL AND disabled_at IS NULL AND id <> ALL(%(full)s::uuid[])
+"""
+# endpoints first, as everywhere
+_LOCK: Final = "SELECT id FROM endpoint WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE"
+_UNTAKE: Final = """
+    UPDATE delivery SET tries = tries - 1, lease_until = NULL, next_at = now()
+    FROM unnest(%(ids)s::uuid[], %(numbers)s::int[]) AS back (id, number)
+    WHERE delivery.id = back.id AND delivery.tries = back.number AND delivery.state = 'pending'
+"""
+_DUE_AGAIN: Final = """
+    UPDATE endpoint SET due_at = greatest(least(due_at, now()), until.pause), paused_until = until.pause
+    FROM (
+        SELECT id, CASE WHEN id <> ALL(%(probes)s::uuid[]) THEN paused_until END AS pause
+        FROM endpoint WHERE id = ANY(%(ids)s::uuid[])
+    ) AS until
+    WHERE endpoint.id = until.id AND disabled_at IS NULL
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An endpoint as a deliverer sees it."""
+
+    id: str
+    url: str
+    secrets: tuple[str, ...]  #: those that sign now, newest first
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery in this deliverer's hands, until its lease ends."""
+
+    id: str
+    endpoint: Target
+    type: EventType
+    job_id: str | None
+    data: dict[str, Any]  #: what the event's row says
+    occurred_at: datetime
+    sequence: int
+    number: int  #: of the try about to be made, 1-based
+    turn: int  #: the same, counted from when it was last sent again: the schedule goes by it
+    probe: bool  #: the one try that a failing endpoint is given
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one look gave."""
+
+    claimed: tuple[Claimed, ...]
+    starved: frozenset[str]  #: endpoints that have more due deliveries than the caller may hold
+    due_in: float | None  #: seconds until another endpoint is due; None: none waits
+
+
+class Claims:
+    """Taking deliveries, and giving back what was not tried."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def take(
+        self, room: int, per_endpoint: int, left: Mapping[str, int], lease_seconds: float, probe_after: int
+    ) -> Claim:
+        """Take up to ``room`` due deliveries, and look when the next ones are due.
+
+        At most ``left[id]`` of an endpoint that is named there and ``per_endpoint`` of any other, and a single one, the
+        probe, of an endpoint that failed ``probe_after`` times in a row. A delivery whose lease ran out is due again;
+        its lost try is noted.
+        """
+        allowed = {ids.to_uuid(ids.ENDPOINT, one): count for one, count in left.items()}
+        full = {one for one, count in allowed.items() if count <= 0}
+        due = self._rows(_DUE, full=list(full), room=room)
+        if not due:
+            return Claim((), self._starved(full), self._due_in(full))
+        probes = {row.id for row in due if row.failures >= probe_after}
+        most = {row.id: allowed.get(row.id, per_endpoint) for row in due}
+        # one that this deliverer has something of in hand already gets no probe beside it
+        most |= {one: int(allowed.get(one, per_endpoint) >= per_endpoint) for one in probes}
+        first = self._rows(_FIRST, ids=list(most), most=list(most.values()), room=room)
+        taken = self._rows(_TAKE, ids=[row.id for row in first], lease=lease_seconds) if first else []
+        self._note_lost({row.id for row in first if row.leased}, taken)
+        counts: dict[UUID, int] = {}
+        for row in taken:
+            counts[row.endpoint_id] = counts.get(row.endpoint_id, 0) + 1
+        probed = probes & counts.keys()
+        if probed:
+            self._run(_PROBED, ids=list(probed), lease=lease_seconds)
+        self._run(_LOOKED_AT, ids=list(most))
+        full |= {one for one, count in counts.items() if count >= most[one]}
+        return Claim(self._claimed(taken, probed), self._starved(full), self._due_in(full))
+
+    def give_back(self, untried: Sequence[Claimed]) -> None:
+        """Undo claims whose tries were not begun: the deliveries are due again, and nothing counts.
+
+        The pause that a probe had set ends; any other stays.
+        """
+        endpoints = list({ids.to_uuid(ids.ENDPOINT, one.endpoint.id) for one in untried})
+        self._run(_LOCK, ids=endpoints)
+        self._run(
+            _UNTAKE,
+            ids=[ids.to_uuid(ids.DELIVERY, one.id) for one in untried],
+            numbers=[one.number for one in untried],
+        )
+        probes = [ids.to_uuid(ids.ENDPOINT, one.endpoint.id) for one in untried if one.probe]
+        self._run(_DUE_AGAIN, ids=endpoints, probes=probes)
+
+    def _note_lost(self, leased: set[UUID], taken: Sequence[Any]) -> None:
+        lost = [row for row in taken if row.id in leased]
+        if lost:
+            self._run(_NOTE_LOST, ids=[row.id for row in lost], numbers=[row.tries - 1 for row in lost], error=LOST)
+
+    def _claimed(self, taken: Sequence[Any], probed: set[UUID]) -> tuple[Claimed, ...]:
+        """In the order of their numbers within their endpoints."""
+        if not taken:
+            return ()
+        targets = {
+            row.id: Target(
+                ids.from_uuid(ids.ENDPOINT, row.id),
+                row.url,
+                tuple(one.text for one in signing(row.secrets, row.secrets_until, row.now)),
+            )
+            for row in self._rows(_ENDPOINTS, ids=list({row.endpoint_id for row in taken}))
+        }
+        events = {row.id: row for row in self._rows(_EVENTS, ids=list({row.event_id for row in taken}))}
+        claimed: list[Claimed] = []
+        for row in sorted(taken, key=lambda row: (row.endpoint_id, row.sequence)):
+            event = events[row.event_id]
+            claimed.append(
+                Claimed(
+                    id=ids.from_uuid(ids.DELIVERY, row.id),
+                    endpoint=targets[row.endpoint_id],
+                    type=EventType(event.type),
+                    job_id=None if event.job_id is None else ids.from_uuid(ids.JOB, event.job_id),
+                    data=event.data,
+                    occurred_at=event.created_at,
+                    sequence=row.sequence,
+                    number=row.tries,
+                    turn=row.tries - row.tries_before,
+                    probe=row.endpoint_id in probed,
+                )
+            )
+        return tuple(claimed)
+
+    def _starved(self, full: set[UUID]) -> frozenset[str]:
+        if not full:
+            return frozenset()
+        return frozenset(ids.from_uuid(ids.ENDPOINT, row.id) for row in self._rows(_STARVED, full=list(full)))
+
+    def _due_in(self, full: set[UUID]) -> float | None:
+        ((seconds,),) = self._rows(_DUE_IN, full=list(full))
+        return None if seconds is None else float(seconds)
+
+    def _rows(self, statement: str, **values: Any) -> Sequence[Any]:
+        return self._session.connection().exec_driver_sql(statement, values).all()
+
+    def _run(self, statement: str, **values: Any) -> None:
+        self._session.connection().exec_driver_sql(statement, values)

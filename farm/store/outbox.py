@@ -1,0 +1,143 @@
+"""From events to deliveries: who is to hear of what happened.
+
+Plain statements, whose arrays hold any number of rows: their texts never change, so the driver prepares them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from farm.domain import ids
+from farm.domain.endpoint import SUBSCRIBABLE, WEBHOOK_EVENTS
+
+_WANTED: Final = frozenset(kind.value for kind in SUBSCRIBABLE)
+_ENDS: Final = frozenset(kind.value for kind in WEBHOOK_EVENTS)
+
+_EVENTS: Final = """
+    SELECT id, tenant_id, job_id, type FROM event WHERE NOT fanned_out
+    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+"""
+_DONE: Final = "UPDATE event SET fanned_out = true WHERE id = ANY(%(ids)s)"
+_SUBSCRIBED: Final = """
+    SELECT id, tenant_id, events FROM endpoint
+    WHERE tenant_id = ANY(%(tenants)s) AND disabled_at IS NULL AND NOT one_off
+"""
+_OWN_URLS: Final = "SELECT id, tenant_id, webhook FROM job WHERE id = ANY(%(ids)s) AND webhook IS NOT NULL"
+_ONE_OFF: Final = """
+    SELECT id, tenant_id, url FROM endpoint
+    WHERE one_off AND tenant_id = ANY(%(tenants)s) AND url = ANY(%(urls)s)
+"""
+# in one order everywhere, so that two deliverers that make the same ones do not wait for each other
+_NEW_ONE_OFF: Final = """
+    INSERT INTO endpoint (id, tenant_id, url, secrets, events, one_off)
+    SELECT made.id, made.tenant_id, made.url, ARRAY[made.secret], %(events)s, true
+    FROM unnest(%(ids)s::uuid[], %(tenants)s::uuid[], %(urls)s::text[], %(secrets)s::text[])
+        AS made (id, tenant_id, url, secret)
+    ON CONFLICT (tenant_id, url) WHERE one_off DO NOTHING
+"""
+_LOCK: Final = """
+    SELECT id, sequence FROM endpoint
+    WHERE id = ANY(%(ids)s) AND disabled_at IS NULL ORDER BY id FOR UPDATE
+"""
+_INSERT: Final = """
+    INSERT INTO delivery (id, endpoint_id, event_id, sequence, state)
+    SELECT made.*, 'pending'
+    FROM unnest(%(ids)s::uuid[], %(endpoints)s::uuid[], %(events)s::bigint[], %(sequences)s::bigint[]) AS made
+"""
+# least and greatest skip NULLs: due now, unless it is paused
+_GROWN: Final = """
+    UPDATE endpoint SET sequence = grown.sequence,
+        due_at = greatest(least(endpoint.due_at, now()), endpoint.paused_until)
+    FROM unnest(%(ids)s::uuid[], %(sequences)s::bigint[]) AS grown (id, sequence)
+    WHERE endpoint.id = grown.id
+"""
+
+
+class Outbox:
+    """Events that nobody was told of yet."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def fan_out(self, new_secret: Callable[[], str], limit: int = 500) -> int:
+        """Make the deliveries of up to ``limit`` events that have none yet; returns how many events were done.
+
+        Events that another deliverer has in hand are passed over. ``new_secret`` gives the secret of an endpoint that
+        is made here, for a job's own ``webhook`` URL.
+        """
+        events = self._rows(_EVENTS, limit=limit)
+        if not events:
+            return 0
+        wanted = [event for event in events if event.type in _WANTED]
+        if wanted:
+            one_off = self._one_off_endpoints({event.job_id for event in wanted if event.type in _ENDS}, new_secret)
+            subscribed: dict[UUID, list[tuple[UUID, list[str]]]] = {}
+            for row in self._rows(_SUBSCRIBED, tenants=list({event.tenant_id for event in wanted})):
+                subscribed.setdefault(row.tenant_id, []).append((row.id, row.events))
+            pairs: list[tuple[UUID, int]] = []
+            for event in wanted:
+                pairs += [(one, event.id) for one, kinds in subscribed.get(event.tenant_id, ()) if event.type in kinds]
+                if event.type in _ENDS and event.job_id in one_off:
+                    pairs.append((one_off[event.job_id], event.id))
+            self._insert(pairs)
+        self._run(_DONE, ids=[event.id for event in events])
+        return len(events)
+
+    def deliver(self, endpoint_id: str, event_id: int) -> str:
+        """Make the delivery of one event to one enabled endpoint; returns its id."""
+        (made,) = self._insert([(ids.to_uuid(ids.ENDPOINT, endpoint_id), event_id)])
+        return ids.from_uuid(ids.DELIVERY, made)
+
+    def _one_off_endpoints(self, jobs: Collection[UUID], new_secret: Callable[[], str]) -> dict[UUID, UUID]:
+        """The endpoint of each job that has a ``webhook`` URL, made where it is missing: job → endpoint."""
+        own = self._rows(_OWN_URLS, ids=list(jobs)) if jobs else []
+        if not own:
+            return {}
+        wanted = {(job.tenant_id, job.webhook) for job in own}
+        found = self._find_one_off(wanted)
+        missing = sorted(wanted - found.keys())
+        if missing:
+            self._run(
+                _NEW_ONE_OFF,
+                ids=[ids.to_uuid(ids.ENDPOINT, ids.new(ids.ENDPOINT)) for _ in missing],
+                tenants=[tenant_id for tenant_id, _ in missing],
+                urls=[url for _, url in missing],
+                secrets=[new_secret() for _ in missing],
+                events=[kind.value for kind in WEBHOOK_EVENTS],
+            )
+            found = self._find_one_off(wanted)
+        return {job.id: found[job.tenant_id, job.webhook] for job in own}
+
+    def _find_one_off(self, wanted: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], UUID]:
+        rows = self._rows(
+            _ONE_OFF, tenants=list({tenant_id for tenant_id, _ in wanted}), urls=list({url for _, url in wanted})
+        )
+        return {(row.tenant_id, row.url): row.id for row in rows}
+
+    def _insert(self, pairs: Sequence[tuple[UUID, int]]) -> list[UUID]:
+        """One delivery for each (endpoint, event), numbered within its endpoint; disabled endpoints get none."""
+        if not pairs:
+            return []
+        last = {row.id: row.sequence for row in self._rows(_LOCK, ids=list({one for one, _ in pairs}))}
+        made: list[tuple[UUID, UUID, int, int]] = []
+        for endpoint_id, event_id in pairs:
+            if endpoint_id in last:
+                last[endpoint_id] += 1
+                name = ids.to_uuid(ids.DELIVERY, ids.new(ids.DELIVERY))
+                made.append((name, endpoint_id, event_id, last[endpoint_id]))
+        if not made:
+            return []
+        columns = [list(column) for column in zip(*made, strict=True)]
+        self._run(_INSERT, ids=columns[0], endpoints=columns[1], events=columns[2], sequences=columns[3])
+        self._run(_GROWN, ids=list(last), sequences=list(last.values()))
+        return columns[0]
+
+    def _rows(self, statement: str, **values: Any) -> Sequence[Any]:
+        return self._session.connection().exec_driver_sql(statement, values).all()
+
+    def _run(self, statement: str, **values: Any) -> None:
+        self._session.connection().exec_driver_sql(statement, values)
