@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fmt imports up down clean
+.PHONY: compose-env help install demo test lint types fmt imports up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,11 @@ up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
 
 down: $(INSTALLED) ## stop the farm that runs here
 	$(BIN)/farm down
+
+compose-env: ## draw the secrets of docker-compose.yml into .env
+	test ! -e .env || { echo ".env is there already: remove it to draw new secrets" >&2; exit 1; }
+	$(PYTHON) -c 'import re, secrets, sys; sys.stdout.write(re.sub(r"(?m)=$$", lambda _: "=" + secrets.token_hex(24), sys.stdin.read()))' < infra/compose.env.example > .env
+	chmod 600 .env
 
 clean: ## remove what the targets made, except the farm's data
 	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache

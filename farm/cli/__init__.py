@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "deliverer": ("serve_deliverer", "Run one webhook deliverer."),
     "worker": ("serve_worker", "Run the worker of one card."),
     "flower": ("serve_flower", "Run Flower, Celery's own dashboard."),
+    "init": ("init", "Prepare servers of your own: schema, bucket, first API key."),
     "migrate": ("migrate", "Bring the database to this release's schema."),
 }
 

@@ -67,6 +67,29 @@ def prepare(given: Settings, known_key: str | None) -> str:
         store.close()
 
 
+def initialise(given: Settings) -> tuple[str, str | None]:
+    """The same for servers of one's own. Returns the schema's revision, and a first key unless the farm has keys.
+
+    Raises FarmError.
+    """
+    store = Store.connect(given, pool=1)
+    try:
+        assert given.database_url is not None  # Store.connect has refused that
+        revision = upgrade(given.database_url.get_secret_value())
+        storage = Storage(given)
+        prepare_storage(storage)
+        storage.close()
+        with store.begin() as unit:
+            known = unit.tenants.by_name(TENANT)
+            if known is not None and unit.tenants.keys(known.id):
+                return revision, None
+            tenant = known or unit.tenants.create(TENANT)
+            _, text = unit.tenants.create_key(tenant.id, "farm init", frozenset(Scope))
+        return revision, text
+    finally:
+        store.close()
+
+
 def main() -> int:
     """Read the known key from stdin (arguments and environments are for others to see), print the valid one as JSON."""
     known = sys.stdin.read().strip() or None
