@@ -1,0 +1,36 @@
+"""``farm init`` on servers of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from farm.store.unit import Store, make_engine
+from tests.conftest import TestServers
+
+
+def init(environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "farm.cli", "init", "--json"], env={**os.environ, **environment}, capture_output=True,
+        text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_an_empty_database_becomes_a_farm_with_one_first_key_and_again_changes_nothing(servers: TestServers) -> None:
+    servers.postgres.create_database("to_init")
+    environment = servers.env(database_url=servers.postgres.url("to_init"))
+    first, again = init(environment), init(environment)
+    assert again == {"revision": first["revision"], "api_key": None}
+    store = Store(make_engine(environment["FARM_DATABASE_URL"], pool=1))
+    try:
+        with store.begin() as unit:
+            assert unit.tenants.authenticate(first["api_key"]).name == "farm init"
+    finally:
+        store.close()
+        servers.postgres.drop_database("to_init")
