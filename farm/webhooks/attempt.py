@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 import httpx2
 
+from farm import __version__
+from farm.settings import Settings
+from farm.webhooks import guard
+from farm.webhooks.channel import Channel, NotHttp, Reply
 from farm.webhooks.guard import TargetRefused
 from farm.webhooks.schedule import retry_after
 
-MAX_ANSWER: Final = 64 * 2**10  #: bytes of an answer that are read at most
-KEPT_ANSWER: Final = 2_048  #: bytes of it that are kept for the log
+KEPT_ANSWER: Final = 2_048  #: bytes of an answer that are kept for the log
+KEEP_SECONDS: Final = 4.0  #: an idle connection is kept for so long: less than servers commonly do
+RENEW_SECONDS: Final = 60.0  #: a connection is used for so long; then the host is resolved anew
 _ASKS_FOR_PATIENCE: Final = frozenset({429, 503})
 
 
@@ -34,7 +37,7 @@ class Failure(StrEnum):
     INTERNAL = "internal"  #: our own mistake; the process's log has the trace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What came back."""
 
@@ -45,50 +48,108 @@ class Answer:
     retry_after: float | None = None  #: seconds
 
 
-async def post(
-    client: httpx2.AsyncClient,
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    deadline: float,
-    body_deadline: float,
-) -> Answer:
-    """Send, and read an answer that counts by its status alone.
+@dataclass
+class Keeper:
+    """How many idle connections a process keeps, over all endpoints."""
 
-    ``deadline`` is in seconds and for the whole of it, ``body_deadline`` for the answer's body within that: when it is
-    over, the rest of the body is not waited for, and the status stands.
-    """
-    started = time.monotonic()
-    status: int | None = None
-    received = bytearray()
-    patience: float | None = None
-    error: Failure | None
-    try:
-        async with asyncio.timeout(deadline), client.stream("POST", url, headers=dict(headers), content=body) as answer:
-            status = answer.status_code
-            if status in _ASKS_FOR_PATIENCE:
-                patience = retry_after(answer.headers.get("retry-after"))
-            async with asyncio.timeout(body_deadline):
-                async for part in answer.aiter_raw():
-                    received += part[: MAX_ANSWER - len(received)]
-                    if len(received) >= MAX_ANSWER:
-                        break
-        error = None
-    except TargetRefused:
-        error = Failure.REFUSED
-    except (TimeoutError, httpx2.TimeoutException):
-        error = Failure.TIMEOUT
-    except httpx2.ConnectError:
-        error = Failure.CONNECT
-    except (httpx2.ProtocolError, httpx2.DecodingError):
-        error = Failure.PROTOCOL
-    except httpx2.TransportError:
-        error = Failure.NETWORK
-    if status is not None:
-        error = _judge(status)
-    text = bytes(received[:KEPT_ANSWER]).decode("utf-8", "replace").replace("\0", "")
-    return Answer(status, error, time.monotonic() - started, text, patience)
+    room: int
+
+
+@dataclass
+class Route:
+    """The way to one endpoint: its connections go to addresses that the guard has checked, and are kept while used."""
+
+    url: str
+    door: guard.Door
+    keeper: Keeper
+    target: bytes  #: path and query, as they are requested
+    headers: tuple[tuple[bytes, bytes], ...]  #: the same of every request
+    refusal: TargetRefused | None = None
+    idle: list[Channel] = field(default_factory=list)
+
+    @classmethod
+    def to(cls, url: str, settings: Settings, door: guard.Door, keeper: Keeper) -> Route:
+        """The way to a URL; one that the guard refuses is refused at every try."""
+        try:
+            parsed = httpx2.URL(guard.parse(url, settings).url)
+        except TargetRefused as refusal:
+            return cls(url, door, keeper, b"", (), refusal)
+        headers = (
+            (b"Host", parsed.netloc),
+            (b"User-Agent", f"render-farm/{__version__}".encode()),
+            # no compression is offered, so an answer cannot unfold into more than was received
+            (b"Accept-Encoding", b"identity"),
+            (b"Content-Type", b"application/json"),
+        )
+        return cls(url, door, keeper, parsed.raw_path, headers)
+
+    async def post(
+        self, headers: tuple[tuple[bytes, bytes], ...], body: bytes, *, deadline: float, body_deadline: float
+    ) -> Answer:
+        """Send, and read an answer that counts by its status alone.
+
+        ``deadline`` is in seconds and for the whole of it, ``body_deadline`` for the answer's body within that: when it
+        is over, the rest of the body is not waited for, and the status stands.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        reply: Reply | None = None
+        error: Failure | None = None
+        channel: Channel | None = None
+        try:
+            if self.refusal is not None:
+                raise self.refusal
+            channel = self._kept(started)
+            if channel is None:
+                channel = await self._open(deadline)
+            left = max(0.0, deadline - (loop.time() - started))
+            length = (b"Content-Length", str(len(body)).encode())
+            reply = await channel.post(self.target, (*self.headers, *headers, length), body, left, body_deadline)
+        except TargetRefused:
+            error = Failure.REFUSED
+        except TimeoutError:
+            error = Failure.TIMEOUT
+        except NotHttp:
+            error = Failure.PROTOCOL
+        except (OSError, ValueError):  # a name or an answer of a resolver that cannot be read is a ValueError
+            error = Failure.CONNECT if channel is None else Failure.NETWORK
+        if reply is None:
+            return Answer(None, error, loop.time() - started)
+        assert channel is not None
+        self._keep(channel)
+        text = reply.body[:KEPT_ANSWER].decode("utf-8", "replace").replace("\0", "")
+        patience = retry_after(reply.retry_after) if reply.status in _ASKS_FOR_PATIENCE else None
+        return Answer(reply.status, _judge(reply.status), loop.time() - started, text, patience)
+
+    def close(self, idle_before: float | None = None) -> None:
+        """End the connections that nobody used since ``idle_before`` (the loop's time); None: all that are idle."""
+        stay: list[Channel] = []
+        for channel in self.idle:
+            if channel.usable and idle_before is not None and channel.idle_since >= idle_before:
+                stay.append(channel)
+            else:
+                channel.close()
+                self.keeper.room += 1
+        self.idle = stay
+
+    async def _open(self, deadline: float) -> Channel:
+        return await self.door.open(self.url, Channel, deadline)
+
+    def _kept(self, now: float) -> Channel | None:
+        while self.idle:
+            channel = self.idle.pop()
+            self.keeper.room += 1
+            if channel.usable and now - channel.idle_since < KEEP_SECONDS and now - channel.opened_at < RENEW_SECONDS:
+                return channel
+            channel.close()
+        return None
+
+    def _keep(self, channel: Channel) -> None:
+        if channel.usable and self.keeper.room > 0:
+            self.keeper.room -= 1
+            self.idle.append(channel)
+        else:
+            channel.close()
 
 
 def _judge(status: int) -> Failure | None:

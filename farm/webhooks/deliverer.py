@@ -10,29 +10,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import zlib
-from collections import Counter
+from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-import httpx2
 import structlog
 from pydantic import ValidationError
 
-from farm import __version__
 from farm.domain.job import Job
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
 from farm.settings import Settings
-from farm.store.claims import Claim, Claimed
+from farm.store.claims import Claim, Claimed, Recipient
 from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
 from farm.store.outcomes import Outcome
 from farm.store.unit import Store, Unit
-from farm.webhooks import attempt, guard, signature
-from farm.webhooks.attempt import Answer, Failure
+from farm.webhooks import guard, signature
+from farm.webhooks.attempt import KEEP_SECONDS, Answer, Failure, Keeper, Route
 from farm.webhooks.body import body, plain
 from farm.webhooks.schedule import Schedule
 
@@ -41,7 +37,10 @@ log = structlog.stdlib.get_logger()
 BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between tries while the database is away
 IDLE_SECONDS: Final = 30.0  #: a look without being told, in case a notification got lost
 FAN_OUT: Final = 500  #: events per transaction
-SHARES: Final = 64  #: HTTP clients, each for a share of the endpoints
+LINGER_SECONDS: Final = 0.01  #: outcomes wait so long for others, to be written with them
+RECORD: Final = 1_000  #: outcomes per transaction
+FORGET_SECONDS: Final = 120.0  #: what is known of an endpoint that nothing is sent to is kept for so long
+KEPT: Final = 256  #: idle connections to all endpoints
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,20 @@ class Limits:
     at_once: int = 64  #: tries in their first second
     lingering: int = 192  #: tries beyond it: slow endpoints queue for these, not for the ones above
     lingers_after: float = 1.0
-    per_endpoint: int = 4
+    per_endpoint: int = 4  #: tries at once
+    in_hand: int = 512  #: claimed deliveries that wait here for their turn
+    #: the same of one endpoint, once it has shown that it answers quickly; till then what it may be tried with at once
+    per_endpoint_in_hand: int = 64
+    quick: float = 0.25  #: an answer within this time is quick
     deadline: float = 20.0  #: of one try
     body_deadline: float = 5.0  #: of an answer's body, within the deadline
-    lease: float = 45.0  #: longer than a try and its recording
+    lease: float = 45.0  #: longer than a try, what waits before it and its recording
     grace: float = 5.0  #: for tries in flight when the deliverer is stopped
+
+    @property
+    def patience(self) -> float:
+        """How long a claimed delivery waits for its turn, so that its lease still covers a whole try."""
+        return max((self.lease - self.deadline) / 2, self.lease / 4)
 
 
 class Deliverer:
@@ -77,7 +85,8 @@ class Deliverer:
         self._presign = presign
         self._schedule = schedule or Schedule()
         self._limits = limits or Limits()
-        self._resolver = resolver
+        self._door = guard.Door(settings, resolver=resolver)
+        self._keeper = Keeper(KEPT)
         self._store = Store.connect(settings, pool=3)
         self._database_url = settings.database_url.get_secret_value()
         self._stopping = threading.Event()
@@ -102,42 +111,26 @@ class Deliverer:
         listening = threading.Thread(target=self._listen, name="webhook listener", daemon=True)
         listening.start()
         recorder = asyncio.create_task(self._record())
-        async with AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(one) for one in self._clients()]
-            trouble = 0
-            while not self._stopping.is_set():
-                self._hand.woken.clear()
-                try:
-                    nap = await self._round(clients)
-                    trouble = 0
-                except DatabaseUnavailable as error:
-                    log.warning("waiting for the database", action="database_unavailable", error=str(error))
-                    nap, trouble = self._back_off(trouble)
-                except Exception:  # a service that ends by its own mistake helps nobody
-                    log.exception("a round failed", action="round_failed")
-                    nap, trouble = self._back_off(trouble)
-                if trouble:
-                    self._news.set()  # the round may have ended before it fanned out
-                await self._rest(nap)
-            await self._land(recorder)
+        trouble = 0
+        while not self._stopping.is_set():
+            self._hand.woken.clear()
+            try:
+                nap = await self._round()
+                trouble = 0
+            except DatabaseUnavailable as error:
+                log.warning("waiting for the database", action="database_unavailable", error=str(error))
+                nap, trouble = self._back_off(trouble)
+            except Exception:  # a service that ends by its own mistake helps nobody
+                log.exception("a round failed", action="round_failed")
+                nap, trouble = self._back_off(trouble)
+            if trouble:
+                self._news.set()  # the round may have ended before it fanned out
+            await self._rest(nap)
+        await self._land(recorder)
         await asyncio.to_thread(listening.join, 2.0)
         self._store.close()
 
-    def _clients(self) -> list[httpx2.AsyncClient]:
-        """One for each share of the endpoints: a pool looks at all its idle connections at each request."""
-        tls = httpx2.create_ssl_context(trust_env=False)
-        return [
-            guard.async_client(
-                self._settings,
-                timeout=self._limits.deadline,
-                resolver=self._resolver,
-                verify=tls,
-                max_connections=self._limits.at_once + self._limits.lingering,
-            )
-            for _ in range(SHARES)
-        ]
-
-    async def _round(self, clients: list[httpx2.AsyncClient]) -> float:
+    async def _round(self) -> float:
         """Fan out, claim, send; returns the seconds to rest unless woken."""
         hand, limits = self._hand, self._limits
         if self._news.is_set() or time.monotonic() - hand.fanned_out_at > IDLE_SECONDS:
@@ -146,17 +139,23 @@ class Deliverer:
             if await asyncio.to_thread(self._fan_out) == FAN_OUT:
                 self._news.set()
         nap = 0.0 if self._news.is_set() else IDLE_SECONDS
-        room = min(limits.at_once - hand.young, limits.at_once + limits.lingering - len(hand.tries))
-        if room <= 0:
-            hand.hungry = True  # a try that ends wakes us
+        self._tidy()
+        room = limits.in_hand - hand.waiting
+        hand.hungry = room < limits.in_hand / 2
+        if hand.hungry:  # a try that ends wakes us
             return nap
-        hand.freed.clear()
-        claim, bodies = await asyncio.to_thread(self._claim, room, dict(hand.busy))
+        left = {name: line.depth - line.held for name, line in hand.lines.items()}
+        claim, bodies = await asyncio.to_thread(self._claim, room, left)
+        now = time.monotonic()
         for one, content in zip(claim.claimed, bodies, strict=True):
-            self._start(clients[zlib.crc32(one.endpoint.id.encode()) % len(clients)], one, content)
+            line = self._line(one.endpoint)
+            line.waiting.append(_Ready(one, content, now))
+            hand.waiting += 1
+            self._queue(line)
+        self._send()
         hand.hungry = len(claim.claimed) >= room
         hand.starved = claim.starved
-        if hand.starved & hand.freed:
+        if any(hand.lines[one].has_room for one in claim.starved if one in hand.lines):
             return 0.0  # room was made while the database was asked
         if claim.due_in is not None and not hand.hungry:
             # what is due and was not taken is in another deliverer's hands for a moment
@@ -167,15 +166,11 @@ class Deliverer:
         with self._store.begin() as unit:
             return unit.outbox.fan_out(signature.new_secret, FAN_OUT)
 
-    def _claim(self, room: int, busy: dict[str, int]) -> tuple[Claim, list[bytes | None]]:
+    def _claim(self, room: int, left: dict[str, int]) -> tuple[Claim, list[bytes | None]]:
         """Deliveries to send, and their bodies (None: it cannot be built)."""
         with self._store.begin() as unit:
             claim = unit.claims.take(
-                room,
-                self._limits.per_endpoint,
-                {one: self._limits.per_endpoint - count for one, count in busy.items()},
-                self._limits.lease,
-                self._schedule.break_after,
+                room, self._limits.per_endpoint, left, self._limits.lease, self._schedule.break_after
             )
         if not claim.claimed:
             return claim, []
@@ -209,13 +204,78 @@ class Deliverer:
         except TimeoutError:
             return
 
+    # -- whose turn it is ---------------------------------------------------------------------------------------------
+
+    def _line(self, endpoint: Recipient) -> _Line:
+        """What waits for an endpoint, under its newest URL and keys."""
+        hand = self._hand
+        line = hand.lines.get(endpoint.id)
+        if line is None:
+            line = hand.lines[endpoint.id] = _Line(endpoint, self._route(endpoint), self._limits.per_endpoint)
+        elif line.endpoint != endpoint:
+            line.signer = None
+            if line.endpoint.url != endpoint.url:
+                line.route.close()
+                line.route = self._route(endpoint)
+            line.endpoint = endpoint
+        return line
+
+    def _route(self, endpoint: Recipient) -> Route:
+        return Route.to(endpoint.url, self._settings, self._door, self._keeper)
+
+    def _queue(self, line: _Line) -> None:
+        """Let a line have a turn, if it has something to send and a place to send it."""
+        if line.waiting and not line.queued and line.trying < self._limits.per_endpoint:
+            line.queued = True
+            (self._hand.slow if line.slow else self._hand.turns).append(line)
+
+    def _send(self) -> None:
+        """Begin as many tries as there are places, the lines in turn."""
+        hand, limits = self._hand, self._limits
+        late = time.monotonic() - limits.patience
+        while hand.young < limits.at_once and len(hand.tries) < limits.at_once + limits.lingering:
+            if hand.turns:
+                line = hand.turns.popleft()
+            elif hand.slow and hand.slow_tries < limits.lingering:
+                line = hand.slow.popleft()
+            else:
+                return
+            line.queued = False
+            while line.waiting and line.waiting[0].since < late:
+                self._give_back(line, 1)
+            if line.waiting:
+                hand.waiting -= 1
+                self._start(line, line.waiting.popleft())
+            self._queue(line)
+
+    def _give_back(self, line: _Line, count: int) -> None:
+        """Leave what waits longest in a line to whoever claims it next."""
+        for _ in range(count):
+            self._hand.untried.append(line.waiting.popleft().claimed)
+        self._hand.waiting -= count
+        self._hand.ended.set()
+
+    def _tidy(self) -> None:
+        """Close what is idle for long, and forget endpoints that nothing is sent to."""
+        hand, now = self._hand, time.monotonic()
+        if now - hand.tidied_at < KEEP_SECONDS / 2:
+            return
+        hand.tidied_at = now
+        for name, line in list(hand.lines.items()):
+            line.route.close(now - KEEP_SECONDS)
+            if not line.held and now - line.used_at > FORGET_SECONDS:
+                line.route.close()
+                del hand.lines[name]
+
     # -- one try ------------------------------------------------------------------------------------------------------
 
-    def _start(self, client: httpx2.AsyncClient, one: Claimed, content: bytes | None) -> None:
-        hand = self._hand
-        hand.busy[one.endpoint.id] += 1
+    def _start(self, line: _Line, ready: _Ready) -> None:
+        hand, limits = self._hand, self._limits
+        line.trying += 1
         hand.young += 1
-        task = asyncio.create_task(self._try(client, one, content))
+        slow = line.slow
+        hand.slow_tries += slow
+        task = asyncio.create_task(self._try(line, ready))
         hand.tries.add(task)
         young = True
 
@@ -224,27 +284,43 @@ class Deliverer:
             if young:
                 young = False
                 hand.young -= 1
-                if hand.hungry:
-                    hand.woken.set()
+                self._send()
 
-        def ended(task: asyncio.Task[None]) -> None:
+        def ended(task: asyncio.Task[Answer]) -> None:
             ageing.cancel()
-            grown()
             hand.tries.discard(task)
-            hand.freed.add(one.endpoint.id)
-            if hand.hungry or one.endpoint.id in hand.starved:
+            hand.slow_tries -= slow
+            line.trying -= 1
+            line.used_at = time.monotonic()
+            self._learn(line, task.result())
+            self._queue(line)
+            if young:
+                grown()
+            else:
+                self._send()
+            if (hand.hungry and hand.waiting <= limits.in_hand / 2) or (
+                line.endpoint.id in hand.starved and line.has_room
+            ):
                 hand.woken.set()
-            hand.busy[one.endpoint.id] -= 1
-            if not hand.busy[one.endpoint.id]:
-                del hand.busy[one.endpoint.id]
 
-        ageing = asyncio.get_running_loop().call_later(self._limits.lingers_after, grown)
+        ageing = asyncio.get_running_loop().call_later(limits.lingers_after, grown)
         task.add_done_callback(ended)
 
-    async def _try(self, client: httpx2.AsyncClient, one: Claimed, content: bytes | None) -> None:
+    def _learn(self, line: _Line, answer: Answer) -> None:
+        """An endpoint that answers quickly may have more of its deliveries in hand; of another one, none wait here."""
+        limits = self._limits
+        line.slow = answer.seconds > limits.lingers_after
+        if answer.error is None and answer.seconds <= limits.quick:
+            line.depth = min(line.depth + 1, max(limits.per_endpoint, limits.per_endpoint_in_hand))
+        else:
+            line.depth = limits.per_endpoint
+            self._give_back(line, len(line.waiting))
+
+    async def _try(self, line: _Line, ready: _Ready) -> Answer:
+        one = ready.claimed
         started = time.monotonic()
         try:
-            answer = await self._send(client, one, content)
+            answer = await self._post(line, ready)
         except asyncio.CancelledError:  # the end of this process, which its outcome must not miss
             answer = Answer(None, Failure.INTERRUPTED, time.monotonic() - started)
         except Exception:  # whatever it was, it must not end the others
@@ -252,26 +328,29 @@ class Deliverer:
             answer = Answer(None, Failure.INTERNAL, time.monotonic() - started)
         self._hand.outcomes.append(self._outcome(one, answer))
         self._hand.ended.set()
-        log.info(
-            "delivered" if answer.error is None else "not delivered",
-            action="webhook_tried",
-            delivery=one.id,
-            endpoint=one.endpoint.id,
-            job=one.job_id,
-            number=one.number,
-            status=answer.status,
-            error=answer.error,
-            seconds=round(answer.seconds, 3),
-        )
+        if answer.error is not None:
+            log.info(
+                "not delivered",
+                action="webhook_tried",
+                delivery=one.id,
+                endpoint=one.endpoint.id,
+                job=one.job_id,
+                number=one.number,
+                status=answer.status,
+                error=answer.error,
+                seconds=round(answer.seconds, 3),
+            )
+        return answer
 
-    async def _send(self, client: httpx2.AsyncClient, one: Claimed, content: bytes | None) -> Answer:
-        if content is None:
+    async def _post(self, line: _Line, ready: _Ready) -> Answer:
+        if ready.body is None:
             return Answer(None, Failure.INTERNAL, 0.0)
-        headers = signature.headers(one.endpoint.secrets, one.id, int(time.time()), content)
-        headers |= {"Content-Type": "application/json", "User-Agent": f"render-farm/{__version__}"}
-        limits = self._limits
-        return await attempt.post(
-            client, one.endpoint.url, headers, content, deadline=limits.deadline, body_deadline=limits.body_deadline
+        if line.signer is None:
+            line.signer = signature.Signer(line.endpoint.secrets)
+        signed = line.signer.headers(ready.claimed.id, int(time.time()), ready.body)
+        headers = tuple((name.encode(), value.encode()) for name, value in signed.items())
+        return await line.route.post(
+            headers, ready.body, deadline=self._limits.deadline, body_deadline=self._limits.body_deadline
         )
 
     def _outcome(self, one: Claimed, answer: Answer) -> Outcome:
@@ -302,14 +381,15 @@ class Deliverer:
         """Write outcomes as they come, all that are there in one transaction; returns when stopped and done."""
         hand = self._hand
         trouble = 0
-        while not (self._stopping.is_set() and not hand.tries and not hand.outcomes):
-            if not hand.outcomes:
+        while not (self._stopping.is_set() and not hand.tries and not hand.outcomes and not hand.untried):
+            if not hand.outcomes and not hand.untried:
                 hand.ended.clear()
                 await hand.ended.wait()
+                await asyncio.sleep(0 if self._stopping.is_set() else LINGER_SECONDS)
                 continue
-            batch = hand.outcomes[:FAN_OUT]
+            batch, untried = hand.outcomes[:RECORD], hand.untried[:RECORD]
             try:
-                await asyncio.to_thread(self._write, batch)
+                await asyncio.to_thread(self._write, batch, untried)
                 trouble = 0
             except DatabaseUnavailable:
                 # They wait here. If their leases end first they are sent again, which "at least once" allows.
@@ -320,19 +400,27 @@ class Deliverer:
                 log.exception("outcomes not recorded", action="webhook_record_failed", outcomes=len(batch))
                 await self._write_singly(batch)
             del hand.outcomes[: len(batch)]
+            del hand.untried[: len(untried)]
 
     async def _write_singly(self, batch: list[Outcome]) -> None:
         """One that cannot be written must not take the others with it; its lease brings it back."""
         for one in batch:
             try:
-                await asyncio.to_thread(self._write, [one])
+                await asyncio.to_thread(self._write, [one], [])
             except Exception:
                 log.exception("an outcome is not recorded", action="webhook_record_failed", delivery=one.delivery_id)
 
-    def _write(self, batch: list[Outcome]) -> None:
+    def _write(self, batch: list[Outcome], untried: list[Claimed]) -> None:
         with self._store.begin() as unit:
             schedule = self._schedule
             verdict = unit.outcomes.record(batch, schedule.give_up_after, schedule.break_after, schedule.pause)
+        if untried:
+            with self._store.begin() as unit:
+                unit.claims.give_back(untried)
+            self._wake()
+        delivered = sum(one.delivered for one in batch)
+        if delivered:
+            log.info("delivered", action="webhooks_delivered", deliveries=delivered)
         for endpoint in verdict.disabled:
             log.warning("endpoint disabled", action="endpoint_disabled", endpoint=endpoint)
         for one in batch:
@@ -372,6 +460,8 @@ class Deliverer:
 
     async def _land(self, recorder: asyncio.Task[None]) -> None:
         """Let what is in flight end, cut short what takes too long, and note how all of it went."""
+        for line in self._hand.lines.values():
+            self._give_back(line, len(line.waiting))
         if self._hand.tries:
             _, late = await asyncio.wait(set(self._hand.tries), timeout=self._limits.grace)
             for task in late:
@@ -386,20 +476,62 @@ class Deliverer:
             log.warning(
                 "outcomes left to their leases", action="webhook_outcomes_left", outcomes=len(self._hand.outcomes)
             )
+        for line in self._hand.lines.values():
+            line.route.close()
+        await asyncio.sleep(0)  # a transport closes in the loop's next turn
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A claimed delivery that waits for its turn."""
+
+    claimed: Claimed
+    body: bytes | None  #: None: it cannot be built
+    since: float  #: `time.monotonic`
+
+
+@dataclass(eq=False)
+class _Line:
+    """What a deliverer has in hand for one endpoint, and knows of it."""
+
+    endpoint: Recipient
+    route: Route
+    depth: int  #: deliveries that it may have in hand
+    signer: signature.Signer | None = None
+    waiting: deque[_Ready] = field(default_factory=deque)
+    trying: int = 0
+    queued: bool = False  #: whether it waits for a turn
+    slow: bool = False  #: whether its last try lingered
+    used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def held(self) -> int:
+        """Its deliveries in hand."""
+        return len(self.waiting) + self.trying
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is worth while to claim more for it."""
+        return self.held * 2 <= self.depth
 
 
 @dataclass
 class _Hand:
     """What a deliverer has in hand; touched by the event loop's thread only."""
 
-    tries: set[asyncio.Task[None]] = field(default_factory=set)
+    lines: dict[str, _Line] = field(default_factory=dict)
+    turns: deque[_Line] = field(default_factory=deque)  #: lines with something to send and a place for it
+    slow: deque[_Line] = field(default_factory=deque)  #: the same, of endpoints whose last try lingered
+    waiting: int = 0  #: claimed deliveries that wait for their turn
+    tries: set[asyncio.Task[Answer]] = field(default_factory=set)
     young: int = 0  #: tries in their first second
-    busy: Counter[str] = field(default_factory=Counter)  #: tries by endpoint
+    slow_tries: int = 0  #: tries of endpoints that were slow when they began
     fanned_out_at: float = float("-inf")  #: `time.monotonic`
+    tidied_at: float = float("-inf")  #: `time.monotonic`
     hungry: bool = False  #: there may be more to claim than there was room for
     starved: frozenset[str] = frozenset()  #: endpoints with more to claim than one endpoint may have
-    freed: set[str] = field(default_factory=set)  #: endpoints of tries that ended since the last claim began
     outcomes: list[Outcome] = field(default_factory=list)  #: not recorded yet
+    untried: list[Claimed] = field(default_factory=list)  #: to be given back
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -10,11 +10,13 @@ door to the cloud's metadata service, the database and the neighbours. So:
    original name: a resolver that changes its mind has no second chance;
 4. no redirect is followed, no proxy from the environment is used, no cookie is kept.
 
-All four live below the HTTP client, in its transport, so no caller can forget one.
+All four live below the HTTP clients, in their transport, and in the :class:`Door` that the deliverer's connections go
+through, so no caller can forget one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import http.cookiejar
 import ipaddress
 import re
@@ -25,7 +27,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -39,6 +41,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: Answers a host name with its addresses, as text; raises OSError (``socket.gaierror``) where there are none.
 Resolver = Callable[[str, int], Sequence[str]]
+Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 
 PORTS: Final = frozenset({80, 443})  #: open to all; others only inside ``Settings.webhook_allow``
 MAX_URL: Final = 2048  #: characters
@@ -373,15 +376,73 @@ class _Backend(httpcore2.NetworkBackend):
         raise failure or httpcore2.ConnectError(f"the host {host!r} has no address")
 
 
-class _AsyncBackend(httpcore2.AsyncNetworkBackend):
-    """The same for asyncio."""
+class Door:
+    """Opens connections for the protocols of asyncio, under the same rules."""
 
-    def __init__(self, settings: Settings, resolver: Resolver) -> None:
+    def __init__(
+        self, settings: Settings, *, resolver: Resolver | None = None, verify: ssl.SSLContext | None = None
+    ) -> None:
+        """``verify`` replaces the system's certificate authorities."""
         self._settings = settings
-        self._resolver = resolver
-        self._plain = httpcore2.AnyIOBackend()
+        self._resolver = resolver or system_resolver
+        self._verify = verify
         # Threads of its own: name servers that hang must not take those that serve the rest of the process.
         self._threads = anyio.CapacityLimiter(64)
+
+    async def open(self, url: str, protocol: Callable[[], Protocol], timeout: float) -> Protocol:  # noqa: ASYNC109
+        """Connect a protocol to the host of a URL, over TLS where it says https, within ``timeout`` seconds.
+
+        Raises:
+            TargetRefused: as :func:`check`.
+            TimeoutError: it took too long.
+            OSError: no address, nobody listens there, or the certificate is not trusted.
+        """
+        target = parse(url, self._settings)
+        deadline = time.monotonic() + timeout
+        async with asyncio.timeout(timeout):
+            addresses = await self.addresses(target.host, target.port)
+        loop = asyncio.get_running_loop()
+        tls = self._context() if target.scheme == "https" else None
+        failure: OSError | None = None
+        for address, share in _shares(addresses, deadline):
+            try:
+                async with asyncio.timeout(share):
+                    _, made = await loop.create_connection(
+                        protocol,
+                        str(address),
+                        target.port,
+                        ssl=tls,
+                        server_hostname=None if tls is None else target.host,
+                    )
+            except OSError as error:  # TimeoutError too
+                failure = error
+            else:
+                return made
+        raise failure or OSError(f"the host {target.host!r} has no address")
+
+    async def addresses(self, host: str, port: int) -> tuple[Address, ...]:
+        """All addresses of a host, each of which may be reached. Raises `TargetRefused`, `OSError`, `ValueError`."""
+        addresses = _literal(host)
+        if addresses is None:
+            answers = await anyio.to_thread.run_sync(
+                self._resolver, host, port, abandon_on_cancel=True, limiter=self._threads
+            )
+            addresses = _addresses(answers)
+        _admit(host, port, addresses, self._settings)
+        return addresses
+
+    def _context(self) -> ssl.SSLContext:
+        context = self._verify or _authorities()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+class _AsyncBackend(httpcore2.AsyncNetworkBackend):
+    """The same for asyncio's HTTP client."""
+
+    def __init__(self, settings: Settings, resolver: Resolver) -> None:
+        self._door = Door(settings, resolver=resolver)
+        self._plain = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -392,15 +453,8 @@ class _AsyncBackend(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         deadline = None if timeout is None else time.monotonic() + timeout
-        with _resolving(host):
-            addresses = _literal(host)
-            if addresses is None:
-                with anyio.fail_after(timeout):
-                    answers = await anyio.to_thread.run_sync(
-                        self._resolver, host, port, abandon_on_cancel=True, limiter=self._threads
-                    )
-                addresses = _addresses(answers)
-        _admit(host, port, addresses, self._settings)
+        with _resolving(host), anyio.fail_after(timeout):
+            addresses = await self._door.addresses(host, port)
         failure: Exception | None = None
         for address, share in _shares(addresses, deadline):
             try:

@@ -2,7 +2,8 @@
 
 What is signed is ``{webhook-id}.{webhook-timestamp}.{body}``, with HMAC-SHA256 and the bytes behind ``whsec_``. The
 header ``webhook-signature`` holds one ``v1,<base64>`` for each live secret, so a receiver that still has the old one
-accepts during a rotation.
+accepts during a rotation. An endpoint may have a key pair as well: then a ``v1a,<base64>`` (ed25519) stands beside it
+for each live key, and the receiver checks it with ``whpk_…``, which is no secret.
 """
 
 from __future__ import annotations
@@ -16,9 +17,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 from farm.errors import BadInput, FieldProblem
 
 PREFIX: Final = "whsec_"
+PRIVATE: Final = "whsk_"  #: and the base64 of an ed25519 seed, 32 bytes; never shown to anybody
+PUBLIC: Final = "whpk_"  #: and the base64 of an ed25519 public key, 32 bytes
 ID: Final = "webhook-id"
 TIMESTAMP: Final = "webhook-timestamp"
 SIGNATURE: Final = "webhook-signature"
@@ -35,6 +41,51 @@ def new_secret() -> str:
     return PREFIX + base64.b64encode(random.token_bytes(32)).decode()
 
 
+def new_key() -> str:
+    """A fresh private key, as ``whsk_<base64>``."""
+    return PRIVATE + base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode()
+
+
+def public_key(key: str) -> str:
+    """What a receiver checks a private key's signatures with: ``whpk_<base64>``."""
+    return PUBLIC + base64.b64encode(_private(key).public_key().public_bytes_raw()).decode()
+
+
+class Signer:
+    """What signs for one endpoint: keys are read once, and each message costs its hash."""
+
+    def __init__(self, secrets: Sequence[str], keys: Sequence[str] = ()) -> None:
+        """``secrets`` (``whsec_…``) and private ``keys`` (``whsk_…``) that are live, the newest first.
+
+        Raises:
+            BadInput: one is not of that form.
+            ValueError: there is no secret.
+        """
+        if not secrets:
+            raise ValueError("a webhook is signed with at least one secret")
+        self._hashes = [hmac.new(_key(secret), digestmod=hashlib.sha256) for secret in secrets]
+        self._keys = [_private(key) for key in keys]
+
+    def header(self, message_id: str, timestamp: int, body: bytes) -> str:
+        """The value of ``webhook-signature``: ``v1`` for each secret, then ``v1a`` for each key.
+
+        Raises:
+            ValueError: the id holds a dot, which would let a part of it pass for the timestamp.
+        """
+        signed = _signed(message_id, timestamp, body)
+        found: list[bytes] = []
+        for prepared in self._hashes:
+            one = prepared.copy()
+            one.update(signed)
+            found.append(b"v1," + base64.b64encode(one.digest()))
+        found += [b"v1a," + base64.b64encode(key.sign(signed)) for key in self._keys]
+        return b" ".join(found).decode()
+
+    def headers(self, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+        """The three headers of one try."""
+        return {ID: message_id, TIMESTAMP: str(timestamp), SIGNATURE: self.header(message_id, timestamp, body)}
+
+
 def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
     """The signature of one message under one secret: ``v1,<base64>``.
 
@@ -48,27 +99,12 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
         BadInput: the secret is not of this form.
         ValueError: the id holds a dot, which would let a part of it pass for the timestamp.
     """
-    if not message_id or "." in message_id:
-        raise ValueError(f"a webhook's id is not empty and holds no dot: {message_id!r}")
-    digest = hmac.new(_key(secret), f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
-    return "v1," + base64.b64encode(digest).decode()
-
-
-def header(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes) -> str:
-    """The value of ``webhook-signature``: one signature for each live secret, the newest first.
-
-    Raises:
-        BadInput: a secret is not of the form that :func:`sign` takes.
-        ValueError: there is no secret.
-    """
-    if not secrets:
-        raise ValueError("a webhook is signed with at least one secret")
-    return " ".join(sign(secret, message_id, timestamp, body) for secret in secrets)
+    return Signer([secret]).header(message_id, timestamp, body)
 
 
 def headers(secrets: Sequence[str], message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The three headers of one try."""
-    return {ID: message_id, TIMESTAMP: str(timestamp), SIGNATURE: header(secrets, message_id, timestamp, body)}
+    """The three headers of one try, signed with each live secret."""
+    return Signer(secrets).headers(message_id, timestamp, body)
 
 
 def verify(
@@ -82,7 +118,7 @@ def verify(
     """Accept a received webhook, or raise.
 
     Args:
-        secret: the receiver's.
+        secret: the receiver's: the shared secret (``whsec_…``), or the endpoint's public key (``whpk_…``).
         headers: of the request; the names in any case.
         body: the very bytes that were received.
         now: seconds since 1970; None: this machine's clock.
@@ -100,12 +136,52 @@ def verify(
     if off > tolerance:
         raise _refused(TIMESTAMP, stamp, f"it lies {off:.0f} seconds off; at most {tolerance:.0f} are allowed")
     try:
-        expected = sign(secret, message_id, int(stamp), body)
+        signed = _signed(message_id, int(stamp), body)
     except ValueError as error:
         raise _refused(ID, message_id, str(error)) from error
     # Signatures of other versions simply do not fit.
-    if not any(hmac.compare_digest(expected.encode(), one.encode()) for one in signatures.split(" ")):
+    fits = _fits_key if secret.startswith(PUBLIC) else _fits_secret
+    if not fits(secret, signatures.split(" "), signed):
         raise _refused(SIGNATURE, signatures, "no signature fits this body and secret")
+
+
+def _signed(message_id: str, timestamp: int, body: bytes) -> bytes:
+    if not message_id or "." in message_id:
+        raise ValueError(f"a webhook's id is not empty and holds no dot: {message_id!r}")
+    return f"{message_id}.{timestamp}.".encode() + body
+
+
+def _fits_secret(text: str, signatures: Sequence[str], signed: bytes) -> bool:
+    expected = b"v1," + base64.b64encode(hmac.digest(_key(text), signed, hashlib.sha256))
+    return any(hmac.compare_digest(expected, one.encode()) for one in signatures)
+
+
+def _fits_key(text: str, signatures: Sequence[str], signed: bytes) -> bool:
+    key = Ed25519PublicKey.from_public_bytes(_seed(text, PUBLIC))
+    for one in signatures:
+        version, _, encoded = one.partition(",")
+        try:
+            if version == "v1a":
+                key.verify(base64.b64decode(encoded, validate=True), signed)
+                return True
+        except (InvalidSignature, ValueError):
+            continue
+    return False
+
+
+def _private(text: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(_seed(text, PRIVATE))
+
+
+def _seed(text: str, prefix: str) -> bytes:
+    try:
+        seed = base64.b64decode(text.removeprefix(prefix), validate=True)
+    except ValueError:
+        seed = b""
+    if not (text.startswith(prefix) and len(seed) == 32):
+        # the key itself stays out of the message, which may be logged
+        raise BadInput.of("key", prefix + "…", f"a key is {prefix!r} and the base64 of 32 bytes")
+    return seed
 
 
 def _key(secret: str) -> bytes:

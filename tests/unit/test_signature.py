@@ -111,4 +111,4 @@ def test_an_id_cannot_pass_for_a_timestamp(message_id: str) -> None:
 
 def test_no_secret_is_no_signature() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        signature.header([], "msg_1", NOW, BODY)
+        signature.headers([], "msg_1", NOW, BODY)

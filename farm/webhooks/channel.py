@@ -1,0 +1,180 @@
+"""One connection to a receiver: a request at a time, and what is read of each answer has an end.
+
+It stands on asyncio's transports and h11's parser, without an HTTP client between: a client's pools and streams cost
+several times what the request itself costs, and the deliverer pools by endpoint anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+import h11
+
+MAX_ANSWER: Final = 64 * 2**10  #: bytes of an answer's head, and of its body, that are read at most
+
+
+class Broken(ConnectionError):
+    """The connection ended before an answer was there."""
+
+
+class NotHttp(ConnectionError):
+    """What came was not HTTP/1.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back in time: a status, and as much of the body as is read."""
+
+    status: int
+    retry_after: str | None  #: the header
+    body: bytes
+
+
+class Channel(asyncio.Protocol):
+    """One connection. After an answer that ended properly, another request may follow."""
+
+    def __init__(self) -> None:
+        self.opened_at = self.idle_since = 0.0  #: the loop's time
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
+        self._answered: asyncio.Future[Reply] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._body_seconds = 0.0
+        self._status: int | None = None
+        self._retry_after: str | None = None
+        self._body = bytearray()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open and waits for a request."""
+        return self._answered is None and not self._transport.is_closing() and self._http.our_state is h11.IDLE
+
+    async def post(
+        self, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes, seconds: float, body_seconds: float
+    ) -> Reply:
+        """Send, and wait at most ``seconds`` for a status and ``body_seconds`` of that time for the body behind it.
+
+        A body that is longer or slower than that is cut off, and the status stands.
+
+        Raises:
+            TimeoutError: no status came in time.
+            Broken: the connection ended without one.
+            NotHttp: what came cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        self._answered = loop.create_future()
+        self._body_seconds = body_seconds
+        self._status, self._retry_after = None, None
+        self._body.clear()
+        self._timer = loop.call_later(seconds, self._late)
+        try:
+            sent = self._http.send(h11.Request(method=b"POST", target=target, headers=list(headers))) or b""
+            sent += self._http.send(h11.Data(data=body)) or b""
+            self._http.send(h11.EndOfMessage())
+            if self._transport.is_closing():
+                self._answered.set_exception(Broken("the other side closed the connection"))
+            else:
+                self._transport.write(sent)
+            return await self._answered
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._timer.cancel()
+            self._answered = None
+            self.idle_since = loop.time()
+
+    def close(self) -> None:
+        """End the connection at once, whatever is under way."""
+        self._transport.abort()
+
+    # -- what asyncio calls -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is open, and its other side is who it should be."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.opened_at = asyncio.get_running_loop().time()
+
+    def data_received(self, data: bytes) -> None:
+        """A part of an answer."""
+        if self._answered is None or self._answered.done():
+            self.close()  # nobody asked
+            return
+        self._http.receive_data(data)
+        self._read()
+
+    def eof_received(self) -> bool:
+        """The other side has said all."""
+        if self._answered is not None and not self._answered.done():
+            self._http.receive_data(b"")
+            self._read()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more will come."""
+        if self._answered is not None and not self._answered.done():
+            if self._status is not None:
+                self._finish()
+            else:
+                self._answered.set_exception(exc or Broken("the other side closed the connection"))
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        assert self._answered is not None
+        try:
+            while True:
+                event = self._http.next_event()
+                if event is h11.NEED_DATA:
+                    return
+                if isinstance(event, h11.Response):
+                    self._begin(event)
+                elif isinstance(event, h11.Data):
+                    self._body += event.data[: MAX_ANSWER - len(self._body)]
+                    if len(self._body) >= MAX_ANSWER:
+                        self._finish()
+                        return
+                elif not isinstance(event, h11.InformationalResponse):  # the answer's end, or the connection's
+                    self._finish()
+                    return
+        except h11.RemoteProtocolError as error:
+            if self._status is not None:
+                self._finish()
+            elif self._http.trailing_data[1] and not self._http.trailing_data[0]:
+                self._answered.set_exception(Broken("the other side closed the connection"))
+                self.close()
+            else:
+                self._answered.set_exception(NotHttp(str(error)))
+                self.close()
+
+    def _begin(self, answer: h11.Response) -> None:
+        self._status = answer.status_code
+        for name, value in answer.headers:
+            if name == b"retry-after":
+                self._retry_after = value.decode("latin-1")
+        assert self._timer is not None
+        until = min(self._timer.when(), asyncio.get_running_loop().time() + self._body_seconds)
+        self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(until, self._late)
+
+    def _late(self) -> None:
+        assert self._answered is not None
+        if self._answered.done():
+            return
+        if self._status is not None:
+            self._finish()
+        else:
+            self._answered.set_exception(TimeoutError())
+
+    def _finish(self) -> None:
+        """Hand over what there is; the connection is kept if the answer ended as it should."""
+        assert self._answered is not None
+        assert self._status is not None
+        whole = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        if whole and not self._http.trailing_data[0]:  # nothing that would pass for the next answer
+            self._http.start_next_cycle()
+        else:
+            self.close()
+        self._answered.set_result(Reply(self._status, self._retry_after, bytes(self._body)))
