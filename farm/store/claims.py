@@ -94,7 +94,7 @@ _DUE_AGAIN: Final = """
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Recipient:
     """An endpoint as a deliverer sees it."""
 
     id: str
@@ -107,7 +107,7 @@ class Claimed:
     """A delivery in this deliverer's hands, until its lease ends."""
 
     id: str
-    endpoint: Target
+    endpoint: Recipient
     type: EventType
     job_id: str | None
     data: dict[str, Any]  #: what the event's row says
@@ -189,7 +189,7 @@ class Claims:
         if not taken:
             return ()
         targets = {
-            row.id: Target(
+            row.id: Recipient(
                 ids.from_uuid(ids.ENDPOINT, row.id),
                 row.url,
                 tuple(one.text for one in signing(row.secrets, row.secrets_until, row.now)),
