@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from farm.domain import ids
-from farm.domain.batch import Batch, BatchState, NewBatch, Staged
+from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
 from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
-from farm.domain.states import EventType, JobState
+from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
-from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, QUEUE_CHANNEL
+from farm.objects import keys
+from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
 from farm.store.jobs import Expired
 from farm.store.tables import IdempotencyRow
 from farm.store.unit import Unit
@@ -167,7 +168,8 @@ def retry_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
         raise Conflict("every job of the batch succeeded; there is nothing to retry")
     _room_for(unit, tenant_id, again.total)
     made = ids.new(ids.BATCH)
-    unit.batches.add(tenant_id, made, NewBatch(old.name, old.metadata, retry_of=old.id), again, 0, None)
+    new = NewBatch(old.name, old.metadata, retry_of=old.id, webhook=old.webhook)
+    unit.batches.add(tenant_id, made, new, again, 0, None)
     unit.batches.again(batch_id, made)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing_batch(unit, tenant_id, made)
@@ -186,7 +188,10 @@ def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
 def _batch_made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Batch:
     if held.request_hash != key.request_hash or held.batch_id is None:
         raise BadInput.of("Idempotency-Key", key.key, "was used for a different request; use a new key")
-    return _existing_batch(unit, held.tenant_id, held.batch_id)
+    batch = unit.batches.get(held.batch_id, held.tenant_id)
+    if batch is None:
+        raise BadInput.of("Idempotency-Key", key.key, "made a batch that was deleted since; use a new key")
+    return batch
 
 
 # -- to a worker -----------------------------------------------------------------------------------------------------
@@ -364,6 +369,118 @@ def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> tuple[Batch, bool
     return _existing_batch(unit, tenant_id, batch_id), left
 
 
+# -- batches as a whole ----------------------------------------------------------------------------------------------
+
+
+def pause_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    """Hand none of a batch's jobs over from this unit's commit on; what a worker holds goes on to its end.
+
+    Pausing again changes nothing. Call `rearrange` in units of their own until it has done all: the batch's jobs leave
+    their lines. Raises `NotFound`, or `Conflict` if the batch is over or being canceled.
+    """
+    batch = _own_batch(unit, tenant_id, batch_id, lock=True)
+    if batch.state not in (BatchState.IN_PROGRESS, BatchState.PAUSED):
+        raise Conflict(f"the batch is {batch.state.value.replace('_', ' ')}; only one in progress can be paused")
+    if batch.paused_at is None:
+        unit.batches.pause(batch_id)
+    return _steered(unit, tenant_id, batch_id)
+
+
+def resume_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    """Let a paused batch go on; its jobs take their old places. One that is not paused stays as it is.
+
+    Call `rearrange` as for `pause_batch`. Raises `NotFound`.
+    """
+    if _own_batch(unit, tenant_id, batch_id, lock=True).paused_at is not None:
+        unit.batches.resume(batch_id)
+    return _steered(unit, tenant_id, batch_id)
+
+
+def change_batch(
+    unit: Unit,
+    tenant_id: str,
+    batch_id: str,
+    *,
+    name: str | None = None,
+    metadata: dict[str, str] | None = None,
+    priority: Priority | None = None,
+) -> Batch:
+    """Change what is given. With a priority, call `rearrange` as for `pause_batch`.
+
+    Raises `NotFound`, or `Conflict` for the priority of a batch that is over.
+    """
+    batch = _own_batch(unit, tenant_id, batch_id, lock=True)
+    if name is not None:
+        unit.batches.rename(batch_id, name)
+    if metadata is not None:
+        unit.batches.describe(batch_id, metadata)
+    if priority is not None:
+        if batch.finished_at is not None:
+            raise Conflict("the batch is over: it has no job left whose priority would matter")
+        unit.batches.prioritise(batch_id, priority)
+    return _steered(unit, tenant_id, batch_id)
+
+
+def _steered(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    unit.events.notify(JOB_CHANNEL, batch_id)
+    return _existing_batch(unit, tenant_id, batch_id)
+
+
+def rearrange(unit: Unit, batch_id: str) -> bool:
+    """Let a batch's jobs follow its pause and its priority; returns whether all do.
+
+    If not, call it again in another unit: they are many, or somebody else held their rows.
+    """
+    unit.batches.allow_long()
+    if unit.batches.move(batch_id):
+        unit.events.notify(QUEUE_CHANNEL)
+        return False  # what is left is looked at by a unit that holds no lock of a job
+    unit.batches.lock(batch_id)
+    return unit.batches.moved(batch_id)
+
+
+def batch_holdings(unit: Unit, tenant_id: str, batch_id: str) -> Holdings:
+    """What `delete_batch` would remove. Raises the same."""
+    _over_batch(unit, tenant_id, batch_id)
+    unit.batches.allow_long()
+    return unit.batches.holdings(batch_id)
+
+
+def delete_batch(unit: Unit, tenant_id: str, batch_id: str) -> None:
+    """Remove a batch that is over: nobody sees it from this unit's commit on.
+
+    Call `clear_batch` in units of their own until it has done all. Raises `NotFound`, or `Conflict` if the batch is not
+    over.
+    """
+    _over_batch(unit, tenant_id, batch_id)
+    unit.batches.bury(batch_id)
+
+
+def clear_batch(unit: Unit, batch_id: str) -> bool:
+    """Delete some of a buried batch's jobs, keeping the names of their objects for removal; returns whether it is gone.
+
+    Rows go before objects: whatever breaks in between, no row names an object that is not there.
+    """
+    unit.batches.allow_long()
+    gone = unit.batches.clear(batch_id)
+    doomed: list[str] = []
+    for one in gone:
+        # where an attempt was lost, its worker may have written objects that it never came to record
+        doomed += [keys.job_prefix(one.tenant_id, one.job_id)] if one.stray else one.keys
+    if not gone:
+        report = unit.batches.remove(batch_id)
+        doomed += [] if report is None else [report]
+    unit.doomed.add(doomed)
+    return not gone
+
+
+def _over_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    batch = _own_batch(unit, tenant_id, batch_id)
+    if batch.finished_at is None:
+        raise Conflict("the batch is not over: cancel it first")
+    return batch
+
+
 # -- when nobody answers ---------------------------------------------------------------------------------------------
 
 
@@ -456,7 +573,9 @@ def _existing(unit: Unit, job_id: str) -> Job:
     return job
 
 
-def _own_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def _own_batch(unit: Unit, tenant_id: str, batch_id: str, *, lock: bool = False) -> Batch:
+    if lock and ids.is_id(ids.BATCH, batch_id):
+        unit.batches.lock(batch_id)
     batch = unit.batches.get(batch_id, tenant_id)
     if batch is None:
         raise NotFound("batch", batch_id)

@@ -17,6 +17,7 @@ from farm.api import batches, docs, files, health, jobs, joining, keys, models, 
 from farm.api.changes import Changes
 from farm.api.edge import Edge
 from farm.api.services import Services
+from farm.api.sweeper import Sweeper
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.settings import Settings
@@ -29,6 +30,7 @@ Every request under `/v1` carries an API key: `Authorization: Bearer farm_…`. 
 `application/problem+json` document (RFC 9457). A field that is not known is refused, never ignored.
 """
 FETCHING_THREADS: Final = 16
+DRAWING_THREADS: Final = 2
 BULK_THREADS: Final = 4  #: less than half of the pool's connections, so that slow senders leave enough for the rest
 FORM_BYTES: Final = 64 * 2**10  #: what a form may add around a file
 
@@ -41,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         services = _open(settings)
         app.state.services = services
         services.changes.start()
+        services.sweeper.start()
         try:
             yield
         finally:
@@ -87,12 +90,15 @@ def _open(settings: Settings) -> Services:
         changes=Changes(settings.database_url.get_secret_value()),
         broker=broker,
         fetching=anyio.CapacityLimiter(FETCHING_THREADS),
+        sweeper=Sweeper(store, storage),
+        drawing=anyio.CapacityLimiter(DRAWING_THREADS),
         bulk=anyio.CapacityLimiter(BULK_THREADS),
     )
 
 
 def _close(services: Services) -> None:
     services.changes.stop()
+    services.sweeper.stop()
     if services.broker is not None:
         services.broker.close()
     services.storage.close()

@@ -6,6 +6,7 @@ header is written, so no reader has to look at the end first.
 
 from __future__ import annotations
 
+import re
 import struct
 import tarfile
 import zlib
@@ -19,6 +20,10 @@ _ZIP64: Final = 45  #: the version needed to read large archives
 _PLAIN: Final = 20
 _MOST: Final = 0xFFFF_FFFF
 _OLDEST: Final = 1980  #: the first year that the format knows
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
+
+BLOCK: Final = tarfile.BLOCKSIZE  #: bytes: the unit of a tar
+TAR_END: Final = bytes(2 * BLOCK)
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,54 @@ def zipped(members: Iterable[Member]) -> Iterator[bytes]:
     )
 
 
+def tar_header(name: str, size: int, modified: datetime) -> bytes:
+    """A file's header in a tar (POSIX.1-1988, names in UTF-8): always one block, so that sizes alone tell the layout.
+
+    ``name`` has at most 100 bytes and ``size`` is less than 8 GiB.
+    """
+    about = tarfile.TarInfo(name)
+    about.size = size
+    about.mtime = int(modified.timestamp())
+    return about.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
+
+
 def tarred(members: Iterable[Member]) -> Iterator[bytes]:
-    """A tar file (POSIX.1-2001); nothing is kept, however many members there are."""
+    """A tar file; nothing is kept, however many members there are."""
     for member in members:
-        about = tarfile.TarInfo(member.name)
-        about.size = len(member.data)
-        about.mtime = int(member.modified.timestamp())
-        yield about.tobuf(tarfile.PAX_FORMAT)
+        yield tar_header(member.name, len(member.data), member.modified)
         yield member.data
-        yield bytes(-len(member.data) % tarfile.BLOCKSIZE)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+        yield bytes(-len(member.data) % BLOCK)
+    yield TAR_END
+
+
+def cut(chunks: Iterable[bytes], skip: int, length: int | None) -> Iterator[bytes]:
+    """What is left of a stream behind its first ``skip`` bytes, at most ``length`` bytes (None: all)."""
+    for chunk in chunks:
+        part = chunk[skip:] if skip else chunk
+        skip = max(0, skip - len(chunk))
+        if length is not None:
+            part = part[:length]
+            length -= len(part)
+        if part:
+            yield part
+        if length == 0:
+            return
+
+
+def wanted(header: str | None, total: int) -> tuple[int, int] | None:
+    """The bytes (first, end) that a ``Range`` asks for (RFC 9110); None: all, as for what is not understood.
+
+    Raises `ValueError` for a range that is outside.
+    """
+    found = _RANGE.fullmatch(header or "")
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        first, end = max(0, total - int(found[2])), total
+    else:
+        first, end = int(found[1]), min(total, int(found[2]) + 1 if found[2] else total)
+        if found[2] and int(found[2]) < first:
+            return None
+    if first >= end:
+        raise ValueError(f"there are {total} bytes")
+    return first, end

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api import problems
 from farm.api.shapes import Shape
-from farm.domain.batch import Batch, BatchState, Estimate, OnError, SeedPlan
+from farm.domain.batch import Batch, BatchState, Estimate, Holdings, OnError, SeedPlan
 from farm.domain.states import Priority
 from farm.domain.tasks import (
     MAX_OUTPUTS,
@@ -30,6 +30,8 @@ MAX_VALUES: Final = 10_000  #: in one list of a sweep
 
 Text = Annotated[str, StringConstraints(max_length=10_000), Storable, NoNul]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable, NoNul]
+WebhookUrl = Annotated[str, StringConstraints(max_length=2_000), Storable, NoNul]
+Reference = Annotated[str, StringConstraints(min_length=1, max_length=2_000), Storable, NoNul]
 _Side = Annotated[int, Field(ge=SIDE_MULTIPLE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE)]
 
 
@@ -59,17 +61,16 @@ class BatchQuery(_Input):
     height: _Side | None = None
     output_format: OutputFormat | None = None
     priority: Priority | None = Field(None, description="`bulk` if absent: after what people wait for.")
-    webhook: Annotated[str, StringConstraints(max_length=2_000), Storable, NoNul] | None = Field(
-        None, description="Told when each job is over."
-    )
-    image: Annotated[str, StringConstraints(min_length=1, max_length=200), Storable, NoNul] | None = None
-    mask_image: Annotated[str, StringConstraints(min_length=1, max_length=200), Storable, NoNul] | None = None
-    depth_map: Annotated[str, StringConstraints(min_length=1, max_length=200), Storable, NoNul] | None = None
+    webhook: WebhookUrl | None = Field(None, description="Told of the batch's milestones and its end.")
+    webhook_jobs: bool = Field(False, description="Whether `webhook` is also told when each job is over.")
+    image: Reference | None = None
+    mask_image: Reference | None = None
+    depth_map: Reference | None = None
 
     def defaults(self) -> dict[str, Any]:
         """The parameters among them."""
-        given = self.model_dump(mode="json", exclude={"name", "on_error", "dry_run"}, exclude_none=True)
-        return {"priority": Priority.BULK.value} | given
+        own = {"name", "on_error", "dry_run", "webhook_jobs"} | (set() if self.webhook_jobs else {"webhook"})
+        return {"priority": Priority.BULK.value} | self.model_dump(mode="json", exclude=own, exclude_none=True)
 
 
 class _BatchBody(_Input):
@@ -78,6 +79,8 @@ class _BatchBody(_Input):
     defaults: dict[str, Any] = Field(default_factory=dict, description="Parameters that the jobs leave open.")
     on_error: OnError | None = None
     dry_run: bool | None = None
+    webhook: WebhookUrl | None = Field(None, description="Told of the batch's milestones and its end.")
+    webhook_jobs: bool | None = Field(None, description="Whether `webhook` is also told when each job is over.")
 
 
 class JobListBody(_BatchBody):
@@ -126,9 +129,13 @@ class BatchShape(Shape):
     cost: float = Field(description="Megapixel-steps, of all jobs.")
     skipped: int = Field(description="Lines that were refused when it was submitted with `on_error=skip`.")
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
+    webhook: str | None = Field(description="Told of the batch's milestones and its end.")
+    priority: Priority | None = Field(description="Of all its jobs, once it was changed; null: each has its own.")
+    rearranging: bool = Field(description="Whether jobs still follow a pause, its end or a new priority.")
     created_at: datetime
     finished_at: datetime | None
     cancel_requested_at: datetime | None
+    paused_at: datetime | None
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
@@ -155,10 +162,37 @@ class BatchShape(Shape):
             cost=batch.cost,
             skipped=batch.skipped,
             retry_of=batch.retry_of,
+            webhook=batch.webhook,
+            priority=batch.priority,
+            rearranging=batch.rearranging,
             created_at=batch.created_at,
             finished_at=batch.finished_at,
             cancel_requested_at=batch.cancel_requested_at,
+            paused_at=batch.paused_at,
         )
+
+
+class BatchChange(_Input):
+    """What to change of a batch; what is left out or null stays as it is."""
+
+    name: Name | None = None
+    metadata: Metadata | None = Field(None, description="Of the batch; replaces what it has.")
+    priority: Priority | None = Field(None, description="Of all its jobs that are not over.")
+
+
+class DeletionShape(Shape):
+    """What deleting a batch removes, or would."""
+
+    id: str
+    dry_run: bool
+    jobs: int
+    outputs: int
+    bytes: int = Field(description="Of the outputs.")
+
+    @classmethod
+    def of(cls, batch_id: str, found: Holdings, *, dry_run: bool) -> Self:
+        """What was found."""
+        return cls(id=batch_id, dry_run=dry_run, jobs=found.jobs, outputs=found.outputs, bytes=found.bytes)
 
 
 class BatchPage(Shape):

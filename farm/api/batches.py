@@ -6,41 +6,56 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import anyio.from_thread
 import anyio.to_thread
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from farm import lifecycle
-from farm.api import archive, bulk, lines, problems
+from farm.api import archive, bulk, contact_sheet, lines, problems, stream
 from farm.api.archive import Member
 from farm.api.auth import Reader, Submitter
-from farm.api.batch_shapes import BatchPage, BatchQuery, BatchShape, DryRunShape, JobListBody, SweepBody
+from farm.api.batch_shapes import (
+    BatchChange,
+    BatchPage,
+    BatchQuery,
+    BatchShape,
+    DeletionShape,
+    DryRunShape,
+    JobListBody,
+    SweepBody,
+)
 from farm.api.bulk import Order
+from farm.api.contact_sheet import Cell, SheetFormat
 from farm.api.edge import TooLarge
 from farm.api.jobs import Cursor, Key
 from farm.api.lines import Line
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded, media_type, parse_json
 from farm.api.services import Farm, Services
-from farm.api.shapes import JobPage, JobShape
+from farm.api.shapes import ErrorShape, JobPage, JobShape, output_shape
 from farm.domain import ids
 from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
-from farm.domain.job import Job, Output
-from farm.domain.states import JobState
+from farm.domain.states import TERMINAL, JobState
 from farm.errors import BadInput, FarmError, NotFound
 from farm.objects import keys
+from farm.store.batches import Ended, Picture
 
 router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=Guarded)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 JSON: Final = "application/json"
 TAKEN: Final = (*lines.JSONL, lines.CSV, JSON)
@@ -51,6 +66,7 @@ DRAIN_SECONDS: Final = 5.0
 DRAIN_BYTES: Final = 256 * 2**20
 PAGE: Final = 500  #: jobs read at once while results are streamed
 AT_ONCE: Final = 4  #: pictures fetched at once for an archive
+NAME_BYTES: Final = 72  #: of a job's own name in an archive: with all around it, what a tar's header holds
 CANCEL_SECONDS: Final = 20.0  #: how long one request goes on stopping jobs
 
 BatchId = Annotated[str, Path(description="The batch's id.", json_schema_extra={"pattern": ids.pattern(ids.BATCH)})]
@@ -204,7 +220,7 @@ async def submit_batch(
             headers={"Accept-Post": ", ".join(TAKEN)},
         )
     body = _Body(request)
-    order = Order(NewBatch(query.name), query.defaults(), query.on_error, query.dry_run)
+    order = Order(NewBatch(query.name, webhook=query.webhook), query.defaults(), query.on_error, query.dry_run)
     try:
         if given == JSON:
             raw = await body.whole(MAX_JSON)
@@ -244,9 +260,11 @@ def _read_json(parsed: Any, order: Order) -> tuple[Order, Iterable[Line]]:
         asked = _LIST.validate_python(parsed) if "jobs" in parsed else _SWEEP.validate_python(parsed)
     except ValidationError as error:
         raise BadInput(*problems.of_body(error)) from None
+    webhook = asked.webhook or order.new.webhook
+    own = {"webhook": webhook} if asked.webhook_jobs and webhook is not None else {}
     order = Order(
-        NewBatch(asked.name or order.new.name, asked.metadata),
-        lines.merged(order.defaults, asked.defaults),
+        NewBatch(asked.name or order.new.name, asked.metadata, webhook=webhook),
+        lines.merged(order.defaults, own | asked.defaults),
         asked.on_error or order.on_error,
         order.dry_run if asked.dry_run is None else asked.dry_run,
     )
@@ -333,10 +351,9 @@ def _json_lines(description: str, schema: Mapping[str, Any]) -> dict[int | str, 
 def get_batch_results(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingResponse:
     """Every job that is over, as JSON lines, with fresh URLs of its pictures."""
     _own(farm, key.tenant_id, batch_id)
-    ended = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED)
 
     def written() -> Iterator[str]:
-        for page in _pages(farm, batch_id, ended):
+        for page in _ended(farm, batch_id, TERMINAL):
             yield "".join(_result(farm, job) for job in page)
 
     return StreamingResponse(written(), media_type=lines.JSONL[0], headers=_named(f"{batch_id}-results.jsonl"))
@@ -357,95 +374,43 @@ def get_batch_errors(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingRes
         if refused is not None:
             with refused:
                 yield from refused
-        for page in _pages(farm, batch_id, (JobState.FAILED,)):
+        for page in _ended(farm, batch_id, (JobState.FAILED,)):
             yield "".join(
-                _line(
-                    {
-                        "seq": job.batch_seq,
-                        "id": job.id,
-                        "custom_id": job.custom_id,
-                        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
-                    }
-                )
-                for job in page
+                _line({"seq": job.seq, "id": job.id, "custom_id": job.custom_id, "error": _error(job)}) for job in page
             )
 
     return StreamingResponse(written(), media_type=lines.JSONL[0], headers=_named(f"{batch_id}-errors.jsonl"))
 
 
-@router.get(
-    "/{batch_id}/archive",
-    summary="Download a batch",
-    response_class=StreamingResponse,
-    responses={
-        200: {
-            "description": "All pictures so far, named `<place>-<custom_id or job id>-<index>.<format>`.",
-            "content": {
-                "application/zip": {"schema": {"type": "string", "format": "binary"}},
-                "application/x-tar": {"schema": {"type": "string", "format": "binary"}},
-            },
-        },
-        **responses(*ALWAYS, 404),
-    },
-)
-def get_batch_archive(
-    farm: Farm,
-    key: Reader,
-    batch_id: BatchId,
-    form: Annotated[Form, Query(alias="format", description="`tar` for batches of very many pictures.")] = Form.ZIP,
-) -> StreamingResponse:
-    """All pictures as one download, written while they are read from the object storage."""
-    _own(farm, key.tenant_id, batch_id)
-    write: Callable[[Iterable[Member]], Iterator[bytes]] = archive.zipped if form is Form.ZIP else archive.tarred
-    kind = "application/zip" if form is Form.ZIP else "application/x-tar"
-    headers = {"Content-Disposition": f'attachment; filename="{batch_id}.{form.value}"', "X-Accel-Buffering": "no"}
-    return StreamingResponse(write(_members(farm, batch_id)), media_type=kind, headers=headers)
-
-
-def _members(farm: Services, batch_id: str) -> Iterator[Member]:
-    def member(one: tuple[Job, Output]) -> Member:
-        job, output = one
-        modified = job.finished_at or job.created_at
-        return Member(file_name(job, output), farm.storage.get(output.key), modified)
-
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="archive") as pool:
-        for page in _pages(farm, batch_id, (JobState.SUCCEEDED,)):
-            pictures = [(job, output) for job in page for output in job.outputs]
-            for start in range(0, len(pictures), AT_ONCE):
-                yield from pool.map(member, pictures[start : start + AT_ONCE])
-
-
-def file_name(job: Job, output: Output) -> str:
-    """An output's name in an archive: the place keeps it one of a kind, whatever the client's own name is."""
-    own = re.sub(r"[^\w.-]+", "_", job.custom_id or job.id).lstrip(".")[:100]
-    return f"{job.batch_seq:06d}-{own}-{output.index}.{keys.extension(output.content_type)}"
-
-
-def _pages(farm: Services, batch_id: str, states: Sequence[JobState]) -> Iterator[list[Job]]:
-    """A batch's jobs in those states, some at a time, each time in a transaction of its own."""
+def _ended(farm: Services, batch_id: str, states: Collection[JobState]) -> Iterator[list[Ended]]:
+    """A batch's jobs in those terminal states, some at a time, each time in a transaction of its own."""
     after = 0
     while True:
         with farm.store.begin() as unit:
-            page = unit.jobs.of_batch(batch_id, states, after, PAGE)
+            page = unit.batches.results(batch_id, states, after, PAGE)
         if page:
             yield page
         if len(page) < PAGE:
             return
-        after = page[-1].batch_seq or 0
+        after = page[-1].seq
 
 
-def _result(farm: Services, job: Job) -> str:
-    shape = JobShape.of(job, farm.storage, farm.settings)
+def _result(farm: Services, job: Ended) -> str:
+    shown = [output_shape(job.id, output, farm.storage, farm.settings).model_dump() for output in job.outputs]
     return _line(
         {
-            "seq": job.batch_seq,
+            "seq": job.seq,
             "id": job.id,
             "custom_id": job.custom_id,
             "state": job.state.value,
-            "outputs": [output.model_dump(mode="json") for output in shape.outputs],
-            "error": None if shape.error is None else shape.error.model_dump(),
+            "outputs": shown,
+            "error": _error(job),
         }
     )
+
+
+def _error(job: Ended) -> dict[str, Any] | None:
+    return None if job.error is None else ErrorShape(code=job.error.code, message=job.error.message).model_dump()
 
 
 def _line(value: Mapping[str, object]) -> str:
@@ -454,6 +419,197 @@ def _line(value: Mapping[str, object]) -> str:
 
 def _named(filename: str) -> dict[str, str]:
     return {"Content-Disposition": f'inline; filename="{filename}"', "X-Accel-Buffering": "no"}
+
+
+# -- archives --------------------------------------------------------------------------------------------------------
+
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+_ARCHIVES: Final[dict[str, Any]] = {"application/zip": _BINARY, "application/x-tar": _BINARY}
+_RANGES: Final[dict[str, Any]] = {
+    name: {"description": text, "schema": {"type": "string"}}
+    for name, text in (
+        ("Accept-Ranges", "`bytes` for the tar of a batch that is over, else `none`."),
+        ("ETag", "Of the tar of a batch that is over: its bytes never change."),
+    )
+}
+_ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "All pictures so far, named `<place>-<custom_id or job id>-<index>.<format>`.",
+        "content": _ARCHIVES,
+        "headers": _RANGES,
+    },
+    206: {"description": "The part that `Range` asked for.", "content": _ARCHIVES, "headers": _RANGES},
+    **responses(*ALWAYS, 404, 416),
+}
+Kind = Annotated[Form, Query(alias="format", description="`tar`: for very many pictures, and to go on later.")]
+Asked = Annotated[str | None, Header(alias="Range", description="One range of bytes, of a tar.", max_length=100)]
+Unchanged = Annotated[str | None, Header(alias="If-Range", description="The `ETag` of the first part.", max_length=200)]
+
+
+@router.get(
+    "/{batch_id}/archive",
+    summary="Download a batch",
+    response_class=StreamingResponse,
+    responses=_ARCHIVE_ANSWERS,
+)
+def get_batch_archive(
+    farm: Farm, key: Reader, batch_id: BatchId, form: Kind = Form.ZIP, asked: Asked = None, unchanged: Unchanged = None
+) -> Response:
+    """All pictures as one download, written while they are read from the object storage.
+
+    The tar of a batch that is over can be had in parts: a download that broke goes on with `Range`.
+    """
+    return _archive(farm, _own(farm, key.tenant_id, batch_id), form, asked, unchanged)
+
+
+@router.head(
+    "/{batch_id}/archive",
+    summary="Look at a batch's download",
+    response_class=Response,
+    responses={
+        200: {"description": "What a download would be: `Content-Length` is known for a tar.", "headers": _RANGES},
+        **responses(*ALWAYS, 404),
+    },
+)
+def head_batch_archive(farm: Farm, key: Reader, batch_id: BatchId, form: Kind = Form.ZIP) -> Response:
+    """The size of a download, and whether it can be had in parts."""
+    found = _archive(farm, _own(farm, key.tenant_id, batch_id), form, None, None)
+    # the stream was not begun, and is not
+    return Response(headers={name: value for name, value in found.headers.items() if name != "content-type"})
+
+
+def _archive(farm: Services, batch: Batch, form: Form, asked: str | None, unchanged: str | None) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{batch.id}.{form.value}"', "X-Accel-Buffering": "no"}
+    if form is Form.ZIP:
+        headers["Accept-Ranges"] = "none"  # a file's checksum stands before its content, and is not known before it
+        members = _members(farm, batch.id, (0, -1))
+        return StreamingResponse(archive.zipped(members), media_type="application/zip", headers=headers)
+    media = "application/x-tar"
+    if batch.finished_at is None:  # what is there grows, in the middle too
+        headers["Accept-Ranges"] = "none"
+        return StreamingResponse(archive.tarred(_members(farm, batch.id, (0, -1))), media_type=media, headers=headers)
+    with farm.store.begin() as unit:
+        unit.batches.allow_long()
+        size = unit.batches.archive_bytes(batch.id, archive.BLOCK)
+    total = size + len(archive.TAR_END)
+    headers |= {"Accept-Ranges": "bytes", "ETag": f'"{batch.id}.tar"'}
+    part = None
+    if unchanged is None or unchanged == headers["ETag"]:
+        try:
+            part = archive.wanted(asked, total)
+        except ValueError as error:
+            outside = {"Content-Range": f"bytes */{total}"}
+            raise HTTPException(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, str(error), headers=outside) from None
+    first, end = part or (0, total)
+    headers["Content-Length"] = str(end - first)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{total}"
+    status = HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT
+    return StreamingResponse(
+        _tar_part(farm, batch.id, first, end - first, size), status_code=int(status), media_type=media, headers=headers
+    )
+
+
+def _tar_part(farm: Services, batch_id: str, first: int, length: int, size: int) -> Iterator[bytes]:
+    """Bytes of a tar whose members take ``size`` bytes: what is before them is not read."""
+    place = None
+    if first:
+        with farm.store.begin() as unit:
+            unit.batches.allow_long()
+            place = unit.batches.archive_place(batch_id, archive.BLOCK, first)
+        if place is None:
+            yield from archive.cut([archive.TAR_END], first - size, length)
+            return
+    after, start = ((0, -1), 0) if place is None else ((place.seq, place.index - 1), place.start)
+    yield from archive.cut(archive.tarred(_members(farm, batch_id, after)), first - start, length)
+
+
+def _members(farm: Services, batch_id: str, after: tuple[int, int]) -> Iterator[Member]:
+    """A batch's pictures behind that place, the next ones fetched while one is sent."""
+
+    def member(one: Picture) -> Member:
+        return Member(file_name(one), farm.storage.get(one.key), one.ended_at)
+
+    return _ahead(member, _pictures(farm, batch_id, after))
+
+
+def _pictures(farm: Services, batch_id: str, after: tuple[int, int]) -> Iterator[Picture]:
+    while True:
+        with farm.store.begin() as unit:
+            page = unit.batches.pictures(batch_id, after, PAGE)
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1].seq, page[-1].index
+
+
+def _ahead(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What becomes of each item, in their order, with `AT_ONCE` of them in hand."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(act, item))
+                if len(waiting) > AT_ONCE:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def file_name(one: Picture) -> str:
+    """An output's name in an archive: the place keeps it one of a kind, whatever the client's own name is."""
+    own = re.sub(r"[^\w.-]+", "_", one.name).lstrip(".").encode()[:NAME_BYTES].decode(errors="ignore")
+    return f"{one.seq:06d}-{own}-{one.index}.{keys.extension(one.content_type)}"
+
+
+@router.get(
+    "/{batch_id}/contact-sheet",
+    summary="See a batch on one page",
+    response_class=Response,
+    responses={
+        200: {
+            "description": f"The first {contact_sheet.MAX_PICTURES} pictures in a grid, what differs at its edges.",
+            "content": {"image/png": _BINARY, "image/jpeg": _BINARY},
+        },
+        **responses(*ALWAYS, 404),
+    },
+)
+async def get_contact_sheet(
+    farm: Farm,
+    key: Reader,
+    batch_id: BatchId,
+    columns: Annotated[
+        str | None, Query(max_length=64, description="The parameter whose values are the columns; chosen if absent.")
+    ] = None,
+    rows: Annotated[
+        str | None, Query(max_length=64, description="The parameter whose values are the rows; all others if absent.")
+    ] = None,
+    tile: Annotated[int, Query(ge=32, le=512, description="Pixels of a picture's longest side, at most.")] = 192,
+    form: Annotated[SheetFormat, Query(alias="format")] = SheetFormat.JPEG,
+) -> Response:
+    """The pictures of a sweep side by side."""
+    drawn = await anyio.to_thread.run_sync(
+        _sheet, farm, key.tenant_id, batch_id, columns, rows, tile, form, limiter=farm.drawing
+    )
+    return Response(drawn, media_type=f"image/{form.value}")
+
+
+def _sheet(
+    farm: Services, tenant_id: str, batch_id: str, across: str | None, down: str | None, tile: int, form: SheetFormat
+) -> bytes:
+    batch = _own(farm, tenant_id, batch_id)
+    with farm.store.begin() as unit:
+        jobs = unit.jobs.of_batch(batch_id, (JobState.SUCCEEDED,), 0, contact_sheet.MAX_PICTURES)
+    planned = contact_sheet.plan(jobs, across, down)
+    counted = f"{len(planned.cells):,} pictures of {batch.counts.succeeded:,} jobs"
+
+    def fetched(cells: Iterable[Cell]) -> Iterator[tuple[Cell, bytes]]:
+        return _ahead(lambda cell: (cell, farm.storage.get(cell.output.key)), cells)
+
+    return contact_sheet.draw(planned, f"{batch.name or batch.id}   {counted}", fetched, tile, form)
 
 
 # -- steering --------------------------------------------------------------------------------------------------------
@@ -486,3 +642,96 @@ def retry_batch(farm: Farm, key: Submitter, batch_id: BatchId, response: Respons
         batch = lifecycle.retry_batch(unit, key.tenant_id, batch_id)
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     return BatchShape.of(batch)
+
+
+@router.post("/{batch_id}/pause", summary="Pause a batch", responses=responses(*ALWAYS, 404, 409))
+def pause_batch(farm: Farm, key: Submitter, batch_id: BatchId) -> BatchShape:
+    """Hand none of its jobs over any more; what a worker holds goes on to its end. Pausing again changes nothing."""
+    with farm.store.begin() as unit:
+        lifecycle.pause_batch(unit, key.tenant_id, batch_id)
+    return _rearranged(farm, key.tenant_id, batch_id)
+
+
+@router.post("/{batch_id}/resume", summary="Resume a batch", responses=responses(*ALWAYS, 404))
+def resume_batch(farm: Farm, key: Submitter, batch_id: BatchId) -> BatchShape:
+    """Let a paused batch go on, from the place in the queue that it had. One that is not paused stays as it is."""
+    with farm.store.begin() as unit:
+        lifecycle.resume_batch(unit, key.tenant_id, batch_id)
+    return _rearranged(farm, key.tenant_id, batch_id)
+
+
+@router.patch("/{batch_id}", summary="Change a batch", responses=responses(*ALWAYS, 404, 409, 413, 415))
+def change_batch(farm: Farm, key: Submitter, batch_id: BatchId, change: BatchChange) -> BatchShape:
+    """Give it another name, other metadata, or all its jobs that are not over another priority."""
+    with farm.store.begin() as unit:
+        batch = lifecycle.change_batch(
+            unit,
+            key.tenant_id,
+            batch_id,
+            name=change.name,
+            metadata=change.metadata,
+            priority=change.priority,
+        )
+    return BatchShape.of(batch) if change.priority is None else _rearranged(farm, key.tenant_id, batch_id)
+
+
+def _rearranged(farm: Services, tenant_id: str, batch_id: str) -> BatchShape:
+    """The batch when its jobs follow; if that takes long, as it is, and the sweeper goes on."""
+    until = time.monotonic() + CANCEL_SECONDS
+    while True:
+        with farm.store.begin() as unit:
+            if lifecycle.rearrange(unit, batch_id):
+                break
+        if time.monotonic() > until:
+            farm.sweeper.hurry()
+            break
+        time.sleep(0.01)
+    return BatchShape.of(_own(farm, tenant_id, batch_id))
+
+
+@router.delete("/{batch_id}", summary="Delete a batch", responses=responses(*ALWAYS, 404, 409))
+def delete_batch(
+    farm: Farm,
+    key: Submitter,
+    batch_id: BatchId,
+    dry_run: Annotated[bool, Query(description="Only say what would be deleted.")] = False,
+) -> DeletionShape:
+    """Delete a batch that is over, with its jobs, their history and their pictures. Nobody sees it from then on.
+
+    Rows go first and pictures after them, in the background: what breaks in between goes on by itself.
+    """
+    with farm.store.begin() as unit:
+        found = lifecycle.batch_holdings(unit, key.tenant_id, batch_id)
+        if not dry_run:
+            lifecycle.delete_batch(unit, key.tenant_id, batch_id)
+    if not dry_run:
+        farm.sweeper.hurry()
+    return DeletionShape.of(batch_id, found, dry_run=dry_run)
+
+
+@router.get(
+    "/{batch_id}/events",
+    summary="Follow a batch",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": (
+                "Server-sent events until the batch is over: `batch` (the whole batch, at once and as it changes), "
+                "`batch.progress` (at 10, 25, 50, 75 and 90 percent) and `batch.completed`, these two with ids."
+            ),
+            "content": {"text/event-stream": {"itemSchema": stream.BATCH_EVENT_SCHEMA}},
+        },
+        **responses(*ALWAYS, 404),
+    },
+)
+async def follow_batch(
+    farm: Farm,
+    key: Reader,
+    batch_id: BatchId,
+    last_event_id: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="Replay only what came after this id.", max_length=100)
+    ] = None,
+) -> StreamingResponse:
+    """See a batch's progress as it happens. A batch that is over sends its history and ends."""
+    batch = await run_in_threadpool(_own, farm, key.tenant_id, batch_id)
+    return stream.batch_response(farm, batch, stream.position(last_event_id))

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from farm import lifecycle
 from farm.api import inputs, lines, problems
-from farm.api.lines import Line
+from farm.api.lines import Line, Unfit
 from farm.api.services import Services
 from farm.domain import ids
 from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Staged
@@ -36,6 +37,9 @@ from farm.webhooks import guard
 
 SHOWN: Final = 1_000  #: problems that an answer has in itself
 KNOWN_INPUTS: Final = 10_000  #: pictures and webhooks that are remembered while a body is read
+
+MAX_FETCHED: Final = 1_000  #: pictures that one bulk request may name by URL
+FETCHING_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
 _REQUEST: Final[TypeAdapter[AnyJobRequest]] = TypeAdapter(AnyJobRequest)
 
@@ -59,7 +63,7 @@ class Reports:
         self.lines = 0
         self._file = tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8")  # noqa: SIM115
 
-    def add(self, line: int, found: Iterable[FieldProblem]) -> None:
+    def add(self, line: int, found: Iterable[FieldProblem], custom_id: object = None) -> None:
         """One line and all that is wrong with it."""
         self.lines += 1
         errors = []
@@ -69,7 +73,10 @@ class Reports:
                 self.first.append(placed)
             self.count += 1
             errors.append({"field": problems.encodable(one.field), "value": placed.value, "message": one.message})
-        body = json.dumps({"line": line, "errors": errors}, ensure_ascii=False)
+        told = {"line": line, "errors": errors}
+        if isinstance(custom_id, str):
+            told["custom_id"] = custom_id[:200]
+        body = json.dumps(told, ensure_ascii=False)
         self._file.write(problems.encodable(body) + "\n")
 
     def store(self, farm: Services, tenant_id: str, batch_id: str) -> str:
@@ -97,6 +104,8 @@ class Checker:
         # A column of a million cells names few pictures and fewer webhooks: each is looked up once.
         self._picture = lru_cache(KNOWN_INPUTS)(self._look_up)
         self._webhook = lru_cache(KNOWN_INPUTS)(self._check_webhook)
+        self._fetched = 0
+        self._fetching_seconds = 0.0
 
     def job(self, body: Mapping[str, Any]) -> NewJob:
         """The job that a request asks for. Raises `BadInput` with every problem found."""
@@ -132,8 +141,24 @@ class Checker:
 
     def _look_up(self, field: str, reference: str) -> InputPicture | tuple[FieldProblem, ...]:
         if not inputs.is_stored(reference):
-            message = "must be file_… or sha256:… in a bulk request: upload the picture once, with POST /v1/files"
-            return (FieldProblem(field, reference, message),)
+            if not reference[:8].lower().startswith(("https://", "http://")):
+                message = "must be file_…, sha256:… or a URL in a bulk request: upload a picture with POST /v1/files"
+                return (FieldProblem(field, reference, message),)
+            if self._fetched >= MAX_FETCHED or self._fetching_seconds > FETCHING_SECONDS:
+                message = (
+                    f"is one URL too many: a bulk request fetches {MAX_FETCHED:,} of them in {FETCHING_SECONDS:.0f} s; "
+                    "upload the others with POST /v1/files"
+                )
+                return (FieldProblem(field, reference, message),)
+            self._fetched += 1
+            begun = time.monotonic()
+            try:
+                return self._gathered(field, reference)
+            finally:
+                self._fetching_seconds += time.monotonic() - begun
+        return self._gathered(field, reference)
+
+    def _gathered(self, field: str, reference: str) -> InputPicture | tuple[FieldProblem, ...]:
         try:
             return inputs.gather({field: reference}, self._tenant_id, self._farm.store, self._farm.intake)[field]
         except BadInput as refused:
@@ -162,6 +187,7 @@ def new_hash(order: Order, media_type: str) -> Any:
         "defaults": dict(order.defaults),
         "name": order.new.name,
         "on_error": order.on_error.value,
+        "webhook": order.new.webhook,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
 
@@ -184,6 +210,8 @@ def submit(
         known = _before(farm, tenant_id, name, found, digest)
         if known is not None:
             return known, False
+    if order.new.webhook is not None:
+        guard.parse(order.new.webhook, farm.settings, field="webhook")
     batch_id = ids.new(ids.BATCH)
     checker = Checker(farm, tenant_id)
     limit = None if order.dry_run else _limit(farm, tenant_id)
@@ -242,10 +270,13 @@ def _entries(
         if isinstance(body, FieldProblem):
             reports.add(number, [body])
             continue
+        if isinstance(body, Unfit):
+            reports.add(number, body.problems, body.custom_id)
+            continue
         try:
             job = checker.job(lines.merged(order.defaults, body))
         except BadInput as refused:
-            reports.add(number, refused.problems)
+            reports.add(number, refused.problems, body.get("custom_id"))
             continue
         if limit is not None and taken >= limit:
             raise QuotaExceeded("with these jobs more would wait than the tenant's limit allows")

@@ -63,6 +63,7 @@ _KINDS: Final[dict[int, tuple[str, str]]] = {
     409: ("conflict", "The state does not allow it"),
     413: ("too-large", "The request is too large"),
     415: ("unsupported-media-type", "The content type is not taken here"),
+    416: ("range-not-satisfiable", "The range is outside of what there is"),
     422: ("invalid-request", "The request is not valid"),
     429: ("quota-exceeded", "A limit is reached"),
     500: ("internal-error", "The farm made a mistake"),

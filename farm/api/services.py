@@ -10,6 +10,7 @@ import redis
 from fastapi import Depends, Request
 
 from farm.api.changes import Changes
+from farm.api.sweeper import Sweeper
 from farm.domain.model import Registry
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
@@ -29,6 +30,8 @@ class Services:
     changes: Changes
     broker: redis.Redis | None  #: asked whether it answers, and nothing else
     fetching: anyio.CapacityLimiter  #: threads of their own, so that slow picture URLs do not hold up everybody else
+    sweeper: Sweeper
+    drawing: anyio.CapacityLimiter  #: threads that draw contact sheets, few because each holds a large picture
     bulk: anyio.CapacityLimiter  #: threads for streamed bodies, each with a connection to the database while it comes
 
 

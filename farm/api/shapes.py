@@ -132,7 +132,7 @@ class JobShape(Shape):
             model=job.spec.model,
             priority=job.priority,
             progress=progress,
-            outputs=[_output(job, output, storage, settings) for output in job.outputs],
+            outputs=[output_shape(job.id, output, storage, settings) for output in job.outputs],
             error=None if job.error is None else ErrorShape(code=job.error.code, message=job.error.message),
             attempts=job.attempts,
             max_attempts=job.max_attempts,
@@ -153,8 +153,9 @@ class JobShape(Shape):
         )
 
 
-def _output(job: Job, output: Output, storage: Storage, settings: Settings) -> OutputShape:
-    name = f"{job.id}_{output.index}.{keys.extension(output.content_type)}"
+def output_shape(job_id: str, output: Output, storage: Storage, settings: Settings) -> OutputShape:
+    """One output of a job, with a fresh URL."""
+    name = f"{job_id}_{output.index}.{keys.extension(output.content_type)}"
     return OutputShape(
         url=storage.presign_get(output.key, settings.presign_seconds, name),
         sha256=output.sha256,

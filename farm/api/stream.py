@@ -1,22 +1,25 @@
-"""A job as server-sent events, from now to its end."""
+"""A job or a batch as server-sent events, from now to its end."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Final
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from farm.api.batch_shapes import BatchShape
 from farm.api.changes import REREAD_SECONDS
 from farm.api.services import Services
 from farm.api.shapes import JobShape
+from farm.domain.batch import Batch
 from farm.domain.job import Job, Progress
-from farm.domain.states import HISTORY, JobState
-from farm.store.events import Event
+from farm.domain.states import BATCH_EVENTS, HISTORY, JobState
+from farm.store.events import BatchEvent, Event
 
 HEARTBEAT_SECONDS: Final = 15.0
 
@@ -30,6 +33,16 @@ EVENT_SCHEMA: Final[dict[str, Any]] = {
         "id": {"type": "string", "description": "Of an event of the history: what `Last-Event-ID` repeats."},
     },
 }
+#: One event of a batch's stream.
+BATCH_EVENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["batch", *(kind.value for kind in BATCH_EVENTS)]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string", "description": "Of all but `batch`: what `Last-Event-ID` repeats."},
+    },
+}
 
 
 def position(last_event_id: str | None) -> int:
@@ -40,12 +53,57 @@ def position(last_event_id: str | None) -> int:
 
 def response(farm: Services, job: Job, after: int) -> StreamingResponse:
     """The stream of a job's changes, with the history after event ``after``."""
+    return _streamed(_events(farm, job, after))
+
+
+def batch_response(farm: Services, batch: Batch, after: int) -> StreamingResponse:
+    """The stream of a batch's changes, with what it told after event ``after``."""
+    return _streamed(_batch_events(farm, batch, after))
+
+
+def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(
         _events(farm, job, after),
         media_type="text/event-stream",
         # no cache may keep it and no proxy may hold it back
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+async def _batch_events(farm: Services, batch: Batch, after: int) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    told: Batch | None = None
+    sent_at = loop.time()
+    with farm.changes.subscribe(batch.id) as changes:
+        while True:
+            now, history = await run_in_threadpool(_read_batch, farm, batch, after)
+            if now is None:
+                return  # deleted, with its history
+            parts: list[bytes] = []
+            for event in history:
+                body = {"at": event.created_at.isoformat(), **event.data}
+                parts.append(_event(event.type.value, body, str(event.id)))
+                after = event.id
+            # its speed and the time left change with every look; that alone is no news
+            if told is None or replace(now, read_at=told.read_at) != told:
+                parts.append(format_sse_event(event="batch", data_str=BatchShape.of(now).model_dump_json()))
+                told = now
+            if parts:
+                yield b"".join(parts)
+                sent_at = loop.time()
+            if now.finished_at is not None or changes.closing:
+                return
+            if loop.time() - sent_at >= HEARTBEAT_SECONDS:
+                yield KEEPALIVE_COMMENT
+                sent_at = loop.time()
+            await changes.wait(REREAD_SECONDS)
+
+
+def _read_batch(farm: Services, batch: Batch, after: int) -> tuple[Batch | None, list[BatchEvent]]:
+    with farm.store.begin() as unit:
+        # the batch first, as in `_read`
+        now = unit.batches.get(batch.id, batch.tenant_id)
+        return now, unit.events.of_batch(batch.id, after)
 
 
 async def _events(farm: Services, job: Job, after: int) -> AsyncIterator[bytes]:

@@ -22,6 +22,8 @@ Subscribable = Literal[
     EventType.SUCCEEDED,
     EventType.FAILED,
     EventType.CANCELED,
+    EventType.BATCH_PROGRESS,
+    EventType.BATCH_COMPLETED,
     EventType.ENDPOINT_DISABLED,
 ]
 #: What can be sent.

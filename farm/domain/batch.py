@@ -12,10 +12,12 @@ from typing import Any, Final
 
 from farm.domain.job import NewJob
 from farm.domain.resolve import DRAWN_SEEDS
+from farm.domain.states import Priority
 from farm.domain.tasks import MAX_SEED
 from farm.errors import BadInput, FieldProblem
 
 MAX_SWEEP: Final = 100_000  #: jobs that one sweep may write out
+MILESTONES: Final = (10, 25, 50, 75, 90)  #: percent of a batch's jobs that are over, each told of once
 
 
 class BatchState(StrEnum):
@@ -23,6 +25,7 @@ class BatchState(StrEnum):
 
     IN_PROGRESS = "in_progress"
     CANCELING = "canceling"  #: somebody asked for its end, and some jobs still run
+    PAUSED = "paused"  #: what waits goes on waiting until it is resumed; what runs goes on
     COMPLETED = "completed"  #: every job is over
     CANCELED = "canceled"  #: every job is over, and somebody had asked for it
 
@@ -41,6 +44,7 @@ class NewBatch:
     name: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     retry_of: str | None = None  #: the batch whose failed and canceled jobs it repeats
+    webhook: str | None = None  #: told of the batch's own events
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,15 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Holdings:
+    """What a batch consists of, and what deleting it removes."""
+
+    jobs: int
+    outputs: int
+    bytes: int  #: of the outputs
+
+
+@dataclass(frozen=True)
 class Batch:
     """Many jobs submitted together."""
 
@@ -106,6 +119,11 @@ class Batch:
     first_ended_at: datetime | None  #: when the first of its jobs was over
     finished_at: datetime | None  #: when the last one was
     cancel_requested_at: datetime | None
+    webhook: str | None  #: told of the batch's own events
+    priority: Priority | None  #: of all its jobs; None: each has its own
+    paused_at: datetime | None
+    paused_seconds: float  #: that it was paused since its first job ended, but for the pause that lasts
+    rearranging: bool  #: whether its jobs are still being moved to follow a pause, its end, or a new priority
     read_at: datetime  #: the database's time of this look
 
     @property
@@ -113,22 +131,26 @@ class Batch:
         """Where it stands."""
         if self.finished_at is not None:
             return BatchState.COMPLETED if self.cancel_requested_at is None else BatchState.CANCELED
-        return BatchState.IN_PROGRESS if self.cancel_requested_at is None else BatchState.CANCELING
+        if self.cancel_requested_at is not None:
+            return BatchState.CANCELING
+        return BatchState.IN_PROGRESS if self.paused_at is None else BatchState.PAUSED
 
     @property
     def jobs_per_second(self) -> float | None:
-        """The measured speed since its first job ended; None until two have."""
+        """The measured speed since its first job ended, pauses left out; None until two have."""
         if self.first_ended_at is None or self.counts.ended < 2:
             return None
-        until = self.finished_at or self.read_at
-        seconds = (until - self.first_ended_at).total_seconds()
+        until = self.finished_at or self.paused_at or self.read_at
+        seconds = (until - self.first_ended_at).total_seconds() - self.paused_seconds
         return (self.counts.ended - 1) / seconds if seconds > 0 else None
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until it is over, if it goes on at the measured speed; None while there is none."""
+        """Seconds until it is over, if it goes on at the measured speed; None while there is none, or a pause."""
         if self.finished_at is not None:
             return 0.0
+        if self.state is BatchState.PAUSED:
+            return None
         speed = self.jobs_per_second
         return (self.counts.total - self.counts.ended) / speed if speed else None
 

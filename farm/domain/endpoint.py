@@ -8,12 +8,18 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from farm.domain.states import EventType
+from farm.domain.states import BATCH_EVENTS, EventType
 
 #: What an endpoint gets that asks for nothing else, and all that a job's own ``webhook`` URL gets.
 WEBHOOK_EVENTS: Final = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)
 #: What can be subscribed to.
-SUBSCRIBABLE: Final = (EventType.STARTED, EventType.PROGRESS, *WEBHOOK_EVENTS, EventType.ENDPOINT_DISABLED)
+SUBSCRIBABLE: Final = (
+    EventType.STARTED,
+    EventType.PROGRESS,
+    *WEBHOOK_EVENTS,
+    *BATCH_EVENTS,
+    EventType.ENDPOINT_DISABLED,
+)
 MAX_SECRETS: Final = 4  #: of one endpoint that sign at the same time
 
 

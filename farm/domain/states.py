@@ -67,9 +67,13 @@ class EventType(StrEnum):
     FAILED = "job.failed"
     CANCELED = "job.canceled"
     PROGRESS = "job.progress"  #: written only where a webhook endpoint asks for it
+    BATCH_PROGRESS = "batch.progress"  #: of no job: a batch passed one of its milestones
+    BATCH_COMPLETED = "batch.completed"  #: of no job: every job of a batch is over
     ENDPOINT_DISABLED = "endpoint.disabled"  #: of no job: a webhook endpoint gets nothing more
     TEST = "farm.test"  #: of no job: a tenant tries one endpoint
 
 
 #: A job's own history, whether or not anybody is told of it.
 HISTORY: Final = (EventType.STARTED, EventType.REQUEUED, EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)
+#: What a batch tells of itself.
+BATCH_EVENTS: Final = (EventType.BATCH_PROGRESS, EventType.BATCH_COMPLETED)

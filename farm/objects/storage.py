@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,10 +21,11 @@ from urllib.parse import quote
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from urllib3.exceptions import HTTPError
 
 from farm.errors import NotFound, StorageUnavailable
+from farm.objects.presign import Credentials, Presigner
 from farm.settings import Settings
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ class Storage:
         # A presigned URL is a signature over the host, so it is made for the host that the client will ask.
         public = settings.s3_public_url
         self._signer = self._client if public is None else _client(session, settings, public)
+        self._presigner = Presigner(
+            self._signer.meta.endpoint_url, self.bucket, self._signer.meta.region_name, _credentials(session, settings)
+        )
 
     def put(
         self,
@@ -228,6 +232,24 @@ class Storage:
         with _translated("DELETE", key):
             self._client.delete_object(Bucket=self.bucket, Key=key)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove up to 1,000 objects by one request; those that are not there count as removed.
+
+        Raises:
+            StorageUnavailable: the storage does not answer, or some are still there.
+        """
+        if not keys:
+            return
+        with _translated("DELETE", keys[0]):
+            answer = self._client.delete_objects(
+                Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            )
+        for wrong in answer.get("Errors", ()):
+            if wrong.get("Code") not in _MISSING:
+                raise StorageUnavailable(
+                    f"the object storage answered {wrong.get('Code')} to DELETE {wrong.get('Key')}"
+                )
+
     def list(self, prefix: str) -> Iterator[ListedObject]:
         """All objects whose key starts with ``prefix``, in the order of their keys, fetched page by page.
 
@@ -244,11 +266,8 @@ class Storage:
 
         The picture opens in the browser; nothing is asked of the storage, so the object need not exist.
         """
-        params = {"Bucket": self.bucket, "Key": key}
-        if filename is not None:
-            params["ResponseContentDisposition"] = content_disposition(filename)
         with _translated("presign", key):
-            return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds)
+            return self._presigner.get(key, seconds, None if filename is None else content_disposition(filename))
 
     def ensure_bucket(self) -> None:
         """Make the bucket if it is not there.
@@ -334,6 +353,24 @@ def _client(
         aws_secret_access_key=None if secret is None else secret.get_secret_value(),
         config=config,
     )
+
+
+def _credentials(session: boto3.session.Session, settings: Settings) -> Callable[[], Credentials]:
+    """What gives the credentials that sign: the settings', or those that the SDK finds in its surroundings."""
+    if settings.s3_access_key is not None and settings.s3_secret_key is not None:
+        own = Credentials(settings.s3_access_key, settings.s3_secret_key.get_secret_value(), None)
+        return lambda: own
+    found = session.get_credentials()
+
+    def current() -> Credentials:
+        if found is None:
+            raise NoCredentialsError
+        frozen = found.get_frozen_credentials()
+        if frozen.access_key is None or frozen.secret_key is None:
+            raise NoCredentialsError
+        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+    return current
 
 
 def _code(error: ClientError) -> str:

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import ARRAY, Uuid, bindparam, case, func, insert, or_, select, text, update
+from sqlalchemy import ARRAY, Uuid, bindparam, case, delete, func, insert, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.batch import Batch, Counts, Entry, NewBatch, Staged
+from farm.domain.batch import MILESTONES, Batch, BatchState, Counts, Entry, Holdings, NewBatch, Staged
 from farm.domain.cost import cost
+from farm.domain.job import JobError, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.errors import DatabaseUnavailable
 from farm.store import cursor as cursors
-from farm.store.tables import JOB_ID, BatchRow, JobRow
+from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, Events
+from farm.store.tables import JOB_ID, BatchRow, EventRow, JobRow, OutputRow
 from farm.store.workers import HELD
 
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
 LONG_SECONDS: Final = 600
 CANCEL_AT_ONCE: Final = 50_000  #: jobs ended by one statement, so that the locks are not held for long
+MOVE_AT_ONCE: Final = 100_000  #: jobs moved by one statement
+DELETE_AT_ONCE: Final = 5_000  #: jobs deleted by one statement, with their events and deliveries
+_OUTPUT: Final = ("index", "key", "sha256", "size", "width", "height", "content_type", "seed")
+TOLD_METADATA: Final = 8_000  #: characters of a batch's metadata that its events carry; more is left out
 
 _STAGING: Final = text("""
     CREATE TEMPORARY TABLE staged (
@@ -96,6 +104,78 @@ _ASK: Final = (
     .columns(id=JOB_ID)
 )
 
+# A paused job keeps its place in its line, ten centuries later: the dispatcher's walk along a line ends at the present,
+# so it never meets what is paused, however much that is. Hours, because days differ in length by time zone.
+_CENTURIES: Final = "interval '8766000 hours'"
+_MOVE: Final = text(f"""
+    WITH wanted AS (
+        SELECT id, priority, paused_at IS NOT NULL AS paused FROM batch WHERE id = :batch FOR KEY SHARE
+    ), stray AS (
+        SELECT job.id, wanted.priority, wanted.paused FROM job, wanted
+        WHERE job.batch_id = wanted.id AND job.state IN ('queued', 'dispatched', 'running')
+          AND (job.priority <> wanted.priority OR (job.in_line_since > now() + {_CENTURIES} / 2) <> wanted.paused)
+        LIMIT :at_once FOR UPDATE OF job SKIP LOCKED
+    ), moved AS (
+        UPDATE job SET priority = coalesce(stray.priority, job.priority), in_line_since = CASE
+            WHEN stray.paused AND job.in_line_since < now() + {_CENTURIES} / 2 THEN job.in_line_since + {_CENTURIES}
+            WHEN NOT stray.paused AND job.in_line_since > now() + {_CENTURIES} / 2 THEN job.in_line_since - {_CENTURIES}
+            ELSE job.in_line_since END
+        FROM stray WHERE job.id = stray.id RETURNING job.id
+    )
+    SELECT count(*) FROM moved
+""").bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
+_STRAY: Final = text(f"""
+    SELECT EXISTS (
+        SELECT FROM job JOIN batch ON batch.id = job.batch_id
+        WHERE batch.id = :batch AND job.state IN ('queued', 'dispatched', 'running')
+          AND (job.priority <> batch.priority
+               OR (job.in_line_since > now() + {_CENTURIES} / 2) <> (batch.paused_at IS NOT NULL)))
+""").bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A job whose row this transaction deletes, and the objects that it named."""
+
+    tenant_id: str
+    job_id: str
+    keys: tuple[str, ...]
+    stray: bool  #: whether a lost attempt may have left objects that no row names
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a batch's archive a picture lies."""
+
+    seq: int  #: the job's place in the batch
+    index: int  #: the output's place in the job
+    start: int  #: bytes before it
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of one job."""
+
+    seq: int
+    id: str
+    custom_id: str | None
+    state: JobState
+    error: JobError | None
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What an archive needs to know of one output."""
+
+    seq: int
+    index: int
+    name: str  #: the job's own name: its ``custom_id``, or its id
+    key: str
+    size: int  #: bytes
+    content_type: str
+    ended_at: datetime
+
 
 def _batch(row: Any, held: Mapping[str, int]) -> Batch:
     found: BatchRow = row[0]
@@ -123,6 +203,11 @@ def _batch(row: Any, held: Mapping[str, int]) -> Batch:
         first_ended_at=found.first_ended_at,
         finished_at=found.finished_at,
         cancel_requested_at=found.cancel_requested_at,
+        webhook=found.webhook,
+        priority=None if found.priority is None else Priority.of_rank(found.priority),
+        paused_at=found.paused_at,
+        paused_seconds=found.paused_seconds,
+        rearranging=found.rearranging,
         read_at=row[1],
     )
 
@@ -164,7 +249,9 @@ class Batches:
             .cte("held")
             .prefix_with("MATERIALIZED", dialect="postgresql")
         )
-        chosen = select(BatchRow.id).where(*wanted).order_by(BatchRow.id.desc()).limit(limit)
+        chosen = (
+            select(BatchRow.id).where(*wanted, BatchRow.deleted_at.is_(None)).order_by(BatchRow.id.desc()).limit(limit)
+        )
         rows = self._session.execute(
             select(BatchRow, func.now(), held.c.state, held.c.jobs)
             .outerjoin(held, held.c.batch_id == BatchRow.id)
@@ -178,6 +265,117 @@ class Batches:
                 at_workers.setdefault(row[0].id, {})[row[2]] = row[3]
         by_id = {row[0].id: row for row in rows}
         return [_batch(row, at_workers.get(batch_id, {})) for batch_id, row in by_id.items()]
+
+    def holdings(self, batch_id: str) -> Holdings:
+        """How many jobs, outputs and bytes the batch holds."""
+        jobs = self._session.scalar(select(func.count()).where(JobRow.batch_id == batch_id))
+        outputs, size = self._session.execute(
+            select(func.count(), func.coalesce(func.sum(OutputRow.size), 0))
+            .join(JobRow, JobRow.id == OutputRow.job_id)
+            .where(JobRow.batch_id == batch_id)
+        ).one()
+        return Holdings(jobs or 0, outputs, int(size))
+
+    def pictures(self, batch_id: str, after: tuple[int, int], limit: int) -> list[Picture]:
+        """A batch's outputs behind that place (job, output), in the order of their places."""
+        seq, index = after
+        rows = self._session.execute(
+            select(
+                JobRow.batch_seq,
+                OutputRow.index,
+                JobRow.custom_id,
+                JobRow.id,
+                OutputRow.key,
+                OutputRow.size,
+                OutputRow.content_type,
+                JobRow.finished_at,
+            )
+            .join(OutputRow, OutputRow.job_id == JobRow.id)
+            .where(
+                JobRow.batch_id == batch_id,
+                JobRow.state == JobState.SUCCEEDED.value,
+                JobRow.batch_seq >= seq,  # what the index understands
+                or_(JobRow.batch_seq > seq, OutputRow.index > index),
+            )
+            .order_by(JobRow.batch_seq, OutputRow.index)
+            .limit(limit)
+        )
+        found: Sequence[Any] = rows.all()
+        return [Picture(row[0], row[1], row[2] or row[3], *row[4:]) for row in found]
+
+    def results(self, batch_id: str, states: Collection[JobState], after: int, limit: int) -> list[Ended]:
+        """A batch's jobs in those terminal states with a place above ``after``, in the order of their places."""
+        rows: Sequence[Any] = self._session.execute(
+            select(
+                JobRow.batch_seq,
+                JobRow.id,
+                JobRow.custom_id,
+                JobRow.state,
+                JobRow.error_code,
+                JobRow.error_message,
+            )
+            .where(
+                JobRow.batch_id == batch_id,
+                JobRow.batch_seq > after,
+                JobRow.state.in_([state.value for state in states]),
+            )
+            .order_by(JobRow.batch_seq)
+            .limit(limit)
+        ).all()
+        outputs: dict[str, list[Output]] = {}
+        done = [ids.to_uuid(ids.JOB, row[1]) for row in rows if row[3] == JobState.SUCCEEDED.value]
+        if done:
+            found = self._session.execute(
+                select(*(getattr(OutputRow, name) for name in ("job_id", *_OUTPUT)))
+                .where(OutputRow.job_id == func.any(bindparam("done", done, type_=ARRAY(Uuid))))
+                .order_by(OutputRow.job_id, OutputRow.index)
+            )
+            for row in found:
+                outputs.setdefault(row[0], []).append(Output(*row[1:]))
+        return [
+            Ended(
+                seq=row[0],
+                id=row[1],
+                custom_id=row[2],
+                state=JobState(row[3]),
+                error=None if row[4] is None else JobError(row[4], row[5] or ""),
+                outputs=tuple(outputs.get(row[1], ())),
+            )
+            for row in rows
+        ]
+
+    def archive_bytes(self, batch_id: str, block: int) -> int:
+        """The bytes of all of a batch's outputs, each behind a header of one block and filled up to whole blocks."""
+        padded = OutputRow.size + block + (block - OutputRow.size % block) % block
+        size = self._session.scalar(
+            select(func.coalesce(func.sum(padded), 0))
+            .join(JobRow, JobRow.id == OutputRow.job_id)
+            .where(JobRow.batch_id == batch_id, JobRow.state == JobState.SUCCEEDED.value)
+        )
+        return int(size or 0)
+
+    def archive_place(self, batch_id: str, block: int, offset: int) -> Place | None:
+        """The output whose header, content or padding has the byte at ``offset``; None behind the last one."""
+        padded = OutputRow.size + block + (block - OutputRow.size % block) % block
+        order = (JobRow.batch_seq, OutputRow.index)
+        laid_out = (
+            select(
+                JobRow.batch_seq.label("seq"),
+                OutputRow.index.label("index"),
+                func.sum(padded).over(order_by=order).label("end"),
+                padded.label("padded"),
+            )
+            .join(OutputRow, OutputRow.job_id == JobRow.id)
+            .where(JobRow.batch_id == batch_id, JobRow.state == JobState.SUCCEEDED.value)
+            .subquery()
+        )
+        row = self._session.execute(
+            select(laid_out.c.seq, laid_out.c.index, laid_out.c.end - laid_out.c.padded)
+            .where(laid_out.c.end > offset)
+            .order_by(laid_out.c.end)
+            .limit(1)
+        ).one_or_none()
+        return None if row is None else Place(row[0], row[1], int(row[2]))
 
     def speed(self) -> float | None:
         """Megapixel-steps that the farm rendered per second over its last 200 pictures; None while it has too few."""
@@ -247,6 +445,7 @@ class Batches:
                 cost=staged.cost,
                 skipped=skipped,
                 error_key=error_key,
+                webhook=new.webhook,
             )
         )
 
@@ -303,7 +502,10 @@ class Batches:
             self.count_ended(batch_id, ended)
 
     def count_ended(self, batch_id: str, ended: Mapping[str, int], *, cancel: bool = False) -> None:
-        """Add to a batch's counters, by terminal state; ``cancel``: and note that its end was asked for."""
+        """Add to a batch's counters, by terminal state; ``cancel``: and note that its end was asked for.
+
+        What a batch tells of itself is written here, under the lock of its row, so it is told once.
+        """
         more = sum(ended.values())
         done = BatchRow.succeeded + BatchRow.failed + BatchRow.canceled + more
         values: dict[str, Any] = {state: getattr(BatchRow, state) + count for state, count in ended.items()}
@@ -312,9 +514,40 @@ class Batches:
             values["finished_at"] = case((done >= BatchRow.total, func.now()), else_=BatchRow.finished_at)
         if cancel:
             values["cancel_requested_at"] = func.coalesce(BatchRow.cancel_requested_at, func.now())
+        row = self._session.scalars(
+            update(BatchRow)
+            .where(BatchRow.id == batch_id)
+            .values(values)
+            .returning(BatchRow)
+            .execution_options(synchronize_session=False, populate_existing=True)
+        ).one()
+        if more:
+            self._tell(row)
+
+    def _tell(self, row: BatchRow) -> None:
+        """Write the event of what the batch has just reached, if it has reached something."""
+        ended = row.succeeded + row.failed + row.canceled
+        if ended >= row.total:
+            kind, percent = EventType.BATCH_COMPLETED, 0
+        else:
+            kind = EventType.BATCH_PROGRESS
+            percent = max((one for one in MILESTONES if one * row.total <= 100 * ended), default=0)
+            if percent <= row.told:
+                return
+            self._session.execute(
+                update(BatchRow)
+                .where(BatchRow.id == row.id)
+                .values(told=percent)
+                .execution_options(synchronize_session=False)
+            )
         self._session.execute(
-            update(BatchRow).where(BatchRow.id == batch_id).values(values).execution_options(synchronize_session=False)
+            insert(EventRow).values(
+                tenant_id=row.tenant_id, batch_id=row.id, type=kind.value, epoch=0, step=percent, data=_told(row, ended)
+            )
         )
+        events = Events(self._session)
+        events.notify(EVENT_CHANNEL)
+        events.notify(JOB_CHANNEL, row.id)
 
     def cancel_waiting(self, batch_id: str) -> int:
         """queued or dispatched → canceled for a batch's jobs, with their events; returns how many, see `left`."""
@@ -341,6 +574,136 @@ class Batches:
                 select(select(JobRow.id).where(JobRow.batch_id == batch_id, or_(waiting, unasked)).exists())
             )
         )
+
+    # -- steering -----------------------------------------------------------------------------------------------------
+
+    def lock(self, batch_id: str) -> None:
+        """Hold the batch's row against whoever moves its jobs or steers it; take it first in a transaction."""
+        self._session.execute(select(BatchRow.id).where(BatchRow.id == batch_id).with_for_update())
+
+    def pause(self, batch_id: str) -> None:
+        """Note that it is paused; `move` lets its jobs follow."""
+        self._set(batch_id, paused_at=func.now(), rearranging=True)
+
+    def resume(self, batch_id: str) -> None:
+        """Note that it goes on; `move` lets its jobs follow."""
+        # greatest passes over NULL: without a first end there is no speed that the pause would spoil
+        since = func.extract("epoch", func.now() - func.greatest(BatchRow.paused_at, BatchRow.first_ended_at))
+        spent = case((BatchRow.first_ended_at.is_not(None), since), else_=0.0)
+        self._set(batch_id, paused_at=None, paused_seconds=BatchRow.paused_seconds + spent, rearranging=True)
+
+    def prioritise(self, batch_id: str, priority: Priority) -> None:
+        """Note the class of all its jobs; `move` lets them follow."""
+        self._set(batch_id, priority=priority.rank, rearranging=True)
+
+    def rename(self, batch_id: str, name: str | None) -> None:
+        """Give it another name, or none."""
+        self._set(batch_id, name=name)
+
+    def describe(self, batch_id: str, metadata: Mapping[str, str]) -> None:
+        """Give it other metadata."""
+        self._set(batch_id, meta=dict(metadata))
+
+    def move(self, batch_id: str) -> int:
+        """Let jobs that are not over follow their batch's pause and priority; returns how many did, see `moved`.
+
+        Jobs that somebody else has locked at this moment are passed over, as in `cancel_waiting`.
+        """
+        values = {"batch": ids.to_uuid(ids.BATCH, batch_id), "at_once": MOVE_AT_ONCE}
+        return int(self._session.scalar(_MOVE, values) or 0)
+
+    def moved(self, batch_id: str) -> bool:
+        """Whether all its jobs follow now; if so, that is noted. Take `lock` before."""
+        if self._session.scalar(_STRAY, {"batch": ids.to_uuid(ids.BATCH, batch_id)}):
+            return False
+        self._set(batch_id, rearranging=False)
+        return True
+
+    def unfinished(self) -> list[tuple[str, bool]]:
+        """Batches that somebody began to rearrange or (True) to delete, and did not finish."""
+        rows = self._session.execute(
+            select(BatchRow.id, BatchRow.deleted_at.is_not(None))
+            .where(or_(BatchRow.rearranging, BatchRow.deleted_at.is_not(None)))
+            .order_by(BatchRow.id)
+            .limit(100)
+        )
+        return [(row[0], row[1]) for row in rows]
+
+    def _set(self, batch_id: str, **values: Any) -> None:
+        self._session.execute(
+            update(BatchRow).where(BatchRow.id == batch_id).values(values).execution_options(synchronize_session=False)
+        )
+
+    # -- deleting -----------------------------------------------------------------------------------------------------
+
+    def bury(self, batch_id: str) -> None:
+        """Let nobody see it any more; `clear` and `remove` do the rest."""
+        self._set(batch_id, deleted_at=func.now())
+
+    def clear(self, batch_id: str) -> list[Gone]:
+        """Delete some of a buried batch's jobs, with their events and deliveries; returns them, none when none is left.
+
+        The caller keeps their objects' names in the same transaction.
+        """
+        some = (
+            select(JobRow.id)
+            .where(JobRow.batch_id == batch_id)
+            .order_by(JobRow.batch_seq)
+            .limit(DELETE_AT_ONCE)
+            .with_for_update()
+        )
+        named = (
+            select(func.array_agg(OutputRow.key))
+            .where(OutputRow.job_id == JobRow.id)
+            .correlate(JobRow)
+            .scalar_subquery()
+        )
+        rows = self._session.execute(
+            select(JobRow.tenant_id, JobRow.id, named, JobRow.epoch, JobRow.state).where(JobRow.id.in_(some))
+        ).all()
+        found = [
+            Gone(
+                row[0], row[1], tuple(row[2] or ()), row[3] > 1 or (row[3] == 1 and row[4] != JobState.SUCCEEDED.value)
+            )
+            for row in rows
+        ]
+        if found:
+            uuids = [ids.to_uuid(ids.JOB, one.job_id) for one in found]
+            self._session.execute(
+                delete(JobRow)
+                .where(JobRow.id == func.any(bindparam("gone", uuids, type_=ARRAY(Uuid))))
+                .execution_options(synchronize_session=False)
+            )
+        return found
+
+    def remove(self, batch_id: str) -> str | None:
+        """Delete a buried batch's row, when no job is left; returns its report's key."""
+        return self._session.scalar(
+            delete(BatchRow)
+            .where(BatchRow.id == batch_id, BatchRow.deleted_at.is_not(None))
+            .returning(BatchRow.error_key)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _told(row: BatchRow, ended: int) -> dict[str, Any]:
+    """What an event says of its batch: small, as the body of a webhook must be."""
+    over = BatchState.COMPLETED if row.cancel_requested_at is None else BatchState.CANCELED
+    going_on = BatchState.IN_PROGRESS if row.cancel_requested_at is None else BatchState.CANCELING
+    metadata = row.meta if len(json.dumps(row.meta)) <= TOLD_METADATA else {}
+    return {
+        "id": row.id,
+        "name": row.name,
+        "state": (over if ended >= row.total else going_on).value,
+        "metadata": metadata,
+        "request_counts": {
+            "total": row.total,
+            "succeeded": row.succeeded,
+            "failed": row.failed,
+            "canceled": row.canceled,
+        },
+        "progress": round(ended / row.total, 4),
+    }
 
 
 def _rows(entries: Iterable[Entry]) -> Iterator[tuple[Any, ...]]:

@@ -15,7 +15,8 @@ from farm.domain.states import HISTORY, EventType
 from farm.store.tables import EventRow
 
 QUEUE_CHANNEL: Final = "farm_queue"  #: a job waits, or a worker has room: the dispatcher looks
-JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed
+JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, or of a batch that tells something
+PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its picture on the way
 EVENT_CHANNEL: Final = "farm_event"  #: an event row was written: the deliverer looks
 
 
@@ -46,6 +47,16 @@ class Event:
     job_id: str
     type: EventType
     epoch: int
+    data: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class BatchEvent:
+    """One thing that a batch told of itself."""
+
+    id: int
+    type: EventType
     data: dict[str, Any]
     created_at: datetime
 
@@ -89,6 +100,13 @@ class Events:
             .order_by(EventRow.id)
         )
         return [Event(row.id, job_id, EventType(row.type), row.epoch, row.data, row.created_at) for row in rows]
+
+    def of_batch(self, batch_id: str, after: int = 0) -> list[BatchEvent]:
+        """What a batch told of itself with ids above ``after``, oldest first."""
+        rows = self._session.scalars(
+            select(EventRow).where(EventRow.batch_id == batch_id, EventRow.id > after).order_by(EventRow.id)
+        )
+        return [BatchEvent(row.id, EventType(row.type), row.data, row.created_at) for row in rows]
 
     def notify(self, channel: str, payload: str = "") -> None:
         """Wake the listeners of a channel when this transaction commits."""

@@ -42,7 +42,7 @@ from farm.domain.job import HandOver, Held, Job, JobError, JobFilter, NewJob, Ou
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
 from farm.store import cursor as cursors
-from farm.store.tables import JOB_ID, TENANT_ID, IdempotencyRow, JobRow, LineRow, OutputRow
+from farm.store.tables import JOB_ID, TENANT_ID, BatchRow, IdempotencyRow, JobRow, LineRow, OutputRow
 from farm.store.workers import HELD, seconds
 
 QUEUED, DISPATCHED, RUNNING = JobState.QUEUED.value, JobState.DISPATCHED.value, JobState.RUNNING.value
@@ -137,6 +137,14 @@ HEADS: Final = text("""
     model=Text,
     read=Integer,
     place=Integer,
+)
+
+# A pause holds from its commit on; that the batch's jobs leave their lines takes longer.
+_PAUSED: Final = (
+    select(BatchRow.id)
+    .where(BatchRow.id == JobRow.batch_id, BatchRow.paused_at.is_not(None))
+    .correlate(JobRow)
+    .exists()
 )
 
 
@@ -422,7 +430,7 @@ class Jobs:
         )
         rows = self._session.execute(
             update(JobRow)
-            .where(JobRow.id == chosen.c.id, JobRow.state == QUEUED)
+            .where(JobRow.id == chosen.c.id, JobRow.state == QUEUED, ~_PAUSED)
             .values(
                 state=DISPATCHED,
                 epoch=JobRow.epoch + 1,

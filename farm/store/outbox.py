@@ -13,12 +13,14 @@ from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.domain.endpoint import SUBSCRIBABLE, WEBHOOK_EVENTS
+from farm.domain.states import BATCH_EVENTS
 
 _WANTED: Final = frozenset(kind.value for kind in SUBSCRIBABLE)
 _ENDS: Final = frozenset(kind.value for kind in WEBHOOK_EVENTS)
+_OF_BATCHES: Final = frozenset(kind.value for kind in BATCH_EVENTS)
 
 _EVENTS: Final = """
-    SELECT id, tenant_id, job_id, type FROM event WHERE NOT fanned_out
+    SELECT id, tenant_id, job_id, batch_id, type FROM event WHERE NOT fanned_out
     ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 """
 _DONE: Final = "UPDATE event SET fanned_out = true WHERE id = ANY(%(ids)s)"
@@ -26,7 +28,11 @@ _SUBSCRIBED: Final = """
     SELECT id, tenant_id, events FROM endpoint
     WHERE tenant_id = ANY(%(tenants)s) AND disabled_at IS NULL AND NOT one_off
 """
-_OWN_URLS: Final = "SELECT id, tenant_id, webhook FROM job WHERE id = ANY(%(ids)s) AND webhook IS NOT NULL"
+_OWN_URLS: Final = """
+    SELECT id, tenant_id, webhook FROM job WHERE id = ANY(%(ids)s) AND webhook IS NOT NULL
+    UNION ALL
+    SELECT id, tenant_id, webhook FROM batch WHERE id = ANY(%(batches)s) AND webhook IS NOT NULL
+"""
 _ONE_OFF: Final = """
     SELECT id, tenant_id, url FROM endpoint
     WHERE one_off AND tenant_id = ANY(%(tenants)s) AND url = ANY(%(urls)s)
@@ -67,22 +73,27 @@ class Outbox:
         """Make the deliveries of up to ``limit`` events that have none yet; returns how many events were done.
 
         Events that another deliverer has in hand are passed over. ``new_secret`` gives the secret of an endpoint that
-        is made here, for a job's own ``webhook`` URL.
+        is made here, for the ``webhook`` URL of a job or batch.
         """
         events = self._rows(_EVENTS, limit=limit)
         if not events:
             return 0
         wanted = [event for event in events if event.type in _WANTED]
         if wanted:
-            one_off = self._one_off_endpoints({event.job_id for event in wanted if event.type in _ENDS}, new_secret)
+            own = {event.id: event.job_id if event.type in _ENDS else event.batch_id for event in wanted}
+            one_off = self._one_off_endpoints(
+                {event.job_id for event in wanted if event.type in _ENDS},
+                {event.batch_id for event in wanted if event.type in _OF_BATCHES},
+                new_secret,
+            )
             subscribed: dict[UUID, list[tuple[UUID, list[str]]]] = {}
             for row in self._rows(_SUBSCRIBED, tenants=list({event.tenant_id for event in wanted})):
                 subscribed.setdefault(row.tenant_id, []).append((row.id, row.events))
             pairs: list[tuple[UUID, int]] = []
             for event in wanted:
                 pairs += [(one, event.id) for one, kinds in subscribed.get(event.tenant_id, ()) if event.type in kinds]
-                if event.type in _ENDS and event.job_id in one_off:
-                    pairs.append((one_off[event.job_id], event.id))
+                if own[event.id] in one_off:
+                    pairs.append((one_off[own[event.id]], event.id))
             self._insert(pairs)
         self._run(_DONE, ids=[event.id for event in events])
         return len(events)
@@ -92,12 +103,14 @@ class Outbox:
         (made,) = self._insert([(ids.to_uuid(ids.ENDPOINT, endpoint_id), event_id)])
         return ids.from_uuid(ids.DELIVERY, made)
 
-    def _one_off_endpoints(self, jobs: Collection[UUID], new_secret: Callable[[], str]) -> dict[UUID, UUID]:
-        """The endpoint of each job that has a ``webhook`` URL, made where it is missing: job → endpoint."""
-        own = self._rows(_OWN_URLS, ids=list(jobs)) if jobs else []
+    def _one_off_endpoints(
+        self, jobs: Collection[UUID], batches: Collection[UUID], new_secret: Callable[[], str]
+    ) -> dict[UUID, UUID]:
+        """The endpoint of each job and batch that has a ``webhook`` URL, made where it is missing: id → endpoint."""
+        own = self._rows(_OWN_URLS, ids=list(jobs), batches=list(batches)) if jobs or batches else []
         if not own:
             return {}
-        wanted = {(job.tenant_id, job.webhook) for job in own}
+        wanted = {(one.tenant_id, one.webhook) for one in own}
         found = self._find_one_off(wanted)
         missing = sorted(wanted - found.keys())
         if missing:
@@ -110,7 +123,7 @@ class Outbox:
                 events=[kind.value for kind in WEBHOOK_EVENTS],
             )
             found = self._find_one_off(wanted)
-        return {job.id: found[job.tenant_id, job.webhook] for job in own}
+        return {one.id: found[one.tenant_id, one.webhook] for one in own}
 
     def _find_one_off(self, wanted: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], UUID]:
         rows = self._rows(

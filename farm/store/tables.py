@@ -147,6 +147,8 @@ class BatchRow(Base):
     __tablename__ = "batch"
     __table_args__ = (
         Index("batch_listing", "tenant_id", text("id DESC")),
+        # what requests began and did not finish: nearly always empty
+        Index("batch_unfinished", "id", postgresql_where=text("rearranging OR deleted_at IS NOT NULL")),
         # its counters change with every job that ends: room in the page keeps the index out of it
         {"postgresql_with": {"fillfactor": "50"}},
     )
@@ -167,6 +169,19 @@ class BatchRow(Base):
     first_ended_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    webhook: Mapped[str | None]  #: told of the batch's own events
+    told: Mapped[int] = mapped_column(
+        SmallInteger, server_default=text("0")
+    )  #: percent, of the last ``batch.progress``
+    priority: Mapped[int | None] = mapped_column(SmallInteger)  #: of all its jobs; None: each has its own
+    paused_at: Mapped[datetime | None]
+    paused_seconds: Mapped[float] = mapped_column(
+        server_default=text("0")
+    )  #: that it was paused since its first job ended, but for the pause that lasts
+    rearranging: Mapped[bool] = mapped_column(
+        server_default=text("false")
+    )  #: whether jobs' rows may not follow ``priority`` and ``paused_at`` yet
+    deleted_at: Mapped[datetime | None]  #: nobody sees it any more; its jobs' rows go piece by piece
 
 
 class JobRow(Base):
@@ -273,16 +288,31 @@ class EventRow(Base):
             postgresql_where=text("type IN ('job.succeeded', 'job.failed', 'job.canceled')"),
         ),
         Index("event_to_fan_out", "id", postgresql_where=text("NOT fanned_out")),
+        Index("event_batch", "batch_id", "type", "step", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(TENANT_ID)
     job_id: Mapped[str | None] = mapped_column(JOB_ID, ForeignKey("job.id", ondelete="CASCADE"))  #: None: of no job
+    batch_id: Mapped[str | None] = mapped_column(
+        BATCH_ID, ForeignKey("batch.id", ondelete="CASCADE")
+    )  #: of an event of a batch itself
     type: Mapped[str]
     epoch: Mapped[int]
-    step: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: of ``job.progress``, else 0
+    step: Mapped[int] = mapped_column(
+        SmallInteger, server_default=text("0")
+    )  #: of ``job.progress``; percent of ``batch.progress``; else 0
     data: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     fanned_out: Mapped[bool] = mapped_column(server_default=text("false"))  #: whether its deliveries exist
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class DoomedRow(Base):
+    """An object that no row names any more: to be removed from the object storage."""
+
+    __tablename__ = "doomed"
+
+    key: Mapped[str] = mapped_column(primary_key=True)  #: ends in ``/``: all objects whose keys begin with it
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

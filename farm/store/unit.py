@@ -19,6 +19,7 @@ from farm.settings import Settings
 from farm.store.batches import Batches
 from farm.store.claims import Claims
 from farm.store.deliveries import Deliveries
+from farm.store.doomed import Doomed
 from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.jobs import Jobs
@@ -54,6 +55,11 @@ class Unit:
     def batches(self) -> Batches:
         """Batches and their counters."""
         return Batches(self.session)
+
+    @cached_property
+    def doomed(self) -> Doomed:
+        """Objects to be removed."""
+        return Doomed(self.session)
 
     @cached_property
     def events(self) -> Events:

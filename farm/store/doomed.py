@@ -1,0 +1,45 @@
+"""Objects that no row names any more, until they are gone from the object storage.
+
+A name comes in with the transaction that deletes the row which had it, so an object is never forgotten, and never
+removed while a row still names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import ARRAY, Text, bindparam, delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from farm.store.tables import DoomedRow
+
+
+class Doomed:
+    """The names of all objects to be removed."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, keys: Collection[str]) -> None:
+        """Have these objects removed; a key that ends in ``/`` means all that begin with it."""
+        if keys:
+            self._session.execute(
+                insert(DoomedRow).on_conflict_do_nothing(), [{"key": key} for key in dict.fromkeys(keys)]
+            )
+
+    def take(self, limit: int) -> list[str]:
+        """Some of them, locked; those that somebody else removes at this moment are passed over."""
+        return list(
+            self._session.scalars(
+                select(DoomedRow.key).order_by(DoomedRow.key).limit(limit).with_for_update(skip_locked=True)
+            )
+        )
+
+    def done(self, keys: Collection[str]) -> None:
+        """These are gone."""
+        self._session.execute(
+            delete(DoomedRow)
+            .where(DoomedRow.key == func.any(bindparam("gone", list(keys), type_=ARRAY(Text))))
+            .execution_options(synchronize_session=False)
+        )
