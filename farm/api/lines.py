@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from farm.domain.tasks import (
@@ -30,12 +31,23 @@ FIELDS: Final[tuple[str, ...]] = tuple(
 )
 _WHOLE: Final = frozenset({"num_inference_steps", "seed", "num_images_per_prompt", "width", "height"})
 _FRACTIONS: Final = frozenset({"guidance_scale", "strength"})
+_FLAGS: Final = {"true": True, "false": False}
 _METADATA: Final = "metadata."
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}(?:\.0+)?", re.ASCII)
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A line whose request cannot be taken, known before it is checked as a job."""
+
+    custom_id: str
+    problems: tuple[FieldProblem, ...]
+
+
 #: One line of a body: its number, and its request or what is wrong with the line as a whole.
-Line = tuple[int, dict[str, Any] | FieldProblem]
+Line = tuple[int, dict[str, Any] | FieldProblem | Unfit]
 
 
 def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -136,6 +148,8 @@ def value(name: str, cell: str) -> object:
         return int(text.partition(".")[0])
     if name in _FRACTIONS and _DECIMAL.fullmatch(text):
         return float(text)
+    if name in ("exact", "preview") and text.lower() in _FLAGS:
+        return _FLAGS[text.lower()]
     return cell if name in ("prompt", "negative_prompt") else text
 
 

@@ -63,7 +63,7 @@ def batch_response(farm: Services, batch: Batch, after: int) -> StreamingRespons
 
 def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(
-        _events(farm, job, after),
+        events,
         media_type="text/event-stream",
         # no cache may keep it and no proxy may hold it back
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
