@@ -16,6 +16,7 @@ from PIL import Image
 
 from farm import lifecycle
 from farm.api.serve import Server, make_server
+from farm.dashboard.app import create_app
 from farm.domain.job import HandOver, Job, JobError, Output
 from farm.domain.worker import WorkerInfo
 from farm.errors import RightLost
@@ -65,7 +66,7 @@ def running(settings: Settings) -> Iterator[Api]:
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    server = make_server(settings, "127.0.0.1", port)
+    server = make_server(create_app(settings), settings, "127.0.0.1", port)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), name="api")
     thread.start()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 
 router: Final = APIRouter(include_in_schema=False)
 
@@ -26,12 +26,6 @@ pre { padding: .8rem; overflow-x: auto; } table { border-collapse: collapse; wid
 td, th { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-top: 1px solid var(--line); }
 nav a { margin-right: .8rem; } summary { cursor: pointer; }
 """
-
-
-@router.get("/")
-def root() -> RedirectResponse:
-    """The way to the page."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/docs")

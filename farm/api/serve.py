@@ -8,7 +8,6 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from farm.api.app import create_app
 from farm.settings import Settings
 
 GRACE_SECONDS: Final = 10  #: for requests that are being answered when the process is told to stop
@@ -26,10 +25,10 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
 
-def make_server(settings: Settings, host: str | None = None, port: int | None = None) -> Server:
-    """A server of the API at that address, or at the settings'."""
+def make_server(app: FastAPI, settings: Settings, host: str | None = None, port: int | None = None) -> Server:
+    """A server of the app at that address, or at the settings'."""
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.api_host if host is None else host,
         port=settings.api_port if port is None else port,
         lifespan="on",
@@ -41,9 +40,9 @@ def make_server(settings: Settings, host: str | None = None, port: int | None = 
     return Server(config)
 
 
-def serve(settings: Settings, host: str | None = None, port: int | None = None) -> None:
+def serve(app: FastAPI, settings: Settings, host: str | None = None, port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT; exits with 3 if the server could not start."""
-    server = make_server(settings, host, port)
+    server = make_server(app, settings, host, port)
     server.run()
     if not server.started:
         sys.exit(3)

@@ -1,4 +1,4 @@
-"""``farm api``: run the HTTP API."""
+"""``farm api``: run the HTTP API with the dashboard."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ def api(
     host: Annotated[str | None, typer.Option(help="Address to listen on; FARM_API_HOST by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; FARM_API_PORT by default.")] = None,
 ) -> None:
-    """Serve the HTTP API until it is told to stop."""
+    """Serve the HTTP API and the dashboard until told to stop."""
     from farm.api.serve import serve
+    from farm.dashboard.app import create_app
     from farm.log import configure
     from farm.settings import settings
 
     configure(settings(), "api")
-    serve(settings(), host, port)
+    serve(create_app(settings()), settings(), host, port)

@@ -197,6 +197,13 @@ class Tenants:
             raise Unauthorized("the API key was revoked")
         return _key(row)
 
+    def live_key(self, key_id: str) -> tuple[Key, bytes]:
+        """The live key of that id and its stored hash, which signs its sessions; `Unauthorized` once it is revoked."""
+        row = self._session.get(KeyRow, key_id) if ids.is_id(ids.KEY, key_id) else None
+        if row is None or row.revoked_at is not None:
+            raise Unauthorized("the API key was revoked")
+        return _key(row), row.secret_hash
+
     def keys(self, tenant_id: str) -> list[Key]:
         """The tenant's keys, newest first."""
         return [

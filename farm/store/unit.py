@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.settings import Settings
+from farm.store.activity import Activity
 from farm.store.batches import Batches
 from farm.store.claims import Claims
 from farm.store.deliveries import Deliveries
@@ -26,6 +27,7 @@ from farm.store.jobs import Jobs
 from farm.store.outbox import Outbox
 from farm.store.outcomes import Outcomes
 from farm.store.pauses import Pauses
+from farm.store.search import Search
 from farm.store.tenants import Tenants
 from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
@@ -80,6 +82,16 @@ class Unit:
     def pauses(self) -> Pauses:
         """What operators have stopped."""
         return Pauses(self.session)
+
+    @cached_property
+    def activity(self) -> Activity:
+        """What ended lately."""
+        return Activity(self.session)
+
+    @cached_property
+    def search(self) -> Search:
+        """Jobs and batches for a person who looks."""
+        return Search(self.session)
 
     @cached_property
     def files(self) -> Files:

@@ -1,0 +1,47 @@
+"""The farm's one HTTP app: the API under ``/v1``, the pages under ``/farm``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import RedirectResponse
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from farm.api import app as api
+from farm.dashboard import page
+from farm.dashboard.pages import PAGES
+from farm.settings import Settings
+
+FOREVER: Final = "public, max-age=31536000, immutable"
+
+root: Final = APIRouter(include_in_schema=False)
+
+
+@root.get("/")
+def home() -> RedirectResponse:
+    """The way to the first page."""
+    return RedirectResponse(page.HOME)
+
+
+class Assets(StaticFiles):
+    """Files that browsers keep: their addresses carry their version."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """One file."""
+        response = await super().get_response(path, scope)
+        if scope["query_string"] and response.status_code == 200:
+            response.headers["Cache-Control"] = FOREVER
+        return response
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API with the pages beside it. Nothing is opened before the app starts."""
+    app = api.create_app(settings)
+    app.include_router(root)
+    for module in PAGES:
+        app.include_router(module.router)
+    app.mount(page.STATIC, Assets(directory=page.ASSETS), name="static")
+    return app

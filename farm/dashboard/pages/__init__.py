@@ -1,0 +1,13 @@
+"""The pages, one module each. A new page is a module here: add it to `PAGES`, and its ``LINK`` appears."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Final
+
+from farm.dashboard import page
+from farm.dashboard.pages import act, batches, jobs, login, models, overview, pictures, workers
+
+PAGES: Final[tuple[ModuleType, ...]] = (login, overview, workers, models, batches, jobs, act, pictures)
+
+page.LINKS[:] = [module.LINK for module in PAGES if hasattr(module, "LINK")]

@@ -1,0 +1,293 @@
+"""Jobs: finding them, and one of them with its pictures, its parameters, its history, live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shlex
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from farm import lifecycle
+from farm.api import problems
+from farm.api.services import Farm, Services
+from farm.dashboard.page import HEADERS, HOME, TEMPLATES, Link, PageRoute, Who, render, see
+from farm.dashboard.session import Visitor
+from farm.domain.job import Job, NewJob
+from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
+from farm.domain.states import JobState, Priority
+from farm.domain.tasks import AnyJobRequest, OutputFormat, Scheduler, Task
+from farm.errors import BadInput, FieldProblem, NotFound
+from farm.store.deliveries import DeliveryFilter
+from farm.store.search import Wanted
+
+PATH: Final = f"{HOME}/jobs"
+LINK: Final = Link("Work", "Jobs", PATH, 10)
+router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
+
+PAGE: Final = 50
+DELIVERIES: Final = 20  #: webhooks shown of one job
+STREAM_SECONDS: Final = 300.0  #: a live page asks again after this long, so that a revoked key sees nothing more
+REREAD_SECONDS: Final = 2.0  #: a change is noticed within this time even if nobody tells of it
+PAUSE_SECONDS: Final = 0.2  #: between two renderings of a live page
+HEARTBEAT_SECONDS: Final = 15.0
+_REQUEST: Final[TypeAdapter[Any]] = TypeAdapter(AnyJobRequest)
+
+Text = Annotated[str, Query(max_length=300)]
+Cursor = Annotated[str, Query(max_length=100)]
+States = Annotated[list[JobState], Query(max_length=6)]
+
+
+@router.get("")
+def jobs(
+    request: Request,
+    farm: Farm,
+    who: Who,
+    state: States = [],  # noqa: B006
+    task: Text = "",
+    model: Text = "",
+    worker: Text = "",
+    custom_id: Text = "",
+    error_code: Text = "",
+    cursor: Cursor = "",
+) -> Response:
+    """The newest that match, a page at a time."""
+    wanted = Wanted(who.tenant, tuple(state), task, model, worker, custom_id.strip(), error_code.strip())
+    with farm.store.begin() as unit:
+        found, following = unit.search.jobs(wanted, cursor or None, PAGE)
+        names = unit.search.tenant_names([job.tenant_id for job in found]) if who.operates else {}
+    return render(
+        request,
+        "jobs.html",
+        jobs=found,
+        names=names,
+        wanted=wanted,
+        states=list(JobState),
+        tasks=list(Task),
+        models=[one.id for one in farm.registry.models],
+        query=_query(request),
+        first=not cursor,
+        following=following,
+    )
+
+
+def _query(request: Request) -> str:
+    """The filter as it stands in the address, without the place in the list."""
+    return urlencode(
+        [(name, value) for name, value in request.query_params.multi_items() if name != "cursor" and value]
+    )
+
+
+# -- one job ---------------------------------------------------------------------------------------------------------
+
+
+@router.get("/{job_id}")
+def job(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+    """The page of one job."""
+    return render(request, "job.html", **_about(farm, who, job_id, str(request.base_url).rstrip("/")))
+
+
+@router.get("/{job_id}/live")
+async def live(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+    """The body of the page again at each change, until the job is over."""
+    base = str(request.base_url).rstrip("/")
+    await run_in_threadpool(_about, farm, who, job_id, base)
+    headers = {**HEADERS, "X-Accel-Buffering": "no"}
+    return StreamingResponse(_changes(farm, who, job_id, base), media_type="text/event-stream", headers=headers)
+
+
+async def _changes(farm: Services, who: Visitor, job_id: str, base: str) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    begun = sent_at = loop.time()
+    told, preview = "", None
+    with farm.changes.subscribe(job_id) as changes:
+        while loop.time() - begun < STREAM_SECONDS:
+            preview = changes.preview or preview
+            try:
+                text, over = await run_in_threadpool(_body, farm, who, job_id, base, preview)
+            except NotFound:
+                return
+            if text != told:
+                yield format_sse_event(data_str=text)
+                told, sent_at = text, loop.time()
+            if over or changes.closing:
+                yield format_sse_event(event="over", data_str="{}")
+                return
+            if loop.time() - sent_at >= HEARTBEAT_SECONDS:
+                yield KEEPALIVE_COMMENT
+                sent_at = loop.time()
+            await asyncio.sleep(PAUSE_SECONDS)
+            await changes.wait(REREAD_SECONDS)
+
+
+def _body(farm: Services, who: Visitor, job_id: str, base: str, preview: str | None) -> tuple[str, bool]:
+    values = _about(farm, who, job_id, base)
+    text = TEMPLATES.get_template("job_body.html").render(visitor=who, preview=preview, **values)
+    return text, values["job"].state.terminal
+
+
+def _about(farm: Services, who: Visitor, job_id: str, base: str) -> dict[str, Any]:
+    with farm.store.begin() as unit:
+        found = unit.jobs.get(job_id, who.tenant)
+        if found is None:
+            raise NotFound("job", job_id)
+        history = unit.events.of_job(job_id)
+        wanted = DeliveryFilter(job_id=job_id)
+        deliveries, _ = unit.deliveries.page(found.tenant_id, wanted, None, DELIVERIES)
+        names = unit.search.tenant_names([found.tenant_id]) if who.operates else {}
+    parameters = found.spec.parameters()
+    return {
+        "job": found,
+        "history": history,
+        "deliveries": deliveries,
+        "tenant_name": names.get(found.tenant_id, ""),
+        "parameters": parameters,
+        "as_curl": _curl(parameters, base),
+        "as_python": _python(parameters, base),
+    }
+
+
+def _curl(parameters: dict[str, Any], base: str) -> str:
+    body = json.dumps(parameters, ensure_ascii=False)
+    return (
+        f"curl -s {base}/v1/jobs \\\n"
+        '  -H "Authorization: Bearer $FARM_API_KEY" \\\n'
+        '  -H "Content-Type: application/json" \\\n'
+        f"  -d {shlex.quote(body)}"
+    )
+
+
+def _python(parameters: dict[str, Any], base: str) -> str:
+    given = "".join(f"    {name}={value!r},\n" for name, value in parameters.items() if name != "prompt")
+    return (
+        "import os\nfrom farm.client import Farm\n\n"
+        f'farm = Farm({base!r}, os.environ["FARM_API_KEY"])\n'
+        f"rendered = farm.run(\n    {parameters['prompt']!r},\n{given})\n"
+        'open("picture.png", "wb").write(rendered.pictures[0])\n'
+    )
+
+
+# -- doing something -------------------------------------------------------------------------------------------------
+
+
+@router.post("/{job_id}/cancel")
+def cancel(farm: Farm, who: Who, job_id: str) -> Response:
+    """Stop it."""
+    with farm.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
+        lifecycle.cancel(unit, who.changes(old.tenant_id), job_id)
+    return see(f"{PATH}/{job_id}", "The job is canceled, or stops at its next step.")
+
+
+@router.post("/{job_id}/retry")
+def retry(farm: Farm, who: Who, job_id: str) -> Response:
+    """The same again, as a new job."""
+    with farm.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
+        new = lifecycle.retry(unit, who.changes(old.tenant_id), job_id)
+    return see(f"{PATH}/{new.id}", "This job repeats the one that did not succeed.")
+
+
+@router.post("/{job_id}/rerun")
+def rerun(farm: Farm, who: Who, job_id: str) -> Response:
+    """The same with another seed, as a new job."""
+    with farm.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
+        who.changes(old.tenant_id)
+        new, _ = lifecycle.submit(unit, old.tenant_id, with_another_seed(old))
+    return see(f"{PATH}/{new.id}", "This job asks for the same with another seed.")
+
+
+def with_another_seed(old: Job) -> NewJob:
+    """What the job asked for, with a seed that is drawn now."""
+    return NewJob(
+        spec=old.spec.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)}),
+        priority=old.priority,
+        metadata=tuple(old.metadata.items()),
+        max_attempts=old.max_attempts,
+    )
+
+
+def _own(found: Job | None, job_id: str) -> Job:
+    if found is None:
+        raise NotFound("job", job_id)
+    return found
+
+
+@router.get("/{job_id}/edit")
+def edit(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+    """A form with what it asked for."""
+    with farm.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
+    who.changes(old.tenant_id)
+    given = {name: "" if value is None else str(value) for name, value in old.spec.parameters().items()}
+    return _form(request, old, given | {"priority": old.priority.value}, ())
+
+
+@router.post("/{job_id}/edit")
+async def resubmit(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+    """Submit what the form says, with the old job's input pictures."""
+    form = await request.form(max_files=0, max_fields=40)
+    given = {name: value for name, value in form.items() if isinstance(value, str)}
+    return await run_in_threadpool(_resubmit, request, farm, who, job_id, given)
+
+
+def _resubmit(request: Request, farm: Services, who: Visitor, job_id: str, given: dict[str, str]) -> Response:
+    with farm.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
+    who.changes(old.tenant_id)
+    body = old.spec.parameters() | {name: _typed(name, text) for name, text in given.items() if name in _FIELDS}
+    try:
+        asked = _REQUEST.validate_python(body)
+        spec = resolve(asked, choose_model(asked, farm.registry), dict(old.spec.inputs))
+    except ValidationError as error:
+        return _form(request, old, given, problems.of_body(error))
+    except BadInput as error:
+        return _form(request, old, given, error.problems)
+    new = NewJob(spec, asked.priority, metadata=tuple(old.metadata.items()), max_attempts=old.max_attempts)
+    with farm.store.begin() as unit:
+        job, _ = lifecycle.submit(unit, old.tenant_id, new)
+    return see(f"{PATH}/{job.id}", "Submitted.")
+
+
+_WHOLE: Final = frozenset({"num_inference_steps", "seed", "num_images_per_prompt", "width", "height"})
+_REAL: Final = frozenset({"guidance_scale", "strength"})
+_WORDS: Final = frozenset({"prompt", "negative_prompt", "scheduler", "output_format", "priority"})
+_FIELDS: Final = _WHOLE | _REAL | _WORDS
+
+
+def _typed(name: str, text: str) -> object:
+    """A form's text as the field's type; what is not a number stays text, which validation tells of."""
+    stripped = text.strip()
+    if name in _WORDS:
+        return text
+    if not stripped:
+        return None
+    try:
+        return int(stripped) if name in _WHOLE and len(stripped) < 20 else float(stripped)
+    except ValueError:
+        return stripped
+
+
+def _form(
+    request: Request, old: Job, given: dict[str, str], wrong: tuple[FieldProblem, ...] | list[FieldProblem]
+) -> Response:
+    return render(
+        request,
+        "job_edit.html",
+        status=422 if wrong else 200,
+        job=old,
+        given=given,
+        wrong={one.field: one.message for one in wrong},
+        schedulers=list(Scheduler),
+        formats=list(OutputFormat),
+        priorities=list(Priority),
+    )

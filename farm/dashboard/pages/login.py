@@ -1,0 +1,53 @@
+"""Signing in with an API key, and out again."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from farm.api.services import Farm
+from farm.dashboard import session
+from farm.dashboard.page import HOME, LOGIN, PageRoute, render
+from farm.errors import Unauthorized
+
+router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
+
+
+def _inside(path: str) -> str:
+    """The path, if it is one of our pages; else the first page. Nobody is sent to another site."""
+    return path if path.startswith(f"{HOME}/") and "\\" not in path and "//" not in path else HOME
+
+
+@router.get("/login")
+def form(request: Request, there: Annotated[str, Query(alias="next", max_length=500)] = HOME) -> Response:
+    """The form."""
+    return render(request, "login.html", there=_inside(there), problem="")
+
+
+@router.post("/login")
+def sign_in(
+    request: Request,
+    farm: Farm,
+    api_key: Annotated[str, Form(max_length=300)] = "",
+    there: Annotated[str, Form(alias="next", max_length=500)] = HOME,
+) -> Response:
+    """Begin a session."""
+    try:
+        with farm.store.begin() as unit:
+            key = unit.tenants.authenticate(api_key.strip())
+            _, secret_hash = unit.tenants.live_key(key.id)
+    except Unauthorized as refused:
+        return render(request, "login.html", status=401, there=_inside(there), problem=str(refused))
+    response = RedirectResponse(_inside(there), status_code=303)
+    session.begin(response, key, secret_hash, secure=request.url.scheme == "https")
+    return response
+
+
+@router.post("/logout")
+def sign_out() -> Response:
+    """End the session."""
+    response = RedirectResponse(LOGIN, status_code=303)
+    session.end(response)
+    return response

@@ -1,0 +1,63 @@
+"""Pictures for the pages: outputs through this process, so that browsers keep them and need not reach the storage."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Response
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+
+from farm.api.services import Farm, Services
+from farm.dashboard.page import HOME, PageRoute, Who
+from farm.domain.job import Output
+from farm.errors import NotFound
+from farm.objects import keys
+from farm.objects.storage import content_disposition
+
+router: Final = APIRouter(prefix=f"{HOME}/pictures", include_in_schema=False, route_class=PageRoute)
+
+SIDES: Final = (160, 320, 640)  #: pixels of the longer side that a small one may have
+#: An output never changes; whoever shares the browser must not see it after the key is gone, so only for this session.
+KEPT: Final = "private, max-age=86400, immutable"
+
+
+@router.get("/{job_id}/{index}")
+async def picture(
+    farm: Farm, who: Who, job_id: str, index: int, side: Annotated[int, Query(ge=0, le=640)] = 0
+) -> Response:
+    """An output, whole or made small."""
+    return await run_in_threadpool(_picture, farm, who.tenant, job_id, index, side)
+
+
+def _picture(farm: Services, tenant_id: str | None, job_id: str, index: int, side: int) -> Response:
+    with farm.store.begin() as unit:
+        job = unit.jobs.get(job_id, tenant_id)
+    output = next((one for one in job.outputs if one.index == index), None) if job is not None else None
+    if job is None or output is None:
+        raise NotFound("picture", f"{job_id}/{index}")
+    data, kind = farm.storage.get(output.key), output.content_type
+    if side and output.content_type.startswith("image/"):
+        data, kind = _small(data, output, min((one for one in SIDES if one >= side), default=SIDES[-1])), "image/webp"
+    headers = {
+        "Cache-Control": KEPT,
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if not side:
+        name = f"{job.id}_{index}.{keys.extension(output.content_type)}"
+        headers["Content-Disposition"] = content_disposition(name)
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _small(data: bytes, output: Output, side: int) -> bytes:
+    """The picture with its longer side of at most ``side`` pixels, as WebP."""
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.draft("RGB", (side, side))
+        shown = opened.convert("RGB") if opened.mode not in ("RGB", "RGBA") else opened
+        if max(output.width, output.height) > side:
+            shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        shown.save(out, "WEBP", quality=82, method=2)
+    return out.getvalue()

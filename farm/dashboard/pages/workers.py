@@ -1,0 +1,69 @@
+"""Workers: who renders, on what, with which models in memory; drain and resume."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Form, Query, Request, Response
+
+from farm.api.services import Farm
+from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.domain.worker import WorkerState
+from farm.errors import NotFound
+from farm.store.events import QUEUE_CHANNEL
+from farm.store.tenants import Scope
+
+PATH: Final = f"{HOME}/workers"
+LINK: Final = Link("Farm", "Workers", PATH, 10)
+router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
+
+HISTORY: Final = 40  #: jobs shown of a worker's past
+
+
+@router.get("")
+def workers(request: Request, farm: Farm, who: Who) -> Response:
+    """All of them, those that are there first."""
+    with farm.store.begin() as unit:
+        found = unit.workers.all()
+        held = unit.search.on_cards(who.tenant)
+        moment = unit.now()
+    found.sort(key=lambda one: (one.state is WorkerState.OFFLINE, one.info.name))
+    return render(request, "workers.html", workers=found, held=held, moment=moment)
+
+
+@router.get("/one")
+def worker(request: Request, farm: Farm, who: Who, name: Annotated[str, Query(max_length=300)]) -> Response:
+    """One worker and the jobs it held last. Its name has a slash, so it is a parameter."""
+    with farm.store.begin() as unit:
+        found = next((one for one in unit.workers.all() if one.info.name == name), None)
+        if found is None:
+            raise NotFound("worker", name)
+        held = [one for one in unit.search.on_cards(who.tenant) if one.worker == name]
+        last = unit.search.last_on(name, HISTORY)
+        jobs = [job for job in unit.jobs.many(last).values() if who.tenant in (None, job.tenant_id)]
+    jobs.sort(key=lambda job: job.id, reverse=True)
+    return render(request, "worker.html", worker=found, held=held, jobs=jobs)
+
+
+@router.post("/drain")
+def drain(farm: Farm, who: Who, name: Annotated[str, Form(max_length=300)]) -> Response:
+    """Let it finish what it holds and give it nothing new."""
+    return _set(farm, who, name, WorkerState.DRAINING, f"{name} finishes what it holds and gets nothing new.")
+
+
+@router.post("/resume")
+def resume(farm: Farm, who: Who, name: Annotated[str, Form(max_length=300)]) -> Response:
+    """Give it jobs again."""
+    return _set(farm, who, name, WorkerState.ONLINE, f"{name} gets jobs again.")
+
+
+def _set(farm: Farm, who: Who, name: str, state: WorkerState, note: str) -> Response:
+    who.must(Scope.OPERATE, Scope.ADMIN)
+    with farm.store.begin() as unit:
+        found = next((one for one in unit.workers.all() if one.info.name == name), None)
+        if found is None:
+            raise NotFound("worker", name)
+        if found.state is not WorkerState.OFFLINE:
+            unit.workers.set_state(name, state)
+            unit.events.notify(QUEUE_CHANNEL)
+    return see(PATH, note)

@@ -1,0 +1,138 @@
+// What the pages do beside htmx: the chart, the lightbox, copying, and staying quiet in a tab that nobody looks at.
+"use strict";
+
+document.documentElement.classList.add("js");
+
+// -- polling --------------------------------------------------------------------------------------------------------
+// A hidden tab asks for nothing, nor does a page on which somebody is typing, ticking or reading a picture.
+document.addEventListener("htmx:config:request", (event) => {
+  const source = event.detail.ctx.sourceElement;
+  const polls = (source.getAttribute("hx-trigger") || "").startsWith("every");
+  if (polls && (document.hidden || document.querySelector("dialog[open]"))) event.preventDefault();
+});
+
+// -- the chart ------------------------------------------------------------------------------------------------------
+const charts = new Map();
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function columns(told) {
+  const now = Date.now() / 1000;
+  return [told.before.map((seconds) => now - seconds), told.pictures, told.failed];
+}
+
+function draw(box, told) {
+  charts.get(box)?.destroy();
+  box.textContent = "";
+  const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+  const options = {
+    width: box.clientWidth - 16, height: box.clientHeight - 16, padding: [8, 8, 0, 0], legend: { show: true, live: true },
+    cursor: { points: { size: 6 } }, scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.15)] } },
+    axes: [{ ...axis, space: 70 }, { ...axis, size: 44 }],
+    series: [
+      { label: "Time", value: (_, at) => (at == null ? "" : new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })) },
+      { label: "Pictures per minute", stroke: colour("--run-fill"), fill: colour("--accent-soft"), width: 2, points: { show: false } },
+      { label: "Failed", stroke: colour("--bad-fill"), width: 1.5, points: { show: false } },
+    ],
+  };
+  options.height -= 26; // the legend's line
+  charts.set(box, new uPlot(options, columns(told), box));
+}
+
+function drawAll() {
+  if (typeof uPlot === "undefined") return;
+  for (const box of document.querySelectorAll("[data-chart]")) draw(box, JSON.parse(box.dataset.first));
+}
+
+async function refresh(box) {
+  if (document.hidden) return;
+  const answer = await fetch(box.dataset.chart, { headers: { "HX-Request": "true" } });
+  if (!answer.ok || answer.status === 204) return;
+  box.dataset.first = await answer.text();
+  charts.get(box)?.setData(columns(JSON.parse(box.dataset.first)));
+}
+
+// -- one picture, large ---------------------------------------------------------------------------------------------
+let box = null;
+let shown = null;
+
+function lightbox() {
+  if (box) return box;
+  box = document.createElement("dialog");
+  box.className = "lightbox";
+  box.setAttribute("aria-label", "Picture");
+  box.innerHTML =
+    '<figure><img alt=""><figcaption><span></span><p></p></figcaption></figure>' +
+    '<button type="button" class="earlier" aria-label="Picture before">‹</button>' +
+    '<button type="button" class="later" aria-label="Next picture">›</button>' +
+    '<button type="button" class="close" aria-label="Close">×</button>';
+  box.querySelector(".close").addEventListener("click", () => box.close());
+  box.querySelector(".earlier").addEventListener("click", () => move(-1));
+  box.querySelector(".later").addEventListener("click", () => move(1));
+  box.addEventListener("click", (event) => { if (event.target === box || event.target.tagName === "FIGURE") box.close(); });
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") move(-1);
+    if (event.key === "ArrowRight") move(1);
+  });
+  document.body.append(box);
+  return box;
+}
+
+function show(link) {
+  shown = link;
+  const dialog = lightbox();
+  dialog.querySelector("img").src = link.dataset.lightbox;
+  dialog.querySelector("img").alt = link.dataset.caption;
+  dialog.querySelector("span").textContent = link.dataset.caption;
+  const about = dialog.querySelector("p");
+  about.textContent = link.dataset.about + " · ";
+  const there = document.createElement("a");
+  there.href = link.dataset.lightbox.replace("/pictures/", "/jobs/").replace(/\/\d+$/, "");
+  there.textContent = "the job";
+  about.append(there);
+  if (!dialog.open) dialog.showModal();
+}
+
+function move(by) {
+  const all = [...document.querySelectorAll("a[data-lightbox]")];
+  const at = all.findIndex((one) => one === shown || one.dataset.lightbox === shown.dataset.lightbox);
+  if (all.length) show(all[(at + by + all.length) % all.length]);
+}
+
+// -- clicks ---------------------------------------------------------------------------------------------------------
+document.addEventListener("click", async (event) => {
+  if (event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  const link = event.target.closest("a[data-lightbox]");
+  if (link) {
+    event.preventDefault();
+    show(link);
+    return;
+  }
+  const copy = event.target.closest("[data-copy]");
+  if (copy) {
+    await navigator.clipboard.writeText(document.querySelector(copy.dataset.copy).textContent);
+    copy.textContent = "Copied";
+    setTimeout(() => { copy.textContent = "Copy"; }, 1500);
+  }
+});
+
+document.addEventListener("submit", (event) => {
+  const question = event.target.dataset.sure;
+  if (question && !confirm(question)) event.preventDefault();
+});
+
+document.addEventListener("change", (event) => {
+  const form = event.target.closest("form");
+  const told = form?.querySelector("[data-picked]");
+  if (told) told.textContent = `${form.querySelectorAll("input[name=job]:checked").length} ticked:`;
+});
+
+document.addEventListener("DOMContentLoaded", () => {
+  drawAll();
+  setInterval(() => document.querySelectorAll("[data-chart]").forEach(refresh), 60_000);
+  let width = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawAll(); } });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+});

@@ -1,0 +1,161 @@
+"""What the farm has done lately, from the event table, at a cost that does not grow with it.
+
+Events are numbered in the order of their time, so a time's place among them is found by halving, and a long stretch is
+counted from every n-th number instead of all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import DateTime, Float, Integer, Text, bindparam, text
+from sqlalchemy.orm import Session
+from sqlalchemy.types import Uuid
+
+from farm.domain import ids
+from farm.store.tables import JOB_ID
+
+SAMPLE: Final = 20_000  #: events that are read at most to count a stretch of time
+NEWEST: Final = 5_000  #: events, or a tenant's jobs, that are looked through for the latest pictures
+
+_SPAN: Final = text("""
+    WITH RECURSIVE search AS (
+        SELECT min(id) AS low, max(id) + 1 AS high FROM event
+        UNION ALL
+        SELECT CASE WHEN probe.created_at >= moment.since THEN search.low ELSE probe.id + 1 END,
+               CASE WHEN probe.created_at >= moment.since THEN moment.middle ELSE search.high END
+        FROM search,
+        LATERAL (SELECT (low + high) / 2 AS middle, now() - make_interval(secs => :seconds) AS since) AS moment,
+        LATERAL (SELECT id, created_at FROM event WHERE id >= moment.middle ORDER BY id LIMIT 1) AS probe
+        WHERE low < high
+    )
+    SELECT max(low), (SELECT max(id) FROM event) FROM search
+""")
+_TALLY: Final = (
+    text("""
+    SELECT floor(extract(epoch FROM now() - event.created_at) / :bucket) AS age, event.type,
+           event.data ->> 'code' AS code, count(*) AS events,
+           coalesce(sum(CAST(event.data ->> 'outputs' AS integer)), 0) AS outputs
+    FROM generate_series(:low, :high, :stride) AS number JOIN event ON event.id = number
+    WHERE event.type IN ('job.succeeded', 'job.failed') AND event.created_at >= now() - make_interval(secs => :seconds)
+      AND (:everybody OR event.tenant_id = :tenant)
+    GROUP BY 1, 2, 3
+""")
+    .bindparams(bindparam("tenant", type_=Uuid))
+    .columns(age=Float, type=Text, code=Text, events=Integer, outputs=Integer)
+)
+_PICTURES = """
+    SELECT job.id, output.index AS number, job.spec ->> 'prompt' AS prompt, output.width, output.height, output.seed,
+           job.finished_at
+    FROM (SELECT job_id AS id, newest.id AS place FROM (%s) AS newest ORDER BY newest.id DESC LIMIT :limit) AS latest
+    JOIN job ON job.id = latest.id JOIN output ON output.job_id = job.id
+    ORDER BY latest.place DESC, output.index LIMIT :limit
+"""
+_OF_ALL: Final = text(
+    _PICTURES
+    % """SELECT id, job_id FROM (SELECT id, job_id, type FROM event ORDER BY id DESC LIMIT :newest) AS late
+         WHERE type = 'job.succeeded'"""
+).columns(id=JOB_ID, number=Integer, prompt=Text, width=Integer, height=Integer, finished_at=DateTime(timezone=True))
+_OF_ONE: Final = (
+    text(
+        _PICTURES
+        % """SELECT id, id AS job_id FROM (SELECT id, state FROM job WHERE tenant_id = :tenant ORDER BY id DESC
+             LIMIT :newest) AS late WHERE state = 'succeeded'"""
+    )
+    .bindparams(bindparam("tenant", type_=Uuid))
+    .columns(id=JOB_ID, number=Integer, prompt=Text, width=Integer, height=Integer, finished_at=DateTime(timezone=True))
+)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What ended in one stretch of time."""
+
+    age: int  #: stretches ago: 0 is the one that ends now
+    pictures: float
+    failed: dict[str, float]  #: jobs, by error code
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What ended in several stretches of time of equal length."""
+
+    seconds: float  #: of all of them
+    stretches: tuple[Stretch, ...]  #: newest first; none is left out
+    exact: bool  #: whether every event was read, rather than every n-th
+
+    @property
+    def pictures(self) -> float:
+        """In all of them."""
+        return sum(one.pictures for one in self.stretches)
+
+    @property
+    def failed(self) -> dict[str, float]:
+        """Jobs by error code in all of them, most frequent first."""
+        found: dict[str, float] = {}
+        for one in self.stretches:
+            for code, count in one.failed.items():
+                found[code] = found.get(code, 0) + count
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An output to look at."""
+
+    job_id: str
+    index: int
+    prompt: str
+    width: int  #: pixels
+    height: int  #: pixels
+    seed: int
+    finished_at: datetime
+
+
+class Activity:
+    """Ends of jobs, as time goes by."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def tally(self, seconds: float, stretches: int, tenant_id: str | None = None) -> Tally:
+        """What ended in the last ``seconds``, in so many stretches; of one tenant, or of all."""
+        low, high = self._session.execute(_SPAN, {"seconds": seconds}).one()
+        found: list[tuple[float, dict[str, float]]] = [(0.0, {}) for _ in range(stretches)]
+        stride = 1
+        if low is not None and high is not None and low <= high:
+            stride = max(1, -(-(high - low + 1) // SAMPLE))
+            rows = self._session.execute(
+                _TALLY,
+                {
+                    "seconds": seconds,
+                    "bucket": seconds / stretches,
+                    "low": low,
+                    "high": high,
+                    "stride": stride,
+                    "everybody": tenant_id is None,
+                    "tenant": None if tenant_id is None else ids.to_uuid(ids.TENANT, tenant_id),
+                },
+            )
+            for row in rows:
+                place = min(max(int(row.age), 0), stretches - 1)
+                pictures, failed = found[place]
+                if row.type == "job.succeeded":
+                    pictures += row.outputs * stride
+                else:
+                    failed[row.code or "unknown"] = failed.get(row.code or "unknown", 0) + row.events * stride
+                found[place] = pictures, failed
+        return Tally(seconds, tuple(Stretch(age, *one) for age, one in enumerate(found)), stride == 1)
+
+    def latest(self, limit: int, tenant_id: str | None = None) -> list[Picture]:
+        """The pictures that were finished last, newest first; of one tenant, or of all."""
+        if tenant_id is None:
+            rows = self._session.execute(_OF_ALL, {"limit": limit, "newest": NEWEST})
+        else:
+            given = {"limit": limit, "newest": NEWEST, "tenant": ids.to_uuid(ids.TENANT, tenant_id)}
+            rows = self._session.execute(_OF_ONE, given)
+        return [
+            Picture(row.id, row.number, row.prompt, row.width, row.height, row.seed, row.finished_at) for row in rows
+        ]

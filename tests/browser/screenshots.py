@@ -1,0 +1,78 @@
+"""Pictures of each page for the docs: ``make screenshots``. Desktop and light for all, phone and dark for some."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser
+
+from tests.api_server import Api
+from tests.browser.furnishing import Furnished
+
+OUT = Path(__file__).parents[2] / "docs" / "images" / "dashboard"
+SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
+MOST_BYTES = 100_000
+
+
+def paths(farm: Furnished) -> dict[str, str]:
+    """Every page, by the name of its picture."""
+    return {
+        "overview": "/farm",
+        "workers": "/farm/workers",
+        "worker": f"/farm/workers/one?name={farm.worker.name}",
+        "models": "/farm/models",
+        "batches": "/farm/batches",
+        "batch": f"/farm/batches/{farm.batch}",
+        "batch-open": f"/farm/batches/{farm.open_batch}",
+        "jobs": "/farm/jobs",
+        "job": f"/farm/jobs/{farm.succeeded}",
+        "job-running": f"/farm/jobs/{farm.running.id}",
+        "job-failed": f"/farm/jobs/{farm.failed}",
+        "job-edit": f"/farm/jobs/{farm.succeeded}/edit",
+    }
+
+
+#: What is kept besides desktop and light.
+MORE = {
+    ("overview", "desktop", "dark"),
+    ("overview", "phone", "light"),
+    ("batch", "phone", "dark"),
+    ("job", "phone", "light"),
+    ("job-running", "desktop", "dark"),
+}
+
+
+def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
+    api, farm = lived_in
+    OUT.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        for device, (width, height) in SIZES.items():
+            context = browser.new_context(
+                viewport={"width": width, "height": height}, color_scheme=scheme, base_url=api.url
+            )
+            page = context.new_page()
+            page.goto("/farm/login")
+            if device == "desktop" and scheme == "light":
+                _keep(page.screenshot(), "login")
+            page.fill("#api_key", farm.operator)
+            page.click("button[type=submit]")
+            for name, path in paths(farm).items():
+                if (device, scheme) == ("desktop", "light") or (name, device, scheme) in MORE:
+                    page.goto(path)
+                    page.wait_for_function("[...document.images].every((one) => one.complete)")
+                    suffix = "" if (device, scheme) == ("desktop", "light") else f"-{device}-{scheme}"
+                    _keep(page.screenshot(full_page=name in ("job",)), name + suffix)
+            context.close()
+
+
+def _keep(png: bytes, name: str) -> None:
+    """Save as WebP, as good as fits."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    for quality in (90, 80, 65, 50):
+        out = io.BytesIO()
+        picture.save(out, "WEBP", quality=quality, method=6)
+        if len(out.getvalue()) <= MOST_BYTES:
+            break
+    (OUT / f"{name}.webp").write_bytes(out.getvalue())
