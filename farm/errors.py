@@ -156,7 +156,7 @@ class InputUnfit(RenderError):
 class NotANumber(RenderError):
     """The model's arithmetic overflowed, so there is no picture; another attempt would end the same way."""
 
-    code = "not_a_number"
+    code = "nan_output"
     retryable = False
 
 

@@ -236,12 +236,17 @@ def take_up(unit: Unit, job_id: str, epoch: int, steps: int) -> None:
     unit.events.notify(JOB_CHANNEL, job_id)
 
 
-def progress(unit: Unit, job_id: str, epoch: int, step: int) -> bool:
-    """Note the steps done; returns whether somebody wants the job stopped. Raises `RightLost`."""
+def progress(unit: Unit, job_id: str, epoch: int, step: int, preview: str | None = None) -> bool:
+    """Note the steps done; returns whether somebody wants the job stopped. Raises `RightLost`.
+
+    ``preview``: a small data URL for those who watch the job now; it is told and not stored.
+    """
     cancel_requested = unit.jobs.progress(job_id, epoch, step)
     if cancel_requested is None:
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
     unit.events.record_progress(job_id, PROGRESS_SECONDS)
+    if preview is not None:
+        unit.events.notify(PREVIEW_CHANNEL, f"{job_id} {preview}")
     unit.events.notify(JOB_CHANNEL, job_id)
     return cancel_requested
 

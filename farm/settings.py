@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     max_input_bytes: int = 32 * 2**20  #: one input picture, encoded
     max_bulk_bytes: int = 4 * 2**30  #: one bulk request, which is never held in memory
     max_input_pixels: int = 4096 * 4096  #: one input picture, by its header
+    compat_wait_seconds: float = Field(600, gt=0)  #: how long a foreign client that waits for pictures is waited with
+    compat_fal: bool = False  #: whether fal's clients are answered
 
     # workers on other machines
     join_token: SecretStr | None = None  #: what ``farm worker --join`` must bring; None: nobody joins over HTTP
@@ -56,8 +58,8 @@ class Settings(BaseSettings):
     card: str | None = None  #: which card this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
-    batching: Literal["auto", "on", "off"] = "auto"  #: several jobs on a card; auto: if a model's mode is throughput
-    batch_rows: int = Field(8, ge=2)  #: of one shared forward, on a card whose memory is not measured
+    batching: Literal["on", "off"] = "on"  #: several jobs on a card at once, which share forwards
+    batch_rows: int = Field(16, ge=2)  #: tried for one shared forward, on a card whose memory is not measured
     drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the card may take to finish
     stall_seconds: float = Field(300, gt=0)  #: a card without a denoising step for this long is given up
     load_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download
@@ -66,6 +68,7 @@ class Settings(BaseSettings):
     # webhooks and inputs by URL
     webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached all the same
     webhook_allow_http: bool = False
+    max_endpoints: int = Field(100, ge=1)  #: webhook endpoints of one tenant, beside those of jobs' own webhooks
 
     log_json: bool = False
 

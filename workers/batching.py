@@ -10,7 +10,9 @@ they are done, and no pipeline needs code of its own.
     picture 3   encode ─► unet ─ park ┘             └─ rows 4:5 ─► …
 
 What one picture does stays its own: an exception, a cancel or a NaN ends it alone, and a forward that runs out of
-memory is split. Float kernels may round differently for another number of rows; `Sharing` says what is kept of that.
+memory is split. Float kernels may round differently for another number of rows; `Sharing` says what is kept of that,
+and a picture chooses. How many rows pay, and which numbers of rows give equal bits, is tried on the card the first
+time that a module is called with a size, and remembered (`workers.lessons`).
 
 (Orca, OSDI 2022, schedules language models at the granularity of iterations; this is the same for diffusion.)
 """
@@ -20,8 +22,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
@@ -31,6 +34,7 @@ from greenlet import getcurrent, greenlet  # type: ignore[import-untyped, unused
 from torch.utils.weak import WeakIdKeyDictionary
 
 from farm.errors import NotANumber
+from workers.lessons import Lesson, Lessons
 
 log = structlog.stdlib.get_logger()
 
@@ -42,8 +46,14 @@ TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-6}
 TOLERANCE_HALF: Final = 5e-2
 #: Rows up to which `Sharing.EXACT` looks for equal ones. Fixed, because what it finds decides pixels.
 EXACT_ROWS: Final = 8
+#: A processor is filled by one row of a larger module, and looking for equal rows would take minutes: it runs alone.
+EXACT_PARAMETERS_ON_CPU: Final = 200_000_000
 MEMORY_SHARE: Final = 0.8  #: of the card's free memory, for one forward
 MOST_ROWS_ON_CARD: Final = 64  #: more never paid: the card is full long before
+#: Of the VAE, which is a small part of the work and takes much memory.
+MOST_ROWS_BESIDE: Final = 4
+TRY_SECONDS: Final = 4.0  #: for finding out how many rows pay; the forward at hand ends
+WORTH: Final = 1.05  #: more rows must take less time each by this factor
 
 Outcome: TypeAlias = Any  #: what a module returns: a tensor, or tensors in tuples, lists and output classes
 
@@ -64,11 +74,21 @@ class Unshareable(Exception):
     """A call whose state is not all in tensors of one row for each sample."""
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A state of the modules that a picture wants, such as LoRAs; calls of one setting may share."""
+
+    key: Hashable
+    apply: Callable[[], None] = field(compare=False)  #: cheap when it is applied already
+
+
 @dataclass(eq=False)
 class Run:
     """One pipeline call in its greenlet."""
 
+    sharing: Sharing
     urgent: bool  #: a person waits for it
+    setting: Setting | None = None
     result: Any = None
     error: BaseException | None = None
     ended: bool = False
@@ -81,10 +101,11 @@ class Form:
     """What is known of calls that differ in values and rows alone."""
 
     most: int  #: rows of one forward
-    least: int = 1  #: rows that a forward is padded to
+    #: For `Sharing.EXACT`, by the rows of a call: the least and most rows of its forwards.
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
     shared: bool = True  #: whether they may share at all
     tested: bool = False  #: whether a shared forward has been compared with ones alone
-    measured: bool = False  #: whether `most` came from the card's memory
+    learnt: bool = False  #: whether `most` and `spans` have been found out
 
 
 @dataclass(eq=False)
@@ -101,18 +122,30 @@ class Call:
     form: Form
     turn: int  #: when it parked
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """The least rows of its forward, which a smaller one is padded to, and the most; (0, 0): it runs alone."""
+        if not self.rows or not self.form.shared:
+            return 0, 0
+        if self.run.sharing is Sharing.EXACT:
+            return self.form.spans.get(self.rows, (0, 0))
+        return (1, self.form.most) if self.rows <= self.form.most else (0, 0)
+
 
 class Hook:
     """Stands in for one module's ``forward``."""
 
-    def __init__(self, hub: Hub, module: torch.nn.Module, name: str, sharing: Sharing, *, checked: bool) -> None:
-        """``checked``: whether what the module gives must be finite."""
+    def __init__(
+        self, hub: Hub, module: torch.nn.Module, name: str, weights: str, *, denoiser: bool, checked: bool
+    ) -> None:
+        """``denoiser``: whether it is called at every step; ``checked``: whether what it gives must be finite."""
         self.name = name
-        self.sharing = sharing
+        self.weights = weights
+        self.denoiser = denoiser
         self.checked = checked
         self.real: Callable[..., Outcome] = module.forward
         self.forms: dict[Hashable, Form] = {}
-        self.refused = False  #: whether it was logged that calls do not share
+        self.refused: str | None = None  #: why calls do not share, once that was seen
         self._module = module
         self._before = module.__dict__.get("forward")
         self._signature = inspect.signature(self.real)
@@ -133,10 +166,26 @@ class Hook:
         else:
             self._module.forward = self._before
 
+    def shares(self, sharing: Sharing) -> bool:
+        """Whether calls of that promise may share at all."""
+        if sharing is Sharing.ALONE:
+            return False
+        if sharing is Sharing.THROUGHPUT:
+            return True
+        return self.denoiser and not self._fills_a_processor
+
+    @functools.cached_property
+    def _fills_a_processor(self) -> bool:
+        parameters = list(self._module.parameters())
+        return (
+            all(one.device.type == "cpu" for one in parameters)
+            and sum(one.numel() for one in parameters) > EXACT_PARAMETERS_ON_CPU
+        )
+
     def read(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], digests: Digests
     ) -> tuple[dict[str, Any], int, Hashable, Hashable]:
-        """A call's arguments by name, its rows, its form, and its key. Raises `Unshareable`."""
+        """A call's arguments by name, its rows, its form, and its content. Raises `Unshareable`."""
         if not self._named:
             raise Unshareable("its forward takes arguments without names")
         arguments = dict(self._signature.bind(*args, **kwargs).arguments)
@@ -148,7 +197,7 @@ class Hook:
             arguments["timestep"] = _for_each_row(arguments["timestep"], rows, sample.device)
         form = tuple((name, _form_of(name, value, rows)) for name, value in sorted(arguments.items()))
         same = tuple((name, digests.of(name, value, rows)) for name, value in sorted(arguments.items()))
-        return arguments, rows, form, (id(self), form, same)
+        return arguments, rows, form, same
 
     def alone(self, call: Call) -> Outcome:
         """The call as the pipeline made it."""
@@ -171,12 +220,15 @@ class Hook:
 class Hub:
     """Runs pipelines in greenlets and their hooked calls in shared forwards. Everything happens on one thread."""
 
-    def __init__(self, most_rows: int, is_out_of_memory: Callable[[BaseException], bool]) -> None:
-        """``most_rows``: of one forward; on a CUDA card only until its memory has been measured."""
+    def __init__(
+        self, most_rows: int, is_out_of_memory: Callable[[BaseException], bool], lessons: Lessons | None = None
+    ) -> None:
+        """``most_rows``: of one forward that may be tried, where the card's memory does not say."""
         self.forwards = 0  #: run so far
         self.rows = 0  #: in them, without padding
         self._most_rows = most_rows
         self._is_out_of_memory = is_out_of_memory
+        self._lessons = lessons or Lessons(None)
         self._hooks: dict[int, Hook] = {}  # by the module's id; a hook holds its module
         self._parked: list[Call] = []
         self._ended: list[Run] = []
@@ -188,10 +240,20 @@ class Hub:
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
-    def hook(self, module: torch.nn.Module, name: str, sharing: Sharing, *, checked: bool = False) -> None:
-        """Let calls of a module park. Once for each module, while it is loaded."""
+    def hook(
+        self, module: torch.nn.Module, name: str, *, weights: str = "", denoiser: bool = True, checked: bool = False
+    ) -> None:
+        """Let calls of a module park. Once for each module, while it is loaded.
+
+        ``weights``: what tells its weights from others, for what is learnt of it; see `Hook` for the rest.
+        """
         if id(module) not in self._hooks:
-            self._hooks[id(module)] = Hook(self, module, name, sharing, checked=checked)
+            self._hooks[id(module)] = Hook(self, module, name, weights, denoiser=denoiser, checked=checked)
+
+    def refused(self, module: torch.nn.Module) -> str | None:
+        """Why a module's calls do not share, if that has been seen."""
+        hook = self._hooks.get(id(module))
+        return None if hook is None else hook.refused
 
     def unhook(self, module: torch.nn.Module) -> None:
         """The module computes by itself again; pipelines that still use it go on with that."""
@@ -206,9 +268,11 @@ class Hub:
         """Whether any run has not ended."""
         return bool(self._parked)
 
-    def start(self, work: Callable[[], Any], *, urgent: bool = False) -> Run:
+    def start(
+        self, work: Callable[[], Any], sharing: Sharing, *, urgent: bool = False, setting: Setting | None = None
+    ) -> Run:
         """Run a pipeline up to its first parked call."""
-        run = Run(urgent)
+        run = Run(sharing, urgent, setting)
 
         def body() -> None:
             try:
@@ -261,16 +325,61 @@ class Hub:
 
     def _call(self, hook: Hook, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         self._turn += 1
-        try:
-            if hook.sharing is Sharing.ALONE:
-                raise Unshareable  # noqa: TRY301 - by choice and not by nature
-            arguments, rows, form_key, key = hook.read(args, kwargs, self._digests)
-        except Unshareable as reason:
-            if hook.sharing is not Sharing.ALONE:
-                _log_refusal(hook, str(reason))
-            return Call(hook, run, args, kwargs, {}, 0, object(), Form(0, shared=False), self._turn)
-        form = hook.forms.setdefault(form_key, Form(self._most_rows))
-        return Call(hook, run, args, kwargs, arguments, rows, key, form, self._turn)
+        if hook.shares(run.sharing):
+            try:
+                arguments, rows, form_key, same = hook.read(args, kwargs, self._digests)
+            except Unshareable as reason:
+                _refuse(hook, str(reason))
+            else:
+                form_key = run.sharing, run.setting is not None, form_key
+                form = hook.forms.setdefault(form_key, Form(self._most_rows))
+                key = id(hook), form_key, same, run.setting
+                call = Call(hook, run, args, kwargs, arguments, rows, key, form, self._turn)
+                if not form.learnt:
+                    with torch.no_grad():
+                        self._learn(call, form_key)
+                return call
+        return Call(hook, run, args, kwargs, {}, 0, object(), Form(0, shared=False), self._turn)
+
+    def _learn(self, call: Call, form_key: Hashable) -> None:
+        """Find out once how many rows pay, and for `Sharing.EXACT` which numbers of rows give equal bits."""
+        form, hook = call.form, call.hook
+        form.learnt = True
+        name = f"{hook.name}|{hook.weights}|{form_key!r}"
+        lesson = self._lessons.recall(name)
+        if lesson is None:
+            try:
+                lesson = self._find_out(call)
+            except Exception as error:  # noqa: BLE001 - what the test cannot do, the calls need not do
+                if not self._is_out_of_memory(error):
+                    _refuse(hook, f"{type(error).__name__}: {error}"[:200])
+                    form.shared = False
+                    return
+                error.__traceback__ = None
+                lesson = Lesson(most=call.rows)
+            else:
+                self._lessons.keep(name, lesson)
+        form.most, form.spans = lesson.most, lesson.spans
+        log.info(
+            "rows learnt",
+            action="rows_learnt",
+            module=hook.name,
+            sharing=call.run.sharing.value,
+            most=form.most,
+            spans=lesson.spans,
+        )
+
+    def _find_out(self, call: Call) -> Lesson:
+        hook = call.hook
+        if call.run.sharing is Sharing.EXACT:
+            made, seconds = _equal_rows(call)
+            spans = {rows: span for rows in range(1, EXACT_ROWS + 1) if (span := span_for(rows, made)) is not None}
+            if not spans:
+                _refuse(hook, "no numbers of rows give equal bits", promise=True)
+            # What pays may only take rows away: within a span the bits are equal.
+            return Lesson(rows_that_pay(seconds), spans)
+        limit = _limit_of(call, self._most_rows)
+        return Lesson(rows_that_pay(_seconds_by_rows(call, limit, self._is_out_of_memory)))
 
     def _choose(self) -> list[Call]:
         """The oldest call and those that fit to it; an urgent one first, but not twice past an older one."""
@@ -280,16 +389,12 @@ class Hub:
             lead, self._favoured = urgent, True
         else:
             lead, self._favoured = oldest, False
-        form = lead.form
-        if lead.rows and lead.hook.sharing is Sharing.EXACT and not form.tested:
-            with torch.no_grad():
-                _find_equal_rows(lead)
-        if not form.shared or lead.rows > form.most:
-            return [lead]
+        span = lead.span
         group, rows = [lead], lead.rows
+        most = min(span[1], max(lead.form.most, span[0]))
         rest = sorted(self._parked, key=lambda call: (not call.run.urgent, call.turn))
         for call in rest:
-            if call is not lead and call.key == lead.key and rows + call.rows <= form.most:
+            if call is not lead and call.key == lead.key and rows + call.rows <= most and call.span == span:
                 group.append(call)
                 rows += call.rows
         return group
@@ -316,7 +421,7 @@ class Hub:
         failure.__traceback__ = None
         if short:
             rows = sum(call.rows for call in group)
-            lead.form.most = max(lead.rows, lead.form.least, min(lead.form.most, rows // 2))
+            lead.form.most = max(lead.rows, min(lead.form.most, rows // 2))
             log.warning("split for lack of memory", action="group_split", module=lead.hook.name, rows=rows)
             _give_memory_back(lead)
             middle = len(group) // 2
@@ -328,26 +433,28 @@ class Hub:
             self._serve([call])
         if not any(isinstance(call.run.error, type(failure)) for call in group):
             lead.form.shared = False
-            _log_refusal(lead.hook, f"{type(failure).__name__}: {failure}"[:200])
+            _refuse(lead.hook, f"{type(failure).__name__}: {failure}"[:200])
 
     def _compute(self, group: list[Call]) -> list[Outcome]:
         lead = group[0]
         hook, form = lead.hook, lead.form
-        rows = sum(call.rows for call in group)
         self.forwards += 1
-        self.rows += max(1, rows)
-        pad_to = form.least if form.shared else 0
-        if len(group) == 1 and not (form.shared and hook.sharing is Sharing.EXACT):
-            return [_measuring(lead, rows, lambda: hook.alone(lead))]
+        self.rows += max(1, sum(call.rows for call in group))
+        if lead.run.setting is not None:
+            lead.run.setting.apply()
+        least, _ = lead.span
+        if lead.run.sharing is Sharing.EXACT and least:
+            return hook.together(group, least)
+        if len(group) == 1:
+            return [hook.alone(lead)]
         if form.tested:
-            outcomes: list[Outcome] = _measuring(lead, max(rows, pad_to), lambda: hook.together(group, pad_to))
-            return outcomes
-        together = hook.together(group, pad_to)
+            return hook.together(group)
+        together = hook.together(group)
         alone = [hook.alone(call) for call in group]
         form.tested = True
         if not all(_is_close(one, other) for one, other in zip(together, alone, strict=True)):
             form.shared = False
-            _log_refusal(hook, "a shared forward gives something else than one alone")
+            _refuse(hook, "a shared forward gives something else than one alone")
         return alone
 
     def _hand_over(self, call: Call, outcome: Outcome) -> None:
@@ -363,6 +470,8 @@ class Hub:
         run._call = None  # noqa: SLF001
         before, self._home = self._home, getcurrent()
         task.parent = self._home
+        if run.setting is not None:  # the text encoder, which does not park, has it too
+            run.setting.apply()
         # Pipelines switch gradients off for themselves, but that is the thread's: one that ends would switch them on
         # for those that are parked.
         with torch.no_grad():
@@ -505,51 +614,75 @@ def _is_close(one: Outcome, other: Outcome) -> bool:
     return True
 
 
-def _find_equal_rows(call: Call) -> None:
-    """Find numbers of rows that give one row equal bits at any place, and note them in the call's form.
+def _equal_rows(call: Call) -> tuple[dict[int, bytes | None], dict[int, float]]:
+    """For each number of rows: what one row gives in it, None where that depends on its place; and the seconds.
 
     The rows are made up from a fixed seed, not the call's, so every process finds the same on the same machine.
     """
-    form, hook = call.form, call.hook
-    form.tested = True
-    try:
-        made = _rows_made_up(call)
-    except Exception as error:  # noqa: BLE001 - what the test cannot do, the calls need not do
-        form.shared = False
-        _log_refusal(hook, f"{type(error).__name__}: {error}"[:200])
-        return
-    least, most = equal_span(made)
-    form.shared = most >= 2 * call.rows and most >= 4
-    form.least, form.most = (least, most) if form.shared else (1, 1)
-    log.info("equal rows", action="rows_tested", module=hook.name, least=least, most=most, shared=form.shared)
-
-
-def _rows_made_up(call: Call) -> dict[int, bytes | None]:
-    """For each number of rows, what one row gives in it; None where that depends on the row's place."""
-    hook = call.hook
     made: dict[int, bytes | None] = {}
+    seconds: dict[int, float] = {}
     for rows in range(1, EXACT_ROWS + 1):
         found = set()
         for others in (False, True):  # the row at every place, and among others
-            arguments = {name: _made_up(name, value, call.rows, rows, others) for name, value in call.arguments.items()}
-            out = hook.real(**arguments)
+            out, took = _tried(call, rows, others=others)
+            seconds[rows] = min(took, seconds.get(rows, took))
             for place in range(1 if others else rows):
                 row = _tensors(_rows_of(out, place, place + 1, rows))
                 data = b"".join(part.cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in row)
                 found.add(hashlib.sha256(data).digest())
         made[rows] = found.pop() if len(found) == 1 else None
-    return made
+    return made, seconds
 
 
-def equal_span(made: dict[int, bytes | None]) -> tuple[int, int]:
-    """The longest span of row counts with equal results; of equally long ones the first. None equals nothing."""
-    best, begin = (1, 1), 1
-    for rows in sorted(made):
-        if rows > 1 and (made[rows] is None or made[rows] != made[rows - 1]):
-            begin = rows
-        if rows - begin > best[1] - best[0]:
-            best = begin, rows
+def span_for(rows: int, made: dict[int, bytes | None]) -> tuple[int, int] | None:
+    """Least and most rows of forwards for calls of ``rows``: the longest span of equal results, the first of such.
+
+    It must hold two of them, and may pad one of them to no more than twice its rows. None equals nothing.
+    """
+    best: tuple[int, int] | None = None
+    begin = 1
+    for count in sorted(made):
+        if count > 1 and (made[count] is None or made[count] != made[count - 1]):
+            begin = count
+        fits = made[count] is not None and begin <= 2 * rows <= count
+        if fits and (best is None or count - begin > best[1] - best[0]):
+            best = begin, count
     return best
+
+
+def rows_that_pay(seconds: dict[int, float]) -> int:
+    """The least number of rows that takes, for each row, about the least time; from the seconds of forwards."""
+    best = min(took / rows for rows, took in seconds.items())
+    return min(rows for rows, took in seconds.items() if took / rows <= WORTH * best)
+
+
+def _seconds_by_rows(call: Call, limit: int, is_out_of_memory: Callable[[BaseException], bool]) -> dict[int, float]:
+    """What forwards of 1, 2, 4 … rows take, up to what fits the card and the time there is for trying."""
+    seconds: dict[int, float] = {}
+    begun, rows = time.monotonic(), 1
+    while rows <= limit and (len(seconds) < 2 or time.monotonic() - begun < TRY_SECONDS):
+        try:
+            took = min(_tried(call, rows, others=True)[1] for _ in range(2))
+            seconds[rows] = min(took, _tried(call, rows, others=True)[1]) if took < 0.05 else took
+        except Exception as error:
+            if not is_out_of_memory(error) or not seconds:
+                raise
+            _give_memory_back(call)
+            break
+        rows *= 2
+    return seconds
+
+
+def _tried(call: Call, rows: int, *, others: bool) -> tuple[Outcome, float]:
+    """A forward of made-up rows, and its seconds."""
+    arguments = {name: _made_up(name, value, call.rows, rows, others) for name, value in call.arguments.items()}
+    if call.run.setting is not None:
+        call.run.setting.apply()
+    _wait_for(call)
+    begun = time.perf_counter()
+    out = call.hook.real(**arguments)
+    _wait_for(call)
+    return out, time.perf_counter() - begun
 
 
 def _made_up(name: str, value: Any, call_rows: int, rows: int, others: bool) -> Any:
@@ -580,24 +713,26 @@ def rows_that_fit(peak_bytes: int, rows: int, free_bytes: int) -> int:
     return max(1, min(MOST_ROWS_ON_CARD, int(free_bytes * MEMORY_SHARE) // each))
 
 
-def _measuring(lead: Call, rows: int, compute: Callable[[], Outcome]) -> Outcome:
-    """Compute, and the first time on a CUDA card learn how many rows its memory takes."""
-    sample = next(iter(_tensors(lead.arguments)), None)
-    if sample is None or sample.device.type != "cuda" or lead.form.measured:
-        return compute()
-    where = sample.device
-    torch.cuda.synchronize(where)
-    torch.cuda.reset_peak_memory_stats(where)
-    before = torch.cuda.memory_allocated(where)
-    out = compute()
-    peak = torch.cuda.max_memory_allocated(where) - before
-    free = torch.cuda.mem_get_info(where)[0] + torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
-    fit = rows_that_fit(peak, max(1, rows), free)
-    # numbers of rows that give equal bits stay what they are; memory may only lower them
-    lead.form.most = min(lead.form.most, fit) if lead.hook.sharing is Sharing.EXACT else fit
-    lead.form.measured = True
-    log.info("rows measured", action="rows_measured", module=lead.hook.name, most=lead.form.most, peak_bytes=peak)
-    return out
+def _limit_of(call: Call, otherwise: int) -> int:
+    """Rows to try at most: by the memory that one row takes of a CUDA card, else ``otherwise``."""
+    limit = otherwise
+    sample = next(iter(_tensors(call.arguments)))
+    if sample.device.type == "cuda":
+        where = sample.device
+        _tried(call, 1, others=True)  # the first one allocates what stays
+        torch.cuda.reset_peak_memory_stats(where)
+        before = torch.cuda.memory_allocated(where)
+        _tried(call, 1, others=True)
+        peak = torch.cuda.max_memory_allocated(where) - before
+        kept = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+        limit = rows_that_fit(peak, 1, torch.cuda.mem_get_info(where)[0] + kept)
+    return limit if call.hook.denoiser else min(limit, MOST_ROWS_BESIDE)
+
+
+def _wait_for(call: Call) -> None:
+    """Let a CUDA card finish, so that a clock says what it took."""
+    if any(tensor.device.type == "cuda" for tensor in _tensors(call.arguments)):
+        torch.cuda.synchronize()
 
 
 def _give_memory_back(call: Call) -> None:
@@ -605,8 +740,10 @@ def _give_memory_back(call: Call) -> None:
         torch.cuda.empty_cache()
 
 
-def _log_refusal(hook: Hook, reason: str) -> None:
-    """Say once for each module that its calls run alone."""
-    if not hook.refused:
-        hook.refused = True
-        log.warning("does not share forwards", action="batching_refused", module=hook.name, reason=reason)
+def _refuse(hook: Hook, reason: str, *, promise: bool = False) -> None:
+    """Say once for each module that its calls run alone; ``promise``: only those that must be exact."""
+    if hook.refused is None and not promise:
+        hook.refused = reason
+        log.warning("runs alone", action="batching_refused", module=hook.name, reason=reason)
+    elif promise:
+        log.info("exact pictures run alone", action="exact_alone", module=hook.name, reason=reason)

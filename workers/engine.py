@@ -1,20 +1,23 @@
 """The engine: the one thread that owns the card. Jobs go in as work and come out as pictures.
 
-With one slot it renders one job at a time, first come first served (`workers.serial`). With more, the jobs on the card
-share forwards step by step (`workers.shared`); a job for which a person waits needs no free slot.
+The jobs in its slots share forwards step by step (`workers.shared`); a job for which a person waits needs no free slot.
+A job that was on the card when a worker died is a suspect: it gets the card for itself, and nobody else begins until it
+has left the process, so that a second death is its own and no neighbour's.
 
 A dead engine would leave every job waiting for ever, so its death ends the process; the leases bring the jobs back.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -30,11 +33,12 @@ from workers import card as cards
 from workers.card import Choice
 
 if TYPE_CHECKING:
-    from workers.serial import SerialRenderer
     from workers.shared import SharedRenderer
 
 log = structlog.stdlib.get_logger()
 
+#: Of a preview: with its base64 and its name it stays below the 8,000 bytes of a notification of PostgreSQL.
+PREVIEW_BYTES: Final = 5_600
 EXIT_ENGINE_DIED: Final = 70  #: EX_SOFTWARE of sysexits.h
 
 
@@ -44,6 +48,20 @@ class Rendered:
 
     images: list[Image.Image]  #: RGB, (height, width) of the spec, in the order of the outputs
     made_with: dict[str, object]  #: model revision and weights, dtype, device kind, library versions
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a picture looks like on its way."""
+
+    index: int  #: of the output
+    step: int  #: denoising steps done of that output
+    image: bytes  #: a JPEG of at most `PREVIEW_BYTES`
+
+    @property
+    def data_url(self) -> str:
+        """As a page shows it."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.image).decode()}"
 
 
 @dataclass(eq=False)
@@ -58,6 +76,9 @@ class RenderWork:
     on_step: Callable[[int], None]  #: gets the denoising steps done over all outputs, 1 to `total_steps`
     stop: threading.Event  #: set from outside: the work ends at its next denoising step
     priority: Priority = Priority.NORMAL
+    owner: Hashable = None  #: the job's right, which `Engine.leave` names
+    suspect: bool = False  #: a worker died while it was on the card
+    on_preview: Callable[[Preview], None] | None = None  #: wanted, and where it goes; must not wait for anything
     future: Future[Rendered] = field(default_factory=Future)
 
 
@@ -69,18 +90,30 @@ def total_steps(spec: JobSpec) -> int:
 class Engine(threading.Thread):
     """Owns the card from start to end."""
 
-    def __init__(self, choice: Choice, torch_threads: int, slots: int = 1, most_rows: int = 8) -> None:
-        """``slots``: jobs on the card at once; ``most_rows``: of one shared forward, where no memory is measured."""
+    def __init__(
+        self,
+        choice: Choice,
+        torch_threads: int,
+        slots: int = 1,
+        most_rows: int = 16,
+        lessons_dir: Path | None = None,
+    ) -> None:
+        """``slots``: jobs on the card at once; ``most_rows``: of one shared forward, where no memory is measured.
+
+        ``lessons_dir``: where what was learnt about sharing is kept, see `workers.lessons`.
+        """
         super().__init__(name="engine", daemon=True)
         self._choice = choice
         self._torch_threads = torch_threads
         self._slots = slots
         self._most_rows = most_rows
+        self._lessons_dir = lessons_dir
         self._waiting: deque[RenderWork] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._busy = False
-        self._renderer: SerialRenderer | SharedRenderer | None = None
+        self._begun: set[RenderWork] = set()  # taken up, and not left the process yet
+        self._renderer: SharedRenderer | None = None
         self.loading = True  #: whether a model, or torch itself, is being loaded
         self.moved_at = time.monotonic()  #: when it last got further: a step, a phase of loading, a change of job
         self.card: Future[Card] = Future()  #: known once torch has looked
@@ -106,6 +139,12 @@ class Engine(threading.Thread):
         work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
         return True
 
+    def leave(self, owner: Hashable) -> None:
+        """That owner's job has left the process, whatever became of it."""
+        with self._wake:
+            self._begun = {work for work in self._begun if work.owner != owner}
+            self._wake.notify()
+
     @property
     def models(self) -> tuple[str, ...]:
         """The ids of the models in memory."""
@@ -115,7 +154,7 @@ class Engine(threading.Thread):
     def idle_seconds(self) -> float:
         """For how long it has not got further with what it has to do; 0 with nothing to do."""
         with self._wake:
-            if not self._busy and not self._waiting and not self.loading:
+            if not self._busy and not self.loading and (not self._waiting or self._held_up()):
                 return 0.0
             return time.monotonic() - self.moved_at
 
@@ -137,28 +176,15 @@ class Engine(threading.Thread):
                 return  # whoever waits for the card says what is wrong and ends the process
             self.card.set_result(card)
             self._move()
-            if self._slots == 1:
-                self._run_serial(card)
-            else:
-                self._run_shared(card)
+            self._render_until_closed(card)
         except BaseException:
             log.critical("the engine died", action="engine_died", exc_info=True)
             os._exit(EXIT_ENGINE_DIED)
 
-    def _run_serial(self, card: Card) -> None:
-        from workers.serial import SerialRenderer  # noqa: PLC0415 - seconds of imports, after pinning
-
-        renderer = SerialRenderer(card, self._torch_threads, self._move)
-        self._renderer = renderer
-        self._move()
-        self.loading = False
-        while (work := self._next()) is not None:
-            self._do(work, renderer)
-
-    def _run_shared(self, card: Card) -> None:
+    def _render_until_closed(self, card: Card) -> None:
         from workers.shared import SharedRenderer  # noqa: PLC0415 - seconds of imports, after pinning
 
-        renderer = SharedRenderer(card, self._torch_threads, self._move, self._most_rows)
+        renderer = SharedRenderer(card, self._torch_threads, self._move, self._most_rows, self._lessons_dir)
         self._renderer = renderer
         self._move()
         self.loading = False
@@ -173,7 +199,7 @@ class Engine(threading.Thread):
         with self._wake:
             if not renderer.active:
                 self._busy = False
-                self._wake.wait_for(lambda: self._waiting or self._closing)
+                self._wake.wait_for(lambda: self._next(renderer) is not None or self._closing)
                 if self._closing:
                     return False
                 self._busy = True
@@ -183,21 +209,35 @@ class Engine(threading.Thread):
     def _pick(self, renderer: SharedRenderer) -> RenderWork | None:
         """The waiting job that may begin now: those of a waiting person first, then first come first served."""
         with self._wake:
-            if not self._waiting or self._closing:
-                return None
-            first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE)
-            full = renderer.active >= self._slots and first.priority is not Priority.INTERACTIVE
-            if full or not renderer.takes(first.model):
-                return None
-            self._waiting.remove(first)
+            first = None if self._closing else self._next(renderer)
+            if first is not None:
+                self._waiting.remove(first)
             return first
+
+    def _next(self, renderer: SharedRenderer) -> RenderWork | None:
+        if not self._waiting:
+            return None
+        first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE)
+        if self._held_up():
+            return None
+        full = renderer.active >= self._slots and first.priority is not Priority.INTERACTIVE
+        return None if full or not renderer.takes(first.model) else first
+
+    def _held_up(self) -> bool:
+        """Whether the card stays empty until what began has left the process, because one of them is a suspect."""
+        first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE, default=None)
+        return bool(self._begun) and (
+            any(work.suspect for work in self._begun) or (first is not None and first.suspect)
+        )
 
     def _admit(self, work: RenderWork, renderer: SharedRenderer) -> None:
         if work.stop.is_set():
             work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
             return
+        with self._wake:
+            self._begun.add(work)
         work.on_take_up()
-        self.loading = not renderer.active  # or else its model is in memory
+        self.loading = not renderer.holds(work.model)
         self._move()
         try:
             renderer.admit(work)
@@ -215,40 +255,6 @@ class Engine(threading.Thread):
             log.error("rendering failed", action="render_failed", model=work.model.id, exc_info=outcome)
         _let_go(outcome)
         work.future.set_exception(outcome)
-
-    def _next(self) -> RenderWork | None:
-        with self._wake:
-            self._busy = False
-            self._wake.wait_for(lambda: self._waiting or self._closing)
-            if self._closing:
-                return None
-            self._busy = True
-            self._move()
-            return self._waiting.popleft()
-
-    def _do(self, work: RenderWork, renderer: SerialRenderer) -> None:
-        if work.stop.is_set():
-            work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
-            return
-        work.on_take_up()
-        try:
-            rendered = self._render(work, renderer)
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for it
-            self._deliver(work, error)
-        else:
-            self._deliver(work, rendered)
-        finally:
-            self._move()
-
-    def _render(self, work: RenderWork, renderer: SerialRenderer) -> Rendered:
-        self.loading = True
-        self._move()
-        try:
-            loaded = renderer.load(work.model)
-        finally:
-            self._move()
-            self.loading = False
-        return renderer.render(loaded, work)
 
     def _move(self) -> None:
         self.moved_at = time.monotonic()

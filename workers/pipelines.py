@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import diffusers
+import huggingface_hub
+import numpy as np
 import torch
 import transformers
 from PIL import Image
 
 from farm.domain.cost import steps_run
-from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Scheduler, Task
+from farm.domain.model import LoraFile, Model
+from farm.domain.tasks import JobSpec, Lora, Scheduler, Task
 from farm.domain.worker import Card
-from farm.errors import InputUnfit, JobCanceled, ModelUnavailable
+from farm.errors import InputUnfit, JobCanceled, ModelUnavailable, NotANumber
+from workers import previews
 from workers.card import device
 
 BUILTIN: Final = "builtin:"
@@ -88,6 +91,10 @@ class LoadedModel:
     fingerprint: str  #: of the weights: see :func:`fingerprint`
     bytes: int  #: of all weights and buffers, each counted once
     _pipelines: dict[Task, Any] = field(default_factory=dict)
+    _worn: tuple[int, tuple[Lora, ...]] | None = None  # the denoiser's id, and the LoRAs in force
+    _loras: dict[tuple[int, str], str] = field(default_factory=dict)  # by denoiser and name: as it is loaded
+    _lora_prints: dict[str, str] = field(default_factory=dict)  # by name: of its weights
+    _preview_map: torch.Tensor | None = None
 
     def pipeline(self, task: Task) -> Any:
         """The model's pipeline for a task, on the components it has already.
@@ -98,7 +105,53 @@ class LoadedModel:
             self._pipelines[task] = _derive(self.model, next(iter(self._pipelines.values())), task)
         return self._pipelines[task]
 
-    def made_with(self, card: Card) -> dict[str, object]:
+    def wear(self, task: Task, loras: tuple[Lora, ...]) -> None:
+        """Put LoRAs in force for a task, and no others. Loads them when they are first asked for; cheap if in force.
+
+        Raises `ModelUnavailable` for one that is not there, is no safetensors file, or does not fit the model.
+        """
+        pipeline = self.pipeline(task)
+        denoiser = id(denoiser_of(pipeline))
+        if self._worn == (denoiser, loras) or not (loras or self._loras):
+            return
+        names = [self._lora(pipeline, denoiser, lora.name) for lora in loras]
+        if names:
+            pipeline.enable_lora()
+            pipeline.set_adapters(names, [lora.scale for lora in loras])
+        else:
+            pipeline.disable_lora()
+        self._worn = denoiser, loras
+
+    def _lora(self, pipeline: Any, denoiser: int, name: str) -> str:
+        known = self._loras.get((denoiser, name))
+        if known is not None:
+            return known
+        entry = self.model.lora(name)
+        if entry is None:
+            raise ModelUnavailable(f"this worker's registry has no LoRA {name} for model {self.model.id}")
+        path = lora_file(self.model, entry)
+        adapter = f"{name}-{len(self._loras)}"  # once for each denoiser, and a text encoder may have both
+        try:
+            pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=adapter, use_safetensors=True)
+        except Exception as error:  # whatever an odd file makes the loader raise
+            if is_out_of_memory(error):
+                raise
+            raise ModelUnavailable(f"LoRA {name} does not fit model {self.model.id}: {_short(error)}") from error
+        if adapter not in {one for names in pipeline.get_list_adapters().values() for one in names}:
+            raise ModelUnavailable(f"LoRA {name} changes nothing of model {self.model.id}: it is for another one")
+        self._loras[denoiser, name] = adapter
+        self._lora_prints[name] = _digest_of(path)
+        self._worn = None  # loading puts it in force
+        return adapter
+
+    def preview_map(self, task: Task) -> torch.Tensor | None:
+        """The map from latents to colours, fitted when it is first asked for; None for a model without a VAE."""
+        vae = getattr(self.pipeline(task), "vae", None)
+        if self._preview_map is None and isinstance(vae, diffusers.AutoencoderKL):
+            self._preview_map = previews.fit(vae)
+        return self._preview_map
+
+    def made_with(self, card: Card, loras: tuple[Lora, ...] = ()) -> dict[str, object]:
         """What a recipe says of the model and the libraries. Nothing in it belongs to one worker or one moment."""
         found: dict[str, object] = {
             "model": self.model.id,
@@ -111,6 +164,8 @@ class LoadedModel:
         }
         if self.revision is not None:
             found["revision"] = self.revision
+        if loras:
+            found["loras"] = {lora.name: self._lora_prints.get(lora.name) for lora in loras}
         return found
 
 
@@ -230,6 +285,37 @@ def fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def denoiser_of(pipeline: Any) -> Any:
+    """The module that a pipeline calls at every step; None if it names it otherwise."""
+    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+
+
+def lora_file(model: Model, entry: LoraFile) -> Path:
+    """The safetensors file of a LoRA, downloaded if it is on the Hub. Raises `ModelUnavailable`."""
+    path = Path(entry.source)
+    if not (path.is_absolute() or entry.source.startswith(".") or path.suffix == ".safetensors"):
+        if entry.weight_name is None or not entry.weight_name.endswith(".safetensors"):
+            raise ModelUnavailable(
+                f"LoRA {entry.name} of model {model.id} is on the Hub: its weight_name must be a .safetensors file"
+            )
+        try:
+            return Path(huggingface_hub.hf_hub_download(entry.source, entry.weight_name, revision=entry.revision))
+        except Exception as error:  # whatever the network and the Hub raise
+            raise ModelUnavailable(f"LoRA {entry.name} cannot be had from {entry.source}: {_short(error)}") from error
+    if path.is_dir() and entry.weight_name is not None:
+        path /= entry.weight_name
+    if path.suffix != ".safetensors":
+        raise ModelUnavailable(f"LoRA {entry.name} of model {model.id} is {path.name}; other formats can run code")
+    if not path.is_file():
+        raise ModelUnavailable(f"LoRA {entry.name} of model {model.id} should lie in {path}, and there is no such file")
+    return path
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
 def make_scheduler(name: Scheduler, base: Any) -> Any:
     """A fresh scheduler of that name with the model's noise schedule; ``base`` is the model's own.
 
@@ -252,12 +338,15 @@ def render(
     inputs: Mapping[str, Image.Image],
     on_step: Callable[[int], None],
     stop: threading.Event,
+    look: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Image.Image:
     """Render output ``index`` of a job by one call of the stock pipeline, so that it can be rendered again alone.
 
-    ``on_step`` gets the denoising steps done, 1 to `steps_run`. The picture is RGB, (height, width).
+    ``on_step`` gets the denoising steps done, 1 to `steps_run`; ``look`` gets them with the latents, (1, C, H/8, W/8)
+    where the pipeline does not pack them. The picture is RGB, (height, width).
 
     Raises:
+        NotANumber: the arithmetic overflowed.
         JobCanceled: ``stop`` was set; nothing is left of the run.
         InputUnfit: an input leaves the pipeline nothing to work with.
     """
@@ -266,11 +355,15 @@ def render(
     pipeline.scheduler = make_scheduler(spec.scheduler, pipeline.scheduler)
     steps = steps_run(spec)
 
-    def after_step(pipe: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+    def after_step(pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if stop.is_set():
             raise JobCanceled("the job was stopped")
         # some schedulers call the denoiser twice for one step: count in the steps that were asked for
-        on_step(min(steps, (step + 1) * steps // max(1, pipe.num_timesteps)))
+        done = min(steps, (step + 1) * steps // max(1, pipe.num_timesteps))
+        on_step(done)
+        latents = tensors.get("latents")
+        if look is not None and latents is not None:
+            look(done, latents)
         return {}
 
     if stop.is_set():
@@ -285,10 +378,13 @@ def render(
         # on the CPU whatever the card: the same seed is the same noise everywhere
         generator=torch.Generator("cpu").manual_seed(spec.seed_of(index)),
         callback_on_step_end=after_step,
-        output_type="pil",
+        output_type="np",
         **given,
     )
-    image: Image.Image = called.images[0]
+    pixels = called.images
+    if not np.isfinite(pixels).all():  # a black picture is what Pillow would make of it
+        raise NotANumber("the picture came out as NaN")
+    image: Image.Image = diffusers.image_processor.VaeImageProcessor.numpy_to_pil(pixels)[0]
     if spec.task is Task.INPAINTING:
         image = _kept_outside(image, given["image"], given["mask_image"])
     return image.convert("RGB")

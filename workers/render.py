@@ -86,6 +86,7 @@ def render(bench: Bench, job_id: str, epoch: int) -> None:
         except Exception:
             log.exception("the job was dropped", action="job_dropped")
         finally:
+            bench.engine.leave(right.held)
             bench.rights.drop(right)
 
 
@@ -177,7 +178,18 @@ def on_the_card(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> R
         bench.reporter.step(right, done)
 
     right.enter(Stage.WAITING)
-    work = RenderWork(spec, model, inputs, take_up, step, right.stopped, right.job.priority)
+    work = RenderWork(
+        spec,
+        model,
+        inputs,
+        take_up,
+        step,
+        right.stopped,
+        right.job.priority,
+        owner=right.held,
+        suspect=right.job.deaths > 0,
+        on_preview=(lambda preview: bench.reporter.preview(right, preview)) if spec.preview else None,
+    )
     future = bench.engine.submit(work)
     # a job that waits for the card leaves at once; one on the card at its next step
     right.on_stop(lambda: bench.engine.withdraw(work))

@@ -14,6 +14,7 @@ import structlog
 from farm import lifecycle
 from farm.errors import DatabaseUnavailable, RightLost
 from farm.store.unit import Store
+from workers.engine import Preview
 from workers.rights import Right, Rights, Why
 
 log = structlog.stdlib.get_logger()
@@ -30,6 +31,7 @@ class Reporter(threading.Thread):
         self._rights = rights
         self._begun: dict[Right, int] = {}
         self._steps: dict[Right, int] = {}
+        self._previews: dict[Right, Preview] = {}
         self._news = threading.Condition()
         self._closing = False
 
@@ -45,10 +47,16 @@ class Reporter(threading.Thread):
             self._steps[right] = step
             self._news.notify()
 
+    def preview(self, right: Right, preview: Preview) -> None:
+        """What a picture looks like on its way; goes out with the next step. Never waits for the database."""
+        with self._news:
+            self._previews[right] = preview
+
     def unwritten(self, right: Right) -> int | None:
         """The denoising steps of a job whose taking up is not written yet; the caller writes it instead."""
         with self._news:
             self._steps.pop(right, None)
+            self._previews.pop(right, None)
             return self._begun.pop(right, None)
 
     def close(self) -> None:
@@ -82,11 +90,14 @@ class Reporter(threading.Thread):
         """Write what is new of one job; False if it must be tried again."""
         if not self._rights.holds(right):
             return True
+        with self._news:
+            preview = None if step is None else self._previews.pop(right, None)
+        shown = None if preview is None else preview.data_url
         try:
             with self._store.begin() as unit:
                 if steps is not None:
                     lifecycle.take_up(unit, right.job.id, right.epoch, steps)
-                wanted_stopped = step is not None and lifecycle.progress(unit, right.job.id, right.epoch, step)
+                wanted_stopped = step is not None and lifecycle.progress(unit, right.job.id, right.epoch, step, shown)
         except RightLost:
             if self._rights.holds(right):  # or else it ended while this was on its way
                 right.stop(Why.LOST)

@@ -1,4 +1,4 @@
-"""One job at a time on the card: load its model, make its pictures, and try again with less memory when it runs out."""
+"""One job alone on the card: the second try of one that ran out of memory, and what every job needs first, a model."""
 
 from __future__ import annotations
 
@@ -54,21 +54,11 @@ class SerialRenderer:
                 raise OutOfMemory(f"the card's memory does not hold model {model.id}") from error
             raise
 
-    def render(self, loaded: LoadedModel, work: RenderWork) -> Rendered:
-        """All pictures of a job. Raises `RenderError`, or what the pipeline raises."""
-        made_with = loaded.made_with(self._card)
-        try:
-            return Rendered(self._pictures(loaded, work), made_with)
-        except Exception as error:
-            if not pipelines.is_out_of_memory(error):
-                raise
-        return self.render_with_less(loaded, work)
-
     def render_with_less(self, loaded: LoadedModel, work: RenderWork) -> Rendered:
         """All pictures of a job that ran out of memory once. Raises `OutOfMemory`, or what the pipeline raises."""
         log.warning("out of memory, trying with less", action="out_of_memory", model=work.model.id)
         # Tiles change the pixels a little, so the recipe says so.
-        made_with = loaded.made_with(self._card) | {"vae": "tiled"}
+        made_with = loaded.made_with(self._card, work.spec.loras) | {"vae": "tiled"}
         return Rendered(self._with_less_memory(loaded, work), made_with)
 
     def _pictures(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
@@ -89,6 +79,7 @@ class SerialRenderer:
         self._residency.drop_others(work.model.id)
         pipelines.tile(loaded, work.spec.task, on=True)
         try:
+            loaded.wear(work.spec.task, work.spec.loras)
             return self._pictures(loaded, work)
         except Exception as error:
             if not pipelines.is_out_of_memory(error):

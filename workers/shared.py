@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import structlog
 import torch
 from PIL import Image
 
+from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.states import Priority
-from farm.domain.tasks import Task
+from farm.domain.tasks import JobSpec, Task
 from farm.domain.worker import Card
 from farm.errors import JobCanceled
-from workers import pipelines
-from workers.batching import Hub, Run, Sharing
-from workers.engine import Rendered, RenderWork
+from workers import pipelines, previews
+from workers.batching import Hub, Run, Setting, Sharing
+from workers.engine import Preview, Rendered, RenderWork
+from workers.lessons import Lessons
 from workers.pipelines import LoadedModel
 from workers.serial import SerialRenderer
 
@@ -29,9 +34,8 @@ log = structlog.stdlib.get_logger()
 DENOISERS: Final = ("unet", "transformer", "transformer_2", "controlnet")
 VAE_HALVES: Final = ("encoder", "decoder")
 
-#: What the registry's word means on a card. `Sharing.EXACT` keeps the promise too and is quicker in company, but a lone
-#: job would pay for its padding (`tests.bench.engine` measures both), so it is not what ``exact`` means.
-SHARING: Final = {"exact": Sharing.ALONE, "throughput": Sharing.THROUGHPUT}
+PREVIEWS: Final = 10  #: of one picture, at most
+PREVIEW_SECONDS: Final = 0.4  #: between two of a job
 
 Ended: TypeAlias = tuple[RenderWork, Rendered | BaseException]
 
@@ -44,32 +48,55 @@ class Job:
     loaded: LoadedModel
     made_with: dict[str, object]
     at_once: int  #: pictures that run beside each other
+    setting: Setting | None
     images: list[Image.Image | None]
     steps: list[int]  #: done, of each picture
     runs: dict[Run, int] = field(default_factory=dict)  #: the picture that each makes
     begun: int = 0  #: pictures
     error: BaseException | None = None
+    shown_at: float = 0.0  #: when its last preview was made
 
 
 class SharedRenderer:
     """Renders work on one card, many jobs at a time. Used by the engine's thread alone."""
 
-    def __init__(self, card: Card, torch_threads: int, move: Callable[[], None], most_rows: int) -> None:
-        """``move`` is called whenever the work gets further; ``most_rows``: of one forward, where nothing measures."""
+    def __init__(
+        self,
+        card: Card,
+        torch_threads: int,
+        move: Callable[[], None],
+        most_rows: int,
+        lessons_dir: Path | None = None,
+    ) -> None:
+        """``move`` is called whenever the work gets further; ``most_rows``: of one forward, where no memory says.
+
+        ``lessons_dir``: where what is learnt about sharing is kept; None: with this process.
+        """
         self._serial = SerialRenderer(card, torch_threads, move, self._unhook)
         self._card = card
         self._move = move
         self._most_rows = most_rows
-        self._hub = Hub(most_rows, pipelines.is_out_of_memory)
+        about = f"{card.device}|{torch.__version__}|{torch.get_num_threads()}|{most_rows}"
+        self._hub = Hub(most_rows, pipelines.is_out_of_memory, Lessons(lessons_dir, about))
         self._jobs: list[Job] = []
         self._short: deque[Job] = deque()  # of memory: they get the card for themselves
         self._done: list[Ended] = []
+        self._alone: tuple[str, ...] = ()
         self._hooked: dict[str, dict[int, torch.nn.Module]] = {}  # by the model's id and the module's
 
     @property
     def models(self) -> tuple[str, ...]:
         """The ids of the models in memory; may be read from any thread."""
         return self._serial.models
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """The ids of models whose denoiser was found not to share; may be read from any thread."""
+        return self._alone
+
+    def holds(self, model: Model) -> bool:
+        """Whether a model is in memory."""
+        return self._serial.holds(model)
 
     @property
     def active(self) -> int:
@@ -90,11 +117,11 @@ class SharedRenderer:
         loaded = self._serial.load(work.model)
         self._hook(loaded, work.spec.task)
         count = work.spec.num_images_per_prompt
-        alone = SHARING[work.model.mode] is Sharing.ALONE
-        made_with = loaded.made_with(self._card)
-        if not alone:  # neighbours may have changed a last digit, so the recipe says that there were some
-            made_with["mode"] = work.model.mode
-        job = Job(work, loaded, made_with, 1 if alone else self._most_rows, [None] * count, [0] * count)
+        setting = self._setting(loaded, work.spec)
+        if setting is not None:
+            setting.apply()  # a LoRA that is not there ends this job before it begins
+        made_with = loaded.made_with(self._card, work.spec.loras)
+        job = Job(work, loaded, made_with, self._most_rows, setting, [None] * count, [0] * count)
         self._jobs.append(job)
         self._begin(job)
         self._settle()
@@ -113,6 +140,8 @@ class SharedRenderer:
             self._short.popleft()
             self._move()
         done, self._done = self._done, []
+        if done:
+            self._note_alone()
         return done
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -129,11 +158,37 @@ class SharedRenderer:
                 job.work.on_step(sum(job.steps))
 
             def picture(index: int = index, on_step: Callable[[int], None] = on_step) -> Image.Image:
-                return pipelines.render(job.loaded, spec, index, job.work.inputs, on_step, job.work.stop)
+                look = None if job.work.on_preview is None else functools.partial(self._look, job, index)
+                return pipelines.render(job.loaded, spec, index, job.work.inputs, on_step, job.work.stop, look)
 
-            run = self._hub.start(picture, urgent=job.work.priority is Priority.INTERACTIVE)
+            run = self._hub.start(
+                picture,
+                Sharing.EXACT if spec.exact else Sharing.THROUGHPUT,
+                urgent=job.work.priority is Priority.INTERACTIVE,
+                setting=job.setting,
+            )
             job.runs[run] = index
             self._move()
+
+    def _setting(self, loaded: LoadedModel, spec: JobSpec) -> Setting | None:
+        """The LoRAs of a job; of a model that has any, none of them is a setting, too."""
+        if not loaded.model.loras and not spec.loras:
+            return None
+        key = loaded.model.id, spec.task, spec.loras
+        return Setting(key, lambda: loaded.wear(spec.task, spec.loras))
+
+    def _look(self, job: Job, index: int, step: int, latents: torch.Tensor) -> None:
+        """Show a picture on its way: the job's first unfinished one, now and then."""
+        each = steps_run(job.work.spec)
+        unfinished = next((place for place, done in enumerate(job.steps) if done < each), None)
+        due = step % max(1, each // PREVIEWS) == 0 and time.monotonic() - job.shown_at >= PREVIEW_SECONDS
+        if index != unfinished or not due or job.work.on_preview is None:
+            return
+        mapping = job.loaded.preview_map(job.work.spec.task)
+        image = None if mapping is None else previews.paint(latents, mapping, job.work.spec.width, job.work.spec.height)
+        if image is not None:
+            job.work.on_preview(Preview(index, step, image))
+            job.shown_at = time.monotonic()
 
     def _end_runs(self, job: Job, error: BaseException) -> None:
         """A job ends before its pictures do: unwind those that are parked."""
@@ -174,13 +229,25 @@ class SharedRenderer:
         except Exception as error:  # noqa: BLE001 - the engine tells whoever waits for it
             self._done.append((job.work, error))
 
+    def _note_alone(self) -> None:
+        self._alone = tuple(
+            name
+            for name, modules in self._hooked.items()
+            if any(isinstance(self._hub.refused(one), str) for one in modules.values())
+        )
+
     def _hook(self, loaded: LoadedModel, task: Task) -> None:
         modules = self._hooked.setdefault(loaded.model.id, {})
         for name, module in parking(loaded.pipeline(task)):
             if id(module) not in modules:
                 modules[id(module)] = module
-                sharing = SHARING[loaded.model.mode]
-                self._hub.hook(module, f"{loaded.model.id}/{name}", sharing, checked=name == "vae.decoder")
+                self._hub.hook(
+                    module,
+                    f"{loaded.model.id}/{name}",
+                    weights=loaded.fingerprint,
+                    denoiser=not name.startswith("vae."),
+                    checked=name == "vae.decoder",
+                )
 
     def _unhook(self, name: str) -> None:
         """A model goes: hold none of its modules."""

@@ -58,7 +58,7 @@ class Shift:
         self._app = app
         self._boot_id = uuid.uuid4().hex
         self._models: Registry = registry.load(settings.models_file)
-        self._slots = slots(settings.batching, self._models, choice.kind)
+        self._slots = slots(settings.batching, choice.kind)
         self.capacity = self._slots + settings.look_ahead  #: jobs in this process at once
         rights = Rights()
         # each job's thread, the heartbeat and the reporter may each hold a connection
@@ -68,7 +68,9 @@ class Shift:
             settings=settings,
             store=database,
             storage=Storage(settings),
-            engine=Engine(choice, settings.torch_threads, self._slots, settings.batch_rows),
+            engine=Engine(
+                choice, settings.torch_threads, self._slots, settings.batch_rows, settings.data_dir / "lessons"
+            ),
             reporter=Reporter(database, rights),
             rights=rights,
             model=self._model,
@@ -174,10 +176,9 @@ class Shift:
             os._exit(1)
 
 
-def slots(batching: str, models: Registry, kind: str) -> int:
-    """Jobs on a card at once: one, unless sharing forwards makes more of them quicker."""
-    gains = any(model.mode == "throughput" for model in models.models)
-    return SLOTS[kind] if batching == "on" or (batching == "auto" and gains) else 1
+def slots(batching: str, kind: str) -> int:
+    """Jobs on a card at once: several that share forwards, or one."""
+    return 1 if batching == "off" else SLOTS[kind]
 
 
 def patiently(action: Callable[[], T]) -> T:

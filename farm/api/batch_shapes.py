@@ -59,6 +59,7 @@ class BatchQuery(_Input):
     num_images_per_prompt: Annotated[int, Field(ge=1, le=MAX_OUTPUTS)] | None = None
     width: _Side | None = None
     height: _Side | None = None
+    exact: bool | None = None
     output_format: OutputFormat | None = None
     priority: Priority | None = Field(None, description="`bulk` if absent: after what people wait for.")
     webhook: WebhookUrl | None = Field(None, description="Told of the batch's milestones and its end.")

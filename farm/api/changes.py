@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from farm.errors import DatabaseUnavailable
-from farm.store.events import JOB_CHANNEL
+from farm.store.events import JOB_CHANNEL, PREVIEW_CHANNEL
 from farm.store.listen import Listener
 
 log = structlog.get_logger(__name__)
@@ -30,6 +30,7 @@ class Subscription:
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
         self._event = asyncio.Event()
+        self.preview: str | None = None  #: the newest that was heard of, as a data URL; whoever shows it takes it
 
     def wake(self) -> None:
         """The job may have changed."""
@@ -55,7 +56,7 @@ class Changes:
     """The process's one listener. `start` and `subscribe` belong to the event loop's thread."""
 
     def __init__(self, database_url: str) -> None:
-        self._listener = Listener(database_url, [JOB_CHANNEL])
+        self._listener = Listener(database_url, [JOB_CHANNEL, PREVIEW_CHANNEL])
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, set[Subscription]] = {}
         self._stopping = threading.Event()
@@ -96,6 +97,12 @@ class Changes:
         for one in self._waiting.get(job_id, ()):
             one.wake()
 
+    def _show(self, payload: str) -> None:
+        """A preview: kept by those who watch its job, and by nobody else."""
+        job_id, _, preview = payload.partition(" ")
+        for one in self._waiting.get(job_id, ()):
+            one.preview = preview
+
     def _run(self) -> None:
         assert self._loop is not None
         lost = False
@@ -113,7 +120,8 @@ class Changes:
                 log.info("hearing of changes again", action="listener_back")
             try:
                 for notice in notices:
-                    self._loop.call_soon_threadsafe(self._wake, notice.payload)
+                    heard = self._show if notice.channel == PREVIEW_CHANNEL else self._wake
+                    self._loop.call_soon_threadsafe(heard, notice.payload)
             except RuntimeError:  # the loop has ended before us
                 break
         self._listener.close()

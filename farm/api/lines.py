@@ -78,7 +78,7 @@ def jsonl(chunks: Iterable[bytes]) -> Iterator[Line]:
 
 def _object(raw: bytes, number: int) -> dict[str, Any] | FieldProblem:
     try:
-        value = json.loads(raw.decode(), parse_constant=_no_constant)
+        value = _DECODER.decode(raw.decode())
     except UnicodeDecodeError as error:
         return FieldProblem("line", f"byte {error.start}", "is not valid UTF-8", number)
     except json.JSONDecodeError as error:
@@ -95,6 +95,9 @@ def _object(raw: bytes, number: int) -> dict[str, Any] | FieldProblem:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def table(chunks: Iterable[bytes]) -> Iterator[Line]:

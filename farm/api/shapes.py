@@ -212,6 +212,7 @@ class ModelShape(Shape):
     limits: ModelLimits
     vocabulary: dict[str, list[str]] = Field(description="The words it knows, where it knows only some.")
     example_prompts: list[str]
+    loras: list[str] = Field(description="What its jobs may name in `loras`.")
     loaded_on: list[str] = Field(description="Workers that have it in memory.")
 
     @classmethod
@@ -225,6 +226,7 @@ class ModelShape(Shape):
             limits=model.limits,
             vocabulary={kind: list(words) for kind, words in model.vocabulary.items()},
             example_prompts=list(model.example_prompts),
+            loras=[lora.name for lora in model.loras],
             loaded_on=loaded_on,
         )
 

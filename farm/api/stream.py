@@ -127,7 +127,10 @@ async def _events(farm: Services, job: Job, after: int) -> AsyncIterator[bytes]:
                 parts.append(_job(farm, now))
                 told = _face(now)
             if now.progress is not None and now.progress != stepped:
-                parts.append(_event("progress", {"step": now.progress.step, "steps": now.progress.steps}))
+                body: dict[str, Any] = {"step": now.progress.step, "steps": now.progress.steps}
+                if changes.preview is not None:
+                    body["preview"], changes.preview = changes.preview, None
+                parts.append(_event("progress", body))
             stepped = now.progress
             if parts:
                 yield b"".join(parts)

@@ -86,6 +86,7 @@ class Job:
     deadline: datetime | None = None  #: fails if it still waits then
     batch_id: str | None = None  #: the batch it was submitted in
     batch_seq: int | None = None  #: its place there, from 1
+    deaths: int = 0  #: workers that died while it was on their card
 
 
 @dataclass(frozen=True)

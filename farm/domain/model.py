@@ -24,6 +24,9 @@ class ModelDefaults(_Value):
     num_inference_steps: int = 30
     guidance_scale: float = 7.5
     scheduler: Scheduler = Scheduler.DPM_SOLVER
+    #: Whether a recipe gives the same bytes whatever else the card does. If not, a value may differ by 1/255, and jobs
+    #: that share a card are quicker.
+    exact: bool = True
 
 
 class ModelLimits(_Value):
@@ -33,6 +36,16 @@ class ModelLimits(_Value):
     max_side: int = 1024  #: pixels
     max_pixels: int = 1024 * 1024
     max_outputs: int = 8  #: pictures per job
+
+
+class LoraFile(_Value):
+    """A LoRA that jobs of a model may wear."""
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    source: str  #: a ``.safetensors`` file, or a Hub repository id
+    weight_name: str | None = None  #: the file in the repository
+    revision: str | None = None  #: the Hub revision to pin
+    description: str = ""
 
 
 class Model(_Value):
@@ -45,15 +58,17 @@ class Model(_Value):
     tasks: tuple[Task, ...]
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     variant: str | None = None  #: the weights' file variant, such as ``fp16``
-    #: ``exact``: a recipe gives the same bytes whatever else the card does. ``throughput``: jobs on the card share
-    #: forwards, which is faster and may change a value of a picture by 1/255.
-    mode: Literal["exact", "throughput"] = "exact"
     defaults: ModelDefaults = ModelDefaults()
     limits: ModelLimits = ModelLimits()
     memory_bytes: int | None = Field(None, gt=0)  #: of a card, for the weights and a job; None: any card is tried
     tags: tuple[str, ...] = ()  #: a worker must have all of them
     vocabulary: dict[str, tuple[str, ...]] = {}  #: words the model knows, by kind, where it knows only some
     example_prompts: tuple[str, ...] = ()
+    loras: tuple[LoraFile, ...] = ()  #: what its jobs may name
+
+    def lora(self, name: str) -> LoraFile | None:
+        """The LoRA of that name."""
+        return next((lora for lora in self.loras if lora.name == name), None)
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """The nearest size within the limits with about the same aspect: sides in pixels, multiples of 8."""

@@ -15,7 +15,8 @@ from farm.errors import BadInput
 
 VERSION: Final = 1
 
-_SAMPLER_NAMES: Final = {
+#: What the A1111 world calls them.
+SAMPLER_NAMES: Final = {
     Scheduler.DDIM: "DDIM",
     Scheduler.DDPM: "DDPM",
     Scheduler.PNDM: "PLMS",
@@ -34,7 +35,7 @@ def parameters_text(spec: JobSpec, index: int) -> str:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
     settings = [
         f"Steps: {spec.num_inference_steps}",
-        f"Sampler: {_SAMPLER_NAMES[spec.scheduler]}",
+        f"Sampler: {SAMPLER_NAMES[spec.scheduler]}",
         f"CFG scale: {spec.guidance_scale:g}",
         f"Seed: {spec.seed_of(index)}",
         f"Size: {spec.width}x{spec.height}",
@@ -62,7 +63,7 @@ def alone(spec: JobSpec, index: int) -> JobSpec:
 
 def _portable(spec: JobSpec) -> dict[str, object]:
     """The spec without what belongs to one farm: inputs are named by their content alone."""
-    body = spec.model_dump(mode="json", exclude={"inputs"})
+    body = spec.model_dump(mode="json", exclude={"inputs", "preview"})
     body["inputs"] = {name: picture.sha256 for name, picture in spec.inputs.items()}
     return body
 

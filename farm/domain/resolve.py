@@ -86,6 +86,7 @@ def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPi
         problems.append(
             FieldProblem("num_inference_steps", steps, f"the scheduler pndm needs at least {PNDM_STEPS} steps")
         )
+    problems += _lora_problems(request, model)
     if problems:
         raise BadInput(*problems)
     return JobSpec(
@@ -103,7 +104,23 @@ def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPi
         strength=strength,
         output_format=request.output_format,
         inputs=dict(pictures),
+        exact=model.defaults.exact if request.exact is None else request.exact,
+        loras=request.loras,
+        preview=request.preview,
     )
+
+
+def _lora_problems(request: AnyJobRequest, model: Model) -> list[FieldProblem]:
+    known = ", ".join(lora.name for lora in model.loras) or "none"
+    names = [lora.name for lora in request.loras]
+    found = []
+    for index, name in enumerate(names):
+        if model.lora(name) is None:
+            message = f"model {model.id} has no such LoRA; it has: {known}"
+            found.append(FieldProblem(f"loras.{index}.name", name, message))
+        elif name in names[:index]:
+            found.append(FieldProblem(f"loras.{index}.name", name, "is named twice; give it one scale"))
+    return found
 
 
 def _strength(request: AnyJobRequest) -> float | None:

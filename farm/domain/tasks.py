@@ -16,6 +16,7 @@ from farm.domain.states import Priority
 MAX_SEED: Final = 2**63 - 1  #: what a signed 64-bit column and a torch generator both take
 MAX_STEPS: Final = 150
 MAX_OUTPUTS: Final = 16
+MAX_LORAS: Final = 8
 MAX_SIDE: Final = 4096  #: pixels; a model's own limit is usually lower
 SIDE_MULTIPLE: Final = 8  #: the VAE's reduction: latents have whole sizes
 
@@ -98,6 +99,13 @@ class _Value(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class Lora(_Value):
+    """A LoRA of the model's registry entry, and how strongly it is worn."""
+
+    name: str = Field(min_length=1, max_length=100, description="One of the model's `loras` in `GET /v1/models`.")
+    scale: Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)] = 1.0
+
+
 class JobRequest(_Value):
     """What every task takes. Fields left out are decided by the model's defaults; a seed is drawn and returned."""
 
@@ -115,6 +123,18 @@ class JobRequest(_Value):
     num_images_per_prompt: Count = 1
     width: Side | None = None
     height: Side | None = None
+    exact: bool | None = Field(
+        None,
+        strict=True,
+        description=(
+            "true: the same bytes for the same parameters, whatever else the card renders. false: quicker where the "
+            "card is shared; a value may differ by 1/255. The model's default if absent."
+        ),
+    )
+    loras: Annotated[tuple[Lora, ...], Field(max_length=MAX_LORAS)] = ()
+    preview: bool = Field(
+        False, strict=True, description="Whether the events of the job carry small pictures of how far it is."
+    )
     output_format: OutputFormat = OutputFormat.PNG
     priority: Priority = Priority.NORMAL
     custom_id: CustomId | None = Field(
@@ -198,6 +218,9 @@ class JobSpec(_Value):
     strength: float | None
     output_format: OutputFormat
     inputs: dict[str, InputPicture]  #: by field name: ``image``, ``mask_image``, ``depth_map``
+    exact: bool = True  #: whether the bytes must not depend on what else the card renders
+    loras: tuple[Lora, ...] = ()  #: in the order they were given
+    preview: bool = False  #: whether its progress carries small pictures; decides no pixel
 
     @model_validator(mode="after")
     def _inputs_fit_the_task(self) -> Self:
@@ -212,7 +235,11 @@ class JobSpec(_Value):
 
     def parameters(self) -> dict[str, Any]:
         """The parameters as the API shows them: what a client would send to get the same pictures."""
-        shown = self.model_dump(mode="json", exclude={"inputs", "strength"})
+        shown = self.model_dump(mode="json", exclude={"inputs", "strength", "loras", "preview"})
         if self.strength is not None:
             shown["strength"] = self.strength
+        if self.loras:
+            shown["loras"] = [lora.model_dump(mode="json") for lora in self.loras]
+        if self.preview:
+            shown["preview"] = True
         return shown | {name: f"sha256:{picture.sha256}" for name, picture in self.inputs.items()}

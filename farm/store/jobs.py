@@ -182,6 +182,7 @@ def _job(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         deadline=row.deadline,
         batch_id=row.batch_id,
         batch_seq=row.batch_seq,
+        deaths=row.deaths,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from farm import registry
+from farm import lifecycle, registry
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
@@ -233,6 +233,11 @@ def test_a_stream_tells_a_jobs_life_and_ends_with_it(api: Api, client: httpx2.Cl
         hand.step(job, 7)
         while told[-1][:2] != ("progress", {"step": 7, "steps": 20}):
             told.append(next(stream))
+        with api.store.begin() as unit:  # as a worker does for a job that asks for previews
+            lifecycle.progress(unit, job.id, job.epoch, 9, "data:image/jpeg;base64,AAAA")
+        while told[-1][0] != "progress" or told[-1][1]["step"] < 9:
+            told.append(next(stream))
+        assert told[-1][1]["preview"] == "data:image/jpeg;base64,AAAA"
         hand.succeed(job)
         told += stream
     names = [name for name, _, _ in told]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from farm import lifecycle
 from farm.dispatch import broker
@@ -15,11 +17,12 @@ from farm.domain.states import JobState
 from farm.domain.tasks import JobSpec, OutputFormat, Task
 from farm.objects import recipes
 from farm.objects.keys import job_prefix
+from farm.store.events import PREVIEW_CHANNEL
+from farm.store.listen import Listener
 from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, WorkerProcess, depth, mask, scene, spec
 from tests.waiting import wait_until
 
-STARTER = "builtin:starter"
 BROKEN = """
 [[model]]
 id = "starter"
@@ -219,7 +222,7 @@ def test_the_worker_tells_what_it_is(farm: Farm, worker: WorkerProcess) -> None:
     assert found.info.card.dtype == "float32"
     assert found.info.card.memory_bytes > 2**28
     assert {"torch", "diffusers", "transformers", "celery", "farm"} <= set(found.info.versions)
-    assert (found.info.slots, found.info.look_ahead) == (1, 2)
+    assert (found.info.slots, found.info.look_ahead) == (4, 2)
 
 
 def test_flower_would_show_the_worker_by_its_card(farm: Farm, worker: WorkerProcess) -> None:
@@ -228,33 +231,73 @@ def test_flower_would_show_the_worker_by_its_card(farm: Farm, worker: WorkerProc
     assert [queue["name"] for queue in answers["cpu0@testhost"]] == [f"worker.{worker.name}"]
 
 
-def test_jobs_of_a_throughput_model_are_on_the_card_together_and_exact_ones_keep_their_bytes(
-    farm: Farm, worker: WorkerProcess, tmp_path: Path
-) -> None:
+def test_jobs_are_on_the_card_together_and_exact_ones_keep_their_bytes(farm: Farm, worker: WorkerProcess) -> None:
     (exact,) = rendered(farm, worker, spec(seed=3))
-    (tmp_path / "models.toml").write_text(BROKEN.replace('"broken"', '"quick"').replace("./no/such/directory", STARTER))
-    with (tmp_path / "models.toml").open("a") as file:
-        file.write('mode = "throughput"\n')
-    sharing = WorkerProcess(farm, card="cpu1", env={"FARM_MODELS_FILE": str(tmp_path / "models.toml")}).start()
-    try:
-        sharing.wait_online()
-        found = farm.worker(sharing.name)
-        assert found is not None
-        assert found.info.slots == 4
-        for model in ("starter", "quick"):  # loading waits for an empty card
-            rendered(farm, sharing, spec(model=model))
-        long = spec(model="quick", num_inference_steps=150, num_images_per_prompt=4)
-        first, second, third = (farm.start(long.model_copy(update={"seed": seed}), sharing.name) for seed in (1, 2, 3))
-        wait_until(lambda: all(begun(farm, job.id) for job in (first, second, third)), 60, what="all are on the card")
-        assert rendered(farm, sharing, spec(seed=3)) == [exact]
-        assert begun(farm, second.id)  # it did not wait for the others
+    long = spec(num_inference_steps=150, num_images_per_prompt=8, exact=False)
+    first, second, third = (farm.start(long.model_copy(update={"seed": seed}), worker.name) for seed in (1, 2, 3))
+    wait_until(lambda: all(begun(farm, job.id) for job in (first, second, third)), 60, what="all are on the card")
+    assert rendered(farm, worker, spec(seed=3)) == [exact]
+    assert begun(farm, second.id)  # it did not wait for the others
+    for job in (first, second):
         with farm.store.begin() as unit:
-            lifecycle.cancel(unit, farm.tenant, second.id)
-        farm.wait(second, JobState.CANCELED)
-        for job in (first, third):
-            assert len(farm.wait(job, JobState.SUCCEEDED, timeout=120).outputs) == 4
+            lifecycle.cancel(unit, farm.tenant, job.id)
+        farm.wait(job, JobState.CANCELED)
+    assert len(farm.wait(third, JobState.SUCCEEDED, timeout=120).outputs) == 8
+
+
+def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(
+    farm: Farm, worker: WorkerProcess
+) -> None:
+    """After a death in company nobody knows whose fault it was, so each of them has the card for itself next time."""
+    process = WorkerProcess(farm, card="cpu1").start()
+    long = spec(num_inference_steps=150, num_images_per_prompt=16)
+    try:
+        process.wait_online()
+        poison, innocent = farm.start(long, process.name), farm.start(spec(num_inference_steps=150), process.name)
+        wait_until(lambda: begun(farm, poison.id) and begun(farm, innocent.id), 60, what="both are on the card")
+        process.kill()
+        process.start().wait_online()
+        assert [farm.job(job.id).deaths for job in (poison, innocent)] == [1, 1]
+        farm.hand_over(poison, process.name)
+        wait_until(lambda: begun(farm, poison.id), 60, what="the suspect is on the card")
+        farm.hand_over(innocent, process.name)
+        fresh = farm.start(spec(seed=8), process.name)
+        for job in (innocent, fresh):
+            farm.wait(job, JobState.RUNNING)
+        reached = farm.job(poison.id).progress
+        assert reached is not None
+        wait_until(lambda: (now := farm.job(poison.id).progress) and now.step > reached.step + 20, 60)
+        assert not begun(farm, innocent.id)
+        assert not begun(farm, fresh.id)
+        process.kill()
+        found = farm.worker(process.name)
+        assert found is not None
+        with farm.store.begin() as unit:  # as its next process would
+            lifecycle.join(unit, found.info)
+        ended = farm.job(poison.id)
+        assert (ended.state, ended.error and ended.error.code) == (JobState.FAILED, "worker_lost")
+        for job in (innocent, fresh):
+            farm.hand_over(job, worker.name)
+            assert farm.wait(job, JobState.SUCCEEDED, timeout=60).attempts <= 2
     finally:
-        sharing.kill()
+        process.kill()
+
+
+def test_a_job_shows_what_its_picture_looks_like_on_the_way(farm: Farm, worker: WorkerProcess) -> None:
+    listener = Listener(farm.env["FARM_DATABASE_URL"], [PREVIEW_CHANNEL])
+    listener.connect()
+    job = farm.start(spec(num_inference_steps=150, num_images_per_prompt=2, preview=True), worker.name)
+    heard = wait_until(lambda: listener.wait(1), 60, what="a preview is told")
+    listener.close()
+    name, _, shown = heard[0].payload.partition(" ")
+    assert name == job.id
+    mark, _, data = shown.partition(",")
+    assert mark == "data:image/jpeg;base64"
+    assert len(heard[0].payload) < 8_000  # a notification of PostgreSQL is no larger
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (96, 96)
+    done = farm.wait(job, JobState.SUCCEEDED, timeout=60)
+    plain = rendered(farm, worker, spec(num_inference_steps=150, num_images_per_prompt=2))
+    assert [farm.storage.get(output.key) for output in done.outputs] == plain  # whoever looks changes nothing
 
 
 def begun(farm: Farm, job_id: str) -> bool:

@@ -138,7 +138,7 @@ def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_gi
 
 
 def test_the_jobs_of_a_killed_a_drained_and_a_hurried_worker_end_once(farm: Farm) -> None:
-    process = WorkerProcess(farm, card="cpu8", env={"FARM_DRAIN_SECONDS": "120"})
+    process = WorkerProcess(farm, card="cpu8", env={"FARM_DRAIN_SECONDS": "120", "FARM_BATCHING": "off"})
     try:
         process.start().wait_online()
         killed(farm, process)

@@ -146,7 +146,16 @@ class WorkerProcess:
         return self.farm.log_dir / f"worker-{self.card}.log"
 
     def start(self) -> WorkerProcess:
-        env = os.environ | self.farm.env | {"FARM_CARD": self.card, "FARM_WORKER_HOST": HOST, "FARM_TORCH_THREADS": "1"}
+        env = (
+            os.environ
+            | self.farm.env
+            | {
+                "FARM_CARD": self.card,
+                "FARM_DATA_DIR": str(self.farm.log_dir),
+                "FARM_TORCH_THREADS": "1",
+                "FARM_WORKER_HOST": HOST,
+            }
+        )
         command = [
             sys.executable,
             "-m",

@@ -12,15 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from farm.domain.model import Model, Registry
+from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.errors import JobCanceled, ModelUnavailable, NotANumber, OutOfMemory
 from tests.unit.test_pipelines import CPU, pictures, spec
 from workers import pipelines
-from workers.batching import Hub, Run, Sharing, equal_span, rows_that_fit
+from workers.batching import Hub, Run, Sharing, rows_that_fit, rows_that_pay, span_for
 from workers.card import choose
 from workers.engine import Engine, Rendered, RenderWork
+from workers.lessons import Lesson, Lessons
 from workers.pipelines import LoadedModel
 from workers.shared import SharedRenderer, parking
 from workers.shift import slots
@@ -33,7 +34,6 @@ pytestmark = [
 
 EXACT = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype="float32")
 SMALL: dict[str, Any] = {"width": 32, "height": 32}
-THROUGHPUT = EXACT.model_copy(update={"mode": "throughput"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,10 +47,10 @@ def starter() -> LoadedModel:
     return pipelines.load(EXACT, CPU)
 
 
-def hub_on(pipeline: Any, sharing: Sharing, most: int = 8) -> Hub:
+def hub_on(pipeline: Any, most: int = 8) -> Hub:
     hub = Hub(most, pipelines.is_out_of_memory)
     for name, module in parking(pipeline):
-        hub.hook(module, name, sharing, checked=name == "vae.decoder")
+        hub.hook(module, name, denoiser=not name.startswith("vae."), checked=name == "vae.decoder")
     return hub
 
 
@@ -60,10 +60,10 @@ def hubs(starter: LoadedModel) -> Iterator[Callable[..., Hub]]:
     made: list[Hub] = []
     modules = {id(module): (name, module) for task in Task for name, module in parking(starter.pipeline(task))}
 
-    def make(sharing: Sharing, most: int = 8) -> Hub:
+    def make(most: int = 8) -> Hub:
         hub = Hub(most, pipelines.is_out_of_memory)
         for name, module in modules.values():
-            hub.hook(module, name, sharing, checked=name == "vae.decoder")
+            hub.hook(module, name, denoiser=not name.startswith("vae."), checked=name == "vae.decoder")
         made.append(hub)
         return hub
 
@@ -104,11 +104,11 @@ def mixed() -> list[JobSpec]:
     return made
 
 
-def together(hub: Hub, loaded: LoadedModel, specs: list[JobSpec]) -> list[Image.Image]:
+def together(hub: Hub, loaded: LoadedModel, specs: list[JobSpec], sharing: Sharing) -> list[Image.Image]:
     """The specs in one company; one more joins at every second forward."""
     runs: list[Run] = []
     for wanted in specs:
-        runs.append(hub.start(picture(loaded, wanted)))
+        runs.append(hub.start(picture(loaded, wanted), sharing))
         hub.advance()
         hub.advance()
     finish(hub)
@@ -135,9 +135,9 @@ def test_alone_every_task_gives_the_bytes_of_the_stock_pipeline(
         for turn in range(2)
     ]
     stock = [picture(starter, wanted)() for wanted in specs]
-    hub = hubs(sharing)
+    hub = hubs()
     for wanted, expected in zip(specs, stock, strict=True):
-        run = hub.start(picture(starter, wanted))
+        run = hub.start(picture(starter, wanted), sharing)
         finish(hub)
         assert run.error is None
         assert run.result.tobytes() == expected.tobytes(), wanted
@@ -145,8 +145,8 @@ def test_alone_every_task_gives_the_bytes_of_the_stock_pipeline(
 
 def test_in_mixed_company_throughput_differs_by_rounding_alone(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
     stock = [picture(starter, wanted)() for wanted in mixed()]
-    hub = hubs(Sharing.THROUGHPUT)
-    shared = together(hub, starter, mixed())
+    hub = hubs()
+    shared = together(hub, starter, mixed(), Sharing.THROUGHPUT)
     differences = np.abs(
         np.stack([np.asarray(a, int) - np.asarray(b, int) for a, b in zip(shared, stock, strict=True)])
     )
@@ -160,19 +160,19 @@ def test_exact_pictures_do_not_depend_on_their_neighbours(
     starter: LoadedModel, hubs: Callable[..., Hub], sharing: Sharing
 ) -> None:
     specs = mixed()
-    hub = hubs(sharing)
-    first = together(hub, starter, specs)
-    other_way = together(hub, starter, specs[::-1])[::-1]
+    hub = hubs()
+    first = together(hub, starter, specs, sharing)
+    other_way = together(hub, starter, specs[::-1], sharing)[::-1]
     assert [a.tobytes() for a in first] == [b.tobytes() for b in other_way]
     for index in (0, 3):
-        (alone,) = together(hub, starter, [specs[index]])
+        (alone,) = together(hub, starter, [specs[index]], sharing)
         assert alone.tobytes() == first[index].tobytes()
 
 
 def test_a_failing_a_canceled_and_a_nan_picture_end_alone(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
     good = [spec(seed=seed, num_inference_steps=6, **SMALL) for seed in (1, 2)]
-    hub = hubs(Sharing.EXACT)
-    expected = together(hub, starter, good)
+    hub = hubs()
+    expected = together(hub, starter, good, Sharing.EXACT)
 
     def fail(step: int) -> None:
         if step == 2:
@@ -191,8 +191,10 @@ def test_a_failing_a_canceled_and_a_nan_picture_end_alone(starter: LoadedModel, 
         finally:
             unwound.append("yes")
 
-    runs = [hub.start(picture(starter, wanted)) for wanted in good]
-    failing, nan, stopped = hub.start(picture(starter, spec(**SMALL), fail)), hub.start(poisoned), hub.start(canceled)
+    runs = [hub.start(picture(starter, wanted), Sharing.EXACT) for wanted in good]
+    failing, nan, stopped = (
+        hub.start(one, Sharing.EXACT) for one in (picture(starter, spec(**SMALL), fail), poisoned, canceled)
+    )
     for _ in range(3):
         hub.advance()
     hub.stop(stopped, JobCanceled("enough"))
@@ -234,10 +236,31 @@ class Mixing(Double):
         return (sample * 0 + super().forward(sample, timestep)[0].sum(),)
 
 
-def toy(module: Double, sharing: Sharing = Sharing.THROUGHPUT, most: int = 8) -> Hub:
-    hub = Hub(most, pipelines.is_out_of_memory)
-    hub.hook(module, "toy", sharing)
-    return hub
+class Toy(Hub):
+    """A hub whose pipelines all want the same promise, and which has learnt that all rows pay."""
+
+    def __init__(self, module: Double, sharing: Sharing, most: int) -> None:
+        super().__init__(most, pipelines.is_out_of_memory, Known(most))
+        self.hook(module, "toy")
+        self.sharing = sharing
+
+    def run(self, work: Callable[[], Any], *, urgent: bool = False) -> Run:
+        return self.start(work, self.sharing, urgent=urgent)
+
+
+class Known(Lessons):
+    """What a card would have learnt on which every row costs nothing."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(None)
+        self.most = most
+
+    def recall(self, name: str) -> Lesson | None:
+        return None if Sharing.EXACT.name in name else Lesson(self.most)
+
+
+def toy(module: Double, sharing: Sharing = Sharing.THROUGHPUT, most: int = 8) -> Toy:
+    return Toy(module, sharing, most)
 
 
 def steps(module: Double, value: float, count: int, rows: int = 1, extra: Any = None) -> Callable[[], list[float]]:
@@ -254,10 +277,10 @@ def steps(module: Double, value: float, count: int, rows: int = 1, extra: Any = 
 def test_each_row_keeps_its_own_timestep_and_late_joiners_share_at_once() -> None:
     module = Double()
     hub = toy(module)
-    first = hub.start(steps(module, 1.0, 6))
+    first = hub.run(steps(module, 1.0, 6))
     for _ in range(3):
         hub.advance()
-    late = hub.start(steps(module, 5.0, 3))
+    late = hub.run(steps(module, 5.0, 3))
     module.seen.clear()
     hub.advance()
     hub.advance()
@@ -277,8 +300,8 @@ def test_gradients_stay_off_for_those_that_are_parked_and_on_for_the_thread() ->
             module(torch.ones(1, 3), step)
         return torch.is_grad_enabled()
 
-    run = hub.start(long)
-    hub.start(steps(module, 1.0, 1))
+    run = hub.run(long)
+    hub.run(steps(module, 1.0, 1))
     finish(hub)
     assert run.result is False
     assert torch.is_grad_enabled()
@@ -288,7 +311,7 @@ def test_the_oldest_call_leads_and_nobody_starves() -> None:
     module = Double()
     hub = toy(module, Sharing.ALONE)
     for value in (1.0, 2.0, 3.0):
-        hub.start(steps(module, value, 3))
+        hub.run(steps(module, value, 3))
     finish(hub)
     assert [row for (row,) in module.seen] == [1.0, 2.0, 3.0] * 3
 
@@ -297,9 +320,9 @@ def test_an_urgent_call_waits_for_one_forward_at_most_and_lets_others_through() 
     module = Double()
     hub = toy(module, Sharing.ALONE)
     for value in (1.0, 2.0, 3.0):
-        hub.start(steps(module, value, 6))
+        hub.run(steps(module, value, 6))
     hub.advance()
-    hub.start(steps(module, 9.0, 5), urgent=True)
+    hub.run(steps(module, 9.0, 5), urgent=True)
     module.seen.clear()
     for _ in range(10):
         hub.advance()
@@ -311,8 +334,8 @@ def test_forwards_keep_to_the_limit_of_rows_and_urgent_calls_get_the_places() ->
     module = Double()
     hub = toy(module, most=4)
     for value in (1.0, 2.0, 3.0):
-        hub.start(steps(module, value, 3, rows=2))
-    hub.start(steps(module, 9.0, 1, rows=2), urgent=True)
+        hub.run(steps(module, value, 3, rows=2))
+    hub.run(steps(module, 9.0, 1, rows=2), urgent=True)
     hub.advance()
     assert 9.0 in module.seen[0]
     finish(hub)
@@ -322,9 +345,9 @@ def test_forwards_keep_to_the_limit_of_rows_and_urgent_calls_get_the_places() ->
 def test_calls_of_other_conditions_do_not_share() -> None:
     module = Double()
     hub = toy(module)
-    hub.start(steps(module, 1.0, 2, extra={"scale": 1.0}))
-    hub.start(steps(module, 2.0, 2, extra={"scale": 0.5}))
-    hub.start(steps(module, 3.0, 2, extra=object()))  # state that is not in tensors
+    hub.run(steps(module, 1.0, 2, extra={"scale": 1.0}))
+    hub.run(steps(module, 2.0, 2, extra={"scale": 0.5}))
+    hub.run(steps(module, 3.0, 2, extra=object()))  # state that is not in tensors
     finish(hub)
     assert all(len(rows) == 1 for rows in module.seen)
 
@@ -333,10 +356,10 @@ def test_a_forward_that_runs_out_of_memory_is_split_and_later_ones_are_smaller()
     module = Double()
     module.room = 3
     hub = toy(module)
-    runs = [hub.start(steps(module, float(value), 4)) for value in range(1, 9)]
+    runs = [hub.run(steps(module, float(value), 4)) for value in range(1, 9)]
     finish(hub)
     assert [run.result for run in runs] == [[2.0 * value + step for step in range(4)] for value in range(1, 9)]
-    too_big = hub.start(steps(module, 1.0, 1, rows=4))
+    too_big = hub.run(steps(module, 1.0, 1, rows=4))
     finish(hub)
     assert isinstance(too_big.error, torch.OutOfMemoryError)
 
@@ -344,12 +367,12 @@ def test_a_forward_that_runs_out_of_memory_is_split_and_later_ones_are_smaller()
 def test_one_calls_failure_in_a_shared_forward_is_its_own() -> None:
     module = Double()
     hub = toy(module)
-    good, bad = hub.start(steps(module, 1.0, 3)), hub.start(steps(module, -1.0, 3))
+    good, bad = hub.run(steps(module, 1.0, 3)), hub.run(steps(module, -1.0, 3))
     finish(hub)
     assert isinstance(bad.error, ValueError)
     assert good.result == [2.0, 3.0, 4.0]
-    hub.start(steps(module, 1.0, 1))
-    hub.start(steps(module, 2.0, 1))
+    hub.run(steps(module, 1.0, 1))
+    hub.run(steps(module, 2.0, 1))
     module.seen.clear()
     hub.advance()
     assert [1.0, 2.0] in module.seen  # sharing goes on without it
@@ -359,15 +382,21 @@ def test_one_calls_failure_in_a_shared_forward_is_its_own() -> None:
 def test_a_module_that_mixes_its_rows_is_found_out_and_runs_alone(sharing: Sharing) -> None:
     module = Mixing()
     hub = toy(module, sharing)
-    runs = [hub.start(steps(module, value, 4)) for value in (1.0, 2.0)]
+    runs = [hub.run(steps(module, value, 4)) for value in (1.0, 2.0)]
     finish(hub)
     assert [run.result for run in runs] == [[6.0, 9.0, 12.0, 15.0], [12.0, 15.0, 18.0, 21.0]]
 
 
-def test_equal_spans() -> None:
-    assert equal_span({1: b"a", 2: b"b", 3: b"b", 4: b"c", 5: b"c", 6: b"c"}) == (4, 6)
-    assert equal_span({1: b"a", 2: None, 3: b"a", 4: b"a", 5: None, 6: None}) == (3, 4)
-    assert equal_span({1: b"a", 2: b"a", 3: b"a"}) == (1, 3)
+def test_exact_calls_get_the_longest_span_of_equal_rows_that_pads_them_to_no_more_than_twice() -> None:
+    made: dict[int, bytes | None] = {1: b"a", 2: b"b", 3: b"b", 4: b"c", 5: b"c", 6: b"c"}
+    assert [span_for(rows, made) for rows in (1, 2, 3, 4)] == [(2, 3), (4, 6), (4, 6), None]
+    assert span_for(1, {1: b"a", 2: None, 3: b"a", 4: b"a", 5: None}) is None
+    assert span_for(2, {1: b"a", 2: b"a", 3: b"a", 4: b"a", 5: b"e"}) == (1, 4)
+
+
+def test_the_rows_that_pay_are_the_fewest_that_take_about_the_least_time_each() -> None:
+    assert rows_that_pay({1: 1.0, 2: 1.2, 4: 2.0, 8: 3.9, 16: 9.0}) == 4
+    assert rows_that_pay({1: 1.0, 2: 2.1}) == 1
 
 
 def test_rows_are_bounded_by_what_a_row_takes_of_the_free_memory() -> None:
@@ -526,12 +555,12 @@ def test_other_architectures_share_without_code_of_their_own(
         return np.asarray(call(pipe, index).images)
 
     stock = [render(index) for index in range(3)]
-    hub = hub_on(pipeline, Sharing.THROUGHPUT)
-    alone = hub.start(lambda: render(1))
+    hub = hub_on(pipeline)
+    alone = hub.start(lambda: render(1), Sharing.THROUGHPUT)
     finish(hub)
     assert np.array_equal(alone.result, stock[1])
     before = hub.forwards, hub.rows
-    runs = [hub.start(lambda index=index: render(index)) for index in range(3)]  # type: ignore[misc]
+    runs = [hub.start(lambda index=index: render(index), Sharing.THROUGHPUT) for index in range(3)]  # type: ignore[misc]
     finish(hub)
     for run, expected in zip(runs, stock, strict=True):
         assert run.error is None
@@ -543,7 +572,7 @@ def test_other_architectures_share_without_code_of_their_own(
 # -- whole jobs --------------------------------------------------------------------------------------------------------
 
 
-def work(wanted: JobSpec, model: Model = THROUGHPUT, priority: Priority = Priority.NORMAL) -> RenderWork:
+def work(wanted: JobSpec, model: Model = EXACT, priority: Priority = Priority.NORMAL) -> RenderWork:
     done: list[int] = []
     made = RenderWork(
         wanted, model, pictures(wanted.task), lambda: None, done.append, threading.Event(), priority=priority
@@ -561,7 +590,10 @@ def carried_out(renderer: SharedRenderer) -> dict[RenderWork, Any]:
 
 def test_the_pictures_of_jobs_share_forwards_and_each_job_counts_its_own_steps(starter: LoadedModel) -> None:
     renderer = SharedRenderer(CPU, 1, lambda: None, 8)
-    jobs = [work(spec(num_images_per_prompt=3, seed=4, **SMALL)), work(spec(num_inference_steps=5, seed=9, **SMALL))]
+    jobs = [
+        work(spec(num_images_per_prompt=3, seed=4, exact=False, **SMALL)),
+        work(spec(num_inference_steps=5, seed=9, exact=False, **SMALL)),
+    ]
     for job in jobs:
         assert renderer.takes(job.model)
         renderer.admit(job)
@@ -570,24 +602,12 @@ def test_the_pictures_of_jobs_share_forwards_and_each_job_counts_its_own_steps(s
     for job in jobs:
         rendered = ended[job]
         assert isinstance(rendered, Rendered)
-        assert rendered.made_with["mode"] == "throughput"
         assert len(rendered.images) == job.spec.num_images_per_prompt
         for index, image in enumerate(rendered.images):
             alone = pipelines.render(starter, job.spec, index, {}, lambda _: None, threading.Event())
             assert np.abs(np.asarray(image, int) - np.asarray(alone, int)).max() <= 1
         assert job.__dict__["done"] == sorted(job.__dict__["done"])
         assert job.__dict__["done"][-1] == job.spec.num_inference_steps * job.spec.num_images_per_prompt
-
-
-def test_jobs_of_an_exact_model_have_the_bytes_of_the_stock_pipeline_in_any_company(starter: LoadedModel) -> None:
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
-    jobs = [work(wanted, EXACT) for wanted in mixed()]
-    for job in jobs:
-        renderer.admit(job)
-    ended = carried_out(renderer)
-    for job in jobs:
-        assert ended[job].images[0].tobytes() == picture(starter, job.spec)().tobytes()
-        assert ended[job].made_with == starter.made_with(CPU)
 
 
 def test_a_model_that_goes_takes_its_hooks_along() -> None:
@@ -620,13 +640,13 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
         renderer.admit(job)
     renderer.advance()
     renderer.admit(short)
-    assert not renderer.takes(THROUGHPUT)  # it gets the card for itself once the others are done
+    assert not renderer.takes(EXACT)  # it gets the card for itself once the others are done
     stopped.stop.set()
     ended = carried_out(renderer)
     assert isinstance(ended[stopped], JobCanceled)
     assert isinstance(ended[short], OutOfMemory)
     assert len(ended[good].images) == 2
-    assert renderer.takes(THROUGHPUT)
+    assert renderer.takes(EXACT)
 
 
 # -- the engine's thread -----------------------------------------------------------------------------------------------
@@ -648,7 +668,7 @@ def test_the_engine_fills_its_slots_lets_a_waiting_person_in_and_ends_jobs_one_b
     first, second = job("first", 6), job("second", 100)
     first.on_step = hold  # until all are there
     waiting, person, odd = job("waiting", 4), job("person", 5, Priority.INTERACTIVE), job("odd", 3)
-    odd.model = THROUGHPUT.model_copy(update={"id": "odd", "source": "builtin:nothing"})
+    odd.model = EXACT.model_copy(update={"id": "odd", "source": "builtin:nothing"})
     for one in (first, second, waiting, person, odd):
         engine.submit(one)
     engine.start()
@@ -667,7 +687,31 @@ def test_the_engine_fills_its_slots_lets_a_waiting_person_in_and_ends_jobs_one_b
     assert engine.idle_seconds == 0
 
 
-def test_a_card_takes_several_jobs_only_where_that_gains() -> None:
-    exact, mixed_models = Registry(models=(EXACT,)), Registry(models=(EXACT, THROUGHPUT))
-    assert [slots(batching, exact, "cpu") for batching in ("auto", "on", "off")] == [1, 4, 1]
-    assert [slots(batching, mixed_models, "cuda") for batching in ("auto", "on", "off")] == [16, 16, 1]
+def test_a_card_takes_several_jobs_unless_told_not_to() -> None:
+    assert [slots(batching, kind) for batching in ("on", "off") for kind in ("cpu", "cuda")] == [4, 16, 1, 1]
+
+
+def test_a_suspect_has_the_card_for_itself_until_it_has_left_the_process() -> None:
+    engine = Engine(choose("cpu0"), 1, slots=4)
+    began: list[str] = []
+
+    def job(name: str, *, suspect: bool = False) -> RenderWork:
+        made = work(spec(num_inference_steps=3, **SMALL))
+        made.owner, made.suspect = name, suspect
+        made.on_take_up = lambda: began.append(name)
+        return made
+
+    jobs = {name: job(name, suspect=name == "suspect") for name in ("before", "suspect", "after")}
+    for one in jobs.values():
+        engine.submit(one)
+    engine.start()
+    jobs["before"].future.result(60)
+    assert began == ["before"]
+    assert engine.idle_seconds == 0  # it waits, and does not hang
+    engine.leave("before")
+    jobs["suspect"].future.result(60)
+    assert began == ["before", "suspect"]
+    engine.leave("suspect")
+    jobs["after"].future.result(60)
+    engine.close()
+    engine.join(30)

@@ -19,10 +19,9 @@ from farm.errors import OutOfMemory
 from farm.settings import Settings
 from workers import pipelines
 from workers.card import choose
-from workers.engine import Engine, RenderWork
+from workers.engine import Engine, Rendered, RenderWork
 from workers.heartbeat import stalled
-from workers.pipelines import LoadedModel
-from workers.serial import SerialRenderer
+from workers.shared import SharedRenderer
 
 CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
 MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
@@ -72,6 +71,15 @@ def failing(monkeypatch: pytest.MonkeyPatch, *outcomes: BaseException | None) ->
     return tiled
 
 
+def outcome_of(wanted: RenderWork) -> Any:
+    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
+    renderer.admit(wanted)
+    while renderer.active:
+        for _, outcome in renderer.advance():
+            return outcome
+    return dict(renderer.advance())[wanted]
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: …")],
@@ -81,24 +89,22 @@ def test_a_job_that_does_not_fit_is_tried_once_more_in_tiles_and_its_recipe_says
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     tiled = failing(monkeypatch, error, None)
-    renderer = SerialRenderer(CPU, 1, lambda: None)
-    rendered = renderer.render(LoadedModel(MODEL, "float32", None, "sha256:", 1, {}), work())
+    rendered = outcome_of(work())
+    assert isinstance(rendered, Rendered)
     assert tiled == [False, True]
     assert rendered.made_with["vae"] == "tiled"
 
 
 def test_a_job_that_does_not_fit_in_tiles_either_fails_with_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, MemoryError(), MemoryError())
-    renderer = SerialRenderer(CPU, 1, lambda: None)
-    with pytest.raises(OutOfMemory, match="64x64"):
-        renderer.render(LoadedModel(MODEL, "float32", None, "sha256:", 1, {}), work())
+    error = outcome_of(work())
+    assert isinstance(error, OutOfMemory)
+    assert "64x64" in str(error)
 
 
 def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     tiled = failing(monkeypatch, ValueError("odd"))
-    renderer = SerialRenderer(CPU, 1, lambda: None)
-    with pytest.raises(ValueError, match="odd"):
-        renderer.render(LoadedModel(MODEL, "float32", None, "sha256:", 1, {}), work())
+    assert isinstance(outcome_of(work()), ValueError)
     assert tiled == [False]
 
 
