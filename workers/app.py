@@ -18,6 +18,7 @@ from farm.dispatch import broker
 from farm.errors import SetupError
 from farm.log import configure
 from farm.settings import settings
+from workers import crash
 from workers.render import render
 from workers.shift import Shift
 
@@ -41,6 +42,7 @@ def render_message(job: str, epoch: int, version: int = 0, **_unknown: object) -
         # Unclaimed, the job is offered again when its dispatch lease runs out, perhaps to a worker that understands it.
         log.warning("a message of another version", action="message_unknown", job=job, epoch=epoch, version=version)
         return
+    crash.at("after_receive")
     assert _shift is not None  # made before Celery consumes
     render(_shift.bench, job, epoch)
 

@@ -37,6 +37,7 @@ from farm.objects import keys, pictures
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit import Store, Unit
+from workers import crash
 from workers.encode import encode
 from workers.engine import Engine, Rendered, RenderWork, total_steps
 from workers.reporter import Reporter
@@ -81,6 +82,7 @@ def render(bench: Bench, job_id: str, epoch: int) -> None:
         right = claim(bench, job_id, epoch)
         if right is None:
             return
+        crash.at("after_claim", right.job.spec.prompt)
         try:
             carry_out(bench, right)
         except Exception:
@@ -174,6 +176,7 @@ def on_the_card(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> R
         bench.reporter.take_up(right, total_steps(spec))
 
     def step(done: int) -> None:
+        crash.at("mid_denoise", spec.prompt)
         right.move()
         bench.reporter.step(right, done)
 
@@ -202,6 +205,7 @@ def encoded(right: Right, rendered: Rendered) -> Iterator[tuple[Output, bytes]]:
     content_type = spec.output_format.content_type
     for index, image in enumerate(rendered.images):
         body = encode(image, spec, index, rendered.made_with)
+        crash.at("after_encode", spec.prompt)
         key = keys.output_key(job.tenant_id, job.id, right.epoch, index, keys.extension(content_type))
         yield (
             Output(
@@ -229,6 +233,8 @@ def store(bench: Bench, right: Right, files: Iterator[tuple[Output, bytes]]) -> 
             return written.sha256
 
         sha256 = while_storage_is_away(bench, right, put)
+        if output.index + 1 < right.job.spec.num_images_per_prompt:
+            crash.at("mid_upload", right.job.spec.prompt)
         right.move()
         yield Output(
             output.index,
@@ -252,6 +258,7 @@ def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered
             lifecycle.take_up(unit, right.job.id, right.epoch, begun)
         lifecycle.succeed(unit, right.job.id, right.epoch, outputs, rendered.made_with)
 
+    crash.at("before_commit", right.job.spec.prompt)
     try:
         write(bench, right, succeed)
     except RightLost as error:
@@ -262,6 +269,7 @@ def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered
             raise Unsure(str(error)) from error
         if job.state is not JobState.SUCCEEDED or job.epoch != right.epoch:
             raise
+    crash.at("after_commit", right.job.spec.prompt)
     log.info("succeeded", action="job_succeeded", outputs=len(outputs))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from farm.domain.model import Model
 from farm.domain.worker import Card
-from workers import pipelines
+from workers import crash, pipelines
 from workers.pipelines import LoadedModel
 
 log = structlog.stdlib.get_logger()
@@ -44,6 +44,7 @@ class Residency:
         if found is not None:  # the registry says something else by now
             self._drop(model.id)
         self._make_room(self._sizes.get(model.id, 0))
+        crash.at("loading_model")
         started = time.monotonic()
         try:
             loaded = pipelines.load(model, self._card)

@@ -1,0 +1,92 @@
+"""The farm's worker with a renderer that only paints noise: ``celery -A tests.chaos.worker worker``.
+
+Claims, leases, the engine and its thread, steps and cancels, encoding, storing and committing are the real ones; what
+is left out is torch, so that a killed worker is back in two seconds instead of twelve.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import types
+from collections.abc import Callable
+
+from PIL import Image
+
+from farm.domain.cost import steps_run
+from farm.domain.model import Model
+from farm.domain.worker import Card
+from farm.errors import JobCanceled
+from workers import card as cards
+from workers import crash
+from workers.card import Choice
+from workers.engine import Rendered, RenderWork
+
+STEP_SECONDS = 0.02
+
+
+class NoiseRenderer:
+    """Takes the place of `workers.shared.SharedRenderer`: a step of every job at each call, then noise of its seed."""
+
+    def __init__(self, _card: Card, _torch_threads: int, move: Callable[[], None], *_: object) -> None:
+        self._move = move
+        self._jobs: dict[RenderWork, int] = {}
+        self._loaded: set[str] = set()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(self._loaded)
+
+    def holds(self, model: Model) -> bool:
+        return model.id in self._loaded
+
+    @property
+    def active(self) -> int:
+        return len(self._jobs)
+
+    def takes(self, _: Model) -> bool:
+        return True
+
+    def admit(self, work: RenderWork) -> None:
+        if not self.holds(work.model):
+            crash.at("loading_model")
+            self._loaded.add(work.model.id)
+        self._jobs[work] = 0
+
+    def advance(self) -> list[tuple[RenderWork, Rendered | BaseException]]:
+        time.sleep(STEP_SECONDS)
+        self._move()
+        ended: list[tuple[RenderWork, Rendered | BaseException]] = []
+        for work, done in list(self._jobs.items()):
+            if work.stop.is_set():
+                ended.append((work, JobCanceled("the job was stopped")))
+                continue
+            self._jobs[work] = done + 1
+            work.on_step(done + 1)
+            if done + 1 >= steps_run(work.spec) * work.spec.num_images_per_prompt:
+                ended.append((work, Rendered(_pictures(work), {"model": work.model.id, "dtype": "float32"})))
+        for work, _ in ended:
+            del self._jobs[work]
+        return ended
+
+
+def _pictures(work: RenderWork) -> list[Image.Image]:
+    spec = work.spec
+    size = (spec.width, spec.height)
+    return [
+        Image.frombytes("RGB", size, random.Random(spec.seed_of(index)).randbytes(3 * size[0] * size[1]))
+        for index in range(spec.num_images_per_prompt)
+    ]
+
+
+def _describe(choice: Choice) -> Card:
+    return Card("cpu", choice.index, "a processor that paints noise", cards.main_memory(), "float32")
+
+
+cards.describe = _describe
+_stand_in = types.ModuleType("workers.shared")
+_stand_in.SharedRenderer = NoiseRenderer  # type: ignore[attr-defined]
+sys.modules["workers.shared"] = _stand_in
+
+from workers.app import app  # noqa: E402, F401 - Celery finds it here
