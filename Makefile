@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 # Made anew when the dependencies change; its presence says that the install is whole.
 INSTALLED := $(VENV)/.installed
 
+# Other people's clients, in an environment of their own; the one for Node only where npm is.
+COMPAT := .venv-compat
+
 .DEFAULT_GOAL := help
-.PHONY: compose-env help install demo test lint types fmt imports up down clean
+.PHONY: compose-env help install compat demo test lint types fmt imports up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,10 +24,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 install: $(INSTALLED) ## make .venv with the farm and everything it needs
 
+$(COMPAT)/.installed: pyproject.toml tests/compat/constraints.txt
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(COMPAT)/bin/python -m pip install --quiet --constraint tests/compat/constraints.txt --group compat
+	command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix $(COMPAT)/node openai@6 \
+		|| echo "npm cannot install the client for Node: its test will be skipped"
+	touch $@
+
+compat: $(INSTALLED) $(COMPAT)/.installed ## other people's clients against the farm
+	$(BIN)/python -m pytest tests/compat
+
 demo: $(INSTALLED) ## start a farm, render all four tasks into demo-out/, stop it
 	$(BIN)/farm demo --out demo-out
 
-test: $(INSTALLED) ## the whole test suite, on real servers
+test: $(INSTALLED) $(COMPAT)/.installed ## the whole test suite, on real servers
 	$(BIN)/ruff check farm workers tests
 	$(BIN)/ruff format --check farm workers tests
 	$(BIN)/lint-imports
@@ -59,4 +73,4 @@ compose-env: ## draw the secrets of docker-compose.yml into .env
 	chmod 600 .env
 
 clean: ## remove what the targets made, except the farm's data
-	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(COMPAT) demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from farm import registry
-from farm.api import batches, docs, files, health, jobs, joining, keys, models, problems, webhooks, workers
+from farm.api import batches, compat, docs, files, health, jobs, joining, keys, models, problems, webhooks, workers
 from farm.api.changes import Changes
 from farm.api.edge import Edge
 from farm.api.services import Services
@@ -61,12 +61,17 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for module in (jobs, batches, files, models, workers, joining, webhooks, keys, health, docs):
         app.include_router(module.router)
+    compat.mount(app, settings)
     problems.install(app)
     app.add_middleware(
         Edge,
         # three pictures as data URLs, which are a third longer than their bytes
         limit=settings.max_input_bytes * 4 // 3 * 3 + 2**20,
-        limits={"/v1/files": settings.max_input_bytes + FORM_BYTES, "/v1/batches": settings.max_bulk_bytes},
+        limits={
+            "/v1/files": settings.max_input_bytes + FORM_BYTES,
+            "/v1/batches": settings.max_bulk_bytes,
+            **compat.LIMITS,
+        },
     )
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app

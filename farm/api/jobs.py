@@ -114,8 +114,8 @@ async def submit_job(
     name = None if idempotency_key is None else IdempotencyKey(idempotency_key, _hash(request))
     known = None if name is None else await run_in_threadpool(_before, farm, key.tenant_id, name)
     if known is None:
-        new = await _resolved(farm, key.tenant_id, request)
-        job, created = await run_in_threadpool(_submit, farm, key.tenant_id, new, name)
+        new = await resolved(farm, key.tenant_id, request)
+        job, created = await run_in_threadpool(store_job, farm, key.tenant_id, new, name)
     else:
         job, created = known, False
     seconds = wait_of(prefer, farm.settings.max_wait_seconds)
@@ -127,7 +127,7 @@ async def submit_job(
     return JobShape.of(job, farm.storage, farm.settings)
 
 
-async def _resolved(farm: Services, tenant_id: str, request: AnyJobRequest) -> NewJob:
+async def resolved(farm: Services, tenant_id: str, request: AnyJobRequest) -> NewJob:
     """The job that the request asks for, with its pictures stored."""
     model = _model(farm, request)
     given = inputs.references(request)
@@ -151,7 +151,8 @@ def _before(farm: Services, tenant_id: str, name: IdempotencyKey) -> Job | None:
         return lifecycle.submitted(unit, tenant_id, name)
 
 
-def _submit(farm: Services, tenant_id: str, new: NewJob, name: IdempotencyKey | None) -> tuple[Job, bool]:
+def store_job(farm: Services, tenant_id: str, new: NewJob, name: IdempotencyKey | None) -> tuple[Job, bool]:
+    """Queue it. Returns the job, and whether this call made it."""
     with farm.store.begin() as unit:
         return lifecycle.submit(unit, tenant_id, new, name)
 

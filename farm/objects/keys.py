@@ -6,6 +6,7 @@ lost its right to a job cannot overwrite what the current one wrote::
     inputs/<tenant>/<sha256>.<extension>
     outputs/<tenant>/<job>/<epoch>/<index>.<extension>
     reports/<tenant>/<batch>/errors.jsonl
+    lines/<tenant>/<file>.jsonl
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ INPUTS: Final = "inputs/"  #: every input's key starts with this
 OUTPUTS: Final = "outputs/"  #: every output's key starts with this
 
 REPORTS: Final = "reports/"  #: every report's key starts with this
+LINES: Final = "lines/"  #: the key of every uploaded file of requests starts with this
 
 #: What the farm stores, and the extension under which it does.
 EXTENSIONS: Final[dict[str, str]] = {
@@ -33,6 +35,7 @@ EXTENSIONS: Final[dict[str, str]] = {
 _TENANT = re.compile(r"ten_[0-9a-f]{32}", re.ASCII)
 _JOB = re.compile(r"job_[0-9a-f]{32}", re.ASCII)
 _BATCH = re.compile(r"bat_[0-9a-f]{32}", re.ASCII)
+_FILE = re.compile(r"file_[0-9a-f]{32}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}", re.ASCII)
 
@@ -67,6 +70,20 @@ def batch_errors_key(tenant_id: str, batch_id: str) -> str:
         ValueError: a part is not in its form.
     """
     return f"{REPORTS}{_part('tenant', _TENANT, tenant_id)}/{_part('batch', _BATCH, batch_id)}/errors.jsonl"
+
+
+def lines_prefix(tenant_id: str) -> str:
+    """What the keys of all files of requests of a tenant start with."""
+    return f"{LINES}{_part('tenant', _TENANT, tenant_id)}/"
+
+
+def lines_key(tenant_id: str, file_id: str) -> str:
+    """Where an uploaded file of requests lies, one per line.
+
+    Raises:
+        ValueError: a part is not in its form.
+    """
+    return f"{lines_prefix(tenant_id)}{_part('file', _FILE, file_id)}.jsonl"
 
 
 def job_prefix(tenant_id: str, job_id: str) -> str:

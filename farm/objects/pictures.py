@@ -124,6 +124,18 @@ def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "ma
     return image.convert("L")
 
 
+def load_holes(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
+    """The picture upright and as a mask ``L``: white where it is transparent, black where it is opaque.
+
+    Raises:
+        InputRefused: as :func:`inspect`, and for a picture that cannot be transparent.
+    """
+    image = _load(data, settings, field)
+    if not image.has_transparency_data:
+        raise _refused(field, image.mode, "has no transparency: its transparent part says what is painted anew")
+    return ImageOps.invert(image.convert("RGBA").getchannel("A"))
+
+
 def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "depth") -> Image.Image:
     """The depth map upright: ``I;16`` where 16-bit grey was given, or else ``L``.
 
@@ -138,6 +150,13 @@ def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "d
     if image.has_transparency_data:
         return image.convert("RGBA").convert("L")
     return image.convert("L")
+
+
+def as_png(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def _load(data: bytes, settings: Settings | None, field: str) -> Image.Image:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import delete, func, insert, null, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
@@ -45,6 +46,29 @@ class Webhooks:
         self._session.add(row)
         self._session.flush()
         return _endpoint(row, row.created_at)
+
+    def one_off(self, tenant_id: str, url: str, secret: str, description: str) -> Endpoint:
+        """The endpoint of jobs that name this URL as their webhook; made with that secret if it is not there."""
+        events = sorted(kind.value for kind in WEBHOOK_EVENTS)
+        self._session.execute(
+            upsert(EndpointRow)
+            .values(
+                id=ids.new(ids.ENDPOINT),
+                tenant_id=tenant_id,
+                url=url,
+                description=description,
+                events=events,
+                secrets=[secret],
+                one_off=True,
+            )
+            .on_conflict_do_nothing(index_elements=["tenant_id", "url"], index_where=EndpointRow.one_off.is_(True))
+        )
+        row, now = self._session.execute(
+            select(EndpointRow, func.now()).where(
+                EndpointRow.tenant_id == tenant_id, EndpointRow.url == url, EndpointRow.one_off
+            )
+        ).one()
+        return _endpoint(row, now)
 
     def endpoint(self, tenant_id: str, endpoint_id: str) -> Endpoint:
         """The tenant's endpoint of that id; `NotFound`."""

@@ -1,0 +1,416 @@
+"""The API of A1111's web UI (``/sdapi/v1``), as its many clients use it.
+
+It lies at the root, because most of those clients take a host and a port and nothing else. The farm has no current
+model and no settings that one client could change for another: what a request leaves out is decided by the model's
+defaults, and ``override_settings`` names the model.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from farm.api.compat import dialect
+from farm.api.compat.dialect import ANY, Call, Dialect, Moot, Refusal, drop_moot, reads, submits
+from farm.api.compat.rendering import cancel, rendered, stored
+from farm.domain.job import Job, JobFilter
+from farm.domain.model import Model
+from farm.domain.recipe import SAMPLER_NAMES, parameters_text
+from farm.domain.states import JobState, Priority
+from farm.domain.tasks import OutputFormat, Scheduler, Task
+from farm.errors import BadInput, FieldProblem
+from farm.objects import pictures
+from farm.settings import Settings
+
+PREFIX: Final = "/sdapi/v1"
+
+#: The ``custom_id`` of every job that came this way: how progress and interrupt find them.
+MARK: Final = "sdapi"
+AT_ONCE: Final = 100  #: jobs that one interrupt stops
+_ACTIVE: Final = (JobState.QUEUED, JobState.DISPATCHED, JobState.RUNNING)
+
+#: The farm's fields as these clients call them.
+NAMES: Final = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+    "strength": "denoising_strength",
+    "scheduler": "sampler_name",
+    "num_images_per_prompt": "batch_size",
+    "image": "init_images",
+    "mask_image": "mask",
+    "model": "override_settings.sd_model_checkpoint",
+}
+_SAMPLERS: Final = {name.lower(): scheduler for scheduler, name in SAMPLER_NAMES.items()}
+_FORMATS: Final = {"png": OutputFormat.PNG, "webp": OutputFormat.WEBP, "jpg": OutputFormat.JPEG}
+
+_NO_SCRIPTS: Final = "the farm has no scripts"
+_SINGLE: Final = "the farm renders in one pass: ask for the size itself"
+_SAMPLING: Final = "the farm's samplers have no such parameter; leave it out"
+#: What clients send of their own accord, and its values that ask for nothing.
+_MOOT: Final[Mapping[str, Moot | None]] = {
+    "enable_hr": Moot((False,), _SINGLE),
+    **dict.fromkeys(
+        (
+            *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name"),
+            *("hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "hr_additional_modules"),
+            *("subseed", "seed_resize_from_h", "seed_resize_from_w", "do_not_save_samples", "do_not_save_grid"),
+            *("save_images", "override_settings_restore_afterwards", "script_args", "sampler_index", "comments"),
+            *("disable_extra_networks", "force_task_id", "infotext", "include_init_images", "mask_round"),
+            *("inpaint_full_res", "inpaint_full_res_padding"),
+        ),
+        ANY,
+    ),
+    "firstphase_width": Moot((0,), _SINGLE),
+    "firstphase_height": Moot((0,), _SINGLE),
+    "refiner_checkpoint": Moot(("", "None"), _SINGLE),
+    "refiner_switch_at": ANY,
+    "latent_mask": Moot((), "send mask"),
+    "styles": Moot(([],), "the farm has no saved styles; say it in the prompt"),
+    "subseed_strength": Moot((0,), "the farm renders from one seed"),
+    "scheduler": Moot(("", "automatic", "Automatic", "Use same scheduler"), "the farm's samplers come with their own"),
+    "restore_faces": Moot((False,), "the farm does not restore faces"),
+    "tiling": Moot((False,), "the farm does not tile"),
+    "eta": Moot((0, 1), _SAMPLING),
+    "s_churn": Moot((0,), _SAMPLING),
+    "s_tmax": Moot((0,), _SAMPLING),
+    "s_tmin": Moot((0,), _SAMPLING),
+    "s_noise": Moot((1,), _SAMPLING),
+    "s_min_uncond": Moot((0,), _SAMPLING),
+    "script_name": Moot(("", "None"), _NO_SCRIPTS),
+    "resize_mode": Moot((0,), "the farm just resizes (mode 0)"),
+    "mask_blur": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
+    "mask_blur_x": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
+    "mask_blur_y": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
+    "inpainting_fill": Moot((0, 1), "the farm starts from the picture itself"),
+    "initial_noise_multiplier": Moot((1,), _SAMPLING),
+    "image_cfg_scale": Moot((0, 1.5), _SAMPLING),
+}
+
+
+def _key(request: Request) -> str | None:
+    """A key as the password of any user, or as a bearer token."""
+    basic = dialect.bearer(request, "basic")
+    if basic is None:
+        return dialect.bearer(request)
+    try:
+        user, _, password = base64.b64decode(basic, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return password or user or None
+
+
+def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
+    return {"error": refusal.code, "detail": refusal.message, "body": "", "errors": refusal.message}
+
+
+DIALECT: Final = Dialect(
+    name="A1111",
+    credentials=_key,
+    ask="send an API key as the password of any user name, as `--api-auth` has it",
+    body=_body,
+    challenge='Basic realm="farm"',
+)
+
+
+def application(main: FastAPI) -> Starlette:
+    """The adapter's app."""
+    nothing = (
+        *("/upscalers", "/latent-upscale-modes", "/loras", "/hypernetworks", "/face-restorers", "/sd-vae"),
+        *("/realesrgan-models", "/prompt-styles", "/script-info", "/sd-modules"),
+    )
+    return dialect.application(
+        main,
+        DIALECT,
+        [
+            submits("/txt2img", txt2img),
+            submits("/img2img", img2img),
+            reads("/progress", progress),
+            submits("/interrupt", interrupt),
+            submits("/skip", interrupt),
+            reads("/options", get_options),
+            submits("/options", set_options),
+            reads("/cmd-flags", lambda _: JSONResponse({"api": True})),
+            reads("/sd-models", list_models),
+            reads("/samplers", list_samplers),
+            reads("/schedulers", lambda _: JSONResponse([_schedule()])),
+            reads("/scripts", lambda _: JSONResponse({"txt2img": [], "img2img": []})),
+            reads("/embeddings", lambda _: JSONResponse({"loaded": {}, "skipped": {}})),
+            *(reads(path, lambda _: JSONResponse([])) for path in nothing),
+            submits("/refresh-checkpoints", lambda _: JSONResponse(None)),
+        ],
+    )
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+async def txt2img(call: Call) -> Response:
+    """``POST /txt2img``."""
+    given = await call.json()
+    given.pop("denoising_strength", None)  # of the second pass
+    return await _answer(call, given, {"task": Task.TEXT_TO_IMAGE.value})
+
+
+async def img2img(call: Call) -> Response:
+    """``POST /img2img``: with a mask its white part is painted anew."""
+    given = await call.json()
+    images, mask = given.pop("init_images", None), given.pop("mask", None)
+    inverted = given.pop("inpainting_mask_invert", None) in (1, True)
+    if not isinstance(images, list) or len(images) != 1:
+        shown = len(images) if isinstance(images, list) else images
+        raise BadInput.of("init_images", shown, "must be a list of one picture: base64, a data URL or an https URL")
+    asked: dict[str, Any] = {"image": await _picture(call, images[0], "init_images")}
+    if mask is None:
+        asked["task"] = Task.IMAGE_TO_IMAGE.value
+        asked["strength"] = given.pop("denoising_strength", 0.75)
+    else:
+        asked["task"] = Task.INPAINTING.value
+        asked["strength"] = given.pop("denoising_strength", 0.75)
+        asked["mask_image"] = await _picture(call, mask, "mask", inverted=inverted)
+    return await _answer(call, given, asked)
+
+
+async def _picture(call: Call, text: object, field: str, *, inverted: bool = False) -> str:
+    """How a job names a picture that came as base64, with or without the head of a data URL, or as a URL."""
+    if not isinstance(text, str):
+        raise BadInput.of(field, text, "must be a picture as base64 text")
+    if text.startswith(("https://", "http://")) and not inverted:
+        return text
+    try:
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput.of(field, text[:60], "is not valid base64") from None
+    if inverted:
+        data = await run_in_threadpool(_inverted, data, field, call.farm.settings)
+    return await stored(call, data, field)
+
+
+def _inverted(data: bytes, field: str, settings: Settings) -> bytes:
+    mask = pictures.load_mask(data, settings, field=field)
+    return pictures.as_png(mask.point(lambda value: 255 - value))
+
+
+def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Put into ``asked`` what a request asks for; returns whether its pictures are to be sent. Raises `BadInput`."""
+    sampler = given.pop("sampler_name", None) or given.get("sampler_index")
+    found = drop_moot(given, _MOOT)
+    if sampler and str(sampler).lower() != "automatic":
+        scheduler = _SAMPLERS.get(str(sampler).lower())
+        if scheduler is None:
+            allowed = ", ".join(SAMPLER_NAMES.values())
+            found.append(FieldProblem("sampler_name", sampler, f"must be one of {allowed}"))
+        else:
+            asked["scheduler"] = scheduler.value
+    found += _overrides(given.pop("override_settings", None) or {}, asked)
+    scripts = given.pop("alwayson_scripts", None) or {}
+    if not isinstance(scripts, dict) or any(_does_something(one) for one in scripts.values()):
+        found.append(FieldProblem("alwayson_scripts", scripts, _NO_SCRIPTS))
+    if given.get("seed") == -1:
+        del given["seed"]
+    count = given.pop("n_iter", None), given.pop("batch_size", None)
+    if all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in count):
+        asked["num_images_per_prompt"] = (count[0] or 1) * (count[1] or 1)
+    else:
+        found.append(FieldProblem("batch_size", count[1], "must be a whole number, as must be n_iter"))
+    send = given.pop("send_images", True)
+    for theirs, ours in (("steps", "num_inference_steps"), ("cfg_scale", "guidance_scale")):
+        if given.get(theirs) is not None:
+            asked[ours] = given.pop(theirs)
+    for name in ("prompt", "negative_prompt", "seed", "width", "height"):
+        value = given.pop(name, None)
+        if value is not None:
+            asked[name] = value
+    found += [
+        FieldProblem(name, value, "is not a field of this request")
+        for name, value in given.items()
+        if value is not None
+    ]
+    if found:
+        raise BadInput(*found)
+    asked.setdefault("prompt", "")
+    asked |= {"priority": Priority.INTERACTIVE.value, "custom_id": MARK}
+    return send is not False
+
+
+def _does_something(script: object) -> bool:
+    """Whether a script's arguments are more than the "off" that clients send for scripts that they know."""
+    arguments = script.get("args", []) if isinstance(script, dict) else script
+    return arguments not in ([], [False], None)
+
+
+def _overrides(settings: object, asked: dict[str, Any]) -> list[FieldProblem]:
+    if not isinstance(settings, dict):
+        return [FieldProblem("override_settings", settings, "must be a JSON object")]
+    found: list[FieldProblem] = []
+    for name, value in settings.items():
+        match name, value:
+            case ("sd_model_checkpoint", str()):
+                asked["model"] = value
+            case ("samples_format", str()) if value in _FORMATS:
+                asked["output_format"] = _FORMATS[value].value
+            case ("CLIP_stop_at_last_layers", 1):
+                pass
+            case _:
+                message = "the farm has no such setting; it has sd_model_checkpoint and samples_format (png, webp, jpg)"
+                found.append(FieldProblem(f"override_settings.{name}", value, message))
+    return found
+
+
+async def _answer(call: Call, given: dict[str, Any], asked: dict[str, Any]) -> Response:
+    told = {name: value for name, value in given.items() if name != "alwayson_scripts"}
+    send = _read(given, asked)
+    job = await rendered(call, asked, NAMES)
+
+    def read() -> list[str]:
+        return [base64.b64encode(call.farm.storage.get(output.key)).decode() for output in job.outputs]
+
+    images = await run_in_threadpool(read) if send else []
+    return JSONResponse({"images": images, "parameters": told, "info": json.dumps(_info(job), ensure_ascii=False)})
+
+
+def _info(job: Job) -> dict[str, Any]:
+    spec = job.spec
+    seeds = [output.seed for output in job.outputs]
+    return {
+        "prompt": spec.prompt,
+        "all_prompts": [spec.prompt] * len(seeds),
+        "negative_prompt": spec.negative_prompt,
+        "all_negative_prompts": [spec.negative_prompt] * len(seeds),
+        "seed": spec.seed,
+        "all_seeds": seeds,
+        "subseed": spec.seed,
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": spec.width,
+        "height": spec.height,
+        "sampler_name": SAMPLER_NAMES[spec.scheduler],
+        "cfg_scale": spec.guidance_scale,
+        "steps": spec.num_inference_steps,
+        "batch_size": len(seeds),
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": spec.model,
+        "sd_model_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": spec.strength,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": [parameters_text(spec, output.index) for output in job.outputs],
+        "styles": [],
+        "job_timestamp": job.created_at.strftime("%Y%m%d%H%M%S"),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "job_id": job.id,
+    }
+
+
+# -- what is under way -------------------------------------------------------------------------------------------------
+
+
+def _active(call: Call) -> list[Job]:
+    """The tenant's jobs that came this way and are not over, newest first."""
+    with call.farm.store.begin() as unit:
+        found, _ = unit.jobs.page(call.tenant_id, JobFilter(states=_ACTIVE, custom_id=MARK), None, AT_ONCE)
+    return found
+
+
+def progress(call: Call) -> Response:
+    """``GET /progress``: of the tenant's oldest job that came this way and is not over."""
+    active = _active(call)
+    oldest = active[-1] if active else None
+    step, steps, fraction, eta = 0, 0, 0.0, 0.0
+    if oldest is not None and oldest.progress is not None:
+        step, steps = oldest.progress.step, oldest.progress.steps
+        fraction = step / steps if steps else 0.0
+        if fraction and oldest.rendering_at is not None:
+            eta = (datetime.now(UTC) - oldest.rendering_at).total_seconds() * (1 - fraction) / fraction
+    state = {
+        "skipped": False,
+        "interrupted": oldest is not None and oldest.cancel_requested,
+        "stopping_generation": False,
+        "job": "" if oldest is None else oldest.id,
+        "job_count": len(active),
+        "job_timestamp": "0" if oldest is None else oldest.created_at.strftime("%Y%m%d%H%M%S"),
+        "job_no": 0,
+        "sampling_step": step,
+        "sampling_steps": steps,
+    }
+    return JSONResponse(
+        {"progress": fraction, "eta_relative": eta, "state": state, "current_image": None, "textinfo": None}
+    )
+
+
+def interrupt(call: Call) -> Response:
+    """``POST /interrupt``: stop the tenant's jobs that came this way."""
+    for job in _active(call):
+        cancel(call, job.id)
+    return JSONResponse({})
+
+
+# -- what there is -----------------------------------------------------------------------------------------------------
+
+
+def _default(call: Call) -> Model:
+    return call.farm.registry.default_for(Task.TEXT_TO_IMAGE) or call.farm.registry.models[0]
+
+
+def get_options(call: Call) -> Response:
+    """``GET /options``: those that mean something here."""
+    return JSONResponse(_options(call))
+
+
+def _options(call: Call) -> dict[str, Any]:
+    return {
+        "sd_model_checkpoint": _default(call).id,
+        "sd_checkpoint_hash": None,
+        "samples_format": "png",
+        "CLIP_stop_at_last_layers": 1,
+    }
+
+
+async def set_options(call: Call) -> Response:
+    """``POST /options``: accepts what is so already; one client's choice must not become another's."""
+    now = _options(call)
+    found = [
+        FieldProblem(
+            name, value, "cannot be set for everybody: send it as override_settings with each request that wants it"
+        )
+        for name, value in (await call.json()).items()
+        if name not in now or now[name] != value
+    ]
+    if found:
+        raise BadInput(*found)
+    return JSONResponse({})
+
+
+def list_models(call: Call) -> Response:
+    """``GET /sd-models``."""
+    nothing = {"hash": None, "sha256": None, "config": None}
+    names = [model.id for model in call.farm.registry.models]
+    return JSONResponse([{"title": name, "model_name": name, "filename": name, **nothing} for name in names])
+
+
+def list_samplers(_: Call) -> Response:
+    """``GET /samplers``."""
+    return JSONResponse([{"name": SAMPLER_NAMES[one], "aliases": [one.value], "options": {}} for one in Scheduler])
+
+
+def _schedule() -> dict[str, Any]:
+    return {
+        "name": "automatic",
+        "label": "Automatic",
+        "aliases": None,
+        "default_rho": -1,
+        "need_inner_model": False,
+    }

@@ -1,0 +1,215 @@
+"""fal's queue, as its client speaks it: submit, ask, fetch, cancel. Off unless ``FARM_COMPAT_FAL`` says otherwise.
+
+The client always speaks HTTPS: it is told the host and this adapter's path by ``FAL_RUN_HOST`` and
+``FAL_QUEUE_RUN_HOST``. An app's name is ``<anything>/<model>``; the pictures that a request holds decide its task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from farm.api.compat import dialect
+from farm.api.compat.dialect import ANY, Call, Dialect, Moot, Refusal, Refused, drop_moot, reads, submits
+from farm.api.compat.rendering import cancel, own, rendered, submit, url_of
+from farm.domain.job import Job
+from farm.domain.model import Model
+from farm.domain.states import JobState, Priority
+from farm.domain.tasks import OutputFormat, Task
+from farm.errors import BadInput, FieldProblem
+
+PREFIX: Final = "/compat/fal"
+
+#: The farm's fields as fal's models call them.
+NAMES: Final = {
+    "num_images_per_prompt": "num_images",
+    "image": "image_url",
+    "mask_image": "mask_url",
+    "width": "image_size",
+    "height": "image_size",
+}
+#: Sizes that have names, in pixels.
+SIZES: Final = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
+}
+_MOOT: Final[Mapping[str, Moot | None]] = {
+    "enable_safety_checker": ANY,
+    "sync_mode": Moot((False,), "pictures are answered as URLs"),
+    "loras": Moot(([],), "name the LoRAs of the farm's own registry over POST /v1/jobs"),
+    "embeddings": Moot(([],), "the farm has none"),
+    "controlnets": Moot(([],), "the farm has none"),
+}
+
+
+def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
+    if refusal.problems:
+        code = refusal.code
+        return {"detail": [{"loc": ["body", p.field], "msg": p.message, "type": code} for p in refusal.problems]}
+    return {"detail": refusal.message}
+
+
+DIALECT: Final = Dialect(
+    name="fal",
+    credentials=lambda request: dialect.bearer(request, "key", "bearer"),
+    ask="send an API key: FAL_KEY=farm_…, which travels as `Authorization: Key farm_…`",
+    body=_body,
+    conflict=400,  # the client sends a 409 again
+    challenge='Key realm="farm"',
+)
+
+
+def application(main: FastAPI) -> Starlette:
+    """The adapter's app."""
+    return dialect.application(
+        main,
+        DIALECT,
+        [
+            reads("/{owner}/{model}/requests/{request}/status", status),
+            submits("/{owner}/{model}/requests/{request}/cancel", stop, "PUT"),
+            reads("/{owner}/{model}/requests/{request}", result),
+            submits("/run/{owner}/{model:path}", run),
+            submits("/{owner}/{model:path}", enqueue),
+        ],
+    )
+
+
+def _model(call: Call) -> Model:
+    """The model that an app's name ends in; what stands after it is a variant that the farm does not need."""
+    name = call.path("model")
+    full = f"{call.path('owner')}/{name}"
+    for one in (full, name, name.partition("/")[0]):
+        model = call.farm.registry.get(one)
+        if model is not None:
+            return model
+    names = ", ".join(model.id for model in call.farm.registry.models)
+    raise Refused(404, "not_found", f"there is no app {full!r}; the farm's are <anything>/<model> of: {names}")
+
+
+async def _asked(call: Call) -> dict[str, Any]:
+    """A request in the farm's own fields. Raises `BadInput`."""
+    given = await call.json()
+    found = drop_moot(given, _MOOT)
+    asked: dict[str, Any] = {"model": _model(call).id, "priority": Priority.NORMAL.value}
+    if call.request.headers.get("x-fal-queue-priority") == "low":
+        asked["priority"] = Priority.BULK.value
+    if call.request.query_params.get("fal_webhook"):
+        asked["webhook"] = call.request.query_params["fal_webhook"]
+    size = given.pop("image_size", None)
+    if isinstance(size, dict):
+        given |= {name: size.get(name) for name in ("width", "height")}
+    elif size is not None:
+        if size in SIZES:
+            given |= dict(zip(("width", "height"), SIZES[size], strict=True))
+        else:
+            found.append(FieldProblem("image_size", size, f"must be {{width, height}} or one of {', '.join(SIZES)}"))
+    for theirs, ours in (("num_images", "num_images_per_prompt"), ("image_url", "image"), ("mask_url", "mask_image")):
+        value = given.pop(theirs, None)
+        if value is not None:
+            given[ours] = value
+    if given.get("output_format") == "jpg":
+        given["output_format"] = OutputFormat.JPEG.value
+    task = Task.TEXT_TO_IMAGE
+    if "image" in given:
+        task = Task.INPAINTING if "mask_image" in given else Task.IMAGE_TO_IMAGE
+    if found:
+        raise BadInput(*found)
+    return {name: value for name, value in given.items() if value is not None} | asked | {"task": task.value}
+
+
+async def enqueue(call: Call) -> Response:
+    """Queue a request."""
+    job = await submit(call, await _asked(call), NAMES)
+    url = f"{call.base}/{call.path('owner')}/{job.spec.model.rpartition('/')[2]}/requests/{job.id}"
+    return JSONResponse(
+        {
+            "status": "IN_QUEUE",
+            "request_id": job.id,
+            "response_url": url,
+            "status_url": f"{url}/status",
+            "cancel_url": f"{url}/cancel",
+            "queue_position": 0,
+        }
+    )
+
+
+async def run(call: Call) -> Response:
+    """Render while the client waits."""
+    job = await rendered(call, await _asked(call), NAMES)
+    return JSONResponse(await run_in_threadpool(_output, call, job))
+
+
+def status(call: Call) -> Response:
+    """How far a request is."""
+    job = own(call, call.path("request"), "request")
+    logs: list[dict[str, Any]] | None = None
+    if call.request.query_params.get("logs") in ("1", "true") and job.progress is not None:
+        message = f"step {job.progress.step} of {job.progress.steps}"
+        logs = [{"message": message, "level": "INFO", "timestamp": (job.claimed_at or job.created_at).isoformat()}]
+    if job.state in (JobState.QUEUED, JobState.DISPATCHED):
+        return JSONResponse({"status": "IN_QUEUE", "queue_position": 0}, 202)
+    if not job.state.terminal:
+        return JSONResponse({"status": "IN_PROGRESS", "logs": logs}, 202)
+    metrics = {}
+    if job.rendering_at is not None and job.finished_at is not None:
+        metrics["inference_time"] = (job.finished_at - job.rendering_at).total_seconds()
+    failed = {}
+    if job.state is not JobState.SUCCEEDED:
+        refusal = _ended(job)
+        failed = {"error": refusal.message, "error_type": refusal.code}
+    return JSONResponse({"status": "COMPLETED", "logs": logs, "metrics": metrics} | failed)
+
+
+def _ended(job: Job) -> Refusal:
+    if job.error is not None and job.state is JobState.FAILED:
+        return Refusal(422, job.error.code, job.error.message)
+    return Refusal(422, "canceled", "the request was canceled")
+
+
+def result(call: Call) -> Response:
+    """The pictures of a request that is over."""
+    job = own(call, call.path("request"), "request")
+    if not job.state.terminal:
+        raise Refused(400, "in_progress", "the request is still in progress")
+    if job.state is not JobState.SUCCEEDED:
+        refusal = _ended(job)
+        raise Refused(refusal.status, refusal.code, refusal.message)
+    return JSONResponse(_output(call, job))
+
+
+def _output(call: Call, job: Job) -> dict[str, Any]:
+    return {
+        "images": [
+            {
+                "url": url_of(call, output),
+                "width": output.width,
+                "height": output.height,
+                "content_type": output.content_type,
+                "file_size": output.size,
+            }
+            for output in job.outputs
+        ],
+        "seed": job.spec.seed,
+        "prompt": job.spec.prompt,
+        "has_nsfw_concepts": [False] * len(job.outputs),
+        "timings": {},
+    }
+
+
+def stop(call: Call) -> Response:
+    """Cancel a request."""
+    job = own(call, call.path("request"), "request")
+    if job.state.terminal:
+        return JSONResponse({"status": "ALREADY_COMPLETED"}, 400)
+    cancel(call, job.id)
+    return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)

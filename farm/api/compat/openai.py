@@ -1,0 +1,144 @@
+"""OpenAI's image API: what its official clients send for pictures, files, batches and models.
+
+The clients' base URL is this adapter's, ``…/compat/openai/v1``. Parameters of the farm's own that OpenAI does not have
+(``seed``, ``num_inference_steps``, ``guidance_scale``…) travel in the clients' ``extra_body``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from farm.api import lines
+from farm.api.compat import dialect, openai_batches
+from farm.api.compat.dialect import Call, Dialect, Refusal, Refused, reads, submits
+from farm.api.compat.openai_images import NAMES, Images, images_of, read_request
+from farm.api.compat.rendering import rendered, stored
+from farm.domain.model import Model
+from farm.domain.states import Priority
+from farm.domain.tasks import Task
+from farm.errors import BadInput
+from farm.objects import pictures
+
+PREFIX: Final = "/compat/openai/v1"
+MAX_FILE_BYTES: Final = openai_batches.MAX_FILE_BYTES
+
+#: Form fields that are numbers.
+_NUMBERS: Final = frozenset({"n", "output_compression", "partial_images", "steps"})
+
+
+def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+        refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error"
+    )
+    return {"error": {"message": refusal.message, "type": kind, "param": refusal.field, "code": refusal.code}}
+
+
+DIALECT: Final = Dialect(
+    name="OpenAI",
+    credentials=dialect.bearer,
+    ask="send an API key: OpenAI(api_key='farm_…'), which travels as `Authorization: Bearer farm_…`",
+    body=_body,
+    conflict=400,  # the clients send a 409 again
+    invalid=400,
+)
+
+
+def application(main: FastAPI) -> Starlette:
+    """The adapter's app."""
+    return dialect.application(
+        main,
+        DIALECT,
+        [
+            submits("/images/generations", generate),
+            submits("/images/edits", edit),
+            reads("/models", list_models),
+            reads("/models/{model:path}", get_model),
+            *openai_batches.OPERATIONS,
+        ],
+    )
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+async def generate(call: Call) -> Response:
+    """``POST /images/generations``: a picture from words."""
+    images = read_request(await call.json(), Task.TEXT_TO_IMAGE, Priority.INTERACTIVE)
+    return await _answer(call, images)
+
+
+async def edit(call: Call) -> Response:
+    """``POST /images/edits``: with a mask its transparent part is painted anew, without one the picture is varied."""
+    async with call.request.form(max_files=4, max_fields=40) as form:
+        files: dict[str, list[bytes]] = {}
+        given: dict[str, Any] = {}
+        for name, value in form.multi_items():
+            field = name.removesuffix("[]")
+            if isinstance(value, UploadFile):
+                files.setdefault(field, []).append(await value.read())
+            elif field in given:
+                raise BadInput.of(field, value, "is given twice")
+            else:
+                given[field] = _form_value(field, value)
+    unknown = sorted(files.keys() - {"image", "mask"})
+    if unknown:
+        raise BadInput.of(unknown[0], None, "is not a file of this request: it takes image and mask")
+    if "image" not in files:
+        raise BadInput.of("image", None, "is required: the picture, as a file of the form")
+    for field, found in files.items():
+        if len(found) > 1:
+            raise BadInput.of(field, len(found), "the farm edits one picture at a time")
+    task = Task.INPAINTING if "mask" in files else Task.IMAGE_TO_IMAGE
+    images = read_request(given, task, Priority.INTERACTIVE)
+    images.asked["image"] = await stored(call, files["image"][0], "image")
+    if "mask" in files:
+        mask = await run_in_threadpool(_painted_anew, call, files["mask"][0])
+        images.asked["mask_image"] = await stored(call, mask, "mask")
+    return await _answer(call, images)
+
+
+def _form_value(field: str, text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
+    if field in _NUMBERS and text.isascii() and text.isdigit() and len(text) < 20:
+        return int(text)
+    return lines.value(field, text)
+
+
+def _painted_anew(call: Call, mask: bytes) -> bytes:
+    """The farm's mask, white where OpenAI's is transparent, as PNG."""
+    return pictures.as_png(pictures.load_holes(mask, call.farm.settings, field="mask"))
+
+
+async def _answer(call: Call, images: Images) -> Response:
+    job = await rendered(call, images.asked, NAMES)
+    return JSONResponse(await run_in_threadpool(images_of, call.farm, job, images.form))
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {"id": model.id, "object": "model", "created": 0, "owned_by": "farm"}
+
+
+def list_models(call: Call) -> Response:
+    """``GET /models``."""
+    return JSONResponse({"object": "list", "data": [_model(model) for model in call.farm.registry.models]})
+
+
+def get_model(call: Call) -> Response:
+    """``GET /models/{model}``."""
+    model = call.farm.registry.get(call.path("model"))
+    if model is None:
+        names = ", ".join(one.id for one in call.farm.registry.models)
+        raise Refused(404, "model_not_found", f"there is no model {call.path('model')!r}; there are: {names}", "model")
+    return JSONResponse(_model(model))

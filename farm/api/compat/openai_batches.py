@@ -1,0 +1,440 @@
+"""OpenAI's files and batches: a file of requests goes in, and a file of answers comes out, one line each.
+
+An uploaded file is an object in the storage and nothing else; a batch names it in its metadata. The files that come out
+are written while they are read, from the batch's jobs, so their pictures' URLs are always fresh.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import quote, unquote
+
+import anyio.to_thread
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from farm.api import batches as native
+from farm.api import bulk, lines, problems
+from farm.api.bulk import Order
+from farm.api.compat.dialect import Call, Refused, reads, submits
+from farm.api.compat.openai_images import NAMES, Form, images_of, read_request
+from farm.api.compat.rendering import renamed
+from farm.api.lines import Line, Unfit
+from farm.api.services import Services
+from farm.domain import ids
+from farm.domain.batch import Batch, BatchState, Estimate, NewBatch, OnError
+from farm.domain.job import Job
+from farm.domain.states import JobState, Priority
+from farm.domain.tasks import Metadata, Task
+from farm.errors import BadInput, BatchRefused, FieldProblem, NotFound
+from farm.objects import keys
+from farm.store import cursor as cursors
+
+MAX_FILE_BYTES: Final = 512 * 2**20  #: of one upload, as OpenAI has it
+ENDPOINT: Final = "/v1/images/generations"
+WINDOW: Final = "24h"
+PAGE: Final = 200  #: jobs read at once while a file is written
+AT_ONCE: Final = 8  #: objects asked about at once
+
+#: In a batch's metadata, beside the client's own: the file that it was made from.
+INPUT: Final = "openai.input_file_id"
+#: In a job's metadata: how its picture is answered, where it is not by URL.
+FORM: Final = "openai.response_format"
+_OUTPUT, _ERRORS = "output_", "errors_"
+
+_METADATA: Final[TypeAdapter[dict[str, str]]] = TypeAdapter(Metadata)
+_STATUS: Final = {
+    BatchState.CANCELING: "cancelling",
+    BatchState.COMPLETED: "completed",
+    BatchState.CANCELED: "cancelled",
+}
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An uploaded file of requests."""
+
+    id: str
+    filename: str
+    size: int  #: bytes
+
+    def shape(self) -> dict[str, Any]:
+        """As OpenAI shows it."""
+        return _file(self.id, self.size, self.filename, "batch", _made_at(self.id))
+
+
+def _file(file_id: str, size: int, filename: str, purpose: str, created_at: int) -> dict[str, Any]:
+    return {
+        "id": file_id,
+        "object": "file",
+        "bytes": size,
+        "created_at": created_at,
+        "filename": filename,
+        "purpose": purpose,
+        "status": "processed",
+        "expires_at": None,
+        "status_details": None,
+    }
+
+
+def _made_at(file_id: str) -> int:
+    """Seconds since 1970, from the time inside an id."""
+    return int(file_id.rpartition("_")[2][:12], 16) // 1000
+
+
+async def create_file(call: Call) -> Response:
+    """``POST /files``: an upload with the purpose ``batch``."""
+    async with call.request.form(max_files=1, max_fields=10) as form:
+        given = dict(form)
+        part = given.pop("file", None)
+        purpose = given.pop("purpose", None)
+        if not isinstance(part, UploadFile):
+            raise BadInput.of("file", None, "is required: the file of requests, as a file of the form")
+        if purpose != "batch":
+            raise BadInput.of("purpose", purpose, "must be batch: the farm keeps files of requests for batches")
+        if given:
+            raise BadInput.of(next(iter(given)), None, "is not a field of this request: it takes file and purpose")
+        upload = await run_in_threadpool(_store, call, part.file, part.filename or "requests.jsonl")
+    return JSONResponse(upload.shape())
+
+
+def _store(call: Call, content: IO[bytes], filename: str) -> Upload:
+    file_id = ids.new(ids.FILE)
+    name = filename.replace("\\", "/").rpartition("/")[2][:200] or "requests.jsonl"
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:
+        shutil.copyfileobj(content, copy, 2**20)
+        copy.flush()
+        size = copy.tell()
+        if not size:
+            raise BadInput.of("file", name, "is empty")
+        told = {"filename": quote(name.encode("utf-8", "replace"))}
+        call.farm.storage.put_file(keys.lines_key(call.tenant_id, file_id), Path(copy.name), lines.JSONL[0], told)
+    return Upload(file_id, name, size)
+
+
+def _upload(call: Call, file_id: str) -> Upload:
+    """The tenant's upload of that id. Raises `NotFound`."""
+    if not ids.is_id(ids.FILE, file_id):
+        raise NotFound("file", file_id)
+    try:
+        about = call.farm.storage.head(keys.lines_key(call.tenant_id, file_id))
+    except NotFound:
+        raise NotFound("file", file_id) from None
+    return Upload(file_id, unquote(about.metadata.get("filename", "")) or "requests.jsonl", about.bytes)
+
+
+def list_files(call: Call) -> Response:
+    """``GET /files``: uploads, or with ``purpose=batch_output`` what batches gave; newest first."""
+    limit, after = _place(call)
+    purpose = call.request.query_params.get("purpose")
+    if purpose == "batch_output":
+        found, more = _page(call, limit, after)
+        return _listed([shape for batch in found for shape in _results_of(batch)], more=more)
+    if purpose not in (None, "batch"):
+        return _listed([], more=False)
+    prefix = keys.lines_prefix(call.tenant_id)
+    names = sorted(one.key[len(prefix) :].removesuffix(".jsonl") for one in call.farm.storage.list(prefix))
+    if call.request.query_params.get("order") != "asc":
+        names.reverse()
+    if after is not None:
+        names = names[names.index(after) + 1 :] if after in names else []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        uploads = list(pool.map(lambda name: _upload(call, name), names[:limit]))
+    return _listed([upload.shape() for upload in uploads], more=len(names) > limit)
+
+
+def _place(call: Call) -> tuple[int, str | None]:
+    text = call.request.query_params.get("limit", "20")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 10_000):
+        raise BadInput.of("limit", text, "must be a number from 1 to 10000")
+    return min(int(text), 100), call.request.query_params.get("after")
+
+
+def _listed(data: Sequence[Mapping[str, Any]], *, more: bool) -> Response:
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
+
+
+def get_file(call: Call) -> Response:
+    """``GET /files/{file}``."""
+    file_id = call.path("file")
+    batch = _batch_of(call, file_id)
+    if batch is None:
+        return JSONResponse(_upload(call, file_id).shape())
+    return JSONResponse(next(shape for shape in _results_of(batch) if shape["id"] == file_id))
+
+
+def get_content(call: Call) -> Response:
+    """``GET /files/{file}/content``: as it was uploaded, or written from the batch's jobs."""
+    file_id = call.path("file")
+    batch = _batch_of(call, file_id)
+    if batch is None:
+        _upload(call, file_id)
+        opened = call.farm.storage.open(keys.lines_key(call.tenant_id, file_id))
+
+        def content() -> Iterator[bytes]:
+            with opened:
+                yield from opened
+
+        return StreamingResponse(content(), media_type=lines.JSONL[0])
+    written = _answers(call.farm, batch) if file_id.startswith(_OUTPUT) else _failures(call.farm, batch)
+    return StreamingResponse(written, media_type=lines.JSONL[0])
+
+
+def delete_file(call: Call) -> Response:
+    """``DELETE /files/{file}``: only uploads; what batches gave goes with the batch."""
+    file_id = call.path("file")
+    if _batch_of(call, file_id) is not None:
+        raise Refused(400, "not_deletable", "this file is written from a batch's jobs and stays as long as they do")
+    _upload(call, file_id)
+    call.farm.storage.delete(keys.lines_key(call.tenant_id, file_id))
+    return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+
+
+# -- what came of a batch ----------------------------------------------------------------------------------------------
+
+
+def _results_of(batch: Batch) -> list[dict[str, Any]]:
+    """The files that a batch gave. Their size is not known before they are written, so it is told as 0."""
+    if batch.finished_at is None:
+        return []
+    made_at = int(batch.finished_at.timestamp())
+    good = batch.counts.succeeded > 0
+    bad = batch.skipped > 0 or batch.counts.failed > 0 or batch.counts.canceled > 0
+    kinds = [(_OUTPUT, good), (_ERRORS, bad)]
+    return [
+        _file(f"{kind}{batch.id}", 0, f"{batch.id}_{kind[:-1]}.jsonl", "batch_output", made_at)
+        for kind, there in kinds
+        if there
+    ]
+
+
+def _batch_of(call: Call, file_id: str) -> Batch | None:
+    """The batch that gave a file; None for an upload. Raises `NotFound`."""
+    for kind in (_OUTPUT, _ERRORS):
+        if file_id.startswith(kind):
+            batch = _own(call, file_id.removeprefix(kind), file_id)
+            if all(shape["id"] != file_id for shape in _results_of(batch)):
+                raise NotFound("file", file_id)
+            return batch
+    return None
+
+
+def _jobs(farm: Services, batch_id: str, states: Sequence[JobState]) -> Iterator[Job]:
+    after = 0
+    while True:
+        with farm.store.begin() as unit:
+            page = unit.jobs.of_batch(batch_id, states, after, PAGE)
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1].batch_seq or 0
+
+
+def _line(name: str, custom_id: object, response: object, error: object) -> str:
+    value = {"id": f"batch_req_{name}", "custom_id": custom_id, "response": response, "error": error}
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _response(status: int, name: str, body: object) -> dict[str, Any]:
+    return {"status_code": status, "request_id": name, "body": body}
+
+
+def _refusal(message: str, code: str, field: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": field, "code": code}}
+
+
+def _answers(farm: Services, batch: Batch) -> Iterator[str]:
+    for job in _jobs(farm, batch.id, (JobState.SUCCEEDED,)):
+        form = Form(job.metadata.get(FORM, Form.URL))
+        yield _line(job.id, job.custom_id, _response(200, job.id, images_of(farm, job, form)), None)
+
+
+def _failures(farm: Services, batch: Batch) -> Iterator[str]:
+    if batch.error_key is not None:
+        with farm.storage.open(batch.error_key) as report:
+            for raw in lines.split(report):
+                told = json.loads(raw)
+                first = told["errors"][0]
+                custom_id = told.get("custom_id") or (first["value"] if first["field"] == "custom_id" else None)
+                body = _refusal(f"{first['field']}: {first['message']}", "invalid_value", first["field"])
+                name = f"{batch.id}_{told['line']}"
+                yield _line(name, custom_id, _response(400, name, body), None)
+    for job in _jobs(farm, batch.id, (JobState.FAILED, JobState.CANCELED)):
+        if job.state is JobState.CANCELED:
+            gone = {"code": "batch_cancelled", "message": "the request was canceled before it had its pictures"}
+            yield _line(job.id, job.custom_id, None, gone)
+        else:
+            assert job.error is not None
+            body = _refusal(job.error.message, job.error.code, None)
+            yield _line(job.id, job.custom_id, _response(422, job.id, body), None)
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+async def create_batch(call: Call) -> Response:
+    """``POST /batches``: every line of the file becomes a job; those that cannot be taken go to the error file."""
+    given = await call.json()
+    file_id, endpoint = given.pop("input_file_id", None), given.pop("endpoint", None)
+    window, metadata = given.pop("completion_window", None), given.pop("metadata", None) or {}
+    if given:
+        name, value = next(iter(given.items()))
+        raise BadInput.of(name, value, "is not a field of this request")
+    if not isinstance(file_id, str):
+        raise BadInput.of("input_file_id", file_id, "is required: the id of a file with the purpose batch")
+    if endpoint != ENDPOINT:
+        raise BadInput.of("endpoint", endpoint, f"must be {ENDPOINT}")
+    if window != WINDOW:
+        raise BadInput.of("completion_window", window, f"must be {WINDOW}")
+    try:
+        metadata = _METADATA.validate_python(metadata, strict=True)
+    except ValidationError as error:
+        raise BadInput(*(_of_metadata(one) for one in problems.of_body(error))) from None
+    upload = await run_in_threadpool(_upload, call, file_id)
+    new = NewBatch(name=upload.filename, metadata=metadata | {INPUT: file_id})
+    order = Order(new=new, defaults={}, on_error=OnError.SKIP, dry_run=False)
+
+    def submit() -> Batch:
+        with call.farm.storage.open(keys.lines_key(call.tenant_id, file_id)) as opened:
+            made, _ = bulk.submit(call.farm, call.tenant_id, order, _requests(opened), None, bytes)
+        assert not isinstance(made, Estimate)  # only dry runs are estimated
+        return made
+
+    try:
+        batch = await anyio.to_thread.run_sync(submit, limiter=call.farm.bulk)
+    except BatchRefused as refused:
+        raise BadInput(*refused.problems) from None
+    return JSONResponse(_shape(batch))
+
+
+def _of_metadata(one: FieldProblem) -> FieldProblem:
+    field = "metadata" if one.field == "body" else f"metadata.{one.field}"
+    return FieldProblem(field, one.value, one.message)
+
+
+def _requests(chunks: Iterator[bytes] | Any) -> Iterator[Line]:
+    """The farm's own requests for the lines of a file. Raises `BadInput` for a line that is no request at all."""
+    for number, line in lines.jsonl(chunks):
+        if isinstance(line, FieldProblem):
+            raise BadInput(line)
+        assert isinstance(line, dict)  # nothing else comes from JSON lines as they are
+        custom_id = line.get("custom_id")
+        for field, expected in (("method", "POST"), ("url", ENDPOINT)):
+            if line.get(field) != expected:
+                raise BadInput(FieldProblem(field, line.get(field), f"must be {expected}", number))
+        if not isinstance(custom_id, str) or not custom_id:
+            raise BadInput(FieldProblem("custom_id", custom_id, "is required: your name for the request", number))
+        body = line.get("body")
+        if not isinstance(body, dict):
+            raise BadInput(FieldProblem("body", body, "must be a JSON object", number))
+        try:
+            images = read_request(body, Task.TEXT_TO_IMAGE, Priority.BULK)
+        except BadInput as refused:
+            yield number, Unfit(custom_id, renamed(refused, NAMES).problems)
+            continue
+        asked = images.asked | {"custom_id": custom_id}
+        if images.form is Form.B64:
+            own = asked.get("metadata", {})
+            asked["metadata"] = {**own, FORM: Form.B64.value} if isinstance(own, dict) else own
+        yield number, asked
+
+
+def _own(call: Call, batch_id: str, shown: str | None = None) -> Batch:
+    with call.farm.store.begin() as unit:
+        batch = unit.batches.get(batch_id, call.tenant_id)
+    if batch is None:
+        raise NotFound("batch" if shown is None else "file", shown or batch_id)
+    return batch
+
+
+def _page(call: Call, limit: int, after: str | None) -> tuple[list[Batch], bool]:
+    cursor = None
+    if after is not None:
+        batch_id = after.removeprefix(_OUTPUT).removeprefix(_ERRORS)
+        if not ids.is_id(ids.BATCH, batch_id):
+            raise BadInput.of("after", after, "must be the id of the last one on the page before")
+        cursor = cursors.encode(ids.to_uuid(ids.BATCH, batch_id).bytes)
+    with call.farm.store.begin() as unit:
+        found, following = unit.batches.page(call.tenant_id, cursor, limit)
+    return found, following is not None
+
+
+def list_batches(call: Call) -> Response:
+    """``GET /batches``: newest first, also those that were not made here."""
+    found, more = _page(call, *_place(call))
+    return _listed([_shape(batch) for batch in found], more=more)
+
+
+def get_batch(call: Call) -> Response:
+    """``GET /batches/{batch}``."""
+    return JSONResponse(_shape(_own(call, call.path("batch"))))
+
+
+def cancel_batch(call: Call) -> Response:
+    """``POST /batches/{batch}/cancel``."""
+    native.cancel_batch(call.farm, call.key, call.path("batch"))
+    return JSONResponse(_shape(_own(call, call.path("batch"))))
+
+
+def _shape(batch: Batch) -> dict[str, Any]:
+    counts = batch.counts
+    results = {shape["id"] for shape in _results_of(batch)}
+    output, errors = f"{_OUTPUT}{batch.id}", f"{_ERRORS}{batch.id}"
+    canceled = batch.state is BatchState.CANCELED
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": ENDPOINT,
+        "errors": None,
+        "input_file_id": batch.metadata.get(INPUT, ""),
+        "completion_window": WINDOW,
+        "status": _STATUS.get(batch.state, "in_progress"),
+        "output_file_id": output if output in results else None,
+        "error_file_id": errors if errors in results else None,
+        "created_at": _seconds(batch.created_at),
+        "in_progress_at": _seconds(batch.created_at),
+        "expires_at": None,
+        "finalizing_at": None if canceled else _seconds(batch.finished_at),
+        "completed_at": None if canceled else _seconds(batch.finished_at),
+        "failed_at": None,
+        "expired_at": None,
+        "cancelling_at": _seconds(batch.cancel_requested_at),
+        "cancelled_at": _seconds(batch.finished_at) if canceled else None,
+        "request_counts": {
+            "total": counts.total + batch.skipped,
+            "completed": counts.succeeded,
+            "failed": counts.failed + counts.canceled + batch.skipped,
+        },
+        "metadata": {name: value for name, value in batch.metadata.items() if name != INPUT} or None,
+    }
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
+
+
+OPERATIONS: Final = (
+    submits("/files", create_file),
+    reads("/files", list_files),
+    reads("/files/{file}", get_file),
+    submits("/files/{file}", delete_file, "DELETE"),
+    reads("/files/{file}/content", get_content),
+    submits("/batches", create_batch),
+    reads("/batches", list_batches),
+    reads("/batches/{batch}", get_batch),
+    submits("/batches/{batch}/cancel", cancel_batch),
+)

@@ -1,0 +1,105 @@
+"""One OpenAI request for pictures, and the answer to it: the same alone and as a line of a batch."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from farm.api.compat.dialect import ANY, Moot, drop_moot
+from farm.api.services import Services
+from farm.domain.job import Job
+from farm.domain.states import Priority
+from farm.domain.tasks import Task
+from farm.errors import BadInput, FieldProblem
+
+#: The farm's fields as OpenAI's clients call them.
+NAMES: Final = {"num_images_per_prompt": "n", "mask_image": "mask", "width": "size", "height": "size"}
+
+_SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
+_PNG_ONLY: Final = "the farm renders single pictures: png, jpeg or webp"
+_MOOT: Final[Mapping[str, Moot | None]] = {
+    "moderation": ANY,
+    "background": Moot(("auto", "opaque"), "the farm's pictures are opaque"),
+    "complexity": Moot((), "the farm has steps instead: send num_inference_steps, in extra_body"),
+    "frame_count": Moot((), _PNG_ONLY),
+    "frame_duration_ms": Moot((), _PNG_ONLY),
+    "svg": Moot((), _PNG_ONLY),
+    "input_fidelity": Moot((), "the farm has strength instead: send it in extra_body, from 0 (keep) to 1 (ignore)"),
+    "output_compression": Moot((100,), "the farm chooses how its files are compressed; choose output_format"),
+    "partial_images": Moot((0,), "pictures come whole"),
+    "quality": Moot(("auto", "standard"), "the farm has steps instead: send num_inference_steps, in extra_body"),
+    "stream": Moot((False,), "pictures come whole"),
+    "style": Moot(("vivid",), "say it in the prompt"),
+}
+
+
+class Form(StrEnum):
+    """How a picture is answered."""
+
+    URL = "url"
+    B64 = "b64_json"
+
+
+@dataclass(frozen=True)
+class Images:
+    """A request for pictures."""
+
+    asked: dict[str, Any]  #: in the farm's own fields
+    form: Form | None  #: None: both
+
+
+def read_request(body: Mapping[str, Any], task: Task, priority: Priority) -> Images:
+    """What a request asks for. Raises `BadInput`."""
+    given = dict(body)
+    found = drop_moot(given, _MOOT)
+    form = given.pop("response_format", None)
+    if form is not None and form not in tuple(Form):
+        found.append(FieldProblem("response_format", form, "must be url or b64_json"))
+    asked: dict[str, Any] = {"task": task.value, "priority": priority.value}
+    size = given.pop("size", None)
+    if size not in (None, "auto"):
+        sides = _SIZE.fullmatch(size) if isinstance(size, str) else None
+        if sides is None:
+            found.append(FieldProblem("size", size, "must be auto or WIDTHxHEIGHT in pixels, as 512x512"))
+        else:
+            asked |= {"width": int(sides[1]), "height": int(sides[2])}
+    user = given.pop("safety_identifier", None) or given.pop("user", None)
+    given.pop("user", None)
+    for theirs, ours in (("n", "num_images_per_prompt"), ("steps", "num_inference_steps")):
+        value = given.pop(theirs, None)
+        if value is not None:
+            given[ours] = value
+    for name in ("task", "image", "mask_image", "depth_map"):
+        if name in given:
+            found.append(FieldProblem(name, given.pop(name), "is not a field of this request"))
+    if found:
+        raise BadInput(*found)
+    asked |= {name: value for name, value in given.items() if value is not None}
+    if user:
+        metadata = asked.get("metadata", {})
+        asked["metadata"] = {"user": user, **metadata} if isinstance(metadata, dict) else metadata
+    return Images(asked, None if form is None else Form(form))
+
+
+def images_of(farm: Services, job: Job, form: Form | None) -> dict[str, Any]:
+    """The answer with a job's pictures; blocks. Without a form each picture has its URL and its bytes."""
+    data = []
+    for output in job.outputs:
+        one: dict[str, Any] = {"revised_prompt": None, "seed": output.seed}
+        if form is not Form.B64:
+            one["url"] = farm.storage.presign_get(output.key, farm.settings.presign_seconds)
+        if form is not Form.URL:
+            one["b64_json"] = base64.b64encode(farm.storage.get(output.key)).decode()
+        data.append(one)
+    return {
+        "created": int((job.finished_at or job.created_at).timestamp()),
+        "background": "opaque",
+        "data": data,
+        "output_format": job.spec.output_format.value,
+        "size": f"{job.spec.width}x{job.spec.height}",
+        "job_id": job.id,
+    }
