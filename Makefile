@@ -60,6 +60,7 @@ fmt: $(INSTALLED) ## format the code
 bench: $(INSTALLED) ## a job's wait beside a bare Celery message, and the engine beside a loop of stock pipelines
 	$(BIN)/python -m tests.bench.latency
 	$(BIN)/python -m tests.bench.engine
+	$(BIN)/python -m tests.bench.webhooks
 
 up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
 	$(BIN)/farm up

@@ -13,6 +13,7 @@ from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, Disabled, Endpoi
 from farm.domain.states import EventType
 from farm.domain.tasks import NoNul, Storable
 from farm.store.deliveries import Attempt, Delivery
+from farm.webhooks import signature
 from farm.webhooks.guard import MAX_URL
 
 #: What can be subscribed to: `farm.domain.endpoint.SUBSCRIBABLE`, as a type.
@@ -46,6 +47,9 @@ class EndpointRequest(BaseModel):
     description: Description = Field("", description="What it is for.")
     events: Events = Field(DEFAULT_EVENTS, description="The types of event that it gets.")
     enabled: bool = Field(True, strict=True, description="Whether it gets any.")
+    asymmetric: bool = Field(
+        False, strict=True, description="Whether its webhooks also carry `v1a` signatures (ed25519)."
+    )
 
 
 class EndpointChange(BaseModel):
@@ -58,6 +62,9 @@ class EndpointChange(BaseModel):
     events: Events | None = Field(None, description="The types of event that it gets from now on.")
     enabled: Annotated[bool, Field(strict=True)] | None = Field(
         None, description="`false`: nothing is sent. `true`: events are sent again, and what waited."
+    )
+    asymmetric: Annotated[bool, Field(strict=True)] | None = Field(
+        None, description="`true`: webhooks carry `v1a` signatures too, of a key pair made now unless there is one."
     )
 
 
@@ -79,6 +86,18 @@ class Resent(Shape):
     count: int = Field(description="Deliveries that are sent again.")
 
 
+class PublicKeyShape(Shape):
+    """What `v1a` signatures are checked with."""
+
+    key: str = Field(description="`whpk_` and base64 of an ed25519 public key.")
+    expires_at: datetime | None = Field(description="Null: the current one.")
+
+    @classmethod
+    def of(cls, key: Secret) -> Self:
+        """The public half of a key pair."""
+        return cls(key=signature.public_key(key.text), expires_at=key.expires_at)
+
+
 class EndpointShape(Shape):
     """Where events are sent."""
 
@@ -94,6 +113,9 @@ class EndpointShape(Shape):
     disabled_at: datetime | None
     disabled_reason: Disabled | None = Field(
         description="`gone`: it answered 410. `failing`: for days. `asked`: by one of your keys."
+    )
+    public_keys: list[PublicKeyShape] = Field(
+        description="Where `v1a` signatures were asked for: those that sign now, newest first."
     )
     created_at: datetime
 
@@ -112,6 +134,7 @@ class EndpointShape(Shape):
             paused_until=endpoint.paused_until,
             disabled_at=endpoint.disabled_at,
             disabled_reason=endpoint.disabled_reason,
+            public_keys=list(map(PublicKeyShape.of, endpoint.keys)),
             created_at=endpoint.created_at,
         )
 

@@ -99,7 +99,7 @@ _RESEND: Final[dict[str, Any]] = {
     "/endpoints",
     status_code=201,
     summary="Make an endpoint",
-    responses={201: {"description": "The new endpoint.", "headers": _LOCATION}, **responses(*ALWAYS, 413, 415)},
+    responses={201: {"description": "The new endpoint.", "headers": _LOCATION}, **responses(*ALWAYS, 409, 413, 415)},
 )
 def make_endpoint(
     farm: Farm,
@@ -111,7 +111,13 @@ def make_endpoint(
     url = guard.check(request.url, farm.settings).url
     with farm.store.begin() as unit:
         made = unit.webhooks.create_endpoint(
-            key.tenant_id, url, signature.new_secret(), frozenset(request.events), request.description
+            key.tenant_id,
+            url,
+            signature.new_secret(),
+            frozenset(request.events),
+            request.description,
+            key=signature.new_key() if request.asymmetric else None,
+            limit=farm.settings.max_endpoints,
         )
         if not request.enabled:
             made = unit.webhooks.disable(key.tenant_id, made.id)
@@ -149,7 +155,7 @@ def change_endpoint(
     endpoint_id: EndpointId,
     request: Annotated[EndpointChange, Body(openapi_examples=_CHANGE)],
 ) -> EndpointShape:
-    """Change its URL, description or events, and disable or enable it. What waits for it goes to its new URL."""
+    """Change its URL, description, events or signatures, and switch it off or on. What waits goes to its new URL."""
     with farm.store.begin() as unit:
         unit.webhooks.endpoint(key.tenant_id, endpoint_id)  # a stranger's guesses are not resolved for him
     url = None if request.url is None else guard.check(request.url, farm.settings).url
@@ -161,6 +167,8 @@ def change_endpoint(
             description=request.description,
             events=None if request.events is None else frozenset(request.events),
         )
+        if request.asymmetric is not None:
+            now = unit.webhooks.set_key(key.tenant_id, endpoint_id, signature.new_key() if request.asymmetric else None)
         if request.enabled is not None:
             switch = unit.webhooks.enable if request.enabled else unit.webhooks.disable
             now = switch(key.tenant_id, endpoint_id)
@@ -199,9 +207,11 @@ def rotate_secret(
         int, Query(ge=0, le=7 * 24 * 3600, description="How long the old secret signs beside the new one.")
     ] = OVERLAP_SECONDS,
 ) -> SecretShape:
-    """Give it a new secret. Until the old one expires each webhook carries a signature of both."""
+    """Give it a new secret, and a new key pair if it has one. Until the old ones expire each webhook carries all."""
     with farm.store.begin() as unit:
-        now = unit.webhooks.rotate(key.tenant_id, endpoint_id, signature.new_secret(), overlap_seconds)
+        now = unit.webhooks.rotate(
+            key.tenant_id, endpoint_id, signature.new_secret(), overlap_seconds, signature.new_key()
+        )
     return SecretShape.of(now)
 
 

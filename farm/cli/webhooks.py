@@ -93,6 +93,7 @@ def add(
     target: Annotated[str, typer.Argument(metavar="URL", help="Where events are POSTed to.")],
     event: Events = None,
     description: Annotated[str, typer.Option(help="What it is for.")] = "",
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Sign with a key pair too (v1a, ed25519).")] = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -100,12 +101,16 @@ def add(
 ) -> None:
     """Have events sent to a URL. The secret that signs them is printed."""
     with connect(url, api_key, data_dir) as farm:
-        made = farm.add_endpoint(target, events=[one.value for one in event or ()], description=description)
+        made = farm.add_endpoint(
+            target, events=[one.value for one in event or ()], description=description, asymmetric=asymmetric
+        )
     if as_json:
         print_json(made.raw)
         return
     print(f"{made.id} gets {', '.join(made.events)}; this secret signs them:", file=sys.stderr)
     print(made.secret)
+    for public in made.public_keys:
+        print(public)
 
 
 @webhooks.command()
@@ -127,7 +132,7 @@ def show(
         return
     if secrets is not None:
         shown["previous"] = "\n".join(f"{text} until {end}" for text, end in secrets.previous)
-    _grid(shown | {"events": ", ".join(one.events)})
+    _grid(shown | {"events": ", ".join(one.events), "public_keys": "\n".join(one.public_keys)})
 
 
 @webhooks.command()
@@ -137,6 +142,9 @@ def edit(
     event: Events = None,
     description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
     enable: Annotated[bool | None, typer.Option("--enable/--disable", help="Send to it again, or no more.")] = None,
+    asymmetric: Annotated[
+        bool | None, typer.Option("--asymmetric/--no-asymmetric", help="Sign with a key pair too, or no more.")
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -148,6 +156,7 @@ def edit(
         "description": description,
         "events": [one.value for one in event] if event else None,
         "enabled": enable,
+        "asymmetric": asymmetric,
     }
     with connect(url, api_key, data_dir) as farm:
         now = farm.edit_endpoint(endpoint_id, **{name: value for name, value in given.items() if value is not None})

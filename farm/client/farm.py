@@ -310,9 +310,15 @@ class Farm:
             self._pages(limit, lambda size, cursor: calls.endpoints(cursor, {"one_off": told, "limit": size})),
         )
 
-    def add_endpoint(self, url: str, *, events: Sequence[str] = (), description: str = "") -> Endpoint:
-        """Have events sent to a URL: those of the given types, or the ends of all jobs. It has its ``secret``."""
+    def add_endpoint(
+        self, url: str, *, events: Sequence[str] = (), description: str = "", asymmetric: bool = False
+    ) -> Endpoint:
+        """Have events sent to a URL: those of the given types, or the ends of all jobs. It has its ``secret``.
+
+        ``asymmetric``: sign with a key pair too (``v1a``), which the receiver checks with one of its ``public_keys``.
+        """
         body: dict[str, Any] = {"url": url, "description": description} | ({"events": [*events]} if events else {})
+        body |= {"asymmetric": True} if asymmetric else {}
         return Endpoint.of(self._json(calls.add_endpoint(body)))
 
     def endpoint(self, endpoint_id: str) -> Endpoint:
@@ -320,7 +326,7 @@ class Farm:
         return Endpoint.of(self._json(calls.endpoint(endpoint_id)))
 
     def edit_endpoint(self, endpoint_id: str, **changes: object) -> Endpoint:
-        """Change its ``url``, ``description``, ``events`` or ``enabled``."""
+        """Change its ``url``, ``description``, ``events``, ``enabled`` or ``asymmetric``."""
         return Endpoint.of(self._json(calls.edit_endpoint(endpoint_id, changes)))
 
     def remove_endpoint(self, endpoint_id: str) -> Endpoint:

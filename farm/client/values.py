@@ -337,6 +337,7 @@ class Endpoint:
     failing_since: datetime | None
     created_at: datetime | None
     secret: str | None = field(repr=False)  #: only in the answer that made it
+    public_keys: tuple[str, ...]  #: what ``v1a`` signatures are checked with, newest first; none were asked for: empty
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -353,6 +354,7 @@ class Endpoint:
             failing_since=_time(raw.get("failing_since")),
             created_at=_time(raw.get("created_at")),
             secret=raw.get("secret"),
+            public_keys=tuple(str(one["key"]) for one in raw.get("public_keys") or ()),
             raw=dict(raw),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -43,7 +43,7 @@ class Disabled(StrEnum):
 class Secret:
     """What signs an endpoint's webhooks."""
 
-    text: str  #: ``whsec_…``
+    text: str = field(repr=False)  #: ``whsec_…``, or of a key pair the private half, ``whsk_…``
     expires_at: datetime | None  #: None: the current one
 
 
@@ -57,6 +57,7 @@ class Endpoint:
     description: str
     events: frozenset[EventType]
     signing: tuple[Secret, ...]  #: those that sign now, newest first
+    keys: tuple[Secret, ...]  #: the same of private keys, where ``v1a`` signatures were asked for
     one_off: bool  #: made for the ``webhook`` URL of a job
     sequence: int  #: of the last delivery made for it
     paused_until: datetime | None
@@ -74,6 +75,8 @@ class Endpoint:
 
 def signing(secrets: Sequence[str], until: Sequence[datetime], now: datetime) -> tuple[Secret, ...]:
     """The secrets that sign at that time, of those that are kept; ``until`` says when all but the first end."""
+    if not secrets:
+        return ()
     return (
         Secret(secrets[0], None),
         *(Secret(text, end) for text, end in zip(secrets[1:], until, strict=True) if end > now),

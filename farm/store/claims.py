@@ -11,17 +11,23 @@ Plain statements, whose arrays hold any number of rows: their texts never change
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, cast
 from uuid import UUID
 
+from sqlalchemy import Uuid, any_, bindparam, inspect, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.domain.endpoint import signing
+from farm.domain.job import Job
 from farm.domain.states import EventType
+from farm.store.jobs import _job as to_job
+from farm.store.tables import JobRow, OutputRow
 
 LOST: Final = "lost"  #: error class of a try whose deliverer died before it could note how it went
 
@@ -66,7 +72,7 @@ _LOOKED_AT: Final = """
     WHERE id = ANY(%(ids)s::uuid[])
 """
 _ENDPOINTS: Final = """
-    SELECT id, url, secrets, secrets_until, now() AS now FROM endpoint WHERE id = ANY(%(ids)s::uuid[])
+    SELECT id, url, secrets, secrets_until, keys, keys_until, now() AS now FROM endpoint WHERE id = ANY(%(ids)s::uuid[])
 """
 _EVENTS: Final = "SELECT id, job_id, type, data, created_at FROM event WHERE id = ANY(%(ids)s::bigint[])"
 _STARVED: Final = """
@@ -91,6 +97,20 @@ _DUE_AGAIN: Final = """
     ) AS until
     WHERE endpoint.id = until.id AND disabled_at IS NULL
 """
+_IDS: Final[Any] = any_(bindparam("ids", type_=ARRAY(Uuid)))
+
+
+def _columns(table: Any) -> list[Any]:
+    """A table's columns under the names of its class."""
+    return [one.columns[0].label(one.key) for one in inspect(table).column_attrs]
+
+
+_JOBS: Final[Any] = select(*_columns(JobRow)).where(JobRow.__table__.c.id == _IDS)
+_OUTPUTS: Final[Any] = (
+    select(*_columns(OutputRow))
+    .where(OutputRow.__table__.c.job_id == _IDS)
+    .order_by(OutputRow.__table__.c.job_id, OutputRow.__table__.c.index)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +120,7 @@ class Recipient:
     id: str
     url: str
     secrets: tuple[str, ...]  #: those that sign now, newest first
+    keys: tuple[str, ...]  #: the same of private keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +200,19 @@ class Claims:
         probes = [ids.to_uuid(ids.ENDPOINT, one.endpoint.id) for one in untried if one.probe]
         self._run(_DUE_AGAIN, ids=endpoints, probes=probes)
 
+    def jobs(self, job_ids: Collection[str]) -> dict[str, Job]:
+        """The jobs that deliveries tell of, by id: columns without their objects, which cost more than all the rest."""
+        uuids: list[UUID] = [ids.to_uuid(ids.JOB, one) for one in job_ids]
+        if not uuids:
+            return {}
+        outputs: dict[str, list[Any]] = {}
+        for output in self._session.execute(_OUTPUTS, {"ids": uuids}):
+            outputs.setdefault(output.job_id, []).append(output)
+        return {
+            row.id: to_job(cast("Any", row), outputs.get(row.id, ()))
+            for row in self._session.execute(_JOBS, {"ids": uuids})
+        }
+
     def _note_lost(self, leased: set[UUID], taken: Sequence[Any]) -> None:
         lost = [row for row in taken if row.id in leased]
         if lost:
@@ -193,25 +227,27 @@ class Claims:
                 ids.from_uuid(ids.ENDPOINT, row.id),
                 row.url,
                 tuple(one.text for one in signing(row.secrets, row.secrets_until, row.now)),
+                tuple(one.text for one in signing(row.keys, row.keys_until, row.now)),
             )
             for row in self._rows(_ENDPOINTS, ids=list({row.endpoint_id for row in taken}))
         }
-        events = {row.id: row for row in self._rows(_EVENTS, ids=list({row.event_id for row in taken}))}
+        events = {row[0]: row for row in self._rows(_EVENTS, ids=list({row.event_id for row in taken}))}
         claimed: list[Claimed] = []
-        for row in sorted(taken, key=lambda row: (row.endpoint_id, row.sequence)):
-            event = events[row.event_id]
+        taken = sorted(taken, key=itemgetter(1, 3))
+        for delivery_id, endpoint_id, event_id, sequence, tries, tries_before in taken:  # as _TAKE returns them
+            _, job_id, kind, data, occurred_at = events[event_id]
             claimed.append(
                 Claimed(
-                    id=ids.from_uuid(ids.DELIVERY, row.id),
-                    endpoint=targets[row.endpoint_id],
-                    type=EventType(event.type),
-                    job_id=None if event.job_id is None else ids.from_uuid(ids.JOB, event.job_id),
-                    data=event.data,
-                    occurred_at=event.created_at,
-                    sequence=row.sequence,
-                    number=row.tries,
-                    turn=row.tries - row.tries_before,
-                    probe=row.endpoint_id in probed,
+                    id=ids.from_uuid(ids.DELIVERY, delivery_id),
+                    endpoint=targets[endpoint_id],
+                    type=EventType(kind),
+                    job_id=None if job_id is None else ids.from_uuid(ids.JOB, job_id),
+                    data=data,
+                    occurred_at=occurred_at,
+                    sequence=sequence,
+                    number=tries,
+                    turn=tries - tries_before,
+                    probe=endpoint_id in probed,
                 )
             )
         return tuple(claimed)

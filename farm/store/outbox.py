@@ -137,10 +137,9 @@ class Outbox:
             return []
         last = {row.id: row.sequence for row in self._rows(_LOCK, ids=list({one for one, _ in pairs}))}
         made: list[tuple[UUID, UUID, int, int]] = []
-        for endpoint_id, event_id in pairs:
+        for name, (endpoint_id, event_id) in zip(ids.uuids(len(pairs)), pairs, strict=True):
             if endpoint_id in last:
                 last[endpoint_id] += 1
-                name = ids.to_uuid(ids.DELIVERY, ids.new(ids.DELIVERY))
                 made.append((name, endpoint_id, event_id, last[endpoint_id]))
         if not made:
             return []

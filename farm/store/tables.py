@@ -371,6 +371,10 @@ class EndpointRow(Base):
     secrets_until: Mapped[list[datetime]] = mapped_column(
         server_default=text("'{}'")
     )  #: when each but the newest stops to sign, in the same order
+    keys: Mapped[list[str]] = mapped_column(
+        server_default=text("'{}'")
+    )  #: ``whsk_…``, the newest first; none: it did not ask for ``v1a``
+    keys_until: Mapped[list[datetime]] = mapped_column(server_default=text("'{}'"))  #: as ``secrets_until``
     one_off: Mapped[bool] = mapped_column(server_default=text("false"))
     sequence: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: of the last delivery made for it
     due_at: Mapped[datetime | None]  #: never later than its first pending delivery, but for a pause; None: none waits

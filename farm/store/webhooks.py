@@ -33,8 +33,16 @@ class Webhooks:
         secret: str,
         events: Collection[EventType] = WEBHOOK_EVENTS,
         description: str = "",
+        *,
+        key: str | None = None,
+        limit: int | None = None,
     ) -> Endpoint:
-        """A new endpoint; the caller has checked the URL."""
+        """A new endpoint, signed for with a private ``key`` too if there is one; the caller has checked the URL.
+
+        Raises `Conflict` when the tenant has ``limit`` endpoints, those of jobs' own webhooks not counted.
+        """
+        if limit is not None:
+            self._room_for_another(tenant_id, limit)
         row = EndpointRow(
             id=ids.new(ids.ENDPOINT),
             tenant_id=tenant_id,
@@ -42,6 +50,7 @@ class Webhooks:
             description=description,
             events=sorted(kind.value for kind in events),
             secrets=[secret],
+            keys=[] if key is None else [key],
         )
         self._session.add(row)
         self._session.flush()
@@ -69,6 +78,16 @@ class Webhooks:
             )
         ).one()
         return _endpoint(row, now)
+
+    def _room_for_another(self, tenant_id: str, limit: int) -> None:
+        # one at a time for each tenant, so that two that come together are both counted
+        turn = func.pg_advisory_xact_lock(func.hashtextextended(f"endpoints of {tenant_id}", 0))
+        self._session.execute(select(turn))
+        have = select(func.count()).where(EndpointRow.tenant_id == tenant_id, ~EndpointRow.one_off)
+        if self._session.execute(have).scalar_one() >= limit:
+            raise Conflict(
+                f"there are {limit} endpoints, which is the limit of a tenant: delete one, or let one get more events"
+            )
 
     def endpoint(self, tenant_id: str, endpoint_id: str) -> Endpoint:
         """The tenant's endpoint of that id; `NotFound`."""
@@ -146,8 +165,20 @@ class Webhooks:
         self._session.flush()
         return _endpoint(row, now)
 
-    def rotate(self, tenant_id: str, endpoint_id: str, secret: str, overlap_seconds: float) -> Endpoint:
-        """Sign with a new secret, and for ``overlap_seconds`` with the old ones too.
+    def set_key(self, tenant_id: str, endpoint_id: str, key: str | None) -> Endpoint:
+        """Sign with that private key as well, unless one signs already; None: with none. `NotFound`."""
+        row, now = self._row(tenant_id, endpoint_id, lock=True)
+        if (key is None) == bool(row.keys):
+            row.keys, row.keys_until = [] if key is None else [key], []
+            self._session.flush()
+        return _endpoint(row, now)
+
+    def rotate(
+        self, tenant_id: str, endpoint_id: str, secret: str, overlap_seconds: float, key: str | None = None
+    ) -> Endpoint:
+        """Sign with a new secret, and for ``overlap_seconds`` with the old ones too; the same with the private key.
+
+        ``key`` is for an endpoint that is signed for with a key pair; without it that pair stays.
 
         Raises `NotFound`, or `Conflict` when too many secrets sign already.
         """
@@ -157,7 +188,11 @@ class Webhooks:
         if len(old) >= MAX_SECRETS:
             raise Conflict(f"{MAX_SECRETS} secrets of this endpoint sign already: wait for one to end, or end them now")
         row.secrets = [secret, *(one.text for one in old)]
-        row.secrets_until = [end if one.expires_at is None else min(one.expires_at, end) for one in old]
+        row.secrets_until = [_sooner(one.expires_at, end) for one in old]
+        if row.keys and key is not None:
+            keys = signing(row.keys, row.keys_until, now) if overlap_seconds > 0 else ()
+            row.keys = [key, *(one.text for one in keys)]
+            row.keys_until = [_sooner(one.expires_at, end) for one in keys]
         self._session.flush()
         return _endpoint(row, now)
 
@@ -236,6 +271,10 @@ class Webhooks:
         Events(self._session).notify(EVENT_CHANNEL)
 
 
+def _sooner(one: datetime | None, other: datetime) -> datetime:
+    return other if one is None else min(one, other)
+
+
 def _endpoint(row: EndpointRow, now: datetime) -> Endpoint:
     return Endpoint(
         row.id,
@@ -244,6 +283,7 @@ def _endpoint(row: EndpointRow, now: datetime) -> Endpoint:
         row.description,
         frozenset(map(EventType, row.events)),
         signing(row.secrets, row.secrets_until, now),
+        signing(row.keys, row.keys_until, now),
         row.one_off,
         row.sequence,
         row.paused_until,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -62,8 +63,7 @@ class Route:
     url: str
     door: guard.Door
     keeper: Keeper
-    target: bytes  #: path and query, as they are requested
-    headers: tuple[tuple[bytes, bytes], ...]  #: the same of every request
+    head: bytes  #: what each request begins with
     refusal: TargetRefused | None = None
     idle: list[Channel] = field(default_factory=list)
 
@@ -73,19 +73,18 @@ class Route:
         try:
             parsed = httpx2.URL(guard.parse(url, settings).url)
         except TargetRefused as refusal:
-            return cls(url, door, keeper, b"", (), refusal)
-        headers = (
-            (b"Host", parsed.netloc),
-            (b"User-Agent", f"render-farm/{__version__}".encode()),
+            return cls(url, door, keeper, b"", refusal)
+        lines = (
+            b"POST " + parsed.raw_path + b" HTTP/1.1",
+            b"Host: " + parsed.netloc,
+            f"User-Agent: render-farm/{__version__}".encode(),
             # no compression is offered, so an answer cannot unfold into more than was received
-            (b"Accept-Encoding", b"identity"),
-            (b"Content-Type", b"application/json"),
+            b"Accept-Encoding: identity",
+            b"Content-Type: application/json",
         )
-        return cls(url, door, keeper, parsed.raw_path, headers)
+        return cls(url, door, keeper, b"".join(line + b"\r\n" for line in lines))
 
-    async def post(
-        self, headers: tuple[tuple[bytes, bytes], ...], body: bytes, *, deadline: float, body_deadline: float
-    ) -> Answer:
+    async def post(self, headers: Mapping[str, str], body: bytes, *, deadline: float, body_deadline: float) -> Answer:
         """Send, and read an answer that counts by its status alone.
 
         ``deadline`` is in seconds and for the whole of it, ``body_deadline`` for the answer's body within that: when it
@@ -103,15 +102,16 @@ class Route:
             if channel is None:
                 channel = await self._open(deadline)
             left = max(0.0, deadline - (loop.time() - started))
-            length = (b"Content-Length", str(len(body)).encode())
-            reply = await channel.post(self.target, (*self.headers, *headers, length), body, left, body_deadline)
+            more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+            request = b"%b%bContent-Length: %d\r\n\r\n%b" % (self.head, more.encode("ascii"), len(body), body)
+            reply = await channel.send(request, left, body_deadline)
         except TargetRefused:
             error = Failure.REFUSED
         except TimeoutError:
             error = Failure.TIMEOUT
         except NotHttp:
             error = Failure.PROTOCOL
-        except (OSError, ValueError):  # a name or an answer of a resolver that cannot be read is a ValueError
+        except (OSError, ValueError):  # a name or a resolver's answer that cannot be read is a ValueError
             error = Failure.CONNECT if channel is None else Failure.NETWORK
         if reply is None:
             return Answer(None, error, loop.time() - started)

@@ -1,19 +1,21 @@
 """One connection to a receiver: a request at a time, and what is read of each answer has an end.
 
 It stands on asyncio's transports and h11's parser, without an HTTP client between: a client's pools and streams cost
-several times what the request itself costs, and the deliverer pools by endpoint anyway.
+several times what the request itself costs, and the deliverer pools by endpoint anyway. The plain acknowledgement that
+nearly every receiver sends is read without the parser too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from typing import Final, cast
 
 import h11
 
 MAX_ANSWER: Final = 64 * 2**10  #: bytes of an answer's head, and of its body, that are read at most
+_STATUS: Final = re.compile(rb"HTTP/1\.1 2[0-9][0-9](?: [\t -~]*)?")
 
 
 class Broken(ConnectionError):
@@ -38,10 +40,10 @@ class Channel(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.opened_at = self.idle_since = 0.0  #: the loop's time
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
         self._answered: asyncio.Future[Reply] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._body_seconds = 0.0
+        self._parser: h11.Connection | None = None  #: of an answer that is not plain
         self._status: int | None = None
         self._retry_after: str | None = None
         self._body = bytearray()
@@ -49,12 +51,10 @@ class Channel(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether it is open and waits for a request."""
-        return self._answered is None and not self._transport.is_closing() and self._http.our_state is h11.IDLE
+        return self._answered is None and not self._transport.is_closing()
 
-    async def post(
-        self, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes, seconds: float, body_seconds: float
-    ) -> Reply:
-        """Send, and wait at most ``seconds`` for a status and ``body_seconds`` of that time for the body behind it.
+    async def send(self, request: bytes, seconds: float, body_seconds: float) -> Reply:
+        """Send a POST, and wait at most ``seconds`` for a status and ``body_seconds`` of that for the body behind it.
 
         A body that is longer or slower than that is cut off, and the status stands.
 
@@ -66,17 +66,12 @@ class Channel(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._answered = loop.create_future()
         self._body_seconds = body_seconds
-        self._status, self._retry_after = None, None
-        self._body.clear()
         self._timer = loop.call_later(seconds, self._late)
         try:
-            sent = self._http.send(h11.Request(method=b"POST", target=target, headers=list(headers))) or b""
-            sent += self._http.send(h11.Data(data=body)) or b""
-            self._http.send(h11.EndOfMessage())
             if self._transport.is_closing():
                 self._answered.set_exception(Broken("the other side closed the connection"))
             else:
-                self._transport.write(sent)
+                self._transport.write(request)
             return await self._answered
         except BaseException:
             self.close()
@@ -102,14 +97,20 @@ class Channel(asyncio.Protocol):
         if self._answered is None or self._answered.done():
             self.close()  # nobody asked
             return
-        self._http.receive_data(data)
-        self._read()
+        if self._parser is None:
+            plain = _plain(data)
+            if plain is not None:
+                self._answered.set_result(plain)
+                return
+            self._parser = _parser()
+        self._parser.receive_data(data)
+        self._read(self._parser)
 
     def eof_received(self) -> bool:
         """The other side has said all."""
-        if self._answered is not None and not self._answered.done():
-            self._http.receive_data(b"")
-            self._read()
+        if self._answered is not None and not self._answered.done() and self._parser is not None:
+            self._parser.receive_data(b"")
+            self._read(self._parser)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -120,13 +121,13 @@ class Channel(asyncio.Protocol):
             else:
                 self._answered.set_exception(exc or Broken("the other side closed the connection"))
 
-    # -- reading ------------------------------------------------------------------------------------------------------
+    # -- an answer that is not plain ----------------------------------------------------------------------------------
 
-    def _read(self) -> None:
+    def _read(self, parser: h11.Connection) -> None:
         assert self._answered is not None
         try:
             while True:
-                event = self._http.next_event()
+                event = parser.next_event()
                 if event is h11.NEED_DATA:
                     return
                 if isinstance(event, h11.Response):
@@ -142,12 +143,8 @@ class Channel(asyncio.Protocol):
         except h11.RemoteProtocolError as error:
             if self._status is not None:
                 self._finish()
-            elif self._http.trailing_data[1] and not self._http.trailing_data[0]:
-                self._answered.set_exception(Broken("the other side closed the connection"))
-                self.close()
             else:
                 self._answered.set_exception(NotHttp(str(error)))
-                self.close()
 
     def _begin(self, answer: h11.Response) -> None:
         self._status = answer.status_code
@@ -169,12 +166,47 @@ class Channel(asyncio.Protocol):
             self._answered.set_exception(TimeoutError())
 
     def _finish(self) -> None:
-        """Hand over what there is; the connection is kept if the answer ended as it should."""
+        """Hand over what there is; the connection is kept if the answer ended as it should, and nothing came behind."""
         assert self._answered is not None
         assert self._status is not None
-        whole = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-        if whole and not self._http.trailing_data[0]:  # nothing that would pass for the next answer
-            self._http.start_next_cycle()
-        else:
+        parser = self._parser
+        whole = parser is not None and parser.our_state is h11.DONE and parser.their_state is h11.DONE
+        if parser is None or not whole or parser.trailing_data[0]:
             self.close()
         self._answered.set_result(Reply(self._status, self._retry_after, bytes(self._body)))
+        self._parser, self._status, self._retry_after, self._body = None, None, None, bytearray()
+
+
+def _parser() -> h11.Connection:
+    """A parser that waits for the answer to a POST."""
+    parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
+    parser.send(h11.Request(method=b"POST", target=b"/", headers=[(b"Host", b"it"), (b"Content-Length", b"0")]))
+    parser.send(h11.EndOfMessage())
+    return parser
+
+
+def _plain(data: bytes) -> Reply | None:
+    """A 2xx that came in one piece, of a stated length, after which the connection stays open; None: it is not that."""
+    head, gap, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    if not gap or _STATUS.fullmatch(first) is None:
+        return None
+    length: int | None = None
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        value = value.strip(b" \t").lower()
+        match name.lower():
+            case b"content-length" if length is None and value.isdigit() and len(value) < 6:
+                length = int(value)
+            case b"content-length" | b"transfer-encoding" | b"upgrade" | b"trailer":
+                return None
+            case b"connection" if value != b"keep-alive":
+                return None
+            case _ if not colon or not name or name[0] in b" \t":
+                return None
+    status = int(first[9:12])
+    if status == 204 and length is None:
+        length = 0
+    if length is None or length != len(body) or length > MAX_ANSWER:
+        return None
+    return Reply(status, None, body)

@@ -346,11 +346,10 @@ class Deliverer:
         if ready.body is None:
             return Answer(None, Failure.INTERNAL, 0.0)
         if line.signer is None:
-            line.signer = signature.Signer(line.endpoint.secrets)
+            line.signer = signature.Signer(line.endpoint.secrets, line.endpoint.keys)
         signed = line.signer.headers(ready.claimed.id, int(time.time()), ready.body)
-        headers = tuple((name.encode(), value.encode()) for name, value in signed.items())
         return await line.route.post(
-            headers, ready.body, deadline=self._limits.deadline, body_deadline=self._limits.body_deadline
+            signed, ready.body, deadline=self._limits.deadline, body_deadline=self._limits.body_deadline
         )
 
     def _outcome(self, one: Claimed, answer: Answer) -> Outcome:
@@ -539,7 +538,7 @@ class _Hand:
 def _jobs(unit: Unit, job_ids: set[str]) -> dict[str, Job]:
     """The jobs that can be read; one that cannot costs only itself."""
     try:
-        return unit.jobs.many(job_ids)
+        return unit.claims.jobs(job_ids)
     except ValidationError:
         found: dict[str, Job] = {}
         for job_id in job_ids:

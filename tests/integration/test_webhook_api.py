@@ -217,7 +217,7 @@ def test_what_belongs_to_another_tenant_looks_absent(
 def test_after_a_rotation_both_secrets_sign_until_the_old_one_ends(
     client: httpx2.Client, hooks: Receiver, start: Start
 ) -> None:
-    made = make(client, hooks.url())
+    made = make(client, hooks.url(), asymmetric=True)
     path = f"{ENDPOINTS}/{made['id']}"
     start()
     client.post(f"{path}/test")
@@ -228,15 +228,46 @@ def test_after_a_rotation_both_secrets_sign_until_the_old_one_ends(
     assert client.get(f"{path}/secret").json() == rotated
     client.post(f"{path}/test")
     first, second = arrived(hooks, 2)
-    assert (len(signatures(first)), len(signatures(second))) == (1, 2)
-    signature.verify(made["secret"], second.headers, second.body)
-    signature.verify(rotated["secret"], second.headers, second.body)
+    assert [one.partition(",")[0] for one in signatures(first)] == ["v1", "v1a"]
+    assert [one.partition(",")[0] for one in signatures(second)] == ["v1", "v1", "v1a", "v1a"]
+    keys = [one["key"] for one in client.get(path).json()["public_keys"]]
+    assert keys[1] == made["public_keys"][0]["key"] != keys[0]
+    for known in (made["secret"], rotated["secret"], *keys):
+        signature.verify(known, second.headers, second.body)
     wait_until(lambda: client.get(f"{path}/secret").json()["previous"] == [], 10)
     client.post(f"{path}/test")
     third = arrived(hooks, 3)[2]
     signature.verify(rotated["secret"], third.headers, third.body)
-    with pytest.raises(signature.SignatureRefused):
-        signature.verify(made["secret"], third.headers, third.body)
+    for ended in (made["secret"], keys[1]):
+        with pytest.raises(signature.SignatureRefused):
+            signature.verify(ended, third.headers, third.body)
+    signature.verify(keys[0], third.headers, third.body)
+    assert client.patch(path, json={"asymmetric": False}).json()["public_keys"] == []
+
+
+def test_the_private_half_of_a_key_pair_is_never_shown(api: Api, client: httpx2.Client, hooks: Receiver) -> None:
+    made = make(client, hooks.url(), asymmetric=True)
+    path = f"{ENDPOINTS}/{made['id']}"
+    with api.store.begin() as unit:
+        (key,) = unit.webhooks.endpoint(api.tenant_id, made["id"]).keys
+    assert signature.public_key(key.text) == made["public_keys"][0]["key"]
+    assert client.patch(path, json={"asymmetric": True}).json()["public_keys"] == made["public_keys"]
+    shown = [client.get(path), client.get(ENDPOINTS), client.get(f"{path}/secret"), client.post(f"{path}/rotate")]
+    for told in shown:
+        assert "whsk_" not in told.text
+        assert key.text.removeprefix("whsk_") not in told.text
+
+
+def test_a_tenant_has_so_many_endpoints_and_no_more(config: Settings, hooks: Receiver) -> None:
+    with running(config.model_copy(update={"max_endpoints": 2})) as api, api.client() as client:
+        cancel_one(client, webhook=hooks.url("/own"))  # a job's own webhook does not count
+        first = make(client, hooks.url("/1"))
+        make(client, hooks.url("/2"))
+        refused = client.post(ENDPOINTS, json={"url": hooks.url("/3")})
+        assert refused.status_code == 409
+        assert "there are 2 endpoints, which is the limit of a tenant: delete one" in refused.json()["detail"]
+        assert client.delete(f"{ENDPOINTS}/{first['id']}").status_code == 200
+        make(client, hooks.url("/3"))
 
 
 def test_old_secrets_can_be_ended_at_once_and_do_not_pile_up(client: httpx2.Client, hooks: Receiver) -> None:

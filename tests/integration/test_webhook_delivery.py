@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import text
 
 from farm import __version__, lifecycle
-from farm.domain.endpoint import DeliveryState, Endpoint
+from farm.domain.endpoint import DeliveryState, Disabled, Endpoint
 from farm.domain.job import HandOver, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, JobState
 from farm.settings import Settings
@@ -270,12 +270,17 @@ def test_an_endpoint_that_failed_for_days_is_disabled(
     store: Store, tenant: str, start: Start, hooks: Receiver, endpoint: Make, succeed: Succeed
 ) -> None:
     wants = endpoint(hooks.url())
+    endpoint(hooks.url("/others"), EventType.ENDPOINT_DISABLED)
     hooks.behaviours["/hook"] = answer(500)
     start(schedule=replace(SCHEDULE, give_up_after=0.4, delays=(0,) + (0.25,) * 20, break_after=50))
     succeed()
     wait_until(lambda: fresh(store, tenant, wants.id).disabled_at)
-    tries = len(hooks.received)
+    assert fresh(store, tenant, wants.id).disabled_reason is Disabled.FAILING
+    tries = len(hooks.at("/hook"))
     assert 2 <= tries <= 5
+    (told,) = wait_until(lambda: hooks.at("/others"))
+    assert told.event["type"] == "endpoint.disabled"
+    assert (told.event["data"]["endpoint"]["id"], told.event["data"]["endpoint"]["reason"]) == (wants.id, "failing")
     assert len(attempts(store, only_delivery(store, wants.id).id)) == tries
 
 

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -112,3 +113,32 @@ def test_an_id_cannot_pass_for_a_timestamp(message_id: str) -> None:
 def test_no_secret_is_no_signature() -> None:
     with pytest.raises(ValueError, match="at least one"):
         signature.headers([], "msg_1", NOW, BODY)
+
+
+def test_a_key_pair_signs_beside_the_secret_as_the_standard_lays_it_out() -> None:
+    key = signature.new_key()
+    public = signature.public_key(key)
+    signed = signature.Signer([SECRET], [key]).headers("msg_1", NOW, BODY)
+    v1, v1a = signed["webhook-signature"].split(" ")
+    assert v1 == by_hand(KEY, "msg_1", NOW, BODY)
+    version, _, encoded = v1a.partition(",")
+    prefix, _, raw = public.partition("_")
+    assert (version, prefix) == ("v1a", "whpk")
+    # with nothing of ours: the 64 bytes of the signature under the 32 bytes of the key, over id, time and body
+    ed25519.Ed25519PublicKey.from_public_bytes(base64.b64decode(raw, validate=True)).verify(
+        base64.b64decode(encoded, validate=True), b"msg_1." + str(NOW).encode() + b"." + BODY
+    )
+    for accepted in (SECRET, public):
+        signature.verify(accepted, signed, BODY, now=NOW)
+    for other in (signature.new_secret(), signature.public_key(signature.new_key())):
+        with pytest.raises(signature.SignatureRefused, match="no signature fits"):
+            signature.verify(other, signed, BODY, now=NOW)
+    with pytest.raises(signature.SignatureRefused):
+        signature.verify(public, signed, BODY + b" ", now=NOW)
+
+
+@pytest.mark.parametrize("key", ["", "whsk_", "whsk_!!!", SECRET, "whsk_" + base64.b64encode(KEY + KEY).decode()])
+def test_a_malformed_key_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        signature.public_key(key)
+    assert not key.partition("_")[2] or key not in str(refused.value)
