@@ -141,7 +141,7 @@ def submit_batch(
             return _batch_made_by(unit, key, held), False
     _room_for(unit, tenant_id, staged.total)
     unit.batches.add(tenant_id, batch_id, new, staged, skipped, error_key)
-    unit.batches.unstage(tenant_id, batch_id)
+    unit.batches.unstage(tenant_id, batch_id, whole=not staged.twice)
     if key is not None:
         unit.jobs.keep_key(tenant_id, key.key, None, batch_id)
     unit.events.notify(QUEUE_CHANNEL)

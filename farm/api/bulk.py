@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,17 +19,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, create_model
 
 from farm import lifecycle
 from farm.api import inputs, lines, problems
 from farm.api.lines import Line, Unfit
 from farm.api.services import Services
 from farm.domain import ids
-from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Staged
+from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Own, Staged
 from farm.domain.job import NewJob
-from farm.domain.resolve import choose_model, resolve
-from farm.domain.tasks import AnyJobRequest, InputPicture
+from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
+from farm.domain.tasks import AnyJobRequest, InputPicture, JobRequest
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.lifecycle import IdempotencyKey
 from farm.objects import keys
@@ -41,7 +42,15 @@ KNOWN_INPUTS: Final = 10_000  #: pictures and webhooks that are remembered while
 MAX_FETCHED: Final = 1_000  #: pictures that one bulk request may name by URL
 FETCHING_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
+MOULDS: Final = 1_000  #: kinds of line that are remembered while a body is read
+#: What lines differ in, and nothing else follows from.
+OWN: Final = frozenset({"prompt", "negative_prompt", "seed", "custom_id", "metadata"})
+
 _REQUEST: Final[TypeAdapter[AnyJobRequest]] = TypeAdapter(AnyJobRequest)
+_FIELDS: Final[dict[str, Any]] = {
+    name: (field.rebuild_annotation(), field) for name, field in JobRequest.model_fields.items() if name in OWN
+}
+_OWN: Final[TypeAdapter[Any]] = TypeAdapter(create_model("Own", __config__=JobRequest.model_config, **_FIELDS))
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,33 @@ class Checker:
         self._webhook = lru_cache(KNOWN_INPUTS)(self._check_webhook)
         self._fetched = 0
         self._fetching_seconds = 0.0
+        self._moulds: dict[tuple[Any, ...], NewJob] = {}
 
-    def job(self, body: Mapping[str, Any]) -> NewJob:
-        """The job that a request asks for. Raises `BadInput` with every problem found."""
+    def job(self, body: Mapping[str, Any]) -> tuple[NewJob, Own | None]:
+        """The job that a request asks for, and what it has instead of it. Raises `BadInput` with every problem found.
+
+        Lines of one body mostly differ in what is `OWN` to each: what the rest comes to is worked out once.
+        """
+        # with their types: 1 == 1.0 == True, but a field does not take all of them
+        rest = tuple((name, type(value), value) for name, value in body.items() if name not in OWN)
+        try:
+            mould = self._moulds.get(rest)
+        except TypeError:  # a list or an object among them
+            return self._whole(body), None
+        if mould is None:
+            job = self._whole(body)
+            if len(self._moulds) >= MOULDS:
+                self._moulds.clear()
+            self._moulds[rest] = job
+            return job, None
+        try:
+            own = _OWN.validate_python({name: value for name, value in body.items() if name in OWN})
+        except ValidationError:
+            return self._whole(body), None  # tells of everything that is wrong
+        seed = secrets.randbelow(DRAWN_SEEDS) if own.seed is None else own.seed
+        return mould, Own(own.prompt, own.negative_prompt, seed, own.custom_id, own.metadata)
+
+    def _whole(self, body: Mapping[str, Any]) -> NewJob:
         try:
             request = _REQUEST.validate_python(body)
         except ValidationError as error:
@@ -274,14 +307,14 @@ def _entries(
             reports.add(number, body.problems, body.custom_id)
             continue
         try:
-            job = checker.job(lines.merged(order.defaults, body))
+            job, own = checker.job(lines.merged(order.defaults, body))
         except BadInput as refused:
             reports.add(number, refused.problems, body.get("custom_id"))
             continue
         if limit is not None and taken >= limit:
             raise QuotaExceeded("with these jobs more would wait than the tenant's limit allows")
         taken += 1
-        yield Entry(number, job)
+        yield Entry(number, job, own)
 
 
 def _without_twice(unit: Unit, staged: Staged, reports: Reports) -> Staged:

@@ -37,7 +37,6 @@ _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}(?:\.0+)?", re.ASCII)
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 
 
-
 @dataclass(frozen=True)
 class Unfit:
     """A line whose request cannot be taken, known before it is checked as a job."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from farm.domain.job import NewJob
 from farm.domain.resolve import DRAWN_SEEDS
@@ -47,12 +47,23 @@ class NewBatch:
     webhook: str | None = None  #: told of the batch's own events
 
 
-@dataclass(frozen=True)
+class Own(NamedTuple):
+    """What one of many alike entries has of its own."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    custom_id: str | None
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One job of a batch about to be submitted, and where it was written."""
 
     line: int  #: 1-based line of the body, or place in the list
     job: NewJob
+    own: Own | None = None  #: what it has instead of the job's, where many entries share one job
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -18,9 +18,9 @@ from sqlalchemy import ARRAY, Uuid, bindparam, case, delete, func, insert, or_, 
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.batch import MILESTONES, Batch, BatchState, Counts, Entry, Holdings, NewBatch, Staged
+from farm.domain.batch import MILESTONES, Batch, BatchState, Counts, Entry, Holdings, NewBatch, Own, Staged
 from farm.domain.cost import cost
-from farm.domain.job import JobError, Output
+from farm.domain.job import JobError, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.errors import DatabaseUnavailable
 from farm.store import cursor as cursors
@@ -33,6 +33,9 @@ LONG_SECONDS: Final = 600
 CANCEL_AT_ONCE: Final = 50_000  #: jobs ended by one statement, so that the locks are not held for long
 MOVE_AT_ONCE: Final = 100_000  #: jobs moved by one statement
 DELETE_AT_ONCE: Final = 5_000  #: jobs deleted by one statement, with their events and deliveries
+_JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+PART: Final = 64 * 2**10  #: characters sent to COPY at once
 _OUTPUT: Final = ("index", "key", "sha256", "size", "width", "height", "content_type", "seed")
 TOLD_METADATA: Final = 8_000  #: characters of a batch's metadata that its events carry; more is left out
 
@@ -58,13 +61,19 @@ _DROP_TWICE: Final = text("""
         FROM staged WHERE custom_id IS NOT NULL
     ) AS named WHERE named.time > 1 AND staged.seq = named.seq
 """)
-_UNSTAGE: Final = text("""
+_INSERT: Final = """
     INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
                      webhook, batch_id, batch_seq)
     SELECT id, :tenant, 'queued', task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook,
-           :batch, row_number() OVER (ORDER BY seq)
-    FROM staged ORDER BY seq
-""").bindparams(bindparam("tenant", type_=Uuid), bindparam("batch", type_=Uuid))
+           :batch, {place}
+    FROM staged
+"""
+_OWNERS: Final = (bindparam("tenant", type_=Uuid), bindparam("batch", type_=Uuid))
+_UNSTAGE: Final = text(_INSERT.format(place="seq")).bindparams(*_OWNERS)
+# where some were dropped
+_UNSTAGE_REST: Final = text(_INSERT.format(place="row_number() OVER (ORDER BY seq)") + "ORDER BY seq").bindparams(
+    *_OWNERS
+)
 # The new jobs' ids ascend with their place: what `ids.Series` makes, in SQL.
 _AGAIN: Final = text("""
     INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
@@ -410,10 +419,10 @@ class Batches:
         total, in_all = 0, 0.0
         try:
             with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
-                for row in _rows(entries):
-                    copy.write_row(row)
-                    total += 1
-                    in_all += row[7]
+                for part, jobs, costs in _parts(entries):
+                    copy.write(part)
+                    total += jobs
+                    in_all += costs
         except psycopg.OperationalError as error:
             raise DatabaseUnavailable("PostgreSQL does not answer") from error
         self.allow_long()
@@ -449,10 +458,11 @@ class Batches:
             )
         )
 
-    def unstage(self, tenant_id: str, batch_id: str) -> None:
-        """Make queued jobs of what is staged."""
+    def unstage(self, tenant_id: str, batch_id: str, *, whole: bool = False) -> None:
+        """Make queued jobs of what is staged; ``whole``: nothing was dropped from it."""
         self._session.execute(
-            _UNSTAGE, {"tenant": ids.to_uuid(ids.TENANT, tenant_id), "batch": ids.to_uuid(ids.BATCH, batch_id)}
+            _UNSTAGE if whole else _UNSTAGE_REST,
+            {"tenant": ids.to_uuid(ids.TENANT, tenant_id), "batch": ids.to_uuid(ids.BATCH, batch_id)},
         )
 
     def unsuccessful(self, batch_id: str) -> Staged:
@@ -706,21 +716,61 @@ def _told(row: BatchRow, ended: int) -> dict[str, Any]:
     }
 
 
-def _rows(entries: Iterable[Entry]) -> Iterator[tuple[Any, ...]]:
+class _Common(NamedTuple):
+    """What entries that share one job have in common, as COPY's text."""
+
+    names: str  #: task, model and priority
+    document: str  #: the end of the spec's JSON: all but what is each entry's own
+    middle: str  #: cost and attempts
+    webhook: str
+    cost: float
+
+
+def _common(job: NewJob) -> _Common:
+    price = cost(job.spec)
+    return _Common(
+        f"{job.spec.task.value}\t{_text(job.spec.model)}\t{Priority(job.priority).rank}",
+        _document(job.spec.model_dump_json(exclude={"prompt", "negative_prompt", "seed"}))[1:],
+        f"{price!r}\t{job.max_attempts}",
+        _text(job.webhook),
+        price,
+    )
+
+
+def _parts(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int, float]]:
+    """The entries as COPY's text, some at a time: with how many they are, and what they cost."""
     series = ids.Series(ids.JOB)
+    rows: list[str] = []
+    size, costs = 0, 0.0
+    last: NewJob | None = None
     for seq, entry in enumerate(entries, start=1):
-        job = entry.job
-        yield (
-            seq,
-            entry.line,
-            ids.to_uuid(ids.JOB, series.number(seq)),
-            job.spec.task.value,
-            job.spec.model,
-            Priority(job.priority).rank,
-            job.spec.model_dump_json(),
-            cost(job.spec),
-            job.max_attempts,
-            job.custom_id,
-            json.dumps(dict(job.metadata), ensure_ascii=False) if job.metadata else "{}",
-            job.webhook,
+        job, own = entry.job, entry.own
+        if job is not last:
+            last, common = job, _common(job)
+        if own is None:
+            spec = job.spec
+            own = Own(spec.prompt, spec.negative_prompt, spec.seed, job.custom_id, dict(job.metadata))
+        begin = f'{{"prompt":{_JSON(own.prompt)},"negative_prompt":{_JSON(own.negative_prompt)},"seed":{own.seed},'
+        metadata = _document(_JSON(own.metadata)) if own.metadata else "{}"
+        row = (
+            f"{seq}\t{entry.line}\t{series.hex(seq)}\t{common.names}\t{_document(begin)}{common.document}\t"
+            f"{common.middle}\t{_text(own.custom_id)}\t{metadata}\t{common.webhook}\n"
         )
+        rows.append(row)
+        size += len(row)
+        costs += common.cost
+        if size >= PART:
+            yield "".join(rows).encode(), len(rows), costs
+            rows, size, costs = [], 0, 0.0
+    if rows:
+        yield "".join(rows).encode(), len(rows), costs
+
+
+def _text(value: str | None) -> str:
+    """A text as COPY reads it."""
+    return "\\N" if value is None else value.translate(_ESCAPES)
+
+
+def _document(value: str) -> str:
+    """JSON as COPY reads it: a tab or a line's end is written with a backslash in it already."""
+    return value.replace("\\", "\\\\")
