@@ -38,9 +38,10 @@ _TALLY: Final = (
     SELECT floor(extract(epoch FROM now() - event.created_at) / :bucket) AS age, event.type,
            event.data ->> 'code' AS code, count(*) AS events,
            coalesce(sum(CAST(event.data ->> 'outputs' AS integer)), 0) AS outputs
-    FROM generate_series(:low, :high, :stride) AS number JOIN event ON event.id = number
+    FROM generate_series(CAST(:low AS bigint), CAST(:high AS bigint), CAST(:stride AS bigint)) AS number
+    JOIN event ON event.id = number
     WHERE event.type IN ('job.succeeded', 'job.failed') AND event.created_at >= now() - make_interval(secs => :seconds)
-      AND (:everybody OR event.tenant_id = :tenant)
+      AND (CAST(:everybody AS boolean) OR event.tenant_id = :tenant)
     GROUP BY 1, 2, 3
 """)
     .bindparams(bindparam("tenant", type_=Uuid))

@@ -63,7 +63,7 @@ def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
                     page.goto(path)
                     page.wait_for_function("[...document.images].every((one) => one.complete)")
                     suffix = "" if (device, scheme) == ("desktop", "light") else f"-{device}-{scheme}"
-                    _keep(page.screenshot(full_page=name in ("job",)), name + suffix)
+                    _keep(page.screenshot(full_page=name == "job"), name + suffix)
             context.close()
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from farm import lifecycle
+from farm.api import batches as api
+from farm.api.batch_shapes import BatchChange
+from farm.api.contact_sheet import SheetFormat
 from farm.api.services import Farm, Services
 from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
 from farm.dashboard.session import Visitor
 from farm.domain.batch import Batch
-from farm.domain.states import JobState
+from farm.domain.states import JobState, Priority
 from farm.errors import NotFound
 from farm.store.search import Wanted
+from farm.store.tenants import Key
 
 PATH: Final = f"{HOME}/batches"
 LINK: Final = Link("Work", "Batches", PATH, 0)
@@ -22,7 +27,6 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 PAGE: Final = 25
 GALLERY: Final = 48
 GROUPED: Final = 200_000  #: jobs of a batch whose failures are grouped without being asked
-CANCEL_ROUNDS: Final = 50
 
 Cursor = Annotated[str, Query(max_length=100)]
 States = Annotated[list[JobState], Query(max_length=6)]
@@ -80,6 +84,7 @@ def batch(
         failures=failures,
         tenant_name=names.get(found.tenant_id, ""),
         states=list(JobState),
+        priorities=list(Priority),
     )
 
 
@@ -89,27 +94,94 @@ def now(request: Request, farm: Farm, who: Who, batch_id: str) -> Response:
     return render(request, "batch_now.html", batch=_found(farm, who, batch_id))
 
 
+# -- taking it home ----------------------------------------------------------------------------------------------------
+
+
+@router.get("/{batch_id}/results.jsonl")
+def results(farm: Farm, who: Who, batch_id: str) -> Response:
+    """Every job that is over, as JSON lines."""
+    return api.get_batch_results(farm, _theirs(farm, who, batch_id), batch_id)
+
+
+@router.get("/{batch_id}/errors.jsonl")
+def errors(farm: Farm, who: Who, batch_id: str) -> Response:
+    """What went wrong, as JSON lines."""
+    return api.get_batch_errors(farm, _theirs(farm, who, batch_id), batch_id)
+
+
+@router.get("/{batch_id}/pictures.{form}")
+def archive(farm: Farm, who: Who, batch_id: str, form: api.Form) -> Response:
+    """All pictures as one download."""
+    return api.get_batch_archive(farm, _theirs(farm, who, batch_id), batch_id, form)
+
+
+@router.get("/{batch_id}/sheet.jpeg")
+async def sheet(farm: Farm, who: Who, batch_id: str) -> Response:
+    """The pictures side by side."""
+    key = await run_in_threadpool(_theirs, farm, who, batch_id)
+    return await api.get_contact_sheet(farm, key, batch_id, None, None, 192, SheetFormat.JPEG)
+
+
+# -- doing something ---------------------------------------------------------------------------------------------------
+
+
 @router.post("/{batch_id}/cancel")
 def cancel(farm: Farm, who: Who, batch_id: str) -> Response:
     """Stop what waits at once, what runs at its next step."""
-    found = _found(farm, who, batch_id)
-    who.changes(found.tenant_id)
-    for _ in range(CANCEL_ROUNDS):
-        with farm.store.begin() as unit:
-            found, left = lifecycle.cancel_batch(unit, found.tenant_id, batch_id)
-        if not left:
-            break
+    api.cancel_batch(farm, _steered(farm, who, batch_id), batch_id)
     return see(f"{PATH}/{batch_id}", "Canceled: what runs stops at its next step.")
+
+
+@router.post("/{batch_id}/pause")
+def pause(farm: Farm, who: Who, batch_id: str) -> Response:
+    """Hand nothing over any more."""
+    api.pause_batch(farm, _steered(farm, who, batch_id), batch_id)
+    return see(f"{PATH}/{batch_id}", "Paused: what is at workers goes on, the rest waits.")
+
+
+@router.post("/{batch_id}/resume")
+def resume(farm: Farm, who: Who, batch_id: str) -> Response:
+    """Go on."""
+    api.resume_batch(farm, _steered(farm, who, batch_id), batch_id)
+    return see(f"{PATH}/{batch_id}", "The batch goes on, from the place in the queue that it had.")
+
+
+@router.post("/{batch_id}/priority")
+def prioritise(farm: Farm, who: Who, batch_id: str, priority: Annotated[Priority, Form()]) -> Response:
+    """Move what waits to another class."""
+    api.change_batch(farm, _steered(farm, who, batch_id), batch_id, BatchChange(priority=priority))
+    return see(f"{PATH}/{batch_id}", f"Its jobs wait in the class {priority} now.")
 
 
 @router.post("/{batch_id}/retry")
 def retry(farm: Farm, who: Who, batch_id: str) -> Response:
     """What did not succeed, as a new batch."""
-    found = _found(farm, who, batch_id)
-    who.changes(found.tenant_id)
+    key = _steered(farm, who, batch_id)
     with farm.store.begin() as unit:
-        new = lifecycle.retry_batch(unit, found.tenant_id, batch_id)
+        new = lifecycle.retry_batch(unit, key.tenant_id, batch_id)
     return see(f"{PATH}/{new.id}", f"This batch repeats the {new.counts.total:,} jobs that did not succeed.")
+
+
+@router.get("/{batch_id}/delete")
+def weigh(request: Request, farm: Farm, who: Who, batch_id: str) -> Response:
+    """What deleting it would remove."""
+    weighed = api.delete_batch(farm, _steered(farm, who, batch_id), batch_id, dry_run=True)
+    return render(request, "batch_delete.html", batch=_found(farm, who, batch_id), weighed=weighed)
+
+
+@router.post("/{batch_id}/delete")
+def delete(farm: Farm, who: Who, batch_id: str) -> Response:
+    """Remove it with its jobs and their pictures."""
+    gone = api.delete_batch(farm, _steered(farm, who, batch_id), batch_id)
+    return see(PATH, f"Deleted: {gone.jobs:,} jobs and {gone.outputs:,} pictures.")
+
+
+def _theirs(farm: Services, who: Visitor, batch_id: str) -> Key:
+    return who.acting(_found(farm, who, batch_id).tenant_id)
+
+
+def _steered(farm: Services, who: Visitor, batch_id: str) -> Key:
+    return who.acting(who.changes(_found(farm, who, batch_id).tenant_id))
 
 
 def _found(farm: Services, who: Visitor, batch_id: str) -> Batch:

@@ -128,11 +128,11 @@ def _now(farm: Services, who: Visitor) -> dict[str, Any]:
 
 
 def _chart(day: Tally) -> dict[str, Any]:
-    """Columns, oldest first: minutes before now, pictures per minute, failures."""
+    """Columns, oldest first: minutes before now, pictures per minute, failed jobs per minute."""
     stretch = day.seconds / len(day.stretches)
     ordered = list(reversed(day.stretches))
     return {
         "before": [round((one.age + 0.5) * stretch) for one in ordered],
         "pictures": [round(one.pictures / (stretch / 60), 2) for one in ordered],
-        "failed": [round(sum(one.failed.values()), 2) for one in ordered],
+        "failed": [round(sum(one.failed.values()) / (stretch / 60), 2) for one in ordered],
     }

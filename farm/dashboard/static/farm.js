@@ -8,7 +8,8 @@ document.documentElement.classList.add("js");
 document.addEventListener("htmx:config:request", (event) => {
   const source = event.detail.ctx.sourceElement;
   const polls = (source.getAttribute("hx-trigger") || "").startsWith("every");
-  if (polls && (document.hidden || document.querySelector("dialog[open]"))) event.preventDefault();
+  const busy = document.querySelector("dialog[open]") || source.contains(document.activeElement);
+  if (polls && (document.hidden || busy)) event.preventDefault();
 });
 
 // -- the chart ------------------------------------------------------------------------------------------------------
@@ -16,6 +17,10 @@ const charts = new Map();
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function hour(at) {
+  return new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 
 function columns(told) {
@@ -30,11 +35,11 @@ function draw(box, told) {
   const options = {
     width: box.clientWidth - 16, height: box.clientHeight - 16, padding: [8, 8, 0, 0], legend: { show: true, live: true },
     cursor: { points: { size: 6 } }, scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.15)] } },
-    axes: [{ ...axis, space: 70 }, { ...axis, size: 44 }],
+    axes: [{ ...axis, space: 70, values: (_, all) => all.map(hour) }, { ...axis, size: 44 }],
     series: [
-      { label: "Time", value: (_, at) => (at == null ? "" : new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })) },
-      { label: "Pictures per minute", stroke: colour("--run-fill"), fill: colour("--accent-soft"), width: 2, points: { show: false } },
-      { label: "Failed", stroke: colour("--bad-fill"), width: 1.5, points: { show: false } },
+      { label: "At", value: (_, at) => (at == null ? "–" : hour(at)) },
+      { label: "pictures per minute", value: (_, found) => found ?? "–", stroke: colour("--run-fill"), fill: colour("--accent-soft"), width: 2, points: { show: false } },
+      { label: "failed per minute", value: (_, found) => found ?? "–", stroke: colour("--bad-fill"), width: 1.5, points: { show: false } },
     ],
   };
   options.height -= 26; // the legend's line
@@ -126,7 +131,10 @@ document.addEventListener("submit", (event) => {
 document.addEventListener("change", (event) => {
   const form = event.target.closest("form");
   const told = form?.querySelector("[data-picked]");
-  if (told) told.textContent = `${form.querySelectorAll("input[name=job]:checked").length} ticked:`;
+  if (!told) return;
+  const count = form.querySelectorAll("input[name=job]:checked").length;
+  told.textContent = `${count} ticked:`;
+  told.closest(".bulk").classList.toggle("on", count > 0);
 });
 
 document.addEventListener("DOMContentLoaded", () => {

@@ -1,0 +1,275 @@
+"""The operations pages as a person meets them: in Chromium, over a real server and a farm with work in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from farm.dashboard.page import ASSETS
+from farm.domain.states import JobState
+from farm.domain.worker import WorkerState
+from farm.store.tenants import Scope
+from tests.api_server import Api
+from tests.browser.furnishing import Furnished
+from tests.browser.screenshots import paths
+from tests.waiting import wait_until
+
+AXE = Path(__file__).with_name("vendor") / "axe.min.js"
+LivedIn = tuple[Api, Furnished]
+
+
+@pytest.fixture
+def contexts(browser: Browser, lived_in: LivedIn) -> Iterator[list[BrowserContext]]:
+    opened: list[BrowserContext] = []
+    yield opened
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def enter(browser: Browser, lived_in: LivedIn, contexts: list[BrowserContext]):
+    """Sign in with a key; what the page complains of in its console fails the test at its next step."""
+
+    def entered(key: str, **options) -> Page:
+        context = browser.new_context(base_url=lived_in[0].url, **options)
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: pytest.fail(f"a script failed: {error}"))
+        page.on("console", lambda said: pytest.fail(said.text) if "Content Security Policy" in said.text else None)
+        page.goto("/farm/login")
+        page.fill("#api_key", key)
+        page.click("text=Sign in")
+        expect(page).to_have_url(re.compile("/farm$"))
+        return page
+
+    return entered
+
+
+@pytest.mark.parametrize("folder", [ASSETS / "vendor", AXE.parent], ids=["shipped", "tests"])
+def test_what_others_wrote_is_what_they_wrote(folder: Path) -> None:
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    told = {name: digest for digest, name in (line.split() for line in lines)}
+    found = {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in folder.iterdir()}
+    del found["SHA256SUMS"]
+    assert found == told
+    assert any("LICENSE" in name for name in told)
+
+
+def test_a_session_is_its_keys_and_ends_with_it(lived_in: LivedIn, enter) -> None:
+    api, _ = lived_in
+    with api.client(None) as client:
+        assert client.get("/").headers["location"] == "/farm"
+        refused = client.post("/farm/login", data={"api_key": "farm_wrong"}, headers={"Sec-Fetch-Site": "same-origin"})
+        assert refused.status_code == 401
+        assert "The API key is not known" in refused.text
+        assert client.get("/farm/jobs").headers["location"] == "/farm/login?next=/farm/jobs"
+    with api.store.begin() as unit:
+        key, text = unit.tenants.create_key(api.tenant_id, "short-lived", frozenset({Scope.READ}))
+    page = enter(text)
+    (cookie,) = [one for one in page.context.cookies() if one["name"] == "farm_session"]
+    assert cookie["httpOnly"]
+    assert cookie["sameSite"] == "Lax"
+    assert text not in cookie["value"]
+    with api.client(None) as client:
+        client.cookies.set("farm_session", cookie["value"])
+        assert client.get("/farm/jobs").status_code == 200
+        client.cookies.clear()
+        client.cookies.set("farm_session", cookie["value"][:-1] + ("0" if cookie["value"][-1] != "0" else "1"))
+        assert client.get("/farm/jobs").status_code == 303
+    with api.store.begin() as unit:
+        unit.tenants.revoke(api.tenant_id, key.id)
+    page.goto("/farm/jobs")
+    expect(page).to_have_url(re.compile("/farm/login"))
+
+
+def test_another_sites_form_changes_nothing(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    cookies = {one["name"]: one["value"] for one in enter(farm.operator).context.cookies()}
+    elsewhere = [{}, {"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site", "Origin": api.url}]
+    with api.client(None) as client:
+        client.cookies.set("farm_session", cookies["farm_session"])
+        for headers in elsewhere:
+            assert client.post("/farm/pause", headers=headers).status_code == 403, headers
+        with api.store.begin() as unit:
+            assert not unit.pauses.now().farm
+        page = client.get("/farm")
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "<script>" not in page.text
+    assert " style=" not in page.text
+
+
+def test_a_tenant_sees_and_changes_its_own_alone(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    page = enter(farm.tenant)
+    page.goto("/farm/jobs")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    for path in (f"/farm/jobs/{farm.succeeded}", f"/farm/batches/{farm.batch}", f"/farm/pictures/{farm.succeeded}/0"):
+        assert page.goto(path).status == 404, path
+    page.goto("/farm/batches")
+    expect(page.get_by_text("No batch yet")).to_be_visible()
+    reader = enter(farm.reader)
+    reader.goto(f"/farm/jobs/{farm.queued}")
+    expect(reader.get_by_role("button", name="Cancel")).to_have_count(0)
+    answer = reader.request.post(
+        f"/farm/jobs/{farm.queued}/cancel", headers={"Sec-Fetch-Site": "same-origin"}, max_redirects=0
+    )
+    assert answer.status == 403
+    assert reader.request.post("/farm/pause", headers={"Sec-Fetch-Site": "same-origin"}).status == 403
+    with api.store.begin() as unit:
+        assert unit.jobs.get(farm.queued).state is JobState.QUEUED
+
+
+def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter) -> None:
+    """axe-core finds nothing serious on any page, light or dark, and nothing hangs over the edge of a phone."""
+    _, farm = lived_in
+    page = enter(farm.operator, viewport={"width": 390, "height": 844}, bypass_csp=True)
+    found = {}
+    for name, path in {**paths(farm), "missing": "/farm/jobs/none", "login": "/farm/login"}.items():
+        page.emulate_media(color_scheme="light")
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        page.add_script_tag(path=str(AXE))
+        reports = {"light": page.evaluate("axe.run({resultTypes: ['violations']})")}
+        page.emulate_media(color_scheme="dark")  # which changes colours alone
+        reports["dark"] = page.evaluate("axe.run({runOnly: ['color-contrast'], resultTypes: ['violations']})")
+        for scheme, report in reports.items():
+            serious = [one for one in report["violations"] if one["impact"] in ("serious", "critical")]
+            if serious:
+                told = [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in serious]
+                found[f"{name}, {scheme}"] = told
+    assert not found, json.dumps(found, indent=1)
+
+
+def test_a_jobs_page_follows_it_to_its_picture(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    with api.store.begin() as unit:
+        job_id = unit.jobs.heads(1)[-1].job_id
+    page = enter(farm.operator)
+    page.goto(f"/farm/jobs/{job_id}")
+    expect(page.locator(".state").first).to_have_text("queued")
+    job = farm.worker.begin(job_id, 7)
+    expect(page.get_by_text("Step 7 of 20")).to_be_visible()
+    farm.worker.succeed(job)
+    picture = page.locator(".outputs img")
+    expect(picture).to_be_visible()
+    wait_until(lambda: picture.evaluate("one => one.naturalWidth") > 0, what="the picture is shown")
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    page.get_by_text("Python", exact=True).click()
+    expect(page.locator("#as-python")).to_contain_text("farm.run(")
+
+
+def test_the_farm_and_its_workers_are_stopped_and_started(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    page = enter(farm.operator)
+    page.get_by_role("button", name="Pause the farm").click()
+    expect(page.get_by_text("The farm is paused: ")).to_be_visible()
+    with api.store.begin() as unit:
+        assert unit.pauses.now().farm
+    page.get_by_role("button", name="Resume the farm").click()
+    expect(page.get_by_text("The farm goes on.")).to_be_visible()
+    with api.store.begin() as unit:
+        assert not unit.pauses.now().farm
+
+    def state() -> WorkerState:
+        with api.store.begin() as unit:
+            return next(one.state for one in unit.workers.all() if one.info.name == farm.worker.name)
+
+    for button, then in (("Drain", WorkerState.DRAINING), ("Resume", WorkerState.ONLINE)):
+        page.goto(f"/farm/workers/one?name={farm.worker.name}")
+        page.get_by_role("button", name=button).click()
+        expect(page.get_by_role("status")).to_contain_text(farm.worker.name)
+        assert state() is then
+    page.goto("/farm")
+    expect(page.locator(".uplot canvas")).to_be_visible()
+    expect(page.locator("#latest img")).not_to_have_count(0)
+
+
+def test_failures_are_tried_again_by_kind_without_javascript(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    page = enter(farm.operator, java_script_enabled=False)
+    page.goto("/farm/batches")
+    page.click("text=catalogue-autumn")
+    group = page.locator(".failures li", has_text="out_of_memory")
+    expect(group).to_contain_text("3")
+    group.get_by_role("button").click()
+    expect(page.get_by_text("3 jobs match")).to_be_visible()
+    page.get_by_role("button", name="Retry 3 jobs").click()
+    expect(page.get_by_role("status")).to_contain_text("3 jobs submitted again")
+    made = [link.get_attribute("href").rpartition("/")[2] for link in page.locator("main a.mono").all()]
+    with api.store.begin() as unit:
+        assert {unit.jobs.get(one).state for one in made} == {JobState.QUEUED}
+        assert farm.failed in {unit.jobs.get(one).retry_of for one in made}
+
+
+def test_a_filter_and_its_pages_are_plain_links(lived_in: LivedIn, enter, monkeypatch: pytest.MonkeyPatch) -> None:
+    from farm.dashboard.pages import jobs as jobs_page
+
+    monkeypatch.setattr(jobs_page, "PAGE", 8)
+    _, farm = lived_in
+    page = enter(farm.operator, java_script_enabled=False)
+    page.goto("/farm/jobs")
+    page.get_by_label("succeeded").check()
+    page.get_by_role("button", name="Filter").click()
+    seen: list[str] = []
+    while True:
+        rows = page.locator("tbody tr")
+        assert set(rows.locator(".state").all_inner_texts()) <= {"succeeded"}
+        seen += [box.get_attribute("value") for box in rows.locator("input").all()]
+        if not page.get_by_text("Next page").count():
+            break
+        page.get_by_text("Next page").click()
+    assert len(seen) == len(set(seen)) >= 31
+
+
+def test_an_edited_job_is_checked_and_submitted(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    page = enter(farm.operator)
+    page.goto(f"/farm/jobs/{farm.succeeded}")
+    page.click("text=Edit and resubmit")
+    page.fill("[name=num_inference_steps]", "0")
+    page.fill("[name=prompt]", "a red cube on a blue background")
+    page.click("text=Submit as a new job")
+    expect(page.get_by_role("alert")).to_contain_text("1 field to correct")
+    expect(page.locator("[name=num_inference_steps]")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("[name=prompt]")).to_have_value("a red cube on a blue background")
+    page.fill("[name=num_inference_steps]", "6")
+    page.fill("[name=seed]", "")
+    page.click("text=Submit as a new job")
+    expect(page.get_by_role("status")).to_have_text("Submitted.")
+    with api.store.begin() as unit:
+        job = unit.jobs.get(page.url.rpartition("/")[2])
+    assert job is not None
+    assert (job.spec.prompt, job.spec.num_inference_steps) == ("a red cube on a blue background", 6)
+
+
+def test_pictures_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter) -> None:
+    _, farm = lived_in
+    page = enter(farm.operator)
+    page.goto(f"/farm/batches/{farm.batch}")
+    page.locator("a[data-lightbox]").first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("seed 100")
+    page.keyboard.press("ArrowRight")
+    expect(dialog).to_contain_text("seed 101")
+    page.keyboard.press("Escape")
+    expect(dialog).not_to_be_visible()
+    boxes = page.locator("input[name=job]")
+    boxes.nth(0).check()
+    boxes.nth(1).check()
+    expect(page.get_by_text("2 ticked:")).to_be_visible()
+    page.get_by_role("button", name="Rerun with another seed").click()
+    page.get_by_role("button", name="Rerun 2 jobs").click()
+    expect(page.get_by_role("status")).to_contain_text("2 jobs submitted with another seed")
+    base = f"/farm/batches/{farm.batch}"
+    assert page.request.get(f"{base}/pictures.zip").body().startswith(b"PK")
+    assert len(page.request.get(f"{base}/results.jsonl").text().splitlines()) == 24
+    assert len(page.request.get(f"{base}/errors.jsonl").text().splitlines()) == 4
