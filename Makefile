@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: compose-env help install compat demo test lint types fmt imports up down clean
+.PHONY: compose-env help install compat demo test lint types fmt imports up down clean screenshots
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench: $(INSTALLED) ## a job's wait beside a bare Celery message, and the engine
 	$(BIN)/python -m tests.bench.latency
 	$(BIN)/python -m tests.bench.engine
 	$(BIN)/python -m tests.bench.webhooks
+
+screenshots: $(INSTALLED) ## pictures of the dashboard's pages, into docs/images/dashboard/
+	$(BIN)/python -m pytest -q tests/browser/screenshots.py
 
 up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
 	$(BIN)/farm up

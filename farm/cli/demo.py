@@ -314,4 +314,4 @@ def _print_summary(results: list[Result], out: Path, *, started: float, renderin
     print(f"pictures:      {out}/")
     print(f"contact sheet: {out / 'sheet.png'}")
     print('your own farm: `farm up`, then `farm render "a red ball on a blue background"`;')
-    print("               it prints its address, which describes the API under /docs, and Flower's")
+    print("               it prints the address of its dashboard, where you see all of this at work, and of the API")

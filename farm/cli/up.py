@@ -235,6 +235,7 @@ def _show(run: Run, *, as_json: bool, detached: bool) -> None:
     rows.add_column(style="bold")
     rows.add_column(overflow="fold")
     if any(part.name == "api" for part in run.parts):
+        rows.add_row("Dashboard", f"{addresses['url']}/farm  (sign in with the API key below)")
         rows.add_row("API", addresses["url"])
         rows.add_row("API docs", f"{addresses['url']}/docs")
         flower = urlsplit(addresses["flower_url"])
