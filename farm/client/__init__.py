@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from farm.client.aio import AsyncFarm, AsyncSubmitted
 from farm.client.errors import (
     ApiError,
     Corrupted,
@@ -12,14 +13,16 @@ from farm.client.errors import (
     Unreachable,
     WaitedTooLong,
 )
-from farm.client.farm import Farm
+from farm.client.farm import Farm, Submitted
 from farm.client.values import (
     Attempt,
     Batch,
+    Deletion,
     Delivery,
     DryRun,
     Endpoint,
     EndpointSecret,
+    Event,
     File,
     Job,
     JobError,
@@ -34,13 +37,17 @@ from farm.client.values import (
 
 __all__ = [
     "ApiError",
+    "AsyncFarm",
+    "AsyncSubmitted",
     "Attempt",
     "Batch",
     "Corrupted",
+    "Deletion",
     "Delivery",
     "DryRun",
     "Endpoint",
     "EndpointSecret",
+    "Event",
     "Farm",
     "FarmClientError",
     "FieldError",
@@ -55,6 +62,7 @@ __all__ = [
     "Rendered",
     "Result",
     "ServerProblem",
+    "Submitted",
     "Unreachable",
     "WaitedTooLong",
     "Worker",

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import random
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, TypeAlias, TypeVar
 
+from farm.client.steps import Call, Emit, Fetched, Flow, Form, Open, Stream, Streamed
+from farm.client.values import (
+    Batch,
+    Deletion,
+    Delivery,
+    DryRun,
+    Endpoint,
+    EndpointSecret,
+    File,
+    Job,
+    Key,
+    Model,
+    Result,
+    Worker,
+)
 from farm.errors import BadInput
 
 #: The picture fields of a request, by the short name that people use for them.
@@ -25,194 +42,262 @@ RETRIED: Final = frozenset({429, 502, 503, 504})  #: answers that say: try again
 BULK_SECONDS: Final = 600.0  #: the most that the farm takes to store or stop a whole batch
 LONGEST_DELAY: Final = 60.0  #: seconds; the most that a Retry-After is honoured for
 
+#: What a bulk body may come from.
+Source: TypeAlias = os.PathLike[str] | bytes | IO[bytes] | Sequence[Mapping[str, Any]]
+
+_PART_BYTES: Final = 256 * 2**10  #: of a bulk body, at a time
 _REFERENCE: Final = re.compile(r"file_[0-9a-f]{32}|sha256:[0-9a-f]{64}|https?://.+|data:.+", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Call:
-    """One request to the API."""
-
-    method: str
-    path: str
-    repeatable: bool = True  #: sending it twice does no more than sending it once
-    json: object = None
-    params: tuple[tuple[str, str], ...] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-    file: tuple[str, bytes] | None = None  #: name and content of the one file of a form
-    content: Callable[[], Iterable[bytes]] | None = None  #: a body that is streamed, from its beginning at each call
-    patience: float | None = None  #: seconds to wait for the answer, where it may take longer than others
+T = TypeVar("T")
 
 
-def submit(body: Mapping[str, Any], idempotency_key: str | None = None) -> Call:
-    """Accept a job. Its key makes the call repeatable: a second one with the same key returns the first one's job."""
-    return Call(
-        "POST", "/v1/jobs", json=dict(body), headers={"Idempotency-Key": idempotency_key or f"farm-{uuid.uuid4().hex}"}
-    )
+def whole(body: Any) -> Any:
+    """The answer's JSON as it is."""
+    return body
 
 
-def upload(name: str, data: bytes) -> Call:
-    """Store a picture; the same bytes again give the same file."""
-    return Call("POST", "/v1/files", file=(name, data))
+# -- jobs ------------------------------------------------------------------------------------------------------------
 
 
-def get(job_id: str) -> Call:
-    """Look at a job."""
-    return Call("GET", f"/v1/jobs/{_segment(job_id, 'job')}")
+def submit_body(body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Job]:
+    """Submit one job by the JSON of its request, such as another job's ``parameters``.
+
+    Its key makes the call repeatable: a second one with the same key returns the first one's job.
+    """
+    key = idempotency_key or f"farm-{uuid.uuid4().hex}"
+    return Call("POST", "/v1/jobs", Job.of, json=dict(body), headers={"Idempotency-Key": key})
 
 
-def page(filters: Mapping[str, Any], cursor: str | None) -> Call:
-    """One page of jobs. A filter may be a list of values; None filters nothing."""
-    return Call("GET", "/v1/jobs", params=_params({**filters, "cursor": cursor}))
+def upload(picture: object, name: str = "image") -> Call[File]:
+    """Store a picture for use in any number of jobs; the same bytes again give the same file."""
+    return Call("POST", "/v1/files", File.of, file=read_picture(name, picture))
 
 
-def cancel(job_id: str) -> Call:
-    """Stop a job; stopping it again changes nothing."""
-    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/cancel")
+def get(job_id: str) -> Call[Job]:
+    """The job as it is now, with fresh URLs of its outputs."""
+    return Call("GET", f"/v1/jobs/{_segment(job_id, 'job')}", Job.of)
 
 
-def retry(job_id: str) -> Call:
-    """Submit a failed or canceled job again, as a new one: each call makes one."""
-    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", repeatable=False)
+def jobs(*, limit: int | None = None, **filters: Any) -> Streamed[Job]:
+    """Jobs, newest first, page after page; ``state`` may be a list. At most ``limit`` of them."""
+    return _pages("/v1/jobs", filters, Job.of, limit)
 
 
-def events(job_id: str, last_event_id: str | None) -> Call:
-    """Follow a job from after that event."""
+def cancel(job_id: str) -> Call[Job]:
+    """Stop a job: at once while it waits, at the next denoising step while it runs."""
+    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/cancel", Job.of)
+
+
+def retry(job_id: str) -> Call[Job]:
+    """Submit again what a failed or canceled job asked for, as a new job."""
+    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", Job.of, repeatable=False)
+
+
+def events(name: str, last_event_id: str | None) -> Call[Any]:
+    """Follow a job, or a batch, from after that event."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
-    return Call("GET", f"/v1/jobs/{_segment(job_id, 'job')}/events", headers=headers)
+    kind = "batches" if is_batch(name) else "jobs"
+    return Call("GET", f"/v1/{kind}/{_segment(name, 'job')}/events", whole, headers=headers)
+
+
+def is_batch(name: str) -> bool:
+    """Whether an id is a batch's."""
+    return name.startswith("bat_")
+
+
+def fetch(url: str) -> Call[Fetched]:
+    """Get what a presigned URL names."""
+    return Call("GET", url, whole, foreign=True)
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
 
 
 def submit_batch(
-    content: Callable[[], Iterable[bytes]],
-    content_type: str,
-    query: Mapping[str, Any],
-    idempotency_key: str | None = None,
+    source: Source,
     *,
-    repeatable: bool = True,
-) -> Call:
-    """Accept many jobs in one streamed body. Its key makes the call repeatable, if the body can be read again."""
-    key = idempotency_key or f"farm-{uuid.uuid4().hex}"
-    return Call(
-        "POST",
-        "/v1/batches",
-        repeatable=repeatable,
-        params=_params(query),
-        headers={"Idempotency-Key": key, "Content-Type": content_type},
-        content=content,
-        patience=BULK_SECONDS,
-    )
+    content_type: str = JSONL,
+    name: str | None = None,
+    on_error: str | None = None,
+    idempotency_key: str | None = None,
+    **defaults: object,
+) -> Call[Batch]:
+    """Submit many jobs at once: all of them or, unless ``on_error`` is ``"skip"``, none.
+
+    ``source`` is a file, its content, an open file (read once, so never sent again), or a list of requests.
+    ``defaults`` are parameters that the jobs leave open; ``webhook`` is told how far the batch is. Raises `ApiError`
+    whose ``errors`` name every bad line.
+    """
+    query = {"name": name, "on_error": on_error, **defaults}
+    return _bulk(source, content_type, query, idempotency_key, Batch.of)
 
 
-def batch(batch_id: str) -> Call:
-    """Look at a batch."""
-    return Call("GET", f"/v1/batches/{_segment(batch_id, 'batch')}")
+def check_batch(source: Source, *, content_type: str = JSONL, **defaults: object) -> Call[DryRun]:
+    """What `submit_batch` would do: counts, costs, and what is wrong with which line. Nothing is queued."""
+    return _bulk(source, content_type, {"dry_run": True, **defaults}, None, DryRun.of)
 
 
-def batches(limit: int, cursor: str | None) -> Call:
-    """One page of batches."""
-    return Call("GET", "/v1/batches", params=_params({"limit": limit, "cursor": cursor}))
+def batch(batch_id: str) -> Call[Batch]:
+    """How far a batch is."""
+    return Call("GET", _batch(batch_id), Batch.of)
 
 
-def batch_lines(batch_id: str, what: str) -> Call:
-    """A batch's ``results`` or ``errors``, as JSON lines."""
-    return Call("GET", f"/v1/batches/{_segment(batch_id, 'batch')}/{what}", patience=BULK_SECONDS)
+def batches(*, limit: int | None = None) -> Streamed[Batch]:
+    """Batches, newest first, page after page; at most ``limit`` of them."""
+    return _pages("/v1/batches", {}, Batch.of, limit)
 
 
-def cancel_batch(batch_id: str) -> Call:
-    """Stop a batch; stopping it again changes nothing."""
-    return Call("POST", f"/v1/batches/{_segment(batch_id, 'batch')}/cancel", patience=BULK_SECONDS)
+def results(batch_id: str) -> Streamed[Result]:
+    """What became of a batch's jobs that are over, in the order of the batch, as they arrive."""
+    return _lines(result_lines(batch_id), Result.of)
 
 
-def retry_batch(batch_id: str) -> Call:
-    """Submit a batch's failed and canceled jobs again, as a new batch: each call makes one."""
-    return Call("POST", f"/v1/batches/{_segment(batch_id, 'batch')}/retry", repeatable=False, patience=BULK_SECONDS)
+def result_lines(batch_id: str) -> Call[Any]:
+    """The same, as it is sent."""
+    return Call("GET", f"{_batch(batch_id)}/results", whole, patience=BULK_SECONDS)
 
 
-def models() -> Call:
-    """What there is to render with."""
-    return Call("GET", "/v1/models")
+def batch_errors(batch_id: str) -> Streamed[dict[str, Any]]:
+    """What went wrong in a batch: refused lines (``line``, ``errors``), then failed jobs (``seq``, ``error``)."""
+    return _lines(Call("GET", f"{_batch(batch_id)}/errors", whole, patience=BULK_SECONDS), dict)
 
 
-def workers() -> Call:
+def cancel_batch(batch_id: str) -> Call[Batch]:
+    """Stop every job of a batch that is not over."""
+    return Call("POST", f"{_batch(batch_id)}/cancel", Batch.of, patience=BULK_SECONDS)
+
+
+def retry_batch(batch_id: str) -> Call[Batch]:
+    """Submit again what failed or was canceled in a batch that is over, as a new batch."""
+    return Call("POST", f"{_batch(batch_id)}/retry", Batch.of, repeatable=False, patience=BULK_SECONDS)
+
+
+def pause_batch(batch_id: str) -> Call[Batch]:
+    """Let a batch wait; what runs goes on to its end."""
+    return Call("POST", f"{_batch(batch_id)}/pause", Batch.of, patience=BULK_SECONDS)
+
+
+def resume_batch(batch_id: str) -> Call[Batch]:
+    """Let a paused batch go on, from its old place in the queue."""
+    return Call("POST", f"{_batch(batch_id)}/resume", Batch.of, patience=BULK_SECONDS)
+
+
+def edit_batch(batch_id: str, **changes: object) -> Call[Batch]:
+    """Change a batch's ``name``, ``metadata`` or ``priority``."""
+    return Call("PATCH", _batch(batch_id), Batch.of, json=dict(changes), patience=BULK_SECONDS)
+
+
+def delete_batch(batch_id: str, *, dry_run: bool = False) -> Call[Deletion]:
+    """Delete a batch that is over, with its jobs and pictures; ``dry_run``: only say what that would be."""
+    params = _params({"dry_run": dry_run})
+    return Call("DELETE", _batch(batch_id), Deletion.of, repeatable=dry_run, params=params, patience=BULK_SECONDS)
+
+
+# -- the farm --------------------------------------------------------------------------------------------------------
+
+
+def models() -> Call[tuple[Model, ...]]:
+    """What there is to render with; the first that does a task is its default."""
+    return Call("GET", "/v1/models", lambda body: tuple(map(Model.of, body["data"])))
+
+
+def workers() -> Call[tuple[Worker, ...]]:
     """Who renders."""
-    return Call("GET", "/v1/workers")
+    return Call("GET", "/v1/workers", lambda body: tuple(map(Worker.of, body["data"])))
 
 
-def keys() -> Call:
+def keys() -> Call[tuple[Key, ...]]:
     """The tenant's API keys."""
-    return Call("GET", "/v1/keys")
+    return Call("GET", "/v1/keys", lambda body: tuple(map(Key.of, body["data"])))
 
 
-def make_key(name: str, scopes: tuple[str, ...]) -> Call:
-    """A new API key: each call makes one."""
+def make_key(name: str, scopes: tuple[str, ...] = ()) -> Call[Key]:
+    """A new API key; its ``text`` is told this once."""
     body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
-    return Call("POST", "/v1/keys", repeatable=False, json=body)
+    return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body)
 
 
-def revoke_key(key_id: str) -> Call:
-    """End a key."""
-    return Call("DELETE", f"/v1/keys/{_segment(key_id, 'key')}")
+def revoke_key(key_id: str) -> Call[Key]:
+    """End a key at once."""
+    return Call("DELETE", f"/v1/keys/{_segment(key_id, 'key')}", Key.of)
 
 
-def endpoints(cursor: str | None, filters: Mapping[str, Any]) -> Call:
-    """One page of the webhook endpoints."""
-    return Call("GET", "/v1/webhooks/endpoints", params=_params({**filters, "cursor": cursor}))
+# -- webhooks --------------------------------------------------------------------------------------------------------
 
 
-def add_endpoint(body: Mapping[str, Any]) -> Call:
-    """A new webhook endpoint: each call makes one."""
-    return Call("POST", "/v1/webhooks/endpoints", repeatable=False, json=dict(body))
+def endpoints(*, limit: int | None = None, one_off: bool | None = None) -> Streamed[Endpoint]:
+    """Webhook endpoints, newest first. ``one_off``: only those made for a ``webhook`` of jobs and batches, or none."""
+    return _pages("/v1/webhooks/endpoints", {"one_off": one_off}, Endpoint.of, limit)
 
 
-def endpoint(endpoint_id: str) -> Call:
-    """Look at an endpoint."""
-    return Call("GET", _endpoint(endpoint_id))
+def add_endpoint(
+    url: str, *, events: Sequence[str] = (), description: str = "", asymmetric: bool = False
+) -> Call[Endpoint]:
+    """Have events sent to a URL: those of the given types, or the ends of all jobs. It has its ``secret``.
+
+    ``asymmetric``: sign with a key pair too (``v1a``), which the receiver checks with one of its ``public_keys``.
+    """
+    body: dict[str, Any] = {"url": url, "description": description} | ({"events": [*events]} if events else {})
+    body |= {"asymmetric": True} if asymmetric else {}
+    return Call("POST", "/v1/webhooks/endpoints", Endpoint.of, repeatable=False, json=body)
 
 
-def edit_endpoint(endpoint_id: str, changes: Mapping[str, Any]) -> Call:
-    """Change an endpoint."""
-    return Call("PATCH", _endpoint(endpoint_id), json=dict(changes))
+def endpoint(endpoint_id: str) -> Call[Endpoint]:
+    """The endpoint and how it fares."""
+    return Call("GET", _endpoint(endpoint_id), Endpoint.of)
 
 
-def remove_endpoint(endpoint_id: str) -> Call:
-    """Delete an endpoint. Not repeatable: the second call finds nothing."""
-    return Call("DELETE", _endpoint(endpoint_id), repeatable=False)
+def edit_endpoint(endpoint_id: str, **changes: object) -> Call[Endpoint]:
+    """Change its ``url``, ``description``, ``events``, ``enabled`` or ``asymmetric``."""
+    return Call("PATCH", _endpoint(endpoint_id), Endpoint.of, json=dict(changes))
 
 
-def endpoint_secret(endpoint_id: str) -> Call:
-    """Read an endpoint's secret."""
-    return Call("GET", _endpoint(endpoint_id) + "/secret")
+def remove_endpoint(endpoint_id: str) -> Call[Endpoint]:
+    """Send it nothing more, and forget what was sent. Not repeatable: the second call finds nothing."""
+    return Call("DELETE", _endpoint(endpoint_id), Endpoint.of, repeatable=False)
 
 
-def rotate_secret(endpoint_id: str, overlap_seconds: int | None) -> Call:
-    """Give an endpoint a new secret: each call does."""
-    params = () if overlap_seconds is None else (("overlap_seconds", str(overlap_seconds)),)
-    return Call("POST", _endpoint(endpoint_id) + "/rotate", repeatable=False, params=params)
+def endpoint_secret(endpoint_id: str) -> Call[EndpointSecret]:
+    """What its webhooks are signed with."""
+    return Call("GET", _endpoint(endpoint_id) + "/secret", EndpointSecret.of)
 
 
-def test_endpoint(endpoint_id: str) -> Call:
-    """Send a test event: each call sends one."""
-    return Call("POST", _endpoint(endpoint_id) + "/test", repeatable=False)
+def rotate_secret(endpoint_id: str, *, overlap_seconds: int | None = None) -> Call[EndpointSecret]:
+    """Give it a new secret. The old one signs as well for ``overlap_seconds``, or a day."""
+    params = _params({"overlap_seconds": overlap_seconds})
+    return Call("POST", _endpoint(endpoint_id) + "/rotate", EndpointSecret.of, repeatable=False, params=params)
 
 
-def deliveries(filters: Mapping[str, Any], cursor: str | None) -> Call:
-    """One page of the deliveries."""
-    return Call("GET", "/v1/webhooks/deliveries", params=_params({**filters, "cursor": cursor}))
+def test_endpoint(endpoint_id: str) -> Call[Delivery]:
+    """Send it a ``farm.test`` event."""
+    return Call("POST", _endpoint(endpoint_id) + "/test", Delivery.of, repeatable=False)
 
 
-def delivery(delivery_id: str) -> Call:
-    """Look at a delivery."""
-    return Call("GET", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}")
+def deliveries(*, limit: int | None = None, **filters: Any) -> Streamed[Delivery]:
+    """Deliveries, newest event first: of an ``endpoint_id``, ``state``, ``job_id``, ``type`` or time."""
+    return _pages("/v1/webhooks/deliveries", filters, Delivery.of, limit)
 
 
-def resend(delivery_id: str) -> Call:
-    """Send a delivery again; the receiver knows it by its id."""
-    return Call("POST", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}/resend")
+def delivery(delivery_id: str) -> Call[Delivery]:
+    """The delivery with everything that was tried for it."""
+    return Call("GET", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}", Delivery.of)
 
 
-def resend_dead(filters: Mapping[str, Any]) -> Call:
-    """Send dead deliveries again. Not repeatable: the count of a second call would be another."""
+def resend(delivery_id: str) -> Call[Delivery]:
+    """Send a delivery now, delivered before or not, under the same id."""
+    return Call("POST", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}/resend", Delivery.of)
+
+
+def resend_dead(**filters: Any) -> Call[int]:
+    """Send dead deliveries again: all, or of an ``endpoint_id``, ``job_id``, ``type`` or time. Returns how many."""
+    # not repeatable: the count of a second call would be another
     body = {name: _text(value) for name, value in filters.items() if value is not None}
-    return Call("POST", "/v1/webhooks/deliveries/resend", repeatable=False, json=body)
+    path = "/v1/webhooks/deliveries/resend"
+    return Call("POST", path, lambda answer: int(answer["count"]), repeatable=False, json=body)
+
+
+# -- how -------------------------------------------------------------------------------------------------------------
 
 
 def delay(attempt: int, retry_after: str | None = None, now: float = 0.0) -> float:
@@ -263,6 +348,81 @@ def read_picture(field_name: str, picture: object) -> tuple[str, bytes]:
     raise BadInput.of(field_name, type(picture).__name__, "must be a path, bytes, a Pillow image or a reference")
 
 
+def _pages(path: str, filters: Mapping[str, Any], read: Callable[[Any], T], limit: int | None) -> Streamed[T]:
+    """What a list has, page after page."""
+
+    def steps() -> Flow[None]:
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            size = 100 if left is None else min(left, 100)
+            params = _params({**filters, "limit": size, "cursor": cursor})
+            body = yield Call("GET", path, whole, params=params)
+            for one in body["data"]:
+                yield Emit(read(one))
+            cursor = body.get("next")
+            if left is not None:
+                left -= len(body["data"])
+            if not cursor:
+                return
+
+    return Streamed(steps)
+
+
+def _lines(call: Call[Any], read: Callable[[Any], T]) -> Streamed[T]:
+    """The JSON lines of a streamed answer. Raises `Unreachable` if it breaks before its end."""
+
+    def steps() -> Flow[None]:
+        yield Open(call, Form.LINES)
+        while (line := (yield Stream.NEXT)) is not None:
+            yield Emit(read(line))
+        yield Stream.CLOSE
+
+    return Streamed(steps)
+
+
+def _bulk(
+    source: Source,
+    content_type: str,
+    query: Mapping[str, Any],
+    idempotency_key: str | None,
+    read: Callable[[Any], T],
+) -> Call[T]:
+    """A body of jobs, in one streamed request. Its key makes it repeatable, if the body can be read again."""
+    repeatable = True
+    content: Callable[[], Iterable[bytes]]
+    if isinstance(source, bytes):
+        content = partial(_parts, io.BytesIO, source)
+    elif isinstance(source, os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise BadInput.of("file", str(path), f"there is no file {path}")
+        content = partial(_parts, path.open, "rb")
+    elif isinstance(source, Sequence):
+        requests, content_type = source, JSONL
+        content = partial(map, lambda one: json.dumps(dict(one)).encode() + b"\n", requests)
+    else:
+        opened, repeatable = source, False
+        content = partial(_parts, contextlib.nullcontext, opened)
+    return Call(
+        "POST",
+        "/v1/batches",
+        read,
+        repeatable=repeatable,
+        params=_params(query),
+        headers={"Idempotency-Key": idempotency_key or f"farm-{uuid.uuid4().hex}", "Content-Type": content_type},
+        content=content,
+        patience=BULK_SECONDS,
+    )
+
+
+def _parts(opening: Callable[..., Any], *arguments: Any) -> Iterator[bytes]:
+    """A file's content, piece by piece."""
+    with opening(*arguments) as file:
+        while part := file.read(_PART_BYTES):
+            yield part
+
+
 def _params(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     params: list[tuple[str, str]] = []
     for name, value in given.items():
@@ -284,6 +444,10 @@ def _segment(name: str, kind: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         raise BadInput.of(kind, name, f"{name!r} is no {kind} id")
     return name
+
+
+def _batch(batch_id: str) -> str:
+    return f"/v1/batches/{_segment(batch_id, 'batch')}"
 
 
 def _endpoint(endpoint_id: str) -> str:

@@ -219,7 +219,7 @@ class Batch:
     """Many jobs submitted together."""
 
     id: str
-    state: str  #: ``in_progress``, ``canceling``, ``completed`` or ``canceled``
+    state: str  #: ``in_progress``, ``paused``, ``canceling``, ``completed`` or ``canceled``
     name: str | None
     counts: dict[str, int]  #: jobs by state, and their ``total``
     progress: float  #: jobs that are over, from 0 to 1
@@ -261,6 +261,33 @@ class Batch:
             created_at=_time(raw.get("created_at")),
             raw=dict(raw),
         )
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What deleting a batch removed, or would."""
+
+    batch_id: str
+    dry_run: bool
+    jobs: int
+    outputs: int
+    bytes: int  #: of the outputs
+
+    @classmethod
+    def of(cls, raw: Json) -> Deletion:
+        """What an answer describes."""
+        return cls(
+            str(raw["id"]), bool(raw["dry_run"]), int(raw["jobs"]), int(raw["outputs"]), int(raw.get("bytes") or 0)
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that a job or batch told while it was followed."""
+
+    type: str  #: ``job``, ``batch``, ``progress``, or the name of an event of the history: ``job.succeeded``
+    data: dict[str, Any] = field(repr=False)
+    id: str | None  #: of the history; following again from it repeats nothing
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from farm.client import (
     Corrupted,
     Farm,
     FarmClientError,
+    Job,
     JobFailed,
     ServerProblem,
     Unreachable,
@@ -203,9 +204,9 @@ def test_a_download_is_checked_and_an_expired_url_is_asked_for_again() -> None:
         return Answer(403, b"expired") if asked.path == "/old" else Answer(200, PICTURE)
 
     with serving(script) as server, Farm(server.url, "secret") as farm:
-        stale = module.Job.of(job("succeeded", outputs=[output(f"{server.url}/old")]))
+        stale = Job.of(job("succeeded", outputs=[output(f"{server.url}/old")]))
         assert farm.download(stale.outputs[0]) == PICTURE
-        damaged = module.Job.of(job("succeeded", outputs=[output(f"{server.url}/fresh", b"other bytes")]))
+        damaged = Job.of(job("succeeded", outputs=[output(f"{server.url}/fresh", b"other bytes")]))
         with pytest.raises(Corrupted):
             farm.download(damaged.outputs[0])
     for asked in server.asked:

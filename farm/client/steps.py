@@ -1,0 +1,87 @@
+"""What a client can be asked to do, as values: whoever describes a conversation with the farm does no I/O of its own.
+
+A conversation is a generator (`Flow`): it yields a step, and is sent what came of it. `Farm` takes the steps one after
+the other, `AsyncFarm` awaits each of them; the description is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request to the API. What comes of it: what its answer means."""
+
+    method: str
+    path: str  #: or, of one that is `foreign`, a whole URL
+    read: Callable[[Any], T]  #: what its answer's JSON means; of a foreign one: what `Fetched` means
+    repeatable: bool = True  #: sending it twice does no more than sending it once
+    json: object = None
+    params: tuple[tuple[str, str], ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    file: tuple[str, bytes] | None = None  #: name and content of the one file of a form
+    content: Callable[[], Iterable[bytes]] | None = None  #: a body that is streamed, from its beginning at each call
+    patience: float | None = None  #: seconds to wait for the answer, where it may take longer than others
+    foreign: bool = False  #: of another server, which gets no key
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What another server answered."""
+
+    status: int
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Wait."""
+
+    seconds: float
+
+
+class Form(Enum):
+    """How a streamed answer is read."""
+
+    EVENTS = "events"  #: server-sent events
+    LINES = "lines"  #: JSON lines
+
+
+@dataclass(frozen=True)
+class Open:
+    """Begin to read a streamed answer; one at a time is open."""
+
+    call: Call[Any]
+    form: Form
+    silence: float | None = None  #: seconds without a byte after which the connection counts as dead
+
+
+class Stream(Enum):
+    """What to do with the answer that is open."""
+
+    NEXT = "next"  #: what comes of it: the next event or line, None at the end
+    CLOSE = "close"
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Hand a value to whoever iterates."""
+
+    value: Any
+
+
+Step: TypeAlias = Call[Any] | Sleep | Open | Stream | Emit
+Flow: TypeAlias = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True)
+class Streamed(Generic[T]):
+    """A conversation that hands over one value after the other."""
+
+    steps: Callable[[], Flow[None]]
