@@ -113,6 +113,7 @@ class Proxies:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._all: list[Proxy] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
         self._thread.start()
 
@@ -123,6 +124,7 @@ class Proxies:
         assert parts.port is not None
         proxy = Proxy(self._loop, host, (parts.hostname, parts.port))
         self._run(proxy.start())
+        self._all.append(proxy)
         return proxy
 
     def close(self) -> None:
@@ -134,6 +136,8 @@ class Proxies:
         self._loop.close()
 
     async def _end(self) -> None:
+        for proxy in self._all:
+            proxy.server.close()
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

@@ -6,11 +6,18 @@ is left out is torch, so that a killed worker is back in two seconds instead of 
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
 import types
 from collections.abc import Callable
+
+if ahead := float(os.environ.get("FARM_CHAOS_CLOCK", "0")):
+    # Everything in this process that asks Python for the time of day is told a wrong one. Not moved: the monotonic
+    # clock, as a clock that is set leaves it, and `datetime.now`, with which the storage's requests are signed.
+    _true = time.time
+    time.time = lambda: _true() + ahead
 
 from PIL import Image
 

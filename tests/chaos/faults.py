@@ -1,0 +1,205 @@
+"""What is done to a farm. Each fault is a generator: it does harm, yields to whom and how long, and mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from random import Random
+
+import redis
+
+from tests.chaos.farm import LEASE, POISON, ChaosFarm
+from tests.chaos.proxy import Mode
+from workers.crash import POINTS
+
+#: Yields first its name with its victim, then seconds; what follows is the mending.
+Fault = Callable[[ChaosFarm, Random], Iterator[tuple[str, float]]]
+
+
+def kill(kind: str) -> Fault:
+    def fault(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+        victim = chance.choice(farm.named(kind))
+        if farm.signal(victim, signal.SIGKILL):
+            yield victim, 0.0
+
+    return fault
+
+
+def freeze(kind: str) -> Fault:
+    """SIGSTOP for longer than a lease; it goes on in the belief that no time has passed."""
+
+    def fault(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+        victim = chance.choice(farm.named(kind))
+        if farm.signal(victim, signal.SIGSTOP):
+            yield victim, LEASE * chance.uniform(1.2, 2.0)
+            farm.signal(victim, signal.SIGCONT)
+
+    return fault
+
+
+def drain(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    victim = chance.choice(farm.named("worker"))
+    if farm.signal(victim, signal.SIGTERM):
+        yield victim, 0.0
+
+
+def restart_with(variables: Callable[[Random], tuple[str, dict[str, str]]]) -> Fault:
+    """The worker's next process has other variables, once."""
+
+    def fault(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+        victim = chance.choice(farm.named("worker"))
+        what, more = variables(chance)
+        farm.all[victim].once = more
+        if farm.signal(victim, signal.SIGKILL):
+            yield f"{victim}, {what}", 0.0
+
+    return fault
+
+
+def _crash_point(chance: Random) -> tuple[str, dict[str, str]]:
+    point = chance.choice(POINTS)
+    return point, {"FARM_CRASH_AT": point if point == "mid_denoise" else f"mid_denoise={POISON},{point}"}
+
+
+def _wrong_clock(chance: Random) -> tuple[str, dict[str, str]]:
+    ahead = chance.choice((3_600, -3_600))
+    return f"{ahead:+d} s", {"FARM_CHAOS_CLOCK": str(ahead)}
+
+
+def kill_server(name: str) -> Fault:
+    def fault(farm: ChaosFarm, _: Random) -> Iterator[tuple[str, float]]:
+        if farm.signal(name, signal.SIGKILL):
+            yield name, 0.0
+
+    return fault
+
+
+def freeze_server(name: str) -> Fault:
+    def fault(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+        if farm.signal(name, signal.SIGSTOP):
+            yield name, chance.uniform(1.0, LEASE * 1.5)
+            farm.signal(name, signal.SIGCONT)
+
+    return fault
+
+
+def wipe(farm: ChaosFarm, _: Random) -> Iterator[tuple[str, float]]:
+    with contextlib.suppress(redis.RedisError), farm.redis() as client:
+        client.flushall()
+        yield "valkey", 0.0
+
+
+def no_memory(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    with contextlib.suppress(redis.RedisError), farm.redis() as client:
+        client.config_set("maxmemory", 1)
+        yield "valkey", chance.uniform(2.0, 8.0)
+        client.config_set("maxmemory", 0)
+
+
+def disturb(mode: Mode) -> Fault:
+    """One service's way to one server, or everybody's way to it."""
+
+    def fault(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+        way = chance.choice(("database", "redis", "storage"))
+        victims = list(farm.all) if chance.random() < 0.25 else [chance.choice(list(farm.all))]
+        for victim in victims:
+            farm.all[victim].ways[way].set(mode)
+        yield f"{way} of {victims[0] if len(victims) == 1 else 'all'}", chance.uniform(1.0, LEASE * 2)
+        for victim in victims:
+            farm.all[victim].ways[way].set(Mode.OPEN)
+
+    return fault
+
+
+def tamper(how: str) -> Fault:
+    """Messages that wait for a worker, which is stopped meanwhile: doubled, dropped or reordered."""
+
+    def fault(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+        victim = chance.choice(farm.named("worker"))
+        queue = farm.queue(victim)
+        if not farm.signal(victim, signal.SIGSTOP):
+            return
+        farm.tampered.add(queue)
+        yield victim, 1.5
+        with contextlib.suppress(redis.RedisError), farm.redis() as client:
+            messages = client.lrange(queue, 0, -1)
+            client.delete(queue)
+            if how == "reorder":
+                chance.shuffle(messages)
+            if how == "duplicate":
+                messages = [*messages, *messages]
+                chance.shuffle(messages)
+                # and some to a worker that they were not for
+                other = chance.choice(farm.named("worker"))
+                farm.tampered.add(farm.queue(other))
+                if messages:
+                    client.rpush(farm.queue(other), *messages[:3])
+            if messages and how != "drop":
+                client.rpush(queue, *messages)
+        farm.signal(victim, signal.SIGCONT)
+
+    return fault
+
+
+def full_disk(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """PostgreSQL's file system has no byte left."""
+    if farm.small_disk is None:
+        return
+    ballast = farm.small_disk / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
+        while True:
+            file.write(b"\0" * 65536)
+            file.flush()
+    yield "postgres", chance.uniform(2.0, 6.0)
+    ballast.unlink(missing_ok=True)
+
+
+def full_log_disk(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """A worker's files, its log among them, cannot grow."""
+    victim = chance.choice(farm.named("worker"))
+    farm.limit_files(victim, 0)
+    yield victim, chance.uniform(2.0, 6.0)
+    farm.limit_files(victim, -1)
+
+
+def unplug(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """The cable of a worker's host, for longer than its lease."""
+    for service in farm.all.values():
+        if service.host is not None:
+            service.host.unplug()
+            yield service.name, LEASE * chance.uniform(1.2, 2.5)
+            service.host.plug_in()
+
+
+#: By kind: how often beside the others, and what.
+FAULTS: dict[str, tuple[int, Fault]] = {
+    "kill worker": (4, kill("worker")),
+    "freeze worker": (3, freeze("worker")),
+    "drain worker": (2, drain),
+    "crash point": (6, restart_with(_crash_point)),
+    "wrong clock": (1, restart_with(_wrong_clock)),
+    "kill dispatcher": (2, kill("dispatcher")),
+    "freeze dispatcher": (2, freeze("dispatcher")),
+    "kill deliverer": (2, kill("deliverer")),
+    "freeze deliverer": (1, freeze("deliverer")),
+    "kill api": (1, kill("api")),
+    "kill redis": (2, kill_server("valkey")),
+    "freeze redis": (1, freeze_server("valkey")),
+    "wipe redis": (3, wipe),
+    "redis out of memory": (2, no_memory),
+    "kill postgres": (2, kill_server("postgres")),
+    "freeze postgres": (1, freeze_server("postgres")),
+    "full disk of postgres": (1, full_disk),
+    "kill storage": (1, kill_server("s3")),
+    "freeze storage": (1, freeze_server("s3")),
+    "slow way": (2, disturb(Mode.SLOW)),
+    "cut way": (2, disturb(Mode.CUT)),
+    "half-open way": (2, disturb(Mode.HALF_OPEN)),
+    "black hole": (2, disturb(Mode.BLACK_HOLE)),
+    "duplicate messages": (2, tamper("duplicate")),
+    "drop messages": (1, tamper("drop")),
+    "reorder messages": (1, tamper("reorder")),
+    "full disk of worker": (1, full_log_disk),
+    "unplugged host": (2, unplug),
+}

@@ -1,0 +1,76 @@
+"""Who uses the farm while it is being broken: jobs, batches and cancels of three tenants, through the API alone."""
+
+from __future__ import annotations
+
+import threading
+from random import Random
+
+import httpx2
+
+from farm.client import Farm
+from farm.client.errors import FarmClientError
+from tests.chaos.farm import CAPS, POISON, uuid_of
+
+
+class Submitter(threading.Thread):
+    """Submits until told to stop, at most ``ahead`` jobs more than are over."""
+
+    def __init__(self, url: str, keys: dict[str, str], chance: Random, ahead: int) -> None:
+        super().__init__(name="submitter", daemon=True)
+        self._url = url
+        self._keys = keys
+        self._chance = chance
+        self._ahead = ahead
+        self._closing = threading.Event()
+        self.accepted: set[str] = set()  #: UUIDs of the jobs of which a 2xx told
+        self.asked = 0
+        self.refused = 0  #: calls that came to nothing
+        self.open = 0  #: jobs that are not over, as the driver counts them
+
+    def close(self) -> None:
+        self._closing.set()
+        self.join(60)
+
+    def run(self) -> None:
+        # one try and little patience, so that a farm that is down is asked again and again
+        farms = {name: Farm(self._url, self._keys[name], retries=1, timeout=8.0) for name in CAPS}
+        mine: dict[str, list[str]] = {name: [] for name in CAPS}
+        while not self._closing.wait(0.03 if self.open < self._ahead else 0.3):
+            name = self._chance.choice(list(CAPS))
+            try:
+                self._act(farms[name], mine[name])
+            except (FarmClientError, httpx2.HTTPError):
+                self.refused += 1
+        for farm in farms.values():
+            farm.close()
+
+    def _act(self, farm: Farm, mine: list[str]) -> None:
+        chance = self._chance
+        roll = chance.random()
+        if roll < 0.12 and mine:
+            farm.cancel(chance.choice(mine[-20:]))
+        elif self.open >= self._ahead:
+            return
+        elif roll < 0.22:
+            self.asked += 1
+            batch = farm.submit_batch([self._job() for _ in range(chance.randint(2, 12))], name="chaos")
+            if chance.random() < 0.2:
+                farm.cancel_batch(batch.id)
+        else:
+            self.asked += 1
+            job = farm.submit_body(self._job(poison=chance.random() < 0.01))
+            mine.append(job.id)
+            self.accepted.add(uuid_of(job.id))
+
+    def _job(self, *, poison: bool = False) -> dict[str, object]:
+        chance = self._chance
+        return {
+            "task": "text-to-image",
+            "model": "starter",
+            "prompt": f"a red ball {chance.randrange(10**6)}" + (f" with {POISON}" if poison else ""),
+            "num_inference_steps": chance.choice((2, 3, 4, 30)),
+            "num_images_per_prompt": chance.choice((1, 1, 2)),
+            "width": 64,
+            "height": 64,
+            "seed": chance.randrange(10**6),
+        }

@@ -1,0 +1,330 @@
+"""Hypothesis against the real lifecycle on a real PostgreSQL: any order of any edges keeps every promise.
+
+The clock is the database's and nobody else's, so it is the database that is told another time: a function ``now()`` in
+a schema that this database's search path has before the built-in one. Every ``now()`` of the farm's statements is then
+that function; stored defaults keep the true time, which is never later.
+
+``FARM_CHAOS_EXAMPLES`` asks for more than the eight runs of `make test`, and for others each time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from farm import lifecycle
+from farm.domain import ids
+from farm.domain.batch import Entry, NewBatch
+from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
+from farm.domain.worker import WorkerState
+from farm.errors import Conflict, RightLost
+from farm.objects.keys import output_key
+from farm.store.unit import Store, make_engine
+from tests.chaos.farm import uuid_of
+from tests.chaos.history import TERMINAL, History, Sample, Violation, check, look, read
+from tests.integration.conftest import spec, worker_info
+
+LEASE = 30.0
+CAP = 3
+NAMES = ("host/cpu0", "host/cpu1")
+SHA = "0" * 64
+
+CLOCK = """
+    CREATE SCHEMA clock;
+    CREATE TABLE clock.ahead (seconds double precision);
+    INSERT INTO clock.ahead VALUES (0);
+    CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS
+        $$ SELECT pg_catalog.now() + make_interval(secs => (SELECT seconds FROM clock.ahead)) $$;
+"""
+
+
+@dataclass
+class Process:
+    """A worker process: its boot, and the jobs in its memory."""
+
+    boot: str
+    held: dict[Held, Job]
+
+
+class Farm(RuleBasedStateMachine):
+    """The dispatcher, the reaper, two workers and a client, each doing whatever is drawn next."""
+
+    store: Store
+    connection: psycopg.Connection[Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[Sent] = []  # on their way to workers, in the broker
+        self.processes: dict[str, Process] = {}
+        self.zombies: list[tuple[str, Held, Job]] = []  # what dead or fenced processes may still try to write
+        self.samples: list[Sample] = []
+        self.accepted: list[str] = []
+        self.batches: list[str] = []
+
+    @initialize()
+    def begin(self) -> None:
+        self.connection.execute(
+            "TRUNCATE tenant, job, batch, event, output, worker, line, idempotency, delivery CASCADE"
+        )
+        with self.store.begin() as unit:
+            self.tenant = unit.tenants.create("acme").id
+        self.connection.execute("UPDATE tenant SET max_running = %s", (CAP,))
+        for name in NAMES:
+            self.join(name)
+
+    # -- the client ---------------------------------------------------------------------------------------------------
+
+    @rule(attempts=st.integers(1, 3))
+    def submit(self, attempts: int) -> None:
+        with self.store.begin() as unit:
+            self.accepted.append(lifecycle.submit(unit, self.tenant, NewJob(spec(), max_attempts=attempts))[0].id)
+
+    @rule(size=st.integers(1, 3))
+    def submit_batch(self, size: int) -> None:
+        batch_id = ids.new(ids.BATCH)
+        with self.store.begin() as unit:
+            staged = unit.batches.stage(Entry(line, NewJob(spec())) for line in range(1, size + 1))
+            lifecycle.submit_batch(unit, self.tenant, batch_id, NewBatch(), staged)
+        self.batches.append(batch_id)
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def cancel_batch(self, data: st.DataObject) -> None:
+        with self.store.begin() as unit:
+            try:
+                lifecycle.cancel_batch(unit, self.tenant, data.draw(st.sampled_from(self.batches)))
+            except Conflict:
+                return
+
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        with self.store.begin() as unit:
+            try:
+                lifecycle.cancel(unit, self.tenant, data.draw(st.sampled_from(self.accepted)))
+            except Conflict:
+                return
+
+    # -- the dispatcher -----------------------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(NAMES), most=st.integers(1, 2))
+    def hand_over(self, name: str, most: int) -> None:
+        with self.store.begin() as unit:
+            held = unit.jobs.held_by_tenant().get(self.tenant, 0)
+            heads = unit.jobs.heads(10)[: max(0, min(most, CAP - held))]
+            sent = lifecycle.hand_over(unit, [HandOver(head.job_id, name) for head in heads], LEASE)
+        self.messages += sent
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        """The broker did not answer; the message may have arrived all the same."""
+        with self.store.begin() as unit:
+            lifecycle.take_back(unit, [data.draw(st.sampled_from(self.messages))], "broker unavailable")
+
+    @rule()
+    def reap(self) -> None:
+        with self.store.begin() as unit:
+            lifecycle.reap(unit)
+            lifecycle.expire(unit)
+
+    # -- the broker ---------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        self.messages.remove(data.draw(st.sampled_from(self.messages)))
+
+    @rule()
+    def wipe(self) -> None:
+        self.messages.clear()
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data(), again=st.booleans(), name=st.sampled_from(NAMES))
+    def deliver(self, data: st.DataObject, again: bool, name: str) -> None:
+        """A message arrives: in any order, perhaps not for the last time, perhaps at a worker it was not for."""
+        one = data.draw(st.sampled_from(self.messages))
+        if not again:
+            self.messages.remove(one)
+        with self.store.begin() as unit:
+            try:
+                job = lifecycle.claim(unit, one.job_id, one.epoch, name, LEASE)
+            except RightLost:
+                return
+        assert (name, one.epoch) == (one.worker, job.epoch)
+        self.processes[name].held[Held(job.id, job.epoch)] = job
+
+    # -- a worker -----------------------------------------------------------------------------------------------------
+
+    def join(self, name: str) -> None:
+        info = worker_info(name)
+        with self.store.begin() as unit:
+            lifecycle.join(unit, info)
+        self.processes[name] = Process(info.boot_id, {})
+
+    @rule(name=st.sampled_from(NAMES))
+    def crash(self, name: str) -> None:
+        """The process dies and the next one joins; what the dead one did last may reach the database afterwards."""
+        self.zombies += [(name, held, job) for held, job in self.processes[name].held.items()]
+        self.join(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def leave(self, name: str) -> None:
+        process = self.processes[name]
+        with self.store.begin() as unit:
+            lifecycle.leave(unit, name, process.boot)
+        self.zombies += [(name, held, job) for held, job in process.held.items()]
+        self.join(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def heartbeat(self, name: str) -> None:
+        process = self.processes[name]
+        with self.store.begin() as unit:
+            heard = lifecycle.heartbeat(unit, name, process.boot, list(process.held), (), LEASE)
+        assert heard.state is WorkerState.ONLINE
+        for held in [held for held in process.held if held.job_id not in heard.mine]:
+            self.zombies.append((name, held, process.held.pop(held)))  # told to stop; it may be too late for that
+
+    @precondition(lambda self: any(process.held for process in self.processes.values()))
+    @rule(data=st.data(), how=st.sampled_from(("take up", "step", "succeed", "fail", "retry", "release", "canceled")))
+    def work(self, data: st.DataObject, how: str) -> None:
+        name = data.draw(st.sampled_from([name for name, process in self.processes.items() if process.held]))
+        held = data.draw(st.sampled_from(list(self.processes[name].held)))
+        job = self.processes[name].held[held]
+        if self.write(name, held, job, how) and how not in ("take up", "step"):
+            del self.processes[name].held[held]
+
+    @precondition(lambda self: self.zombies)
+    @rule(data=st.data(), how=st.sampled_from(("step", "succeed", "fail", "retry", "release", "canceled")))
+    def write_late(self, data: st.DataObject, how: str) -> None:
+        """A process that lost its right does not know it yet."""
+        self.write(*data.draw(st.sampled_from(self.zombies)), how)
+
+    def write(self, name: str, held: Held, job: Job, how: str) -> bool:
+        """One fenced change. It takes effect exactly if the job runs at that epoch, whoever asks."""
+        before = self.row(held.job_id)
+        ours = before == ("running", held.epoch)
+        output = Output(0, output_key(self.tenant, job.id, held.epoch, 0, "png"), SHA, 1, 64, 64, "image/png", 1)
+        try:
+            with self.store.begin() as unit:
+                match how:
+                    case "take up":
+                        lifecycle.take_up(unit, held.job_id, held.epoch, 4)
+                    case "step":
+                        lifecycle.progress(unit, held.job_id, held.epoch, 1)
+                    case "succeed":
+                        lifecycle.succeed(unit, held.job_id, held.epoch, [output], {})
+                    case "fail" | "retry":
+                        error = JobError("render_failed", "it was not to be")
+                        lifecycle.fail(unit, held.job_id, held.epoch, error, retryable=how == "retry")
+                    case "release":
+                        lifecycle.release(unit, held.job_id, held.epoch, "for the test")
+                    case "canceled":
+                        lifecycle.canceled(unit, held.job_id, held.epoch)
+        except RightLost:
+            assert not ours or how == "canceled", f"{how} was refused, and {held} is {before}"
+            return False
+        assert ours, f"{name} changed {held} by {how}, which is {before}"
+        return True
+
+    def row(self, job_id: str) -> tuple[str, int]:
+        found = self.connection.execute("SELECT state, epoch FROM job WHERE id = %s", (uuid_of(job_id),)).fetchone()
+        assert found is not None
+        return found[0], found[1]
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from((1.0, LEASE / 2, LEASE + 1)))
+    def advance(self, seconds: float) -> None:
+        self.connection.execute("UPDATE clock.ahead SET seconds = seconds + %s", (seconds,))
+
+    # -- the promises -------------------------------------------------------------------------------------------------
+
+    @invariant()
+    def promises_are_kept(self) -> None:
+        if not hasattr(self, "tenant"):
+            return
+        self.samples.append(look(self.connection))
+        history = self.history()
+        over = {job.id for job in history.jobs if job.state in TERMINAL}
+        # a job on its way is no broken promise yet
+        found = [one for one in check(history) if not (one.promise == "one terminal state" and one.subject not in over)]
+        assert found == []
+
+    def teardown(self) -> None:
+        """Everybody dies; whoever is left must bring every job to its end."""
+        if not hasattr(self, "tenant"):
+            return
+        for _ in range(40):
+            self.advance(LEASE + 1)
+            self.reap()
+            self.hand_over(NAMES[0], 2)
+            for one in [*self.messages]:
+                self.messages.remove(one)
+                try:
+                    with self.store.begin() as unit:
+                        job = lifecycle.claim(unit, one.job_id, one.epoch, one.worker, LEASE)
+                        lifecycle.take_up(unit, job.id, job.epoch, 4)
+                except RightLost:
+                    continue
+                self.write(one.worker, Held(job.id, job.epoch), job, "succeed")
+            self.samples.append(look(self.connection))
+            if all(state in TERMINAL for state, _ in self.samples[-1].states.values()):
+                break
+        found: list[Violation] = check(self.history())
+        assert found == []
+
+    def history(self) -> History:
+        accepted = frozenset(uuid_of(job) for job in self.accepted)
+        return read(self.connection, lambda _: SHA, samples=self.samples, accepted=accepted)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(CLOCK)
+        connection.execute(f"ALTER DATABASE {connection.info.dbname} SET search_path = clock, pg_catalog, public")
+    made = Store(make_engine(database_url, pool=2))
+    yield made
+    made.close()
+
+
+def test_the_database_tells_the_time_that_it_was_told(store: Store, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        with store.begin() as unit:
+            before = unit.now()
+        connection.execute("UPDATE clock.ahead SET seconds = 3600")
+        with store.begin() as unit:
+            assert 3599 < (unit.now() - before).total_seconds() < 3700
+
+
+def test_any_order_of_any_edges_keeps_the_promises(store: Store, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        made = type("FarmOnPostgres", (Farm,), {"store": store, "connection": connection})
+        run_state_machine_as_test(
+            made,
+            settings=settings(
+                max_examples=int(os.environ.get("FARM_CHAOS_EXAMPLES", "8")),
+                stateful_step_count=30,
+                deadline=None,
+                database=None,
+                derandomize="FARM_CHAOS_EXAMPLES" not in os.environ,
+                phases=(Phase.generate, Phase.shrink),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
