@@ -16,6 +16,7 @@ import h11
 
 MAX_ANSWER: Final = 64 * 2**10  #: bytes of an answer's head, and of its body, that are read at most
 _STATUS: Final = re.compile(rb"HTTP/1\.1 2[0-9][0-9](?: [\t -~]*)?")
+_FIELD: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t -~]*")
 
 
 class Broken(ConnectionError):
@@ -193,7 +194,9 @@ def _plain(data: bytes) -> Reply | None:
         return None
     length: int | None = None
     for line in lines:
-        name, colon, value = line.partition(b":")
+        if _FIELD.fullmatch(line) is None:
+            return None
+        name, _, value = line.partition(b":")
         value = value.strip(b" \t").lower()
         match name.lower():
             case b"content-length" if length is None and value.isdigit() and len(value) < 6:
@@ -202,11 +205,11 @@ def _plain(data: bytes) -> Reply | None:
                 return None
             case b"connection" if value != b"keep-alive":
                 return None
-            case _ if not colon or not name or name[0] in b" \t":
-                return None
     status = int(first[9:12])
-    if status == 204 and length is None:
+    if status == 204 and not length:
         length = 0
+    elif status == 204:  # it has no body, whatever it says
+        return None
     if length is None or length != len(body) or length > MAX_ANSWER:
         return None
     return Reply(status, None, body)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +58,13 @@ def in_turn(*behaviours: Behaviour) -> Behaviour:
     return act
 
 
+def reset(handler: BaseHTTPRequestHandler, _: int) -> None:
+    """End the connection as a crashed process does."""
+    handler.close_connection = True
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+
+
 def hang(until: threading.Event) -> Behaviour:
     def act(handler: BaseHTTPRequestHandler, _: int) -> None:
         until.wait(60)
@@ -100,6 +110,7 @@ class Receiver:
 @contextmanager
 def receiver() -> Iterator[Receiver]:
     lock = threading.Lock()
+    counts: Counter[str] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -111,7 +122,8 @@ def receiver() -> Iterator[Receiver]:
                 return  # the sender died in the middle: nothing arrived
             headers = {name.lower(): value for name, value in self.headers.items()}
             with lock:
-                before = len(made.at(self.path))
+                before = counts[self.path]
+                counts[self.path] += 1
                 made.received.append(Received(self.path, headers, body, time.monotonic()))
             made.behaviours.get(self.path, answer(200))(self, before)
 

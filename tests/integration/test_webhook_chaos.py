@@ -1,4 +1,7 @@
-"""Deliverers killed again and again while receivers fail, hang and reset: nothing is lost, and ids stay."""
+"""Deliverers killed again and again while receivers fail, hang and reset: nothing is lost, and ids stay.
+
+``WEBHOOK_CHAOS=long`` kills 20 of them during 5,000 events, and prints how many deliveries came twice (some minutes).
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,13 @@ from farm.domain.states import EventType
 from farm.store.unit import Store
 from farm.webhooks import signature
 from tests.integration.conftest import spec
-from tests.integration.receiver import Receiver, answer, receiver
+from tests.integration.receiver import Receiver, answer, receiver, reset
 from tests.waiting import wait_until
 
-EVENTS = 200
+LONG = os.environ.get("WEBHOOK_CHAOS") == "long"
+EVENTS = 5_000 if LONG else 200
 ENDPOINTS = 3
-KILLS = 6
+KILLS = 20 if LONG else 6
 
 SCRIPT = textwrap.dedent(
     """
@@ -50,6 +54,7 @@ def hooks() -> Iterator[Receiver]:
         yield made
 
 
+@pytest.mark.timeout(1800 if LONG else 180)
 def test_killed_deliverers_lose_nothing(store: Store, tenant: str, database_url: str, hooks: Receiver) -> None:
     chance = random.Random(7)
     acknowledged: Counter[tuple[str, str]] = Counter()
@@ -62,6 +67,8 @@ def test_killed_deliverers_lose_nothing(store: Store, tenant: str, database_url:
         elif mood < 0.15:
             handler.close_connection = True  # no answer at all
         elif mood < 0.18:
+            reset(handler, 0)
+        elif mood < 0.2:
             time.sleep(1.5)  # longer than the deadline
             handler.close_connection = True
         else:
@@ -86,17 +93,13 @@ def test_killed_deliverers_lose_nothing(store: Store, tenant: str, database_url:
     child = begin()
     try:
         for number in range(KILLS):
-            for _ in range(EVENTS // KILLS + 1):
-                with store.begin() as unit:
-                    (job_id,) = unit.jobs.insert(tenant, [NewJob(spec())])
-                    unit.session.execute(
-                        text("UPDATE job SET state = 'failed' WHERE id = CAST(:id AS uuid)"),
-                        {"id": job_id.removeprefix("job_")},
-                    )
-                    unit.events.record(tenant, job_id, 1, EventType.FAILED)
-                jobs.append(job_id)
-            seen = len(hooks.received)
-            wait_until(lambda seen=seen: len(hooks.received) > seen + chance.randrange(5, 40), 30)
+            with store.begin() as unit:
+                made = unit.jobs.insert(tenant, [NewJob(spec())] * (EVENTS // KILLS + 1))
+                unit.session.execute(text("UPDATE job SET state = 'failed' WHERE state = 'queued'"))
+                unit.events.record_many([(tenant, job_id, 1, EventType.FAILED, {}) for job_id in made])
+            jobs += made
+            enough = len(hooks.received) + chance.randrange(5, ENDPOINTS * len(made) // 3)
+            wait_until(lambda enough=enough: len(hooks.received) > enough, 60)
             child.kill()
             child.wait(10)
             child = begin()
@@ -113,7 +116,7 @@ def test_killed_deliverers_lose_nothing(store: Store, tenant: str, database_url:
                     ).scalar_one()
                 )
 
-        wait_until(lambda: left() == 0, 90, every=0.2, what="all is delivered")
+        wait_until(lambda: left() == 0, 900 if LONG else 90, every=0.2, what="all is delivered")
         child.terminate()
         assert child.wait(15) == 0
     finally:
@@ -126,6 +129,10 @@ def test_killed_deliverers_lose_nothing(store: Store, tenant: str, database_url:
     assert set(ids_of) == {(f"/{number}", job) for number in range(ENDPOINTS) for job in jobs}
     assert all(len(found) == 1 for found in ids_of.values())
     assert len(acknowledged) == ENDPOINTS * len(jobs)
+    twice = sum(acknowledged.values()) - len(acknowledged)
+    print(f"{KILLS} kills, {len(acknowledged)} deliveries, {len(hooks.received)} POSTs, {twice} acknowledged again")
+    # a deliverer that dies has at most its places for these endpoints under way, and what it has not recorded yet
+    assert twice < KILLS * 200
     with store.begin() as unit:
         logged = unit.session.execute(text("SELECT count(*) FROM delivery_attempt")).scalar_one()
         succeeded = unit.session.execute(text("SELECT count(*) FROM delivery_attempt WHERE status = 200")).scalar_one()

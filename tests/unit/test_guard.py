@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import threading
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from farm.settings import Settings
 from farm.webhooks import guard
+from farm.webhooks.attempt import Keeper, Route
+from farm.webhooks.channel import Channel
 
 CLOSED = Settings(webhook_allow_http=True)  # http is on, so that nothing is refused for its scheme alone
 LOOPBACK = Settings(webhook_allow_http=True, webhook_allow=(ipaddress.ip_network("127.0.0.1/32"),))
@@ -241,7 +244,30 @@ def get_async(
     return anyio.run(fetch)
 
 
-both = pytest.mark.parametrize("get", [get, get_async], ids=["sync", "async"])
+def get_door(
+    url: str, settings: Settings, resolver: guard.Resolver | None = None, *, timeout: float = 5
+) -> httpx2.Response:
+    """As the deliverer does it: with the head of its requests, over a connection of its own."""
+
+    async def fetch() -> httpx2.Response:
+        door = guard.Door(settings, resolver=resolver)
+        try:
+            channel = await door.open(url, Channel, timeout)
+        except (OSError, ValueError) as error:
+            raise httpx2.ConnectError(f"{url} {error}") from error
+        head = Route.to(url, settings, door, Keeper(0)).head.replace(b"POST", b"GET", 1)
+        try:
+            reply = await channel.send(head + b"\r\n", timeout, timeout)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout(url) from error
+        channel.close()
+        await asyncio.sleep(0)
+        return httpx2.Response(reply.status, content=reply.body)
+
+    return asyncio.run(fetch())
+
+
+both = pytest.mark.parametrize("get", [get, get_async, get_door], ids=["sync", "async", "door"])
 Get = Callable[..., httpx2.Response]
 
 
@@ -276,7 +302,7 @@ def test_a_hostile_url_opens_no_connection(template: str, listener: Listener) ->
     (problem,) = refused.value.problems
     assert problem.field == "webhook.url"
     assert len(problem.message) > 15
-    for attempt in (get, get_async):
+    for attempt in (get, get_async, get_door):
         # The client is used on its own here, as if a caller had forgotten to check.
         with pytest.raises((guard.TargetRefused, httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError)):
             attempt(url, CLOSED, resolver)

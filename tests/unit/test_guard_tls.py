@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import ssl
@@ -15,6 +16,8 @@ import pytest
 
 from farm.settings import Settings
 from farm.webhooks import guard
+from farm.webhooks.attempt import Keeper, Route
+from farm.webhooks.channel import Channel
 
 #: A key and a self-signed certificate for hooks.example.com, made for this test and trusted by nothing else.
 PEM = Path(__file__).parent / "tls" / "hooks.example.com.pem"
@@ -81,7 +84,23 @@ def fetch_async(url: str, verify: ssl.SSLContext | None) -> httpx2.Response:
     return anyio.run(go)
 
 
-both = pytest.mark.parametrize("fetch", [fetch, fetch_async], ids=["sync", "async"])
+def fetch_door(url: str, verify: ssl.SSLContext | None) -> httpx2.Response:
+    """As the deliverer does it."""
+
+    async def go() -> httpx2.Response:
+        door = guard.Door(LOOPBACK, resolver=resolver, verify=verify)
+        try:
+            channel = await door.open(url, Channel, 5)
+        except OSError as error:
+            raise httpx2.ConnectError(str(error)) from error
+        reply = await channel.send(Route.to(url, LOOPBACK, door, Keeper(0)).head + b"\r\n", 5, 5)
+        await asyncio.sleep(0)
+        return httpx2.Response(reply.status, content=reply.body)
+
+    return asyncio.run(go())
+
+
+both = pytest.mark.parametrize("fetch", [fetch, fetch_async, fetch_door], ids=["sync", "async", "door"])
 
 
 @both
