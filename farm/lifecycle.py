@@ -22,7 +22,7 @@ from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
 from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.worker import WorkerInfo, WorkerState
+from farm.domain.worker import LoadedOn, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
 from farm.objects import keys
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
@@ -265,10 +265,16 @@ def join(unit: Unit, info: WorkerInfo) -> list[str]:
 
 
 def heartbeat(
-    unit: Unit, worker: str, boot_id: str, held: Collection[Held], models: tuple[str, ...], lease_seconds: float
+    unit: Unit,
+    worker: str,
+    boot_id: str,
+    held: Collection[Held],
+    models: tuple[str, ...],
+    lease_seconds: float,
+    loaded: tuple[LoadedOn, ...] = (),
 ) -> Heartbeat:
     """A sign of life: renews the run leases of ``held``. Raises `RightLost` if another process has the name."""
-    state = unit.workers.beat(worker, boot_id, models)
+    state = unit.workers.beat(worker, boot_id, models, loaded)
     if state is None:
         raise RightLost(f"another process is worker {worker} now")
     renewed = unit.jobs.renew(worker, held, lease_seconds)

@@ -27,7 +27,7 @@ from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec
-from farm.domain.worker import Card
+from farm.domain.worker import Card, LoadedOn
 from farm.errors import JobCanceled, RenderError
 from workers import card as cards
 from workers.card import Choice
@@ -149,6 +149,11 @@ class Engine(threading.Thread):
     def models(self) -> tuple[str, ...]:
         """The ids of the models in memory."""
         return () if self._renderer is None else self._renderer.models
+
+    @property
+    def loaded(self) -> tuple[LoadedOn, ...]:
+        """What is known of those models."""
+        return () if self._renderer is None else self._renderer.loaded
 
     @property
     def idle_seconds(self) -> float:

@@ -74,6 +74,7 @@ class Heartbeat(threading.Thread):
                 [right.held for right in asked],
                 bench.engine.models,
                 bench.settings.run_lease_seconds,
+                bench.engine.loaded,
             )
         bench.rights.keep(asked, heard.mine, heard.canceled, bench.lease_until(asked_at))
 

@@ -31,8 +31,9 @@ class Residency:
         self._on_drop = on_drop
         self._budget = int(card.memory_bytes * SHARE.get(card.kind, 0.5))
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
-        self._sizes: dict[str, int] = {}  # measured when they were last in memory
+        self._known: dict[str, int] = {}  # measured when they were last in memory
         self.ids: tuple[str, ...] = ()  #: what is loaded, least recently used first
+        self.sizes: tuple[tuple[str, int], ...] = ()  #: the same with the bytes of the weights
 
     def get(self, model: Model) -> LoadedModel:
         """The model in memory, loaded now if it is not. Raises `ModelUnavailable`, or the allocator's error."""
@@ -43,7 +44,7 @@ class Residency:
             return found
         if found is not None:  # the registry says something else by now
             self._drop(model.id)
-        self._make_room(self._sizes.get(model.id, 0))
+        self._make_room(self._known.get(model.id, 0))
         crash.at("loading_model")
         started = time.monotonic()
         try:
@@ -60,7 +61,7 @@ class Residency:
             bytes=loaded.bytes,
             dtype=loaded.dtype,
         )
-        self._sizes[model.id] = loaded.bytes
+        self._known[model.id] = loaded.bytes
         self._models[model.id] = loaded
         self._make_room(0)
         self._note()
@@ -97,6 +98,7 @@ class Residency:
 
     def _note(self) -> None:
         self.ids = tuple(self._models)
+        self.sizes = tuple((name, one.bytes) for name, one in self._models.items())
 
 
 def free() -> None:

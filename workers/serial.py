@@ -41,6 +41,11 @@ class SerialRenderer:
         """The ids of the models in memory; may be read from any thread."""
         return self._residency.ids
 
+    @property
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """Ids and bytes of the models in memory; may be read from any thread."""
+        return self._residency.sizes
+
     def holds(self, model: Model) -> bool:
         """Whether a model is in memory."""
         return self._residency.holds(model)

@@ -18,7 +18,7 @@ from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Task
-from farm.domain.worker import Card
+from farm.domain.worker import Card, LoadedOn
 from farm.errors import JobCanceled
 from workers import pipelines, previews
 from workers.batching import Hub, Run, Setting, Sharing
@@ -81,7 +81,7 @@ class SharedRenderer:
         self._jobs: list[Job] = []
         self._short: deque[Job] = deque()  # of memory: they get the card for themselves
         self._done: list[Ended] = []
-        self._alone: tuple[str, ...] = ()
+        self._reasons: dict[str, str] = {}  # why models run alone, by their ids
         self._hooked: dict[str, dict[int, torch.nn.Module]] = {}  # by the model's id and the module's
 
     @property
@@ -90,9 +90,10 @@ class SharedRenderer:
         return self._serial.models
 
     @property
-    def alone(self) -> tuple[str, ...]:
-        """The ids of models whose denoiser was found not to share; may be read from any thread."""
-        return self._alone
+    def loaded(self) -> tuple[LoadedOn, ...]:
+        """What is known of the models in memory; may be read from any thread."""
+        reasons = self._reasons
+        return tuple(LoadedOn(name, size, reasons.get(name)) for name, size in self._serial.sizes)
 
     def holds(self, model: Model) -> bool:
         """Whether a model is in memory."""
@@ -141,7 +142,7 @@ class SharedRenderer:
             self._move()
         done, self._done = self._done, []
         if done:
-            self._note_alone()
+            self._note_refusals()
         return done
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -229,12 +230,14 @@ class SharedRenderer:
         except Exception as error:  # noqa: BLE001 - the engine tells whoever waits for it
             self._done.append((job.work, error))
 
-    def _note_alone(self) -> None:
-        self._alone = tuple(
-            name
-            for name, modules in self._hooked.items()
-            if any(isinstance(self._hub.refused(one), str) for one in modules.values())
-        )
+    def _note_refusals(self) -> None:
+        found: dict[str, str] = {}
+        for name, modules in self._hooked.items():
+            for module in modules.values():
+                reason = self._hub.refused(module)
+                if reason is not None:
+                    found[name] = reason
+        self._reasons = found
 
     def _hook(self, loaded: LoadedModel, task: Task) -> None:
         modules = self._hooked.setdefault(loaded.model.id, {})

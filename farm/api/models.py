@@ -23,7 +23,14 @@ def list_models(farm: Farm, _: Reader) -> ModelList:
         workers = [worker for worker in unit.workers.all() if worker.state is not WorkerState.OFFLINE]
     return ModelList(
         data=[
-            ModelShape.of(model, [worker.info.name for worker in workers if model.id in worker.models])
+            ModelShape.of(
+                model,
+                [worker.info.name for worker in workers if model.id in worker.models],
+                next(
+                    (one.alone for worker in workers for one in worker.loaded if one.model == model.id and one.alone),
+                    None,
+                ),
+            )
             for model in farm.registry.models
         ]
     )

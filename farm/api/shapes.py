@@ -214,9 +214,12 @@ class ModelShape(Shape):
     example_prompts: list[str]
     loras: list[str] = Field(description="What its jobs may name in `loras`.")
     loaded_on: list[str] = Field(description="Workers that have it in memory.")
+    runs_alone: str | None = Field(
+        description="Why its jobs do not share a card's forwards, as a worker found; null if they do, or none has seen."
+    )
 
     @classmethod
-    def of(cls, model: Model, loaded_on: list[str]) -> Self:
+    def of(cls, model: Model, loaded_on: list[str], runs_alone: str | None = None) -> Self:
         """The registry's entry without where it comes from."""
         return cls(
             id=model.id,
@@ -228,6 +231,7 @@ class ModelShape(Shape):
             example_prompts=list(model.example_prompts),
             loras=[lora.name for lora in model.loras],
             loaded_on=loaded_on,
+            runs_alone=runs_alone,
         )
 
 
@@ -247,6 +251,14 @@ class CardShape(Shape):
     dtype: str
 
 
+class LoadedShape(Shape):
+    """A model in a worker's memory."""
+
+    model: str
+    bytes: int = Field(description="Of its weights.")
+    runs_alone: str | None = Field(description="Why its jobs do not share forwards, if that was seen.")
+
+
 class WorkerShape(Shape):
     """One process on one card."""
 
@@ -257,6 +269,7 @@ class WorkerShape(Shape):
     look_ahead: int = Field(description="Jobs that may wait beside them.")
     holds: int = Field(description="Jobs handed over to it or running on it.")
     models: list[str] = Field(description="Models in its memory.")
+    loaded: list[LoadedShape] = Field(description="What it tells of them.")
     tags: list[str]
     versions: dict[str, str]
     started_at: datetime
@@ -276,6 +289,7 @@ class WorkerShape(Shape):
             look_ahead=worker.info.look_ahead,
             holds=worker.holds,
             models=list(worker.models),
+            loaded=[LoadedShape(model=one.model, bytes=one.bytes, runs_alone=one.alone) for one in worker.loaded],
             tags=list(worker.info.tags),
             versions=worker.info.versions,
             started_at=worker.started_at,

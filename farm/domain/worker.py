@@ -42,6 +42,15 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True)
+class LoadedOn:
+    """A model in a worker's memory, as the worker tells."""
+
+    model: str
+    bytes: int  #: of its weights
+    alone: str | None = None  #: why its jobs do not share forwards, if that was seen
+
+
+@dataclass(frozen=True)
 class Worker:
     """A worker's row, with its load."""
 
@@ -51,6 +60,7 @@ class Worker:
     holds: int  #: jobs dispatched to it or running on it
     started_at: datetime
     heartbeat_at: datetime
+    loaded: tuple[LoadedOn, ...] = ()  #: what it says of those models
 
     @property
     def room(self) -> int:

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, Float, case, cast, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from farm.domain.states import JobState
-from farm.domain.worker import Card, Worker, WorkerInfo, WorkerState
+from farm.domain.worker import Card, LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.store.tables import JobRow, WorkerRow
 
 HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
@@ -30,18 +30,20 @@ class Room:
 
 
 def _worker(row: WorkerRow, holds: int) -> Worker:
+    about = dict(row.card)
+    loaded = tuple(LoadedOn(**one) for one in about.pop("loaded", ()))
     info = WorkerInfo(
         name=row.name,
         boot_id=row.boot_id,
         host=row.host,
-        card=Card(**row.card),
+        card=Card(**about),
         slots=row.slots,
         look_ahead=row.look_ahead,
         pid=row.pid,
         versions={name: str(version) for name, version in row.versions.items()},
         tags=tuple(row.tags),
     )
-    return Worker(info, WorkerState(row.state), tuple(row.models), holds, row.started_at, row.heartbeat_at)
+    return Worker(info, WorkerState(row.state), tuple(row.models), holds, row.started_at, row.heartbeat_at, loaded)
 
 
 def seconds(value: float) -> Any:
@@ -70,14 +72,18 @@ class Workers:
         )
         return before
 
-    def beat(self, name: str, boot_id: str, models: tuple[str, ...]) -> WorkerState | None:
+    def beat(
+        self, name: str, boot_id: str, models: tuple[str, ...], loaded: tuple[LoadedOn, ...] = ()
+    ) -> WorkerState | None:
         """Record a sign of life; returns the worker's state, or None if another process has taken its name."""
+        told = cast({"loaded": [asdict(one) for one in loaded]}, JSONB)
         state = self._session.scalar(
             update(WorkerRow)
             .where(WorkerRow.name == name, WorkerRow.boot_id == boot_id)
             .values(
                 heartbeat_at=func.now(),
                 models=list(models),
+                card=WorkerRow.card.concat(told),
                 # one that was given up for its silence is back
                 state=case(
                     (WorkerRow.state == WorkerState.OFFLINE.value, WorkerState.ONLINE.value), else_=WorkerRow.state

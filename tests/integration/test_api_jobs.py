@@ -15,9 +15,11 @@ import httpx2
 import pytest
 
 from farm import lifecycle, registry
+from farm.domain.worker import LoadedOn
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
+from tests.integration.conftest import worker_info
 from tests.waiting import wait_until
 
 BALL: dict[str, Any] = {"task": "text-to-image", "prompt": "a red ball on a blue background", "seed": 7}
@@ -322,3 +324,19 @@ def test_another_tenants_things_look_absent(api: Api, client: httpx2.Client) -> 
         body = {"task": "image-to-image", "prompt": "x", "image": f"sha256:{file['sha256']}"}
         assert other.post("/v1/jobs", json=body).status_code == 422
     assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
+
+
+def test_a_model_that_was_found_to_run_alone_says_so(api: Api, client: httpx2.Client) -> None:
+    model = registry.load(None).models[0].id
+    assert client.get("/v1/models").json()["data"][0]["runs_alone"] is None
+    info = worker_info("host/cpu5")
+    with api.store.begin() as unit:
+        lifecycle.join(unit, info)
+        loaded = (LoadedOn(model, 1234, "its rows see each other"),)
+        lifecycle.heartbeat(unit, info.name, info.boot_id, [], (model,), 30, loaded)
+    assert client.get("/v1/models").json()["data"][0]["runs_alone"] == "its rows see each other"
+    (worker,) = [one for one in client.get("/v1/workers").json()["data"] if one["name"] == info.name]
+    assert worker["loaded"] == [{"model": model, "bytes": 1234, "runs_alone": "its rows see each other"}]
+    assert worker["card"]["kind"] == "cpu"
+    with api.store.begin() as unit:
+        lifecycle.leave(unit, info.name, info.boot_id)

@@ -1,0 +1,231 @@
+"""Jobs that arrive one by one: the engine beside a loop of stock pipelines and beside static batching, in one run.
+
+``python -m tests.bench.arrivals [--jobs N] [--rounds N] [--loads 0.6 0.9 1.2]``. A load is the rate of arrivals by the
+rate at which the loop renders the same jobs, measured at the start. Every side of a round gets the same arrivals, one
+side after the other in an order that rotates; a ratio is the median over the rounds of a side to the loop.
+
+Static batching is what a queue without steps does: when the card is free it takes the oldest job and those that wait
+with equal parameters, up to the engine's slots, as one call of the stock pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import random
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from farm import registry
+from farm.domain.model import Model
+from farm.domain.tasks import JobSpec, Scheduler, Task
+from workers import card as cards
+from workers import pipelines
+from workers.engine import Engine, RenderWork
+from workers.pipelines import LoadedModel
+from workers.shift import SLOTS
+
+OUT = Path("bench-out")
+Submit = Callable[[JobSpec, Callable[[], None]], None]  #: a job, and what to call when it is done
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one side took for all jobs: seconds."""
+
+    wall: float
+    latencies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.latencies)
+
+    @property
+    def p95(self) -> float:
+        return sorted(self.latencies)[int(0.95 * (len(self.latencies) - 1))]
+
+
+def drawn(count: int, model: Model, side: int, seed: int) -> list[JobSpec]:
+    """Jobs of some popular settings, as a product's users send them."""
+    draw = random.Random(seed)
+    return [
+        JobSpec.model_validate(
+            {
+                "task": Task.TEXT_TO_IMAGE,
+                "model": model.id,
+                "prompt": draw.choice(model.example_prompts),
+                "negative_prompt": "",
+                "num_inference_steps": draw.choice([10, 20, 30]),
+                "guidance_scale": draw.choice([2.0, 5.0]),
+                "scheduler": draw.choice([Scheduler.DDIM, Scheduler.DPM_SOLVER]),
+                "seed": seed * 1000 + index,
+                "num_images_per_prompt": 1,
+                "width": side,
+                "height": side,
+                "strength": None,
+                "output_format": "png",
+                "inputs": {},
+            }
+        )
+        for index in range(count)
+    ]
+
+
+class Static:
+    """Takes the oldest job and those of equal parameters, up to ``most``, as one call. ``most`` 1 is the loop."""
+
+    def __init__(self, loaded: LoadedModel, most: int) -> None:
+        self._loaded = loaded
+        self._most = most
+        self._waiting: deque[tuple[JobSpec, Callable[[], None]]] = deque()
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, spec: JobSpec, done: Callable[[], None]) -> None:
+        self._waiting.append((spec, done))
+        self._news.put(None)
+
+    def _run(self) -> None:
+        while True:
+            self._news.get()
+            while self._waiting:
+                first = settings_of(self._waiting[0][0])
+                group = [one for one in tuple(self._waiting) if settings_of(one[0]) == first][: self._most]
+                for one in group:
+                    self._waiting.remove(one)
+                self._render([spec for spec, _ in group])
+                for _, done in group:
+                    done()
+
+    def _render(self, specs: list[JobSpec]) -> None:
+        if len(specs) == 1:
+            pipelines.render(self._loaded, specs[0], 0, {}, lambda _: None, threading.Event())
+            return
+        pipeline = self._loaded.pipeline(Task.TEXT_TO_IMAGE)
+        pipeline.scheduler = pipelines.make_scheduler(specs[0].scheduler, pipeline.scheduler)
+        pipeline(
+            [spec.prompt for spec in specs],
+            num_inference_steps=specs[0].num_inference_steps,
+            guidance_scale=specs[0].guidance_scale,
+            width=specs[0].width,
+            height=specs[0].height,
+            generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
+        )
+
+
+def settings_of(spec: JobSpec) -> tuple[object, ...]:
+    return spec.num_inference_steps, spec.guidance_scale, spec.scheduler, spec.width, spec.height
+
+
+def through(engine: Engine, model: Model, *, exact: bool) -> Submit:
+    def submit(spec: JobSpec, done: Callable[[], None]) -> None:
+        wanted = spec.model_copy(update={"exact": exact})
+        work = RenderWork(wanted, model, {}, lambda: None, lambda _: None, threading.Event())
+        work.future.add_done_callback(lambda _: done())
+        engine.submit(work)
+
+    return submit
+
+
+def played(submit: Submit, specs: list[JobSpec], times: list[float]) -> Taken:
+    """Let the jobs arrive at those times after the start; waits until all are done."""
+    latencies: list[float] = []
+    over = threading.Semaphore(0)
+    start = time.perf_counter()
+    for spec, at in zip(specs, times, strict=True):
+        time.sleep(max(0.0, start + at - time.perf_counter()))
+
+        def done(at: float = at) -> None:
+            latencies.append(time.perf_counter() - start - at)
+            over.release()
+
+        submit(spec, done)
+    for _ in specs:
+        over.acquire()
+    return Taken(time.perf_counter() - start, tuple(latencies))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=0, help="jobs on the card at once; the card's default if absent")
+    parser.add_argument("--side", type=int, default=0, help="pixels; the model's default size if absent")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--loads", type=float, nargs="*", default=[0.6, 0.9, 1.2])
+    asked = parser.parse_args()
+
+    model = registry.load(None).models[0]
+    side = asked.side or model.defaults.width
+    choice = cards.choose(None)
+    pipelines.quiet()
+    pipelines.be_deterministic(asked.threads)
+    slots = asked.slots or SLOTS[choice.kind]
+    engine = Engine(choice, asked.threads, slots, lessons_dir=OUT / "lessons")
+    engine.start()
+    card = engine.card.result()
+    sides: dict[str, Submit] = {
+        "loop": Static(pipelines.load(model, card), 1).submit,
+        "static": Static(pipelines.load(model, card), slots).submit,
+        "exact": through(engine, model, exact=True),
+        "throughput": through(engine, model, exact=False),
+    }
+    for submit in sides.values():  # load, and learn the rows
+        played(submit, drawn(slots, model, side, 1), [0.0] * slots)
+    sample = drawn(6, model, side, 2)
+    capacity = len(sample) / played(sides["loop"], sample, [0.0] * len(sample)).wall
+
+    taken: dict[float, dict[str, list[Taken]]] = {load: {name: [] for name in sides} for load in asked.loads}
+    names = list(sides)
+    for turn in range(asked.rounds):
+        for load in asked.loads:
+            draw = random.Random(100 * turn + load)
+            specs = drawn(asked.jobs, model, side, 3 + turn)
+            times, now = [], 0.0
+            for _ in specs:
+                times.append(now)
+                now += draw.expovariate(load * capacity)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                taken[load][name].append(played(sides[name], specs, times))
+    engine.close()
+
+    def ratio(load: float, name: str, of: Callable[[Taken], float]) -> float:
+        pairs = zip(taken[load][name], taken[load]["loop"], strict=True)
+        return round(statistics.median(of(one) / of(base) for one, base in pairs), 3)
+
+    rows: list[dict[str, Any]] = [
+        {
+            "load": load,
+            "side": name,
+            "images_per_s": round(asked.jobs / statistics.median(one.wall for one in taken[load][name]), 2),
+            "mean_latency_s": round(statistics.median(one.mean for one in taken[load][name]), 2),
+            "throughput_to_loop": round(1 / ratio(load, name, lambda one: one.wall), 3),
+            "mean_latency_to_loop": ratio(load, name, lambda one: one.mean),
+            "p95_latency_to_loop": ratio(load, name, lambda one: one.p95),
+        }
+        for load in asked.loads
+        for name in names
+    ]
+    OUT.mkdir(exist_ok=True)
+    about = vars(asked) | {"device": card.device, "side": side, "slots": slots, "loop_images_per_s": round(capacity, 3)}
+    (OUT / "arrivals.json").write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+    print(f"{asked.jobs} jobs of {side}x{side}, {slots} slots, loop {capacity:.2f} images/s, {card.device}")
+    print(f"{'load':>5} {'side':12}{'images/s':>9}{'mean s':>8}{'x loop':>8}{'mean ÷':>8}{'p95 ÷':>8}")
+    for row in rows:
+        print(
+            f"{row['load']:>5} {row['side']:12}{row['images_per_s']:>9}{row['mean_latency_s']:>8}"
+            f"{row['throughput_to_loop']:>8}{row['mean_latency_to_loop']:>8}{row['p95_latency_to_loop']:>8}"
+        )
+
+
+if __name__ == "__main__":
+    main()
