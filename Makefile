@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: compose-env help install compat demo test lint types fmt imports up down clean screenshots
+.PHONY: compose-env help install compat demo test lint types fmt imports up down clean screenshots chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,12 @@ bench: $(INSTALLED) ## a job's wait beside a bare Celery message, and the engine
 
 screenshots: $(INSTALLED) ## pictures of the dashboard's pages, into docs/images/dashboard/
 	$(BIN)/python -m pytest -q tests/browser/screenshots.py
+
+SECONDS ?= 1800
+SEED ?= $(shell $(PYTHON) -c 'import secrets; print(secrets.randbelow(2**31))')
+
+chaos: $(INSTALLED) ## break a whole farm for SECONDS (1800) by the choices of SEED (random, printed), and judge it
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --report chaos-out/report.json
 
 up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
 	$(BIN)/farm up
