@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -132,6 +133,8 @@ class Run:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def _sample(self) -> None:
+        if any(one.done.victim == "postgres" for one in self.running):
+            return  # a stopped server would stop this thread, which is to let it go on
         with contextlib.suppress(psycopg.Error):
             if self._connection is None or self._connection.closed:
                 self._connection = self.farm.connect()
@@ -282,6 +285,8 @@ def main() -> int:
     options = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("FARM_")]:
         del os.environ[name]
+    # the farm's processes and its mount are given back however this ends
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="farm-chaos-"))
     unpluggable = allowed()
@@ -300,6 +305,7 @@ def main() -> int:
     text = json.dumps(report, indent=2)
     print(text)
     if options.report is not None:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
         options.report.write_text(text + "\n")
     return 1 if bad else 0
 

@@ -1,0 +1,17 @@
+"""The short form of `make chaos`: a whole farm is broken for some seconds, heals, and has kept every promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.__main__ import run
+
+
+@pytest.mark.timeout(400)
+def test_a_broken_farm_heals_and_keeps_its_promises(tmp_path: Path) -> None:
+    report = run(12.0, seed=3, workers=2, directory=tmp_path / "farm")
+    assert report["violations"] == []
+    assert report["faults_total"] >= 3
+    assert report["jobs"].get("succeeded", 0) > 0
