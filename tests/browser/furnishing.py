@@ -30,10 +30,14 @@ def scene(seed: int) -> tuple[str, bytes]:
     """A prompt and its picture, drawn the way the built-in model learnt it."""
     rng = np.random.default_rng(seed)
     drawn = scenes.sample(rng)
-    words = " and ".join(f"a {one.colour.value} {one.shape.value}" for one in drawn.things)
+    words = " and ".join(
+        f"{'an' if one.colour is scenes.Colour.ORANGE else 'a'} {one.colour.value} {one.shape.value}"
+        for one in drawn.things
+    )
     out = io.BytesIO()
     Image.fromarray(scenes.draw(drawn, rng, 128).rgb).save(out, "PNG")
-    return f"{words} on a {drawn.background.value} background", out.getvalue()
+    article = "an" if drawn.background is scenes.Colour.ORANGE else "a"
+    return f"{words} on {article} {drawn.background.value} background", out.getvalue()
 
 
 def spec(seed: int) -> JobSpec:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser
+from sqlalchemy import text
 
 from tests.api_server import Api
 from tests.browser.furnishing import Furnished
@@ -46,6 +47,7 @@ MORE = {
 
 def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
     api, farm = lived_in
+    _spread(api)
     OUT.mkdir(parents=True, exist_ok=True)
     for scheme in ("light", "dark"):
         for device, (width, height) in SIZES.items():
@@ -65,6 +67,17 @@ def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
                     suffix = "" if (device, scheme) == ("desktop", "light") else f"-{device}-{scheme}"
                     _keep(page.screenshot(full_page=name == "job"), name + suffix)
             context.close()
+
+
+def _spread(api: Api) -> None:
+    """Let what happened have happened over a day, more of it lately."""
+    with api.store.begin() as unit:
+        unit.session.execute(
+            text("""
+                UPDATE event SET created_at = now() - interval '23 hours' * power((top - id) / CAST(top AS float), 1.6)
+                FROM (SELECT max(id) AS top FROM event) AS last
+            """)
+        )
 
 
 def _keep(png: bytes, name: str) -> None:

@@ -35,14 +35,14 @@ function draw(box, told) {
   const options = {
     width: box.clientWidth - 16, height: box.clientHeight - 16, padding: [8, 8, 0, 0], legend: { show: true, live: true },
     cursor: { points: { size: 6 } }, scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.15)] } },
-    axes: [{ ...axis, space: 70, values: (_, all) => all.map(hour) }, { ...axis, size: 44 }],
+    axes: [{ ...axis, size: 30, space: 70, values: (_, all) => all.map(hour) }, { ...axis, size: 44 }],
     series: [
       { label: "At", value: (_, at) => (at == null ? "–" : hour(at)) },
       { label: "pictures per minute", value: (_, found) => found ?? "–", stroke: colour("--run-fill"), fill: colour("--accent-soft"), width: 2, points: { show: false } },
       { label: "failed per minute", value: (_, found) => found ?? "–", stroke: colour("--bad-fill"), width: 1.5, points: { show: false } },
     ],
   };
-  options.height -= 26; // the legend's line
+  options.height -= box.clientWidth < 500 ? 46 : 26; // the legend's lines
   charts.set(box, new uPlot(options, columns(told), box));
 }
 

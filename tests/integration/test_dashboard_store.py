@@ -1,0 +1,98 @@
+"""What the dashboard asks of the store: right for a small farm, and bounded for a large one."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from farm import lifecycle
+from farm.domain.job import HandOver, JobError, NewJob, Output
+from farm.domain.states import JobState
+from farm.store import activity, search
+from farm.store.search import Wanted
+from farm.store.unit import Store
+from tests.integration.conftest import Submit, spec, worker_info
+
+
+def _end(store: Store, job_id: str, code: str | None = None) -> None:
+    with store.begin() as unit:
+        (sent,) = lifecycle.hand_over(unit, [HandOver(job_id, "host/cpu0")], 60)
+        lifecycle.claim(unit, job_id, sent.epoch, "host/cpu0", 60)
+        lifecycle.take_up(unit, job_id, sent.epoch, 4)
+        if code is None:
+            outputs = [Output(n, f"outputs/{job_id}/{n}", "0" * 64, 1, 64, 64, "image/png", n) for n in range(2)]
+            lifecycle.succeed(unit, job_id, sent.epoch, outputs, {})
+        else:
+            lifecycle.fail(unit, job_id, sent.epoch, JobError(code, "no"), retryable=False)
+
+
+def test_what_ended_is_counted_by_its_time_and_its_tenant(
+    store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.begin() as unit:
+        assert unit.activity.tally(3600, 4).pictures == 0  # of an empty farm, too
+        other = unit.tenants.create("other").id
+        lifecycle.join(unit, worker_info())
+    for number in range(12):
+        _end(store, submit(tenant_id=other if number % 4 == 3 else tenant).id, "broken" if number in (1, 2) else None)
+    with store.begin() as unit:
+        # two events per job, an hour between jobs: the first of them eleven hours ago
+        unit.session.execute(
+            text(
+                "UPDATE event SET created_at = now() - interval '1 hour' * ((top - id) / 2) - interval '1 second' "
+                "FROM (SELECT max(id) AS top FROM event) AS last"
+            )
+        )
+    with store.begin() as unit:
+        day = unit.activity.tally(24 * 3600, 24)
+        assert day.exact
+        assert [one.pictures for one in day.stretches[:13]] == [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 2, 0]
+        assert day.failed == {"broken": 2}
+        assert unit.activity.tally(3.5 * 3600, 7).pictures == 8
+        assert unit.activity.tally(24 * 3600, 24, other).pictures == 6
+        assert len(unit.activity.latest(5)) == 5
+        assert {one.job_id for one in unit.activity.latest(50, other)} == {
+            job.id for job in unit.search.jobs(Wanted(other), None, 50)[0]
+        }
+    monkeypatch.setattr(activity, "SAMPLE", 8)
+    with store.begin() as unit:
+        sampled = unit.activity.tally(24 * 3600, 24)
+    assert not sampled.exact
+    assert 0 < sampled.pictures <= 48
+
+
+def test_a_search_looks_through_a_window_and_goes_on_behind_it(
+    store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "WINDOW", 5)
+    with store.begin() as unit:
+        lifecycle.join(unit, worker_info())
+    jobs = [submit().id for _ in range(17)]
+    for job_id in (jobs[0], jobs[1], jobs[9]):
+        _end(store, job_id, "broken")
+    found: list[str] = []
+    cursor: str | None = None
+    pages = 0
+    while True:
+        with store.begin() as unit:
+            page, cursor = unit.search.jobs(Wanted(tenant, (JobState.FAILED,), error_code="broken"), cursor, 2)
+        found += [job.id for job in page]
+        pages += 1
+        if cursor is None:
+            break
+    assert found == [jobs[9], jobs[1], jobs[0]]
+    assert pages >= 4  # most of them short, and none of them long
+    with store.begin() as unit:
+        queue = unit.search.queue()
+        oldest = unit.jobs.get(jobs[2])
+        assert (queue.jobs, queue.more) == (5, True)
+        assert oldest is not None
+        assert queue.oldest == oldest.created_at
+        new, _ = lifecycle.submit(unit, tenant, NewJob(spec()))
+        (sent,) = lifecycle.hand_over(unit, [HandOver(jobs[2], "host/cpu0")], 60)
+    with store.begin() as unit:
+        # what is at workers has an index of its own: it is found however many jobs are newer
+        (held,), _ = unit.search.jobs(Wanted(None, (JobState.DISPATCHED,)), None, 2)
+        assert held.id == sent.job_id
+        assert [one.job_id for one in unit.search.on_cards()] == [sent.job_id]
+        assert new.id == unit.search.jobs(Wanted(tenant), None, 1)[0][0].id
