@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.domain.endpoint import SUBSCRIBABLE, WEBHOOK_EVENTS
-from farm.domain.states import BATCH_EVENTS
+from farm.domain.states import BATCH_EVENTS, EventType
 
 _WANTED: Final = frozenset(kind.value for kind in SUBSCRIBABLE)
 _ENDS: Final = frozenset(kind.value for kind in WEBHOOK_EVENTS)
 _OF_BATCHES: Final = frozenset(kind.value for kind in BATCH_EVENTS)
+_START: Final = EventType.STARTED.value
 
 _EVENTS: Final = """
     SELECT id, tenant_id, job_id, batch_id, type FROM event WHERE NOT fanned_out
@@ -29,9 +30,10 @@ _SUBSCRIBED: Final = """
     WHERE tenant_id = ANY(%(tenants)s) AND disabled_at IS NULL AND NOT one_off
 """
 _OWN_URLS: Final = """
-    SELECT id, tenant_id, webhook FROM job WHERE id = ANY(%(ids)s) AND webhook IS NOT NULL
+    SELECT id, tenant_id, webhook, metadata ->> 'replicate.events' AS hears
+    FROM job WHERE id = ANY(%(ids)s) AND webhook IS NOT NULL
     UNION ALL
-    SELECT id, tenant_id, webhook FROM batch WHERE id = ANY(%(batches)s) AND webhook IS NOT NULL
+    SELECT id, tenant_id, webhook, NULL FROM batch WHERE id = ANY(%(batches)s) AND webhook IS NOT NULL
 """
 _ONE_OFF: Final = """
     SELECT id, tenant_id, url FROM endpoint
@@ -63,6 +65,14 @@ _GROWN: Final = """
 """
 
 
+def _heard(kind: str, hears: str | None) -> bool:
+    """Whether a webhook of one's own is told of an event: all but the start, unless the job names others."""
+    if hears is None:
+        return kind != _START
+    named = hears.split(",")
+    return "start" in named if kind == _START else "completed" in named or "output" in named
+
+
 class Outbox:
     """Events that nobody was told of yet."""
 
@@ -80,9 +90,10 @@ class Outbox:
             return 0
         wanted = [event for event in events if event.type in _WANTED]
         if wanted:
-            own = {event.id: event.job_id if event.type in _ENDS else event.batch_id for event in wanted}
+            of_jobs = {event.id: event.job_id for event in wanted if event.type in _ENDS or event.type == _START}
+            own = {event.id: of_jobs.get(event.id, event.batch_id) for event in wanted}
             one_off = self._one_off_endpoints(
-                {event.job_id for event in wanted if event.type in _ENDS},
+                set(of_jobs.values()),
                 {event.batch_id for event in wanted if event.type in _OF_BATCHES},
                 new_secret,
             )
@@ -92,8 +103,9 @@ class Outbox:
             pairs: list[tuple[UUID, int]] = []
             for event in wanted:
                 pairs += [(one, event.id) for one, kinds in subscribed.get(event.tenant_id, ()) if event.type in kinds]
-                if own[event.id] in one_off:
-                    pairs.append((one_off[own[event.id]], event.id))
+                endpoint, hears = one_off.get(own[event.id], (None, None))
+                if endpoint is not None and _heard(event.type, hears):
+                    pairs.append((endpoint, event.id))
             self._insert(pairs)
         self._run(_DONE, ids=[event.id for event in events])
         return len(events)
@@ -105,8 +117,11 @@ class Outbox:
 
     def _one_off_endpoints(
         self, jobs: Collection[UUID], batches: Collection[UUID], new_secret: Callable[[], str]
-    ) -> dict[UUID, UUID]:
-        """The endpoint of each job and batch that has a ``webhook`` URL, made where it is missing: id → endpoint."""
+    ) -> dict[UUID, tuple[UUID, str | None]]:
+        """The endpoint of each job and batch that has a ``webhook`` URL, made where it is missing, by their ids.
+
+        Beside it stands what it is to hear of, where the job says so.
+        """
         own = self._rows(_OWN_URLS, ids=list(jobs), batches=list(batches)) if jobs or batches else []
         if not own:
             return {}
@@ -123,7 +138,7 @@ class Outbox:
                 events=[kind.value for kind in WEBHOOK_EVENTS],
             )
             found = self._find_one_off(wanted)
-        return {one.id: found[one.tenant_id, one.webhook] for one in own}
+        return {one.id: (found[one.tenant_id, one.webhook], one.hears) for one in own}
 
     def _find_one_off(self, wanted: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], UUID]:
         rows = self._rows(

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, null, select, update
+from sqlalchemy import delete, func, insert, null, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -70,7 +70,7 @@ class Webhooks:
                 secrets=[secret],
                 one_off=True,
             )
-            .on_conflict_do_nothing(index_elements=["tenant_id", "url"], index_where=EndpointRow.one_off.is_(True))
+            .on_conflict_do_nothing(index_elements=["tenant_id", "url"], index_where=text("one_off"))
         )
         row, now = self._session.execute(
             select(EndpointRow, func.now()).where(

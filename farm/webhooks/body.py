@@ -39,7 +39,7 @@ def body(
     job's way it decides what is shown, whatever became of the job since.
     """
     if kind in (EventType.STARTED, EventType.PROGRESS):
-        job = _on_its_way(job, told or {})
+        job = on_its_way(job, told or {})
     urls = [presign(output.key) for output in job.outputs]
     shrunk: list[tuple[int | None, bool, bool]] = [(limit, True, True) for limit in _LIMITS]
     shrunk += [(20, False, True), (20, False, False)]
@@ -68,7 +68,7 @@ def _encoded(kind: EventType, occurred_at: datetime, sequence: int, data: dict[s
     return json.dumps(event, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _on_its_way(job: Job, told: Mapping[str, Any]) -> Job:
+def on_its_way(job: Job, told: Mapping[str, Any]) -> Job:
     """The job as it was when the event happened."""
     return replace(
         job,

@@ -20,6 +20,7 @@ import structlog
 from pydantic import ValidationError
 
 from farm.domain.job import Job
+from farm.domain.states import EventType
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
 from farm.settings import Settings
 from farm.store.claims import Claim, Claimed, Recipient
@@ -27,9 +28,10 @@ from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
 from farm.store.outcomes import Outcome
 from farm.store.unit import Store, Unit
-from farm.webhooks import guard, signature
+from farm.webhooks import guard, prediction, signature
 from farm.webhooks.attempt import KEEP_SECONDS, Answer, Failure, Keeper, Route
-from farm.webhooks.body import body, plain
+from farm.webhooks.body import body, on_its_way, plain
+from farm.webhooks.prediction import EVENTS
 from farm.webhooks.schedule import Schedule
 
 log = structlog.stdlib.get_logger()
@@ -187,6 +189,9 @@ class Deliverer:
             return None
         expires_at = datetime.now(UTC) + timedelta(seconds=self._settings.presign_seconds)
         try:
+            if EVENTS in job.metadata and one.endpoint.url == job.webhook:
+                shown = on_its_way(job, one.data) if one.type is EventType.STARTED else job
+                return prediction.encoded(shown, [self._presign(output.key) for output in shown.outputs])
             return body(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at, one.data)
         except FarmError:
             log.exception("no body", action="webhook_body_failed", delivery=one.id, job=one.job_id)

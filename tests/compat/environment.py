@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,24 +23,42 @@ def missing(what: str) -> None:
     pytest.skip(sentence)
 
 
-def run_client(script: str, *arguments: str, **environment: str) -> str:
-    """Run one of the scripts in `clients` against a farm, and return what it prints."""
-    python = VENV / "bin" / "python"
+def run_client(script: str, *arguments: str, given: str = "", **environment: str) -> str:
+    """Run one of the scripts in `clients` against a farm, and return what it prints. ``given``: its input."""
+    with started_client(script, *arguments, **environment) as client:
+        told, errors = client.communicate(given, timeout=90)
+        assert client.returncode == 0, f"{told}\n{errors}"
+    return told
+
+
+@contextmanager
+def started_client(script: str, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The same, while it runs."""
     if not (VENV / ".installed").exists():
         missing(VENV.name)
-    return _run([str(python), "-E", "-s", "-W", "ignore", str(CLIENTS / script), *arguments], environment)
+    with _started([str(VENV / "bin" / "python"), "-E", "-s", "-W", "ignore", script, *arguments], environment) as made:
+        yield made
 
 
 def run_node(script: str, *arguments: str, **environment: str) -> str:
-    """The same for a script of Node, where that is installed."""
+    """The same as `run_client` for a script of Node, where that is installed."""
     modules = VENV / "node" / "node_modules"
     if not (modules / "openai").exists():
         pytest.skip("npm was not there when `make compat` ran, so the client for Node is not tried")
-    return _run(["node", str(CLIENTS / script), str(modules), *arguments], environment)
+    with _started(["node", script, str(modules), *arguments], environment) as client:
+        told, errors = client.communicate(timeout=90)
+        assert client.returncode == 0, f"{told}\n{errors}"
+    return told
 
 
-def _run(command: list[str], environment: dict[str, str]) -> str:
+@contextmanager
+def _started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=CLIENTS, env=kept | environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

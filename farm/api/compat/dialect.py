@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -79,7 +79,8 @@ class Call:
     @property
     def base(self) -> str:
         """The adapter's own URL as the client wrote it, without a slash at the end."""
-        return str(self.request.base_url).rstrip("/")
+        url = self.request.url
+        return f"{url.scheme}://{url.netloc}{self.request.scope['root_path']}"
 
     async def json(self) -> dict[str, Any]:
         """The body, which is a JSON object. Raises `BadInput` and `problems.Unreadable`."""
@@ -211,6 +212,13 @@ def application(
                 return cast("Response", await run_in_threadpool(handler, call))
             except FarmError as error:
                 return dialect.answer(dialect.refusal_of(error), request)
+            except (HTTPException, ClientDisconnect):
+                raise
+            except Exception:
+                asked = getattr(request.state, "request_id", None)
+                log.exception("a request failed", action="request_failed", request=asked, path=request.url.path)
+                refusal = Refusal(500, "internal_error", "The farm made a mistake; its log has the details.")
+                return dialect.answer(refusal, request)
 
         return handled
 
