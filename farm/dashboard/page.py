@@ -151,6 +151,8 @@ class PageRoute(APIRoute):
                     services: Services = request.app.state.services
                     request.state.visitor = await run_in_threadpool(session.visitor, services.store, request)
                     request.state.key = request.state.visitor.key  # for the log
+                    if not self.path.endswith("/logout"):
+                        request.state.visitor.must(Scope.READ, Scope.OPERATE, Scope.ADMIN)
                 return await handle(request)
             except Unauthorized:
                 return _to_login(request)

@@ -19,10 +19,11 @@ from farm.domain.job import Job
 from farm.domain.states import JobState
 from farm.store import cursor as cursors
 from farm.store.jobs import Jobs
-from farm.store.tables import BatchRow, JobRow, TenantRow
+from farm.store.tables import BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow, TenantRow
 from farm.store.workers import HELD
 
 WINDOW: Final = 20_000
+TOLD: Final = 50  #: webhooks about one batch that are shown
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ class Failures:
     code: str
     jobs: int
     example: str  #: one of their messages
+
+
+@dataclass(frozen=True)
+class Told:
+    """A webhook about a batch."""
+
+    id: str
+    type: str
+    url: str
+    state: str
+    tries: int
 
 
 class Search:
@@ -197,6 +209,18 @@ class Search:
         if not ids.is_id(ids.BATCH, batch_id):
             return None
         return self._session.scalar(select(BatchRow.tenant_id).where(BatchRow.id == batch_id))
+
+    def told_of(self, batch_id: str) -> list[Told]:
+        """The webhooks about a batch itself, not about its jobs, oldest event first."""
+        rows = self._session.execute(
+            select(DeliveryRow.id, EventRow.type, EndpointRow.url, DeliveryRow.state, DeliveryRow.tries)
+            .join(EventRow, EventRow.id == DeliveryRow.event_id)
+            .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
+            .where(EventRow.batch_id == batch_id)
+            .order_by(EventRow.id, DeliveryRow.id)
+            .limit(TOLD)
+        )
+        return [Told(*row) for row in rows]
 
     # -- the farm now -------------------------------------------------------------------------------------------------
 

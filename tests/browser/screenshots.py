@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlalchemy import text
 
 from tests.api_server import Api
 from tests.browser.furnishing import Furnished
+from tests.waiting import wait_until
 
 OUT = Path(__file__).parents[2] / "docs" / "images" / "dashboard"
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
@@ -34,6 +36,8 @@ def paths(farm: Furnished) -> dict[str, str]:
         "job-edit": f"/farm/jobs/{farm.succeeded}/edit",
     }
 
+
+SHOWN = "[...document.images].every((one) => one.complete || one.getBoundingClientRect().top > innerHeight)"
 
 #: What is kept besides desktop and light.
 MORE = {
@@ -63,7 +67,7 @@ def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
             for name, path in paths(farm).items():
                 if (device, scheme) == ("desktop", "light") or (name, device, scheme) in MORE:
                     page.goto(path)
-                    page.wait_for_function("[...document.images].every((one) => one.complete)")
+                    wait_until(functools.partial(page.evaluate, SHOWN), what="its pictures are there")
                     suffix = "" if (device, scheme) == ("desktop", "light") else f"-{device}-{scheme}"
                     _keep(page.screenshot(full_page=name == "job"), name + suffix)
             context.close()

@@ -72,10 +72,13 @@ def batch(
         if grouped:
             unit.batches.allow_long()
         failures = unit.search.failures(batch_id) if grouped else []
+        told = unit.search.told_of(batch_id)
         names = unit.search.tenant_names([found.tenant_id]) if who.operates else {}
     return render(
         request,
         "batch.html",
+        told=told,
+        again=str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
         batch=found,
         jobs=jobs,
         wanted=wanted,

@@ -8,7 +8,7 @@ document.documentElement.classList.add("js");
 document.addEventListener("htmx:config:request", (event) => {
   const source = event.detail.ctx.sourceElement;
   const polls = (source.getAttribute("hx-trigger") || "").startsWith("every");
-  const busy = document.querySelector("dialog[open]") || source.contains(document.activeElement);
+  const busy = document.querySelector("dialog[open]") || source.querySelector("input:checked, :focus");
   if (polls && (document.hidden || busy)) event.preventDefault();
 });
 
