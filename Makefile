@@ -60,6 +60,7 @@ fmt: $(INSTALLED) ## format the code
 bench: $(INSTALLED) ## a job's wait beside a bare Celery message, and the engine beside a loop of stock pipelines
 	$(BIN)/python -m tests.bench.latency
 	$(BIN)/python -m tests.bench.engine
+	$(BIN)/python -m tests.bench.bulk
 	$(BIN)/python -m tests.bench.webhooks
 
 screenshots: $(INSTALLED) ## pictures of the dashboard's pages, into docs/images/dashboard/

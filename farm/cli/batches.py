@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,7 +66,7 @@ def submit(
     n: Annotated[int | None, typer.Option("--n", "-n", help="Pictures per job.")] = None,
     output_format: Annotated[FormatName | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
     priority: Annotated[PriorityName | None, typer.Option(help="bulk if absent.")] = None,
-    webhook: Annotated[str | None, typer.Option(help="A URL that is told when each job is over.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="A URL that is told how far the batch is.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -132,6 +133,64 @@ def watch(
     if as_json:
         print_json(batch.raw)
     _exit(batch)
+
+
+def pause(
+    batch_id: BatchArgument,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Let a batch wait: none of its jobs is handed to a worker; what runs goes on to its end."""
+    with connect(url, api_key, data_dir) as farm:
+        _steered(farm.pause_batch(batch_id), as_json=as_json)
+
+
+def resume(
+    batch_id: BatchArgument,
+    priority: Annotated[PriorityName | None, typer.Option(help="And give all its jobs this priority.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Let a paused batch go on, from its old place in the queue."""
+    with connect(url, api_key, data_dir) as farm:
+        batch = farm.resume_batch(batch_id)
+        if priority is not None:
+            batch = farm.edit_batch(batch_id, priority=priority.value)
+        _steered(batch, as_json=as_json)
+
+
+def delete(
+    batch_id: BatchArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Delete a batch that is over, with its jobs and their pictures."""
+    with connect(url, api_key, data_dir) as farm:
+        found = farm.delete_batch(batch_id, dry_run=True)
+        told = f"{found.jobs:,} jobs and {found.outputs:,} pictures ({found.bytes / 2**20:.1f} MiB)"
+        if not dry_run:
+            if not yes and not typer.confirm(f"delete {told} of {batch_id}?", err=True):
+                raise typer.Exit(1)
+            found = farm.delete_batch(batch_id)
+    if as_json:
+        print_json({**asdict(found)})
+    else:
+        print(f"{batch_id}  {'would lose' if dry_run else 'deleted:'} {told}")
+
+
+def _steered(batch: Batch, *, as_json: bool) -> None:
+    if as_json:
+        print_json(batch.raw)
+    else:
+        print(f"{batch.id}  {batch.state}, {batch.counts['queued']:,} jobs wait")
 
 
 def batches(
@@ -336,6 +395,8 @@ def _showing() -> Iterator[Callable[[Batch], None]]:
 
 def _note(batch: Batch) -> str:
     told = ""
+    if batch.state == "paused":
+        told += ", paused"
     if batch.counts.get("running"):
         told += f", {batch.counts['running']:,} running"
     if batch.counts.get("failed"):

@@ -287,7 +287,7 @@ class Event:
 
     type: str  #: ``job``, ``batch``, ``progress``, or the name of an event of the history: ``job.succeeded``
     data: dict[str, Any] = field(repr=False)
-    id: str | None  #: of the history; following again from it repeats nothing
+    id: str | None  #: the last one of the history so far; following again from it repeats nothing
 
 
 @dataclass(frozen=True)

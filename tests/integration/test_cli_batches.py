@@ -93,8 +93,13 @@ def test_bad_lines_are_told_and_skipped_only_on_demand(api: Api) -> None:
     assert taken.returncode == 0, taken.stderr
     assert json.loads(taken.stdout)["skipped"] == 2
     batch_id = json.loads(taken.stdout)["id"]
+    assert farm(api, "pause", batch_id).stdout.decode() == f"{batch_id}  paused, 1 jobs wait\n"
+    assert farm(api, "resume", batch_id, "--priority", "normal").returncode == 0
     assert farm(api, "cancel", batch_id).stdout.decode() == f"{batch_id}  canceled\n"
     again = farm(api, "retry", batch_id)
     assert again.stdout.decode().endswith(f"  retries {batch_id}\n"), again.stderr
+    assert b"1 jobs and 0 pictures" in farm(api, "delete", batch_id, "--dry-run").stdout
+    assert farm(api, "delete", batch_id, "--yes").returncode == 0
+    assert farm(api, "watch", batch_id).returncode == 2
     assert farm(api, "submit", "-").returncode == 2
     assert b"there is no file" in farm(api, "submit", "no-such.csv").stderr
