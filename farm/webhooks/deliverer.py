@@ -297,7 +297,8 @@ class Deliverer:
             hand.slow_tries -= slow
             line.trying -= 1
             line.used_at = time.monotonic()
-            self._learn(line, task.result())
+            if not task.cancelled():  # before it began: its lease brings the delivery back
+                self._learn(line, task.result())
             self._queue(line)
             if young:
                 grown()
