@@ -98,6 +98,10 @@ class Forbidden(FarmError):
 class QuotaExceeded(FarmError):
     """The tenant has reached a limit of its own."""
 
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after  #: seconds after which trying again may help; None: when jobs have ended
+        super().__init__(message)
+
 
 class RightLost(FarmError):
     """A fenced write changed no row: another epoch owns the job now. Stop, and write nothing."""

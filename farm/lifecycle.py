@@ -22,7 +22,7 @@ from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
 from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.worker import LoadedOn, WorkerInfo, WorkerState
+from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
 from farm.objects import keys
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
@@ -32,12 +32,18 @@ from farm.store.unit import Unit
 
 #: A job that was on the card when its worker died this often is not given to a third one.
 MAX_DEATHS: Final = 2
+#: A job that this many different workers failed is not given to another one.
+MAX_FAILING_WORKERS: Final = 3
+#: A worker that failed this many jobs which others completed then gets no more.
+MAX_REFUTED: Final = 3
 #: Run leases that may run out before the card took the job up: a limit for what kills workers even earlier.
 MAX_LOSSES: Final = 8
 #: Seconds before another attempt, by attempts made: other jobs go first, and a passing trouble may pass.
 RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
 #: Between two webhooks about one job's steps, where an endpoint asks for them.
 PROGRESS_SECONDS: Final = 5.0
+#: How often the leader sums up what tenants with a limit store.
+STORAGE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,7 @@ def submit(unit: Unit, tenant_id: str, new: NewJob, key: IdempotencyKey | None =
         held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
         if held is not None:
             return _made_by(unit, key, held), False
-    tenant = unit.tenants.get(tenant_id)
-    if tenant is None:
-        raise NotFound("tenant", tenant_id)
-    if tenant.max_queued is not None and unit.jobs.waiting(tenant_id, tenant.max_queued) >= tenant.max_queued:
-        raise QuotaExceeded(f"{tenant.max_queued} jobs of this tenant are waiting, which is its limit")
+    _room_for(unit, tenant_id, 1)
     (job_id,) = unit.jobs.insert(tenant_id, [new])
     if key is not None:
         unit.jobs.keep_key(tenant_id, key.key, job_id)
@@ -182,7 +184,23 @@ def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
     if not jobs:
         raise BadInput.of("body", None, "holds no job")
     if tenant.max_queued is not None and unit.jobs.waiting(tenant_id, tenant.max_queued) + jobs > tenant.max_queued:
+        if jobs == 1:
+            raise QuotaExceeded(f"{tenant.max_queued} jobs of this tenant are waiting, which is its limit")
         raise QuotaExceeded(f"with these {jobs:,} jobs more than {tenant.max_queued:,} would wait, which is the limit")
+    if tenant.storage_bytes is not None and tenant.stored_bytes >= tenant.storage_bytes:
+        raise QuotaExceeded(
+            f"this tenant stores {tenant.stored_bytes:,} bytes of the {tenant.storage_bytes:,} that it may: "
+            "delete batches that you no longer need",
+            retry_after=STORAGE_SECONDS,
+        )
+    if tenant.card_seconds_per_day is not None:
+        used, left = unit.usage.today(tenant_id)
+        if used >= tenant.card_seconds_per_day:
+            raise QuotaExceeded(
+                f"this tenant has used {used:,.1f} card-seconds today, of {tenant.card_seconds_per_day:,.1f}; "
+                "the next day begins at midnight UTC",
+                retry_after=left,
+            )
 
 
 def _batch_made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Batch:
@@ -291,6 +309,29 @@ def leave(unit: Unit, worker: str, boot_id: str) -> list[str]:
     return [one.job_id for one in left]
 
 
+def drain_worker(unit: Unit, name: str, reason: str) -> Worker:
+    """Let a worker finish what it holds and give it nothing new, also after a restart. Raises `NotFound`."""
+    if not unit.workers.drain(name, reason):
+        raise NotFound("worker", name)
+    unit.events.notify(QUEUE_CHANNEL)
+    return _existing_worker(unit, name)
+
+
+def resume_worker(unit: Unit, name: str) -> Worker:
+    """Give a drained worker jobs again, and forget what it was drained for. Raises `NotFound`."""
+    if not unit.workers.resume(name):
+        raise NotFound("worker", name)
+    unit.failures.forgive(name)
+    unit.events.notify(QUEUE_CHANNEL)
+    return _existing_worker(unit, name)
+
+
+def _existing_worker(unit: Unit, name: str) -> Worker:
+    worker = unit.workers.get(name)
+    assert worker is not None  # written in this transaction
+    return worker
+
+
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +339,12 @@ def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], reci
     """running → succeeded, with its outputs and its event, in one transaction. Raises `RightLost`."""
     if not unit.jobs.succeed(job_id, epoch, outputs, recipe):
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    unit.usage.count(job_id, len(outputs), sum(output.size for output in outputs))
     job = _existing(unit, job_id)
+    if job.attempts > 1 and job.worker is not None:
+        for worker, times in unit.failures.refute(job_id, job.worker).items():
+            if times >= MAX_REFUTED:
+                unit.workers.drain(worker, f"it failed {times} jobs that other workers completed")
     _ended(unit, job.tenant_id, job_id, epoch, EventType.SUCCEEDED, {"worker": job.worker, "outputs": len(outputs)})
     return job
 
@@ -306,12 +352,14 @@ def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], reci
 def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: bool) -> JobState:
     """running → failed, or → queued while another attempt may help and is left. Returns the new state.
 
-    Raises `RightLost`.
+    No attempt is left once `MAX_FAILING_WORKERS` different workers have failed it. Raises `RightLost`.
     """
     job = unit.jobs.get(job_id)
     if job is None or job.epoch != epoch or job.state is not JobState.RUNNING:
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
-    if retryable and not job.cancel_requested and job.attempts < job.max_attempts:
+    failed_by = unit.failures.note(job_id, job.worker) if retryable and job.worker is not None else 0
+    again = retryable and not job.cancel_requested and job.attempts < job.max_attempts
+    if again and failed_by < MAX_FAILING_WORKERS:
         delay = RETRY_DELAYS[min(job.attempts, len(RETRY_DELAYS)) - 1]
         _requeue(unit, job.tenant_id, Held(job_id, epoch), error.code, error=error, delay_seconds=delay)
         return JobState.QUEUED

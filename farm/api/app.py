@@ -13,7 +13,22 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from farm import registry
-from farm.api import batches, compat, docs, files, health, jobs, joining, keys, models, problems, webhooks, workers
+from farm.api import (
+    batches,
+    compat,
+    docs,
+    files,
+    health,
+    jobs,
+    joining,
+    keys,
+    models,
+    problems,
+    tenants,
+    usage,
+    webhooks,
+    workers,
+)
 from farm.api.changes import Changes
 from farm.api.edge import Edge
 from farm.api.services import Services
@@ -59,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (jobs, batches, files, models, workers, joining, webhooks, keys, health, docs):
+    for module in (jobs, batches, files, models, workers, joining, webhooks, keys, tenants, usage, health, docs):
         app.include_router(module.router)
     compat.mount(app, settings)
     problems.install(app)

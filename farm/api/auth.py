@@ -56,5 +56,6 @@ class Requires:
 
 Submitter = Annotated[Key, Depends(Requires(Scope.SUBMIT))]
 Reader = Annotated[Key, Depends(Requires(Scope.READ))]
+Operator = Annotated[Key, Depends(Requires(Scope.OPERATE))]
 Admin = Annotated[Key, Depends(Requires(Scope.ADMIN))]
 SecretReader = Annotated[Key, Depends(Requires(Scope.SUBMIT, Scope.ADMIN))]

@@ -1,10 +1,10 @@
-"""API keys of the tenant."""
+"""API keys: of the caller's own tenant, or of the one that is named."""
 
 from __future__ import annotations
 
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
@@ -19,6 +19,14 @@ from farm.store.tenants import Scope
 router: Final = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=Guarded)
 
 KeyId = Annotated[str, Path(description="The key's id.", json_schema_extra={"pattern": ids.pattern(ids.KEY)})]
+Of = Annotated[
+    str | None,
+    Query(
+        alias="tenant",
+        description="The tenant whose keys are meant; the caller's own if absent.",
+        json_schema_extra={"pattern": ids.pattern(ids.TENANT)},
+    ),
+]
 
 
 class KeyRequest(BaseModel):
@@ -34,23 +42,35 @@ class KeyRequest(BaseModel):
     )
 
 
-@router.get("", summary="List keys", responses=responses(*ALWAYS))
-def list_keys(farm: Farm, admin: Admin) -> KeyList:
-    """The tenant's keys, newest first, without their secrets."""
+@router.get("", summary="List keys", responses=responses(*ALWAYS, 404))
+def list_keys(farm: Farm, admin: Admin, tenant: Of = None) -> KeyList:
+    """A tenant's keys, newest first, without their secrets."""
     with farm.store.begin() as unit:
-        return KeyList(data=[KeyShape.of(key) for key in unit.tenants.keys(admin.tenant_id)])
+        of = unit.tenants.existing(tenant or admin.tenant_id)
+        return KeyList(data=[KeyShape.of(key) for key in unit.tenants.keys(of.id)])
 
 
-@router.post("", status_code=201, summary="Make a key", responses=responses(*ALWAYS, 413, 415))
-def make_key(farm: Farm, admin: Admin, request: KeyRequest) -> NewKeyShape:
-    """A new key of the same tenant. Its text is in this answer and nowhere else."""
+@router.post("", status_code=201, summary="Make a key", responses=responses(*ALWAYS, 404, 413, 415))
+def make_key(farm: Farm, admin: Admin, request: KeyRequest, tenant: Of = None) -> NewKeyShape:
+    """A new key of a tenant. Its text is in this answer and nowhere else."""
     with farm.store.begin() as unit:
-        key, text = unit.tenants.create_key(admin.tenant_id, request.name, frozenset(request.scopes))
+        of = unit.tenants.existing(tenant or admin.tenant_id)
+        key, text = unit.tenants.create_key(of.id, request.name, frozenset(request.scopes))
+    return NewKeyShape(**KeyShape.of(key).model_dump(), key=text)
+
+
+@router.post("/{key_id}/rotate", status_code=201, summary="Rotate a key", responses=responses(*ALWAYS, 404, 409))
+def rotate_key(farm: Farm, admin: Admin, key_id: KeyId, tenant: Of = None) -> NewKeyShape:
+    """A second key of the same name and scopes. Both live until the old one is revoked."""
+    with farm.store.begin() as unit:
+        of = unit.tenants.existing(tenant or admin.tenant_id)
+        key, text = unit.tenants.rotate(of.id, key_id)
     return NewKeyShape(**KeyShape.of(key).model_dump(), key=text)
 
 
 @router.delete("/{key_id}", summary="Revoke a key", responses=responses(*ALWAYS, 404))
-def revoke_key(farm: Farm, admin: Admin, key_id: KeyId) -> KeyShape:
+def revoke_key(farm: Farm, admin: Admin, key_id: KeyId, tenant: Of = None) -> KeyShape:
     """End a key at once. Revoking it again changes nothing."""
     with farm.store.begin() as unit:
-        return KeyShape.of(unit.tenants.revoke(admin.tenant_id, key_id))
+        of = unit.tenants.existing(tenant or admin.tenant_id)
+        return KeyShape.of(unit.tenants.revoke(of.id, key_id))

@@ -204,6 +204,8 @@ def of_error(request: Request, error: FarmError) -> JSONResponse:
                 headers["WWW-Authenticate"] += ', error="invalid_token"'
         case Forbidden():
             headers["WWW-Authenticate"] = 'Bearer realm="farm", error="insufficient_scope"'
+        case QuotaExceeded(retry_after=float(seconds)):
+            headers["Retry-After"] = str(max(1, math.ceil(seconds)))
         case Unavailable() | QuotaExceeded():
             headers["Retry-After"] = str(RETRY_SECONDS)
     if isinstance(error, Unavailable):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
 
-keys = typer.Typer(help="List, make and revoke API keys.")
+if TYPE_CHECKING:
+    from farm.client.values import Key
+
+Tenant = Annotated[str | None, typer.Option(help="The tenant's id; the key's own tenant by default.")]
+keys = typer.Typer(help="List, make, rotate and revoke API keys.")
 
 
 class ScopeName(StrEnum):
@@ -31,16 +35,22 @@ def _default(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """List, make and revoke API keys. Without a command, list them."""
+    """List, make, rotate and revoke API keys. Without a command, list them."""
     if context.invoked_subcommand is None:
-        ls(as_json, url, api_key, data_dir)
+        ls(None, as_json, url, api_key, data_dir)
 
 
 @keys.command()
-def ls(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
+def ls(
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
     """List the keys, without their secrets."""
     with connect(url, api_key, data_dir) as farm:
-        found = farm.keys()
+        found = farm.keys(tenant)
     if as_json:
         print_json([key.raw for key in found])
         return
@@ -61,6 +71,7 @@ def ls(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_di
 def create(
     name: Annotated[str, typer.Argument(help="What it is for.")],
     scope: Annotated[list[ScopeName] | None, typer.Option(help="What it may do; may be repeated.")] = None,
+    tenant: Tenant = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -68,7 +79,26 @@ def create(
 ) -> None:
     """Make a key that may submit and read, or what the scopes say. It is shown this once."""
     with connect(url, api_key, data_dir) as farm:
-        key = farm.make_key(name, tuple(one.value for one in scope or ()))
+        key = farm.make_key(name, tuple(one.value for one in scope or ()), tenant)
+    _show(key, as_json)
+
+
+@keys.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `farm keys`.")],
+    tenant: Tenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Make a second key of the same name and scopes; both live until you revoke the old one."""
+    with connect(url, api_key, data_dir) as farm:
+        key = farm.rotate_key(key_id, tenant)
+    _show(key, as_json)
+
+
+def _show(key: Key, as_json: bool) -> None:
     if as_json:
         print_json(key.raw)
         return
@@ -79,6 +109,7 @@ def create(
 @keys.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `farm keys`.")],
+    tenant: Tenant = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -86,7 +117,7 @@ def revoke(
 ) -> None:
     """End a key at once."""
     with connect(url, api_key, data_dir) as farm:
-        key = farm.revoke_key(key_id)
+        key = farm.revoke_key(key_id, tenant)
     if as_json:
         print_json(key.raw)
     else:

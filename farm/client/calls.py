@@ -207,20 +207,58 @@ def workers() -> Call[tuple[Worker, ...]]:
     return Call("GET", "/v1/workers", lambda body: tuple(map(Worker.of, body["data"])))
 
 
-def keys() -> Call[tuple[Key, ...]]:
-    """The tenant's API keys."""
-    return Call("GET", "/v1/keys", lambda body: tuple(map(Key.of, body["data"])))
+def keys(tenant: str | None = None) -> Call[tuple[Key, ...]]:
+    """API keys: of the caller's own tenant, or of the one of that id."""
+    return Call("GET", "/v1/keys", lambda body: tuple(map(Key.of, body["data"])), params=_of(tenant))
 
 
-def make_key(name: str, scopes: tuple[str, ...] = ()) -> Call[Key]:
+def make_key(name: str, scopes: tuple[str, ...] = (), tenant: str | None = None) -> Call[Key]:
     """A new API key; its ``text`` is told this once."""
     body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
-    return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body)
+    return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body, params=_of(tenant))
 
 
-def revoke_key(key_id: str) -> Call[Key]:
+def revoke_key(key_id: str, tenant: str | None = None) -> Call[Key]:
     """End a key at once."""
-    return Call("DELETE", f"/v1/keys/{_segment(key_id, 'key')}", Key.of)
+    return Call("DELETE", f"/v1/keys/{_segment(key_id, 'key')}", Key.of, params=_of(tenant))
+
+
+def rotate_key(key_id: str, tenant: str | None = None) -> Call[Key]:
+    """A second live key of the same name and scopes; its ``text`` is told this once."""
+    path = f"/v1/keys/{_segment(key_id, 'key')}/rotate"
+    return Call("POST", path, Key.of, repeatable=False, params=_of(tenant))
+
+
+def _of(tenant: str | None) -> tuple[tuple[str, str], ...]:
+    return () if tenant is None else (("tenant", tenant),)
+
+
+def tenants() -> Call[tuple[dict[str, Any], ...]]:
+    """The farm's first 100 tenants, with their caps. Needs the scope ``admin``, as all about tenants does."""
+    return Call("GET", "/v1/tenants", lambda body: tuple(body["data"]))
+
+
+def make_tenant(name: str, **caps: float | None) -> Call[dict[str, Any]]:
+    """A new tenant, with ``weight`` and caps as in ``POST /v1/tenants``."""
+    return Call("POST", "/v1/tenants", dict, repeatable=False, json={"name": name, **caps})
+
+
+def change_tenant(tenant_id: str, **changes: float | str | None) -> Call[dict[str, Any]]:
+    """Change name, weight or caps; None removes a cap."""
+    return Call("PATCH", f"/v1/tenants/{_segment(tenant_id, 'tenant')}", dict, json=changes)
+
+
+def remove_tenant(tenant_id: str) -> Call[dict[str, Any]]:
+    """Remove a tenant that has nothing any more."""
+    return Call("DELETE", f"/v1/tenants/{_segment(tenant_id, 'tenant')}", dict)
+
+
+def usage(
+    first: str | None = None, last: str | None = None, tenant: str | None = None
+) -> Call[tuple[dict[str, Any], ...]]:
+    """Usage by day, tenant and model; days as ``YYYY-MM-DD``, UTC; ``tenant``: ``all`` needs the scope ``admin``."""
+    days = tuple((name, value) for name, value in (("from", first), ("to", last)) if value is not None)
+    return Call("GET", "/v1/usage", lambda body: tuple(body["data"]), params=days + _of(tenant))
 
 
 # -- webhooks --------------------------------------------------------------------------------------------------------

@@ -148,6 +148,12 @@ class Methods:
     keys = Method(calls.keys)
     make_key = Method(calls.make_key)
     revoke_key = Method(calls.revoke_key)
+    rotate_key = Method(calls.rotate_key)
+    tenants = Method(calls.tenants)
+    make_tenant = Method(calls.make_tenant)
+    change_tenant = Method(calls.change_tenant)
+    remove_tenant = Method(calls.remove_tenant)
+    usage = Method(calls.usage)
 
     # webhooks
     endpoints = Series(calls.endpoints)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Date,
     DateTime,
     Dialect,
     Double,
@@ -81,6 +82,10 @@ class TenantRow(Base):
     weight: Mapped[float] = mapped_column(server_default=text("1"))  #: share of the farm, relative to the other tenants
     max_queued: Mapped[int | None]  #: jobs that may wait; None: no limit
     max_running: Mapped[int | None]  #: jobs that may be on cards at once; None: no limit
+    card_seconds_per_day: Mapped[float | None]  #: beyond it nothing new is accepted until the next day (UTC)
+    storage_bytes: Mapped[int | None] = mapped_column(BigInteger)  #: of outputs and inputs; None: no limit
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: as last measured
+    retention_days: Mapped[int | None]  #: how long ended jobs and their outputs are kept; None: for ever
     vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `Standing`
     backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `Standing`
     paused_at: Mapped[datetime | None]  #: its jobs wait while this is set
@@ -121,6 +126,22 @@ class KeyRow(Base):
     scopes: Mapped[list[str]]
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     revoked_at: Mapped[datetime | None]
+
+
+class UsageRow(Base):
+    """What a tenant has used, by day (UTC) and model: counted in the transactions that end its jobs."""
+
+    __tablename__ = "usage"
+    __table_args__ = ({"postgresql_with": {"fillfactor": "50"}},)
+
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id", ondelete="CASCADE"), primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True)  #: several, so that no job waits for another's
+    jobs: Mapped[int] = mapped_column(BigInteger)
+    images: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    card_seconds: Mapped[float]
 
 
 class FileRow(Base):
@@ -205,6 +226,8 @@ class JobRow(Base):
         Index("job_leases", "lease_until", postgresql_where=text("state IN ('dispatched', 'running')")),
         Index("job_held", "worker", postgresql_where=text("state IN ('dispatched', 'running')")),
         Index("job_listing", "tenant_id", text("id DESC")),
+        # what the retention of a tenant looks for
+        Index("job_finished", "tenant_id", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("job_custom_id", "tenant_id", "custom_id", postgresql_where=text("custom_id IS NOT NULL")),
         Index("job_batch", "batch_id", "batch_seq", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
         Index(
@@ -334,6 +357,19 @@ class WorkerRow(Base):
     models: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
     started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    drained_reason: Mapped[str | None]  #: why it gets nothing, also after a restart; None: nobody drained it
+
+
+class JobFailureRow(Base):
+    """A worker at which an attempt of a job failed, while another attempt might have helped."""
+
+    __tablename__ = "job_failure"
+    __table_args__ = (Index("job_failure_refuted", "worker", postgresql_where=text("refuted")),)
+
+    job_id: Mapped[str] = mapped_column(JOB_ID, ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    worker: Mapped[str] = mapped_column(primary_key=True)
+    refuted: Mapped[bool] = mapped_column(server_default=text("false"))  #: another worker completed the job
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class IdempotencyRow(Base):

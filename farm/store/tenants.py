@@ -6,19 +6,29 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Boolean, Double, Uuid, cast, column, func, null, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Boolean, Double, Uuid, cast, column, delete, exists, func, null, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.errors import Conflict, NotFound, Unauthorized
-from farm.store.tables import TENANT_ID, KeyRow, TenantRow
+from farm.store.tables import (
+    TENANT_ID,
+    BatchRow,
+    EndpointRow,
+    FileRow,
+    IdempotencyRow,
+    JobRow,
+    KeyRow,
+    LineRow,
+    TenantRow,
+)
 
 
 class Scope(StrEnum):
@@ -27,7 +37,7 @@ class Scope(StrEnum):
     SUBMIT = "submit"  #: send files and jobs, cancel and retry the tenant's own
     READ = "read"  #: see the tenant's own jobs and files, models and workers
     OPERATE = "operate"  #: drain workers, pause queues
-    ADMIN = "admin"  #: tenants and keys
+    ADMIN = "admin"  #: all tenants of the farm, their keys and caps: for those who run it, never for a tenant
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,12 @@ class Tenant:
     weight: float
     max_queued: int | None
     max_running: int | None
+    card_seconds_per_day: float | None
+    storage_bytes: int | None
+    stored_bytes: int  #: as last measured
+    retention_days: int | None
+    paused_at: datetime | None
+    created_at: datetime
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,19 @@ def _key(row: KeyRow) -> Key:
 
 
 def _tenant(row: TenantRow) -> Tenant:
-    return Tenant(row.id, row.name, row.weight, row.max_queued, row.max_running)
+    return Tenant(
+        row.id,
+        row.name,
+        row.weight,
+        row.max_queued,
+        row.max_running,
+        row.card_seconds_per_day,
+        row.storage_bytes,
+        row.stored_bytes,
+        row.retention_days,
+        row.paused_at,
+        row.created_at,
+    )
 
 
 class Tenants:
@@ -97,14 +125,58 @@ class Tenants:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def create(self, name: str, weight: float = 1.0) -> Tenant:
-        """A new tenant; `Conflict` if the name is taken."""
-        if self.by_name(name) is not None:
+    def create(self, name: str, weight: float = 1.0, **caps: Any) -> Tenant:
+        """A new tenant with these caps (see `change`); `Conflict` if the name is taken."""
+        made = self._session.scalar(
+            insert(TenantRow)
+            .values(id=ids.new(ids.TENANT), name=name, weight=weight, **caps)
+            .on_conflict_do_nothing(index_elements=["name"])
+            .returning(TenantRow)
+        )
+        if made is None:
             raise Conflict(f"there is a tenant {name!r} already")
-        row = TenantRow(id=ids.new(ids.TENANT), name=name, weight=weight)
-        self._session.add(row)
-        self._session.flush()
+        return _tenant(made)
+
+    def page(self, after: str | None, limit: int) -> list[Tenant]:
+        """Tenants, oldest first, those after that id."""
+        statement = select(TenantRow).order_by(TenantRow.id).limit(limit)
+        if after is not None:
+            statement = statement.where(TenantRow.id > after)
+        return [_tenant(row) for row in self._session.scalars(statement)]
+
+    def change(self, tenant_id: str, **values: Any) -> Tenant:
+        """Set these columns: name, weight and caps. Raises `NotFound`, or `Conflict` if the name is taken."""
+        if "name" in values:
+            other = self.by_name(values["name"])
+            if other is not None and other.id != tenant_id:
+                raise Conflict(f"there is a tenant {other.name!r} already")
+        if values and ids.is_id(ids.TENANT, tenant_id):
+            self._session.execute(
+                update(TenantRow)
+                .where(TenantRow.id == tenant_id)
+                .values(values)
+                .execution_options(synchronize_session=False)
+            )
+        return self.existing(tenant_id)
+
+    def existing(self, tenant_id: str) -> Tenant:
+        """The tenant of that id; `NotFound` if there is none."""
+        row = None
+        if ids.is_id(ids.TENANT, tenant_id):
+            row = self._session.get(TenantRow, tenant_id, populate_existing=True)
+        if row is None:
+            raise NotFound("tenant", tenant_id)
         return _tenant(row)
+
+    def remove(self, tenant_id: str) -> None:
+        """Delete a tenant with its keys; `NotFound`, or `Conflict` while it has jobs, batches, files or endpoints."""
+        self.existing(tenant_id)
+        for kind, table in (("jobs", JobRow), ("batches", BatchRow), ("files", FileRow), ("endpoints", EndpointRow)):
+            if self._session.scalar(select(exists().where(table.tenant_id == tenant_id))):
+                raise Conflict(f"the tenant still has {kind}; remove them, or revoke its keys, which shuts it out")
+        for owned in (KeyRow, IdempotencyRow, LineRow):
+            self._session.execute(delete(owned).where(owned.tenant_id == tenant_id))
+        self._session.execute(delete(TenantRow).where(TenantRow.id == tenant_id))
 
     def by_name(self, name: str) -> Tenant | None:
         """The tenant of that name."""
@@ -115,6 +187,11 @@ class Tenants:
         """The tenant of that id."""
         row = self._session.get(TenantRow, tenant_id)
         return None if row is None else _tenant(row)
+
+    def names(self, tenant_ids: Collection[str]) -> dict[str, str]:
+        """These tenants' names by id."""
+        rows = self._session.execute(select(TenantRow.id, TenantRow.name).where(TenantRow.id.in_(list(tenant_ids))))
+        return {row[0]: row[1] for row in rows}
 
     def pause(self, tenant_id: str) -> bool:
         """Let the tenant's jobs wait; those at workers go on. False if there is no such tenant."""
@@ -212,6 +289,18 @@ class Tenants:
                 select(KeyRow).where(KeyRow.tenant_id == tenant_id).order_by(KeyRow.id.desc())
             )
         ]
+
+    def rotate(self, tenant_id: str, key_id: str) -> tuple[Key, str]:
+        """A second live key of the same name and scopes, and its text; revoke the old one when nobody uses it.
+
+        Raises `NotFound`, or `Conflict` if the key is revoked.
+        """
+        row = self._session.get(KeyRow, key_id) if ids.is_id(ids.KEY, key_id) else None
+        if row is None or row.tenant_id != tenant_id:
+            raise NotFound("API key", key_id)
+        if row.revoked_at is not None:
+            raise Conflict("the API key was revoked; make a new one")
+        return self.create_key(tenant_id, row.name, frozenset(map(Scope, row.scopes)))
 
     def revoke(self, tenant_id: str, key_id: str) -> Key:
         """End a key at once; `NotFound` if the tenant has no such key."""

@@ -29,6 +29,7 @@ from farm.store.outcomes import Outcomes
 from farm.store.pauses import Pauses
 from farm.store.search import Search
 from farm.store.tenants import Tenants
+from farm.store.usage import Usage
 from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
 
@@ -77,6 +78,11 @@ class Unit:
     def tenants(self) -> Tenants:
         """Tenants and API keys."""
         return Tenants(self.session)
+
+    @cached_property
+    def usage(self) -> Usage:
+        """What tenants have used."""
+        return Usage(self.session)
 
     @cached_property
     def pauses(self) -> Pauses:

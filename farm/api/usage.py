@@ -1,0 +1,109 @@
+"""What tenants have used, by day and model, as JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import Field
+
+from farm.api.auth import Requires
+from farm.api.problems import ALWAYS, responses
+from farm.api.route import Guarded
+from farm.api.services import Farm
+from farm.api.shapes import Shape
+from farm.domain import ids
+from farm.errors import BadInput, Forbidden
+from farm.store.tenants import Key, Scope
+
+router: Final = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=Guarded)
+
+COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "images", "bytes", "card_seconds")
+MOST_DAYS: Final = 366
+
+Asking = Annotated[Key, Depends(Requires(Scope.READ, Scope.ADMIN))]
+
+
+class UsedShape(Shape):
+    """What one tenant used of one model on one day."""
+
+    day: date = Field(description="In UTC.")
+    tenant_id: str
+    tenant: str = Field(description="The tenant's name.")
+    model: str
+    jobs: int = Field(description="Jobs that succeeded.")
+    images: int
+    bytes: int = Field(description="Of the outputs.")
+    card_seconds: float = Field(description="Each job's own time on its card, also while others shared the card.")
+
+
+class UsageList(Shape):
+    """Usage by day, tenant and model."""
+
+    data: list[UsedShape]
+
+
+@router.get(
+    "",
+    summary="Show usage",
+    response_model=UsageList,
+    responses={
+        200: {"content": {"text/csv": {"schema": {"type": "string"}}}, "description": "The usage."},
+        **responses(*ALWAYS, 404),
+    },
+)
+def usage(
+    farm: Farm,
+    key: Asking,
+    first: Annotated[date | None, Query(alias="from", description="First day, UTC; 30 days ago if absent.")] = None,
+    last: Annotated[date | None, Query(alias="to", description="Last day, UTC; today if absent.")] = None,
+    tenant: Annotated[
+        str | None,
+        Query(
+            description="Whose; the caller's own if absent, `all` for every tenant. Others' need the scope `admin`.",
+            json_schema_extra={"pattern": rf"^(all|{ids.pattern(ids.TENANT)[1:-1]})$"},
+        ),
+    ] = None,
+    form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
+) -> UsageList | Response:
+    """Card-seconds, pictures and bytes by day, tenant and model."""
+    last = last or datetime.now(UTC).date()
+    first = first or max(date.min + timedelta(31), last) - timedelta(30)
+    if not 0 <= (last - first).days < MOST_DAYS:
+        raise BadInput.of("from", str(first), f"must not be after `to` ({last}), and at most {MOST_DAYS} days before")
+    of = tenant or key.tenant_id
+    if of != key.tenant_id and Scope.ADMIN not in key.scopes:
+        raise Forbidden("the usage of other tenants needs a key with the scope 'admin'")
+    with farm.store.begin() as unit:
+        whose = None if of == "all" else unit.tenants.existing(of).id
+        used = unit.usage.between(first, last, whose)
+        names = unit.tenants.names({one.tenant_id for one in used})
+    data = [
+        UsedShape(
+            day=one.day,
+            tenant_id=one.tenant_id,
+            tenant=names[one.tenant_id],
+            model=one.model,
+            jobs=one.jobs,
+            images=one.images,
+            bytes=one.bytes,
+            card_seconds=round(one.card_seconds, 3),
+        )
+        for one in used
+    ]
+    if form == "json":
+        return UsageList(data=data)
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for row in data:
+        table.writerow([_cell(getattr(row, name)) for name in COLUMNS])
+    return Response(out.getvalue(), media_type="text/csv")
+
+
+def _cell(value: object) -> object:
+    """A spreadsheet takes text that begins so for a formula, and a tenant's name is anybody's text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

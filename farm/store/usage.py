@@ -1,0 +1,107 @@
+"""What tenants have used: written in the transaction that ends a job, summed when somebody asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Final
+
+from sqlalchemy import bindparam, func, select, text, update
+from sqlalchemy.orm import Session
+
+from farm.domain import ids
+from farm.store.tables import FileRow, JobRow, OutputRow, TenantRow, UsageRow
+
+#: Rows per tenant, day and model: a job's commit waits only for another's of the same slot.
+SLOTS: Final = 16
+
+_COUNT: Final = text("""
+    INSERT INTO usage (tenant_id, day, model, slot, jobs, images, bytes, card_seconds)
+    SELECT tenant_id, (now() AT TIME ZONE 'UTC')::date, model, :slot, 1, :images, :bytes,
+        greatest(0, extract(epoch FROM now() - coalesce(rendering_at, claimed_at, now())))
+    FROM job WHERE id = CAST(:id AS uuid)
+    ON CONFLICT (tenant_id, day, model, slot) DO UPDATE SET
+        jobs = usage.jobs + 1, images = usage.images + excluded.images, bytes = usage.bytes + excluded.bytes,
+        card_seconds = usage.card_seconds + excluded.card_seconds
+""")
+
+
+@dataclass(frozen=True)
+class Used:
+    """What a tenant used of a model on a day (UTC)."""
+
+    tenant_id: str
+    day: date
+    model: str
+    jobs: int  #: that succeeded
+    images: int
+    bytes: int  #: of outputs
+    card_seconds: float  #: each job's own time on its card, whether or not it shared it
+
+
+class Usage:
+    """The usage of all tenants."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def count(self, job_id: str, images: int, size: int) -> None:
+        """Note a job that succeeds in this transaction; ``size`` in bytes."""
+        job = ids.to_uuid(ids.JOB, job_id)
+        values = {"id": str(job), "slot": job.int % SLOTS, "images": images, "bytes": size}
+        self._session.execute(_COUNT, values)
+
+    def between(self, first: date, last: date, tenant_id: str | None = None) -> list[Used]:
+        """By day, tenant and model, from ``first`` to ``last``; of all tenants if none is named."""
+        keys = (UsageRow.day, UsageRow.tenant_id, UsageRow.model)
+        sums = (
+            func.sum(UsageRow.jobs),
+            func.sum(UsageRow.images),
+            func.sum(UsageRow.bytes),
+            func.sum(UsageRow.card_seconds),
+        )
+        statement: Any = select(*keys, *sums).where(UsageRow.day.between(first, last)).group_by(*keys).order_by(*keys)
+        if tenant_id is not None:
+            statement = statement.where(UsageRow.tenant_id == tenant_id)
+        return [
+            Used(row[1], row[0], row[2], int(row[3]), int(row[4]), int(row[5]), float(row[6]))
+            for row in self._session.execute(statement)
+        ]
+
+    def today(self, tenant_id: str) -> tuple[float, float]:
+        """Card-seconds used since midnight (UTC), and the seconds until the next."""
+        used = (
+            select(func.coalesce(func.sum(UsageRow.card_seconds), 0.0))
+            .where(UsageRow.tenant_id == tenant_id, UsageRow.day == text("(now() AT TIME ZONE 'UTC')::date"))
+            .scalar_subquery()
+        )
+        left = text(
+            "extract(epoch FROM (date_trunc('day', now() AT TIME ZONE 'UTC') + interval '1 day') "
+            "- (now() AT TIME ZONE 'UTC'))"
+        )
+        row = self._session.execute(select(used, left)).one()
+        return float(row[0]), float(row[1])
+
+    def measure_storage(self) -> int:
+        """Sum up anew what each tenant with a limit stores, outputs and inputs; returns how many tenants that are."""
+        outputs = (
+            select(func.coalesce(func.sum(OutputRow.size), 0))
+            .join(JobRow, JobRow.id == OutputRow.job_id)
+            .where(JobRow.tenant_id == bindparam("tenant", type_=TenantRow.id.type))
+            .scalar_subquery()
+        )
+        inputs = (
+            select(func.coalesce(func.sum(FileRow.size), 0))
+            .where(FileRow.tenant_id == bindparam("tenant", type_=TenantRow.id.type))
+            .scalar_subquery()
+        )
+        limited = list(self._session.scalars(select(TenantRow.id).where(TenantRow.storage_bytes.is_not(None))))
+        for tenant_id in limited:
+            stored = self._session.scalar(select(outputs + inputs), {"tenant": tenant_id})
+            self._session.execute(
+                update(TenantRow)
+                .where(TenantRow.id == tenant_id)
+                .values(stored_bytes=stored)
+                .execution_options(synchronize_session=False)
+            )
+        return len(limited)
