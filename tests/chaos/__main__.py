@@ -63,7 +63,7 @@ class Run:
     farm: ChaosFarm
     seconds: float
     chance: Random
-    at_once: int = 3  #: faults
+    at_once: int = 2  #: faults
     samples: list[Sample] = field(default_factory=list)
     faults: list[Done] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Run:
             self._tick()
             if time.monotonic() >= due and len(self.running) < self.at_once:
                 self._inject()
-                due = time.monotonic() + self.chance.uniform(0.3, 3.0)
+                due = time.monotonic() + self.chance.uniform(1.0, 8.0)
         self._mend(time.monotonic() + 3600)
         self.submitter.close()
         self.farm.heal()

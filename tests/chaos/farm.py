@@ -44,8 +44,8 @@ from tests.chaos.partition import Namespace
 from tests.chaos.proxy import Mode, Proxies, Proxy
 
 POISON = "poison"  #: a prompt with this word kills the process that denoises it
-LEASE = 5.0  #: seconds, of a run
-DISPATCH_LEASE = 4.0
+LEASE = 6.0  #: seconds, of a run
+DISPATCH_LEASE = 6.0
 SLOTS, LOOK_AHEAD = 4, 2
 WAYS = {"database": "FARM_DATABASE_URL", "redis": "FARM_REDIS_URL", "storage": "FARM_S3_ENDPOINT_URL"}
 CAPS = {"free": None, "capped": 3, "heavy": None}  #: by tenant

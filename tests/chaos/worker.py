@@ -23,7 +23,7 @@ from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.model import Model
-from farm.domain.worker import Card
+from farm.domain.worker import Card, LoadedOn
 from farm.errors import JobCanceled
 from workers import card as cards
 from workers import crash
@@ -44,6 +44,10 @@ class NoiseRenderer:
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(self._loaded)
+
+    @property
+    def loaded(self) -> tuple[LoadedOn, ...]:
+        return tuple(LoadedOn(name, 1) for name in self._loaded)
 
     def holds(self, model: Model) -> bool:
         return model.id in self._loaded
