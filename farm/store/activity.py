@@ -27,7 +27,7 @@ _SPAN: Final = text("""
         SELECT CASE WHEN probe.created_at >= moment.since THEN search.low ELSE probe.id + 1 END,
                CASE WHEN probe.created_at >= moment.since THEN moment.middle ELSE search.high END
         FROM search,
-        LATERAL (SELECT (low + high) / 2 AS middle, now() - make_interval(secs => :seconds) AS since) AS moment,
+        LATERAL (SELECT low + (high - low) / 2 AS middle, now() - make_interval(secs => :seconds) AS since) AS moment,
         LATERAL (SELECT id, created_at FROM event WHERE id >= moment.middle ORDER BY id LIMIT 1) AS probe
         WHERE low < high
     )

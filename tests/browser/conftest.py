@@ -8,12 +8,14 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from farm.settings import Settings
 from tests.api_server import Api, running
 from tests.browser.furnishing import Furnished, furnish
 from tests.conftest import TestServers
+
+expect.set_options(timeout=20_000)  # for machines that do other things, too
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -132,6 +132,7 @@ def test_a_tenant_sees_and_changes_its_own_alone(lived_in: LivedIn, enter) -> No
         assert unit.jobs.get(farm.queued).state is JobState.QUEUED
 
 
+@pytest.mark.timeout(600)
 def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter) -> None:
     """axe-core finds nothing serious on any page, light or dark, and nothing hangs over the edge of a phone."""
     _, farm = lived_in
