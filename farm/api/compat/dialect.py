@@ -212,7 +212,9 @@ def application(
                 return cast("Response", await run_in_threadpool(handler, call))
             except FarmError as error:
                 return dialect.answer(dialect.refusal_of(error), request)
-            except (HTTPException, ClientDisconnect):
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
+            except HTTPException:
                 raise
             except Exception:
                 asked = getattr(request.state, "request_id", None)

@@ -259,7 +259,7 @@ def _refusal(message: str, code: str, field: str | None) -> dict[str, Any]:
 
 def _answers(farm: Services, batch: Batch) -> Iterator[str]:
     for job in _jobs(farm, batch.id, (JobState.SUCCEEDED,)):
-        form = Form(job.metadata.get(FORM, Form.URL))
+        form = Form.B64 if job.metadata.get(FORM) == Form.B64 else Form.URL
         yield _line(job.id, job.custom_id, _response(200, job.id, images_of(farm, job, form)), None)
 
 
