@@ -274,6 +274,9 @@ class WorkerShape(Shape):
     versions: dict[str, str]
     started_at: datetime
     heartbeat_at: datetime
+    drained_reason: str | None = Field(
+        description="Why it gets no jobs until somebody resumes it; null: it was not drained."
+    )
 
     @classmethod
     def of(cls, worker: Worker) -> Self:
@@ -294,6 +297,7 @@ class WorkerShape(Shape):
             versions=worker.info.versions,
             started_at=worker.started_at,
             heartbeat_at=worker.heartbeat_at,
+            drained_reason=worker.drained_reason,
         )
 
 

@@ -1,12 +1,13 @@
-"""Workers: who renders."""
+"""Workers: who renders; drain and resume."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
-from farm.api.auth import Reader
+from farm import lifecycle
+from farm.api.auth import Operator, Reader
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
 from farm.api.services import Farm
@@ -14,9 +15,25 @@ from farm.api.shapes import WorkerList, WorkerShape
 
 router: Final = APIRouter(prefix="/v1/workers", tags=["workers"], route_class=Guarded)
 
+Name = Annotated[str, Path(description="The worker's name, `HOST/CARD`.", max_length=300)]
+
 
 @router.get("", summary="List workers", responses=responses(*ALWAYS))
 def list_workers(farm: Farm, _: Reader) -> WorkerList:
     """Every worker that ever joined, with its card, what it holds and when it was last heard of."""
     with farm.store.begin() as unit:
         return WorkerList(data=[WorkerShape.of(worker) for worker in unit.workers.all()])
+
+
+@router.put("/{name:path}/drain", summary="Drain a worker", responses=responses(*ALWAYS, 404))
+def drain_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
+    """Let it finish what it holds and give it nothing new, also after a restart. Draining again changes nothing."""
+    with farm.store.begin() as unit:
+        return WorkerShape.of(lifecycle.drain_worker(unit, name, "an operator asked for it"))
+
+
+@router.delete("/{name:path}/drain", summary="Resume a worker", responses=responses(*ALWAYS, 404))
+def resume_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
+    """Give it jobs again, and forget what it was drained for."""
+    with farm.store.begin() as unit:
+        return WorkerShape.of(lifecycle.resume_worker(unit, name))

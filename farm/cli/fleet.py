@@ -1,15 +1,118 @@
-"""``farm workers`` and ``farm models``: who renders, and what with."""
+"""``farm workers``, ``models`` and ``pauses``: who renders, what with, and what operators have stopped."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
 
+if TYPE_CHECKING:
+    from farm.client.values import Worker
 
-def workers(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
-    """List the workers: their cards, what they hold, which models they have loaded."""
+workers = typer.Typer(help="List, drain and resume workers.")
+pauses = typer.Typer(help="Show, set and end pauses of the farm, of models and of tenants.")
+
+Name = Annotated[str, typer.Argument(help="The worker's name, as in `farm workers`.")]
+PausedModel = Annotated[str | None, typer.Option("--model", help="Only jobs of this model.")]
+PausedTenant = Annotated[str | None, typer.Option("--tenant", metavar="ID", help="Only jobs of this tenant.")]
+
+
+@workers.callback(invoke_without_command=True)
+def _workers(
+    context: typer.Context,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """List, drain and resume workers. Without a command, list them."""
+    if context.invoked_subcommand is None:
+        _list_workers(as_json, url, api_key, data_dir)
+
+
+@workers.command()
+def drain(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE
+) -> None:
+    """Let a worker finish what it holds and give it nothing new, also after a restart."""
+    with connect(url, api_key, data_dir) as farm:
+        _steered(farm.drain_worker(name), as_json=as_json)
+
+
+@workers.command(name="resume")
+def resume_worker(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE
+) -> None:
+    """Give a drained worker jobs again, whatever it was drained for."""
+    with connect(url, api_key, data_dir) as farm:
+        _steered(farm.resume_worker(name), as_json=as_json)
+
+
+def _steered(worker: Worker, *, as_json: bool) -> None:
+    if as_json:
+        print_json(worker.raw)
+        return
+    drained = f": {worker.drained_reason}" if worker.drained_reason else ""
+    print(f"{worker.name}  {worker.state}{drained}")
+
+
+@pauses.callback(invoke_without_command=True)
+def _pauses(
+    context: typer.Context,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Show, set and end pauses. Without a command, show them. Needs a key with the scope operate."""
+    if context.invoked_subcommand is None:
+        with connect(url, api_key, data_dir) as farm:
+            _show_pauses(farm.pauses(), as_json=as_json)
+
+
+@pauses.command(name="set")
+def set_pause(
+    model: PausedModel = None,
+    tenant: PausedTenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Hand nothing over: of a model, of a tenant, or (without an option) of the whole farm."""
+    with connect(url, api_key, data_dir) as farm:
+        _show_pauses(farm.pause(model=model, tenant=tenant), as_json=as_json)
+
+
+@pauses.command(name="end")
+def end_pause(
+    model: PausedModel = None,
+    tenant: PausedTenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """End the pause of a model, of a tenant, or (without an option) of the farm."""
+    with connect(url, api_key, data_dir) as farm:
+        _show_pauses(farm.resume(model=model, tenant=tenant), as_json=as_json)
+
+
+def _show_pauses(now: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(now)
+        return
+    lines = ["the farm is paused"] if now["farm"] else []
+    lines += [f"{kind} {name} is paused" for kind in ("model", "tenant") for name in now[f"{kind}s"]]
+    print("\n".join(lines or ["nothing is paused"]))
+
+
+def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir: Path) -> None:
     with connect(url, api_key, data_dir) as farm:
         found = farm.workers()
     if as_json:
@@ -36,7 +139,11 @@ def workers(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, da
             ", ".join(worker.models),
             f"{age(worker.heartbeat_at)} ago",
         )
-    Console(highlight=False).print(table)
+    screen = Console(highlight=False)
+    screen.print(table)
+    for worker in found:
+        if worker.drained_reason:
+            screen.print(Text(f"{worker.name} is drained: {worker.drained_reason}", style="yellow"))
 
 
 def models(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:

@@ -207,6 +207,43 @@ def workers() -> Call[tuple[Worker, ...]]:
     return Call("GET", "/v1/workers", lambda body: tuple(map(Worker.of, body["data"])))
 
 
+def drain_worker(name: str) -> Call[Worker]:
+    """Let a worker finish what it holds and give it nothing new. Needs the scope ``operate``, as pauses do."""
+    return Call("PUT", f"/v1/workers/{_worker(name)}/drain", Worker.of)
+
+
+def resume_worker(name: str) -> Call[Worker]:
+    """Give a drained worker jobs again."""
+    return Call("DELETE", f"/v1/workers/{_worker(name)}/drain", Worker.of)
+
+
+def _worker(name: str) -> str:
+    return "/".join(_segment(part, "worker") for part in name.split("/"))
+
+
+def pauses() -> Call[dict[str, Any]]:
+    """What is paused: ``farm``, ``models`` and ``tenants``."""
+    return Call("GET", "/v1/pauses", dict)
+
+
+def pause(*, model: str | None = None, tenant: str | None = None) -> Call[dict[str, Any]]:
+    """Hand nothing over of a model or of a tenant; of the whole farm, if neither is named."""
+    return Call("PUT", _pause(model, tenant), dict)
+
+
+def resume(*, model: str | None = None, tenant: str | None = None) -> Call[dict[str, Any]]:
+    """End such a pause."""
+    return Call("DELETE", _pause(model, tenant), dict)
+
+
+def _pause(model: str | None, tenant: str | None) -> str:
+    if model is not None and tenant is not None:
+        raise BadInput.of("tenant", tenant, "cannot be named together with a model: pause one, then the other")
+    if model is not None:
+        return "/v1/pauses/models/" + "/".join(_segment(part, "model") for part in model.split("/"))
+    return "/v1/pauses/farm" if tenant is None else f"/v1/pauses/tenants/{_segment(tenant, 'tenant')}"
+
+
 def keys(tenant: str | None = None) -> Call[tuple[Key, ...]]:
     """API keys: of the caller's own tenant, or of the one of that id."""
     return Call("GET", "/v1/keys", lambda body: tuple(map(Key.of, body["data"])), params=_of(tenant))

@@ -145,6 +145,11 @@ class Methods:
     # the farm
     models = Method(calls.models)
     workers = Method(calls.workers)
+    drain_worker = Method(calls.drain_worker)
+    resume_worker = Method(calls.resume_worker)
+    pauses = Method(calls.pauses)
+    pause = Method(calls.pause)
+    resume = Method(calls.resume)
     keys = Method(calls.keys)
     make_key = Method(calls.make_key)
     revoke_key = Method(calls.revoke_key)

@@ -168,6 +168,7 @@ class Worker:
     holds: int  #: jobs handed over to it
     models: tuple[str, ...]  #: what is in its memory
     heartbeat_at: datetime | None
+    drained_reason: str | None  #: why it gets no jobs until somebody resumes it
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -184,6 +185,7 @@ class Worker:
             holds=int(raw.get("holds") or 0),
             models=tuple(raw.get("models") or ()),
             heartbeat_at=_time(raw.get("heartbeat_at")),
+            drained_reason=raw.get("drained_reason"),
             raw=dict(raw),
         )
 

@@ -61,6 +61,7 @@ class Worker:
     started_at: datetime
     heartbeat_at: datetime
     loaded: tuple[LoadedOn, ...] = ()  #: what it says of those models
+    drained_reason: str | None = None  #: why it gets nothing, also after a restart; None: nobody drained it
 
     @property
     def room(self) -> int:

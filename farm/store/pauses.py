@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from farm.store.tables import PauseRow
+from farm.store.tables import PauseRow, TenantRow
 
 FARM: Final = "farm"
 MODEL: Final = "model"
@@ -21,6 +21,7 @@ class Stopped:
 
     farm: bool
     models: frozenset[str]
+    tenants: tuple[str, ...]  #: ids, in the order of their creation
 
 
 class Pauses:
@@ -32,7 +33,14 @@ class Pauses:
     def now(self) -> Stopped:
         """What is paused now."""
         rows = [(row.kind, row.name) for row in self._session.execute(select(PauseRow.kind, PauseRow.name))]
-        return Stopped(any(kind == FARM for kind, _ in rows), frozenset(name for kind, name in rows if kind == MODEL))
+        tenants = self._session.scalars(
+            select(TenantRow.id).where(TenantRow.paused_at.is_not(None)).order_by(TenantRow.id)
+        )
+        return Stopped(
+            any(kind == FARM for kind, _ in rows),
+            frozenset(name for kind, name in rows if kind == MODEL),
+            tuple(tenants),
+        )
 
     def pause(self, model: str | None = None) -> None:
         """Stop a model, or the farm; a second time changes nothing."""

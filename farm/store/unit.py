@@ -22,6 +22,7 @@ from farm.store.claims import Claims
 from farm.store.deliveries import Deliveries
 from farm.store.doomed import Doomed
 from farm.store.events import Events
+from farm.store.failures import Failures
 from farm.store.files import Files
 from farm.store.jobs import Jobs
 from farm.store.outbox import Outbox
@@ -83,6 +84,11 @@ class Unit:
     def usage(self) -> Usage:
         """What tenants have used."""
         return Usage(self.session)
+
+    @cached_property
+    def failures(self) -> Failures:
+        """Which workers failed which jobs."""
+        return Failures(self.session)
 
     @cached_property
     def pauses(self) -> Pauses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Float, case, cast, func, select, update
+from sqlalchemy import BigInteger, Float, case, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
@@ -43,7 +43,21 @@ def _worker(row: WorkerRow, holds: int) -> Worker:
         versions={name: str(version) for name, version in row.versions.items()},
         tags=tuple(row.tags),
     )
-    return Worker(info, WorkerState(row.state), tuple(row.models), holds, row.started_at, row.heartbeat_at, loaded)
+    return Worker(
+        info,
+        WorkerState(row.state),
+        tuple(row.models),
+        holds,
+        row.started_at,
+        row.heartbeat_at,
+        loaded,
+        row.drained_reason,
+    )
+
+
+def _present() -> Any:
+    """The state of a worker that is there: online, unless it was drained."""
+    return case((WorkerRow.drained_reason.is_not(None), WorkerState.DRAINING.value), else_=WorkerState.ONLINE.value)
 
 
 def seconds(value: float) -> Any:
@@ -67,8 +81,10 @@ class Workers:
             "started_at": func.now(),
             "heartbeat_at": func.now(),
         }
+        # a new process does not undo what an operator, or the evidence, decided about its worker
+        again = values | {"state": _present()}
         self._session.execute(
-            insert(WorkerRow).values(values).on_conflict_do_update(index_elements=["name"], set_=values)
+            insert(WorkerRow).values(values).on_conflict_do_update(index_elements=["name"], set_=again)
         )
         return before
 
@@ -85,9 +101,7 @@ class Workers:
                 models=list(models),
                 card=WorkerRow.card.concat(told),
                 # one that was given up for its silence is back
-                state=case(
-                    (WorkerRow.state == WorkerState.OFFLINE.value, WorkerState.ONLINE.value), else_=WorkerRow.state
-                ),
+                state=case((WorkerRow.state == WorkerState.OFFLINE.value, _present()), else_=WorkerRow.state),
             )
             .returning(WorkerRow.state)
         )
@@ -99,6 +113,37 @@ class Workers:
         if boot_id is not None:
             statement = statement.where(WorkerRow.boot_id == boot_id)
         return self._session.scalar(statement) is not None
+
+    def drain(self, name: str, reason: str) -> bool:
+        """Give a worker nothing more, also after a restart; False if there is no such worker. The first reason stays.
+
+        One that is offline stays so until it is back.
+        """
+        drained = case(
+            (WorkerRow.state == WorkerState.OFFLINE.value, WorkerRow.state), else_=WorkerState.DRAINING.value
+        )
+        return self._steer(name, {"state": drained, "drained_reason": func.coalesce(WorkerRow.drained_reason, reason)})
+
+    def resume(self, name: str) -> bool:
+        """Give a drained worker jobs again; False if there is no such worker. One that ends by itself still ends."""
+        drained = WorkerRow.drained_reason.is_not(None) & (WorkerRow.state == WorkerState.DRAINING.value)
+        online = case((drained, WorkerState.ONLINE.value), else_=WorkerRow.state)
+        return self._steer(name, {"state": online, "drained_reason": null()})
+
+    def _steer(self, name: str, values: dict[str, Any]) -> bool:
+        changed = (
+            update(WorkerRow)
+            .where(WorkerRow.name == name)
+            .values(values)
+            .returning(WorkerRow.name)
+            .execution_options(synchronize_session=False)
+        )
+        return self._session.scalar(changed) is not None
+
+    def get(self, name: str) -> Worker | None:
+        """The worker of that name."""
+        wanted = select(WorkerRow).where(WorkerRow.name == name).execution_options(populate_existing=True)
+        return next(iter(self._with_load(wanted)), None)
 
     def silent(self, after_seconds: float) -> list[str]:
         """Mark workers offline that have not been heard of for that long; returns their names."""

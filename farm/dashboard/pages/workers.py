@@ -6,11 +6,12 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Form, Query, Request, Response
 
+from farm import lifecycle
+from farm import lifecycle
 from farm.api.services import Farm
 from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
 from farm.domain.worker import WorkerState
 from farm.errors import NotFound
-from farm.store.events import QUEUE_CHANNEL
 from farm.store.tenants import Scope
 
 PATH: Final = f"{HOME}/workers"
@@ -48,22 +49,16 @@ def worker(request: Request, farm: Farm, who: Who, name: Annotated[str, Query(ma
 @router.post("/drain")
 def drain(farm: Farm, who: Who, name: Annotated[str, Form(max_length=300)]) -> Response:
     """Let it finish what it holds and give it nothing new."""
-    return _set(farm, who, name, WorkerState.DRAINING, f"{name} finishes what it holds and gets nothing new.")
+    who.must(Scope.OPERATE, Scope.ADMIN)
+    with farm.store.begin() as unit:
+        lifecycle.drain_worker(unit, name, f"drained by the key {who.key.name!r}")
+    return see(PATH, f"{name} finishes what it holds and gets nothing new.")
 
 
 @router.post("/resume")
 def resume(farm: Farm, who: Who, name: Annotated[str, Form(max_length=300)]) -> Response:
     """Give it jobs again."""
-    return _set(farm, who, name, WorkerState.ONLINE, f"{name} gets jobs again.")
-
-
-def _set(farm: Farm, who: Who, name: str, state: WorkerState, note: str) -> Response:
     who.must(Scope.OPERATE, Scope.ADMIN)
     with farm.store.begin() as unit:
-        found = next((one for one in unit.workers.all() if one.info.name == name), None)
-        if found is None:
-            raise NotFound("worker", name)
-        if found.state is not WorkerState.OFFLINE:
-            unit.workers.set_state(name, state)
-            unit.events.notify(QUEUE_CHANNEL)
-    return see(PATH, note)
+        lifecycle.resume_worker(unit, name)
+    return see(PATH, f"{name} gets jobs again.")

@@ -1,0 +1,61 @@
+"""Who failed which job: the evidence against jobs that nobody can do, and against workers that fail what others do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from farm.store.tables import JobFailureRow, WorkerRow
+
+
+class Failures:
+    """One row for each job and worker that failed it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def note(self, job_id: str, worker: str) -> int:
+        """A worker failed a job; returns how many different ones have by now."""
+        self._session.execute(insert(JobFailureRow).values(job_id=job_id, worker=worker).on_conflict_do_nothing())
+        counted = select(func.count()).select_from(JobFailureRow).where(JobFailureRow.job_id == job_id)
+        return self._session.scalar(counted) or 0
+
+    def refute(self, job_id: str, worker: str) -> dict[str, int]:
+        """A worker completed a job; returns those that had failed it, with how often that happened to each by now."""
+        refuted = self._session.scalars(
+            update(JobFailureRow)
+            .where(JobFailureRow.job_id == job_id, JobFailureRow.worker != worker, ~JobFailureRow.refuted)
+            .values(refuted=True)
+            .returning(JobFailureRow.worker)
+            .execution_options(synchronize_session=False)
+        )
+        names = set(refuted)
+        if not names:
+            return {}
+        # two transactions that count the same worker's failures must not each miss the other's
+        self._session.scalars(
+            select(WorkerRow.name).where(WorkerRow.name.in_(names)).order_by(WorkerRow.name).with_for_update()
+        ).all()
+        counts = self._session.execute(
+            select(JobFailureRow.worker, func.count())
+            .where(JobFailureRow.worker.in_(names), JobFailureRow.refuted)
+            .group_by(JobFailureRow.worker)
+        )
+        return {row[0]: row[1] for row in counts}
+
+    def forgive(self, worker: str) -> None:
+        """An operator trusts a worker again: what it was refuted in no longer counts."""
+        self._session.execute(delete(JobFailureRow).where(JobFailureRow.worker == worker, JobFailureRow.refuted))
+
+    def of(self, job_ids: Collection[str]) -> dict[str, frozenset[str]]:
+        """The workers that failed each of these jobs, by job; jobs that none failed are absent."""
+        found: dict[str, set[str]] = {}
+        rows = self._session.execute(
+            select(JobFailureRow.job_id, JobFailureRow.worker).where(JobFailureRow.job_id.in_(job_ids))
+        )
+        for job_id, worker in rows:
+            found.setdefault(job_id, set()).add(worker)
+        return {job_id: frozenset(workers) for job_id, workers in found.items()}
