@@ -7,7 +7,6 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Form, Query, Request, Response
 
 from farm import lifecycle
-from farm import lifecycle
 from farm.api.services import Farm
 from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
 from farm.domain.worker import WorkerState
