@@ -70,6 +70,13 @@ class Settings(BaseSettings):
     webhook_allow_http: bool = False
     max_endpoints: int = Field(100, ge=1)  #: webhook endpoints of one tenant, beside those of jobs' own webhooks
 
+    # metrics: each process serves its own; a port of 0 turns them off
+    metrics_host: str = "127.0.0.1"  #: anybody who reaches it may read them
+    metrics_api_port: int = Field(9461, ge=0, le=65535)
+    metrics_dispatcher_port: int = Field(9462, ge=0, le=65535)
+    metrics_deliverer_port: int = Field(9463, ge=0, le=65535)
+    metrics_worker_port: int = Field(9464, ge=0, le=65535)  #: give each worker of a machine its own
+
     log_json: bool = False
 
     @field_validator("webhook_allow", mode="before")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import structlog
 from PIL import Image
 
-from farm import lifecycle
+from farm import lifecycle, metrics
 from farm.domain.job import Job, JobError, Output
 from farm.domain.model import Model
 from farm.domain.states import JobState
@@ -96,11 +97,14 @@ def carry_out(bench: Bench, right: Right) -> None:
     """From inputs to commit, and from every failure to the state that it means."""
     stored: list[Output] = []
     try:
-        inputs = fetch(bench, right)
-        rendered = on_the_card(bench, right, inputs)
+        with stage("inputs"):
+            inputs = fetch(bench, right)
+        with stage("denoise"):
+            rendered = on_the_card(bench, right, inputs)
         # one by one: if a later one fails, the earlier ones are known
         stored.extend(store(bench, right, encoded(right, rendered)))
-        commit(bench, right, stored, rendered)
+        with stage("commit"):
+            commit(bench, right, stored, rendered)
     except JobCanceled:
         stopped(bench, right)
     except RightLost as error:
@@ -141,6 +145,9 @@ def claim(bench: Bench, job_id: str, epoch: int) -> Right | None:
         else:
             right = Right(job, bench.lease_until(asked_at))
             bench.rights.add(right)
+            if job.claimed_at is not None:
+                waited = (job.claimed_at - job.created_at).total_seconds()
+                metrics.STAGE_SECONDS.labels("wait").observe(max(0.0, waited))
             log.info("claimed", action="job_claimed", task=job.spec.task, model=job.spec.model, attempt=job.attempts)
             return right
     return None
@@ -204,7 +211,8 @@ def encoded(right: Right, rendered: Rendered) -> Iterator[tuple[Output, bytes]]:
     job, spec = right.job, right.job.spec
     content_type = spec.output_format.content_type
     for index, image in enumerate(rendered.images):
-        body = encode(image, spec, index, rendered.made_with)
+        with stage("encode"):
+            body = encode(image, spec, index, rendered.made_with)
         crash.at("after_encode", spec.prompt)
         key = keys.output_key(job.tenant_id, job.id, right.epoch, index, keys.extension(content_type))
         yield (
@@ -232,7 +240,8 @@ def store(bench: Bench, right: Right, files: Iterator[tuple[Output, bytes]]) -> 
             assert written.sha256 is not None  # put() computes it
             return written.sha256
 
-        sha256 = while_storage_is_away(bench, right, put)
+        with stage("upload"):
+            sha256 = while_storage_is_away(bench, right, put)
         if output.index + 1 < right.job.spec.num_images_per_prompt:
             crash.at("mid_upload", right.job.spec.prompt)
         right.move()
@@ -270,6 +279,8 @@ def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered
         if job.state is not JobState.SUCCEEDED or job.epoch != right.epoch:
             raise
     crash.at("after_commit", right.job.spec.prompt)
+    metrics.IMAGES.labels(right.job.spec.model).inc(len(outputs))
+    finished(right, "succeeded")
     log.info("succeeded", action="job_succeeded", outputs=len(outputs))
 
 
@@ -280,6 +291,7 @@ def stopped(bench: Bench, right: Right) -> None:
     """The work was stopped from outside: say so, unless another holds the job now."""
     if right.why is Why.CANCELED:
         ended(bench, right, lambda unit: lifecycle.canceled(unit, right.job.id, right.epoch))
+        finished(right, "canceled")
         log.info("canceled", action="job_canceled")
     elif right.why is Why.DRAINED:
         give_back(bench, right, "worker stopped")
@@ -289,12 +301,14 @@ def stopped(bench: Bench, right: Right) -> None:
 
 def give_back(bench: Bench, right: Right, reason: str) -> None:
     """running → queued, without counting the attempt."""
+    finished(right, "released")
     log.info("given back", action="job_released", reason=reason)
     ended(bench, right, lambda unit: lifecycle.release(unit, right.job.id, right.epoch, reason))
 
 
 def fail(bench: Bench, right: Right, error: JobError, *, retryable: bool) -> None:
     """running → failed, or → queued if another attempt may help and is left."""
+    finished(right, "failed")
     log.warning("failed", action="job_failed", code=error.code, error=error.message, retryable=retryable)
     ended(bench, right, lambda unit: lifecycle.fail(unit, right.job.id, right.epoch, error, retryable=retryable))
 
@@ -307,6 +321,16 @@ def discard(bench: Bench, outputs: list[Output]) -> None:
         except StorageUnavailable:
             log.info("an orphan is left", action="orphan_left", key=output.key)
             return
+
+
+def stage(name: str) -> AbstractContextManager[None]:
+    """Measure a stage."""
+    return metrics.timed(metrics.STAGE_SECONDS.labels(name))
+
+
+def finished(right: Right, outcome: str) -> None:
+    """Count how an attempt ended here."""
+    metrics.FINISHED.labels(outcome, right.job.spec.model).inc()
 
 
 # -- waiting for servers ---------------------------------------------------------------------------------------------

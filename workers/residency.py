@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 import torch
 
+from farm import metrics
 from farm.domain.model import Model
 from farm.domain.worker import Card
 from workers import crash, pipelines
@@ -53,6 +54,7 @@ class Residency:
             if not pipelines.is_out_of_memory(error) or not self.drop_others(model.id):
                 raise
             loaded = pipelines.load(model, self._card)
+        metrics.LOAD_SECONDS.labels(model.id).observe(time.monotonic() - started)
         log.info(
             "model loaded",
             action="model_loaded",

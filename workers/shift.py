@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import structlog
 from celery import Celery
 
-from farm import lifecycle, registry
+from farm import lifecycle, metrics, registry
 from farm.dispatch import broker
 from farm.domain.model import Model, Registry
 from farm.domain.worker import WorkerInfo, WorkerState
@@ -29,6 +29,7 @@ from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit import Store
 from workers import card as cards
+from workers import gauges
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Watch
 from workers.render import Bench, pauses
@@ -109,6 +110,8 @@ class Shift:
             dtype=card.dtype,
             memory_gib=round(card.memory_bytes / 2**30, 1),
         )
+        gauges.watch(card)
+        metrics.serve(self.settings, self.settings.metrics_worker_port)
         for thread in (self.bench.reporter, self._heartbeat, self._watch):
             thread.start()
         threading.Thread(target=self._drain, name="drain", daemon=True).start()

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from farm import metrics
 from farm.api import problems
 from farm.domain import ids
 
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 QUIET: Final = frozenset({"/healthz", "/readyz"})  #: asked every few seconds; logged only when they fail
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 DRAIN_SECONDS: Final = 5.0
 DRAIN_BYTES: Final = 256 * 2**20
 
@@ -77,6 +79,9 @@ class Edge:
                 scope, receive, answer
             )
         finally:
+            route = getattr(scope.get("route"), "path", "")  # a stranger's paths must not become labels
+            method = scope["method"] if scope["method"] in METHODS else ""
+            metrics.REQUEST_SECONDS.labels(method, route, status).observe(time.perf_counter() - started)
             if scope["path"] not in QUIET or status >= 400:
                 key = scope["state"].get("key")
                 log.info(

@@ -7,6 +7,7 @@ import signal
 
 def deliverer() -> None:
     """Send webhooks. Any number may run at once; SIGTERM ends one with what it has in flight."""
+    from farm import metrics
     from farm.log import configure
     from farm.objects.storage import Storage
     from farm.settings import settings
@@ -15,6 +16,7 @@ def deliverer() -> None:
     configure(settings(), "deliverer")
     storage = Storage(settings())
     one = Deliverer(settings(), lambda key: storage.presign_get(key, settings().presign_seconds))
+    metrics.serve(settings(), settings().metrics_deliverer_port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: one.stop())
     one.run()

@@ -14,8 +14,9 @@ from typing import Final
 import structlog
 from celery import Celery
 
-from farm import lifecycle, registry
+from farm import lifecycle, metrics, registry
 from farm.dispatch import broker
+from farm.dispatch.gauges import FarmGauges
 from farm.dispatch.leader import Leadership
 from farm.dispatch.leases import Reaper
 from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, Waiting, choose
@@ -55,6 +56,8 @@ class Dispatcher:
         self._rules = Rules()
         self._stopping = threading.Event()
         self._broker_trouble = 0  #: sends that failed in a row
+        self._leads = False
+        self.gauges = FarmGauges(self._store, lambda: self._leads)
 
     def stop(self) -> None:
         """End the loop soon; safe from a signal handler."""
@@ -63,19 +66,21 @@ class Dispatcher:
     def run(self) -> None:
         """Dispatch until stopped. Servers that go away are waited for."""
         database_trouble = 0
-        led = False
         while not self._stopping.is_set():
             try:
                 leads = self._leadership.hold()
-                if leads != led:
+                if leads != self._leads:
                     log.info("leads" if leads else "stands by", action="leadership", leads=leads)
-                    led = leads
+                self._leads = leads
+                metrics.LEADS.set(leads)
                 if not leads:
                     self._stopping.wait(STANDBY_SECONDS)
                     continue
                 self._listener.connect()  # listen before looking, so that nothing falls between
                 self._reaper.run()
-                more = self.round() if self._broker_ready() else False
+                with metrics.timed(metrics.ROUND_SECONDS):
+                    more = self.round() if self._broker_ready() else False
+                metrics.LAST_ROUND.set_to_current_time()
                 database_trouble = 0
                 if not more:
                     self._listener.wait(self._nap())
@@ -84,7 +89,8 @@ class Dispatcher:
                 self._stopping.wait(BACK_OFF_SECONDS[min(database_trouble, len(BACK_OFF_SECONDS) - 1)])
                 database_trouble += 1
                 self._reaper.hold()
-                led = False
+                self._leads = False
+                metrics.LEADS.set(0)
         self._leadership.give_up()
         self._listener.close()
         self._store.close()
@@ -164,6 +170,7 @@ class Dispatcher:
         try:
             broker.send(self._app, sent)
             self._broker_trouble = 0
+            metrics.HAND_OVERS.inc(len(sent))
             for one in sent:
                 log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
         except BrokerUnavailable as error:

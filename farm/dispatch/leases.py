@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from farm import lifecycle
+from farm import lifecycle, metrics
 from farm.settings import Settings
 from farm.store.unit import Store
 
@@ -31,6 +31,7 @@ class Reaper:
     store: Store
     settings: Settings
     _next_reap: float = field(default=0.0, init=False)
+    _next_measure: float = field(default=0.0, init=False)
     _next_housekeeping: float = field(default=0.0, init=False)
 
     @property
@@ -58,12 +59,17 @@ class Reaper:
             silent = unit.workers.silent(self.settings.heartbeat_seconds * MISSED_BEATS)
             reaped = lifecycle.reap(unit)
             expired = lifecycle.expire(unit)
+        metrics.REAPED.inc(len(reaped))
         for worker in silent:
             log.warning("worker is silent", action="worker_silent", worker=worker)
         for job_id in reaped:
             log.warning("lease ran out", action="lease_expired", job=job_id)
         for job_id in expired:
             log.info("deadline passed", action="deadline_exceeded", job=job_id)
+        if now >= self._next_measure:
+            self._next_measure = now + lifecycle.STORAGE_SECONDS
+            with self.store.begin() as unit:
+                unit.usage.measure_storage()
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             with self.store.begin() as unit:

@@ -16,6 +16,7 @@ from farm.local.servers import Addresses
 from farm.local.state import DataDirectory, Farm
 
 #: On one machine webhooks go to a developer's own server, which a farm on a network must never reach.
+METRICS_WORKER_PORT = 9464  #: of the first worker; the next ones follow
 WEBHOOKS_TO_LOOPBACK = {"FARM_WEBHOOK_ALLOW": "127.0.0.0/8,::1/128", "FARM_WEBHOOK_ALLOW_HTTP": "true"}
 
 
@@ -129,11 +130,16 @@ def table(
             Program(
                 worker_name(card),
                 _command("worker"),
-                {**_torch_threads(cards), **base, "FARM_CARD": card},
+                {
+                    **_torch_threads(cards),
+                    "FARM_METRICS_WORKER_PORT": str(METRICS_WORKER_PORT + index),
+                    **base,
+                    "FARM_CARD": card,
+                },
                 address=card,
                 stop_seconds=30.0,  # it finishes or gives back the jobs on its card
             )
-            for card in cards
+            for index, card in enumerate(cards)
         ),
         Program(
             "flower",

@@ -85,6 +85,7 @@ class TenantRow(Base):
     card_seconds_per_day: Mapped[float | None]  #: beyond it nothing new is accepted until the next day (UTC)
     storage_bytes: Mapped[int | None] = mapped_column(BigInteger)  #: of outputs and inputs; None: no limit
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: as last measured
+    strays_until: Mapped[datetime | None]  #: lost attempts of jobs that ended before have been cleaned up after
     retention_days: Mapped[int | None]  #: how long ended jobs and their outputs are kept; None: for ever
     vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `Standing`
     backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `Standing`

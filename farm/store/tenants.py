@@ -36,7 +36,7 @@ class Scope(StrEnum):
 
     SUBMIT = "submit"  #: send files and jobs, cancel and retry the tenant's own
     READ = "read"  #: see the tenant's own jobs and files, models and workers
-    OPERATE = "operate"  #: drain workers, pause queues
+    OPERATE = "operate"  #: drain workers, pause queues, of the whole farm
     ADMIN = "admin"  #: all tenants of the farm, their keys and caps: for those who run it, never for a tenant
 
 

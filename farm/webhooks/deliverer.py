@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 from pydantic import ValidationError
 
+from farm import metrics
 from farm.domain.job import Job
 from farm.domain.states import EventType
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
@@ -332,6 +333,7 @@ class Deliverer:
         except Exception:  # whatever it was, it must not end the others
             log.exception("a try failed in itself", action="webhook_try_failed", delivery=one.id)
             answer = Answer(None, Failure.INTERNAL, time.monotonic() - started)
+        metrics.TRY_SECONDS.labels(answer.error or "delivered").observe(answer.seconds)
         self._hand.outcomes.append(self._outcome(one, answer))
         self._hand.ended.set()
         if answer.error is not None:

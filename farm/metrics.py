@@ -1,0 +1,95 @@
+"""What the farm's processes count, in Prometheus' conventions: base units, and no ids of jobs or tenants in labels.
+
+Each process serves its own numbers on a port of its own, on loopback unless ``FARM_METRICS_HOST`` says otherwise: the
+API's port never shows them, so no stranger reads who renders what.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+
+from farm.settings import Settings
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+log = structlog.stdlib.get_logger()
+
+_QUICK: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LONG: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+
+# -- the API ---------------------------------------------------------------------------------------------------------
+REQUEST_SECONDS: Final = Histogram(
+    "farm_http_request_duration_seconds",
+    "HTTP requests, by the route's template.",
+    ["method", "route", "status"],
+    buckets=_QUICK,
+)
+
+# -- the dispatcher --------------------------------------------------------------------------------------------------
+LEADS: Final = Gauge("farm_dispatcher_leads", "1 while this dispatcher leads, 0 while it stands by.")
+ROUND_SECONDS: Final = Histogram(
+    "farm_dispatcher_round_duration_seconds", "One look at the state and what followed from it.", buckets=_QUICK
+)
+LAST_ROUND: Final = Gauge(
+    "farm_dispatcher_last_round_timestamp_seconds", "When this dispatcher last ended a round: its age is the lag."
+)
+HAND_OVERS: Final = Counter("farm_job_hand_overs_total", "Jobs handed over to workers.")
+REAPED: Final = Counter("farm_leases_reaped_total", "Jobs taken back because their lease ran out.")
+
+# -- the worker ------------------------------------------------------------------------------------------------------
+STAGE_SECONDS: Final = Histogram(
+    "farm_job_stage_duration_seconds",
+    "Stages of jobs: wait (accepted to claimed), inputs, denoise (with waiting for the card), encode, upload, commit.",
+    ["stage"],
+    buckets=_LONG,
+)
+FINISHED: Final = Counter("farm_jobs_finished_total", "Attempts, by how they ended.", ["outcome", "model"])
+IMAGES: Final = Counter("farm_images_total", "Pictures of jobs that succeeded.", ["model"])
+FORWARD_ROWS: Final = Histogram(
+    "farm_forward_rows", "Rows of one shared forward, without padding.", buckets=(1, 2, 4, 8, 16, 32, 64)
+)
+LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
+CARD_MEMORY: Final = Gauge("farm_card_memory_bytes", "Memory of the card.")
+CARD_MEMORY_USED: Final = Gauge("farm_card_memory_used_bytes", "Memory of the card in use, by all processes.")
+CARD_BUSY: Final = Gauge("farm_card_utilization_ratio", "How much of the time the card computes, 0 to 1.")
+
+# -- the deliverer ---------------------------------------------------------------------------------------------------
+TRY_SECONDS: Final = Histogram(
+    "farm_webhook_attempt_duration_seconds", "POSTs of webhooks, by how they ended.", ["outcome"], buckets=_QUICK
+)
+
+
+@contextmanager
+def timed(histogram: Histogram) -> Iterator[None]:
+    """Observe how long the block takes, also when it raises."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        histogram.observe(time.perf_counter() - started)
+
+
+def serve(settings: Settings, port: int, *collectors: Collector) -> None:
+    """Serve ``/metrics`` from a thread of this process; 0: do not.
+
+    A port that is taken is no reason to stop a service: it goes on without, and says so.
+    """
+    if not port:
+        return
+    for one in collectors:
+        REGISTRY.register(one)
+    try:
+        start_http_server(port, addr=settings.metrics_host)
+    except OSError as error:
+        log.warning(
+            "no metrics", action="metrics_unserved", host=settings.metrics_host, port=port, error=error.strerror
+        )
+    else:
+        log.info("metrics", action="metrics_served", host=settings.metrics_host, port=port)
