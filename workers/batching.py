@@ -659,17 +659,21 @@ def rows_that_pay(seconds: dict[int, float]) -> int:
 def _seconds_by_rows(call: Call, limit: int, is_out_of_memory: Callable[[BaseException], bool]) -> dict[int, float]:
     """What forwards of 1, 2, 4 … rows take, up to what fits the card and the time there is for trying."""
     seconds: dict[int, float] = {}
-    begun, rows = time.monotonic(), 1
-    while rows <= limit and (len(seconds) < 2 or time.monotonic() - begun < TRY_SECONDS):
-        try:
-            took = min(_tried(call, rows, others=True)[1] for _ in range(2))
-            seconds[rows] = min(took, _tried(call, rows, others=True)[1]) if took < 0.05 else took
-        except Exception as error:
-            if not is_out_of_memory(error) or not seconds:
-                raise
-            _give_memory_back(call)
-            break
-        rows *= 2
+    counts = [2**power for power in range(limit.bit_length())]
+    begun = time.monotonic()
+    for _ in range(3):  # all of them in turn, so that a busy moment of the machine is not one count's alone
+        for rows in counts:
+            if len(seconds) > 1 and time.monotonic() - begun > TRY_SECONDS:
+                return seconds
+            try:
+                took = _tried(call, rows, others=True)[1]
+            except Exception as error:
+                if not is_out_of_memory(error) or not seconds:
+                    raise
+                _give_memory_back(call)
+                counts = counts[: counts.index(rows)]
+                break
+            seconds[rows] = min(took, seconds.get(rows, took))
     return seconds
 
 

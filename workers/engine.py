@@ -225,8 +225,11 @@ class Engine(threading.Thread):
         first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE)
         if self._held_up():
             return None
+        if not renderer.takes(first.model):
+            renderer.fetch(first.model)
+            return None
         full = renderer.active >= self._slots and first.priority is not Priority.INTERACTIVE
-        return None if full or not renderer.takes(first.model) else first
+        return None if full else first
 
     def _held_up(self) -> bool:
         """Whether the card stays empty until what began has left the process, because one of them is a suspect."""

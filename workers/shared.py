@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -81,6 +82,7 @@ class SharedRenderer:
         self._jobs: list[Job] = []
         self._short: deque[Job] = deque()  # of memory: they get the card for themselves
         self._done: list[Ended] = []
+        self._fetched: set[str] = set()  # ids of models whose files were asked for
         self._reasons: dict[str, str] = {}  # why models run alone, by their ids
         self._hooked: dict[str, dict[int, torch.nn.Module]] = {}  # by the model's id and the module's
 
@@ -113,9 +115,26 @@ class SharedRenderer:
         """Whether a job of that model may begin now. Loading waits until the card is empty: it may push models out."""
         return not self._short and (not self._jobs or self._serial.holds(model))
 
+    def fetch(self, model: Model) -> None:
+        """Bring a model's files near while the card renders something else; its job begins when the card is empty."""
+        if model.id in self._fetched or self._serial.holds(model):
+            return
+        self._fetched.add(model.id)
+
+        def run() -> None:
+            try:
+                size = pipelines.fetch(model)
+            except Exception as error:  # noqa: BLE001 - loading meets it again, and tells the job
+                log.info("not fetched", action="model_unfetched", model=model.id, error=str(error)[:200])
+            else:
+                log.info("fetched", action="model_fetched", model=model.id, bytes=size)
+
+        threading.Thread(target=run, name=f"fetch {model.id}", daemon=True).start()
+
     def admit(self, work: RenderWork) -> None:
         """Put a job on the card. Raises `RenderError`, or what loading its model raises."""
         loaded = self._serial.load(work.model)
+        self._fetched.discard(work.model.id)  # once it is dropped, its files may leave the page cache
         self._hook(loaded, work.spec.task)
         count = work.spec.num_images_per_prompt
         setting = self._setting(loaded, work.spec)

@@ -1,0 +1,109 @@
+"""Other people's architectures, tiny and random, from a folder on disk through the renderer of a card."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from farm.domain.model import Model
+from farm.domain.tasks import JobSpec, Scheduler, Task
+from tests.unit.test_batching import sdxl
+from tests.unit.test_pipelines import CPU, spec
+from workers import pipelines
+from workers.engine import Rendered, RenderWork
+from workers.shared import SharedRenderer
+from workers.starter import WEIGHTS
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def all_rows_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether sharing gains time on a busy machine is no matter of these tests."""
+    monkeypatch.setattr("workers.batching.rows_that_pay", max)
+
+
+def clip(width: int, *, projected: bool) -> Any:
+    """A text encoder that reads what the built-in model's tokenizer writes."""
+    torch.manual_seed(2)
+    tokens = transformers.CLIPTokenizer.from_pretrained(WEIGHTS, subfolder="tokenizer")
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=width,
+        max_position_embeddings=77,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return kind(config).eval()
+
+
+def whole() -> Any:
+    """Stable Diffusion XL with text encoders, so that it takes a prompt."""
+    pipeline, _ = sdxl()
+    tokens = transformers.CLIPTokenizer.from_pretrained(WEIGHTS, subfolder="tokenizer")
+    pipeline.register_modules(tokenizer=tokens, text_encoder=clip(32, projected=False))
+    pipeline.register_modules(tokenizer_2=tokens, text_encoder_2=clip(32, projected=True))
+    return pipeline
+
+
+def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> list[np.ndarray[Any, Any]]:
+    jobs = [RenderWork(one, model, {}, lambda: None, lambda _: None, threading.Event()) for one in specs]
+    ended: dict[RenderWork, Any] = {}
+    for job in jobs:
+        renderer.admit(job)
+        ended.update(renderer.advance())
+    while renderer.active:
+        ended.update(renderer.advance())
+    ended.update(renderer.advance())
+    for job in jobs:
+        assert isinstance(ended[job], Rendered), ended[job]
+    return [np.asarray(ended[job].images[0], int) for job in jobs]
+
+
+def test_an_architecture_from_a_folder_shares_the_card_and_keeps_both_promises(tmp_path: Path) -> None:
+    pipelines.quiet()
+    pipelines.be_deterministic(1)
+    whole().save_pretrained(tmp_path / "model")
+    model = Model(id="other", source=str(tmp_path / "model"), tasks=(Task.TEXT_TO_IMAGE,))
+    loaded = pipelines.load(model, CPU)
+    specs = [
+        spec(
+            model="other",
+            scheduler=Scheduler.EULER,
+            num_inference_steps=3 + index,
+            guidance_scale=3.0 + index,
+            seed=index,
+            width=32,
+            height=32,
+            exact=False,
+        )
+        for index in range(4)
+    ]
+    stock = [np.asarray(pipelines.render(loaded, one, 0, {}, lambda _: None, threading.Event()), int) for one in specs]
+    assert len({picture.tobytes() for picture in stock}) == len(specs)
+    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
+    company = np.stack(rendered(renderer, model, specs))
+    assert np.abs(company - np.stack(stock)).max() <= 1
+    assert renderer.hub.rows / renderer.hub.forwards > 2.2
+    assert renderer.loaded[0].alone is None
+    exact = [one.model_copy(update={"exact": True}) for one in specs]
+    first = rendered(renderer, model, exact)
+    other_way = rendered(renderer, model, exact[::-1])[::-1]
+    (alone,) = rendered(renderer, model, exact[2:3])
+    assert [one.tobytes() for one in first] == [one.tobytes() for one in other_way]
+    assert first[2].tobytes() == alone.tobytes()
