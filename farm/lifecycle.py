@@ -27,6 +27,7 @@ from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
 from farm.objects import keys
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
 from farm.store.jobs import Expired
+from farm.store.retention import Retention
 from farm.store.tables import IdempotencyRow
 from farm.store.unit import Unit
 
@@ -42,6 +43,10 @@ MAX_LOSSES: Final = 8
 RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
 #: Between two webhooks about one job's steps, where an endpoint asks for them.
 PROGRESS_SECONDS: Final = 5.0
+#: After a job's end nobody writes under its lost epochs any more: longer than any upload is tried.
+SETTLED_SECONDS: Final = 3600.0
+#: Jobs, or batches, that one transaction forgets.
+FORGET_AT_ONCE: Final = 500
 #: How often the leader sums up what tenants with a limit store.
 STORAGE_SECONDS: Final = 60.0
 
@@ -538,6 +543,35 @@ def _over_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
     if batch.finished_at is None:
         raise Conflict("the batch is not over: cancel it first")
     return batch
+
+
+def forget(unit: Unit, limit: int = FORGET_AT_ONCE) -> int:
+    """Delete what is older than its tenant keeps it, and have the objects removed; returns how many jobs and batches.
+
+    Fewer than ``limit``: nothing is left for now. A batch's jobs go piece by piece, by `clear_batch`.
+    """
+    retention = Retention(unit.session)
+    batches = retention.old_batches(limit)
+    for _, batch_id in batches:
+        unit.batches.bury(batch_id)
+    jobs = retention.forget_jobs(limit)
+    unit.doomed.add([keys.job_prefix(tenant_id, job_id) for tenant_id, job_id in jobs])
+    return len(batches) + len(jobs)
+
+
+def clean_up(unit: Unit, settled_seconds: float = SETTLED_SECONDS) -> int:
+    """Have the objects removed that lost attempts wrote and nobody recorded; returns how many places that are.
+
+    Only after ``settled_seconds``: until then a worker that lost its right may still be writing.
+    """
+    doomed: list[str] = []
+    for one in Retention(unit.session).strays(settled_seconds, FORGET_AT_ONCE):
+        if one.epochs is None:
+            doomed.append(keys.job_prefix(one.tenant_id, one.job_id))
+        else:
+            doomed += [keys.epoch_prefix(one.tenant_id, one.job_id, epoch) for epoch in one.epochs]
+    unit.doomed.add(doomed)
+    return len(doomed)
 
 
 # -- when nobody answers ---------------------------------------------------------------------------------------------

@@ -70,6 +70,13 @@ class Reaper:
             self._next_measure = now + lifecycle.STORAGE_SECONDS
             with self.store.begin() as unit:
                 unit.usage.measure_storage()
+            with self.store.begin() as unit:
+                forgotten = lifecycle.forget(unit)
+                strays = lifecycle.clean_up(unit)
+            if forgotten >= lifecycle.FORGET_AT_ONCE:
+                self._next_measure = now + REAP_SECONDS  # go on soon, and let the rounds through
+            if forgotten or strays:
+                log.info("forgot", action="retention", forgotten=forgotten, strays=strays)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             with self.store.begin() as unit:
