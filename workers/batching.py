@@ -33,6 +33,7 @@ import torch
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped, unused-ignore]
 from torch.utils.weak import WeakIdKeyDictionary
 
+from farm import metrics
 from farm.errors import NotANumber
 from workers.lessons import Lesson, Lessons
 
@@ -439,7 +440,9 @@ class Hub:
         lead = group[0]
         hook, form = lead.hook, lead.form
         self.forwards += 1
-        self.rows += max(1, sum(call.rows for call in group))
+        rows = max(1, sum(call.rows for call in group))
+        self.rows += rows
+        metrics.FORWARD_ROWS.observe(rows)
         if lead.run.setting is not None:
             lead.run.setting.apply()
         least, _ = lead.span
