@@ -90,7 +90,7 @@ def test_what_an_operator_pauses_or_drains_is_not_handed_over_until_he_resumes_i
         with api.store.begin() as unit:
             return len(unit.jobs.held_by(WORKER)) - before
 
-    paths = {
+    paths: dict[str, dict[str, Any]] = {
         "/v1/pauses/farm": {"farm": True},
         "/v1/pauses/models/starter": {"models": ["starter"]},
         f"/v1/pauses/tenants/{api.tenant_id}": {"tenants": [api.tenant_id]},
