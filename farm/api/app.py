@@ -75,7 +75,21 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (jobs, batches, files, models, workers, pauses, joining, webhooks, keys, tenants, usage, health, docs):
+    for module in (
+        jobs,
+        batches,
+        files,
+        models,
+        workers,
+        pauses,
+        joining,
+        webhooks,
+        keys,
+        tenants,
+        usage,
+        health,
+        docs,
+    ):
         app.include_router(module.router)
     compat.mount(app, settings)
     problems.install(app)
