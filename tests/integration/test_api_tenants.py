@@ -164,7 +164,9 @@ def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_re
         (first, _) = client.get(f"/v1/jobs/{job['id']}").json()["outputs"]
         assert used["bytes"] == 4 * len(png(first["width"], first["height"]))
         assert used["card_seconds"] > 0
-        (row,) = csv.DictReader(io.StringIO(client.get("/v1/usage?format=csv").text))
+        sheet = client.get("/v1/usage?format=csv")
+        assert sheet.headers["content-type"].startswith("text/csv")
+        (row,) = csv.DictReader(io.StringIO(sheet.text))
         assert (row["images"], row["tenant"]) == ("4", "tests")
 
         def submit(**caps: float) -> Any:
@@ -178,4 +180,5 @@ def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_re
         assert 0 < int(refused.headers["retry-after"]) <= 24 * 3600
         refused = submit(card_seconds_per_day=None, storage_bytes=used["bytes"])
         assert (refused.status_code, "bytes" in refused.json()["detail"]) == (429, True)
+        assert 0 < int(refused.headers["retry-after"]) <= 24 * 3600
         assert submit(storage_bytes=used["bytes"] + 1).status_code in (201, 202)
