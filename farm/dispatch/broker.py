@@ -106,6 +106,21 @@ def check(app: Celery) -> None:
         raise BrokerUnavailable("Redis does not answer") from error
 
 
+def unread(app: Celery, workers: Sequence[str]) -> dict[str, int]:
+    """How many messages wait for each worker, over one connection and in one round trip.
+
+    Raises `BrokerUnavailable`.
+    """
+    try:
+        with app.producer_or_acquire() as producer, producer.channel.conn_or_acquire() as client:
+            asked = client.pipeline(transaction=False)
+            for worker in workers:
+                asked.llen(queue_of(worker).name)
+            return dict(zip(workers, asked.execute(), strict=True))
+    except (OperationalError, RedisError, OSError) as error:
+        raise BrokerUnavailable("Redis does not answer") from error
+
+
 def clear(app: Celery, worker: str) -> int:
     """Throw away the messages that wait for a worker: those of a dead process, whose jobs were taken back already."""
     try:

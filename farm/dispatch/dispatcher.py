@@ -6,8 +6,10 @@ sent is offered again when its dispatch lease runs out.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -101,7 +103,12 @@ class Dispatcher:
         Raises `DatabaseUnavailable`.
         """
         with self._store.begin() as unit:
-            decision = self._decide(unit)
+            try:
+                decision = self._decide(unit)
+            except BrokerUnavailable as error:
+                self._broker_trouble += 1
+                log.warning("cannot look at the lists", action="broker_unavailable", error=str(error))
+                return False
             sent = lifecycle.hand_over(unit, decision.hand_overs, self._settings.dispatch_lease_seconds)
             unit.tenants.keep_standings(
                 [Standing(one.tenant_id, one.vtime, one.backlogged) for one in decision.standings]
@@ -124,7 +131,11 @@ class Dispatcher:
         return decision.more
 
     def _decide(self, unit: Unit) -> Decision:
-        """Read the state, few statements whatever the backlog, and apply the policy to it."""
+        """Read the state, few statements whatever the backlog, and apply the policy to it.
+
+        Raises `BrokerUnavailable`.
+        """
+        rooms = unit.workers.with_room()
         seats = [
             Seat(
                 one.worker,
@@ -135,7 +146,7 @@ class Dispatcher:
                 one.tags,
                 draining=one.state is WorkerState.DRAINING,
             )
-            for one in unit.workers.with_room()
+            for one in rooms
         ]
         room = sum(seat.room for seat in seats if not seat.draining)
         if not room:
@@ -156,15 +167,41 @@ class Dispatcher:
         # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
         heads = unit.jobs.heads(2 * min(room, self._rules.max_hand_overs))
         stopped = unit.pauses.now()
-        return choose(
-            seats,
-            _lines(heads, unit.jobs.marks()),
-            accounts,
-            unit.now().timestamp(),
+        policy = functools.partial(
+            choose,
+            lines=_lines(heads, unit.jobs.marks()),
+            accounts=accounts,
+            now=unit.now().timestamp(),
             needs=self._needs,
             paused=Paused(stopped.farm, stopped.models),
             rules=self._rules,
         )
+        decision = policy(seats)
+        seats, lessened = self._as_lists_allow(seats, {one.worker: one.window for one in rooms}, decision)
+        return policy(seats) if lessened else decision
+
+    def _as_lists_allow(
+        self, seats: list[Seat], windows: Mapping[str, int], decision: Decision
+    ) -> tuple[list[Seat], bool]:
+        """The seats with no more room than their lists in Redis have, and whether that is less for any.
+
+        Messages of dead epochs lie there too, for as long as a worker does not read: without this, each lease that ends
+        unread would add another one. Asked of those that would get something first; of all, if one of them has less.
+        """
+        chosen = sorted({one.worker for one in decision.hand_overs})
+        room = {seat.worker: seat.room for seat in seats}
+        for workers in (chosen, sorted(room)):
+            unread = broker.unread(self._app, workers) if workers else {}
+            less = {
+                worker: windows[worker] - count
+                for worker, count in unread.items()
+                if windows[worker] - count < room[worker]
+            }
+            if not less:
+                return seats, False
+        return [
+            replace(seat, room=less.get(seat.worker, seat.room)) for seat in seats if less.get(seat.worker, 1) > 0
+        ], True
 
     def _send(self, sent: list[Sent], charged: Mapping[str, tuple[str, float]]) -> None:
         try:

@@ -22,7 +22,8 @@ class Room:
 
     worker: str
     state: WorkerState
-    room: int  #: how many more jobs it takes: slots + look-ahead, less what it holds
+    window: int  #: the most that it holds: slots + look-ahead
+    room: int  #: how many more jobs it takes: its window, less what it holds
     look_ahead: int
     models: frozenset[str]  #: in its memory, or of jobs that it holds
     memory_bytes: int
@@ -170,11 +171,13 @@ class Workers:
             .group_by(JobRow.worker)
             .subquery("held")
         )
-        room = WorkerRow.slots + WorkerRow.look_ahead - func.coalesce(held.c.jobs, 0)
+        window = WorkerRow.slots + WorkerRow.look_ahead
+        room = window - func.coalesce(held.c.jobs, 0)
         rows = self._session.execute(
             select(
                 WorkerRow.name,
                 WorkerRow.state,
+                window.label("window"),
                 room.label("room"),
                 WorkerRow.look_ahead,
                 WorkerRow.models,
@@ -190,6 +193,7 @@ class Workers:
             Room(
                 row.name,
                 WorkerState(row.state),
+                row.window,
                 row.room,
                 row.look_ahead,
                 frozenset(row.models) | frozenset(row.coming or ()),

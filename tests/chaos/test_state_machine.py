@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -43,6 +44,7 @@ LEASE = 30.0
 CAP = 3
 NAMES = ("host/cpu0", "host/cpu1")
 SHA = "0" * 64
+HOWS = ("take up", "step", "succeed", "fail", "retry", "release", "canceled")  #: what a worker may write
 
 CLOCK = """
     CREATE SCHEMA clock;
@@ -76,16 +78,20 @@ class Farm(RuleBasedStateMachine):
         self.accepted: list[str] = []
         self.batches: list[str] = []
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(hows=st.permutations(HOWS), name=st.sampled_from(NAMES))
+    def begin(self, hows: list[str], name: str) -> None:
+        """Every example begins with what fences are for; what comes then is drawn."""
         self.connection.execute(
             "TRUNCATE tenant, job, batch, event, output, worker, line, idempotency, delivery CASCADE"
         )
         with self.store.begin() as unit:
             self.tenant = unit.tenants.create("acme").id
         self.connection.execute("UPDATE tenant SET max_running = %s", (CAP,))
-        for name in NAMES:
-            self.join(name)
+        for one in NAMES:
+            self.join(one)
+        for how in hows:
+            self.two_have_it(name, how, finish=how == hows[0])
+        self.batch_to_its_end(["succeed", "fail"])
 
     # -- the client ---------------------------------------------------------------------------------------------------
 
@@ -201,7 +207,7 @@ class Farm(RuleBasedStateMachine):
             self.zombies.append((name, held, process.held.pop(held)))  # told to stop; it may be too late for that
 
     @precondition(lambda self: any(process.held for process in self.processes.values()))
-    @rule(data=st.data(), how=st.sampled_from(("take up", "step", "succeed", "fail", "retry", "release", "canceled")))
+    @rule(data=st.data(), how=st.sampled_from(HOWS))
     def work(self, data: st.DataObject, how: str) -> None:
         name = data.draw(st.sampled_from([name for name, process in self.processes.items() if process.held]))
         held = data.draw(st.sampled_from(list(self.processes[name].held)))
@@ -209,25 +215,82 @@ class Farm(RuleBasedStateMachine):
         if self.write(name, held, job, how) and how not in ("take up", "step"):
             del self.processes[name].held[held]
 
-    @precondition(lambda self: any(process.held for process in self.processes.values()))
-    @rule(data=st.data(), taken_up=st.booleans())
-    def move(self, data: st.DataObject, taken_up: bool) -> None:
-        """A worker is silent for longer than its lease, and the other one gets its job: there are two who have it."""
-        name = data.draw(st.sampled_from([name for name, process in self.processes.items() if process.held]))
-        held = data.draw(st.sampled_from(list(self.processes[name].held)))
-        if taken_up:
-            self.write(name, held, self.processes[name].held[held], "take up")
+    @rule(name=st.sampled_from(NAMES), how=st.sampled_from(HOWS), finish=st.booleans())
+    def two_have_it(self, name: str, how: str, finish: bool) -> None:
+        """A worker is silent for longer than its lease, and writes at each point of the job's way to the other one."""
+        held, job = self.start(name)
+        self.write(name, held, job, "take up")
         self.advance(LEASE + 1)
         self.reap()
+        self.write(name, held, job, how)  # it waits
         other = NAMES[1 - NAMES.index(name)]
+        for sent in self.hand_to(other, held.job_id):
+            self.write(name, held, job, how)  # it is on its way
+            again = self.claim(sent)
+            self.write(name, held, job, how)  # the other one has it
+            if finish and self.write(other, again, job, "succeed"):
+                del self.processes[other].held[again]
+                self.write(name, held, job, how)  # it is over
+        self.zombies.append((name, held, job))
+
+    @rule(name=st.sampled_from(NAMES), how=st.sampled_from(HOWS), again=st.sampled_from(HOWS))
+    def write_twice(self, name: str, how: str, again: str) -> None:
+        """An answer of the database was lost, and its asker tries again."""
+        held, job = self.start(name)
+        self.write(name, held, job, how)
+        self.write(name, held, job, again)
+        self.zombies.append((name, held, job))
+
+    @rule(hows=st.lists(st.sampled_from(("succeed", "fail", "release", "canceled")), min_size=1, max_size=3))
+    def batch_to_its_end(self, hows: list[str]) -> None:
+        """A batch's jobs get to a worker without a detour, and end in different ways."""
+        before = {job.id for job in self.history().jobs}
+        self.submit_batch(len(hows))
+        made = sorted({job.id for job in self.history().jobs} - before)
+        for one, how in zip(made, hows, strict=True):
+            self.make_room()
+            for sent in self.hand_to(NAMES[0], ids.from_uuid(ids.JOB, UUID(one))):
+                held = self.claim(sent)
+                if how == "canceled":
+                    self.cancel_one(held.job_id)
+                if self.write(NAMES[0], held, self.processes[NAMES[0]].held[held], how):
+                    del self.processes[NAMES[0]].held[held]
+
+    def start(self, name: str) -> tuple[Held, Job]:
+        """A job gets to a worker without a detour."""
+        self.make_room()
         with self.store.begin() as unit:
-            for sent in lifecycle.hand_over(unit, [HandOver(held.job_id, other)], LEASE):
-                job = lifecycle.claim(unit, sent.job_id, sent.epoch, other, LEASE)
-                self.processes[other].held[Held(job.id, job.epoch)] = job
-                self.zombies.insert(0, (name, held, job))  # the newest first: that is where hypothesis looks first
+            job = lifecycle.submit(unit, self.tenant, NewJob(spec()))[0]
+        self.accepted.append(job.id)
+        (sent,) = self.hand_to(name, job.id)
+        held = self.claim(sent)
+        return held, self.processes[name].held.pop(held)
+
+    def make_room(self) -> None:
+        """If the tenant has all that it may have at workers, they lose it."""
+        with self.store.begin() as unit:
+            held = unit.jobs.held_by_tenant().get(self.tenant, 0)
+        if held >= CAP:
+            self.advance(LEASE + 1)
+            self.reap()
+
+    def hand_to(self, name: str, job_id: str) -> list[Sent]:
+        with self.store.begin() as unit:
+            return lifecycle.hand_over(unit, [HandOver(job_id, name)], LEASE)
+
+    def claim(self, sent: Sent) -> Held:
+        with self.store.begin() as unit:
+            job = lifecycle.claim(unit, sent.job_id, sent.epoch, sent.worker, LEASE)
+        held = Held(job.id, job.epoch)
+        self.processes[sent.worker].held[held] = job
+        return held
+
+    def cancel_one(self, job_id: str) -> None:
+        with self.store.begin() as unit:
+            lifecycle.cancel(unit, self.tenant, job_id)
 
     @precondition(lambda self: self.zombies)
-    @rule(data=st.data(), how=st.sampled_from(("step", "succeed", "fail", "retry", "release", "canceled")))
+    @rule(data=st.data(), how=st.sampled_from(HOWS))
     def write_late(self, data: st.DataObject, how: str) -> None:
         """A process that lost its right does not know it yet."""
         self.write(*data.draw(st.sampled_from(self.zombies)), how)

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 
 from farm import lifecycle
 from farm.domain.job import Job, NewJob
@@ -66,3 +67,12 @@ def submit(store: Store, tenant: str) -> Submit:
             return lifecycle.submit(unit, tenant_id, new)[0]
 
     return one
+
+
+@pytest.fixture
+def full_redis(redis_url: str) -> Iterator[Callable[[], None]]:
+    """Call it, and Redis answers and takes nothing in, until the test ends."""
+    with redis.Redis.from_url(redis_url) as client:
+        before = client.config_get("maxmemory")["maxmemory"]
+        yield lambda: client.config_set("maxmemory", 1)
+        client.config_set("maxmemory", before)

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.leases import Reaper
+from farm.domain import ids
 from farm.domain.job import HandOver, Job, Sent
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
@@ -77,7 +78,12 @@ def state(store: Store, job: Job) -> JobState:
 
 
 def test_jobs_reach_the_workers_own_queue_oldest_first_and_never_more_than_its_window(
-    start: Start, queue: Callable[[], list[tuple[str, int]]], worker: str, store: Store, submit: Submit
+    start: Start,
+    queue: Callable[[], list[tuple[str, int]]],
+    worker: str,
+    store: Store,
+    submit: Submit,
+    redis_url: str,
 ) -> None:
     jobs = [submit() for _ in range(5)]
     start()
@@ -85,10 +91,33 @@ def test_jobs_reach_the_workers_own_queue_oldest_first_and_never_more_than_its_w
     assert queue() == [(job.id, 1) for job in jobs[:3]]
     assert [state(store, job) for job in jobs[3:]] == [JobState.QUEUED, JobState.QUEUED]
     # room again: the next one comes without waiting for a tick
+    with redis.Redis.from_url(redis_url) as client:
+        client.rpop(f"worker.{WORKER}")
     with store.begin() as unit:
         lifecycle.claim(unit, jobs[0].id, 1, worker, 30)
         lifecycle.release(unit, jobs[0].id, 1, "test")
-    wait_until(lambda: len(queue()) == 4, 5, what="a fourth message")
+    expected = [(jobs[1].id, 1), (jobs[2].id, 1), (jobs[0].id, 2)]
+    wait_until(lambda: queue() == expected, 5, what="a message in the place of the one read")
+
+
+def test_messages_of_dead_epochs_pile_up_no_further_than_the_window(
+    start: Start, queue: Callable[[], list[tuple[str, int]]], worker: str, store: Store, submit: Submit
+) -> None:
+    """A worker that beats and reads nothing: its leases end again and again, and its list stays as short as it is."""
+    jobs = [submit() for _ in range(3)]
+    start(FARM_DISPATCH_LEASE_SECONDS="1", FARM_HEARTBEAT_SECONDS="4")
+    wait_until(lambda: len(queue()) == 3, 15, what="three messages in the queue")
+    unread = queue()
+    wait_until(lambda: all(state(store, job) is JobState.QUEUED for job in jobs), 20, what="all leases ran out")
+    with store.begin() as unit:
+        lifecycle.join(unit, worker_info("host/cpu1", slots=4))
+
+    def moved() -> bool:
+        with store.begin() as unit:
+            return {one.job_id for one in unit.jobs.held_by("host/cpu1")} == {job.id for job in jobs}
+
+    wait_until(moved, 15, what="all jobs at the worker with room")
+    assert queue() == unread
 
 
 def test_a_wiped_broker_loses_no_job(
@@ -120,10 +149,37 @@ def test_a_standby_takes_over_within_three_seconds_of_a_kill(
     assert standby.wait(10) == 0
 
 
-def test_jobs_are_given_back_while_the_broker_is_away(
+def test_nothing_is_handed_over_while_the_broker_is_away(
     start: Start, worker: str, store: Store, submit: Submit, queue: Callable[[], list[tuple[str, int]]]
 ) -> None:
     child = start(FARM_REDIS_URL="redis://127.0.0.1:1/0")
+    job, late = submit(), submit()
+    with store.begin() as unit:  # a leading dispatcher ends it, once it is overdue
+        unit.session.execute(
+            text("UPDATE job SET deadline = now() WHERE id = :id"), {"id": ids.to_uuid(ids.JOB, late.id)}
+        )
+    wait_until(lambda: state(store, late) is JobState.FAILED, 20, what="a dispatcher that leads")
+    child.terminate()
+    assert child.wait(10) == 0
+    with store.begin() as unit:
+        assert unit.events.of_job(job.id) == []
+        # on a slow machine it was silent for so long that it gets nothing
+        unit.workers.set_state(worker, WorkerState.ONLINE)
+        unit.session.execute(text("UPDATE worker SET heartbeat_at = now()"))
+    start()
+    wait_until(lambda: queue() == [(job.id, 1)], 15, what="the message, once the broker is there")
+
+
+def test_jobs_are_given_back_while_the_broker_takes_nothing(
+    start: Start,
+    worker: str,
+    store: Store,
+    submit: Submit,
+    queue: Callable[[], list[tuple[str, int]]],
+    full_redis: Callable[[], None],
+) -> None:
+    full_redis()
+    child = start()
     job = submit()
 
     def given_back() -> bool:
@@ -133,12 +189,8 @@ def test_jobs_are_given_back_while_the_broker_is_away(
     wait_until(given_back, 20, what="a hand-over taken back")
     child.terminate()
     assert child.wait(10) == 0
-    wait_until(lambda: state(store, job) is JobState.QUEUED, 5)
-    with store.begin() as unit:  # on a slow machine it was silent for so long that it gets nothing
-        unit.workers.set_state(worker, WorkerState.ONLINE)
-        unit.session.execute(text("UPDATE worker SET heartbeat_at = now()"))
-    start()
-    wait_until(lambda: [one for one, _ in queue()] == [job.id], 15, what="the message, once the broker is there")
+    assert state(store, job) is JobState.QUEUED
+    assert queue() == []
 
 
 def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
+from farm.dispatch import broker
 from farm.dispatch.dispatcher import Dispatcher
-from farm.domain.job import NewJob, Output
+from farm.domain.job import JobFilter, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
 from farm.settings import Settings
@@ -31,6 +32,7 @@ def play(farm_env: dict[str, str], store: Store) -> Iterator[Round]:
     def one() -> list[str]:
         before = held(store)
         dispatcher.round()
+        broker.clear(dispatcher._app, WORKER)  # the worker reads its messages
         return sorted(held(store) - before)
 
     yield one
@@ -201,12 +203,18 @@ def test_a_deep_backlog_hides_no_line_behind_it(store: Store, play: Round) -> No
     assert play() == [urgent]
 
 
-def test_hand_overs_that_were_not_sent_are_not_charged(store: Store, farm_env: dict[str, str]) -> None:
-    tenant(store, "one", 5)
+def test_hand_overs_that_were_not_sent_are_not_charged(
+    store: Store, farm_env: dict[str, str], full_redis: Callable[[], None]
+) -> None:
+    one = tenant(store, "one", 5)
     join(store, slots=3)
-    dispatcher = Dispatcher(Settings(redis_url="redis://127.0.0.1:1/0"))  # type: ignore[arg-type]
+    full_redis()
+    dispatcher = Dispatcher(Settings())
     dispatcher.round()
     with store.begin() as unit:
         (share,) = unit.tenants.shares()
+        job = unit.jobs.page(one, JobFilter(), None, 5)[0][-1]
+    assert (job.state, job.epoch) == (JobState.QUEUED, 1)
     assert abs(share.vtime) < 1e-9
     dispatcher._store.close()
+    dispatcher._listener.close()
