@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     # the API
     api_host: str = "127.0.0.1"
     api_port: int = 8000
+    rate_limit: float = Field(0, ge=0, le=1e6)  #: requests a second of one tenant to one API process; 0: no limit
+    rate_burst: int = Field(100, ge=1)  #: requests that may come at once before that limit is felt
     presign_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600)  #: how long an output's URL works
     max_wait_seconds: float = 60  #: the most that ``Prefer: wait`` is honoured for
     max_input_bytes: int = 32 * 2**20  #: one input picture, encoded

@@ -32,6 +32,7 @@ from farm.api import (
 )
 from farm.api.changes import Changes
 from farm.api.edge import Edge
+from farm.api.rates import Rates
 from farm.api.services import Services
 from farm.api.sweeper import Sweeper
 from farm.objects.intake import Intake
@@ -126,6 +127,7 @@ def _open(settings: Settings) -> Services:
         broker=broker,
         fetching=anyio.CapacityLimiter(FETCHING_THREADS),
         sweeper=Sweeper(store, storage),
+        rates=Rates(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None,
         drawing=anyio.CapacityLimiter(DRAWING_THREADS),
         bulk=anyio.CapacityLimiter(BULK_THREADS),
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from farm.api.services import Services
 from farm.errors import Forbidden, Unauthorized
 from farm.store.tenants import Key, Scope
 from farm.store.unit import Store
@@ -31,6 +32,13 @@ def authenticate(store: Store, header: str | None) -> Key:
         return unit.tenants.authenticate(text.strip())
 
 
+def count(services: Services, key: Key, request: Request) -> None:
+    """Count the request against its tenant's rate; the answer's headers tell. Raises `QuotaExceeded`."""
+    if services.rates is not None:
+        request.state.rate = standing = services.rates.take(key.tenant_id)
+        standing.admit()
+
+
 class Requires:
     """A dependency that lets in only keys with one of the scopes, and gives the key to the endpoint."""
 
@@ -38,8 +46,10 @@ class Requires:
         self.scopes = scopes
 
     def admit(self, request: Request) -> Key:
-        """The request's key, if it has such a scope. Raises `Unauthorized` or `Forbidden`."""
-        key = authenticate(request.app.state.services.store, request.headers.get("authorization"))
+        """The request's key, if it has such a scope. Raises `Unauthorized`, `QuotaExceeded` or `Forbidden`."""
+        services: Services = request.app.state.services
+        key = authenticate(services.store, request.headers.get("authorization"))
+        count(services, key, request)
         if key.scopes.isdisjoint(self.scopes):
             needed = " or ".join(repr(scope.value) for scope in self.scopes)
             raise Forbidden(f"this needs a key with the scope {needed}")

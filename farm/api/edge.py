@@ -66,6 +66,9 @@ class Edge:
                 out = MutableHeaders(scope=message)
                 out["X-Request-Id"] = request_id
                 out["X-Content-Type-Options"] = "nosniff"
+                rate = scope["state"].get("rate")
+                if rate is not None:
+                    out.update(rate.headers())
             await send(message)
 
         try:

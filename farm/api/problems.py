@@ -114,7 +114,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 #: What any operation that needs a key can answer with.
-ALWAYS: Final = (401, 403, 422, 503)
+ALWAYS: Final = (401, 403, 422, 429, 503)
 
 
 def problem(
@@ -191,6 +191,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
+def retry_after(error: QuotaExceeded | Unavailable) -> str:
+    """How many seconds a client is asked to wait."""
+    seconds = error.retry_after if isinstance(error, QuotaExceeded) else None
+    return str(RETRY_SECONDS if seconds is None else max(1, math.ceil(seconds)))
+
+
 def of_error(request: Request, error: FarmError) -> JSONResponse:
     """The answer to one of the farm's own errors."""
     status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), None)
@@ -204,10 +210,8 @@ def of_error(request: Request, error: FarmError) -> JSONResponse:
                 headers["WWW-Authenticate"] += ', error="invalid_token"'
         case Forbidden():
             headers["WWW-Authenticate"] = 'Bearer realm="farm", error="insufficient_scope"'
-        case QuotaExceeded(retry_after=float(seconds)):
-            headers["Retry-After"] = str(max(1, math.ceil(seconds)))
         case Unavailable() | QuotaExceeded():
-            headers["Retry-After"] = str(RETRY_SECONDS)
+            headers["Retry-After"] = retry_after(error)
     if isinstance(error, Unavailable):
         log.warning(
             "a server does not answer",

@@ -10,6 +10,7 @@ import redis
 from fastapi import Depends, Request
 
 from farm.api.changes import Changes
+from farm.api.rates import Rates
 from farm.api.sweeper import Sweeper
 from farm.domain.model import Registry
 from farm.objects.intake import Intake
@@ -32,6 +33,7 @@ class Services:
     fetching: anyio.CapacityLimiter  #: threads of their own, so that slow picture URLs do not hold up everybody else
     sweeper: Sweeper
     drawing: anyio.CapacityLimiter  #: threads that draw contact sheets, few because each holds a large picture
+    rates: Rates | None  #: None: tenants may send as many requests as they like
     bulk: anyio.CapacityLimiter  #: threads for streamed bodies, each with a connection to the database while it comes
 
 

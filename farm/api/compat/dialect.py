@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from farm.api import problems
+from farm.api.auth import count
 from farm.api.route import parse_json
 from farm.api.services import Services
 from farm.errors import (
@@ -157,7 +158,7 @@ class Dialect:
             case Conflict():
                 return Refusal(self.conflict, "conflict", str(error))
             case QuotaExceeded():
-                retry = {"Retry-After": str(problems.RETRY_SECONDS)}
+                retry = {"Retry-After": problems.retry_after(error)}
                 return Refusal(429, "quota_exceeded", str(error), headers=retry)
             case Unavailable():
                 log.warning("a server does not answer", action="server_unavailable", error=str(error))
@@ -246,6 +247,7 @@ def _admit(farm: Services, dialect: Dialect, operation: Operation, request: Requ
         raise Unauthorized(dialect.ask)
     with farm.store.begin() as unit:
         key = unit.tenants.authenticate(text)
+    count(farm, key, request)
     if operation.scopes and key.scopes.isdisjoint(operation.scopes):
         raise Forbidden(f"this needs a key with the scope {' or '.join(sorted(operation.scopes))}")
     return key
