@@ -165,7 +165,8 @@ class Store:
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise DatabaseUnavailable("PostgreSQL does not answer") from error
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error.orig, pg.OperationalError):
+            # read-only: a standby, which a failover is about to promote
+            if error.connection_invalidated or isinstance(error.orig, (pg.OperationalError, pg.ReadOnlySqlTransaction)):
                 raise DatabaseUnavailable("PostgreSQL does not answer") from error
             raise
 
