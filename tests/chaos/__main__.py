@@ -26,6 +26,7 @@ from typing import Any
 import psycopg
 import redis
 
+from farm.domain.states import Priority
 from farm.errors import StorageUnavailable
 from tests.chaos.farm import LOOK_AHEAD, SLOTS, ChaosFarm
 from tests.chaos.faults import FAULTS
@@ -64,12 +65,13 @@ class Run:
     seconds: float
     chance: Random
     at_once: int = 2  #: faults
+    ahead: int = 60  #: jobs that are not over, at most
     samples: list[Sample] = field(default_factory=list)
     faults: list[Done] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.submitter = Submitter(self.farm.url, self.farm.keys, Random(self.chance.random()), ahead=60)
+        self.submitter = Submitter(self.farm.url, self.farm.keys, Random(self.chance.random()), self.ahead)
         self._connection: psycopg.Connection[Any] | None = None
         self._began = time.monotonic()
         self._told = self._sampled = 0.0
@@ -95,6 +97,12 @@ class Run:
         if not at_rest:
             found.append(Violation("comes to rest", "farm", f"not within {HEAL_SECONDS:g} s after the last fault"))
         return history, found
+
+    def close(self) -> None:
+        """End what looks at the farm."""
+        self.submitter.close()
+        if self._connection is not None:
+            self._connection.close()
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
@@ -214,15 +222,14 @@ class Run:
                     "SELECT extract(epoch FROM finished_at) FROM job WHERE state = 'succeeded' ORDER BY finished_at"
                 )
             ]
-            again = [
-                float(row[0])
-                for row in connection.execute(
-                    "SELECT extract(epoch FROM (SELECT min(later.created_at) FROM event later WHERE"
-                    " later.job_id = event.job_id AND later.id > event.id AND later.type <> 'job.progress')"
-                    " - created_at) AS pause FROM event WHERE type = 'job.requeued' ORDER BY 1"
-                )
-                if row[0] is not None
-            ]
+            again: dict[int, list[float]] = {}
+            for priority, pause in connection.execute(
+                "SELECT job.priority, extract(epoch FROM (SELECT min(later.created_at) FROM event later WHERE"
+                " later.job_id = event.job_id AND later.id > event.id AND later.type <> 'job.progress')"
+                " - event.created_at) FROM event JOIN job ON job.id = event.job_id WHERE event.type = 'job.requeued'"
+            ):
+                if pause is not None:
+                    again.setdefault(priority, []).append(float(pause))
         after = [
             next((end - fault.ended for end in ends if end >= fault.ended), None)
             for fault in self.faults
@@ -246,7 +253,10 @@ class Run:
             "longest_list": max(lengths, default=0),
             "recovery_seconds": {
                 "from a fault's end to the next finished job": spread(recovered),
-                "from a job taken back to its next claim or end": spread(again),
+                # those of a batch wait for the others, until their line has aged
+                "from a job taken back to its next claim or end, by class": {
+                    Priority.of_rank(priority).value: spread(pauses) for priority, pauses in sorted(again.items())
+                },
             },
             "violations": [str(violation) for violation in violations],
         }
@@ -262,14 +272,16 @@ def spread(values: list[float]) -> dict[str, float | int]:
     return {"count": len(values), "p50": round(statistics.median(values), 2), "max": round(max(values), 2)}
 
 
-def run(seconds: float, seed: int, *, workers: int = 3, unpluggable: bool = False, directory: Path) -> dict[str, Any]:
+def run(
+    seconds: float, seed: int, *, workers: int = 3, ahead: int = 60, unpluggable: bool = False, directory: Path
+) -> dict[str, Any]:
     """One run; returns its report."""
     chance = Random(seed)
     farm = ChaosFarm(directory, chance, workers, unpluggable=unpluggable)
     try:
-        one = Run(farm, seconds, chance)
-        history, violations = one.go()
-        return {"seed": seed, **one.report(history, violations)}
+        with contextlib.closing(Run(farm, seconds, chance, ahead=ahead)) as one:
+            history, violations = one.go()
+            return {"seed": seed, **one.report(history, violations)}
     finally:
         farm.close()
 

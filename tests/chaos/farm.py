@@ -317,9 +317,9 @@ class ChaosFarm:
             return None
 
     def close(self) -> None:
-        """Stop everything."""
-        for service in self.all.values():
-            self.signal(service.name, signal.SIGCONT)
+        """Stop everything; the services at once, for nobody asks any more what they do."""
+        for name in self.all:
+            self.signal(name, signal.SIGKILL)
         self._closing.close()
 
 

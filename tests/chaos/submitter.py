@@ -29,7 +29,8 @@ class Submitter(threading.Thread):
 
     def close(self) -> None:
         self._closing.set()
-        self.join(60)
+        if self.is_alive():
+            self.join(60)
 
     def run(self) -> None:
         # one try and little patience, so that a farm that is down is asked again and again
