@@ -66,12 +66,14 @@ class Run:
     chance: Random
     at_once: int = 2  #: faults
     ahead: int = 60  #: jobs that are not over, at most
+    poison: float = 0.01  #: of the jobs, which kill two workers each
     samples: list[Sample] = field(default_factory=list)
     faults: list[Done] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.submitter = Submitter(self.farm.url, self.farm.keys, Random(self.chance.random()), self.ahead)
+        chance = Random(self.chance.random())
+        self.submitter = Submitter(self.farm.url, self.farm.keys, chance, self.ahead, self.poison)
         self._connection: psycopg.Connection[Any] | None = None
         self._began = time.monotonic()
         self._told = self._sampled = 0.0
@@ -273,13 +275,20 @@ def spread(values: list[float]) -> dict[str, float | int]:
 
 
 def run(
-    seconds: float, seed: int, *, workers: int = 3, ahead: int = 60, unpluggable: bool = False, directory: Path
+    seconds: float,
+    seed: int,
+    *,
+    directory: Path,
+    workers: int = 3,
+    ahead: int = 60,
+    poison: float = 0.01,
+    unpluggable: bool = False,
 ) -> dict[str, Any]:
     """One run; returns its report."""
     chance = Random(seed)
     farm = ChaosFarm(directory, chance, workers, unpluggable=unpluggable)
     try:
-        with contextlib.closing(Run(farm, seconds, chance, ahead=ahead)) as one:
+        with contextlib.closing(Run(farm, seconds, chance, ahead=ahead, poison=poison)) as one:
             history, violations = one.go()
             return {"seed": seed, **one.report(history, violations)}
     finally:

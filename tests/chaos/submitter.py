@@ -13,14 +13,15 @@ from tests.chaos.farm import CAPS, POISON, uuid_of
 
 
 class Submitter(threading.Thread):
-    """Submits until told to stop, at most ``ahead`` jobs more than are over."""
+    """Submits until told to stop, at most ``ahead`` jobs more than are over; ``poison`` of them kill their workers."""
 
-    def __init__(self, url: str, keys: dict[str, str], chance: Random, ahead: int) -> None:
+    def __init__(self, url: str, keys: dict[str, str], chance: Random, ahead: int, poison: float) -> None:
         super().__init__(name="submitter", daemon=True)
         self._url = url
         self._keys = keys
         self._chance = chance
         self._ahead = ahead
+        self._poison = poison
         self._closing = threading.Event()
         self.accepted: set[str] = set()  #: UUIDs of the jobs of which a 2xx told
         self.asked = 0
@@ -59,7 +60,7 @@ class Submitter(threading.Thread):
                 farm.cancel_batch(batch.id)
         else:
             self.asked += 1
-            job = farm.submit_body(self._job(poison=chance.random() < 0.01))
+            job = farm.submit_body(self._job(poison=chance.random() < self._poison))
             mine.append(job.id)
             self.accepted.add(uuid_of(job.id))
 
