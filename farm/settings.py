@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     metrics_deliverer_port: int = Field(9463, ge=0, le=65535)
     metrics_worker_port: int = Field(9464, ge=0, le=65535)  #: give each worker of a machine its own
 
+    otel_endpoint: str | None = None  #: an OpenTelemetry collector (``http://host:4318``) for traces; None: no traces
     log_json: bool = False
 
     @field_validator("webhook_allow", mode="before")

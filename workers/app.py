@@ -14,6 +14,7 @@ import structlog
 from celery import signals
 from celery.utils.nodenames import default_nodename
 
+from farm import tracing
 from farm.dispatch import broker
 from farm.errors import SetupError
 from farm.log import configure
@@ -70,6 +71,7 @@ def _begin(instance: Any = None, conf: Any = None, options: dict[str, Any] | Non
     try:
         _require_threads(options or {})
         _log()
+        tracing.configure(settings(), "worker")
         _shift = Shift(settings(), app)
         if instance.hostname == default_nodename(None):  # not named with -n
             instance.hostname = f"{_shift.card_name}@{_shift.host}"

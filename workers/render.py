@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import structlog
 from PIL import Image
 
-from farm import lifecycle, metrics
+from farm import lifecycle, metrics, tracing
 from farm.domain.job import Job, JobError, Output
 from farm.domain.model import Model
 from farm.domain.states import JobState
@@ -79,8 +79,12 @@ class Bench:
 
 def render(bench: Bench, job_id: str, epoch: int) -> None:
     """Do the job that a message names, if it is ours to do. Raises nothing: what happens is in the job's row."""
-    with structlog.contextvars.bound_contextvars(worker=bench.worker, job=job_id, epoch=epoch):
-        right = claim(bench, job_id, epoch)
+    with (
+        structlog.contextvars.bound_contextvars(worker=bench.worker, job=job_id, epoch=epoch),
+        tracing.of_job("attempt", job_id, worker=bench.worker, epoch=epoch),
+    ):
+        with tracing.step("claim"):
+            right = claim(bench, job_id, epoch)
         if right is None:
             return
         crash.at("after_claim", right.job.spec.prompt)
@@ -323,9 +327,11 @@ def discard(bench: Bench, outputs: list[Output]) -> None:
             return
 
 
-def stage(name: str) -> AbstractContextManager[None]:
+@contextmanager
+def stage(name: str) -> Iterator[None]:
     """Measure a stage."""
-    return metrics.timed(metrics.STAGE_SECONDS.labels(name))
+    with metrics.timed(metrics.STAGE_SECONDS.labels(name)), tracing.step(name):
+        yield
 
 
 def finished(right: Right, outcome: str) -> None:

@@ -57,6 +57,7 @@ class Edge:
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else ids.new("req")
         scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.bind_contextvars(request=request_id)
         status = 0
 
         async def answer(message: Message) -> None:
@@ -74,7 +75,7 @@ class Edge:
         try:
             await self._limited(scope, headers, receive, answer)
         except Exception:
-            log.exception("a request failed", action="request_failed", request=request_id, path=scope["path"])
+            log.exception("a request failed", action="request_failed", path=scope["path"])
             if status:
                 raise  # half an answer is out: the connection must break, so that it is not taken for a whole one
             request = Request(scope)
@@ -90,13 +91,13 @@ class Edge:
                 log.info(
                     "request",
                     action="request",
-                    request=request_id,
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
                     seconds=round(time.perf_counter() - started, 4),
                     key=None if key is None else key.id,
                 )
+            structlog.contextvars.unbind_contextvars("request", "tenant", "job")
 
     async def _limited(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         limit = self._limits.get(scope["path"], self._limit)

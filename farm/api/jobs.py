@@ -6,15 +6,17 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from typing import Annotated, Any, Final
 
 import anyio.to_thread
+import structlog
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 from pydantic import AwareDatetime, BeforeValidator, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from farm import lifecycle
+from farm import lifecycle, tracing
 from farm.api import inputs, stream
 from farm.api.auth import Reader, Submitter
 from farm.api.changes import REREAD_SECONDS
@@ -109,13 +111,18 @@ async def submit_job(
     response: Response,
     idempotency_key: Key = None,
     prefer: Prefer = None,
+    traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> JobShape:
     """Accept one job. Once this has answered, the job reaches exactly one end: succeeded, failed or canceled."""
     name = None if idempotency_key is None else IdempotencyKey(idempotency_key, _hash(request))
+    began = time.time()
     known = None if name is None else await run_in_threadpool(_before, farm, key.tenant_id, name)
     if known is None:
         new = await resolved(farm, key.tenant_id, request)
         job, created = await run_in_threadpool(store_job, farm, key.tenant_id, new, name)
+        structlog.contextvars.bind_contextvars(job=job.id)
+        if created:
+            tracing.accepted(job.id, traceparent, began, tenant=key.tenant_id, model=job.spec.model)
     else:
         job, created = known, False
     seconds = wait_of(prefer, farm.settings.max_wait_seconds)

@@ -218,7 +218,6 @@ def of_error(request: Request, error: FarmError) -> JSONResponse:
             action="server_unavailable",
             error=str(error),
             cause=repr(error.__cause__)[:500],
-            request=getattr(request.state, "request_id", None),
         )
         # the cause may name hosts and keys of objects, which are not the client's business
         return problem(request, status, "A part of the farm does not answer; try again soon.", headers=headers)

@@ -8,6 +8,7 @@ from email.message import Message
 from http import HTTPStatus
 from typing import Any, NoReturn
 
+import structlog
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from farm.api.auth import Requires
 from farm.api.problems import Unreadable
+from farm.domain import ids
 
 
 class StrictRequest(Request):
@@ -58,6 +60,9 @@ class Guarded(APIRoute):
         async def guarded(request: Request) -> Response:
             for guard in guards:
                 await run_in_threadpool(guard.admit, request)
+                structlog.contextvars.bind_contextvars(tenant=request.state.key.tenant_id)
+            if ids.is_id(ids.JOB, job := request.path_params.get("job_id", "")):
+                structlog.contextvars.bind_contextvars(job=job)
             if takes_json:
                 _must_be_json(request)
             return await handle(StrictRequest(request.scope, request.receive))

@@ -12,12 +12,13 @@ def api(
     port: Annotated[int | None, typer.Option(help="Port to listen on; FARM_API_PORT by default.")] = None,
 ) -> None:
     """Serve the HTTP API and the dashboard until told to stop."""
-    from farm import metrics
+    from farm import metrics, tracing
     from farm.api.serve import serve
     from farm.dashboard.app import create_app
     from farm.log import configure
     from farm.settings import settings
 
     configure(settings(), "api")
+    tracing.configure(settings(), "api")
     metrics.serve(settings(), settings().metrics_api_port)
     serve(create_app(settings()), settings(), host, port)

@@ -7,12 +7,13 @@ import signal
 
 def dispatcher() -> None:
     """Hand waiting jobs over to workers. Several may run: one leads, the others stand by."""
-    from farm import metrics
+    from farm import metrics, tracing
     from farm.dispatch.dispatcher import Dispatcher
     from farm.log import configure
     from farm.settings import settings
 
     configure(settings(), "dispatcher")
+    tracing.configure(settings(), "dispatcher")
     one = Dispatcher(settings())
     metrics.serve(settings(), settings().metrics_dispatcher_port, one.gauges)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 from celery import Celery
 
-from farm import lifecycle, metrics, registry
+from farm import lifecycle, metrics, registry, tracing
 from farm.dispatch import broker
 from farm.dispatch.gauges import FarmGauges
 from farm.dispatch.leader import Leadership
@@ -209,6 +209,7 @@ class Dispatcher:
             self._broker_trouble = 0
             metrics.HAND_OVERS.inc(len(sent))
             for one in sent:
+                tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
                 log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
         except BrokerUnavailable as error:
             self._broker_trouble += 1

@@ -207,6 +207,7 @@ def application(
             try:
                 key = await run_in_threadpool(_admit, farm, dialect, operation, request)
                 request.state.key = key
+                structlog.contextvars.bind_contextvars(tenant=key.tenant_id)
                 call = Call(farm, key, request)
                 if inspect.iscoroutinefunction(handler):
                     return cast("Response", await handler(call))

@@ -1,0 +1,136 @@
+"""One trace for each job, whoever works on it; and one line of log that says whose it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any, cast
+
+import pytest
+import structlog
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from PIL import Image
+
+from farm import lifecycle, tracing
+from farm.domain.job import HandOver
+from farm.domain.states import JobState
+from farm.domain.worker import Card, WorkerInfo
+from farm.errors import SetupError
+from farm.log import configure
+from farm.settings import Settings
+from tests.api_server import Hand, running
+from workers.engine import Engine, Rendered, RenderWork
+from workers.render import Bench, render
+from workers.reporter import Reporter
+from workers.rights import Rights
+
+JOB = {"task": "text-to-image", "model": "starter", "prompt": "a red ball on a blue background"}
+CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+class Card64:
+    """In place of the card: a black picture at once."""
+
+    def submit(self, work: RenderWork) -> Future[Rendered]:
+        work.on_take_up()
+        done: Future[Rendered] = Future()
+        done.set_result(Rendered([Image.new("RGB", (work.spec.width, work.spec.height))], {"dtype": "float32"}))
+        return done
+
+    def withdraw(self, _: RenderWork) -> None: ...
+
+    def leave(self, _: object) -> None: ...
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    tracing.start("test", SimpleSpanProcessor(exporter))
+    yield exporter
+    tracing.stop()
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    configure(Settings(log_json=True), "test")
+    structlog.configure(cache_logger_on_first_use=False)  # what is cached would stay so after this test
+    written = io.StringIO()
+    cast("logging.StreamHandler[Any]", root.handlers[0]).setStream(written)
+    yield written
+    root.handlers[:], level = before[0], before[1]
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
+    farm_env: dict[str, str], spans: InMemorySpanExporter, log: io.StringIO
+) -> None:
+    settings = Settings()
+    with running(settings) as api:
+        headers = {"traceparent": CALLER, "X-Request-Id": "mine-1"}
+        with api.client() as client:
+            job = client.post("/v1/jobs", json=JOB, headers=headers).raise_for_status().json()["id"]
+        hand = Hand(api)
+        hand.join(WorkerInfo(hand.name, "boot", "test", Card("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1))
+        with api.store.begin() as unit:
+            (sent,) = lifecycle.hand_over(unit, [HandOver(job, hand.name)], 30)
+        rights = Rights()
+        model = api.server.config.app.state.services.registry.get  # type: ignore[union-attr]
+        bench = Bench(
+            hand.name,
+            settings,
+            api.store,
+            api.storage,
+            cast("Engine", Card64()),
+            Reporter(api.store, rights),
+            rights,
+            model,
+        )
+        render(bench, job, sent.epoch)
+        with api.store.begin() as unit:
+            assert unit.jobs.get(job).state is JobState.SUCCEEDED, log.getvalue()
+
+    found = {span.name: span for span in spans.get_finished_spans()}
+    assert set(found) == {"job", "attempt", "claim", "inputs", "denoise", "encode", "upload", "commit"}
+    assert {f"{span.context.trace_id:032x}" for span in found.values()} == {job.removeprefix("job_")}
+    first, attempt = found["job"], found["attempt"]
+    assert first.parent is None
+    assert f"{first.links[0].context.trace_id:032x}" in CALLER
+    assert attempt.parent is not None
+    assert attempt.parent.span_id == first.context.span_id
+    assert attempt.attributes is not None
+    assert (attempt.attributes["farm.epoch"], attempt.attributes["farm.worker"]) == (sent.epoch, hand.name)
+    for name in set(found) - {"job", "attempt"}:
+        parent = found[name].parent
+        assert parent is not None
+        assert parent.span_id == attempt.context.span_id
+
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    (claimed,) = [line for line in lines if line.get("action") == "job_claimed"]
+    assert (claimed["job"], claimed["epoch"], claimed["worker"]) == (job, sent.epoch, hand.name)
+    (asked,) = [line for line in lines if line.get("request") == "mine-1"]
+    assert (asked["action"], asked["tenant"], asked["job"]) == ("request", api.tenant_id, job)
+
+
+def test_without_an_endpoint_nothing_of_opentelemetry_is_imported_and_without_the_extra_a_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = (
+        "import sys; from farm import tracing; from farm.settings import Settings\n"
+        "tracing.configure(Settings(), 'api')\n"
+        "with tracing.of_job('attempt', 'job_' + '0' * 32), tracing.step('claim'): pass\n"
+        "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(SetupError, match=r"\[otel\]"):
+        tracing.configure(Settings(otel_endpoint="http://127.0.0.1:4318"), "api")
