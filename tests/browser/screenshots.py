@@ -27,6 +27,8 @@ def paths(farm: Furnished) -> dict[str, str]:
         "workers": "/farm/workers",
         "worker": f"/farm/workers/one?name={farm.worker.name}",
         "models": "/farm/models",
+        "render": "/farm/render",
+        "batch-new": "/farm/batches/new",
         "batches": "/farm/batches",
         "batch": f"/farm/batches/{farm.batch}",
         "batch-open": f"/farm/batches/{farm.open_batch}",
@@ -44,6 +46,7 @@ SHOWN = "[...document.images].every((one) => one.complete || one.getBoundingClie
 MORE = {
     ("overview", "desktop", "dark"),
     ("overview", "phone", "light"),
+    ("render", "phone", "dark"),
     ("batch", "phone", "dark"),
     ("job", "phone", "light"),
     ("job-running", "desktop", "dark"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from farm.dashboard.page import ASSETS
@@ -16,7 +18,7 @@ from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.store.tenants import Scope
 from tests.api_server import Api
-from tests.browser.furnishing import Furnished
+from tests.browser.furnishing import Furnished, scene
 from tests.browser.screenshots import paths
 from tests.waiting import wait_until
 
@@ -278,3 +280,86 @@ def test_pictures_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter) 
     assert page.request.get(f"{base}/pictures.zip").body().startswith(b"PK")
     assert len(page.request.get(f"{base}/results.jsonl").text().splitlines()) == 24
     assert len(page.request.get(f"{base}/errors.jsonl").text().splitlines()) == 4
+
+
+def test_a_picture_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    page = enter(farm.operator)
+    page.get_by_role("link", name="Render", exact=True).click()
+    page.get_by_role("link", name="a red ball on a blue background").click()
+    expect(page.locator("[name=prompt]")).to_have_value("a red ball on a blue background")
+    expect(page.locator("#image")).to_be_hidden()
+    page.get_by_label("inpainting").check()
+    page.set_input_files("#image", {"name": "ball.png", "mimeType": "image/png", "buffer": scene(7)[1]})
+    canvas = page.locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    frame = canvas.bounding_box()
+    page.mouse.move(frame["x"] + frame["width"] / 4, frame["y"] + frame["height"] / 4)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 4, steps=4)
+    page.mouse.up()
+    canvas.focus()
+    for key in ("Shift+ArrowDown", "Shift+ArrowDown", "Space", "Shift+ArrowDown", "Space"):
+        page.keyboard.press(key)
+    expect(page.get_by_text("3 strokes painted.")).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    page.fill("[name=num_inference_steps]", "0")
+    page.get_by_role("button", name="Render").click()
+    expect(page.get_by_role("alert")).to_contain_text("1 field to correct")
+    page.fill("[name=num_inference_steps]", "5")  # the pictures are kept
+    page.get_by_role("button", name="Render").click()
+    expect(page.get_by_role("status")).to_have_text("Submitted.")
+    with api.store.begin() as unit:
+        job = unit.jobs.get(page.url.rpartition("/")[2])
+    assert (job.spec.task, job.spec.num_inference_steps) == ("inpainting", 5)
+    assert job.spec.prompt == "a red ball on a blue background"
+    mask = Image.open(io.BytesIO(api.storage.get(job.spec.inputs["mask_image"].key))).convert("L")
+    assert mask.size == (128, 128)
+    assert mask.getpixel((48, 32)) == 255  # in the middle of the stroke
+    assert mask.getpixel((64, 57)) == 255  # the first dot of the keyboard
+    assert mask.getpixel((64, 80)) == 0  # the second one was undone
+    assert mask.getpixel((120, 120)) == 0
+
+
+def test_without_javascript_the_mask_is_a_file(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    page = enter(farm.tenant, java_script_enabled=False)
+    page.goto("/farm/render")
+    page.get_by_label("inpainting").check()
+    page.fill("[name=prompt]", "a green cube on a white background")
+    page.set_input_files("#image", {"name": "a.png", "mimeType": "image/png", "buffer": scene(8)[1]})
+    white = io.BytesIO()
+    Image.new("L", (128, 128), 255).save(white, "PNG")
+    page.set_input_files("#mask_image", {"name": "mask.png", "mimeType": "image/png", "buffer": white.getvalue()})
+    page.get_by_role("button", name="Render").click()
+    expect(page.get_by_role("status")).to_have_text("Submitted.")
+    with api.store.begin() as unit:
+        job = unit.jobs.get(page.url.rpartition("/")[2])
+    assert job.tenant_id == farm.other_id
+    assert set(job.spec.inputs) == {"image", "mask_image"}
+    refused = enter(farm.reader)
+    assert refused.goto("/farm/render").status == 403
+
+
+def test_a_file_is_checked_before_it_is_submitted(lived_in: LivedIn, enter) -> None:
+    api, farm = lived_in
+    page = enter(farm.operator)
+    page.get_by_role("link", name="New batch").click()
+    bad = b"prompt,seed,num_inference_steps\na red ball,1,\na blue cube,2,900\n"
+    page.set_input_files("[name=file]", {"name": "jobs.csv", "mimeType": "text/csv", "buffer": bad})
+    page.fill("[name=name]", "from-a-file")
+    page.fill("[name=num_inference_steps]", "7")
+    page.get_by_role("button", name="Check").click()
+    row = page.locator("#checked tbody tr")
+    expect(row).to_have_count(1)
+    expect(row).to_contain_text("num_inference_steps")
+    expect(row.locator("td").first).to_have_text("3")
+    expect(page.get_by_role("button", name="Submit")).to_have_count(0)
+    good = "".join(json.dumps({"prompt": f"a red ball {one}", "seed": one}) + "\n" for one in range(3)).encode()
+    page.set_input_files("[name=file]", {"name": "jobs.jsonl", "mimeType": "", "buffer": good})
+    page.get_by_role("button", name="Check").click()
+    page.get_by_role("button", name="Submit 3 jobs").click()
+    expect(page.get_by_role("status").first).to_have_text("Submitted: 3 jobs.")
+    with api.store.begin() as unit:
+        jobs = unit.jobs.of_batch(page.url.rpartition("/")[2], (), 0, 10)
+    assert [(job.spec.seed, job.spec.num_inference_steps) for job in jobs] == [(0, 7), (1, 7), (2, 7)]

@@ -6,8 +6,19 @@ from types import ModuleType
 from typing import Final
 
 from farm.dashboard import page
-from farm.dashboard.pages import act, batches, jobs, login, models, overview, pictures, workers
+from farm.dashboard.pages import act, batches, jobs, login, models, new_batch, new_job, overview, pictures, workers
 
-PAGES: Final[tuple[ModuleType, ...]] = (login, overview, workers, models, batches, jobs, act, pictures)
+PAGES: Final[tuple[ModuleType, ...]] = (
+    login,
+    overview,
+    workers,
+    models,
+    new_job,
+    new_batch,
+    batches,
+    jobs,
+    act,
+    pictures,
+)
 
 page.LINKS[:] = [module.LINK for module in PAGES if hasattr(module, "LINK")]

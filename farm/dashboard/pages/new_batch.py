@@ -1,0 +1,147 @@
+"""New batch: a file of jobs, checked first, then submitted."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import IO, Final
+
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from farm.api import bulk, lines, problems
+from farm.api.batch_shapes import BatchQuery
+from farm.api.bulk import Order
+from farm.api.services import Farm, Services
+from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.domain.batch import Batch, Estimate, NewBatch, OnError
+from farm.domain.states import Priority
+from farm.domain.tasks import OutputFormat, Scheduler, Task
+from farm.errors import BadInput, BatchRefused, FieldProblem
+from farm.store.tenants import Scope
+
+PATH: Final = f"{HOME}/batches/new"
+LINK: Final = Link("Work", "New batch", PATH, -10, (Scope.SUBMIT,))
+router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
+
+SHOWN: Final = 50  #: bad lines that the page names
+CHUNK: Final = 2**18  #: bytes
+FIELDS: Final = (
+    "name",
+    "on_error",
+    "task",
+    "model",
+    "prompt",
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+    "width",
+    "height",
+    "output_format",
+    "priority",
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a dry run, or a refusal, has to say."""
+
+    estimate: Estimate | None
+    problems: tuple[FieldProblem, ...]
+    count: int  #: of problems in all, or of lines that would not be taken
+    error_file: str | None = None
+
+
+@router.get("")
+def form(request: Request, farm: Farm, who: Who) -> Response:
+    """The form."""
+    who.must(Scope.SUBMIT)
+    return _form(request, farm, {}, None)
+
+
+@router.post("")
+async def submit(request: Request, farm: Farm, who: Who) -> Response:
+    """Look through the file, and submit it unless only that was asked for."""
+    who.must(Scope.SUBMIT)
+    async with request.form(max_files=1, max_fields=40) as sent:
+        given = {name: value for name, value in sent.items() if isinstance(value, str)}
+        part = sent.get("file")
+        dry = given.get("act") != "submit"
+        found: Batch | Checked
+        if isinstance(part, UploadFile) and part.size:
+            found = await anyio.to_thread.run_sync(
+                _take, farm, who.key.tenant_id, given, part.file, part.filename or "", dry
+            )
+        else:
+            found = Checked(None, (FieldProblem("file", None, "choose a CSV or JSONL file"),), 1)
+    if isinstance(found, Batch):
+        return see(f"{HOME}/batches/{found.id}", f"Submitted: {found.counts.total:,} jobs.")
+    return await anyio.to_thread.run_sync(_form, request, farm, given, found)
+
+
+def _take(
+    farm: Services, tenant_id: str, given: dict[str, str], file: IO[bytes], filename: str, dry: bool
+) -> Batch | Checked:
+    try:
+        query = BatchQuery.model_validate({name: given[name] for name in FIELDS if given.get(name, "").strip()})
+    except ValidationError as error:
+        wrong = problems.of_body(error)
+        return Checked(None, tuple(wrong), len(wrong))
+    order = Order(NewBatch(query.name), query.defaults(), query.on_error, dry)
+    kind = _kind(file, filename)
+    digest = bulk.new_hash(order, kind)
+    chunks = bulk.hashed(_chunks(file), digest)
+    found = lines.table(chunks) if kind == lines.CSV else lines.jsonl(chunks)
+    try:
+        made, _ = bulk.submit(farm, tenant_id, order, found, given.get("once") or None, digest.digest)
+    except BatchRefused as refused:
+        return Checked(None, refused.problems[:SHOWN], refused.count, refused.error_file)
+    except BadInput as refused:
+        return Checked(None, refused.problems[:SHOWN], len(refused.problems))
+    if isinstance(made, Estimate):
+        return Checked(made, made.problems[:SHOWN], made.refused)
+    return made
+
+
+def _kind(file: IO[bytes], filename: str) -> str:
+    """By its name, else by how it begins: a JSON line begins with a brace."""
+    suffix = PurePath(filename.lower()).suffix
+    if suffix == ".csv":
+        return lines.CSV
+    if suffix in (".jsonl", ".ndjson"):
+        return lines.JSONL[0]
+    begin = file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(0)
+    return lines.JSONL[0] if begin.startswith(b"{") else lines.CSV
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK):
+        yield chunk
+
+
+def _form(request: Request, farm: Services, given: dict[str, str], checked: Checked | None) -> Response:
+    part = "hx-request" in request.headers
+    refused = checked is not None and checked.estimate is None
+    return render(
+        request,
+        "batch_checked.html" if part else "batch_new.html",
+        status=422 if refused and not part else 200,
+        given=given,
+        wrong={},
+        checked=checked,
+        on_error=given.get("on_error", ""),
+        once=given.get("once") or f"page-{secrets.token_urlsafe(18)}",
+        tasks=list(Task),
+        models=[one.id for one in farm.registry.models],
+        schedulers=list(Scheduler),
+        formats=list(OutputFormat),
+        priorities=list(Priority),
+        ways=list(OnError),
+    )
