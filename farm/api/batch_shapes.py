@@ -18,6 +18,7 @@ from farm.domain.tasks import (
     MAX_STEPS,
     SIDE_MULTIPLE,
     Metadata,
+    Moment,
     NoNul,
     OutputFormat,
     Scheduler,
@@ -62,6 +63,8 @@ class BatchQuery(_Input):
     exact: bool | None = None
     output_format: OutputFormat | None = None
     priority: Priority | None = Field(None, description="`bulk` if absent: after what people wait for.")
+    not_before: Moment | None = Field(None, description="When the jobs may be handed to workers at the earliest.")
+    deadline: Moment | None = Field(None, description="Jobs that still wait then fail as `deadline_exceeded`.")
     webhook: WebhookUrl | None = Field(None, description="Told of the batch's milestones and its end.")
     webhook_jobs: bool = Field(False, description="Whether `webhook` is also told when each job is over.")
     image: Reference | None = None

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from farm.api.services import Services
 from farm.domain import ids
 from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Own, Staged
 from farm.domain.job import NewJob
-from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
+from farm.domain.resolve import DRAWN_SEEDS, check_times, choose_model, resolve
 from farm.domain.tasks import AnyJobRequest, InputPicture, JobRequest
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.lifecycle import IdempotencyKey
@@ -152,6 +153,7 @@ class Checker:
             model = choose_model(request, self._farm.registry)
         except BadInput as refused:
             found += refused.problems
+        found += check_times(request, datetime.now(UTC))
         if request.webhook is not None:
             found += self._webhook(request.webhook)
         pictures: dict[str, InputPicture] = {}
@@ -170,6 +172,8 @@ class Checker:
             metadata=tuple(request.metadata.items()),
             webhook=request.webhook,
             max_attempts=self._farm.settings.max_attempts,
+            not_before=request.not_before,
+            deadline=request.deadline,
         )
 
     def _look_up(self, field: str, reference: str) -> InputPicture | tuple[FieldProblem, ...]:

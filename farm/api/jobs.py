@@ -7,12 +7,13 @@ import hashlib
 import json
 import re
 import time
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 import anyio.to_thread
 import structlog
 from fastapi import APIRouter, Body, Header, Path, Query, Response
-from pydantic import AwareDatetime, BeforeValidator, StringConstraints
+from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -27,9 +28,9 @@ from farm.api.shapes import JobPage, JobShape
 from farm.domain import ids
 from farm.domain.job import Job, JobFilter, NewJob
 from farm.domain.model import Model
-from farm.domain.resolve import choose_model, resolve
+from farm.domain.resolve import check_times, choose_model, resolve
 from farm.domain.states import JobState
-from farm.domain.tasks import AnyJobRequest, CustomId, InputPicture, NoNul, Storable, Task
+from farm.domain.tasks import AnyJobRequest, CustomId, InputPicture, Moment, NoNul, Storable, Task
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
 from farm.webhooks import guard
@@ -53,17 +54,6 @@ Prefer = Annotated[
     str | None,
     Header(description="`wait` or `wait=SECONDS`: answer when the job is over, or after that long.", max_length=500),
 ]
-_MOMENT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}.*", re.ASCII)
-
-
-def _written_out(text: object) -> object:
-    """Refuse what pydantic would take for seconds since 1970."""
-    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
-        raise ValueError("must be a date and time with an offset: 2026-01-31T12:00:00Z")
-    return text
-
-
-Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 # Again the pattern is for the reader: what does not decode is refused where cursors are made.
 Cursor = Annotated[
     str | None,
@@ -150,6 +140,8 @@ async def resolved(farm: Services, tenant_id: str, request: AnyJobRequest) -> Ne
         metadata=tuple(request.metadata.items()),
         webhook=request.webhook,
         max_attempts=farm.settings.max_attempts,
+        not_before=request.not_before,
+        deadline=request.deadline,
     )
 
 
@@ -172,6 +164,7 @@ def _model(farm: Services, request: AnyJobRequest) -> Model:
         model = choose_model(request, farm.registry)
     except BadInput as refused:
         problems += refused.problems
+    problems += check_times(request, datetime.now(UTC))
     if request.webhook is not None:
         try:
             guard.parse(request.webhook, farm.settings, field="webhook")
@@ -184,7 +177,9 @@ def _model(farm: Services, request: AnyJobRequest) -> Model:
 
 def _hash(request: AnyJobRequest) -> bytes:
     """Of what the request means, so that the order of its fields and its white space do not matter."""
-    text = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    # what was added since the first keys is left out where it is not used: a key goes on meaning what it meant
+    later = {name for name in ("not_before", "deadline") if getattr(request, name) is None}
+    text = json.dumps(request.model_dump(mode="json", exclude=later), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -113,6 +113,10 @@ class JobShape(Shape):
     )
     cancel_requested: bool
     created_at: datetime
+    available_at: datetime = Field(
+        description="Not handed over before then: its `not_before`, or the pause before another attempt."
+    )
+    deadline: datetime | None = Field(description="If it still waits then, it fails as `deadline_exceeded`.")
     dispatched_at: datetime | None
     started_at: datetime | None = Field(description="When a worker claimed it.")
     finished_at: datetime | None
@@ -147,6 +151,8 @@ class JobShape(Shape):
             recipe=job.recipe,
             cancel_requested=job.cancel_requested,
             created_at=job.created_at,
+            available_at=job.available_at,
+            deadline=job.deadline,
             dispatched_at=dispatched,
             started_at=claimed,
             finished_at=job.finished_at,

@@ -7,11 +7,10 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from farm.api.jobs import Moment
 from farm.api.shapes import Shape
 from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, Disabled, Endpoint, Secret
 from farm.domain.states import EventType
-from farm.domain.tasks import NoNul, Storable
+from farm.domain.tasks import Moment, NoNul, Storable
 from farm.store.deliveries import Attempt, Delivery
 from farm.webhooks import signature
 from farm.webhooks.guard import MAX_URL

@@ -10,7 +10,6 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from farm.api.auth import Reader, SecretReader, Submitter
 from farm.api.jobs import Cursor as ShortCursor
-from farm.api.jobs import Moment
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
 from farm.api.services import Farm
@@ -31,7 +30,7 @@ from farm.api.webhook_shapes import (
 )
 from farm.domain import ids
 from farm.domain.endpoint import DeliveryState
-from farm.domain.tasks import NoNul, Storable
+from farm.domain.tasks import Moment, NoNul, Storable
 from farm.store.deliveries import DeliveryFilter
 from farm.webhooks import guard, signature
 

@@ -20,7 +20,7 @@ import typer
 from farm.cli import naming
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
-from farm.cli.render import FormatName, PriorityName, TaskName, size_of
+from farm.cli.render import Deadline, FormatName, NotBefore, PriorityName, TaskName, size_of
 from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def submit(
     n: Annotated[int | None, typer.Option("--n", "-n", help="Pictures per job.")] = None,
     output_format: Annotated[FormatName | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
     priority: Annotated[PriorityName | None, typer.Option(help="bulk if absent.")] = None,
+    not_before: NotBefore = None,
+    deadline: Deadline = None,
     webhook: Annotated[str | None, typer.Option(help="A URL that is told how far the batch is.")] = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -92,6 +94,8 @@ def submit(
         "num_images_per_prompt": n,
         "output_format": output_format and output_format.value,
         "priority": priority and priority.value,
+        "not_before": not_before,
+        "deadline": deadline,
         "webhook": webhook,
     }
     source: Any = sys.stdin.buffer if file == "-" else Path(file)

@@ -54,6 +54,10 @@ Where = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Submit and print the job's id; save nothing.")]
+NotBefore = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Render no earlier than this: 2026-01-31T22:00:00+01:00.")
+]
+Deadline = Annotated[str | None, typer.Option(metavar="TIME", help="Fail what still waits then, written the same way.")]
 PicturePath = str | None
 
 
@@ -92,6 +96,8 @@ def render(
         PriorityName | None, typer.Option(help="interactive if absent, or normal with --no-wait.")
     ] = None,
     custom_id: Annotated[str | None, typer.Option(help="Your own name for the job.")] = None,
+    not_before: NotBefore = None,
+    deadline: Deadline = None,
     force: Force = False,
     no_wait: NoWait = False,
     as_json: AsJson = False,
@@ -124,6 +130,8 @@ def render(
             output_format=wanted,
             priority=priority or (PriorityName.NORMAL if no_wait else PriorityName.INTERACTIVE),
             custom_id=custom_id,
+            not_before=not_before,
+            deadline=deadline,
         )
         if no_wait:
             _submitted(job, as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 
 from farm.domain.model import Model, Registry
 from farm.domain.tasks import (
@@ -21,6 +22,24 @@ from farm.errors import BadInput, FieldProblem
 #: PNDM is a four-step method: with fewer, diffusers' scheduler runs off the end of its history.
 PNDM_STEPS = 4
 DRAWN_SEEDS = 2**32  #: drawn seeds stay below this, so that they can be copied through tools that hold 32 bits
+
+LONGEST_WAIT = timedelta(days=366)  #: how far ahead a job's times may lie
+
+
+def check_times(request: AnyJobRequest, now: datetime) -> list[FieldProblem]:
+    """What is wrong with the request's ``not_before`` and ``deadline``."""
+    found = []
+    for name, moment in (("not_before", request.not_before), ("deadline", request.deadline)):
+        if moment is not None and moment > now + LONGEST_WAIT:
+            message = f"is more than {LONGEST_WAIT.days} days ahead: name an earlier time"
+            found.append(FieldProblem(name, moment.isoformat(), message))
+    begin, end = request.not_before, request.deadline
+    if end is not None and end <= now:
+        found.append(FieldProblem("deadline", end.isoformat(), "has passed already: name a later time, or none"))
+    elif end is not None and begin is not None and end <= begin:
+        message = f"is not after not_before ({begin.isoformat()}): the job could never begin"
+        found.append(FieldProblem("deadline", end.isoformat(), message))
+    return found
 
 
 def choose_model(request: AnyJobRequest, registry: Registry) -> Model:

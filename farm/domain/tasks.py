@@ -6,10 +6,20 @@ the size, a drawn seed) and gives the :class:`JobSpec` that is stored, rendered 
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from farm.domain.states import Priority
 
@@ -67,6 +77,17 @@ def storable(text: str) -> str:
     return text
 
 
+_MOMENT: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}.*", re.ASCII)
+
+
+def _written_out(text: object) -> object:
+    """Refuse what pydantic would take for seconds since 1970."""
+    if not isinstance(text, str) or not _MOMENT.fullmatch(text):
+        raise ValueError("must be a date and time with an offset: 2026-01-31T12:00:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 Storable = AfterValidator(storable)
 # The pattern says in the schema what the validator enforces, so that clients can check before sending.
 NoNul = Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})
@@ -142,6 +163,10 @@ class JobRequest(_Value):
     )
     metadata: Metadata = Field(default_factory=dict)
     webhook: str | None = Field(None, max_length=2_000, description="A URL that is told when the job is over.")
+    not_before: Moment | None = Field(None, description="When the job may be handed to a worker at the earliest.")
+    deadline: Moment | None = Field(
+        None, description="If the job still waits then, it fails as `deadline_exceeded`. What runs is not stopped."
+    )
 
 
 class TextToImageRequest(JobRequest):

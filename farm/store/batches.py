@@ -42,12 +42,13 @@ TOLD_METADATA: Final = 8_000  #: characters of a batch's metadata that its event
 _STAGING: Final = text("""
     CREATE TEMPORARY TABLE staged (
         seq integer, line integer, id uuid, task text, model text, priority smallint, spec jsonb,
-        cost double precision, max_attempts smallint, custom_id text, metadata jsonb, webhook text
+        cost double precision, max_attempts smallint, custom_id text, metadata jsonb, webhook text,
+        not_before timestamptz, deadline timestamptz
     ) ON COMMIT DROP
 """)
 _COPY: Final = (
-    "COPY staged (seq, line, id, task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook) "
-    "FROM STDIN"
+    "COPY staged (seq, line, id, task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook, "
+    "not_before, deadline) FROM STDIN"
 )
 _TWICE: Final = text("""
     SELECT line, custom_id, first FROM (
@@ -63,9 +64,9 @@ _DROP_TWICE: Final = text("""
 """)
 _INSERT: Final = """
     INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
-                     webhook, batch_id, batch_seq)
+                     webhook, available_at, in_line_since, deadline, batch_id, batch_seq)
     SELECT id, :tenant, 'queued', task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook,
-           :batch, {place}
+           greatest(not_before, now()), greatest(not_before, now()), deadline, :batch, {place}
     FROM staged
 """
 _OWNERS: Final = (bindparam("tenant", type_=Uuid), bindparam("batch", type_=Uuid))
@@ -722,7 +723,7 @@ class _Common(NamedTuple):
     names: str  #: task, model and priority
     document: str  #: the end of the spec's JSON: all but what is each entry's own
     middle: str  #: cost and attempts
-    webhook: str
+    end: str  #: webhook, not_before and deadline
     cost: float
 
 
@@ -732,7 +733,7 @@ def _common(job: NewJob) -> _Common:
         f"{job.spec.task.value}\t{_text(job.spec.model)}\t{Priority(job.priority).rank}",
         _document(job.spec.model_dump_json(exclude={"prompt", "negative_prompt", "seed"}))[1:],
         f"{price!r}\t{job.max_attempts}",
-        _text(job.webhook),
+        f"{_text(job.webhook)}\t{_moment(job.not_before)}\t{_moment(job.deadline)}",
         price,
     )
 
@@ -754,7 +755,7 @@ def _parts(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int, float]]:
         metadata = _document(_JSON(own.metadata)) if own.metadata else "{}"
         row = (
             f"{seq}\t{entry.line}\t{series.hex(seq)}\t{common.names}\t{_document(begin)}{common.document}\t"
-            f"{common.middle}\t{_text(own.custom_id)}\t{metadata}\t{common.webhook}\n"
+            f"{common.middle}\t{_text(own.custom_id)}\t{metadata}\t{common.end}\n"
         )
         rows.append(row)
         size += len(row)
@@ -769,6 +770,11 @@ def _parts(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int, float]]:
 def _text(value: str | None) -> str:
     """A text as COPY reads it."""
     return "\\N" if value is None else value.translate(_ESCAPES)
+
+
+def _moment(value: datetime | None) -> str:
+    """A time as COPY reads it."""
+    return "\\N" if value is None else value.isoformat()
 
 
 def _document(value: str) -> str:

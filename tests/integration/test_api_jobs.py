@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import text
 
 from farm import lifecycle, registry
 from farm.domain.worker import LoadedOn
@@ -340,3 +342,40 @@ def test_a_model_that_was_found_to_run_alone_says_so(api: Api, client: httpx2.Cl
     assert worker["card"]["kind"] == "cpu"
     with api.store.begin() as unit:
         lifecycle.leave(unit, info.name, info.boot_id)
+
+
+def test_a_job_waits_for_its_time_and_fails_when_its_deadline_passes(api: Api, client: httpx2.Client) -> None:
+    now = datetime.now(UTC)
+    begin, end = (now + timedelta(hours=1)).isoformat(), (now + timedelta(hours=2)).isoformat()
+    past = (now - timedelta(seconds=1)).isoformat()
+    wrong = [
+        ({"deadline": past}, "has passed already"),
+        ({"not_before": end, "deadline": begin}, "is not after not_before"),
+        ({"not_before": "2026-01-31T12:00:00"}, "timezone"),
+        ({"not_before": (now + timedelta(days=400)).isoformat()}, "days ahead"),
+    ]
+    for fields, sentence in wrong:
+        answer = client.post("/v1/jobs", json=BALL | fields)
+        assert answer.status_code == 422, answer.text
+        (problem,) = answer.json()["errors"]
+        assert sentence in problem["message"]
+    times = {"not_before": begin, "deadline": end}
+    submit(client, **times)
+    lines = "".join(json.dumps(BALL | fields) + "\n" for fields in ({}, {"deadline": end}))
+    for query, body in (({}, json.dumps(BALL | times)), (times, json.dumps(BALL)), ({"not_before": begin}, lines)):
+        made = client.post("/v1/batches", params=query, content=body, headers={"Content-Type": "application/jsonl"})
+        assert made.status_code == 201, made.text
+    jobs = client.get("/v1/jobs").json()["data"]
+    assert len(jobs) == 5
+    for job in jobs:
+        assert datetime.fromisoformat(job["available_at"]) == datetime.fromisoformat(begin)
+    assert [job["deadline"] is None for job in jobs].count(True) == 1
+    submit(client, not_before=past, custom_id="now")
+    with api.store.begin() as unit:
+        heads = [unit.jobs.get(one.job_id, api.tenant_id) for one in unit.jobs.heads(10)]
+        assert [job and job.custom_id for job in heads] == ["now"]
+        unit.session.execute(text("UPDATE job SET deadline = now() WHERE deadline IS NOT NULL"))
+    with api.store.begin() as unit:
+        lifecycle.expire(unit)
+    failed = client.get("/v1/jobs", params={"state": "failed"}).json()["data"]
+    assert [job["error"]["code"] for job in failed] == ["deadline_exceeded"] * 4
