@@ -169,7 +169,7 @@ class Dispatcher:
         stopped = unit.pauses.now()
         policy = functools.partial(
             choose,
-            lines=_lines(heads, unit.jobs.marks()),
+            lines=_lines(heads, unit.jobs.marks(), unit.failures.of([head.job_id for head in heads])),
             accounts=accounts,
             now=unit.now().timestamp(),
             needs=self._needs,
@@ -239,8 +239,8 @@ class Dispatcher:
         return max(0.01, nap)
 
 
-def _lines(heads: list[Head], marks: list[Mark]) -> list[Line]:
-    """The heads by line, with what is remembered of each."""
+def _lines(heads: list[Head], marks: list[Mark], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
+    """The heads by line, with what is remembered of each line, and who failed which job."""
     remembered = {(mark.tenant_id, mark.model, mark.priority): mark for mark in marks}
     grouped: dict[tuple[str, str, Priority], list[Head]] = {}
     for head in heads:
@@ -254,6 +254,7 @@ def _lines(heads: list[Head], marks: list[Mark]) -> list[Line]:
                 head.cost,
                 head.since.timestamp(),
                 None if head.deadline is None else head.deadline.timestamp(),
+                failed_by.get(head.job_id, frozenset()),
             )
             for head in group
         )

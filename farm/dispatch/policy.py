@@ -17,6 +17,7 @@ The rules, in the order in which they bind:
 4. **Within a tenant** the oldest head of the highest class goes first.
 5. **Where.** A worker with a free slot and the model loaded; else one with a free slot; else the model's own queue for
    look-ahead; else any look-ahead. Only workers whose memory holds the model and whose tags include the model's.
+   A worker that failed the job before gets it again only if no other one with room fits.
 6. **Passing over.** A job that would make a worker load its model steps aside for jobs that find theirs loaded, but
    never for a lower class, at most ``max_skips`` hand-overs long, counted over rounds, and only for tenants that are
    ahead of its own by less than ``max_skips`` such jobs: without this, whoever has a model loaded would keep it loaded,
@@ -59,6 +60,7 @@ class Waiting:
     cost: float  #: megapixel-steps
     since: float = 0.0  #: its place in the line: when it was submitted, or when it was to become available
     deadline: float | None = None  #: not handed over from then on
+    failed_by: frozenset[str] = frozenset()  #: workers that failed it: others are preferred
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,23 @@ class _Places:
         for heap in (*self._kinds.values(), *self._warm.values()):
             heapq.heapify(heap)
 
-    def best(self, model: str) -> tuple[_Place | None, bool]:
-        """The place to prefer for a job of the model, and whether it has (or will have) the model loaded."""
+    def best(self, model: str, avoid: frozenset[str] = frozenset()) -> tuple[_Place | None, bool]:
+        """The place to prefer for a job of the model, and whether it has (or will have) the model loaded.
+
+        The workers to avoid count only where no other one has room for it.
+        """
+        if avoid:
+            # few jobs have failed before, so this may look at every place
+            others = [
+                entry[2]
+                for kind, heap in self._kinds.items()
+                if model in kind
+                for entry in heap
+                if entry[1] == entry[2].version and entry[2].seat.worker not in avoid
+            ]
+            if others:
+                place = min(others, key=lambda one: (not one.free, model not in one.models, one.key()))
+                return place, model in place.models
         warm = self._top(self._warm[model])
         if warm is not None and warm.free:
             return warm, True
@@ -385,7 +402,7 @@ class _Round:
             if queue.wall:
                 stopped = True
                 break
-            place, loaded = self._places.best(queue.line.model)
+            place, loaded = self._places.best(queue.line.model, queue.heads[queue.at].failed_by)
             if place is None:
                 heapq.heappop(tenant.queues)  # nothing of it fits anywhere in this round
             elif loaded or queue.forced or queue.skips >= self._rules.max_skips:

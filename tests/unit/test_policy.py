@@ -428,6 +428,19 @@ def test_a_model_that_asks_for_tags_goes_to_workers_that_have_them_all() -> None
     assert workers(decision) == ["both"]
 
 
+def test_a_job_goes_to_a_worker_that_failed_it_only_if_no_other_takes_it() -> None:
+    failed = dataclasses.replace(waiting(1), failed_by=frozenset({"w"}))
+    lines = [Line("t", "a", Priority.NORMAL, (failed, waiting(2)))]
+    warm = Seat("w", 1, frozenset({"a"}))
+    seats = [warm, Seat("v", 1)]
+    decision = choose(seats, lines, [], NOW)
+    assert {one.job_id: one.worker for one in decision.hand_overs} == {failed.job_id: "v", waiting(2).job_id: "w"}
+    assert workers(choose([warm], lines, [], NOW)) == ["w"]
+    unfit = {"a": Need(memory_bytes=10)}
+    small = Seat("v", 1, memory_bytes=5)
+    assert workers(choose([warm, small], lines, [], NOW, needs=unfit)) == ["w"]
+
+
 def test_paused_and_drained_get_nothing() -> None:
     lines = [line("t", 1)]
     assert choose([Seat("w", 1)], lines, [], NOW).hand_overs
