@@ -97,6 +97,7 @@ def test_a_body_says_what_happened_to_which_job() -> None:
                 "width": 64,
                 "height": 64,
                 "output_format": "png",
+                "exact": True,
                 "strength": 0.5,
                 "image": "sha256:" + "cd" * 32,
             },
