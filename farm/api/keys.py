@@ -46,7 +46,7 @@ class KeyRequest(BaseModel):
 def list_keys(farm: Farm, admin: Admin, tenant: Of = None) -> KeyList:
     """A tenant's keys, newest first, without their secrets."""
     with farm.store.begin() as unit:
-        of = unit.tenants.existing(tenant or admin.tenant_id)
+        of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         return KeyList(data=[KeyShape.of(key) for key in unit.tenants.keys(of.id)])
 
 
@@ -54,7 +54,7 @@ def list_keys(farm: Farm, admin: Admin, tenant: Of = None) -> KeyList:
 def make_key(farm: Farm, admin: Admin, request: KeyRequest, tenant: Of = None) -> NewKeyShape:
     """A new key of a tenant. Its text is in this answer and nowhere else."""
     with farm.store.begin() as unit:
-        of = unit.tenants.existing(tenant or admin.tenant_id)
+        of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         key, text = unit.tenants.create_key(of.id, request.name, frozenset(request.scopes))
     return NewKeyShape(**KeyShape.of(key).model_dump(), key=text)
 
@@ -63,7 +63,7 @@ def make_key(farm: Farm, admin: Admin, request: KeyRequest, tenant: Of = None) -
 def rotate_key(farm: Farm, admin: Admin, key_id: KeyId, tenant: Of = None) -> NewKeyShape:
     """A second key of the same name and scopes. Both live until the old one is revoked."""
     with farm.store.begin() as unit:
-        of = unit.tenants.existing(tenant or admin.tenant_id)
+        of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         key, text = unit.tenants.rotate(of.id, key_id)
     return NewKeyShape(**KeyShape.of(key).model_dump(), key=text)
 
@@ -72,5 +72,5 @@ def rotate_key(farm: Farm, admin: Admin, key_id: KeyId, tenant: Of = None) -> Ne
 def revoke_key(farm: Farm, admin: Admin, key_id: KeyId, tenant: Of = None) -> KeyShape:
     """End a key at once. Revoking it again changes nothing."""
     with farm.store.begin() as unit:
-        of = unit.tenants.existing(tenant or admin.tenant_id)
+        of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         return KeyShape.of(unit.tenants.revoke(of.id, key_id))

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
 from farm.api.problems import ALWAYS, responses
@@ -21,11 +21,11 @@ router: Final = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=Gu
 
 TenantId = Annotated[str, Path(description="The tenant's id.", json_schema_extra={"pattern": ids.pattern(ids.TENANT)})]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100), Storable, NoNul]
-Weight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Bytes = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
-Days = Annotated[int, Field(ge=1, le=36_500)]
+Weight = Annotated[float, Field(strict=True, gt=0, le=1000, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+Bytes = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # what every JSON reader takes exactly
+Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12, allow_inf_nan=False)]
+Days = Annotated[int, Field(strict=True, ge=1, le=36_500)]
 
 
 class Caps(BaseModel):
@@ -50,17 +50,10 @@ class TenantRequest(Caps):
 
 
 class TenantChange(Caps):
-    """What to change; a field that is absent stays as it is, null removes a cap."""
+    """What to change; a field that is absent stays as it is, null removes a cap. Name and weight stay at null, too."""
 
     name: Name | None = Field(None, description="Unique in the farm.")
     weight: Weight | None = Field(None, description="Its share of the farm, relative to the other tenants.")
-
-    @model_validator(mode="after")
-    def _no_null(self) -> Self:
-        for name in ("name", "weight"):
-            if name in self.model_fields_set and getattr(self, name) is None:
-                raise ValueError(f"{name} cannot be null; leave it out to keep it")
-        return self
 
 
 class TenantShape(Shape):
@@ -141,8 +134,10 @@ def change_tenant(
     request: TenantChange,
 ) -> TenantShape:
     """Change name, weight or caps; what was accepted already is not taken back."""
+    kept = {name for name in ("name", "weight") if getattr(request, name) is None}
+    changes = request.model_dump(exclude_unset=True, exclude=kept)
     with farm.store.begin() as unit:
-        return TenantShape.of(unit.tenants.change(tenant_id, **request.model_dump(exclude_unset=True)))
+        return TenantShape.of(unit.tenants.change(tenant_id, **changes))
 
 
 @router.delete("/{tenant_id}", summary="Remove a tenant", responses=responses(*ALWAYS, 404, 409))

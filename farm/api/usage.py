@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from farm.api.auth import Requires
 from farm.api.problems import ALWAYS, responses
@@ -24,6 +25,15 @@ router: Final = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=Guarde
 COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "images", "bytes", "card_seconds")
 MOST_DAYS: Final = 366
 
+
+def _written(value: object) -> object:
+    # pydantic also takes a bare number, as seconds since 1970
+    if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError("is no day; write it as 2026-01-31")
+    return value
+
+
+Day = Annotated[date, BeforeValidator(_written)]
 Asking = Annotated[Key, Depends(Requires(Scope.READ, Scope.ADMIN))]
 
 
@@ -58,8 +68,8 @@ class UsageList(Shape):
 def usage(
     farm: Farm,
     key: Asking,
-    first: Annotated[date | None, Query(alias="from", description="First day, UTC; 30 days ago if absent.")] = None,
-    last: Annotated[date | None, Query(alias="to", description="Last day, UTC; today if absent.")] = None,
+    first: Annotated[Day | None, Query(alias="from", description="First day, UTC; 30 days ago if absent.")] = None,
+    last: Annotated[Day | None, Query(alias="to", description="Last day, UTC; today if absent.")] = None,
     tenant: Annotated[
         str | None,
         Query(
@@ -74,7 +84,7 @@ def usage(
     first = first or max(date.min + timedelta(31), last) - timedelta(30)
     if not 0 <= (last - first).days < MOST_DAYS:
         raise BadInput.of("from", str(first), f"must not be after `to` ({last}), and at most {MOST_DAYS} days before")
-    of = tenant or key.tenant_id
+    of = key.tenant_id if tenant is None else tenant
     if of != key.tenant_id and Scope.ADMIN not in key.scopes:
         raise Forbidden("the usage of other tenants needs a key with the scope 'admin'")
     with farm.store.begin() as unit:

@@ -135,7 +135,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 
 def test_up_tells_all_addresses_in_one_object(running: Farm) -> None:
-    assert set(running.told) == {"url", "api_key", "flower_url", "database_url", "redis_url", "s3", "data_dir"}
+    assert set(running.told) == {
+        "url", "outside_url", "join_token", "api_key", "flower_url", "database_url", "redis_url", "s3", "data_dir",
+    }  # fmt: skip
+    assert running.told["join_token"] is None  # nobody joins unless asked for
     assert set(running.told["s3"]) == {"endpoint_url", "access_key", "secret_key", "bucket"}
     with psycopg.connect(running.told["database_url"]) as connection:
         assert connection.execute("SELECT name FROM tenant").fetchall() == [("default",)]
