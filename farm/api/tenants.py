@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
 from farm.api.problems import ALWAYS, responses
@@ -21,11 +21,21 @@ router: Final = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=Gu
 
 TenantId = Annotated[str, Path(description="The tenant's id.", json_schema_extra={"pattern": ids.pattern(ids.TENANT)})]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100), Storable, NoNul]
-Weight = Annotated[float, Field(strict=True, gt=0, le=1000, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
-Bytes = Annotated[int, Field(strict=True, ge=0, le=2**53)]  # what every JSON reader takes exactly
-Seconds = Annotated[float, Field(strict=True, ge=0, le=1e12, allow_inf_nan=False)]
-Days = Annotated[int, Field(strict=True, ge=1, le=36_500)]
+
+
+def _number(value: object) -> object:
+    # JSON's numbers and nothing else: 1.0 is a whole number there, and neither true nor "1" is one
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic reports a ValueError to the client
+    return value
+
+
+Numeric = BeforeValidator(_number)
+Weight = Annotated[float, Numeric, Field(gt=0, le=1000, allow_inf_nan=False)]
+Count = Annotated[int, Numeric, Field(ge=0, le=2**31 - 1)]
+Bytes = Annotated[int, Numeric, Field(ge=0, le=2**53)]  # what every JSON reader takes exactly
+Seconds = Annotated[float, Numeric, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Days = Annotated[int, Numeric, Field(ge=1, le=36_500)]
 
 
 class Caps(BaseModel):
