@@ -30,12 +30,12 @@ def _number(value: object) -> object:
     return value
 
 
-Numeric = BeforeValidator(_number)
-Weight = Annotated[float, Numeric, Field(gt=0, le=1000, allow_inf_nan=False)]
-Count = Annotated[int, Numeric, Field(ge=0, le=2**31 - 1)]
-Bytes = Annotated[int, Numeric, Field(ge=0, le=2**53)]  # what every JSON reader takes exactly
-Seconds = Annotated[float, Numeric, Field(ge=0, le=1e12, allow_inf_nan=False)]
-Days = Annotated[int, Numeric, Field(ge=1, le=36_500)]
+Numeric = BeforeValidator(_number)  # after the bounds below: pydantic writes them into the schema only so
+Weight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False), Numeric]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1), Numeric]
+Bytes = Annotated[int, Field(ge=0, le=2**53), Numeric]  # what every JSON reader takes exactly
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False), Numeric]
+Days = Annotated[int, Field(ge=1, le=36_500), Numeric]
 
 
 class Caps(BaseModel):
