@@ -32,7 +32,7 @@ from farm.store.tables import JobRow, OutputRow
 LOST: Final = "lost"  #: error class of a try whose deliverer died before it could note how it went
 
 _DUE: Final = """
-    SELECT id, failures FROM endpoint
+    SELECT id, failures, url, secrets, secrets_until, keys, keys_until, now() AS now FROM endpoint
     WHERE due_at <= now() AND disabled_at IS NULL AND id <> ALL(%(full)s::uuid[])
     ORDER BY due_at LIMIT %(room)s FOR UPDATE SKIP LOCKED
 """
@@ -51,8 +51,11 @@ _FIRST: Final = """
 _TAKE: Final = """
     UPDATE delivery SET tries = tries + 1,
         lease_until = now() + make_interval(secs => %(lease)s), next_at = now() + make_interval(secs => %(lease)s)
-    WHERE id = ANY(%(ids)s::uuid[]) AND state = 'pending' AND next_at <= now()
-    RETURNING id, endpoint_id, event_id, sequence, tries, tries_before
+    FROM event
+    WHERE delivery.id = ANY(%(ids)s::uuid[]) AND delivery.state = 'pending' AND next_at <= now()
+        AND event.id = delivery.event_id
+    RETURNING delivery.id, endpoint_id, sequence, tries, tries_before,
+        event.job_id, event.type, event.data, event.created_at
 """
 _NOTE_LOST: Final = """
     INSERT INTO delivery_attempt (delivery_id, number, seconds, error)
@@ -71,16 +74,14 @@ _LOOKED_AT: Final = """
     )
     WHERE id = ANY(%(ids)s::uuid[])
 """
-_ENDPOINTS: Final = """
-    SELECT id, url, secrets, secrets_until, keys, keys_until, now() AS now FROM endpoint WHERE id = ANY(%(ids)s::uuid[])
-"""
-_EVENTS: Final = "SELECT id, job_id, type, data, created_at FROM event WHERE id = ANY(%(ids)s::bigint[])"
-_STARVED: Final = """
-    SELECT id FROM endpoint WHERE id = ANY(%(full)s::uuid[]) AND due_at <= now() AND disabled_at IS NULL
-"""
-_DUE_IN: Final = """
-    SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM endpoint
-    WHERE due_at IS NOT NULL AND disabled_at IS NULL AND id <> ALL(%(full)s::uuid[])
+# what one that may get no more has left over, and how long it is to the next due one of the others
+_LATER: Final = """
+    SELECT
+        ARRAY(SELECT id FROM endpoint WHERE id = ANY(%(full)s::uuid[]) AND due_at <= now() AND disabled_at IS NULL),
+        (
+            SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8 FROM endpoint
+            WHERE due_at IS NOT NULL AND disabled_at IS NULL AND id <> ALL(%(full)s::uuid[])
+        )
 """
 # endpoints first, as everywhere
 _LOCK: Final = "SELECT id FROM endpoint WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE"
@@ -167,7 +168,7 @@ class Claims:
         full = {one for one, count in allowed.items() if count <= 0}
         due = self._rows(_DUE, full=list(full), room=room)
         if not due:
-            return Claim((), self._starved(full), self._due_in(full))
+            return Claim((), *self._later(full))
         probes = {row.id for row in due if row.failures >= probe_after}
         most = {row.id: allowed.get(row.id, per_endpoint) for row in due}
         # one that this deliverer has something of in hand already gets no probe beside it
@@ -183,7 +184,7 @@ class Claims:
             self._run(_PROBED, ids=list(probed), lease=lease_seconds)
         self._run(_LOOKED_AT, ids=list(most))
         full |= {one for one, count in counts.items() if count >= most[one]}
-        return Claim(self._claimed(taken, probed), self._starved(full), self._due_in(full))
+        return Claim(self._claimed(taken, due, probed), *self._later(full))
 
     def give_back(self, untried: Sequence[Claimed]) -> None:
         """Undo claims whose tries were not begun: the deliveries are due again, and nothing counts.
@@ -218,10 +219,9 @@ class Claims:
         if lost:
             self._run(_NOTE_LOST, ids=[row.id for row in lost], numbers=[row.tries - 1 for row in lost], error=LOST)
 
-    def _claimed(self, taken: Sequence[Any], probed: set[UUID]) -> tuple[Claimed, ...]:
+    def _claimed(self, taken: Sequence[Any], due: Sequence[Any], probed: set[UUID]) -> tuple[Claimed, ...]:
         """In the order of their numbers within their endpoints."""
-        if not taken:
-            return ()
+        taking = {row[1] for row in taken}
         targets = {
             row.id: Recipient(
                 ids.from_uuid(ids.ENDPOINT, row.id),
@@ -229,37 +229,31 @@ class Claims:
                 tuple(one.text for one in signing(row.secrets, row.secrets_until, row.now)),
                 tuple(one.text for one in signing(row.keys, row.keys_until, row.now)),
             )
-            for row in self._rows(_ENDPOINTS, ids=list({row.endpoint_id for row in taken}))
+            for row in due
+            if row.id in taking
         }
-        events = {row[0]: row for row in self._rows(_EVENTS, ids=list({row.event_id for row in taken}))}
-        claimed: list[Claimed] = []
-        taken = sorted(taken, key=itemgetter(1, 3))
-        for delivery_id, endpoint_id, event_id, sequence, tries, tries_before in taken:  # as _TAKE returns them
-            _, job_id, kind, data, occurred_at = events[event_id]
-            claimed.append(
-                Claimed(
-                    id=ids.from_uuid(ids.DELIVERY, delivery_id),
-                    endpoint=targets[endpoint_id],
-                    type=EventType(kind),
-                    job_id=None if job_id is None else ids.from_uuid(ids.JOB, job_id),
-                    data=data,
-                    occurred_at=occurred_at,
-                    sequence=sequence,
-                    number=tries,
-                    turn=tries - tries_before,
-                    probe=endpoint_id in probed,
-                )
+        return tuple(
+            Claimed(
+                id=ids.from_uuid(ids.DELIVERY, delivery_id),
+                endpoint=targets[endpoint_id],
+                type=EventType(kind),
+                job_id=None if job_id is None else ids.from_uuid(ids.JOB, job_id),
+                data=data,
+                occurred_at=occurred_at,
+                sequence=sequence,
+                number=tries,
+                turn=tries - tries_before,
+                probe=endpoint_id in probed,
             )
-        return tuple(claimed)
+            for delivery_id, endpoint_id, sequence, tries, tries_before, job_id, kind, data, occurred_at in sorted(
+                taken, key=itemgetter(1, 2)
+            )  # as _TAKE returns them
+        )
 
-    def _starved(self, full: set[UUID]) -> frozenset[str]:
-        if not full:
-            return frozenset()
-        return frozenset(ids.from_uuid(ids.ENDPOINT, row.id) for row in self._rows(_STARVED, full=list(full)))
-
-    def _due_in(self, full: set[UUID]) -> float | None:
-        ((seconds,),) = self._rows(_DUE_IN, full=list(full))
-        return None if seconds is None else float(seconds)
+    def _later(self, full: set[UUID]) -> tuple[frozenset[str], float | None]:
+        """`Claim.starved` and `Claim.due_in`."""
+        ((starved, seconds),) = self._rows(_LATER, full=list(full))
+        return frozenset(ids.from_uuid(ids.ENDPOINT, one) for one in starved), seconds
 
     def _rows(self, statement: str, **values: Any) -> Sequence[Any]:
         return self._session.connection().exec_driver_sql(statement, values).all()

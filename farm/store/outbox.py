@@ -20,11 +20,15 @@ _ENDS: Final = frozenset(kind.value for kind in WEBHOOK_EVENTS)
 _OF_BATCHES: Final = frozenset(kind.value for kind in BATCH_EVENTS)
 _START: Final = EventType.STARTED.value
 
+# fanned out with this unit of work, or not at all
 _EVENTS: Final = """
-    SELECT id, tenant_id, job_id, batch_id, type FROM event WHERE NOT fanned_out
-    ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    WITH taken AS (
+        UPDATE event SET fanned_out = true WHERE id IN (
+            SELECT id FROM event WHERE NOT fanned_out ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        ) RETURNING id, tenant_id, job_id, batch_id, type
+    )
+    SELECT * FROM taken ORDER BY id
 """
-_DONE: Final = "UPDATE event SET fanned_out = true WHERE id = ANY(%(ids)s)"
 _SUBSCRIBED: Final = """
     SELECT id, tenant_id, events FROM endpoint
     WHERE tenant_id = ANY(%(tenants)s) AND disabled_at IS NULL AND NOT one_off
@@ -107,7 +111,6 @@ class Outbox:
                 if endpoint is not None and _heard(event.type, hears):
                     pairs.append((endpoint, event.id))
             self._insert(pairs)
-        self._run(_DONE, ids=[event.id for event in events])
         return len(events)
 
     def deliver(self, endpoint_id: str, event_id: int) -> str:
