@@ -17,8 +17,11 @@ def api(
     from farm.dashboard.app import create_app
     from farm.log import configure
     from farm.settings import settings
+    from farm.standing import settle
 
     configure(settings(), "api")
     tracing.configure(settings(), "api")
     metrics.serve(settings(), settings().metrics_api_port)
-    serve(create_app(settings()), settings(), host, port)
+    app = create_app(settings())
+    settle()
+    serve(app, settings(), host, port)

@@ -11,6 +11,7 @@ def deliverer() -> None:
     from farm.log import configure
     from farm.objects.storage import Storage
     from farm.settings import settings
+    from farm.standing import settle
     from farm.webhooks.deliverer import Deliverer
 
     configure(settings(), "deliverer")
@@ -19,5 +20,6 @@ def deliverer() -> None:
     metrics.serve(settings(), settings().metrics_deliverer_port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: one.stop())
+    settle()
     one.run()
     storage.close()

@@ -11,6 +11,7 @@ def dispatcher() -> None:
     from farm.dispatch.dispatcher import Dispatcher
     from farm.log import configure
     from farm.settings import settings
+    from farm.standing import settle
 
     configure(settings(), "dispatcher")
     tracing.configure(settings(), "dispatcher")
@@ -18,4 +19,5 @@ def dispatcher() -> None:
     metrics.serve(settings(), settings().metrics_dispatcher_port, one.gauges)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: one.stop())
+    settle()
     one.run()

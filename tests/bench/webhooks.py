@@ -4,9 +4,9 @@
 temporary directory, one deliverer, and a receiver in a process of its own on loopback.
 
 * ``deliveries_per_s``: N events, committed at once for 20 endpoints, until the last one has arrived.
-* ``celery_deliveries_per_s``: what one would write first: a Celery task per event that signs the same body and posts it
-  with ``requests``; a worker with Celery's defaults (one process per core) over the same Valkey. The messages wait when
-  the worker begins, and its time runs from the first arrival.
+* ``celery_…_deliveries_per_s``: what one would write first: a Celery task per event that signs the same body and posts
+  it with ``requests``, over the same Valkey; with one process, as the deliverer has, and with Celery's default of one per
+  core. The messages wait when the worker begins, and its time runs from the first arrival.
 * ``commit_to_arrival``: 100 events a second for 100 endpoints, first with all of them healthy, then with ten that
   accept and never answer and ten that answer after two seconds; by turns, twice.
 """
@@ -266,7 +266,7 @@ def throughput(farm: Farm, events: int) -> dict[str, float]:
     }
 
 
-def celery(farm: Farm, redis_url: str, events: int) -> float:
+def celery(farm: Farm, redis_url: str, events: int, *options: str) -> float:
     """The same with a task per event."""
     from tests.bench.celery_webhooks import app, deliver
 
@@ -278,9 +278,8 @@ def celery(farm: Farm, redis_url: str, events: int) -> float:
         for job in jobs:
             content = body(EventType.SUCCEEDED, now, 1, job, lambda key: "https://bucket.example/" + key, now)
             deliver.delay(hooks.url("/celery"), secret, job.id.replace("job_", "msg_"), content.decode())
-        with child(
-            "-m", "celery", "--app", "tests.bench.celery_webhooks", "worker", "--loglevel=ERROR", BENCH_BROKER=redis_url
-        ):
+        module = "tests.bench.celery_webhooks"
+        with child("-m", "celery", "--app", module, "worker", "--loglevel=ERROR", *options, BENCH_BROKER=redis_url):
             wait_until(lambda: hooks.count() >= events, 300, every=0.2, what="all arrived")
         times = [at for at, _, _ in hooks.arrived()]
     return (len(times) - 1) / (max(times) - min(times))
@@ -329,9 +328,10 @@ def measure(events: int, celery_events: int, seconds: int) -> dict[str, Any]:
         found: dict[str, Any] = dict(throughput(farm, events))
         forget(farm)
         found["celery_events"] = celery_events
-        found["celery_deliveries_per_s"] = celery(farm, redis_url, celery_events)
-        found["deliveries_over_celery"] = found["deliveries_per_s"] / found["celery_deliveries_per_s"]
-        forget(farm)
+        for name, options in (("celery_one_process", ["--concurrency=1"]), ("celery_process_per_core", [])):
+            found[f"{name}_deliveries_per_s"] = celery(farm, redis_url, celery_events, *options)
+            forget(farm)
+            found[f"deliveries_over_{name}"] = found["deliveries_per_s"] / found[f"{name}_deliveries_per_s"]
         rounds: dict[bool, list[list[float]]] = {False: [], True: []}
         for bad in (False, True, False, True) if seconds else ():
             rounds[bad].append(paced(farm, seconds, bad=bad))
