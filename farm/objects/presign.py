@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./~-]+")  #: a key that is its own quotation, as all of ours are
 
 
 class Credentials(NamedTuple):
@@ -23,6 +25,12 @@ class Credentials(NamedTuple):
     access_key: str
     secret_key: str
     token: str | None
+
+
+class _Dated(NamedTuple):
+    stamp: str
+    scope: str
+    query: str
 
 
 class Presigner:
@@ -39,27 +47,39 @@ class Presigner:
         self._region = region
         self._credentials = credentials
         self._key: tuple[str, str, bytes] = ("", "", b"")
+        self._dated: tuple[tuple[int, int, Credentials] | None, _Dated] = (None, _Dated("", "", ""))
 
     def get(self, key: str, seconds: int, disposition: str | None = None, *, now: datetime | None = None) -> str:
         """A URL that lets anyone read the object for ``seconds``; ``disposition`` is the header that it comes with."""
-        stamp = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
-        access_key, secret_key, token = self._credentials()
-        scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
-        # in the order of their names, as they are signed
-        query = (
-            f"X-Amz-Algorithm={_ALGORITHM}&X-Amz-Credential={quote(f'{access_key}/{scope}', safe='')}"
-            f"&X-Amz-Date={stamp}&X-Amz-Expires={seconds}"
-        )
-        if token is not None:
-            query += f"&X-Amz-Security-Token={quote(token, safe='')}"
-        query += "&X-Amz-SignedHeaders=host"
+        credentials = self._credentials()
+        stamp, scope, query = self._for_a_second(int((now or datetime.now(UTC)).timestamp()), seconds, credentials)
+        secret_key = credentials.secret_key
         if disposition is not None:
             query += f"&response-content-disposition={quote(disposition, safe='')}"
-        path = self._path + quote(key, safe="/~")
+        path = self._path + (key if _PLAIN.fullmatch(key) else quote(key, safe="/~"))
         request = f"GET\n{path}\n{query}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
         text = f"{_ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
         signature = hmac.digest(self._signing_key(stamp[:8], secret_key), text.encode(), "sha256").hex()
         return f"{self._origin}{path}?{query}&X-Amz-Signature={signature}"
+
+    def _for_a_second(self, moment: int, seconds: int, credentials: Credentials) -> _Dated:
+        """What all URLs made in one second have in common; the last one is kept."""
+        asked = (moment, seconds, credentials)
+        known, dated = self._dated
+        if known == asked:
+            return dated
+        stamp = datetime.fromtimestamp(moment, UTC).strftime("%Y%m%dT%H%M%SZ")
+        scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
+        # in the order of their names, as they are signed
+        query = (
+            f"X-Amz-Algorithm={_ALGORITHM}&X-Amz-Credential={quote(f'{credentials.access_key}/{scope}', safe='')}"
+            f"&X-Amz-Date={stamp}&X-Amz-Expires={seconds}"
+        )
+        if credentials.token is not None:
+            query += f"&X-Amz-Security-Token={quote(credentials.token, safe='')}"
+        dated = _Dated(stamp, scope, query + "&X-Amz-SignedHeaders=host")
+        self._dated = (asked, dated)
+        return dated
 
     def _signing_key(self, day: str, secret_key: str) -> bytes:
         known_day, known_secret, key = self._key

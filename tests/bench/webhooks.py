@@ -5,7 +5,7 @@ temporary directory, one deliverer, and a receiver in a process of its own on lo
 
 * ``deliveries_per_s``: N events, committed at once for 20 endpoints, until the last one has arrived.
 * ``celery_…_deliveries_per_s``: what one would write first: a Celery task per event that signs the same body and posts
-  it with ``requests``, over the same Valkey; with one process, as the deliverer has, and with Celery's default of one per
+  it with ``requests``, over the same Valkey; with one process, as the deliverer has, and with Celery's default, one per
   core. The messages wait when the worker begins, and its time runs from the first arrival.
 * ``commit_to_arrival``: 100 events a second for 100 endpoints, first with all of them healthy, then with ten that
   accept and never answer and ten that answer after two seconds; by turns, twice.
