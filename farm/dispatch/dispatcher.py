@@ -210,7 +210,13 @@ class Dispatcher:
             metrics.HAND_OVERS.inc(len(sent))
             for one in sent:
                 tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
-                log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
+            # one line for all: a thousand of their own would take longer than the round
+            log.info(
+                "handed over",
+                action="jobs_dispatched",
+                count=len(sent),
+                jobs=[f"{one.job_id}.{one.epoch} {one.worker}" for one in sent],
+            )
         except BrokerUnavailable as error:
             self._broker_trouble += 1
             log.warning("cannot send, giving back", action="broker_unavailable", error=str(error), jobs=len(sent))

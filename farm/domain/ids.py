@@ -5,6 +5,7 @@ The kind makes an id readable in a log (``job_0199…``); the time order keeps n
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 import time
@@ -66,7 +67,12 @@ def pattern(kind: str) -> str:
 
 def is_id(kind: str, text: str) -> bool:
     """Whether the text could name a thing of that kind."""
-    return re.fullmatch(pattern(kind)[1:-1], text) is not None
+    return _compiled(kind).fullmatch(text) is not None
+
+
+@functools.cache
+def _compiled(kind: str) -> re.Pattern[str]:
+    return re.compile(pattern(kind)[1:-1])
 
 
 def to_uuid(kind: str, text: str) -> UUID:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Uuid, any_, cast, delete, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
+from farm.domain import ids
 from farm.store.tables import JobFailureRow, WorkerRow
 
 
@@ -54,7 +55,10 @@ class Failures:
         """The workers that failed each of these jobs, by job; jobs that none failed are absent."""
         found: dict[str, set[str]] = {}
         rows = self._session.execute(
-            select(JobFailureRow.job_id, JobFailureRow.worker).where(JobFailureRow.job_id.in_(job_ids))
+            select(JobFailureRow.job_id, JobFailureRow.worker).where(
+                # an array, whose statement is the same for any number of jobs
+                JobFailureRow.job_id == any_(cast([ids.to_uuid(ids.JOB, one) for one in job_ids], ARRAY(Uuid)))
+            )
         )
         for job_id, worker in rows:
             found.setdefault(job_id, set()).add(worker)
