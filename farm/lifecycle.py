@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
-from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
+from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Selection, Sent
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
@@ -431,6 +431,43 @@ def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> tuple[Batch, bool
     left = unit.batches.left(batch_id)
     unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended} if ended else {}, cancel=True)
     return _existing_batch(unit, tenant_id, batch_id), left
+
+
+def cancel_selected(unit: Unit, tenant_id: str, selection: Selection) -> tuple[int, int, bool]:
+    """Stop many jobs, as `cancel` stops one; those that are over stay as they are.
+
+    Returns how many were canceled, how many were asked to stop at their next step, and whether some are left that this
+    unit could not reach: call again, in another unit.
+    """
+    unit.batches.allow_long()
+    ended = unit.selections.cancel_waiting(tenant_id, selection)
+    asked = unit.selections.ask_cancel(tenant_id, selection)
+    unit.events.notify_each(JOB_CHANNEL, asked)
+    canceled = sum(ended.values())
+    if canceled:
+        # as for a whole batch: who waits for one of the jobs looks again by himself
+        unit.events.notify(EVENT_CHANNEL)
+        unit.events.notify(QUEUE_CHANNEL)
+    left = unit.selections.left(tenant_id, selection)
+    # every unit locks the rows of batches last, and in the same order
+    for batch_id in sorted(one for one in ended if one is not None):
+        unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]})
+    return canceled, len(asked), left
+
+
+def retry_selected(unit: Unit, tenant_id: str, selection: Selection) -> int:
+    """Submit again what failed or was canceled among many jobs, unless that was done before; returns how many.
+
+    All of it is queued when the unit commits, or nothing is. Raises `QuotaExceeded`.
+    """
+    unit.batches.allow_long()
+    again = unit.selections.repeatable(tenant_id, selection)
+    if not again.total:
+        return 0
+    _room_for(unit, tenant_id, again.total)
+    made = unit.selections.repeat(tenant_id, selection)
+    unit.events.notify(QUEUE_CHANNEL)
+    return made
 
 
 # -- batches as a whole ----------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from farm.api import (
     models,
     pauses,
     problems,
+    selections,
     tenants,
     usage,
     webhooks,
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for module in (
         jobs,
+        selections,
         batches,
         files,
         models,

@@ -221,6 +221,10 @@ def list_jobs(
     task: Task | None = None,
     model: Annotated[str | None, StringConstraints(max_length=200), Storable, NoNul] = None,
     custom_id: CustomId | None = None,
+    batch_id: Annotated[str | None, Query(pattern=ids.pattern(ids.BATCH))] = None,
+    error_code: Annotated[
+        str | None, StringConstraints(max_length=200), Storable, NoNul, Query(description="Why they failed.")
+    ] = None,
     created_after: Moment | None = None,
     created_before: Moment | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -232,6 +236,8 @@ def list_jobs(
         task=task,
         model=model,
         custom_id=custom_id,
+        batch_id=batch_id,
+        error_code=error_code,
         created_after=created_after,
         created_before=created_before,
     )

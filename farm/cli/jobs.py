@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
-from farm.errors import FarmError, Unavailable
+from farm.errors import BadInput, FarmError, Unavailable
 
 if TYPE_CHECKING:
     from farm.client import Batch, Job
 
 _COLOURS = {"succeeded": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "dispatched": "cyan"}
 
-Ids = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of jobs and batches.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID…]", help="Ids of jobs and batches.")]
+Everything = Annotated[bool, typer.Option("--all", help="Not the named ones: all that match.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask whether it is meant.")]
 
 
 class StateName(StrEnum):
@@ -32,11 +34,19 @@ class StateName(StrEnum):
     CANCELED = "canceled"
 
 
+State = Annotated[list[StateName] | None, typer.Option("--state", help="Only this state; may be repeated.")]
+OfTask = Annotated[str | None, typer.Option("--task", help="Only this task.")]
+OfModel = Annotated[str | None, typer.Option("--model", help="Only this model.")]
+OfName = Annotated[str | None, typer.Option("--custom-id", help="Only jobs of this name.")]
+OfBatch = Annotated[str | None, typer.Option("--batch", metavar="ID", help="Only jobs of this batch.")]
+
+
 def ls(
-    state: Annotated[list[StateName] | None, typer.Option(help="Only this state; may be repeated.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    custom_id: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    state: State = None,
+    task: OfTask = None,
+    model: OfModel = None,
+    custom_id: OfName = None,
+    batch: OfBatch = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
@@ -46,7 +56,7 @@ def ls(
     """List jobs, newest first."""
     states = [one.value for one in state or ()] or None
     with connect(url, api_key, data_dir) as farm:
-        jobs = list(farm.list(limit=limit, state=states, task=task, model=model, custom_id=custom_id))
+        jobs = list(farm.list(limit=limit, state=states, task=task, model=model, custom_id=custom_id, batch_id=batch))
     if as_json:
         print_json([job.raw for job in jobs])
     elif jobs:
@@ -72,28 +82,110 @@ def show(
 
 
 def cancel(
-    job_ids: Ids,
+    job_ids: Ids = None,
+    everything: Everything = False,
+    state: State = None,
+    task: OfTask = None,
+    model: OfModel = None,
+    custom_id: OfName = None,
+    batch: OfBatch = None,
+    yes: Yes = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Stop jobs, or all jobs of a batch: at once while they wait, at the next denoising step while they run."""
+    """Stop jobs, or all jobs of a batch: at once while they wait, at the next denoising step while they run.
+
+    Name them, or say --all: all that are not over and match the other options.
+    """
+    wanted = _wanted(job_ids, everything, state=state, task=task, model=model, custom_id=custom_id, batch_id=batch)
     with connect(url, api_key, data_dir) as farm:
-        _each(job_ids, _either(farm.cancel, farm.cancel_batch), _canceled, as_json=as_json)
+        if wanted is None:
+            _each(job_ids or [], _either(farm.cancel, farm.cancel_batch), _canceled, as_json=as_json)
+            return
+        _sure("cancel", farm.cancel_jobs(dry_run=True, **wanted).matched, yes=yes)
+        done = farm.cancel_jobs(**wanted)
+        canceled, stopping = done.canceled, done.stopping
+        while not done.complete:
+            done = farm.cancel_jobs(**wanted)
+            canceled, stopping = canceled + done.canceled, stopping + done.stopping
+    if as_json:
+        print_json(done.raw | {"canceled": canceled, "stopping": stopping})
+    else:
+        print(f"{canceled:,} canceled" + (f", {stopping:,} stop at their next step" if stopping else ""))
 
 
 def retry(
-    job_ids: Ids,
+    job_ids: Ids = None,
+    everything: Everything = False,
+    state: State = None,
+    task: OfTask = None,
+    model: OfModel = None,
+    custom_id: OfName = None,
+    batch: OfBatch = None,
+    error_code: Annotated[
+        str | None, typer.Option("--error-code", help="Only those that failed with this one.")
+    ] = None,
+    yes: Yes = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Submit failed or canceled jobs again, as new jobs; or those of a batch, as a new batch."""
+    """Submit failed or canceled jobs again, as new jobs; or those of a batch, as a new batch.
+
+    Name them, or say --all: all that failed or were canceled, were not retried since, and match the other options.
+    """
+    wanted = _wanted(
+        job_ids,
+        everything,
+        state=state,
+        task=task,
+        model=model,
+        custom_id=custom_id,
+        batch_id=batch,
+        error_code=error_code,
+    )
     with connect(url, api_key, data_dir) as farm:
-        again = _either(farm.retry, farm.retry_batch)
-        _each(job_ids, again, lambda one: f"{one.id}  retries {one.retry_of}", as_json=as_json)
+        if wanted is None:
+            again = _either(farm.retry, farm.retry_batch)
+            _each(job_ids or [], again, lambda one: f"{one.id}  retries {one.retry_of}", as_json=as_json)
+            return
+        _sure("retry", farm.retry_jobs(dry_run=True, **wanted).matched, yes=yes)
+        done = farm.retry_jobs(**wanted)
+    if as_json:
+        print_json(done.raw)
+    else:
+        print(f"{done.submitted:,} submitted again")
+
+
+def _wanted(
+    job_ids: list[str] | None, everything: bool, *, state: list[StateName] | None, **filters: str | None
+) -> dict[str, Any] | None:
+    """The filter that is meant, or None: the jobs are named."""
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    if state:
+        given["state"] = [one.value for one in state]
+    if everything and not job_ids:
+        return given or {"everything": True}
+    if everything or given:
+        raise BadInput.of("--all", None, "either name jobs, or say --all, with options that say which of all")
+    if not job_ids:
+        raise BadInput.of("ID", None, "name jobs or batches, or say --all")
+    return None
+
+
+def _sure(verb: str, count: int, *, yes: bool) -> None:
+    """Tell how many jobs it is about, and ask, if somebody is there to answer."""
+    if not count:
+        print(f"no job to {verb}", file=sys.stderr)
+        raise typer.Exit
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise BadInput.of("--all", None, f"would {verb} {count:,} jobs: say --yes as well")
+    typer.confirm(f"{verb} {count:,} jobs?", abort=True, err=True)
 
 
 def _canceled(one: Job | Batch) -> str:

@@ -17,6 +17,7 @@ from farm.client.farm import Farm, Submitted
 from farm.client.values import (
     Attempt,
     Batch,
+    CancelReport,
     Deletion,
     Delivery,
     DryRun,
@@ -32,6 +33,7 @@ from farm.client.values import (
     Progress,
     Rendered,
     Result,
+    RetryReport,
     Worker,
 )
 
@@ -41,6 +43,7 @@ __all__ = [
     "AsyncSubmitted",
     "Attempt",
     "Batch",
+    "CancelReport",
     "Corrupted",
     "Deletion",
     "Delivery",
@@ -61,6 +64,7 @@ __all__ = [
     "Progress",
     "Rendered",
     "Result",
+    "RetryReport",
     "ServerProblem",
     "Submitted",
     "Unreachable",

@@ -18,6 +18,7 @@ from typing import IO, Any, Final, TypeAlias, TypeVar
 from farm.client.steps import Call, Emit, Fetched, Flow, Form, Open, Stream, Streamed
 from farm.client.values import (
     Batch,
+    CancelReport,
     Deletion,
     Delivery,
     DryRun,
@@ -28,6 +29,7 @@ from farm.client.values import (
     Key,
     Model,
     Result,
+    RetryReport,
     Worker,
 )
 from farm.errors import BadInput
@@ -92,6 +94,36 @@ def cancel(job_id: str) -> Call[Job]:
 def retry(job_id: str) -> Call[Job]:
     """Submit again what a failed or canceled job asked for, as a new job."""
     return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", Job.of, repeatable=False)
+
+
+def cancel_jobs(ids: Sequence[str] | None = None, *, dry_run: bool = False, **filters: Any) -> Call[CancelReport]:
+    """Stop the jobs that are named, or all that match a filter; ``dry_run`` only counts.
+
+    Filters are ``state`` (may be a list), ``task``, ``model``, ``custom_id``, ``batch_id``, ``error_code``,
+    ``created_after`` and ``created_before``; ``everything=True`` is all of them.
+    """
+    body = _selection(ids, filters, dry_run=dry_run)
+    return Call("POST", "/v1/jobs/cancel", CancelReport.of, json=body, patience=BULK_SECONDS)
+
+
+def retry_jobs(ids: Sequence[str] | None = None, *, dry_run: bool = False, **filters: Any) -> Call[RetryReport]:
+    """Submit again what failed or was canceled among the jobs that are meant, as in `cancel_jobs`.
+
+    What was retried before is passed over, so the call may be repeated.
+    """
+    body = _selection(ids, filters, dry_run=dry_run)
+    return Call("POST", "/v1/jobs/retry", RetryReport.of, json=body, patience=BULK_SECONDS)
+
+
+def _selection(ids: Sequence[str] | None, filters: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    given = {name: value for name, value in filters.items() if value not in (None, [], ())}
+    everything = given.pop("everything", False)
+    if (ids is None) == (not given and not everything):
+        raise BadInput.of("ids", ids, "name jobs, or give a filter, or say everything=True")
+    if isinstance(given.get("state"), str):
+        given["state"] = [given["state"]]
+    chosen: dict[str, Any] = {"filter": given} if ids is None else {"ids": list(ids)}
+    return chosen | {"dry_run": dry_run}
 
 
 def events(name: str, last_event_id: str | None) -> Call[Any]:

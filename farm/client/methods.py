@@ -121,6 +121,8 @@ class Methods:
     list = Series(calls.jobs)
     cancel = Method(calls.cancel)
     retry = Method(calls.retry)
+    cancel_jobs = Method(calls.cancel_jobs)
+    retry_jobs = Method(calls.retry_jobs)
     wait = Talk(flows.wait)
     run = Talk(flows.run)
     download = Talk(flows.download)

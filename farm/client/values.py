@@ -106,6 +106,36 @@ class Job:
 
 
 @dataclass(frozen=True)
+class CancelReport:
+    """What came of stopping many jobs."""
+
+    matched: int  #: jobs that were meant and not over
+    canceled: int  #: those that waited
+    stopping: int  #: those that ran, and stop at their next step
+    complete: bool  #: whether all were reached; if not, call again
+    raw: dict[str, Any] = field(repr=False, compare=False)  #: the whole answer
+
+    @classmethod
+    def of(cls, raw: Json) -> CancelReport:
+        """The report that an answer gives."""
+        return cls(int(raw["matched"]), int(raw["canceled"]), int(raw["stopping"]), bool(raw["complete"]), dict(raw))
+
+
+@dataclass(frozen=True)
+class RetryReport:
+    """What came of retrying many jobs."""
+
+    matched: int  #: jobs that were meant, failed or were canceled, and were not retried since
+    submitted: int  #: new jobs
+    raw: dict[str, Any] = field(repr=False, compare=False)  #: the whole answer
+
+    @classmethod
+    def of(cls, raw: Json) -> RetryReport:
+        """The report that an answer gives."""
+        return cls(int(raw["matched"]), int(raw["submitted"]), dict(raw))
+
+
+@dataclass(frozen=True)
 class File:
     """An uploaded picture."""
 

@@ -91,14 +91,24 @@ class Job:
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which of a tenant's jobs to list. Empty fields do not filter."""
+    """Which of a tenant's jobs are meant. Empty fields do not filter."""
 
     states: tuple[JobState, ...] = ()
     task: str | None = None
     model: str | None = None
     custom_id: str | None = None
+    batch_id: str | None = None
+    error_code: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The jobs of a tenant that one request is about: those it names, or all that match."""
+
+    job_ids: tuple[str, ...] | None = None
+    wanted: JobFilter = JobFilter()  #: where none are named
 
 
 @dataclass(frozen=True)

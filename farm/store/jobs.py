@@ -42,6 +42,7 @@ from farm.domain.job import HandOver, Held, Job, JobError, JobFilter, NewJob, Ou
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
 from farm.store import cursor as cursors
+from farm.store.selections import matching
 from farm.store.tables import JOB_ID, TENANT_ID, BatchRow, IdempotencyRow, JobRow, LineRow, OutputRow
 from farm.store.workers import HELD, seconds
 
@@ -230,16 +231,7 @@ class Jobs:
         others. Raises `BadInput` for a cursor that this method did not give.
         """
         statement = select(JobRow).where(JobRow.tenant_id == tenant_id).order_by(JobRow.id.desc()).limit(limit + 1)
-        if wanted.states:
-            statement = statement.where(JobRow.state.in_([state.value for state in wanted.states]))
-        for name in ("task", "model", "custom_id"):
-            value = getattr(wanted, name)
-            if value is not None:
-                statement = statement.where(getattr(JobRow, name) == value)
-        if wanted.created_after is not None:
-            statement = statement.where(JobRow.created_at > wanted.created_after)
-        if wanted.created_before is not None:
-            statement = statement.where(JobRow.created_at < wanted.created_before)
+        statement = statement.where(*matching(wanted))
         if cursor is not None:
             place = UUID(bytes=cursors.decode(cursor, 16))
             statement = statement.where(JobRow.id < ids.from_uuid(ids.JOB, place))

@@ -211,9 +211,7 @@ class JobRow(Base):
 
     __tablename__ = "job"
     __table_args__ = (
-        # the dispatcher's walk: each tenant's oldest waiting job of each class
-        Index("job_ready", "tenant_id", text("priority DESC"), "id", postgresql_where=text("state = 'queued'")),
-        # the same for a line (tenant, class, model): finds the lines themselves, too
+        # the dispatcher's walk: the oldest waiting jobs of a line (tenant, class, model), and the lines themselves
         Index(
             "job_line",
             "tenant_id",
@@ -229,6 +227,8 @@ class JobRow(Base):
         Index("job_listing", "tenant_id", text("id DESC")),
         # what the retention of a tenant looks for
         Index("job_finished", "tenant_id", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        # whether a job was retried
+        Index("job_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
         Index("job_custom_id", "tenant_id", "custom_id", postgresql_where=text("custom_id IS NOT NULL")),
         Index("job_batch", "batch_id", "batch_seq", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
         Index(

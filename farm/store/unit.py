@@ -29,6 +29,7 @@ from farm.store.outbox import Outbox
 from farm.store.outcomes import Outcomes
 from farm.store.pauses import Pauses
 from farm.store.search import Search
+from farm.store.selections import Selections
 from farm.store.tenants import Tenants
 from farm.store.usage import Usage
 from farm.store.webhooks import Webhooks
@@ -99,6 +100,11 @@ class Unit:
     def activity(self) -> Activity:
         """What ended lately."""
         return Activity(self.session)
+
+    @cached_property
+    def selections(self) -> Selections:
+        """Many jobs at once."""
+        return Selections(self.session)
 
     @cached_property
     def search(self) -> Search:

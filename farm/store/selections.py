@@ -1,0 +1,202 @@
+"""Jobs that one request is about: those it names, or all that match a filter; ended or repeated by few statements."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    cast,
+    false,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
+from sqlalchemy.orm import Session, aliased
+
+from farm.domain import ids
+from farm.domain.batch import Staged
+from farm.domain.job import JobFilter, Selection
+from farm.domain.states import EventType, JobState
+from farm.store.tables import EventRow, JobRow
+
+AT_ONCE: Final = 50_000  #: jobs ended by one statement, so that the locks are not held for long
+WAITING: Final = (JobState.QUEUED.value, JobState.DISPATCHED.value)
+_COPIED: Final = ("task", "model", "priority", "spec", "cost", "max_attempts", "custom_id", "webhook")
+# one at a time for a tenant: two at once would both repeat what neither has repeated yet
+_ALONE: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('repeat ' || :tenant, 0))")
+
+
+def matching(wanted: JobFilter) -> list[Any]:
+    """A filter as SQL, but for whose jobs they are."""
+    found: list[Any] = []
+    if wanted.states:
+        found.append(JobRow.state.in_([state.value for state in wanted.states]))
+    for name in ("task", "model", "custom_id", "batch_id", "error_code"):
+        value = getattr(wanted, name)
+        if value is not None:
+            found.append(getattr(JobRow, name) == value)
+    if wanted.created_after is not None:
+        found.append(JobRow.created_at > wanted.created_after)
+    if wanted.created_before is not None:
+        found.append(JobRow.created_at < wanted.created_before)
+    return found
+
+
+class Selections:
+    """Many jobs of one tenant at once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def cancelable(self, tenant_id: str, selection: Selection) -> int:
+        """How many of them are not over."""
+        return self._count(*_chosen(tenant_id, selection), or_(_waits(), JobRow.state == JobState.RUNNING.value))
+
+    def cancel_waiting(self, tenant_id: str, selection: Selection) -> dict[str | None, int]:
+        """queued or dispatched → canceled, with their events; returns how many of each batch, see `left`.
+
+        Jobs that somebody else has locked at this moment are passed over, never waited for: two that each hold a part
+        of what the other wants would wait for ever.
+        """
+        waiting = (
+            select(JobRow.id)
+            .where(*_chosen(tenant_id, selection), _waits())
+            .limit(AT_ONCE)
+            .with_for_update(skip_locked=True)
+            .cte("waiting")
+        )
+        ended = (
+            update(JobRow)
+            .where(JobRow.id == waiting.c.id)
+            .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now(), cancel_requested=true())
+            .returning(JobRow.id, JobRow.tenant_id, JobRow.epoch, JobRow.batch_id)
+            .cte("ended")
+        )
+        told = (
+            insert(EventRow)
+            .from_select(
+                ["tenant_id", "job_id", "epoch", "type", "data"],
+                select(
+                    ended.c.tenant_id,
+                    ended.c.id,
+                    ended.c.epoch,
+                    literal(EventType.CANCELED.value),
+                    literal({}, EventRow.__table__.c.data.type),
+                ),
+                include_defaults=False,
+            )
+            .cte("told")
+        )
+        counted = select(ended.c.batch_id, func.count()).group_by(ended.c.batch_id).add_cte(told)
+        return {row[0]: row[1] for row in self._session.execute(counted)}
+
+    def ask_cancel(self, tenant_id: str, selection: Selection) -> list[str]:
+        """Ask the workers of those that run to stop; returns those jobs."""
+        running = (
+            select(JobRow.id)
+            .where(*_chosen(tenant_id, selection), *_unasked())
+            .with_for_update(skip_locked=True)
+            .cte("running")
+        )
+        asked = update(JobRow).where(JobRow.id == running.c.id).values(cancel_requested=true()).returning(JobRow.id)
+        return list(self._session.scalars(asked.execution_options(synchronize_session=False)))
+
+    def left(self, tenant_id: str, selection: Selection) -> bool:
+        """Whether some of them still wait, or run without having been asked to stop."""
+        chosen = _chosen(tenant_id, selection)
+        # each by its own index
+        for conditions in ([_waits()], _unasked()):
+            if self._session.scalar(select(select(JobRow.id).where(*chosen, *conditions).exists())):
+                return True
+        return False
+
+    # -- repeating ----------------------------------------------------------------------------------------------------
+
+    def repeatable(self, tenant_id: str, selection: Selection) -> Staged:
+        """How many of them failed or were canceled and were not repeated since, and what they cost.
+
+        From here to the end of the transaction nobody else repeats jobs of this tenant.
+        """
+        self._session.execute(_ALONE, {"tenant": tenant_id})
+        row = self._session.execute(
+            select(func.count(), func.coalesce(func.sum(JobRow.cost), 0.0)).where(
+                *_chosen(tenant_id, selection), *_ended_in_vain()
+            )
+        ).one()
+        return Staged(row[0], row[1])
+
+    def repeat(self, tenant_id: str, selection: Selection) -> int:
+        """Make new queued jobs of those that `repeatable` counted; returns how many."""
+        old = (
+            select(JobRow.__table__, func.row_number().over(order_by=JobRow.id).label("place"))
+            .where(*_chosen(tenant_id, selection), *_ended_in_vain())
+            .subquery("old")
+        )
+        # what `ids.Series` makes, in SQL: ids that ascend with the place
+        name = cast(
+            literal(ids.Series(ids.JOB).prefix)
+            + func.lpad(func.to_hex(old.c.place), 8, "0")
+            + func.substr(func.md5(cast(func.random(), Text)), 1, 7),
+            Uuid,
+        )
+        made = (
+            insert(JobRow.__table__)  # type: ignore[arg-type]
+            .from_select(
+                ["id", "tenant_id", "state", "retry_of", "metadata", *_COPIED],
+                select(
+                    name,
+                    old.c.tenant_id,
+                    literal(JobState.QUEUED.value),
+                    old.c.id,
+                    old.c.metadata,
+                    *(old.c[column] for column in _COPIED),
+                ).order_by(old.c.place),
+                include_defaults=False,
+            )
+            .returning(JobRow.__table__.c.id)
+            .cte("made")
+        )
+        return self._session.scalar(select(func.count()).select_from(made)) or 0
+
+    def _count(self, *conditions: Any) -> int:
+        return self._session.scalar(select(func.count()).select_from(JobRow).where(*conditions)) or 0
+
+
+def _chosen(tenant_id: str, selection: Selection) -> list[Any]:
+    conditions: list[Any] = [JobRow.tenant_id == tenant_id]
+    if selection.job_ids is None:
+        return conditions + matching(selection.wanted)
+    named: Collection[Any] = [ids.to_uuid(ids.JOB, one) for one in selection.job_ids if ids.is_id(ids.JOB, one)]
+    if not named:
+        return [false()]
+    return [*conditions, JobRow.id == any_(bindparam(None, named, type_=ARRAY(Uuid)))]
+
+
+def _waits() -> Any:
+    return JobRow.state.in_(WAITING)
+
+
+def _unasked() -> list[Any]:
+    return [JobRow.state == JobState.RUNNING.value, ~JobRow.cancel_requested]
+
+
+def _ended_in_vain() -> list[Any]:
+    again = aliased(JobRow)
+    return [
+        JobRow.state.in_((JobState.FAILED.value, JobState.CANCELED.value)),
+        ~select(again.id).where(again.retry_of == JobRow.id).exists(),
+    ]
