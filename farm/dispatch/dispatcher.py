@@ -36,6 +36,7 @@ from farm.store.unit import Store, Unit
 log = structlog.stdlib.get_logger()
 
 STANDBY_SECONDS: Final = 1.0  #: how often a standby asks for the lead
+LOGGED: Final = 20  #: hand-overs of a round with a line each: for a thousand, the lines took longer than the round
 BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0)  #: between tries while a server is away
 
 
@@ -169,7 +170,7 @@ class Dispatcher:
         stopped = unit.pauses.now()
         policy = functools.partial(
             choose,
-            lines=_lines(heads, unit.jobs.marks(), unit.failures.of([head.job_id for head in heads])),
+            lines=_lines(heads, unit.jobs.marks(), unit.failures.of([head.job_id for head in heads if head.failed])),
             accounts=accounts,
             now=unit.now().timestamp(),
             needs=self._needs,
@@ -210,13 +211,15 @@ class Dispatcher:
             metrics.HAND_OVERS.inc(len(sent))
             for one in sent:
                 tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
-            # one line for all: a thousand of their own would take longer than the round
-            log.info(
-                "handed over",
-                action="jobs_dispatched",
-                count=len(sent),
-                jobs=[f"{one.job_id}.{one.epoch} {one.worker}" for one in sent],
-            )
+            for one in sent[:LOGGED]:
+                log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
+            if len(sent) > LOGGED:
+                log.info(
+                    "handed more over",
+                    action="jobs_dispatched",
+                    count=len(sent),
+                    workers=len({one.worker for one in sent}),
+                )
         except BrokerUnavailable as error:
             self._broker_trouble += 1
             log.warning("cannot send, giving back", action="broker_unavailable", error=str(error), jobs=len(sent))

@@ -54,6 +54,8 @@ class Failures:
     def of(self, job_ids: Collection[str]) -> dict[str, frozenset[str]]:
         """The workers that failed each of these jobs, by job; jobs that none failed are absent."""
         found: dict[str, set[str]] = {}
+        if not job_ids:
+            return {}
         rows = self._session.execute(
             select(JobFailureRow.job_id, JobFailureRow.worker).where(
                 # an array, whose statement is the same for any number of jobs
