@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the card may take to finish
     stall_seconds: float = Field(300, gt=0)  #: a card without a denoising step for this long is given up
     load_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download
+    deaf_seconds: float = Field(45, gt=0)  #: a worker that takes no message for this long, while some wait, starts anew
     storage_seconds: float = Field(300, gt=0)  #: how long a finished picture waits for a storage that does not answer
 
     # webhooks and inputs by URL

@@ -39,12 +39,13 @@ _shift: Shift | None = None
 @app.task(name=broker.RENDER)  # type: ignore[untyped-decorator, unused-ignore]
 def render_message(job: str, epoch: int, version: int = 0, **_unknown: object) -> None:
     """A hand-over arrived: do the job, if it is ours to do."""
+    assert _shift is not None  # made before Celery consumes
+    _shift.hear()
     if version != broker.MESSAGE_VERSION:
         # Unclaimed, the job is offered again when its dispatch lease runs out, perhaps to a worker that understands it.
         log.warning("a message of another version", action="message_unknown", job=job, epoch=epoch, version=version)
         return
     crash.at("after_receive")
-    assert _shift is not None  # made before Celery consumes
     render(_shift.bench, job, epoch)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import structlog
@@ -43,6 +43,7 @@ from workers.encode import encode
 from workers.engine import Engine, Rendered, RenderWork, total_steps
 from workers.reporter import Reporter
 from workers.rights import Right, Rights, Stage, Why
+from workers.shelf import Shelf
 
 log = structlog.stdlib.get_logger()
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Bench:
     engine: Engine
     reporter: Reporter
     rights: Rights
+    shelf: Shelf
     model: Callable[[str], Model | None]  #: the registry's entry of that id
 
     def lease_until(self, asked_at: float) -> float:
@@ -93,6 +95,7 @@ def render(bench: Bench, job_id: str, epoch: int) -> None:
         except Exception:
             log.exception("the job was dropped", action="job_dropped")
         finally:
+            bench.shelf.clear(right.held)
             bench.engine.leave(right.held)
             bench.rights.drop(right)
 
@@ -211,10 +214,11 @@ def on_the_card(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> R
 
 
 def encoded(right: Right, rendered: Rendered) -> Iterator[tuple[Output, bytes]]:
-    """Each picture as a file with its recipe, and as the output that it becomes."""
+    """Each picture as a file with its recipe, and as the output that it becomes; the picture itself is let go."""
     job, spec = right.job, right.job.spec
     content_type = spec.output_format.content_type
-    for index, image in enumerate(rendered.images):
+    for index in range(len(rendered.images)):
+        image = rendered.images.pop(0)
         with stage("encode"):
             body = encode(image, spec, index, rendered.made_with)
         crash.at("after_encode", spec.prompt)
@@ -238,27 +242,39 @@ def store(bench: Bench, right: Right, files: Iterator[tuple[Output, bytes]]) -> 
     """PUT each file under the epoch's key. Raises `GivenBack` if the storage stays away."""
     right.enter(Stage.STORING)
     for output, body in files:
+        try:
+            with stage("upload"):
+                done = put(bench, right, output, body)
+        except StorageUnavailable as error:
+            log.warning("the finished pictures wait on disk", action="pictures_shelved", error=str(error))
+            shelved = [(output, bench.shelf.keep(right.held, output.index, body))]
+            shelved += [(one, bench.shelf.keep(right.held, one.index, file)) for one, file in files]
+            del body
+            yield from store_later(bench, right, shelved)
+        else:
+            yield done
 
-        def put(output: Output = output, body: bytes = body) -> str:
-            written = bench.storage.put(output.key, body, output.content_type)
-            assert written.sha256 is not None  # put() computes it
-            return written.sha256
+
+def store_later(bench: Bench, right: Right, shelved: list[tuple[Output, Callable[[], bytes]]]) -> Iterator[Output]:
+    """The same for what waits on the shelf until the storage is back."""
+    for output, read in shelved:
+
+        def again(output: Output = output, read: Callable[[], bytes] = read) -> Output:
+            return put(bench, right, output, read())
 
         with stage("upload"):
-            sha256 = while_storage_is_away(bench, right, put)
-        if output.index + 1 < right.job.spec.num_images_per_prompt:
-            crash.at("mid_upload", right.job.spec.prompt)
-        right.move()
-        yield Output(
-            output.index,
-            output.key,
-            sha256,
-            output.size,
-            output.width,
-            output.height,
-            output.content_type,
-            output.seed,
-        )
+            done = while_storage_is_away(bench, right, again)
+        yield done
+
+
+def put(bench: Bench, right: Right, output: Output, body: bytes) -> Output:
+    """One file into the storage; returns the output with the hash of what is stored. Raises `StorageUnavailable`."""
+    written = bench.storage.put(output.key, body, output.content_type)
+    assert written.sha256 is not None  # put() computes it
+    if output.index + 1 < right.job.spec.num_images_per_prompt:
+        crash.at("mid_upload", right.job.spec.prompt)
+    right.move()
+    return replace(output, sha256=written.sha256)
 
 
 def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered) -> None:

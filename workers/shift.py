@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from enum import Enum
 from typing import Final, TypeVar
 
 import structlog
@@ -30,11 +31,13 @@ from farm.settings import Settings
 from farm.store.unit import Store
 from workers import card as cards
 from workers import gauges
+from workers.ear import Ear
 from workers.engine import Engine
-from workers.heartbeat import Heartbeat, Watch
+from workers.heartbeat import EXIT_STALLED, Heartbeat, Watch
 from workers.render import Bench, pauses
 from workers.reporter import Reporter
 from workers.rights import Rights, Stage, Why
+from workers.shelf import Shelf
 
 log = structlog.stdlib.get_logger()
 T = TypeVar("T")
@@ -42,6 +45,13 @@ T = TypeVar("T")
 #: Jobs that a card renders at once when they share forwards, by the card's kind.
 SLOTS: Final = {"cuda": 16, "mps": 8, "cpu": 4}
 LAST_SECONDS: Final = 10.0  #: for stopped jobs to be given back, before the process ends without them
+
+
+class End(Enum):
+    """Why a process's shift ends."""
+
+    ASKED = "asked"  #: by a signal
+    DEAF = "deaf"  #: its consumer fell silent; a fresh process will hear
 
 
 class Shift:
@@ -74,12 +84,20 @@ class Shift:
             ),
             reporter=Reporter(database, rights),
             rights=rights,
+            shelf=Shelf(settings.data_dir / "shelf" / self.name.replace("/", "-")),
             model=self._model,
+        )
+        self._ear = Ear(
+            app,
+            self.name,
+            settings.deaf_seconds,
+            lambda: len(rights.all()) >= self.capacity,
+            lambda: self._signals.put(End.DEAF),
         )
         self._heartbeat = Heartbeat(self.bench, self._boot_id)
         self._watch = Watch(rights, self.bench.engine, settings, self.name)
         # put() of a SimpleQueue may be called from a signal handler, which a lock may not
-        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._signals: queue.SimpleQueue[End] = queue.SimpleQueue()
         self._left = threading.Event()
 
     def begin(self) -> None:
@@ -112,13 +130,17 @@ class Shift:
         )
         gauges.watch(card)
         metrics.serve(self.settings, self.settings.metrics_worker_port)
-        for thread in (self.bench.reporter, self._heartbeat, self._watch):
+        for thread in (self.bench.reporter, self._heartbeat, self._watch, self._ear):
             thread.start()
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def ask_to_end(self) -> None:
         """A signal to stop came; a second one makes it quick. May be called from a signal handler."""
-        self._signals.put(None)
+        self._signals.put(End.ASKED)
+
+    def hear(self) -> None:
+        """A message arrived."""
+        self._ear.hear()
 
     def end(self) -> None:
         """Leave the farm: what is still held goes back to the queue."""
@@ -154,8 +176,9 @@ class Shift:
         return found
 
     def _drain(self) -> None:
-        """Wait for the first signal, then empty this process's hands."""
-        self._signals.get()
+        """Wait for the first reason to end, then empty this process's hands."""
+        why = self._signals.get()
+        self._ear.close()
         rights = self.bench.rights
         log.info("draining", action="worker_draining", worker=self.name, held=len(rights.all()))
         try:
@@ -169,7 +192,7 @@ class Shift:
                 if right.stage in (Stage.FETCHING, Stage.WAITING):
                     right.stop(Why.DRAINED)
             if rights.wait_empty(0.1):
-                return
+                break
         for right in rights.all():
             right.stop(Why.DRAINED)
         if not rights.wait_empty(LAST_SECONDS):
@@ -177,6 +200,10 @@ class Shift:
             log.warning("ending in spite of hanging jobs", action="worker_abandons", held=len(rights.all()))
             self.end()
             os._exit(1)
+        if why is End.DEAF:
+            # a consumer that hears nothing does not hear that it should end, either
+            self.end()
+            os._exit(EXIT_STALLED)
 
 
 def slots(batching: str, kind: str) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -29,6 +30,7 @@ from workers.engine import Engine, Rendered, RenderWork
 from workers.render import Bench, render
 from workers.reporter import Reporter
 from workers.rights import Rights
+from workers.shelf import Shelf
 
 JOB = {"task": "text-to-image", "model": "starter", "prompt": "a red ball on a blue background"}
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -72,7 +74,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
-    farm_env: dict[str, str], spans: InMemorySpanExporter, log: io.StringIO
+    farm_env: dict[str, str], spans: InMemorySpanExporter, log: io.StringIO, tmp_path: Path
 ) -> None:
     settings = Settings()
     with running(settings) as api:
@@ -93,6 +95,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
             cast("Engine", Card64()),
             Reporter(api.store, rights),
             rights,
+            Shelf(tmp_path / "shelf"),
             model,
         )
         render(bench, job, sent.epoch)

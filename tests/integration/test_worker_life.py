@@ -7,16 +7,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from farm import lifecycle
+from farm.dispatch import broker
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.objects.keys import job_prefix
 from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, Wire, WorkerProcess, spec
 from tests.waiting import wait_until
+from workers.heartbeat import EXIT_STALLED
 
 LONG = {"num_inference_steps": 150, "num_images_per_prompt": 16}  #: more than a test waits for
 
@@ -91,20 +94,28 @@ def test_jobs_stop_before_their_lease_ends_when_the_database_is_away(
     assert farm.job(job.id).state is JobState.QUEUED
 
 
+def shelved(farm: Farm) -> list[Path]:
+    """What workers keep on disk until the storage is back."""
+    return [one for one in (farm.log_dir / "shelf").rglob("*") if one.is_file()]
+
+
 def test_a_finished_picture_waits_for_a_storage_that_is_away(
     farm: Farm, steady: WorkerProcess, wires: dict[str, Wire]
 ) -> None:
     wire = wires["FARM_S3_ENDPOINT_URL"]
     wire.refuse()
     try:
-        job = farm.start(spec(), steady.name)
+        job = farm.start(spec(num_images_per_prompt=2), steady.name)
         wait_until(lambda: "waiting for the storage" in steady.log(), 90, every=0.2, what="it waits for the storage")
         assert reaped(farm) == []  # the lease outlives the wait
+        # on the disk, all of them, so that the worker's memory is free for the next jobs
+        assert len(shelved(farm)) == 2
     finally:
         wire.mend()
     done = farm.wait(job, JobState.SUCCEEDED, timeout=60)
     assert done.attempts == 1
-    assert farm.storage.head(done.outputs[0].key).sha256 == done.outputs[0].sha256
+    assert [farm.storage.head(one.key).sha256 for one in done.outputs] == [one.sha256 for one in done.outputs]
+    wait_until(lambda: not shelved(farm), 10, what="the shelf is empty")
 
 
 def test_a_job_whose_storage_stays_away_is_given_back_without_counting(
@@ -135,6 +146,30 @@ def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_gi
         newer.wait(30)
     finally:
         newer.kill()
+
+
+def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_holds(farm: Farm) -> None:
+    env = {"FARM_DEAF_SECONDS": "3", "FARM_DRAIN_SECONDS": "60"}
+    worker = WorkerProcess(farm, card="cpu4", env=env).start()
+    try:
+        worker.wait_online()
+        held = farm.start(spec(num_inference_steps=40), worker.name)
+        wait_until(lambda: on_the_card(farm, held.id), 90, what="the job is on the card")
+        # Celery's own way to make a consumer stop listening: the process lives, beats and renders on
+        (answer,) = farm.app.control.cancel_consumer(broker.queue_of(worker.name).name, reply=True, timeout=10)
+        assert "ok" in next(iter(answer.values()))
+        unheard = farm.start(spec(seed=8), worker.name)
+        assert worker.wait(90) == EXIT_STALLED
+        assert "consumer_deaf" in worker.log()
+        done = farm.job(held.id)
+        assert (done.state, done.attempts) == (JobState.SUCCEEDED, 1)
+        # unclaimed, it went back with the worker's goodbye: nobody had to wait for the end of its lease
+        assert farm.wait(unheard, JobState.QUEUED, timeout=5).attempts == 0
+        found = farm.worker(worker.name)
+        assert found is not None
+        assert found.state is WorkerState.OFFLINE
+    finally:
+        worker.kill()
 
 
 def test_the_jobs_of_a_killed_a_drained_and_a_hurried_worker_end_once(farm: Farm) -> None:

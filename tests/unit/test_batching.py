@@ -551,7 +551,47 @@ def flux() -> tuple[Any, Callable[[Any, int], Any]]:
     )
 
 
-@pytest.mark.parametrize("build", [sdxl, sd3, flux])
+def controlnet() -> tuple[Any, Callable[[Any, int], Any]]:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).eval()
+    steering = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)).eval()
+    for parameter in steering.controlnet_mid_block.parameters():  # zero at first: it would steer nothing
+        torch.nn.init.normal_(parameter)
+    pipeline = diffusers.StableDiffusionControlNetPipeline(
+        vae=tiny_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        controlnet=steering,
+        scheduler=diffusers.DDIMScheduler(**NOISE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipeline, lambda pipe, index: pipe(
+        prompt_embeds=made_of(1, 77, 32, seed=index),
+        negative_prompt_embeds=made_of(1, 77, 32, seed=50),
+        image=made_of(1, 3, 32, 32, seed=index).clamp(0, 1),
+        height=32,
+        width=32,
+        num_inference_steps=3 + index,
+        guidance_scale=5.0 + index,
+        controlnet_conditioning_scale=0.8,
+        generator=torch.Generator().manual_seed(index),
+        output_type="np",
+    )
+
+
+@pytest.mark.parametrize("build", [sdxl, sd3, flux, controlnet])
 def test_other_architectures_share_without_code_of_their_own(
     build: Callable[[], tuple[Any, Callable[[Any, int], Any]]],
 ) -> None:
