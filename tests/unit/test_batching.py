@@ -430,6 +430,7 @@ def tiny_vae() -> Any:
         block_out_channels=(16, 32),
         layers_per_block=1,
         latent_channels=4,
+        shift_factor=0.1,
         norm_num_groups=8,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
