@@ -12,7 +12,8 @@ import copy
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -143,6 +144,11 @@ class LoadedModel:
         self._lora_prints[name] = _digest_of(path)
         self._worn = None  # loading puts it in force
         return adapter
+
+    def move(self, where: str) -> None:
+        """Put all weights there."""
+        for pipeline in self._pipelines.values():
+            pipeline.to(where)
 
     def preview_map(self, task: Task) -> torch.Tensor | None:
         """The map from latents to colours, fitted when it is first asked for; None for a model without a VAE."""
@@ -470,6 +476,21 @@ def tile(loaded: LoadedModel, task: Task, *, on: bool) -> None:
         switch = getattr(vae, f"{'enable' if on else 'disable'}_{name}", None)
         if switch is not None:
             switch()
+
+
+@contextmanager
+def offloaded(loaded: LoadedModel, task: Task, where: str) -> Iterator[None]:
+    """Let each component of a task's pipeline lie on the card only while it works, and in main memory else.
+
+    Slow, for weights are moved for every picture; the pixels stay the same. Nobody else may run on the model meanwhile.
+    """
+    pipeline = loaded.pipeline(task)
+    pipeline.enable_model_cpu_offload(device=where)
+    try:
+        yield
+    finally:
+        pipeline.remove_all_hooks()
+        loaded.move(where)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,9 +12,10 @@ from farm.domain.model import Model
 from farm.domain.worker import Card
 from farm.errors import OutOfMemory
 from workers import pipelines
+from workers.card import device
 from workers.engine import Rendered, RenderWork
 from workers.pipelines import LoadedModel
-from workers.residency import Residency
+from workers.residency import Residency, free
 
 log = structlog.stdlib.get_logger()
 
@@ -80,12 +81,24 @@ class SerialRenderer:
         return images
 
     def _with_less_memory(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
-        """The second try: nothing else in memory, and the VAE in tiles. Raises `OutOfMemory`."""
+        """The next tries: nothing else in memory and the VAE in tiles, then only the component at work on the card.
+
+        Raises `OutOfMemory`; another card may have more.
+        """
         self._residency.drop_others(work.model.id)
         pipelines.tile(loaded, work.spec.task, on=True)
         try:
             loaded.wear(work.spec.task, work.spec.loras)
-            return self._pictures(loaded, work)
+            try:
+                return self._pictures(loaded, work)
+            except Exception as error:
+                if not pipelines.is_out_of_memory(error) or not self._may_offload:
+                    raise
+                error.__traceback__ = None  # its frames hold tensors
+            log.warning("out of memory, moving weights to and fro", action="offloading", model=work.model.id)
+            free()
+            with pipelines.offloaded(loaded, work.spec.task, device(self._card)):
+                return self._pictures(loaded, work)
         except Exception as error:
             if not pipelines.is_out_of_memory(error):
                 raise
@@ -94,3 +107,8 @@ class SerialRenderer:
             ) from error
         finally:
             pipelines.tile(loaded, work.spec.task, on=False)
+
+    @property
+    def _may_offload(self) -> bool:
+        """Whether main memory is another one than the card's."""
+        return self._card.kind == "cuda"

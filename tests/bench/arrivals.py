@@ -1,8 +1,9 @@
 """Jobs that arrive one by one: the engine beside a loop of stock pipelines and beside static batching, in one run.
 
-``python -m tests.bench.arrivals [--jobs N] [--rounds N] [--loads 0.6 0.9 1.2]``. A load is the rate of arrivals by the
-rate at which the loop renders the same jobs, measured at the start. Every side of a round gets the same arrivals, one
-side after the other in an order that rotates; a ratio is the median over the rounds of a side to the loop.
+``python -m tests.bench.arrivals [--seconds N] [--rounds N] [--loads 0.6 0.9 1.2]``. A load is the rate of arrivals by
+the rate at which the loop renders such jobs, measured at the start. Jobs arrive for N seconds, and every side of a round
+gets the same arrivals, one side after the other in an order that rotates; a ratio is the median over the rounds of a
+side to the loop. The whole takes about N x sides x loads x rounds seconds.
 
 Static batching is what a queue without steps does: when the card is free it takes the oldest job and those that wait
 with equal parameters, up to the engine's slots, as one call of the stock pipeline.
@@ -12,22 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import random
 import statistics
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from farm import registry
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Scheduler, Task
+from farm.domain.tasks import JobSpec
+from tests.bench import peers
+from tests.bench.engine import popular
 from workers import card as cards
 from workers import pipelines
 from workers.engine import Engine, RenderWork
@@ -54,32 +57,6 @@ class Taken:
         return sorted(self.latencies)[int(0.95 * (len(self.latencies) - 1))]
 
 
-def drawn(count: int, model: Model, side: int, seed: int) -> list[JobSpec]:
-    """Jobs of some popular settings, as a product's users send them."""
-    draw = random.Random(seed)
-    return [
-        JobSpec.model_validate(
-            {
-                "task": Task.TEXT_TO_IMAGE,
-                "model": model.id,
-                "prompt": draw.choice(model.example_prompts),
-                "negative_prompt": "",
-                "num_inference_steps": draw.choice([10, 20, 30]),
-                "guidance_scale": draw.choice([2.0, 5.0]),
-                "scheduler": draw.choice([Scheduler.DDIM, Scheduler.DPM_SOLVER]),
-                "seed": seed * 1000 + index,
-                "num_images_per_prompt": 1,
-                "width": side,
-                "height": side,
-                "strength": None,
-                "output_format": "png",
-                "inputs": {},
-            }
-        )
-        for index in range(count)
-    ]
-
-
 class Static:
     """Takes the oldest job and those of equal parameters, up to ``most``, as one call. ``most`` 1 is the loop."""
 
@@ -95,35 +72,23 @@ class Static:
         self._news.put(None)
 
     def _run(self) -> None:
+        try:
+            self._render_for_ever()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # nobody would end the wait for its jobs
+
+    def _render_for_ever(self) -> None:
         while True:
             self._news.get()
             while self._waiting:
-                first = settings_of(self._waiting[0][0])
-                group = [one for one in tuple(self._waiting) if settings_of(one[0]) == first][: self._most]
+                known = tuple(self._waiting)
+                group = [known[place] for place in peers.next_group([spec for spec, _ in known], self._most)]
                 for one in group:
                     self._waiting.remove(one)
-                self._render([spec for spec, _ in group])
+                peers.render_equal(self._loaded, [spec for spec, _ in group])
                 for _, done in group:
                     done()
-
-    def _render(self, specs: list[JobSpec]) -> None:
-        if len(specs) == 1:
-            pipelines.render(self._loaded, specs[0], 0, {}, lambda _: None, threading.Event())
-            return
-        pipeline = self._loaded.pipeline(Task.TEXT_TO_IMAGE)
-        pipeline.scheduler = pipelines.make_scheduler(specs[0].scheduler, pipeline.scheduler)
-        pipeline(
-            [spec.prompt for spec in specs],
-            num_inference_steps=specs[0].num_inference_steps,
-            guidance_scale=specs[0].guidance_scale,
-            width=specs[0].width,
-            height=specs[0].height,
-            generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
-        )
-
-
-def settings_of(spec: JobSpec) -> tuple[object, ...]:
-    return spec.num_inference_steps, spec.guidance_scale, spec.scheduler, spec.width, spec.height
 
 
 def through(engine: Engine, model: Model, *, exact: bool) -> Submit:
@@ -155,8 +120,9 @@ def played(submit: Submit, specs: list[JobSpec], times: list[float]) -> Taken:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=24)
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="in which jobs arrive, for each side and load")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--slots", type=int, default=0, help="jobs on the card at once; the card's default if absent")
     parser.add_argument("--side", type=int, default=0, help="pixels; the model's default size if absent")
@@ -180,8 +146,8 @@ def main() -> None:
         "throughput": through(engine, model, exact=False),
     }
     for submit in sides.values():  # load, and learn the rows
-        played(submit, drawn(slots, model, side, 1), [0.0] * slots)
-    sample = drawn(6, model, side, 2)
+        played(submit, popular(slots, model, side, 1), [0.0] * slots)
+    sample = popular(12, model, side, 2)
     capacity = len(sample) / played(sides["loop"], sample, [0.0] * len(sample)).wall
 
     taken: dict[float, dict[str, list[Taken]]] = {load: {name: [] for name in sides} for load in asked.loads}
@@ -189,11 +155,10 @@ def main() -> None:
     for turn in range(asked.rounds):
         for load in asked.loads:
             draw = random.Random(100 * turn + load)
-            specs = drawn(asked.jobs, model, side, 3 + turn)
-            times, now = [], 0.0
-            for _ in specs:
-                times.append(now)
-                now += draw.expovariate(load * capacity)
+            times = [0.0]
+            while times[-1] < asked.seconds:
+                times.append(times[-1] + draw.expovariate(load * capacity))
+            specs = popular(len(times), model, side, 3 + turn)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 taken[load][name].append(played(sides[name], specs, times))
     engine.close()
@@ -206,7 +171,8 @@ def main() -> None:
         {
             "load": load,
             "side": name,
-            "images_per_s": round(asked.jobs / statistics.median(one.wall for one in taken[load][name]), 2),
+            "jobs": sum(len(one.latencies) for one in taken[load][name]),
+            "images_per_s": round(statistics.median(len(one.latencies) / one.wall for one in taken[load][name]), 2),
             "mean_latency_s": round(statistics.median(one.mean for one in taken[load][name]), 2),
             "throughput_to_loop": round(1 / ratio(load, name, lambda one: one.wall), 3),
             "mean_latency_to_loop": ratio(load, name, lambda one: one.mean),
@@ -217,12 +183,13 @@ def main() -> None:
     ]
     OUT.mkdir(exist_ok=True)
     about = vars(asked) | {"device": card.device, "side": side, "slots": slots, "loop_images_per_s": round(capacity, 3)}
-    (OUT / "arrivals.json").write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
-    print(f"{asked.jobs} jobs of {side}x{side}, {slots} slots, loop {capacity:.2f} images/s, {card.device}")
-    print(f"{'load':>5} {'side':12}{'images/s':>9}{'mean s':>8}{'x loop':>8}{'mean ÷':>8}{'p95 ÷':>8}")
+    written = "-".join(["arrivals", *map(str, asked.loads)]) + ".json"
+    (OUT / written).write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+    print(f"jobs of {side}x{side}, {slots} slots, loop {capacity:.2f} images/s, {card.device}")
+    print(f"{'load':>5} {'side':12}{'jobs':>6}{'images/s':>9}{'mean s':>8}{'x loop':>8}{'mean ÷':>8}{'p95 ÷':>8}")
     for row in rows:
         print(
-            f"{row['load']:>5} {row['side']:12}{row['images_per_s']:>9}{row['mean_latency_s']:>8}"
+            f"{row['load']:>5} {row['side']:12}{row['jobs']:>6}{row['images_per_s']:>9}{row['mean_latency_s']:>8}"
             f"{row['throughput_to_loop']:>8}{row['mean_latency_to_loop']:>8}{row['p95_latency_to_loop']:>8}"
         )
 

@@ -13,6 +13,7 @@ from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Task
 from tests.unit.test_pipelines import pictures, spec
 from workers import card as cards
+from workers import pipelines
 from workers.engine import Engine, Rendered, RenderWork
 from workers.shared import SharedRenderer
 
@@ -95,3 +96,18 @@ def test_only_the_engines_thread_touches_the_card() -> None:
     engine.close()
     engine.join(60)
     assert not engine.is_alive()
+
+
+def test_a_model_whose_weights_are_moved_to_and_fro_makes_the_same_picture_and_comes_back() -> None:
+    loaded = pipelines.load(MODEL.model_copy(update={"dtype": "float32"}), cards.describe(cards.choose("cuda:0")))
+    unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
+
+    def picture() -> Any:
+        return pipelines.render(loaded, spec(Task.TEXT_TO_IMAGE), 0, {}, lambda _: None, threading.Event())
+
+    before = picture()
+    with pipelines.offloaded(loaded, Task.TEXT_TO_IMAGE, "cuda:0"):
+        assert unet.device.type == "cpu"
+        assert picture().tobytes() == before.tobytes()
+    assert unet.device.type == "cuda"
+    assert picture().tobytes() == before.tobytes()

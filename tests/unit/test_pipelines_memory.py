@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,10 +19,11 @@ from farm.domain.tasks import JobSpec, Task
 from farm.domain.worker import Card
 from farm.errors import OutOfMemory
 from farm.settings import Settings
-from workers import pipelines
+from workers import pipelines, serial
 from workers.card import choose
 from workers.engine import Engine, Rendered, RenderWork
 from workers.heartbeat import stalled
+from workers.serial import SerialRenderer
 from workers.shared import SharedRenderer
 
 CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
@@ -100,6 +103,44 @@ def test_a_job_that_does_not_fit_in_tiles_either_fails_with_its_own_code(monkeyp
     error = outcome_of(work())
     assert isinstance(error, OutOfMemory)
     assert "64x64" in str(error)
+
+
+def test_before_it_is_given_up_only_what_works_lies_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "cuda:0"  # it is asked for, and no more: this machine may have none
+    loaded = pipelines.load(MODEL, CPU)
+    on_the_card: list[str] = []
+    tiled = failing(monkeypatch, torch.OutOfMemoryError(), None)
+    offloaded = pipelines.offloaded
+
+    @contextmanager
+    def watched(*given: Any) -> Iterator[None]:
+        on_the_card.append(given[2])
+        with offloaded(loaded, given[1], "cpu"):
+            yield
+
+    monkeypatch.setattr(pipelines, "offloaded", watched)
+    monkeypatch.setattr(serial, "device", lambda _: asked)
+    renderer = SerialRenderer(Card("cuda", "cuda0", "a card", 2**33, "float16"), 1, lambda: None)
+    rendered = renderer.render_with_less(loaded, work())
+    assert (len(rendered.images), tiled, on_the_card) == (1, [True, True], [asked])
+    assert rendered.made_with["vae"] == "tiled"
+
+
+def test_weights_that_were_moved_to_and_fro_lie_where_they_lay_and_the_picture_is_the_same() -> None:
+    loaded = pipelines.load(MODEL, CPU)
+    wanted = work()
+
+    def picture() -> Image.Image:
+        return pipelines.render(loaded, wanted.spec, 0, {}, lambda _: None, threading.Event())
+
+    before = picture()
+    unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
+    with pipelines.offloaded(loaded, Task.TEXT_TO_IMAGE, "cpu"):
+        assert hasattr(unet, "_hf_hook")
+        assert picture().tobytes() == before.tobytes()
+    assert not hasattr(unet, "_hf_hook")
+    assert unet.device == torch.device("cpu")
+    assert picture().tobytes() == before.tobytes()
 
 
 def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,77 @@
+"""What a user would do without the engine, on the same pipelines: a loop, and static batching by equal parameters."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image, ImageDraw
+
+from farm.domain.tasks import JobSpec, Task
+from workers import pipelines
+from workers.pipelines import LoadedModel
+
+
+def inputs(spec: JobSpec) -> dict[str, Image.Image]:
+    """Pictures for a task that takes some."""
+    size = spec.width, spec.height
+    scene, mask = Image.new("RGB", size, (40, 60, 200)), Image.new("L", size, 0)
+    ImageDraw.Draw(scene).ellipse((8, 8, spec.width // 2, spec.height // 2), (220, 40, 40))
+    mask.paste(255, (4, 4, spec.width // 2, spec.height // 2))
+    if spec.task is Task.TEXT_TO_IMAGE:
+        return {}
+    return {"image": scene} | ({"mask_image": mask} if spec.task is Task.INPAINTING else {})
+
+
+def settings_of(spec: JobSpec) -> tuple[object, ...]:
+    """What jobs must have in common to be one call of a stock pipeline."""
+    guided = spec.num_inference_steps, spec.guidance_scale, spec.scheduler, spec.strength
+    return spec.task, *guided, spec.width, spec.height
+
+
+def next_group(waiting: Sequence[JobSpec], most: int) -> list[int]:
+    """Places of the oldest job and of those that are equal to it, up to ``most``."""
+    first = settings_of(waiting[0])
+    return [place for place, spec in enumerate(waiting) if settings_of(spec) == first][:most]
+
+
+def render_equal(loaded: LoadedModel, specs: Sequence[JobSpec]) -> None:
+    """Jobs of equal settings as one call of the stock pipeline."""
+    if len(specs) == 1:
+        pipelines.render(loaded, specs[0], 0, inputs(specs[0]), lambda _: None, threading.Event())
+        return
+    first = specs[0]
+    pipeline = copy.copy(loaded.pipeline(first.task))
+    pipeline.scheduler = pipelines.make_scheduler(first.scheduler, pipeline.scheduler)
+    given = {name: [picture] * len(specs) for name, picture in inputs(first).items()}
+    if first.task in (Task.TEXT_TO_IMAGE, Task.INPAINTING):
+        given |= {"width": first.width, "height": first.height}  # type: ignore[dict-item]
+    if first.strength is not None:
+        given["strength"] = first.strength  # type: ignore[assignment]
+    pipeline(
+        prompt=[spec.prompt for spec in specs],
+        num_inference_steps=first.num_inference_steps,
+        guidance_scale=first.guidance_scale,
+        generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
+        **given,
+    )
+
+
+def loop(loaded: LoadedModel, specs: Sequence[JobSpec], ended: Callable[[], None]) -> None:
+    """One job after the other."""
+    for spec in specs:
+        render_equal(loaded, [spec])
+        ended()
+
+
+def static(loaded: LoadedModel, specs: Sequence[JobSpec], most: int, ended: Callable[[], None]) -> None:
+    """Groups of equal settings, up to ``most`` jobs each, the group of the oldest job first."""
+    waiting = list(specs)
+    while waiting:
+        places = next_group(waiting, most)
+        render_equal(loaded, [waiting[place] for place in places])
+        waiting = [spec for place, spec in enumerate(waiting) if place not in places]
+        for _ in places:
+            ended()
