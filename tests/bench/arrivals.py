@@ -1,9 +1,9 @@
 """Jobs that arrive one by one: the engine beside a loop of stock pipelines and beside static batching, in one run.
 
 ``python -m tests.bench.arrivals [--seconds N] [--rounds N] [--loads 0.6 0.9 1.2]``. A load is the rate of arrivals by
-the rate at which the loop renders such jobs, measured at the start. Jobs arrive for N seconds, and every side of a round
-gets the same arrivals, one side after the other in an order that rotates; a ratio is the median over the rounds of a
-side to the loop. The whole takes about N x sides x loads x rounds seconds.
+the rate at which the loop renders such jobs, measured at the start. Jobs arrive for N seconds, and every side of a
+round gets the same arrivals, one side after the other in an order that rotates; a ratio is the median over the rounds
+of a side to the loop. The whole takes about N x sides x loads x rounds seconds.
 
 Static batching is what a queue without steps does: when the card is free it takes the oldest job and those that wait
 with equal parameters, up to the engine's slots, as one call of the stock pipeline.
@@ -74,7 +74,7 @@ class Static:
     def _run(self) -> None:
         try:
             self._render_for_ever()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - told, and the end
             traceback.print_exc()
             os._exit(1)  # nobody would end the wait for its jobs
 

@@ -122,7 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", choices=("mixed", "popular"), default="mixed")
     parser.add_argument("--jobs", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=120.0, help="after which no other round begins")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--side", type=int, default=0, help="pixels; the model's default size if absent")
@@ -156,7 +157,10 @@ def main() -> None:
     for name in names:  # load, and learn the rows
         side(name, [spec.model_copy(update={"num_inference_steps": 2}) for spec in specs])
     taken: dict[str, list[Taken]] = {name: [] for name in names}
+    begun = time.perf_counter()
     for turn in range(asked.rounds):
+        if turn and time.perf_counter() - begun > asked.seconds:
+            break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             taken[name].append(side(name, specs))
     for engine in (one_slot, shared):
@@ -177,10 +181,11 @@ def main() -> None:
         for name in names
     }
     OUT.mkdir(exist_ok=True)
-    about = vars(asked) | {"device": card.device, "side": specs[0].width}
+    about = vars(asked) | {"rounds": len(taken["loop"]), "device": card.device, "side": specs[0].width}
     written = f"engine-{asked.work}-{specs[0].width}.json"
     (OUT / written).write_text(json.dumps({"about": about, "sides": rows}, indent=2) + "\n")
-    print(f"{asked.jobs} {asked.work} jobs of {specs[0].width}x{specs[0].height}, {asked.rounds} rounds, {card.device}")
+    size = f"{specs[0].width}x{specs[0].height}"
+    print(f"{asked.jobs} {asked.work} jobs of {size}, {len(taken['loop'])} rounds, {card.device}")
     print(f"{'':12}{'images/s':>10}{'x loop':>9}{'x loop (cpu)':>14}{'x static':>10}{'latency ÷':>11}")
     for name, row in rows.items():
         widths = (10, 9, 14, 10, 11)
