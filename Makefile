@@ -57,9 +57,17 @@ fmt: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix-only --quiet farm workers tests
 	$(BIN)/ruff format farm workers tests
 
-bench: $(INSTALLED) ## a job's wait beside a bare Celery message, and the engine beside a loop of stock pipelines
+bench: $(INSTALLED) ## every part beside a named peer in the same run: about forty minutes on two cores
 	$(BIN)/python -m tests.bench.latency
 	$(BIN)/python -m tests.bench.engine
+	$(BIN)/python -m tests.bench.engine --work popular
+	$(BIN)/python -m tests.bench.engine --side 256 --jobs 4
+	$(BIN)/python -m tests.bench.arrivals
+	$(BIN)/python -m tests.bench.farm
+	$(BIN)/python -m tests.bench.switching
+	$(BIN)/python -m tests.bench.overhead
+	$(BIN)/python -m tests.bench.overhead --depth 1000 100000 1000000
+	$(BIN)/python -m tests.bench.handover
 	$(BIN)/python -m tests.bench.bulk
 	$(BIN)/python -m tests.bench.webhooks
 
