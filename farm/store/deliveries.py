@@ -161,6 +161,24 @@ class Deliveries:
         Webhooks(self._session).hurry([endpoint_id])
         return self.get(tenant_id, delivery_id)
 
+    def count_dead(self, tenant_id: str, wanted: DeliveryFilter, most: int) -> int:
+        """How many `resend_dead` would send again, counted up to ``most``."""
+        if _impossible(wanted):
+            return 0
+        dead = (
+            select(DeliveryRow.id)
+            .join(EventRow, EventRow.id == DeliveryRow.event_id)
+            .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
+            .where(
+                EndpointRow.tenant_id == tenant_id,
+                EndpointRow.disabled_at.is_(None),
+                DeliveryRow.state == DeliveryState.DEAD.value,
+                *_conditions(wanted),
+            )
+            .limit(most)
+        )
+        return self._session.scalar(select(func.count()).select_from(dead.subquery())) or 0
+
     def resend_dead(self, tenant_id: str, wanted: DeliveryFilter, died_before: datetime, limit: int) -> int:
         """Send up to ``limit`` dead deliveries of enabled endpoints again; returns how many. Call it until it is less.
 

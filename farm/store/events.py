@@ -19,6 +19,11 @@ JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, 
 PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its picture on the way
 EVENT_CHANNEL: Final = "farm_event"  #: an event row was written: the deliverer looks
 
+NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of what is told when it commits
+_NOTIFY: Final = text("""
+    SELECT pg_notify(channel, payload)
+    FROM unnest(CAST(:channels AS text[]), CAST(:payloads AS text[])) AS told (channel, payload)
+""")
 
 # Text, because the planner finds the partial index only where its condition stands word for word.
 _PROGRESS: Final = text("""
@@ -110,7 +115,14 @@ class Events:
 
     def notify(self, channel: str, payload: str = "") -> None:
         """Wake the listeners of a channel when this transaction commits."""
-        self._session.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload})
+        self._session.info.setdefault(NOTICES, {})[channel, payload] = None
+
+    def settle(self) -> None:
+        """Send what `notify` was asked for, in one round trip. The unit of work calls it before it commits."""
+        notices = self._session.info.pop(NOTICES, {})
+        if notices:
+            channels, payloads = zip(*notices, strict=True)
+            self._session.execute(_NOTIFY, {"channels": list(channels), "payloads": list(payloads)})
 
     def notify_each(self, channel: str, payloads: Sequence[str]) -> None:
         """Send a channel's listeners one notification per payload, by one statement."""

@@ -7,7 +7,7 @@ no row when another one holds the right. Only ``farm/lifecycle.py`` calls the me
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -421,9 +421,9 @@ class Jobs:
 
     # -- at the worker ------------------------------------------------------------------------------------------------
 
-    def claim(self, job_id: str, epoch: int, worker: str, lease_seconds: float) -> bool:
-        """dispatched → running, one attempt more; False if the right is another's."""
-        return self._changed(
+    def claim(self, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job | None:
+        """dispatched → running, one attempt more; returns the job, None if the right is another's."""
+        return self._became(
             _fenced(job_id, epoch, JobState.DISPATCHED)
             .where(JobRow.worker == worker)
             .values(
@@ -465,9 +465,9 @@ class Jobs:
         )
         return {row.id: row.cancel_requested for row in rows}
 
-    def succeed(self, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> bool:
-        """running → succeeded with its outputs; False if the right is lost."""
-        won = self._changed(
+    def succeed(self, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job | None:
+        """running → succeeded with its outputs; returns the job, None if the right is lost."""
+        won = self._became(
             _fenced(job_id, epoch, JobState.RUNNING).values(
                 state=JobState.SUCCEEDED.value,
                 recipe=recipe,
@@ -478,7 +478,7 @@ class Jobs:
                 finished_at=func.now(),
             )
         )
-        if won:
+        if won is not None:
             self._session.execute(
                 insert(OutputRow),
                 [
@@ -497,6 +497,7 @@ class Jobs:
                     for output in outputs
                 ],
             )
+            won = replace(won, outputs=tuple(outputs))
         return won
 
     # -- giving back and ending ---------------------------------------------------------------------------------------
@@ -631,6 +632,12 @@ class Jobs:
             )
             for row in rows
         ]
+
+    def _became(self, statement: Update) -> Job | None:
+        """The job as an update leaves it, without outputs; None if it touches no row."""
+        options = {"synchronize_session": False, "populate_existing": True}
+        row = self._session.scalar(statement.returning(JobRow).execution_options(**options))
+        return None if row is None else _job(row, ())
 
     def _changed(self, statement: Update) -> bool:
         found = self._session.scalar(statement.returning(JobRow.id).execution_options(synchronize_session=False))

@@ -11,19 +11,21 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Boolean, DateTime, Integer, Select, SmallInteger, Text, func, select, text
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.domain.job import Job
-from farm.domain.states import JobState
+from farm.domain.states import JobState, Priority
 from farm.store import cursor as cursors
 from farm.store.jobs import Jobs
-from farm.store.tables import BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow, TenantRow
+from farm.store.tables import TENANT_ID, BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow, TenantRow
 from farm.store.workers import HELD
 
 WINDOW: Final = 20_000
 TOLD: Final = 50  #: webhooks about one batch that are shown
+LINES: Final = 200  #: lines of the queue that are shown
+LINE_WINDOW: Final = 2_000  #: jobs of one line that are counted
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,57 @@ class Told:
     url: str
     state: str
     tries: int
+
+
+@dataclass(frozen=True)
+class WaitingLine:
+    """What waits of one tenant, class and model, and what of it is at workers."""
+
+    tenant_id: str
+    priority: Priority
+    model: str
+    waiting: int  #: jobs whose turn may come now, counted up to `LINE_WINDOW`
+    more: bool  #: whether there are more than were counted
+    later: bool  #: whether others wait for a later time, or for their batch to go on
+    oldest: datetime | None  #: since when the first of them waits
+    held: int  #: at workers
+
+
+#: The lines themselves are found by a loose index scan, as the dispatcher finds them; of each, few rows are read.
+_LINES: Final = text("""
+    WITH RECURSIVE line AS (
+        (SELECT tenant_id, priority, model FROM job WHERE state = 'queued'
+         ORDER BY tenant_id, priority, model LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM line, LATERAL (
+            SELECT tenant_id, priority, model FROM job
+            WHERE state = 'queued' AND (tenant_id, priority, model) > (line.tenant_id, line.priority, line.model)
+            ORDER BY tenant_id, priority, model LIMIT 1
+        ) AS following
+    ), found AS (
+        SELECT * FROM line WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
+    ), held AS (
+        SELECT tenant_id, priority, model, count(*) AS jobs FROM job
+        WHERE state IN ('dispatched', 'running')
+          AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid))
+        GROUP BY tenant_id, priority, model
+    )
+    SELECT tenant_id, priority, model,
+           (SELECT count(*) FROM (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
+                AND job.priority = found.priority AND job.model = found.model AND in_line_since <= now()
+                LIMIT :most + 1) AS counted) AS waiting,
+           EXISTS (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
+                AND job.priority = found.priority AND job.model = found.model AND in_line_since > now()) AS later,
+           (SELECT in_line_since FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
+                AND job.priority = found.priority AND job.model = found.model AND in_line_since <= now()
+                ORDER BY in_line_since, id LIMIT 1) AS oldest,
+           coalesce(held.jobs, 0) AS held
+    FROM found FULL JOIN held USING (tenant_id, priority, model)
+    ORDER BY priority DESC, oldest NULLS LAST, tenant_id, model LIMIT :lines
+""").columns(
+    tenant_id=TENANT_ID, priority=SmallInteger, model=Text, waiting=Integer, later=Boolean,
+    oldest=DateTime(timezone=True), held=Integer,
+)  # fmt: skip
 
 
 class Search:
@@ -210,6 +263,19 @@ class Search:
             return None
         return self._session.scalar(select(BatchRow.tenant_id).where(BatchRow.id == batch_id))
 
+    def owner_of_endpoint(self, endpoint_id: str) -> str | None:
+        """The tenant of a webhook's endpoint."""
+        if not ids.is_id(ids.ENDPOINT, endpoint_id):
+            return None
+        return self._session.scalar(select(EndpointRow.tenant_id).where(EndpointRow.id == endpoint_id))
+
+    def owner_of_delivery(self, delivery_id: str) -> str | None:
+        """The tenant of a webhook's delivery."""
+        if not ids.is_id(ids.DELIVERY, delivery_id):
+            return None
+        statement = select(EndpointRow.tenant_id).join(DeliveryRow, DeliveryRow.endpoint_id == EndpointRow.id)
+        return self._session.scalar(statement.where(DeliveryRow.id == delivery_id))
+
     def told_of(self, batch_id: str) -> list[Told]:
         """The webhooks about a batch itself, not about its jobs, oldest event first."""
         rows = self._session.execute(
@@ -255,6 +321,27 @@ class Search:
             heads = [one.since for one in Jobs(self._session).heads(1) if tenant_id in (None, one.tenant_id)]
             since = min([since, *heads])
         return Queue(min(count, WINDOW), cost, count > WINDOW, since)
+
+    def lines(self, tenant_id: str | None = None) -> list[WaitingLine]:
+        """What waits or is at workers, line by line: highest class, then longest wait first; `LINES` at most."""
+        values = {
+            "tenant": None if tenant_id is None else str(ids.to_uuid(ids.TENANT, tenant_id)),
+            "lines": LINES,
+            "most": LINE_WINDOW,
+        }
+        return [
+            WaitingLine(
+                row.tenant_id,
+                Priority.of_rank(row.priority),
+                row.model,
+                min(row.waiting, LINE_WINDOW),
+                row.waiting > LINE_WINDOW,
+                row.later,
+                row.oldest,
+                row.held,
+            )
+            for row in self._session.execute(_LINES, values)
+        ]
 
     def tenant_names(self, tenant_ids: Collection[str]) -> dict[str, str]:
         """The names of these tenants."""

@@ -168,6 +168,7 @@ class Store:
                 unit = Unit(session)
                 yield unit
                 unit.batches.settle()
+                unit.events.settle()
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             raise DatabaseUnavailable("PostgreSQL does not answer") from error
         except DBAPIError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from farm.settings import Settings
 from tests.api_server import Api, running
@@ -17,6 +18,7 @@ from tests.conftest import TestServers
 
 expect.set_options(timeout=20_000)  # for machines that do other things, too
 
+LivedIn = tuple[Api, Furnished]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -58,3 +60,31 @@ def lived_in(servers: TestServers, migrated_template: str) -> Iterator[tuple[Api
     with running(settings) as api:
         yield api, furnish(api)
     servers.postgres.drop_database(name)
+
+
+@pytest.fixture
+def contexts(browser: Browser, lived_in: LivedIn) -> Iterator[list[BrowserContext]]:
+    opened: list[BrowserContext] = []
+    yield opened
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def enter(browser: Browser, lived_in: LivedIn, contexts: list[BrowserContext]):
+    """Sign in with a key; what the page complains of in its console fails the test at its next step."""
+
+    def entered(key: str, **options) -> Page:
+        context = browser.new_context(base_url=lived_in[0].url, **options)
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: pytest.fail(f"a script failed: {error}"))
+        page.on("console", lambda said: pytest.fail(said.text) if "Content Security Policy" in said.text else None)
+        page.goto("/farm/login")
+        page.fill("#api_key", key)
+        page.click("text=Sign in")
+        expect(page).to_have_url(re.compile("/farm$"))
+        return page
+
+    return entered

@@ -10,15 +10,18 @@ from functools import cache
 
 import numpy as np
 from PIL import Image
+from sqlalchemy import text
 
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import Entry, NewBatch
 from farm.domain.job import HandOver, Job, JobError, NewJob, Output
-from farm.domain.states import Priority
+from farm.domain.states import EventType, Priority
 from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Card, WorkerInfo
 from farm.objects import keys
+from farm.store.outcomes import Outcome
+from farm.webhooks import signature
 from tests.api_server import Api
 from workers.starter import scenes
 
@@ -101,7 +104,8 @@ class Furnished:
     operator: str  #: a key with all scopes
     tenant: str  #: a key of another tenant, which may submit and read
     reader: str  #: a key of the first tenant that may only read
-    other_id: str  #: that other tenant
+    first_id: str  #: the first tenant
+    other_id: str  #: the other one
     batch: str  #: done, with failures
     open_batch: str  #: half done
     succeeded: str
@@ -109,6 +113,8 @@ class Furnished:
     running: Job
     queued: str
     theirs: str  #: a job of the other tenant
+    endpoint: str  #: of webhooks, some of which were given up
+    dead: str  #: one of those
     worker: Worker
 
 
@@ -125,6 +131,40 @@ def batch(
         lifecycle.submit_batch(unit, tenant_id, made, NewBatch(name, {"season": "autumn"}), staged)
     with api.store.begin() as unit:
         return made, [job.id for job in unit.jobs.of_batch(made, (), 0, 1_000)]
+
+
+def webhooks(api: Api) -> tuple[str, str]:
+    """An endpoint that answers, one that fails, one that is off; returns the failing one and what it was not told."""
+    ends = frozenset({EventType.SUCCEEDED, EventType.FAILED})
+    with api.store.begin() as unit:
+        shop = unit.webhooks.create_endpoint(
+            api.tenant_id, "https://shop.example/hooks/renders", signature.new_secret(), ends, "orders"
+        ).id
+        mail = unit.webhooks.create_endpoint(
+            api.tenant_id, "https://mail.example/render-done", signature.new_secret(), ends, "the newsletter"
+        ).id
+        gone = unit.webhooks.create_endpoint(
+            api.tenant_id, "https://old.example/hook", signature.new_secret(), frozenset({EventType.BATCH_COMPLETED})
+        ).id
+        unit.webhooks.disable(api.tenant_id, gone)
+        told = unit.session.execute(
+            text("SELECT id FROM event WHERE type IN ('job.succeeded', 'job.failed') ORDER BY id LIMIT 14")
+        )
+        unit.session.execute(text("UPDATE event SET fanned_out = true"))
+        for number, row in enumerate(told):
+            unit.outbox.deliver(shop, row.id)
+            if number < 5:
+                unit.outbox.deliver(mail, row.id)
+    outcomes: list[Outcome] = []
+    with api.store.begin() as unit:
+        for one in unit.claims.take(100, 20, {}, 60, 100).claimed:
+            fine = one.endpoint.id == shop
+            status, error, answer = (200, None, "ok") if fine else (503, "status", "upstream is away for maintenance")
+            outcomes.append(
+                Outcome(one.id, one.endpoint.id, one.number, fine, status, 0.012 if fine else 0.8, error, answer)
+            )
+        unit.outcomes.record(outcomes, 5 * 86_400, 100, lambda _: None)
+    return mail, next(one.delivery_id for one in outcomes if not one.delivered)
 
 
 def furnish(api: Api) -> Furnished:
@@ -154,10 +194,12 @@ def furnish(api: Api) -> Furnished:
         theirs, _ = lifecycle.submit(unit, other, NewJob(spec(301), Priority.INTERACTIVE))
         canceled, _ = lifecycle.submit(unit, other, NewJob(spec(302)))
         lifecycle.cancel(unit, other, canceled.id)
+    endpoint, dead = webhooks(api)
     return Furnished(
         operator=api.key,
         tenant=api.new_key(Scope.SUBMIT, Scope.READ, tenant_id=other),
         reader=api.new_key(Scope.READ),
+        first_id=api.tenant_id,
         other_id=other,
         batch=done,
         open_batch=half,
@@ -166,5 +208,7 @@ def furnish(api: Api) -> Furnished:
         running=running,
         queued=rest[20],
         theirs=theirs.id,
+        endpoint=endpoint,
+        dead=dead,
         worker=second,
     )

@@ -37,6 +37,13 @@ def paths(farm: Furnished) -> dict[str, str]:
         "job-running": f"/farm/jobs/{farm.running.id}",
         "job-failed": f"/farm/jobs/{farm.failed}",
         "job-edit": f"/farm/jobs/{farm.succeeded}/edit",
+        "queues": "/farm/queues",
+        "webhooks": "/farm/webhooks",
+        "webhook": f"/farm/webhooks/{farm.endpoint}",
+        "delivery": f"/farm/webhooks/deliveries/{farm.dead}",
+        "keys": "/farm/keys",
+        "tenants": "/farm/tenants",
+        "tenant": f"/farm/tenants/{farm.first_id}",
     }
 
 
@@ -50,6 +57,8 @@ MORE = {
     ("batch", "phone", "dark"),
     ("job", "phone", "light"),
     ("job-running", "desktop", "dark"),
+    ("webhook", "desktop", "dark"),
+    ("tenant", "phone", "light"),
 }
 
 
@@ -92,6 +101,18 @@ def _day(api: Api) -> None:
             """),
             {"tenant": api.tenant_id.removeprefix("ten_")},
         )
+        unit.session.execute(
+            text("""
+                INSERT INTO usage (day, tenant_id, model, slot, jobs, images, bytes, card_seconds)
+                SELECT (now() AT TIME ZONE 'UTC')::date - n, CAST(:tenant AS uuid), model, 0, images, images,
+                       images * 21000, images * seconds
+                FROM generate_series(1, 29) AS n, (VALUES ('starter', 0.8), ('sdxl', 4.1)) AS used (model, seconds),
+                     LATERAL (SELECT round(900 + 500 * sin(n / 3.0) + 37 * (n % 5))::int AS images) AS made
+                ON CONFLICT DO NOTHING
+            """),
+            {"tenant": api.tenant_id.removeprefix("ten_")},
+        )
+        unit.tenants.change(api.tenant_id, max_queued=2_000_000, storage_bytes=500 * 2**30, retention_days=90)
 
 
 def _keep(png: bytes, name: str) -> None:

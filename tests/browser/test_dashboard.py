@@ -6,52 +6,22 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import expect
 
 from farm.dashboard.page import ASSETS
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.store.tenants import Scope
-from tests.api_server import Api
-from tests.browser.furnishing import Furnished, scene
+from tests.browser.conftest import LivedIn
+from tests.browser.furnishing import scene
 from tests.browser.screenshots import paths
 from tests.waiting import wait_until
 
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
-LivedIn = tuple[Api, Furnished]
-
-
-@pytest.fixture
-def contexts(browser: Browser, lived_in: LivedIn) -> Iterator[list[BrowserContext]]:
-    opened: list[BrowserContext] = []
-    yield opened
-    for one in opened:
-        one.close()
-
-
-@pytest.fixture
-def enter(browser: Browser, lived_in: LivedIn, contexts: list[BrowserContext]):
-    """Sign in with a key; what the page complains of in its console fails the test at its next step."""
-
-    def entered(key: str, **options) -> Page:
-        context = browser.new_context(base_url=lived_in[0].url, **options)
-        context.set_default_timeout(20_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: pytest.fail(f"a script failed: {error}"))
-        page.on("console", lambda said: pytest.fail(said.text) if "Content Security Policy" in said.text else None)
-        page.goto("/farm/login")
-        page.fill("#api_key", key)
-        page.click("text=Sign in")
-        expect(page).to_have_url(re.compile("/farm$"))
-        return page
-
-    return entered
 
 
 @pytest.mark.parametrize("folder", [ASSETS / "vendor", AXE.parent], ids=["shipped", "tests"])

@@ -6,11 +6,27 @@ from types import ModuleType
 from typing import Final
 
 from farm.dashboard import page
-from farm.dashboard.pages import act, batches, jobs, login, models, new_batch, new_job, overview, pictures, workers
+from farm.dashboard.pages import (
+    act,
+    batches,
+    jobs,
+    keys,
+    login,
+    models,
+    new_batch,
+    new_job,
+    overview,
+    pictures,
+    queues,
+    tenants,
+    webhooks,
+    workers,
+)
 
 PAGES: Final[tuple[ModuleType, ...]] = (
     login,
     overview,
+    queues,
     workers,
     models,
     new_job,
@@ -19,6 +35,9 @@ PAGES: Final[tuple[ModuleType, ...]] = (
     jobs,
     act,
     pictures,
+    webhooks,
+    keys,
+    tenants,
 )
 
 page.LINKS[:] = [module.LINK for module in PAGES if hasattr(module, "LINK")]

@@ -23,7 +23,13 @@ function hour(at) {
   return new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 }
 
+function day(at) {
+  return new Date(at * 1000).toLocaleDateString([], { day: "numeric", month: "short", timeZone: "UTC" });
+}
+
+// Two kinds: the last day's pace, and one number for each day.
 function columns(told) {
+  if (told.at) return [told.at, told.values];
   const now = Date.now() / 1000;
   return [told.before.map((seconds) => now - seconds), told.pictures, told.failed];
 }
@@ -42,6 +48,13 @@ function draw(box, told) {
       { label: "failed per minute", value: (_, found) => found ?? "–", stroke: colour("--bad-fill"), width: 1.5, points: { show: false } },
     ],
   };
+  if (told.at) {
+    options.axes[0].values = (_, all) => all.map(day);
+    options.series = [
+      { label: "Day", value: (_, at) => (at == null ? "–" : day(at)) },
+      { label: box.dataset.label, value: (_, found) => found ?? "–", stroke: colour("--run-fill"), fill: colour("--run-fill"), paths: uPlot.paths.bars({ size: [0.7, 40] }), points: { show: false } },
+    ];
+  }
   options.height -= box.clientWidth < 500 ? 46 : 26; // the legend's lines
   charts.set(box, new uPlot(options, columns(told), box));
 }

@@ -1,0 +1,87 @@
+"""API keys of a tenant: made, rotated and revoked by those who run the farm."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from pydantic import ValidationError
+
+from farm.api import keys as api
+from farm.api.services import Farm
+from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.dashboard.session import Visitor
+from farm.errors import BadInput
+from farm.store.tenants import Scope
+
+PATH: Final = f"{HOME}/keys"
+LINK: Final = Link("Settings", "API keys", PATH, 10, (Scope.ADMIN,))
+router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
+
+Tenant = Annotated[str, Query(max_length=60)]
+OfTenant = Annotated[str, Form(alias="tenant", max_length=60)]
+
+#: What the scopes allow, for the form.
+MEANING: Final = {
+    Scope.SUBMIT: "send jobs and files, cancel and retry its own",
+    Scope.READ: "see its tenant's jobs, pictures and usage",
+    Scope.OPERATE: "steer the whole farm: pause, drain, everybody's jobs",
+    Scope.ADMIN: "tenants, their keys and limits",
+}
+
+
+@router.get("")
+def keys(request: Request, farm: Farm, who: Who, tenant: Tenant = "") -> Response:
+    """A tenant's keys, those that live first."""
+    who.must(Scope.ADMIN)
+    with farm.store.begin() as unit:
+        of = unit.tenants.existing(tenant or who.key.tenant_id)
+        found = unit.tenants.keys(of.id)
+        tenants = unit.tenants.page(None, 200)
+    found.sort(key=lambda one: one.revoked_at is not None)
+    return render(request, "keys.html", of=of, keys=found, tenants=tenants, meaning=MEANING)
+
+
+@router.post("")
+def make(
+    request: Request,
+    farm: Farm,
+    who: Who,
+    name: Annotated[str, Form(max_length=200)] = "",
+    scope: Annotated[list[Scope], Form()] = [],  # noqa: B006
+    tenant: OfTenant = "",
+) -> Response:
+    """A new key, whose text is shown this once."""
+    who.must(Scope.ADMIN)
+    try:
+        asked = api.KeyRequest(name=name.strip(), scopes=scope)
+    except ValidationError as error:
+        raise BadInput.of("name", name, "a key needs a name and at least one scope") from error
+    return _shown(
+        request, farm, who, tenant, api.make_key(farm, who.key, asked, tenant or None).key, f"the key {name!r}"
+    )
+
+
+@router.post("/{key_id}/rotate")
+def rotate(request: Request, farm: Farm, who: Who, key_id: str, tenant: OfTenant = "") -> Response:
+    """A second key of the same name and scopes, beside the first one."""
+    who.must(Scope.ADMIN)
+    made = api.rotate_key(farm, who.key, key_id, tenant or None)
+    return _shown(
+        request, farm, who, tenant, made.key, f"the second key {made.name!r}; the first one lives until you revoke it"
+    )
+
+
+@router.post("/{key_id}/revoke")
+def revoke(farm: Farm, who: Who, key_id: str, tenant: OfTenant = "") -> Response:
+    """End a key at once."""
+    who.must(Scope.ADMIN)
+    gone = api.revoke_key(farm, who.key, key_id, tenant or None)
+    return see(f"{PATH}?tenant={tenant}" if tenant else PATH, f"The key {gone.name!r} opens nothing any more.")
+
+
+def _shown(request: Request, farm: Farm, who: Visitor, tenant: str, secret: str, what: str) -> Response:
+    with farm.store.begin() as unit:
+        of = unit.tenants.existing(tenant or who.key.tenant_id)
+    back = f"{PATH}?tenant={of.id}"
+    return render(request, "secret.html", title="API key", secret=secret, what=f"{what} of {of.name}", back=back)

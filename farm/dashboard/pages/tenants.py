@@ -1,0 +1,219 @@
+"""Tenants and what they have used: their shares and limits, by those who run the farm; one's own, by everybody."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Form, Request, Response
+from pydantic import ValidationError
+
+from farm.api import tenants as api
+from farm.api import usage as api_usage
+from farm.api.services import Farm, Services
+from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.dashboard.session import Visitor
+from farm.errors import BadInput, FieldProblem, Forbidden
+from farm.store.events import QUEUE_CHANNEL
+from farm.store.tenants import Scope
+from farm.store.usage import Used
+
+PATH: Final = f"{HOME}/tenants"
+LINK: Final = Link("Settings", "Tenants and usage", PATH, 20)
+router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
+
+DAYS: Final = 30
+#: The limits, by their field: what the form calls them.
+LIMITS: Final = {
+    "max_queued": "Jobs that may wait",
+    "max_running": "Jobs at workers at once",
+    "card_seconds_per_day": "Card-seconds per day",
+    "storage_bytes": "Bytes of storage",
+    "retention_days": "Days until ended jobs go",
+}
+
+
+@router.get("")
+def tenants(request: Request, farm: Farm, who: Who) -> Response:
+    """All of them for who runs the farm; else one's own."""
+    if not who.may(Scope.ADMIN):
+        return see(f"{PATH}/{who.key.tenant_id}")
+    first, last = _days()
+    with farm.store.begin() as unit:
+        found = unit.tenants.page(None, 500)
+        used = unit.usage.between(first, last)
+    return render(request, "tenants.html", tenants=found, used=_totals(used), days=DAYS, given={}, wrong={})
+
+
+@router.post("")
+def make(farm: Farm, who: Who, name: Annotated[str, Form(max_length=200)] = "") -> Response:
+    """A new tenant, without limits and without a key."""
+    who.must(Scope.ADMIN)
+    try:
+        asked = api.TenantRequest(name=name.strip())
+    except ValidationError as error:
+        raise BadInput.of("name", name, "a tenant needs a name of at most 100 characters") from error
+    made = api.make_tenant(farm, who.key, asked)
+    return see(f"{PATH}/{made.id}", "It has no key yet: make one under “API keys”.")
+
+
+@router.get("/{tenant_id}")
+def tenant(request: Request, farm: Farm, who: Who, tenant_id: str) -> Response:
+    """One tenant: limits, what it has now, what it used."""
+    return _page(request, farm, who, tenant_id, {}, {})
+
+
+@router.get("/{tenant_id}/usage.csv")
+def usage(farm: Farm, who: Who, tenant_id: str) -> Response:
+    """The last days by day and model, for a spreadsheet."""
+    _may_see(who, tenant_id)
+    first, last = _days()
+    found = api_usage.usage(farm, who.key, first, last, tenant_id, "csv")
+    assert isinstance(found, Response)
+    found.headers["Content-Disposition"] = f'attachment; filename="usage-{last}.csv"'
+    return found
+
+
+@router.get("/{tenant_id}/usage.json")
+def chart(farm: Farm, who: Who, tenant_id: str) -> Any:
+    """The last days' card-seconds and pictures, as columns for the chart."""
+    _may_see(who, tenant_id)
+    first, last = _days()
+    with farm.store.begin() as unit:
+        return _chart(unit.usage.between(first, last, tenant_id), first, last)
+
+
+@router.post("/{tenant_id}")
+def change(
+    request: Request,
+    farm: Farm,
+    who: Who,
+    tenant_id: str,
+    name: Annotated[str, Form(max_length=200)] = "",
+    weight: Annotated[str, Form(max_length=40)] = "",
+    max_queued: Annotated[str, Form(max_length=40)] = "",
+    max_running: Annotated[str, Form(max_length=40)] = "",
+    card_seconds_per_day: Annotated[str, Form(max_length=40)] = "",
+    storage_bytes: Annotated[str, Form(max_length=40)] = "",
+    retention_days: Annotated[str, Form(max_length=40)] = "",
+) -> Response:
+    """Another name, share or limits; an empty limit is none."""
+    who.must(Scope.ADMIN)
+    given = {
+        "name": name.strip(),
+        "weight": weight,
+        "max_queued": max_queued,
+        "max_running": max_running,
+        "card_seconds_per_day": card_seconds_per_day,
+        "storage_bytes": storage_bytes,
+        "retention_days": retention_days,
+    }
+    try:
+        asked = api.TenantChange.model_validate({field: _value(field, text) for field, text in given.items()})
+        api.change_tenant(farm, who.key, tenant_id, asked)
+    except ValidationError as error:
+        wrong = {str(one["loc"][0]): one["msg"] for one in error.errors()}
+        return _page(request, farm, who, tenant_id, given, wrong, status=422)
+    except BadInput as error:
+        return _page(
+            request, farm, who, tenant_id, given, {one.field: one.message for one in error.problems}, status=422
+        )
+    return see(f"{PATH}/{tenant_id}", "Saved. What was accepted already is not taken back.")
+
+
+@router.post("/{tenant_id}/{switch}")
+def pause(farm: Farm, who: Who, tenant_id: str, switch: str) -> Response:
+    """Hand none of its jobs over, or hand them over again."""
+    who.must(Scope.OPERATE, Scope.ADMIN)
+    if switch not in ("pause", "resume"):
+        raise BadInput.of("action", switch, "is pause or resume")
+    with farm.store.begin() as unit:
+        unit.tenants.existing(tenant_id)
+        (unit.tenants.pause if switch == "pause" else unit.tenants.resume)(tenant_id)
+        unit.events.notify(QUEUE_CHANNEL)
+    told = "Its jobs wait until it is resumed; what is at workers goes on." if switch == "pause" else "Its jobs go on."
+    return see(f"{PATH}/{tenant_id}", told)
+
+
+def _page(
+    request: Request,
+    farm: Services,
+    who: Visitor,
+    tenant_id: str,
+    given: dict[str, str],
+    wrong: dict[str, str],
+    status: int = 200,
+) -> Response:
+    _may_see(who, tenant_id)
+    first, last = _days()
+    with farm.store.begin() as unit:
+        found = unit.tenants.existing(tenant_id)
+        used = unit.usage.between(first, last, tenant_id)
+        today, _ = unit.usage.today(tenant_id)
+        lines = unit.search.lines(tenant_id)
+    kept = {"name": found.name, "weight": f"{found.weight:g}"}
+    kept |= {field: "" if getattr(found, field) is None else f"{getattr(found, field):.15g}" for field in LIMITS}
+    by_model: dict[str, list[Used]] = defaultdict(list)
+    for one in used:
+        by_model[one.model].append(one)
+    return render(
+        request,
+        "tenant.html",
+        status=status,
+        tenant=found,
+        today=today,
+        lines=lines,
+        limits=LIMITS,
+        models={model: _sum(rows) for model, rows in sorted(by_model.items())},
+        total=_sum(used),
+        chart=_chart(used, first, last),
+        days=DAYS,
+        given=kept | given,
+        wrong=wrong,
+    )
+
+
+def _value(field: str, text: str) -> object:
+    """A number as it was typed; nothing is no limit."""
+    text = text.strip().replace(",", "").replace("_", "")
+    if field == "name":
+        return text or None
+    if not text:
+        return None
+    try:
+        return float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError as error:
+        raise BadInput(FieldProblem(field, text, "must be a number, or nothing for no limit")) from error
+
+
+def _may_see(who: Visitor, tenant_id: str) -> None:
+    if tenant_id != who.key.tenant_id and not who.may(Scope.ADMIN):
+        raise Forbidden("other tenants need a key with the scope 'admin'; sign in with another key")
+
+
+def _days() -> tuple[date, date]:
+    last = datetime.now(UTC).date()
+    return last - timedelta(days=DAYS - 1), last
+
+
+def _sum(rows: list[Used]) -> dict[str, float]:
+    return {name: sum(getattr(one, name) for one in rows) for name in ("jobs", "images", "bytes", "card_seconds")}
+
+
+def _totals(used: list[Used]) -> dict[str, dict[str, float]]:
+    by_tenant: dict[str, list[Used]] = defaultdict(list)
+    for one in used:
+        by_tenant[one.tenant_id].append(one)
+    return {tenant_id: _sum(rows) for tenant_id, rows in by_tenant.items()}
+
+
+def _chart(used: list[Used], first: date, last: date) -> dict[str, Any]:
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    seconds: dict[date, float] = defaultdict(float)
+    for one in used:
+        seconds[one.day] += one.card_seconds
+    return {
+        "at": [int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) for day in days],
+        "values": [round(seconds[day] / 60, 2) for day in days],
+    }

@@ -1,0 +1,233 @@
+"""Webhooks: a tenant's endpoints, what was sent to each, how it went, and sending it again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from pydantic import ValidationError
+from starlette.responses import Response as Answer
+
+from farm.api import webhooks as api
+from farm.api.services import Farm, Services
+from farm.api.webhook_shapes import DEFAULT_EVENTS, EndpointChange, EndpointRequest, ResendRequest
+from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.dashboard.session import Visitor
+from farm.domain.endpoint import SUBSCRIBABLE, DeliveryState, Disabled, Endpoint
+from farm.errors import BadInput, FieldProblem, NotFound
+from farm.store.deliveries import DeliveryFilter
+from farm.store.tenants import Key
+
+PATH: Final = f"{HOME}/webhooks"
+LINK: Final = Link("Settings", "Webhooks", PATH, 0)
+router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
+
+PAGE: Final = 50
+MOST: Final = 10_000  #: deliveries that are counted
+REASONS: Final = {
+    Disabled.GONE: "it answered 410, which asks not to be called again",
+    Disabled.FAILING: "it failed for days",
+    Disabled.ASKED: "somebody asked for it",
+}
+KINDS: Final = sorted(kind.value for kind in SUBSCRIBABLE)
+
+Cursor = Annotated[str, Query(max_length=100)]
+Text = Annotated[str, Form(max_length=3000)]
+Events = Annotated[list[str], Form()]
+
+
+@router.get("")
+def endpoints(
+    request: Request, farm: Farm, who: Who, tenant: Annotated[str, Query(max_length=60)] = "", cursor: Cursor = ""
+) -> Response:
+    """A tenant's endpoints: one's own, or for who runs the farm anybody's."""
+    of_id = tenant or who.key.tenant_id
+    if who.tenant not in (None, of_id):
+        raise NotFound("tenant", of_id)
+    with farm.store.begin() as unit:
+        of = unit.tenants.existing(of_id)
+        found, following = unit.webhooks.endpoint_page(of.id, cursor or None, PAGE)
+        tenants = unit.tenants.page(None, 200) if who.operates else []
+    return render(
+        request,
+        "webhooks.html",
+        of=of,
+        tenants=tenants,
+        endpoints=found,
+        first=not cursor,
+        following=following,
+        reasons=REASONS,
+        kinds=KINDS,
+        chosen=[kind.value for kind in DEFAULT_EVENTS],
+        may_change=who.may_change(of.id),
+    )
+
+
+@router.post("")
+def make(
+    request: Request,
+    farm: Farm,
+    who: Who,
+    url: Text = "",
+    description: Text = "",
+    event: Events = [],  # noqa: B006
+    tenant: Text = "",
+) -> Response:
+    """A new endpoint, whose secret is shown this once."""
+    key = who.acting(who.changes(tenant or who.key.tenant_id))
+    asked = _checked(EndpointRequest, url=url.strip(), description=description.strip(), events=event)
+    made = api.make_endpoint(farm, key, asked, Answer())
+    return _secret(request, made.id, made.secret, f"what webhooks to {made.url} are signed with")
+
+
+@router.get("/deliveries/{delivery_id}")
+def delivery(request: Request, farm: Farm, who: Who, delivery_id: str) -> Response:
+    """One event on its way to one endpoint, and each try."""
+    key = _of_delivery(farm, who, delivery_id)
+    with farm.store.begin() as unit:
+        sent = unit.deliveries.get(key.tenant_id, delivery_id)
+        attempts = unit.deliveries.attempts(delivery_id)
+        endpoint = unit.webhooks.endpoint(key.tenant_id, sent.endpoint_id)
+    may = who.may_change(key.tenant_id)
+    return render(request, "delivery.html", sent=sent, attempts=attempts, endpoint=endpoint, may_change=may)
+
+
+@router.post("/deliveries/{delivery_id}/resend")
+def resend(farm: Farm, who: Who, delivery_id: str) -> Response:
+    """Send it now, by the whole schedule if that fails."""
+    key = _of_delivery(farm, who, delivery_id)
+    who.changes(key.tenant_id)
+    api.resend_delivery(farm, key, delivery_id)
+    return see(f"{PATH}/deliveries/{delivery_id}", "It is sent again, under the same id.")
+
+
+@router.get("/{endpoint_id}")
+def endpoint(
+    request: Request,
+    farm: Farm,
+    who: Who,
+    endpoint_id: str,
+    state: Annotated[str, Query(max_length=20)] = "",
+    cursor: Cursor = "",
+) -> Response:
+    """One endpoint and what was sent to it."""
+    one = _found(farm, who, endpoint_id)
+    if state not in ("", *DeliveryState):
+        raise BadInput.of("state", state, f"must be one of {', '.join(DeliveryState)}")
+    wanted = DeliveryFilter(endpoint_id=one.id, state=DeliveryState(state) if state else None)
+    with farm.store.begin() as unit:
+        found, following = unit.deliveries.page(one.tenant_id, wanted, cursor or None, PAGE)
+        dead = unit.deliveries.count_dead(one.tenant_id, DeliveryFilter(endpoint_id=one.id), MOST)
+    return render(
+        request,
+        "webhook.html",
+        one=one,
+        deliveries=found,
+        first=not cursor,
+        following=following,
+        state=state,
+        dead=dead,
+        most=MOST,
+        reasons=REASONS,
+        kinds=KINDS,
+        may_change=who.may_change(one.tenant_id),
+    )
+
+
+@router.post("/{endpoint_id}")
+def change(
+    farm: Farm,
+    who: Who,
+    endpoint_id: str,
+    url: Text = "",
+    description: Text = "",
+    event: Events = [],  # noqa: B006
+) -> Response:
+    """Another URL, description or choice of events."""
+    key = _steered(farm, who, endpoint_id)
+    asked = _checked(EndpointChange, url=url.strip(), description=description.strip(), events=event)
+    api.change_endpoint(farm, key, endpoint_id, asked)
+    return see(f"{PATH}/{endpoint_id}", "Saved. What waits goes to the URL that it has now.")
+
+
+@router.post("/{endpoint_id}/test")
+def test(farm: Farm, who: Who, endpoint_id: str) -> Response:
+    """A test event."""
+    api.test_endpoint(farm, _steered(farm, who, endpoint_id), endpoint_id, Answer())
+    return see(f"{PATH}/{endpoint_id}", "A farm.test event is on its way; reload to see how it went.")
+
+
+@router.post("/{endpoint_id}/rotate")
+def rotate(request: Request, farm: Farm, who: Who, endpoint_id: str) -> Response:
+    """A new secret; the old one signs beside it for a day."""
+    now = api.rotate_secret(farm, _steered(farm, who, endpoint_id), endpoint_id)
+    return _secret(request, endpoint_id, now.secret, "the new secret; the old one signs beside it for a day")
+
+
+@router.post("/{endpoint_id}/enable")
+def enable(farm: Farm, who: Who, endpoint_id: str) -> Response:
+    """Send to it again."""
+    api.change_endpoint(farm, _steered(farm, who, endpoint_id), endpoint_id, EndpointChange(enabled=True))
+    return see(f"{PATH}/{endpoint_id}", "Enabled: what happens from now on is sent.")
+
+
+@router.post("/{endpoint_id}/disable")
+def disable(farm: Farm, who: Who, endpoint_id: str) -> Response:
+    """Send nothing more to it."""
+    api.change_endpoint(farm, _steered(farm, who, endpoint_id), endpoint_id, EndpointChange(enabled=False))
+    return see(f"{PATH}/{endpoint_id}", "Disabled: nothing is sent to it.")
+
+
+@router.post("/{endpoint_id}/resend")
+def resend_dead(farm: Farm, who: Who, endpoint_id: str, since: Text = "") -> Response:
+    """Send again what was given up, all of it or since a time."""
+    key = _steered(farm, who, endpoint_id)
+    try:
+        after = datetime.fromisoformat(since).replace(tzinfo=UTC) if since else None
+    except ValueError as error:
+        raise BadInput.of("since", since, "is not a time") from error
+    done = api.resend_dead(farm, key, ResendRequest(endpoint_id=endpoint_id, created_after=after))
+    told = "1 delivery is" if done.count == 1 else f"{done.count:,} deliveries are"
+    return see(f"{PATH}/{endpoint_id}", f"{told} sent again.")
+
+
+@router.post("/{endpoint_id}/delete")
+def delete(farm: Farm, who: Who, endpoint_id: str) -> Response:
+    """Send it nothing more, and forget what was sent."""
+    key = _steered(farm, who, endpoint_id)
+    gone = api.delete_endpoint(farm, key, endpoint_id)
+    return see(f"{PATH}?tenant={key.tenant_id}", f"Deleted: {gone.url} gets nothing more.")
+
+
+def _secret(request: Request, endpoint_id: str, secret: str, what: str) -> Response:
+    back = f"{PATH}/{endpoint_id}"
+    return render(request, "secret.html", title="Signing secret", secret=secret, what=what, back=back)
+
+
+def _checked(kind: Any, **values: Any) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [FieldProblem(str(one["loc"][0]), one["input"], one["msg"]) for one in error.errors()]
+        raise BadInput(*problems) from error
+
+
+def _found(farm: Services, who: Visitor, endpoint_id: str) -> Endpoint:
+    with farm.store.begin() as unit:
+        owner = unit.search.owner_of_endpoint(endpoint_id)
+        if owner is None or who.tenant not in (None, owner):
+            raise NotFound("endpoint", endpoint_id)
+        return unit.webhooks.endpoint(owner, endpoint_id)
+
+
+def _steered(farm: Services, who: Visitor, endpoint_id: str) -> Key:
+    return who.acting(who.changes(_found(farm, who, endpoint_id).tenant_id))
+
+
+def _of_delivery(farm: Services, who: Visitor, delivery_id: str) -> Key:
+    with farm.store.begin() as unit:
+        owner = unit.search.owner_of_delivery(delivery_id)
+    if owner is None or who.tenant not in (None, owner):
+        raise NotFound("delivery", delivery_id)
+    return who.acting(owner)
