@@ -268,12 +268,14 @@ class ChaosFarm:
         pid = self.pid(name)
         if pid is None:
             return False
-        # PostgreSQL's backends lead groups of their own; a killed postmaster's end by themselves
-        family = [] if number == signal.SIGKILL else psutil.Process(pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        # PostgreSQL's backends lead groups of their own; a killed postmaster's end by themselves, unless they are stopped
+        told = signal.SIGCONT if number == signal.SIGKILL else number
+        family = psutil.Process(pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number)
-            for child in family:
-                child.send_signal(number)
+        for child in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(told)
         return True
 
     def limit_files(self, name: str, size: int) -> None:
