@@ -268,9 +268,12 @@ class ChaosFarm:
         pid = self.pid(name)
         if pid is None:
             return False
-        # PostgreSQL's backends lead groups of their own; a killed postmaster's end by themselves, unless they are stopped
+        # PostgreSQL's backends lead groups of their own; a killed postmaster's end by themselves if they are not stopped
         told = signal.SIGCONT if number == signal.SIGKILL else number
-        family = psutil.Process(pid).children(recursive=True)
+        try:
+            family = psutil.Process(pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return False
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number)
         for child in family:
