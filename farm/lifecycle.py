@@ -244,9 +244,9 @@ def take_back(unit: Unit, unsent: Collection[Sent], reason: str) -> list[str]:
 
 def claim(unit: Unit, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
     """dispatched → running: the worker holds a run lease now, and the attempt counts. Raises `RightLost`."""
-    if not unit.jobs.claim(job_id, epoch, worker, lease_seconds):
+    job = unit.jobs.claim(job_id, epoch, worker, lease_seconds)
+    if job is None:
         raise RightLost(f"{job_id} is not to be claimed at epoch {epoch}")
-    job = _existing(unit, job_id)
     unit.events.record(job.tenant_id, job_id, epoch, EventType.STARTED, {"worker": worker, "attempt": job.attempts})
     unit.events.notify(JOB_CHANNEL, job_id)
     return job
@@ -342,10 +342,10 @@ def _existing_worker(unit: Unit, name: str) -> Worker:
 
 def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job:
     """running → succeeded, with its outputs and its event, in one transaction. Raises `RightLost`."""
-    if not unit.jobs.succeed(job_id, epoch, outputs, recipe):
+    job = unit.jobs.succeed(job_id, epoch, outputs, recipe)
+    if job is None:
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
     unit.usage.count(job_id, len(outputs), sum(output.size for output in outputs))
-    job = _existing(unit, job_id)
     if job.attempts > 1 and job.worker is not None:
         for worker, times in unit.failures.refute(job_id, job.worker).items():
             if times >= MAX_REFUTED:

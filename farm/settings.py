@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
     batching: Literal["on", "off"] = "on"  #: several jobs on a card at once, which share forwards
     batch_rows: int = Field(16, ge=2)  #: tried for one shared forward, on a card whose memory is not measured
+    attic_bytes: int = Field(0, ge=0)  #: main memory for models that leave a CUDA card, for a quick return; 0: none
+    compile: bool = False  #: torch.compile of what a denoiser repeats: the first job of a model waits for it
     drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the card may take to finish
     stall_seconds: float = Field(300, gt=0)  #: a card without a denoising step for this long is given up
     load_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download
@@ -80,6 +82,7 @@ class Settings(BaseSettings):
     metrics_deliverer_port: int = Field(9463, ge=0, le=65535)
     metrics_worker_port: int = Field(9464, ge=0, le=65535)  #: give each worker of a machine its own
 
+    flower_url: str | None = None  #: where the dashboard's menu leads to for Celery's own view; None: nowhere
     otel_endpoint: str | None = None  #: an OpenTelemetry collector (``http://host:4318``) for traces; None: no traces
     log_json: bool = False
 

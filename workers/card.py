@@ -37,6 +37,17 @@ class Choice:
     visible: str | None  #: what ``CUDA_VISIBLE_DEVICES`` becomes; None on other kinds
 
 
+@dataclass(frozen=True)
+class Upkeep:
+    """What the operator chose for the models of a card."""
+
+    attic_bytes: int = 0  #: of page-locked main memory, see `workers.attic`
+    compile_dir: Path | None = None  #: where compiled kernels are kept; None: nothing is compiled
+
+
+NO_UPKEEP: Final = Upkeep()
+
+
 def choose(wanted: str | None) -> Choice:
     """The card that ``FARM_CARD`` names: ``cuda:1``, an index, a ``GPU-…`` UUID, ``cpu``, ``cpu3`` or ``mps``.
 

@@ -30,7 +30,7 @@ from farm.domain.tasks import JobSpec
 from farm.domain.worker import Card, LoadedOn
 from farm.errors import JobCanceled, RenderError
 from workers import card as cards
-from workers.card import Choice
+from workers.card import NO_UPKEEP, Choice, Upkeep
 
 if TYPE_CHECKING:
     from workers.shared import SharedRenderer
@@ -97,6 +97,7 @@ class Engine(threading.Thread):
         slots: int = 1,
         most_rows: int = 16,
         lessons_dir: Path | None = None,
+        upkeep: Upkeep = NO_UPKEEP,
     ) -> None:
         """``slots``: jobs on the card at once; ``most_rows``: of one shared forward, where no memory is measured.
 
@@ -108,6 +109,7 @@ class Engine(threading.Thread):
         self._slots = slots
         self._most_rows = most_rows
         self._lessons_dir = lessons_dir
+        self._upkeep = upkeep
         self._waiting: deque[RenderWork] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -174,6 +176,8 @@ class Engine(threading.Thread):
     def run(self) -> None:
         """Look at the card, then render until closed."""
         try:
+            if self._upkeep.compile_dir is not None:  # torch reads it when it compiles, and keeps kernels there
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._upkeep.compile_dir.absolute())
             try:
                 card = cards.describe(self._choice)
             except BaseException as error:  # noqa: BLE001 - handed on, not swallowed
@@ -189,7 +193,9 @@ class Engine(threading.Thread):
     def _render_until_closed(self, card: Card) -> None:
         from workers.shared import SharedRenderer  # noqa: PLC0415 - seconds of imports, after pinning
 
-        renderer = SharedRenderer(card, self._torch_threads, self._move, self._most_rows, self._lessons_dir)
+        renderer = SharedRenderer(
+            card, self._torch_threads, self._move, self._most_rows, self._lessons_dir, self._upkeep
+        )
         self._renderer = renderer
         self._move()
         self.loading = False

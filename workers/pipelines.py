@@ -92,6 +92,7 @@ class LoadedModel:
     fingerprint: str  #: of the weights: see :func:`fingerprint`
     bytes: int  #: of all weights and buffers, each counted once
     _pipelines: dict[Task, Any] = field(default_factory=dict)
+    compiled: bool = False  #: whether a part of it is, see `compile`
     _worn: tuple[int, tuple[Lora, ...]] | None = None  # the denoiser's id, and the LoRAs in force
     _loras: dict[tuple[int, str], str] = field(default_factory=dict)  # by denoiser and name: as it is loaded
     _lora_prints: dict[str, str] = field(default_factory=dict)  # by name: of its weights
@@ -150,6 +151,28 @@ class LoadedModel:
         for pipeline in self._pipelines.values():
             pipeline.to(where)
 
+    def modules(self) -> list[torch.nn.Module]:
+        """What has weights, each once; the pipelines share it."""
+        found = {
+            id(component): component
+            for pipeline in self._pipelines.values()
+            for component in pipeline.components.values()
+            if isinstance(component, torch.nn.Module)
+        }
+        return list(found.values())
+
+    def compile(self) -> None:
+        """Let torch compile the blocks that a denoiser repeats, once for all of them; the first forwards do it.
+
+        A module whose class names no such blocks stays as it is. The kernels lie in ``TORCHINDUCTOR_CACHE_DIR``.
+        """
+        torch._dynamo.config.suppress_errors = True  # noqa: SLF001 - what cannot be compiled runs as it is
+        for module in self.modules():
+            if getattr(module, "_repeated_blocks", None):
+                # for any number of rows: each would be compiled anew
+                module.compile_repeated_blocks(dynamic=True)  # type: ignore[operator]
+                self.compiled = True
+
     def preview_map(self, task: Task) -> torch.Tensor | None:
         """The map from latents to colours, fitted when it is first asked for; None for a model without a VAE."""
         vae = getattr(self.pipeline(task), "vae", None)
@@ -170,6 +193,8 @@ class LoadedModel:
         }
         if self.revision is not None:
             found["revision"] = self.revision
+        if self.compiled:  # other kernels round differently
+            found["compiled"] = True
         if loras:
             found["loras"] = {lora.name: self._lora_prints.get(lora.name) for lora in loras}
         return found

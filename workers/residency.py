@@ -15,6 +15,8 @@ from farm import metrics
 from farm.domain.model import Model
 from farm.domain.worker import Card
 from workers import crash, pipelines
+from workers.attic import Attic
+from workers.card import NO_UPKEEP, Upkeep
 from workers.pipelines import LoadedModel
 
 log = structlog.stdlib.get_logger()
@@ -26,9 +28,11 @@ SHARE: Final = {"cuda": 0.7, "mps": 0.5, "cpu": 0.5}
 class Residency:
     """The models of one card. Used by its engine thread alone; `ids` may be read from anywhere."""
 
-    def __init__(self, card: Card, on_drop: Callable[[str], None] | None = None) -> None:
+    def __init__(self, card: Card, on_drop: Callable[[str], None] | None = None, upkeep: Upkeep = NO_UPKEEP) -> None:
         """``on_drop`` gets the id of a model that goes, while it is still there: the last chance to let go of it."""
         self._card = card
+        self._upkeep = upkeep
+        self._attic = Attic(card, upkeep.attic_bytes)
         self._on_drop = on_drop
         self._budget = int(card.memory_bytes * SHARE.get(card.kind, 0.5))
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
@@ -44,16 +48,16 @@ class Residency:
             self._note()
             return found
         if found is not None:  # the registry says something else by now
-            self._drop(model.id)
+            self._drop(model.id, for_good=True)
         self._make_room(self._known.get(model.id, 0))
         crash.at("loading_model")
         started = time.monotonic()
         try:
-            loaded = pipelines.load(model, self._card)
+            loaded = self._attic.bring(model) or self._load(model)
         except Exception as error:
             if not pipelines.is_out_of_memory(error) or not self.drop_others(model.id):
                 raise
-            loaded = pipelines.load(model, self._card)
+            loaded = self._load(model)
         metrics.LOAD_SECONDS.labels(model.id).observe(time.monotonic() - started)
         log.info(
             "model loaded",
@@ -67,6 +71,12 @@ class Residency:
         self._models[model.id] = loaded
         self._make_room(0)
         self._note()
+        return loaded
+
+    def _load(self, model: Model) -> LoadedModel:
+        loaded = pipelines.load(model, self._card)
+        if self._upkeep.compile_dir is not None:
+            loaded.compile()
         return loaded
 
     def holds(self, model: Model) -> bool:
@@ -89,11 +99,12 @@ class Residency:
     def _used(self) -> int:
         return sum(one.bytes for one in self._models.values())
 
-    def _drop(self, name: str) -> None:
+    def _drop(self, name: str, *, for_good: bool = False) -> None:
         if self._on_drop is not None:
             self._on_drop(name)
         gone = self._models.pop(name)
-        log.info("model dropped", action="model_dropped", model=name, bytes=gone.bytes)
+        kept = not for_good and self._attic.keep(gone)
+        log.info("model dropped", action="model_dropped", model=name, bytes=gone.bytes, kept=kept)
         del gone
         free()
         self._note()

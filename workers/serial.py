@@ -12,7 +12,7 @@ from farm.domain.model import Model
 from farm.domain.worker import Card
 from farm.errors import OutOfMemory
 from workers import pipelines
-from workers.card import device
+from workers.card import NO_UPKEEP, Upkeep, device
 from workers.engine import Rendered, RenderWork
 from workers.pipelines import LoadedModel
 from workers.residency import Residency, free
@@ -29,13 +29,14 @@ class SerialRenderer:
         torch_threads: int,
         move: Callable[[], None],
         on_drop: Callable[[str], None] | None = None,
+        upkeep: Upkeep = NO_UPKEEP,
     ) -> None:
         """``move`` is called whenever the work gets further; ``on_drop`` see `Residency`."""
         pipelines.quiet()
         pipelines.be_deterministic(torch_threads)
         self._card = card
         self._move = move
-        self._residency = Residency(card, on_drop)
+        self._residency = Residency(card, on_drop, upkeep)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from farm.domain.worker import Card, LoadedOn
 from farm.errors import JobCanceled
 from workers import pipelines, previews
 from workers.batching import Hub, Run, Setting, Sharing
+from workers.card import NO_UPKEEP, Upkeep
 from workers.engine import Preview, Rendered, RenderWork
 from workers.lessons import Lessons
 from workers.pipelines import LoadedModel
@@ -68,16 +69,19 @@ class SharedRenderer:
         move: Callable[[], None],
         most_rows: int,
         lessons_dir: Path | None = None,
+        upkeep: Upkeep = NO_UPKEEP,
     ) -> None:
         """``move`` is called whenever the work gets further; ``most_rows``: of one forward, where no memory says.
 
         ``lessons_dir``: where what is learnt about sharing is kept; None: with this process.
         """
-        self._serial = SerialRenderer(card, torch_threads, move, self._unhook)
+        self._serial = SerialRenderer(card, torch_threads, move, self._unhook, upkeep)
         self._card = card
         self._move = move
         self._most_rows = most_rows
         about = f"{card.device}|{torch.__version__}|{torch.get_num_threads()}|{most_rows}"
+        if upkeep.compile_dir is not None:
+            about += "|compiled"
         self._hub = Hub(most_rows, pipelines.is_out_of_memory, Lessons(lessons_dir, about))
         self._jobs: list[Job] = []
         self._short: deque[Job] = deque()  # of memory: they get the card for themselves

@@ -31,6 +31,7 @@ from farm.settings import Settings
 from farm.store.unit import Store
 from workers import card as cards
 from workers import gauges
+from workers.card import Upkeep
 from workers.ear import Ear
 from workers.engine import Engine
 from workers.heartbeat import EXIT_STALLED, Heartbeat, Watch
@@ -80,7 +81,12 @@ class Shift:
             store=database,
             storage=Storage(settings),
             engine=Engine(
-                choice, settings.torch_threads, self._slots, settings.batch_rows, settings.data_dir / "lessons"
+                choice,
+                settings.torch_threads,
+                self._slots,
+                settings.batch_rows,
+                settings.data_dir / "lessons",
+                Upkeep(settings.attic_bytes, settings.data_dir / "compiled" if settings.compile else None),
             ),
             reporter=Reporter(database, rights),
             rights=rights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Task
+from farm.domain.worker import Card
 from tests.unit.test_pipelines import pictures, spec
 from workers import card as cards
 from workers import pipelines
+from workers.card import Upkeep
 from workers.engine import Engine, Rendered, RenderWork
+from workers.pipelines import LoadedModel
+from workers.residency import Residency
 from workers.shared import SharedRenderer
 
 pytestmark = [
@@ -86,6 +91,35 @@ def test_shared_pictures_differ_by_rounding_alone() -> None:
     assert differences.max() <= 1
     assert (differences.max(-1) > 0).mean() <= 0.001
     assert renderer.hub.rows > renderer.hub.forwards
+
+
+def test_a_model_that_left_the_card_comes_back_from_main_memory_with_the_same_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads: list[str] = []
+    real = pipelines.load
+
+    def load(model: Model, card: Card) -> LoadedModel:
+        loads.append(model.id)
+        return real(model, card)
+
+    monkeypatch.setattr(pipelines, "load", load)
+    card = cards.describe(cards.choose("cuda:0"))
+    residency = Residency(replace(card, memory_bytes=100_000_000), upkeep=Upkeep(attic_bytes=2**30))  # holds one
+    models = [MODEL.model_copy(update={"id": name}) for name in ("one", "other")]
+    wanted = mixed(exact=True)[0]
+
+    def picture(model: Model) -> bytes:
+        loaded = residency.get(model)
+        return pipelines.render(loaded, wanted, 0, {}, lambda _: None, threading.Event()).tobytes()
+
+    first = picture(models[0])
+    held = torch.cuda.memory_allocated()
+    picture(models[1])
+    assert residency.ids == ("other",)
+    assert torch.cuda.memory_allocated() < 1.5 * held  # the first one's weights are off the card
+    assert picture(models[0]) == first
+    assert loads == ["one", "other"]
 
 
 def test_only_the_engines_thread_touches_the_card() -> None:

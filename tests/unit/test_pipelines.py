@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Card
 from farm.errors import InputUnfit, JobCanceled, ModelUnavailable
 from workers import pipelines
+from workers.attic import Attic, weights
 from workers.pipelines import LoadedModel
 from workers.residency import Residency
 from workers.starter import WEIGHTS
@@ -212,6 +214,28 @@ def test_models_stay_until_memory_is_short_and_the_oldest_goes_first(
     assert residency.ids == ("c", "b")
     changed = models["b"].model_copy(update={"source": "elsewhere"})
     assert residency.get(changed).model == changed  # the registry says something else by now
+
+
+def test_a_model_that_left_the_card_is_back_with_its_weights_and_the_attic_keeps_to_its_bytes() -> None:
+    def loaded(name: str) -> LoadedModel:
+        pipeline = SimpleNamespace(components={"unet": torch.nn.Linear(9, 10), "scheduler": None})  # 400 bytes
+        model = STARTER.model_copy(update={"id": name})
+        return LoadedModel(model, "float32", None, "", 400, {Task.INPAINTING: pipeline})
+
+    models = {name: loaded(name) for name in "abc"}
+    before = {name: [tensor.clone() for tensor in weights(model)] for name, model in models.items()}
+    attic = Attic(Card("cuda", "cuda:0", "a card", 2**30, "float16"), 800)
+    attic._where = "cpu"  # there is no other place here
+    assert all(attic.keep(models[name]) for name in "abc")
+    assert attic.bytes == 800
+    assert attic.bring(models["a"].model) is None  # the oldest went
+    assert attic.bring(models["c"].model.model_copy(update={"source": "elsewhere"})) is None
+    back = attic.bring(models["b"].model)
+    assert back is models["b"]
+    assert all(torch.equal(here, there) for here, there in zip(weights(back), before["b"], strict=True))
+    assert attic.bytes == 0
+    assert not Attic(Card("cuda", "cuda:0", "a card", 2**30, "float16"), 399).keep(models["a"])
+    assert not Attic(Card("cpu", "cpu0", "a processor", 2**30, "float32"), 2**30).keep(models["a"])
 
 
 def test_inpainting_leaves_every_pixel_outside_the_mask_as_it_was(starter: LoadedModel) -> None:
