@@ -104,6 +104,7 @@ def render(
         visitor=who,
         navigation=_navigation(request.url.path, who),
         path=request.url.path,
+        flower=request.app.state.services.settings.flower_url,
         note=unquote(request.cookies[NOTE])[:500] if noted else "",
         **values,
     )

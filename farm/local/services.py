@@ -121,7 +121,13 @@ def table(
     }
     return (
         Program(
-            "api", _command("api"), base, address=places.url, ready=places.api_ready, essential=True, start_seconds=60.0
+            "api",
+            _command("api"),
+            {"FARM_FLOWER_URL": f"http://{LOOPBACK}:{places.flower_port}", **base},
+            address=places.url,
+            ready=places.api_ready,
+            essential=True,
+            start_seconds=60.0,
         ),
         *_door(base, addresses, places),
         Program("dispatcher", _command("dispatcher"), base),

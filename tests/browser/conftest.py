@@ -56,7 +56,7 @@ def lived_in(servers: TestServers, migrated_template: str) -> Iterator[tuple[Api
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in servers.env(database_url=servers.postgres.url(name)).items():
             patch.setenv(variable, value)
-        settings = Settings()
+        settings = Settings(flower_url="http://127.0.0.1:5555")
     with running(settings) as api:
         yield api, furnish(api)
     servers.postgres.drop_database(name)

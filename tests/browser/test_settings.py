@@ -20,6 +20,7 @@ def test_queues_show_each_line_with_what_waits(lived_in: LivedIn, enter) -> None
         waiting = sum(one.waiting for one in unit.search.lines())
         assert waiting == unit.search.queue().jobs > 20
     page = enter(farm.operator, java_script_enabled=False)
+    expect(page.get_by_role("link", name="Flower")).to_have_attribute("href", "http://127.0.0.1:5555")
     page.get_by_role("link", name="Queues").click()
     bulk = page.locator("tbody tr", has_text="bulk")
     expect(bulk).to_contain_text("tests")
@@ -129,6 +130,7 @@ def test_a_tenants_key_reaches_its_own_settings_alone(lived_in: LivedIn, enter) 
     _, farm = lived_in
     page = enter(farm.tenant)
     expect(page.get_by_role("link", name="API keys")).to_have_count(0)
+    expect(page.get_by_role("link", name="Flower")).to_have_count(0)
     page.get_by_role("link", name="Tenants and usage").click()
     expect(page).to_have_url(re.compile(farm.other_id))
     expect(page.get_by_role("button", name="Save")).to_have_count(0)

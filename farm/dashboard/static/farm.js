@@ -50,6 +50,7 @@ function draw(box, told) {
   };
   if (told.at) {
     options.axes[0].values = (_, all) => all.map(day);
+    options.scales.x = { range: (_, first, last) => [first - 43_200, last + 43_200] }; // room for half a bar
     options.series = [
       { label: "Day", value: (_, at) => (at == null ? "–" : day(at)) },
       { label: box.dataset.label, value: (_, found) => found ?? "–", stroke: colour("--run-fill"), fill: colour("--run-fill"), paths: uPlot.paths.bars({ size: [0.7, 40] }), points: { show: false } },
