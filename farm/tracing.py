@@ -5,8 +5,9 @@ A job's id is a UUID, and so is a trace's: the trace of ``job_0199…`` is ``019
 
     job                      the request that made it; its id is the second half of the job's
     ├── hand over            the dispatcher
-    └── attempt              one epoch at a worker
-        └── claim, inputs, denoise, encode, upload, commit
+    ├── attempt              one epoch at a worker
+    │   └── claim, inputs, denoise, encode, upload, commit
+    └── webhook              one try of a deliverer to tell an endpoint
 
 A job of a batch has no request of its own, so its trace lacks the first span. The trace of the client that called
 (``traceparent``, W3C Trace Context) is linked to.

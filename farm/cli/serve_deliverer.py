@@ -7,7 +7,7 @@ import signal
 
 def deliverer() -> None:
     """Send webhooks. Any number may run at once; SIGTERM ends one with what it has in flight."""
-    from farm import metrics
+    from farm import metrics, tracing
     from farm.log import configure
     from farm.objects.storage import Storage
     from farm.settings import settings
@@ -15,6 +15,7 @@ def deliverer() -> None:
     from farm.webhooks.deliverer import Deliverer
 
     configure(settings(), "deliverer")
+    tracing.configure(settings(), "deliverer")
     storage = Storage(settings())
     one = Deliverer(settings(), lambda key: storage.presign_get(key, settings().presign_seconds))
     metrics.serve(settings(), settings().metrics_deliverer_port)

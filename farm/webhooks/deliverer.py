@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 from pydantic import ValidationError
 
-from farm import metrics
+from farm import metrics, tracing
 from farm.domain.job import Job
 from farm.domain.states import EventType
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
@@ -327,7 +327,11 @@ class Deliverer:
         one = ready.claimed
         started = time.monotonic()
         try:
-            answer = await self._post(line, ready)
+            if one.job_id is None:
+                answer = await self._post(line, ready)
+            else:
+                with tracing.of_job("webhook", one.job_id, delivery=one.id, event=one.type.value, number=one.number):
+                    answer = await self._post(line, ready)
         except asyncio.CancelledError:  # the end of this process, which its outcome must not miss
             answer = Answer(None, Failure.INTERRUPTED, time.monotonic() - started)
         except Exception:  # whatever it was, it must not end the others

@@ -268,7 +268,7 @@ class ChaosFarm:
         pid = self.pid(name)
         if pid is None:
             return False
-        # PostgreSQL's backends lead groups of their own; a killed postmaster's end by themselves if they are not stopped
+        # PostgreSQL's backends lead groups of their own; a killed postmaster's end by themselves, unless stopped
         told = signal.SIGCONT if number == signal.SIGKILL else number
         try:
             family = psutil.Process(pid).children(recursive=True)

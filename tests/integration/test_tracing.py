@@ -7,8 +7,10 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +27,12 @@ from farm.domain.worker import Card, WorkerInfo
 from farm.errors import SetupError
 from farm.log import configure
 from farm.settings import Settings
+from farm.store.unit import Store
+from farm.webhooks import signature
+from farm.webhooks.deliverer import Deliverer
 from tests.api_server import Hand, running
+from tests.integration.conftest import Submit
+from tests.waiting import wait_until
 from workers.engine import Engine, Rendered, RenderWork
 from workers.render import Bench, render
 from workers.reporter import Reporter
@@ -122,6 +129,28 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
     assert (claimed["job"], claimed["epoch"], claimed["worker"]) == (job, sent.epoch, hand.name)
     (asked,) = [line for line in lines if line.get("request") == "mine-1"]
     assert (asked["action"], asked["tenant"], asked["job"]) == ("request", api.tenant_id, job)
+
+
+def test_a_tenant_that_is_told_of_a_jobs_end_is_in_its_trace(
+    store: Store, tenant: str, submit: Submit, database_url: str, spans: InMemorySpanExporter
+) -> None:
+    with store.begin() as unit:  # nobody listens there: a try that fails is a try
+        unit.webhooks.create_endpoint(tenant, "http://127.0.0.1:9/hook", signature.new_secret())
+    job = submit()
+    with store.begin() as unit:
+        lifecycle.cancel(unit, tenant, job.id)
+    config = Settings(database_url=database_url, webhook_allow=(ip_network("127.0.0.0/8"),), webhook_allow_http=True)
+    deliverer = Deliverer(config, lambda key: f"https://bucket.example/{key}")
+    working = threading.Thread(target=deliverer.run)
+    working.start()
+    try:
+        (span,) = wait_until(lambda: [one for one in spans.get_finished_spans() if one.name == "webhook"], 20)
+    finally:
+        deliverer.stop()
+        working.join(20)
+    assert f"{span.context.trace_id:032x}" == job.id.removeprefix("job_")
+    assert span.attributes is not None
+    assert span.attributes["farm.event"] == "job.canceled"
 
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported_and_without_the_extra_a_sentence_says_so(
