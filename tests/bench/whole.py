@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,7 +109,8 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]
 
 @contextmanager
 def whole(**more: str) -> Iterator[Whole]:
-    """A farm without workers; ``more`` are variables for its services."""
+    """A farm without workers; ``more`` are variables for its services. SIGTERM ends it, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "farm"
         up = json.loads(
