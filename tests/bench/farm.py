@@ -23,6 +23,7 @@ from farm import registry
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec
 from tests.bench.engine import popular
+from tests.bench.pinning import pin_engines
 from tests.bench.whole import Whole, whole
 from workers import card as cards
 from workers import pipelines
@@ -66,9 +67,7 @@ def main() -> None:
     rest = processors - own or own
     os.environ["BENCH_CARD"] = str(max(own))
     os.sched_setaffinity(0, rest)  # inherited by all that is started here
-    from tests.bench import pinned
-
-    assert pinned.pin
+    pin_engines()
     model = registry.load(None).models[0]
     specs = [
         spec.model_copy(update={"exact": model.defaults.exact})
