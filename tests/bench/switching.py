@@ -23,6 +23,7 @@ from typing import Any
 from farm.dispatch.dispatcher import Dispatcher
 from farm.dispatch.policy import Rules
 from farm.domain.job import NewJob
+from farm.objects.storage import Storage
 from farm.settings import Settings, settings
 from tests.bench.webhooks import Farm, farm_servers
 from tests.bench.whole import CELERY, QUIETLY, ending
@@ -80,6 +81,9 @@ def measure(jobs: int, rounds: int) -> list[dict[str, Any]]:
         environment = os.environ | farm.env | more | {"FARM_METRICS_WORKER_PORT": "0", "FARM_DATA_DIR": name}
         os.environ |= farm.env | {"FARM_MODELS_FILE": str(models)}
         settings.cache_clear()
+        storage = Storage(Settings())
+        storage.ensure_bucket()
+        storage.close()
         dispatcher = Dispatcher(Settings())
         threading.Thread(target=dispatcher.run, daemon=True).start()
         with farm.store.begin() as unit:
