@@ -189,7 +189,8 @@ class Lesson:
 
     The noise (up to a twelfth of the latents' spread) makes the decoder forgive what a denoiser gets slightly wrong.
     Pixels near edges count five times: they are few, and they decide whether a picture looks sharp. For the same reason
-    most of the course looks at windows around things; the last part sees whole pictures, as the decoder will in use.
+    most of the course looks at windows around things. The last part sees whole pictures, as the decoder will in use,
+    and edges count twice there: what is flat has to come back as it was.
 
     Args:
         vae: its encoder is left alone.
@@ -217,7 +218,7 @@ class Lesson:
         latents = latents + noise * 0.08 * torch.rand((count, 1, 1, 1), generator=chance.torch)
         made = self._vae.decode(latents / SCALING).sample
         error = made - wanted
-        weight = 1 + 4 * _near_edges(wanted)
+        weight = 1 + (1 if whole else 4) * _near_edges(wanted)
         slopes = [(made.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean() for axis in (2, 3)]
         loss = (weight * error.abs()).mean() + 2 * (weight * error**2).mean() + slopes[0] + slopes[1]
         return loss, {"mse": (error**2).mean().item()}
