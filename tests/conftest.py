@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from farm.settings import Settings, settings
 #: A variable of the developer's own shell must not steer the tests to a farm that is in use.
 for _name in [name for name in os.environ if name.startswith("FARM_")]:
     del os.environ[_name]
+
+# A shell that starts the tests in the background has them ignore interrupts, and what they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Each test that asks for Redis has a database of its own among Valkey's 16; they are emptied before use.
 _REDIS_DATABASES = 16

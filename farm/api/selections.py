@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -55,7 +55,15 @@ class SelectionRequest(BaseModel):
 
     ids: Annotated[list[JobId], Field(min_length=1, max_length=MOST_NAMED)] | SkipJsonSchema[None] = None
     filter: FilterShape | SkipJsonSchema[None] = Field(None, description="`{}` is every job of the tenant.")
-    dry_run: bool = Field(False, description="Count, and change nothing.")
+    dry_run: bool = Field(False, strict=True, description="Count, and change nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_null(cls, given: Any) -> Any:
+        for name in ("ids", "filter"):
+            if isinstance(given, dict) and given.get(name, name) is None:
+                raise ValueError(f"{name} must not be null; leave it out")
+        return given
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
