@@ -15,6 +15,7 @@ import structlog
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import StreamingResponse
 
 from farm import lifecycle, tracing
@@ -34,6 +35,23 @@ from farm.domain.tasks import AnyJobRequest, CustomId, InputPicture, Moment, NoN
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
 from farm.webhooks import guard
+
+
+class _OneJob(Convertor[str]):
+    """A segment that is not the name of an operation on many, so that the paths never answer for each other."""
+
+    regex = "(?!(?:cancel|retry)$)[^/]+"
+
+    def convert(self, value: str) -> str:
+        """As it came."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """As it goes."""
+        return value
+
+
+register_url_convertor("job", _OneJob())
 
 router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Guarded)
 
@@ -246,7 +264,7 @@ def list_jobs(
     return JobPage(data=[JobShape.of(job, farm.storage, farm.settings) for job in jobs], next=following)
 
 
-@router.get("/{job_id}", summary="Look at a job", responses=responses(*ALWAYS, 404))
+@router.get("/{job_id:job}", summary="Look at a job", responses=responses(*ALWAYS, 404))
 def get_job(farm: Farm, key: Reader, job_id: JobId) -> JobShape:
     """The job as it is now, with fresh URLs of its outputs."""
     return JobShape.of(_own(farm, key.tenant_id, job_id), farm.storage, farm.settings)

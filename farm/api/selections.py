@@ -106,7 +106,7 @@ class RetryReport(Shape):
     submitted: int = Field(description="New jobs; each names its old one in `retry_of`.")
 
 
-@router.post("/cancel", summary="Cancel many jobs", responses=responses(*ALWAYS))
+@router.post("/cancel", summary="Cancel many jobs", responses=responses(*ALWAYS, 413, 415))
 def cancel_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> CancelReport:
     """Stop all that is meant: at once what waits, at the next denoising step what runs.
 
@@ -129,7 +129,7 @@ def cancel_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> Cancel
     return CancelReport(matched=matched, canceled=canceled, stopping=stopping, complete=not left or request.dry_run)
 
 
-@router.post("/retry", summary="Retry many jobs", responses=responses(*ALWAYS, 429))
+@router.post("/retry", summary="Retry many jobs", responses=responses(*ALWAYS, 413, 415, 429))
 def retry_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> RetryReport:
     """Submit again, as new jobs, all that is meant and failed or was canceled. All of them are queued, or none.
 
