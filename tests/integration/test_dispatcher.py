@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -100,8 +101,27 @@ def test_jobs_reach_the_workers_own_queue_oldest_first_and_never_more_than_its_w
     wait_until(lambda: queue() == expected, 5, what="a message in the place of the one read")
 
 
+@pytest.fixture
+def beating(store: Store) -> Iterator[None]:
+    """The worker lives for as long as the test, however long the machine needs for it."""
+    info, ended = worker_info(WORKER, slots=1, look_ahead=2), threading.Event()
+    with store.begin() as unit:
+        lifecycle.join(unit, info)
+
+    def beat() -> None:
+        while not ended.wait(1):
+            with store.begin() as unit:
+                lifecycle.heartbeat(unit, info.name, info.boot_id, [], [], 30)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
 def test_messages_of_dead_epochs_pile_up_no_further_than_the_window(
-    start: Start, queue: Callable[[], list[tuple[str, int]]], worker: str, store: Store, submit: Submit
+    start: Start, queue: Callable[[], list[tuple[str, int]]], beating: None, store: Store, submit: Submit
 ) -> None:
     """A worker that beats and reads nothing: its leases end again and again, and its list stays as short as it is."""
     jobs = [submit() for _ in range(3)]
