@@ -83,7 +83,8 @@ class Edge:
                 scope, receive, answer
             )
         finally:
-            route = getattr(scope.get("route"), "path", "")  # a stranger's paths must not become labels
+            # The template (as the schema shows it, without converters): a stranger's paths must not become labels.
+            route = getattr(scope.get("route"), "path_format", "")
             method = scope["method"] if scope["method"] in METHODS else ""
             metrics.REQUEST_SECONDS.labels(method, route, status).observe(time.perf_counter() - started)
             if scope["path"] not in QUIET or status >= 400:
