@@ -14,13 +14,13 @@ Times are the database's: no function reads a clock of this machine.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
-from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Selection, Sent
+from farm.domain.job import Done, HandOver, Held, Job, JobError, NewJob, Output, Selection, Sent
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
@@ -242,36 +242,68 @@ def take_back(unit: Unit, unsent: Collection[Sent], reason: str) -> list[str]:
     return [one.job_id for one in back]
 
 
+def claim_all(unit: Unit, asked: Sequence[Held], worker: str, lease_seconds: float) -> list[Job]:
+    """dispatched → running for those that are the worker's to claim: it holds run leases now, and the attempts count.
+
+    Returns them; the right to the others is lost.
+    """
+    jobs = unit.attempts.claim(asked, worker, lease_seconds)
+    unit.events.record_many(
+        [
+            (job.tenant_id, job.id, job.epoch, EventType.STARTED, {"worker": worker, "attempt": job.attempts})
+            for job in jobs
+        ]
+    )
+    for job in jobs:
+        unit.events.notify(JOB_CHANNEL, job.id)
+    return jobs
+
+
 def claim(unit: Unit, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
-    """dispatched → running: the worker holds a run lease now, and the attempt counts. Raises `RightLost`."""
-    job = unit.jobs.claim(job_id, epoch, worker, lease_seconds)
-    if job is None:
-        raise RightLost(f"{job_id} is not to be claimed at epoch {epoch}")
-    unit.events.record(job.tenant_id, job_id, epoch, EventType.STARTED, {"worker": worker, "attempt": job.attempts})
-    unit.events.notify(JOB_CHANNEL, job_id)
-    return job
+    """`claim_all` of one job. Raises `RightLost`."""
+    for job in claim_all(unit, [Held(job_id, epoch)], worker, lease_seconds):
+        return job
+    raise RightLost(f"{job_id} is not to be claimed at epoch {epoch}")
+
+
+def take_up_all(unit: Unit, begun: Mapping[Held, int]) -> set[str]:
+    """Note that the card begins with jobs of so many denoising steps: a worker's death counts against them from here.
+
+    Returns those still held; the right to the others is lost.
+    """
+    held = unit.attempts.take_up(begun)
+    for job_id in held:
+        unit.events.notify(JOB_CHANNEL, job_id)
+    return held
 
 
 def take_up(unit: Unit, job_id: str, epoch: int, steps: int) -> None:
-    """Note that the card begins: a worker's death counts against the job from here on. Raises `RightLost`."""
-    if not unit.jobs.take_up(job_id, epoch, steps):
+    """`take_up_all` of one job. Raises `RightLost`."""
+    if not take_up_all(unit, {Held(job_id, epoch): steps}):
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
-    unit.events.notify(JOB_CHANNEL, job_id)
+
+
+def progress_all(unit: Unit, reached: Mapping[Held, int], previews: Mapping[str, str]) -> dict[str, bool]:
+    """Note the steps done; returns the jobs still held, and whether somebody wants each of them stopped.
+
+    ``previews``: by job, small data URLs for those who watch it now; they are told and not stored.
+    """
+    held = unit.attempts.progress(reached)
+    if held:
+        unit.events.record_progress(held, PROGRESS_SECONDS)
+    for job_id in held:
+        if job_id in previews:
+            unit.events.notify(PREVIEW_CHANNEL, f"{job_id} {previews[job_id]}")
+        unit.events.notify(JOB_CHANNEL, job_id)
+    return held
 
 
 def progress(unit: Unit, job_id: str, epoch: int, step: int, preview: str | None = None) -> bool:
-    """Note the steps done; returns whether somebody wants the job stopped. Raises `RightLost`.
-
-    ``preview``: a small data URL for those who watch the job now; it is told and not stored.
-    """
-    cancel_requested = unit.jobs.progress(job_id, epoch, step)
-    if cancel_requested is None:
-        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
-    unit.events.record_progress(job_id, PROGRESS_SECONDS)
-    if preview is not None:
-        unit.events.notify(PREVIEW_CHANNEL, f"{job_id} {preview}")
-    unit.events.notify(JOB_CHANNEL, job_id)
-    return cancel_requested
+    """`progress_all` of one job: returns whether somebody wants it stopped. Raises `RightLost`."""
+    previews = {} if preview is None else {job_id: preview}
+    for cancel_requested in progress_all(unit, {Held(job_id, epoch): step}, previews).values():
+        return cancel_requested
+    raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
 
 
 # -- a worker's life -------------------------------------------------------------------------------------------------
@@ -300,7 +332,7 @@ def heartbeat(
     state = unit.workers.beat(worker, boot_id, models, loaded)
     if state is None:
         raise RightLost(f"another process is worker {worker} now")
-    renewed = unit.jobs.renew(worker, held, lease_seconds)
+    renewed = unit.attempts.renew(worker, held, lease_seconds)
     return Heartbeat(state, frozenset(renewed), frozenset(job for job, canceled in renewed.items() if canceled))
 
 
@@ -340,18 +372,35 @@ def _existing_worker(unit: Unit, name: str) -> Worker:
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
+def succeed_all(unit: Unit, done: Sequence[Done]) -> list[str]:
+    """running → succeeded with their outputs and their events, in one transaction, for those still held.
+
+    Returns them; the right to the others is lost.
+    """
+    won = unit.attempts.succeed(done)
+    if not won:
+        return []
+    unit.usage.count([one.job_id for one in won])
+    again = {one.job_id: one.worker for one in won if one.attempts > 1}
+    refuted = unit.failures.refute(again) if again else {}
+    for worker, times in sorted(refuted.items()):
+        if times >= MAX_REFUTED:
+            unit.workers.drain(worker, f"it failed {times} jobs that other workers completed")
+    _ended_all(
+        unit,
+        [
+            (one.tenant_id, one.job_id, one.epoch, EventType.SUCCEEDED, {"worker": one.worker, "outputs": one.outputs})
+            for one in won
+        ],
+    )
+    return [one.job_id for one in won]
+
+
 def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job:
-    """running → succeeded, with its outputs and its event, in one transaction. Raises `RightLost`."""
-    job = unit.jobs.succeed(job_id, epoch, outputs, recipe)
-    if job is None:
+    """`succeed_all` of one job. Raises `RightLost`."""
+    if not succeed_all(unit, [Done(Held(job_id, epoch), tuple(outputs), recipe)]):
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
-    unit.usage.count(job_id, len(outputs), sum(output.size for output in outputs))
-    if job.attempts > 1 and job.worker is not None:
-        for worker, times in unit.failures.refute(job_id, job.worker).items():
-            if times >= MAX_REFUTED:
-                unit.workers.drain(worker, f"it failed {times} jobs that other workers completed")
-    _ended(unit, job.tenant_id, job_id, epoch, EventType.SUCCEEDED, {"worker": job.worker, "outputs": len(outputs)})
-    return job
+    return _existing(unit, job_id)
 
 
 def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: bool) -> JobState:
@@ -629,9 +678,8 @@ def expire(unit: Unit, limit: int = 1_000) -> list[str]:
         return []
     error = JobError("deadline_exceeded", "its deadline passed while it waited for a worker")
     unit.jobs.fail_waiting(overdue, error)
-    for one in overdue:
-        data = {"code": error.code, "message": error.message}
-        _ended(unit, one.tenant_id, one.job_id, one.epoch, EventType.FAILED, data)
+    data = {"code": error.code, "message": error.message}
+    _ended_all(unit, [(one.tenant_id, one.job_id, one.epoch, EventType.FAILED, data) for one in overdue])
     return [one.job_id for one in overdue]
 
 
@@ -691,10 +739,15 @@ def _requeue(
 
 
 def _ended(unit: Unit, tenant_id: str, job_id: str, epoch: int, kind: EventType, data: dict[str, Any]) -> None:
-    unit.batches.note_end(job_id)
-    unit.events.record(tenant_id, job_id, epoch, kind, data)
-    unit.events.notify(QUEUE_CHANNEL)  # its worker has room again
-    unit.events.notify(JOB_CHANNEL, job_id)
+    _ended_all(unit, [(tenant_id, job_id, epoch, kind, data)])
+
+
+def _ended_all(unit: Unit, ended: Sequence[tuple[str, str, int, EventType, dict[str, Any]]]) -> None:
+    unit.events.record_many(ended)
+    unit.events.notify(QUEUE_CHANNEL)  # their workers have room again
+    for _, job_id, *_ in ended:
+        unit.batches.note_end(job_id)
+        unit.events.notify(JOB_CHANNEL, job_id)
 
 
 def _existing(unit: Unit, job_id: str) -> Job:

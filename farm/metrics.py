@@ -50,6 +50,9 @@ STAGE_SECONDS: Final = Histogram(
     ["stage"],
     buckets=_LONG,
 )
+LEDGER_GROUP: Final = Histogram(
+    "farm_ledger_group_jobs", "Claims and successes that shared a transaction.", buckets=(1, 2, 4, 8, 16, 32)
+)
 FINISHED: Final = Counter("farm_jobs_finished_total", "Attempts, by how they ended.", ["outcome", "model"])
 IMAGES: Final = Counter("farm_images_total", "Pictures of jobs that succeeded.", ["model"])
 FORWARD_ROWS: Final = Histogram(

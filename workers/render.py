@@ -18,7 +18,7 @@ import structlog
 from PIL import Image
 
 from farm import lifecycle, metrics, tracing
-from farm.domain.job import Job, JobError, Output
+from farm.domain.job import Done, Held, Job, JobError, Output
 from farm.domain.model import Model
 from farm.domain.states import JobState
 from farm.domain.tasks import InputPicture
@@ -41,6 +41,7 @@ from farm.store.unit import Store, Unit
 from workers import crash
 from workers.encode import encode
 from workers.engine import Engine, Rendered, RenderWork, total_steps
+from workers.ledger import Ledger
 from workers.reporter import Reporter
 from workers.rights import Right, Rights, Stage, Why
 from workers.shelf import Shelf
@@ -68,6 +69,7 @@ class Bench:
     store: Store
     storage: Storage
     engine: Engine
+    ledger: Ledger
     reporter: Reporter
     rights: Rights
     shelf: Shelf
@@ -139,8 +141,7 @@ def claim(bench: Bench, job_id: str, epoch: int) -> Right | None:
     for pause in pauses():
         asked_at = time.monotonic()
         try:
-            with bench.store.begin() as unit:
-                job = lifecycle.claim(unit, job_id, epoch, bench.worker, bench.settings.run_lease_seconds)
+            job = bench.ledger.claim(Held(job_id, epoch))
         except RightLost:
             log.info("not ours to claim", action="claim_refused")
             return None
@@ -280,16 +281,15 @@ def put(bench: Bench, right: Right, output: Output, body: bytes) -> Output:
 def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered) -> None:
     """running → succeeded, with outputs and event, in one transaction. Raises `RightLost`."""
     right.enter(Stage.COMMITTING)
-    begun = bench.reporter.unwritten(right)  # a job may be quicker than the report that it began
+    steps, begun_at = bench.reporter.unwritten(right)  # a job may be quicker than the report that it began
 
-    def succeed(unit: Unit) -> None:
-        if begun is not None:
-            lifecycle.take_up(unit, right.job.id, right.epoch, begun)
-        lifecycle.succeed(unit, right.job.id, right.epoch, outputs, rendered.made_with)
+    def succeed() -> None:
+        seconds = None if begun_at is None else time.monotonic() - begun_at
+        bench.ledger.succeed(Done(right.held, tuple(outputs), rendered.made_with, steps, seconds))
 
     crash.at("before_commit", right.job.spec.prompt)
     try:
-        write(bench, right, succeed)
+        insist(right, succeed)
     except RightLost as error:
         # A commit may have reached the database although its answer never came back, and then the second try finds the
         # job succeeded: by us. Its outputs must not be thrown away.
@@ -360,23 +360,29 @@ def finished(right: Right, outcome: str) -> None:
 
 def ended(bench: Bench, right: Right, change: Callable[[Unit], object]) -> None:
     """Write an end; if the right is lost by now, another one's end stands."""
+
+    def end() -> None:
+        with bench.store.begin() as unit:
+            change(unit)
+
     try:
-        write(bench, right, change)
+        insist(right, end)
     except RightLost as error:
         log.info("the right is lost", action="right_lost", reason=str(error))
 
 
-def write(bench: Bench, right: Right, change: Callable[[Unit], T]) -> T:
+def insist(right: Right, change: Callable[[], None]) -> None:
     """Make a fenced change, trying again while the database is away and the lease lasts. Raises `RightLost`."""
     for pause in pauses():
         if right.seconds_left <= 0 or right.why is Why.LOST:
             break
         try:
-            with bench.store.begin() as unit:
-                return change(unit)
+            change()
         except DatabaseUnavailable:
             log.warning("waiting for the database", action="database_unavailable")
             time.sleep(min(pause, max(0.0, right.seconds_left)))
+        else:
+            return
     raise RightLost(f"the lease of {right.job.id} ended before the database could be told")
 
 

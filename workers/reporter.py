@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from typing import Final
 
 import structlog
 
 from farm import lifecycle
-from farm.errors import DatabaseUnavailable, RightLost
+from farm.domain.job import Held
+from farm.errors import DatabaseUnavailable
 from farm.store.unit import Store
 from workers.engine import Preview
 from workers.rights import Right, Rights, Why
@@ -29,7 +31,7 @@ class Reporter(threading.Thread):
         super().__init__(name="reporter", daemon=True)
         self._store = store
         self._rights = rights
-        self._begun: dict[Right, int] = {}
+        self._begun: dict[Right, tuple[int, float]] = {}  #: steps, and when
         self._steps: dict[Right, int] = {}
         self._previews: dict[Right, Preview] = {}
         self._news = threading.Condition()
@@ -38,7 +40,7 @@ class Reporter(threading.Thread):
     def take_up(self, right: Right, steps: int) -> None:
         """The card begins with a job of that many denoising steps. Never waits for the database."""
         with self._news:
-            self._begun[right] = steps
+            self._begun[right] = steps, time.monotonic()
             self._news.notify()
 
     def step(self, right: Right, step: int) -> None:
@@ -52,12 +54,12 @@ class Reporter(threading.Thread):
         with self._news:
             self._previews[right] = preview
 
-    def unwritten(self, right: Right) -> int | None:
-        """The denoising steps of a job whose taking up is not written yet; the caller writes it instead."""
+    def unwritten(self, right: Right) -> tuple[int, float] | tuple[None, None]:
+        """The denoising steps of a job whose taking up is not written yet, and when that was; the caller writes it."""
         with self._news:
             self._steps.pop(right, None)
             self._previews.pop(right, None)
-            return self._begun.pop(right, None)
+            return self._begun.pop(right, (None, None))
 
     def close(self) -> None:
         """End after the write at hand."""
@@ -82,36 +84,57 @@ class Reporter(threading.Thread):
                 if time.monotonic() >= next_steps_at:
                     steps, self._steps = self._steps, {}
                     next_steps_at = time.monotonic() + SECONDS
-            reached = [self._write(right, begun.get(right), steps.get(right)) for right in {*begun, *steps}]
-            if not all(reached):
+            written = [self._write_begun(begun), self._write_steps(steps)]
+            if not all(written):
                 time.sleep(SECONDS)
 
-    def _write(self, right: Right, steps: int | None, step: int | None) -> bool:
-        """Write what is new of one job; False if it must be tried again."""
-        if not self._rights.holds(right):
+    def _write_begun(self, begun: dict[Right, tuple[int, float]]) -> bool:
+        """Write which jobs the card took up; False if that must be tried again."""
+        held = {right.held: right for right in begun if self._rights.holds(right)}
+        if not held:
             return True
-        with self._news:
-            preview = None if step is None else self._previews.pop(right, None)
-        shown = None if preview is None else preview.data_url
         try:
             with self._store.begin() as unit:
-                if steps is not None:
-                    lifecycle.take_up(unit, right.job.id, right.epoch, steps)
-                wanted_stopped = step is not None and lifecycle.progress(unit, right.job.id, right.epoch, step, shown)
-        except RightLost:
-            if self._rights.holds(right):  # or else it ended while this was on its way
-                right.stop(Why.LOST)
+                ours = lifecycle.take_up_all(unit, {one: begun[right][0] for one, right in held.items()})
         except DatabaseUnavailable:
-            log.warning("progress is not written", action="progress_unwritten", job=right.job.id, epoch=right.epoch)
-            with self._news:  # what came in meanwhile is newer
-                if steps is not None:
-                    self._begun.setdefault(right, steps)
-                if step is not None:
-                    self._steps.setdefault(right, step)
+            log.warning("progress is not written", action="progress_unwritten", jobs=len(held))
+            with self._news:
+                for right in held.values():
+                    self._begun.setdefault(right, begun[right])
             return False
         except Exception:
-            log.exception("progress is not written", action="progress_unwritten", job=right.job.id, epoch=right.epoch)
+            log.exception("progress is not written", action="progress_unwritten", jobs=len(held))
         else:
-            if wanted_stopped:
-                right.stop(Why.CANCELED)
+            self._stop_lost(held, ours)
         return True
+
+    def _write_steps(self, steps: dict[Right, int]) -> bool:
+        """Write how far jobs are, and stop those that are to be canceled; False if that must be tried again."""
+        held = {right.held: right for right in steps if self._rights.holds(right)}
+        if not held:
+            return True
+        with self._news:
+            previews = {one.job_id: self._previews.pop(right, None) for one, right in held.items()}
+        shown = {job_id: preview.data_url for job_id, preview in previews.items() if preview is not None}
+        try:
+            with self._store.begin() as unit:
+                ours = lifecycle.progress_all(unit, {one: steps[right] for one, right in held.items()}, shown)
+        except DatabaseUnavailable:
+            log.warning("progress is not written", action="progress_unwritten", jobs=len(held))
+            with self._news:  # what came in meanwhile is newer
+                for right in held.values():
+                    self._steps.setdefault(right, steps[right])
+            return False
+        except Exception:
+            log.exception("progress is not written", action="progress_unwritten", jobs=len(held))
+        else:
+            self._stop_lost(held, ours)
+            for one, right in held.items():
+                if ours.get(one.job_id):
+                    right.stop(Why.CANCELED)
+        return True
+
+    def _stop_lost(self, held: dict[Held, Right], ours: Collection[str]) -> None:
+        for one, right in held.items():
+            if one.job_id not in ours and self._rights.holds(right):  # or else it ended while this was on its way
+                right.stop(Why.LOST)

@@ -35,6 +35,7 @@ from workers.card import Upkeep
 from workers.ear import Ear
 from workers.engine import Engine
 from workers.heartbeat import EXIT_STALLED, Heartbeat, Watch
+from workers.ledger import Ledger
 from workers.render import Bench, pauses
 from workers.reporter import Reporter
 from workers.rights import Rights, Stage, Why
@@ -88,6 +89,7 @@ class Shift:
                 settings.data_dir / "lessons",
                 Upkeep(settings.attic_bytes, settings.data_dir / "compiled" if settings.compile else None),
             ),
+            ledger=Ledger(database, self.name, settings.run_lease_seconds),
             reporter=Reporter(database, rights),
             rights=rights,
             shelf=Shelf(settings.data_dir / "shelf" / self.name.replace("/", "-")),

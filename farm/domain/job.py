@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
@@ -134,3 +135,14 @@ class Held:
 
     job_id: str
     epoch: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker made of a job that it holds."""
+
+    held: Held
+    outputs: tuple[Output, ...]
+    recipe: dict[str, Any]
+    steps: int | None = None  #: denoising steps, where it is not noted yet that the card took the job up
+    seconds: float | None = None  #: since then, likewise

@@ -142,6 +142,26 @@ _STRAY: Final = text(f"""
                OR (job.in_line_since > now() + {_CENTURIES} / 2) <> (batch.paused_at IS NOT NULL)))
 """).bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
 
+# Says of each batch whether it has reached something that it tells.
+_SETTLE: Final = """
+    WITH over AS (
+        SELECT batch_id, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+            count(*) FILTER (WHERE state = 'failed') AS failed, count(*) FILTER (WHERE state = 'canceled') AS canceled
+        FROM job WHERE id = ANY(%(over)s::uuid[]) AND batch_id IS NOT NULL GROUP BY batch_id
+    ), mine AS (  -- every transaction locks the rows of batches in the same order
+        SELECT batch.id FROM batch JOIN over ON batch.id = over.batch_id ORDER BY batch.id FOR NO KEY UPDATE OF batch
+    )
+    UPDATE batch SET succeeded = batch.succeeded + over.succeeded, failed = batch.failed + over.failed,
+        canceled = batch.canceled + over.canceled, first_ended_at = coalesce(batch.first_ended_at, now()),
+        finished_at = CASE WHEN batch.succeeded + batch.failed + batch.canceled
+            + over.succeeded + over.failed + over.canceled >= batch.total THEN now() ELSE batch.finished_at END
+    FROM mine JOIN over ON mine.id = over.batch_id WHERE batch.id = mine.id
+    RETURNING batch.id, batch.finished_at IS NOT NULL OR EXISTS (
+        SELECT FROM unnest(%(milestones)s::integer[]) AS milestone WHERE milestone > batch.told
+            AND 100 * (batch.succeeded + batch.failed + batch.canceled)::bigint >= milestone * batch.total::bigint
+    ) AS tells
+"""
+
 
 @dataclass(frozen=True)
 class Gone:
@@ -496,21 +516,11 @@ class Batches:
         """Count the jobs that this transaction ended. The unit of work calls it last, before it commits."""
         if not self._over:
             return
-        over: Collection[UUID] = [ids.to_uuid(ids.JOB, one) for one in self._over]
+        values = {"over": [ids.to_uuid(ids.JOB, one) for one in self._over], "milestones": list(MILESTONES)}
         self._over = []
-        rows = self._session.execute(
-            select(JobRow.batch_id, JobRow.state, func.count())
-            .where(JobRow.id == func.any(bindparam("over", over, type_=ARRAY(Uuid))), JobRow.batch_id.is_not(None))
-            .group_by(JobRow.batch_id, JobRow.state)
-            # every transaction locks the rows of batches in the same order
-            .order_by(JobRow.batch_id)
-        ).all()
-        counts: dict[str, dict[str, int]] = {}
-        for batch_id, state, count in rows:
-            assert batch_id is not None  # the statement says so
-            counts.setdefault(batch_id, {})[state] = count
-        for batch_id, ended in counts.items():
-            self.count_ended(batch_id, ended)
+        for row in self._session.connection().exec_driver_sql(_SETTLE, values).all():
+            if row.tells:
+                self._tell(ids.from_uuid(ids.BATCH, row.id))
 
     def count_ended(self, batch_id: str, ended: Mapping[str, int], *, cancel: bool = False) -> None:
         """Add to a batch's counters, by terminal state; ``cancel``: and note that its end was asked for.
@@ -525,18 +535,17 @@ class Batches:
             values["finished_at"] = case((done >= BatchRow.total, func.now()), else_=BatchRow.finished_at)
         if cancel:
             values["cancel_requested_at"] = func.coalesce(BatchRow.cancel_requested_at, func.now())
-        row = self._session.scalars(
-            update(BatchRow)
-            .where(BatchRow.id == batch_id)
-            .values(values)
-            .returning(BatchRow)
-            .execution_options(synchronize_session=False, populate_existing=True)
-        ).one()
+        self._session.execute(
+            update(BatchRow).where(BatchRow.id == batch_id).values(values).execution_options(synchronize_session=False)
+        )
         if more:
-            self._tell(row)
+            self._tell(batch_id)
 
-    def _tell(self, row: BatchRow) -> None:
+    def _tell(self, batch_id: str) -> None:
         """Write the event of what the batch has just reached, if it has reached something."""
+        row = self._session.scalars(
+            select(BatchRow).where(BatchRow.id == batch_id).execution_options(populate_existing=True)
+        ).one()
         ended = row.succeeded + row.failed + row.canceled
         if ended >= row.total:
             kind, percent = EventType.BATCH_COMPLETED, 0

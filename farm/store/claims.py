@@ -26,7 +26,7 @@ from farm.domain import ids
 from farm.domain.endpoint import signing
 from farm.domain.job import Job
 from farm.domain.states import EventType
-from farm.store.jobs import _job as to_job
+from farm.store.jobs import job_of
 from farm.store.tables import JobRow, OutputRow
 
 LOST: Final = "lost"  #: error class of a try whose deliverer died before it could note how it went
@@ -210,7 +210,7 @@ class Claims:
         for output in self._session.execute(_OUTPUTS, {"ids": uuids}):
             outputs.setdefault(output.job_id, []).append(output)
         return {
-            row.id: to_job(cast("Any", row), outputs.get(row.id, ()))
+            row.id: job_of(cast("Any", row), outputs.get(row.id, ()))
             for row in self._session.execute(_JOBS, {"ids": uuids})
         }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import insert, select, text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
@@ -20,10 +21,16 @@ PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a 
 EVENT_CHANNEL: Final = "farm_event"  #: an event row was written: the deliverer looks
 
 NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of what is told when it commits
-_NOTIFY: Final = text("""
+_NOTIFY: Final = """
     SELECT pg_notify(channel, payload)
-    FROM unnest(CAST(:channels AS text[]), CAST(:payloads AS text[])) AS told (channel, payload)
-""")
+    FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS told (channel, payload)
+"""
+_RECORD: Final = """
+    INSERT INTO event (tenant_id, job_id, epoch, type, data)
+    SELECT * FROM unnest(%(tenants)s::uuid[], %(jobs)s::uuid[], %(epochs)s::integer[], %(types)s::text[],
+                         %(data)s::jsonb[])
+"""
+_JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 # Text, because the planner finds the partial index only where its condition stands word for word.
 _PROGRESS: Final = text("""
@@ -31,7 +38,7 @@ _PROGRESS: Final = text("""
     SELECT j.tenant_id, j.id, j.epoch, 'job.progress', j.step, jsonb_build_object(
         'worker', j.worker, 'attempt', j.attempts, 'step', j.step, 'steps', j.steps)
     FROM job j
-    WHERE j.id = :job_id AND j.step IS NOT NULL AND j.steps IS NOT NULL
+    WHERE j.id = ANY(CAST(:job_ids AS uuid[])) AND j.step IS NOT NULL AND j.steps IS NOT NULL
     AND EXISTS (
         SELECT FROM endpoint
         WHERE tenant_id = j.tenant_id AND 'job.progress' = ANY (events) AND disabled_at IS NULL)
@@ -82,18 +89,21 @@ class Events:
         """Write several events: (tenant, job, epoch, type, data)."""
         if not rows:
             return
-        self._session.execute(
-            insert(EventRow),
-            [
-                {"tenant_id": tenant, "job_id": job, "epoch": epoch, "type": kind.value, "data": data}
-                for tenant, job, epoch, kind, data in rows
-            ],
-        )
+        tenants, jobs, epochs, kinds, data = zip(*rows, strict=True)
+        values = {
+            "tenants": [ids.to_uuid(ids.TENANT, one) for one in tenants],
+            "jobs": [None if one is None else ids.to_uuid(ids.JOB, one) for one in jobs],
+            "epochs": list(epochs),
+            "types": [one.value for one in kinds],
+            "data": [_JSON(one) for one in data],
+        }
+        self._session.connection().exec_driver_sql(_RECORD, values)
         self.notify(EVENT_CHANNEL)
 
-    def record_progress(self, job_id: str, every_seconds: float) -> None:
-        """Write how far a job is, if a webhook endpoint asks for that and heard nothing for ``every_seconds``."""
-        wrote = self._session.execute(_PROGRESS, {"job_id": ids.to_uuid(ids.JOB, job_id), "seconds": every_seconds})
+    def record_progress(self, job_ids: Collection[str], every_seconds: float) -> None:
+        """Write how far jobs are, for webhook endpoints that ask for it and heard nothing for ``every_seconds``."""
+        jobs = [ids.to_uuid(ids.JOB, one) for one in job_ids]
+        wrote = self._session.execute(_PROGRESS, {"job_ids": jobs, "seconds": every_seconds})
         if wrote.first() is not None:
             self.notify(EVENT_CHANNEL)
 
@@ -122,11 +132,12 @@ class Events:
         notices = self._session.info.pop(NOTICES, {})
         if notices:
             channels, payloads = zip(*notices, strict=True)
-            self._session.execute(_NOTIFY, {"channels": list(channels), "payloads": list(payloads)})
+            values = {"channels": list(channels), "payloads": list(payloads)}
+            self._session.connection().exec_driver_sql(_NOTIFY, values)
 
     def notify_each(self, channel: str, payloads: Sequence[str]) -> None:
         """Send a channel's listeners one notification per payload, by one statement."""
-        self._session.execute(
-            text("SELECT pg_notify(:channel, payload) FROM unnest(CAST(:payloads AS text[])) AS payload"),
-            {"channel": channel, "payloads": list(payloads)},
-        )
+        if not payloads:
+            return
+        values = {"channels": [channel] * len(payloads), "payloads": list(payloads)}
+        self._session.connection().exec_driver_sql(_NOTIFY, values)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Final
 
-from sqlalchemy import Uuid, any_, cast, delete, func, select, update
+from sqlalchemy import Uuid, any_, cast, delete, func, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.store.tables import JobFailureRow, WorkerRow
+
+_REFUTE: Final = """
+    UPDATE job_failure SET refuted = true
+    FROM unnest(%(ids)s::uuid[], %(workers)s::text[]) AS done (id, worker)
+    WHERE job_failure.job_id = done.id AND job_failure.worker <> done.worker AND NOT job_failure.refuted
+    RETURNING job_failure.worker
+"""
 
 
 class Failures:
@@ -24,16 +32,11 @@ class Failures:
         counted = select(func.count()).select_from(JobFailureRow).where(JobFailureRow.job_id == job_id)
         return self._session.scalar(counted) or 0
 
-    def refute(self, job_id: str, worker: str) -> dict[str, int]:
-        """A worker completed a job; returns those that had failed it, with how often that happened to each by now."""
-        refuted = self._session.scalars(
-            update(JobFailureRow)
-            .where(JobFailureRow.job_id == job_id, JobFailureRow.worker != worker, ~JobFailureRow.refuted)
-            .values(refuted=True)
-            .returning(JobFailureRow.worker)
-            .execution_options(synchronize_session=False)
-        )
-        names = set(refuted)
+    def refute(self, completed: Mapping[str, str]) -> dict[str, int]:
+        """Jobs were completed, each by a worker; returns the workers that had failed them, and how often by now."""
+        done = {"ids": [ids.to_uuid(ids.JOB, one) for one in completed], "workers": list(completed.values())}
+        refuted = self._session.connection().exec_driver_sql(_REFUTE, done)
+        names = {row.worker for row in refuted}
         if not names:
             return {}
         # two transactions that count the same worker's failures must not each miss the other's

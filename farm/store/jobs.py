@@ -7,13 +7,12 @@ no row when another one holds the right. Only ``farm/lifecycle.py`` calls the me
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
-    Integer,
     Select,
     Text,
     Update,
@@ -35,7 +34,7 @@ from sqlalchemy.types import Uuid
 
 from farm.domain import ids
 from farm.domain.cost import cost
-from farm.domain.job import HandOver, Held, Job, JobError, JobFilter, NewJob, Output, Progress, Sent
+from farm.domain.job import HandOver, Job, JobError, JobFilter, NewJob, Output, Progress, Sent
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
 from farm.store import cursor as cursors
@@ -139,7 +138,8 @@ _PAUSED: Final = (
 )
 
 
-def _job(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
+def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
+    """The job that a row and those of its outputs are."""
     progress = None if row.step is None or row.steps is None else Progress(row.step, row.steps)
     error = None if row.error_code is None else JobError(row.error_code, row.error_message or "")
     return Job(
@@ -174,16 +174,6 @@ def _job(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         batch_id=row.batch_id,
         batch_seq=row.batch_seq,
         deaths=row.deaths,
-    )
-
-
-def _held(held: Collection[Held]) -> Any:
-    """(job, epoch) pairs as a table that an UPDATE can join: one statement for any number of jobs."""
-    uuids: list[UUID] = [ids.to_uuid(ids.JOB, one.job_id) for one in held]
-    return (
-        func.unnest(cast(uuids, ARRAY(Uuid)), cast([one.epoch for one in held], ARRAY(Integer)))
-        .table_valued(column("id", JOB_ID), column("epoch", Integer))
-        .render_derived("held")
     )
 
 
@@ -263,7 +253,7 @@ class Jobs:
             )
             for output in found:
                 outputs.setdefault(output.job_id, []).append(output)
-        return [_job(row, outputs.get(row.id, ())) for row in rows]
+        return [job_of(row, outputs.get(row.id, ())) for row in rows]
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
@@ -419,87 +409,6 @@ class Jobs:
         place = {one.job_id: number for number, one in enumerate(hand_overs)}
         return sorted((Sent(row.id, row.epoch, row.worker) for row in rows), key=lambda one: place[one.job_id])
 
-    # -- at the worker ------------------------------------------------------------------------------------------------
-
-    def claim(self, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job | None:
-        """dispatched → running, one attempt more; returns the job, None if the right is another's."""
-        return self._became(
-            _fenced(job_id, epoch, JobState.DISPATCHED)
-            .where(JobRow.worker == worker)
-            .values(
-                state=RUNNING,
-                attempts=JobRow.attempts + 1,
-                claimed_at=func.now(),
-                lease_until=func.now() + seconds(lease_seconds),
-            )
-        )
-
-    def take_up(self, job_id: str, epoch: int, steps: int) -> bool:
-        """Note that the card begins with the job, which has ``steps`` denoising steps; False if the right is lost."""
-        return self._changed(
-            _fenced(job_id, epoch, JobState.RUNNING).values(rendering_at=func.now(), step=0, steps=steps)
-        )
-
-    def progress(self, job_id: str, epoch: int, step: int) -> bool | None:
-        """Note how many denoising steps are done; returns whether a cancel is asked for, None if the right is lost."""
-        return self._session.scalar(
-            _fenced(job_id, epoch, JobState.RUNNING)
-            .values(step=step)
-            .returning(JobRow.cancel_requested)
-            .execution_options(synchronize_session=False)
-        )
-
-    def renew(self, worker: str, held: Collection[Held], lease_seconds: float) -> dict[str, bool]:
-        """Extend the run leases of what a worker holds; returns those still its own, and if a cancel is asked for."""
-        if not held:
-            return {}
-        mine = _held(held)
-        rows = self._session.execute(
-            update(JobRow)
-            .where(
-                JobRow.id == mine.c.id, JobRow.epoch == mine.c.epoch, JobRow.state == RUNNING, JobRow.worker == worker
-            )
-            .values(lease_until=func.now() + seconds(lease_seconds))
-            .returning(JobRow.id, JobRow.cancel_requested)
-            .execution_options(synchronize_session=False)
-        )
-        return {row.id: row.cancel_requested for row in rows}
-
-    def succeed(self, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job | None:
-        """running → succeeded with its outputs; returns the job, None if the right is lost."""
-        won = self._became(
-            _fenced(job_id, epoch, JobState.RUNNING).values(
-                state=JobState.SUCCEEDED.value,
-                recipe=recipe,
-                step=JobRow.steps,
-                lease_until=null(),
-                error_code=null(),
-                error_message=null(),
-                finished_at=func.now(),
-            )
-        )
-        if won is not None:
-            self._session.execute(
-                insert(OutputRow),
-                [
-                    {
-                        "job_id": job_id,
-                        "index": output.index,
-                        "epoch": epoch,
-                        "key": output.key,
-                        "sha256": output.sha256,
-                        "size": output.size,
-                        "width": output.width,
-                        "height": output.height,
-                        "content_type": output.content_type,
-                        "seed": output.seed,
-                    }
-                    for output in outputs
-                ],
-            )
-            won = replace(won, outputs=tuple(outputs))
-        return won
-
     # -- giving back and ending ---------------------------------------------------------------------------------------
 
     def requeue(
@@ -632,12 +541,6 @@ class Jobs:
             )
             for row in rows
         ]
-
-    def _became(self, statement: Update) -> Job | None:
-        """The job as an update leaves it, without outputs; None if it touches no row."""
-        options = {"synchronize_session": False, "populate_existing": True}
-        row = self._session.scalar(statement.returning(JobRow).execution_options(**options))
-        return None if row is None else _job(row, ())
 
     def _changed(self, statement: Update) -> bool:
         found = self._session.scalar(statement.returning(JobRow.id).execution_options(synchronize_session=False))

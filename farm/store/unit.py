@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.settings import Settings
 from farm.store.activity import Activity
+from farm.store.attempts import Attempts
 from farm.store.batches import Batches
 from farm.store.claims import Claims
 from farm.store.deliveries import Deliveries
@@ -55,6 +56,11 @@ class Unit:
     def jobs(self) -> Jobs:
         """Jobs and their outputs."""
         return Jobs(self.session)
+
+    @cached_property
+    def attempts(self) -> Attempts:
+        """Jobs in workers' hands."""
+        return Attempts(self.session)
 
     @cached_property
     def batches(self) -> Batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
@@ -12,18 +13,22 @@ from sqlalchemy.orm import Session
 from farm.domain import ids
 from farm.store.tables import FileRow, JobRow, OutputRow, TenantRow, UsageRow
 
-#: Rows per tenant, day and model: a job's commit waits only for another's of the same slot.
+#: Rows per tenant, day and model: a commit waits only for another of the same slot.
 SLOTS: Final = 16
 
-_COUNT: Final = text("""
+_COUNT: Final = """
     INSERT INTO usage (tenant_id, day, model, slot, jobs, images, bytes, card_seconds)
-    SELECT tenant_id, (now() AT TIME ZONE 'UTC')::date, model, :slot, 1, :images, :bytes,
-        greatest(0, extract(epoch FROM now() - coalesce(rendering_at, claimed_at, now())))
-    FROM job WHERE id = CAST(:id AS uuid)
+    SELECT job.tenant_id, (now() AT TIME ZONE 'UTC')::date, job.model, %(slot)s, count(*), sum(made.images),
+        sum(made.bytes), sum(greatest(0, extract(epoch FROM now() - coalesce(rendering_at, claimed_at, now()))))
+    FROM unnest(%(ids)s::uuid[]) AS done (id) JOIN job ON job.id = done.id CROSS JOIN LATERAL (
+        SELECT count(*) AS images, coalesce(sum(size), 0) AS bytes FROM output WHERE job_id = job.id) AS made
+    GROUP BY job.tenant_id, job.model
+    ORDER BY job.tenant_id, job.model  -- every transaction locks these rows in the same order
     ON CONFLICT (tenant_id, day, model, slot) DO UPDATE SET
-        jobs = usage.jobs + 1, images = usage.images + excluded.images, bytes = usage.bytes + excluded.bytes,
+        jobs = usage.jobs + excluded.jobs, images = usage.images + excluded.images,
+        bytes = usage.bytes + excluded.bytes,
         card_seconds = usage.card_seconds + excluded.card_seconds
-""")
+"""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,11 @@ class Usage:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def count(self, job_id: str, images: int, size: int) -> None:
-        """Note a job that succeeds in this transaction; ``size`` in bytes."""
-        job = ids.to_uuid(ids.JOB, job_id)
-        values = {"id": str(job), "slot": job.int % SLOTS, "images": images, "bytes": size}
-        self._session.execute(_COUNT, values)
+    def count(self, job_ids: Sequence[str]) -> None:
+        """Note jobs that succeed in this transaction."""
+        jobs = [ids.to_uuid(ids.JOB, one) for one in job_ids]
+        # one slot for all of them, or two transactions could each hold a row that the other wants
+        self._session.connection().exec_driver_sql(_COUNT, {"ids": jobs, "slot": jobs[0].int % SLOTS})
 
     def between(self, first: date, last: date, tenant_id: str | None = None) -> list[Used]:
         """By day, tenant and model, from ``first`` to ``last``; of all tenants if none is named."""

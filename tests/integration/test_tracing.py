@@ -34,6 +34,7 @@ from tests.api_server import Hand, running
 from tests.integration.conftest import Submit
 from tests.waiting import wait_until
 from workers.engine import Engine, Rendered, RenderWork
+from workers.ledger import Ledger
 from workers.render import Bench, render
 from workers.reporter import Reporter
 from workers.rights import Rights
@@ -100,6 +101,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
             api.store,
             api.storage,
             cast("Engine", Card64()),
+            Ledger(api.store, hand.name, 30),
             Reporter(api.store, rights),
             rights,
             Shelf(tmp_path / "shelf"),

@@ -1,0 +1,156 @@
+"""What workers write of the jobs they hold: claims, steps, renewals and successes, of any number of jobs at once.
+
+The busiest statements of the farm. Their texts never change, whatever the number of jobs, so that the driver prepares
+them once; and each locks its rows in the order of their ids, so that no two of them wait for each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from farm.domain import ids
+from farm.domain.job import Done, Held, Job
+from farm.store.jobs import job_of
+from farm.store.tables import JobRow
+
+_CLAIM: Final = text("""
+    WITH mine AS (
+        SELECT job.id FROM job
+        JOIN unnest(CAST(:ids AS uuid[]), CAST(:epochs AS integer[])) AS asked (id, epoch)
+            ON job.id = asked.id AND job.epoch = asked.epoch
+        WHERE job.state = 'dispatched' AND job.worker = :worker
+        ORDER BY job.id FOR NO KEY UPDATE OF job
+    )
+    UPDATE job SET state = 'running', attempts = job.attempts + 1, claimed_at = now(),
+        lease_until = now() + make_interval(secs => :lease)
+    FROM mine WHERE job.id = mine.id
+    RETURNING job.*
+""")
+_TAKE_UP: Final = """
+    WITH mine AS (
+        SELECT job.id, taken.steps FROM job
+        JOIN unnest(%(ids)s::uuid[], %(epochs)s::integer[], %(steps)s::smallint[]) AS taken (id, epoch, steps)
+            ON job.id = taken.id AND job.epoch = taken.epoch
+        WHERE job.state = 'running' ORDER BY job.id FOR NO KEY UPDATE OF job
+    )
+    UPDATE job SET rendering_at = now(), step = 0, steps = mine.steps FROM mine WHERE job.id = mine.id
+    RETURNING job.id
+"""
+_PROGRESS: Final = """
+    WITH mine AS (
+        SELECT job.id, reached.step FROM job
+        JOIN unnest(%(ids)s::uuid[], %(epochs)s::integer[], %(steps)s::smallint[]) AS reached (id, epoch, step)
+            ON job.id = reached.id AND job.epoch = reached.epoch
+        WHERE job.state = 'running' ORDER BY job.id FOR NO KEY UPDATE OF job
+    )
+    UPDATE job SET step = mine.step FROM mine WHERE job.id = mine.id
+    RETURNING job.id, job.cancel_requested
+"""
+_RENEW: Final = """
+    WITH mine AS (
+        SELECT job.id FROM job
+        JOIN unnest(%(ids)s::uuid[], %(epochs)s::integer[]) AS held (id, epoch)
+            ON job.id = held.id AND job.epoch = held.epoch
+        WHERE job.state = 'running' AND job.worker = %(worker)s ORDER BY job.id FOR NO KEY UPDATE OF job
+    )
+    UPDATE job SET lease_until = now() + make_interval(secs => %(lease)s) FROM mine WHERE job.id = mine.id
+    RETURNING job.id, job.cancel_requested
+"""
+# A quick job may end before it was noted that the card began with it: then that is noted here.
+_SUCCEED: Final = """
+    WITH done AS (
+        SELECT * FROM unnest(%(ids)s::uuid[], %(epochs)s::integer[], %(recipes)s::jsonb[], %(outputs)s::jsonb[],
+                             %(steps)s::smallint[], %(seconds)s::float8[])
+            AS done (id, epoch, recipe, outputs, steps, seconds)
+    ), mine AS (
+        SELECT job.id FROM job JOIN done ON job.id = done.id AND job.epoch = done.epoch
+        WHERE job.state = 'running' ORDER BY job.id FOR NO KEY UPDATE OF job
+    ), won AS (
+        UPDATE job SET state = 'succeeded', recipe = done.recipe, lease_until = NULL, error_code = NULL,
+            error_message = NULL, finished_at = now(), steps = coalesce(done.steps, job.steps),
+            step = coalesce(done.steps, job.steps),
+            rendering_at = coalesce(job.rendering_at, now() - make_interval(secs => done.seconds))
+        FROM mine JOIN done ON mine.id = done.id WHERE job.id = mine.id
+        RETURNING job.id, job.tenant_id, job.epoch, job.worker, job.attempts,
+            jsonb_array_length(done.outputs) AS outputs
+    ), stored AS (
+        INSERT INTO output (job_id, index, epoch, key, sha256, size, width, height, content_type, seed)
+        SELECT won.id, made.index, won.epoch, made.key, made.sha256, made.size, made.width, made.height,
+               made.content_type, made.seed
+        FROM won JOIN done ON won.id = done.id, jsonb_to_recordset(done.outputs) AS made (
+            index smallint, key text, sha256 text, size bigint, width integer, height integer, content_type text,
+            seed bigint)
+    )
+    SELECT id, tenant_id, epoch, worker, attempts, outputs FROM won
+"""
+_JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
+
+
+@dataclass(frozen=True)
+class Won:
+    """A job that succeeded in this transaction."""
+
+    job_id: str
+    tenant_id: str
+    epoch: int
+    worker: str
+    attempts: int
+    outputs: int
+
+
+class Attempts:
+    """The jobs that workers hold."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def claim(self, asked: Sequence[Held], worker: str, lease_seconds: float) -> list[Job]:
+        """dispatched → running, one attempt more, for those that are the worker's to claim; returns them."""
+        values = _held(asked) | {"worker": worker, "lease": lease_seconds}
+        rows = self._session.scalars(
+            select(JobRow).from_statement(_CLAIM).execution_options(populate_existing=True), values
+        )
+        return [job_of(row, ()) for row in rows]
+
+    def take_up(self, begun: Mapping[Held, int]) -> set[str]:
+        """Note that the card begins with jobs of so many denoising steps; returns those still held at their epoch."""
+        rows = self._rows(_TAKE_UP, _held(begun) | {"steps": list(begun.values())})
+        return {ids.from_uuid(ids.JOB, row.id) for row in rows}
+
+    def progress(self, reached: Mapping[Held, int]) -> dict[str, bool]:
+        """Note how many denoising steps are done; returns the jobs still held, and whether a cancel is asked for."""
+        rows = self._rows(_PROGRESS, _held(reached) | {"steps": list(reached.values())})
+        return {ids.from_uuid(ids.JOB, row.id): row.cancel_requested for row in rows}
+
+    def renew(self, worker: str, held: Collection[Held], lease_seconds: float) -> dict[str, bool]:
+        """Extend the run leases of what a worker holds; returns those still its own, and if a cancel is asked for."""
+        if not held:
+            return {}
+        rows = self._rows(_RENEW, _held(held) | {"worker": worker, "lease": lease_seconds})
+        return {ids.from_uuid(ids.JOB, row.id): row.cancel_requested for row in rows}
+
+    def succeed(self, done: Sequence[Done]) -> list[Won]:
+        """running → succeeded with their outputs, for those still held at their epoch; returns them."""
+        values = _held([one.held for one in done]) | {
+            "recipes": [_JSON(one.recipe) for one in done],
+            "outputs": [_JSON([vars(output) for output in one.outputs]) for one in done],
+            "steps": [one.steps for one in done],
+            "seconds": [one.seconds for one in done],
+        }
+        return [
+            Won(ids.from_uuid(ids.JOB, row.id), ids.from_uuid(ids.TENANT, row.tenant_id), *row[2:])
+            for row in self._rows(_SUCCEED, values)
+        ]
+
+    def _rows(self, statement: str, values: dict[str, Any]) -> Sequence[Any]:
+        return self._session.connection().exec_driver_sql(statement, values).all()
+
+
+def _held(held: Collection[Held]) -> dict[str, Any]:
+    return {"ids": [ids.to_uuid(ids.JOB, one.job_id) for one in held], "epochs": [one.epoch for one in held]}
