@@ -224,7 +224,7 @@ def hand_over(unit: Unit, chosen: Sequence[HandOver], lease_seconds: float) -> l
     """queued → dispatched, with a new epoch. Send the messages after the commit; a lost one is offered again."""
     if not chosen:
         return []
-    sent = unit.jobs.dispatch(chosen, lease_seconds)
+    sent = unit.backlog.dispatch(chosen, lease_seconds)
     unit.events.notify_each(JOB_CHANNEL, [one.job_id for one in sent])
     return sent
 

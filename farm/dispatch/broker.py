@@ -12,7 +12,6 @@ import base64
 import json
 import os
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -133,13 +132,16 @@ class _Envelope:
     def around(self, one: Sent, queue: str) -> str:
         """The JSON of one message. The names in it need no escapes in JSON, but for the queue's perhaps."""
         body = self._body % {"job": one.job_id, "epoch": one.epoch}
-        return self._message % {
-            "id": message_id(one.job_id, one.epoch),
-            "repr": repr(contents(one)),
-            "body": base64.b64encode(body.encode()).decode(),
-            "tag": uuid.uuid4(),
-            "queue": json.dumps(queue)[1:-1],
-        }
+        return (
+            self._message
+            % {
+                "id": message_id(one.job_id, one.epoch),
+                "repr": repr(contents(one)),
+                "body": base64.b64encode(body.encode()).decode(),
+                "tag": message_id(one.job_id, one.epoch),  # of no other message: that is all a tag must be
+                "queue": json.dumps(queue)[1:-1],
+            }
+        )
 
 
 def _with_places(value: Any, *names: str) -> str:
@@ -151,36 +153,52 @@ def _with_places(value: Any, *names: str) -> str:
 
 
 def _tell(app: Celery, producer: Any, hand_overs: Sequence[Sent]) -> None:
-    """Tell Celery's monitors what was sent, in one event of many parts."""
-    event: dict[str, Any] = {
-        "type": "task-sent",
-        "hostname": anon_nodename(),
-        "utcoffset": utcoffset(),
-        "pid": os.getpid(),
-        "clock": app.clock.forward(),
-        "timestamp": time.time(),
-        "parent_id": None,
-        "name": RENDER,
-        "args": "()",
-        "retries": 0,
-        "eta": None,
-        "expires": None,
-        "exchange": DIRECT.name,
-    }
-    parts = []
-    for one in hand_overs:
-        name, queue = message_id(one.job_id, one.epoch), queue_name(one.worker)
-        own = {"uuid": name, "root_id": name, "kwargs": repr(contents(one)), "queue": queue, "routing_key": queue}
-        parts.append(event | own)
+    """Tell Celery's monitors what was sent, in one event of many parts, made of one as the messages are."""
+    name = anon_nodename()
+    part = _with_places(
+        {
+            "type": "task-sent",
+            "hostname": name,
+            "utcoffset": utcoffset(),
+            "pid": os.getpid(),
+            "clock": app.clock.forward(),
+            "timestamp": time.time(),
+            "parent_id": None,
+            "name": RENDER,
+            "args": "()",
+            "retries": 0,
+            "eta": None,
+            "expires": None,
+            "exchange": DIRECT.name,
+            "uuid": "<id>",
+            "root_id": "<id>",
+            "kwargs": "<repr>",
+            "queue": "<queue>",
+            "routing_key": "<queue>",
+        },
+        "id",
+        "repr",
+        "queue",
+    )
+    parts = [
+        part
+        % {
+            "id": message_id(one.job_id, one.epoch),
+            "repr": repr(contents(one)),
+            "queue": json.dumps(queue_name(one.worker))[1:-1],
+        }
+        for one in hand_overs
+    ]
     exchange = get_exchange(producer.connection)
     producer.publish(
-        parts,
+        f"[{','.join(parts)}]",
         exchange=exchange.name,
         routing_key="task.multi",
         declare=[exchange],
-        serializer="json",
+        content_type="application/json",
+        content_encoding="utf-8",
         delivery_mode=1,
-        headers={"hostname": event["hostname"]},
+        headers={"hostname": name},
         retry=False,
     )
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Final
 
 import structlog
@@ -23,12 +23,12 @@ from farm.dispatch.leader import Leadership
 from farm.dispatch.leases import Reaper
 from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, Waiting, choose
 from farm.domain.job import Sent
-from farm.domain.states import Priority
 from farm.domain.worker import WorkerState
 from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
 from farm.settings import Settings
+from farm.store import backlog
+from farm.store.backlog import Mark
 from farm.store.events import QUEUE_CHANNEL
-from farm.store.jobs import Head, Mark
 from farm.store.listen import Listener
 from farm.store.tenants import Standing
 from farm.store.unit import Store, Unit
@@ -81,12 +81,18 @@ class Dispatcher:
                     continue
                 self._listener.connect()  # listen before looking, so that nothing falls between
                 self._reaper.run()
+                begun = time.monotonic()
                 with metrics.timed(metrics.ROUND_SECONDS):
                     more = self.round() if self._broker_ready() else False
+                ended = time.monotonic()
                 metrics.LAST_ROUND.set_to_current_time()
                 database_trouble = 0
                 if not more:
                     self._listener.wait(self._nap())
+                    # Where news comes faster than rounds go, half of the time is left to it: the next round then takes
+                    # all that came, instead of one for each. After a longer silence nothing waits.
+                    self._stopping.wait(max(0.0, 2 * ended - begun - time.monotonic()))
+                    self._listener.drop()
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", action="database_unavailable", error=str(error))
                 self._stopping.wait(BACK_OFF_SECONDS[min(database_trouble, len(BACK_OFF_SECONDS) - 1)])
@@ -114,17 +120,8 @@ class Dispatcher:
             unit.tenants.keep_standings(
                 [Standing(one.tenant_id, one.vtime, one.backlogged) for one in decision.standings]
             )
-            unit.jobs.keep_marks(
-                [
-                    Mark(
-                        one.tenant_id,
-                        one.priority,
-                        one.model,
-                        one.skips,
-                        None if one.served_at is None else datetime.fromtimestamp(one.served_at, UTC),
-                    )
-                    for one in decision.marks
-                ]
+            unit.backlog.keep_marks(
+                [Mark(one.tenant_id, one.priority, one.model, one.skips, one.served_at) for one in decision.marks]
             )
         if not sent:
             return False
@@ -152,7 +149,7 @@ class Dispatcher:
         room = sum(seat.room for seat in seats if not seat.draining)
         if not room:
             return Decision()
-        held = unit.jobs.held_by_tenant()
+        held = unit.backlog.held_by_tenant()
         accounts = [
             Account(
                 one.tenant_id,
@@ -166,11 +163,12 @@ class Dispatcher:
             for one in unit.tenants.shares()
         ]
         # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
-        heads = unit.jobs.heads(2 * min(room, self._rules.max_hand_overs))
+        found = unit.backlog.lines(2 * min(room, self._rules.max_hand_overs))
+        failed = unit.failures.of([head.job_id for line in found for head in line.heads if head.failed])
         stopped = unit.pauses.now()
         policy = functools.partial(
             choose,
-            lines=_lines(heads, unit.jobs.marks(), unit.failures.of([head.job_id for head in heads if head.failed])),
+            lines=_lines(found, unit.backlog.marks(), failed),
             accounts=accounts,
             now=unit.now().timestamp(),
             needs=self._needs,
@@ -248,32 +246,25 @@ class Dispatcher:
         return max(0.01, nap)
 
 
-def _lines(heads: list[Head], marks: list[Mark], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
-    """The heads by line, with what is remembered of each line, and who failed which job."""
+def _lines(found: list[backlog.Line], marks: list[Mark], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
+    """The lines, with what is remembered of each, and who failed which job."""
     remembered = {(mark.tenant_id, mark.model, mark.priority): mark for mark in marks}
-    grouped: dict[tuple[str, str, Priority], list[Head]] = {}
-    for head in heads:
-        grouped.setdefault((head.tenant_id, head.model, head.priority), []).append(head)
+    nobody: frozenset[str] = frozenset()
     lines = []
-    for key, group in grouped.items():
-        mark = remembered.get(key)
-        waiting = tuple(
-            Waiting(
-                head.job_id,
-                head.cost,
-                head.since.timestamp(),
-                None if head.deadline is None else head.deadline.timestamp(),
-                failed_by.get(head.job_id, frozenset()),
-            )
-            for head in group
-        )
+    for line in found:
+        mark = remembered.get((line.tenant_id, line.model, line.priority))
         lines.append(
             Line(
-                *key,
-                waiting,
-                more=group[-1].more,
+                line.tenant_id,
+                line.model,
+                line.priority,
+                [
+                    Waiting(job_id, cost, since, deadline, failed_by.get(job_id, nobody) if failed else nobody)
+                    for job_id, cost, since, deadline, failed in line.heads
+                ],
+                more=line.more,
                 skips=mark.skips if mark else 0,
-                served_at=mark.served_at.timestamp() if mark and mark.served_at else None,
+                served_at=mark.served_at if mark else None,
             )
         )
     return lines

@@ -8,66 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     Select,
-    Text,
     Update,
     case,
-    cast,
-    column,
     delete,
     func,
     insert,
     null,
     select,
-    text,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
-from sqlalchemy.types import Uuid
 
 from farm.domain import ids
 from farm.domain.cost import cost
-from farm.domain.job import HandOver, Job, JobError, JobFilter, NewJob, Output, Progress, Sent
+from farm.domain.job import Job, JobError, JobFilter, NewJob, Output, Progress
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
 from farm.store import cursor as cursors
 from farm.store.selections import matching
-from farm.store.tables import JOB_ID, BatchRow, IdempotencyRow, JobRow, LineRow, OutputRow
+from farm.store.tables import IdempotencyRow, JobRow, OutputRow
 from farm.store.workers import HELD, seconds
 
 QUEUED, DISPATCHED, RUNNING = JobState.QUEUED.value, JobState.DISPATCHED.value, JobState.RUNNING.value
-
-
-class Head(NamedTuple):
-    """A waiting job, as the policy sees it. A tuple: each round makes thousands."""
-
-    job_id: str
-    tenant_id: str
-    model: str
-    priority: Priority
-    cost: float  #: megapixel-steps
-    since: datetime  #: its place in the line
-    deadline: datetime | None
-    more: bool  #: whether it is the last one read of its line, and others may wait behind it
-    failed: bool  #: whether a worker failed it before
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What the policy remembers of a line."""
-
-    tenant_id: str
-    priority: Priority
-    model: str
-    skips: int
-    served_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -94,48 +62,6 @@ class Expired:
     attempts: int
     max_attempts: int
     cancel_requested: bool
-
-
-FEW_HEADS: Final = 8  #: jobs read of each line at least
-
-# Finding the lines is a loose index scan: from each to the next by one probe, never over the jobs of one. Jobs that
-# wait for another attempt or whose deadline has passed are filtered out: they are elsewhere soon, so few are met.
-HEADS: Final = text("""
-    WITH RECURSIVE line AS (
-        (SELECT tenant_id, priority, model FROM job WHERE state = 'queued'
-         ORDER BY tenant_id, priority, model LIMIT 1)
-        UNION ALL
-        SELECT following.* FROM line, LATERAL (
-            SELECT tenant_id, priority, model FROM job
-            WHERE state = 'queued' AND (tenant_id, priority, model) > (line.tenant_id, line.priority, line.model)
-            ORDER BY tenant_id, priority, model LIMIT 1
-        ) AS following
-    ), share AS (
-        SELECT greatest(:few, CAST(:limit AS integer) / greatest(count(*), 1)) AS read FROM line
-    )
-    SELECT 'job_' || translate(CAST(head.id AS text), '-', ''),
-           'ten_' || translate(CAST(line.tenant_id AS text), '-', ''),
-           line.model, line.priority, head.cost, head.in_line_since, head.deadline,
-           share.read = row_number() OVER (PARTITION BY line.tenant_id, line.priority, line.model
-                                           ORDER BY head.in_line_since, head.id),
-           head.id IN (SELECT job_id FROM job_failure)
-    FROM line CROSS JOIN share CROSS JOIN LATERAL (
-        SELECT id, cost, in_line_since, deadline FROM job
-        WHERE state = 'queued' AND job.tenant_id = line.tenant_id AND job.priority = line.priority
-          AND job.model = line.model AND in_line_since <= now() AND available_at <= now()
-          AND (deadline IS NULL OR deadline > now())
-        ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
-    ) AS head
-    ORDER BY line.tenant_id, line.priority DESC, line.model, head.in_line_since, head.id
-""")
-
-# A pause holds from its commit on; that the batch's jobs leave their lines takes longer.
-_PAUSED: Final = (
-    select(BatchRow.id)
-    .where(BatchRow.id == JobRow.batch_id, BatchRow.paused_at.is_not(None))
-    .correlate(JobRow)
-    .exists()
-)
 
 
 def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
@@ -325,89 +251,6 @@ class Jobs:
             .returning(IdempotencyRow.key)
         )
         return len(gone.all())
-
-    # -- dispatching --------------------------------------------------------------------------------------------------
-
-    def heads(self, limit: int) -> list[Head]:
-        """The first waiting jobs of every line, oldest first: about ``limit`` over all lines, a few of each at least.
-
-        One index probe per line to find it and one short index scan to read it, however long it is.
-        """
-        rows = self._session.execute(HEADS, {"limit": limit, "few": FEW_HEADS})
-        return [Head(row[0], row[1], row[2], Priority.of_rank(row[3]), *row[4:]) for row in rows]
-
-    def held_by_tenant(self) -> dict[str, int]:
-        """How many jobs of each tenant are dispatched or running."""
-        rows = self._session.execute(
-            select(JobRow.tenant_id, func.count()).where(JobRow.state.in_(HELD)).group_by(JobRow.tenant_id)
-        )
-        return {row[0]: row[1] for row in rows}
-
-    def marks(self) -> list[Mark]:
-        """What is remembered of the lines."""
-        rows = self._session.execute(
-            select(LineRow.tenant_id, LineRow.priority, LineRow.model, LineRow.skips, LineRow.served_at)
-        )
-        return [Mark(row[0], Priority.of_rank(row[1]), row[2], row[3], row[4]) for row in rows]
-
-    def keep_marks(self, marks: Sequence[Mark]) -> None:
-        """Remember these of the lines."""
-        if not marks:
-            return
-        added = upsert(LineRow)
-        self._session.execute(
-            added.on_conflict_do_update(
-                index_elements=["tenant_id", "priority", "model"],
-                set_={"skips": added.excluded.skips, "served_at": added.excluded.served_at},
-            ),
-            [
-                {
-                    "tenant_id": mark.tenant_id,
-                    "priority": mark.priority.rank,
-                    "model": mark.model,
-                    "skips": mark.skips,
-                    "served_at": mark.served_at,
-                }
-                for mark in marks
-            ],
-        )
-
-    def next_available(self) -> float | None:
-        """Seconds until the next job that waits for a later time becomes available; None if there is none."""
-        until = self._session.scalar(
-            select(func.extract("epoch", func.min(JobRow.available_at) - func.now())).where(
-                JobRow.state == QUEUED, JobRow.available_at > func.now()
-            )
-        )
-        return None if until is None else float(until)
-
-    def dispatch(self, hand_overs: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
-        """queued → dispatched for each that still waits, in one statement; returns what was, in that order."""
-        uuids: list[UUID] = [ids.to_uuid(ids.JOB, one.job_id) for one in hand_overs]
-        chosen = (
-            func.unnest(cast(uuids, ARRAY(Uuid)), cast([one.worker for one in hand_overs], ARRAY(Text)))
-            .table_valued(column("id", JOB_ID), column("worker", Text))
-            .render_derived("chosen")
-        )
-        rows = self._session.execute(
-            update(JobRow)
-            .where(JobRow.id == chosen.c.id, JobRow.state == QUEUED, ~_PAUSED)
-            .values(
-                state=DISPATCHED,
-                epoch=JobRow.epoch + 1,
-                worker=chosen.c.worker,
-                lease_until=func.now() + seconds(lease_seconds),
-                dispatched_at=func.now(),
-                claimed_at=null(),
-                rendering_at=null(),
-                step=null(),
-                steps=null(),
-            )
-            .returning(JobRow.id, JobRow.epoch, JobRow.worker)
-            .execution_options(synchronize_session=False)
-        )
-        place = {one.job_id: number for number, one in enumerate(hand_overs)}
-        return sorted((Sent(row.id, row.epoch, row.worker) for row in rows), key=lambda one: place[one.job_id])
 
     # -- giving back and ending ---------------------------------------------------------------------------------------
 

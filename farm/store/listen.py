@@ -63,6 +63,14 @@ class Listener:
             self.close()
             raise DatabaseUnavailable("PostgreSQL does not answer") from error
 
+    def drop(self) -> None:
+        """Forget the notices that have arrived, before a look that sees all that they could tell.
+
+        Raises `DatabaseUnavailable`.
+        """
+        while self.wait(0):
+            pass
+
     def close(self) -> None:
         """End the connection."""
         if self._connection is not None:

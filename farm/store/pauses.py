@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from farm.store.tables import PauseRow, TenantRow
+from farm.store.tables import PauseRow
 
 FARM: Final = "farm"
 MODEL: Final = "model"
+TENANT: Final = "tenant"  #: whose pause is in its own row
+
+_NOW: Final = """
+    SELECT kind, name FROM pause
+    UNION ALL
+    SELECT 'tenant', 'ten_' || translate(id::text, '-', '') FROM tenant WHERE paused_at IS NOT NULL
+"""
 
 
 @dataclass(frozen=True)
@@ -32,15 +39,10 @@ class Pauses:
 
     def now(self) -> Stopped:
         """What is paused now."""
-        rows = [(row.kind, row.name) for row in self._session.execute(select(PauseRow.kind, PauseRow.name))]
-        tenants = self._session.scalars(
-            select(TenantRow.id).where(TenantRow.paused_at.is_not(None)).order_by(TenantRow.id)
-        )
-        return Stopped(
-            any(kind == FARM for kind, _ in rows),
-            frozenset(name for kind, name in rows if kind == MODEL),
-            tuple(tenants),
-        )
+        names: dict[str, list[str]] = {FARM: [], MODEL: [], TENANT: []}
+        for kind, name in self._session.connection().exec_driver_sql(_NOW):
+            names[kind].append(name)
+        return Stopped(bool(names[FARM]), frozenset(names[MODEL]), tuple(sorted(names[TENANT])))
 
     def pause(self, model: str | None = None) -> None:
         """Stop a model, or the farm; a second time changes nothing."""

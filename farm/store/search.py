@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +18,8 @@ from farm.domain import ids
 from farm.domain.job import Job
 from farm.domain.states import JobState, Priority
 from farm.store import cursor as cursors
+from farm.store.backlog import LINES as EVERY_LINE
+from farm.store.backlog import Backlog
 from farm.store.jobs import Jobs
 from farm.store.tables import TENANT_ID, BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow, TenantRow
 from farm.store.workers import HELD
@@ -113,17 +115,8 @@ class WaitingLine:
 
 
 #: The lines themselves are found by a loose index scan, as the dispatcher finds them; of each, few rows are read.
-_LINES: Final = text("""
-    WITH RECURSIVE line AS (
-        (SELECT tenant_id, priority, model FROM job WHERE state = 'queued'
-         ORDER BY tenant_id, priority, model LIMIT 1)
-        UNION ALL
-        SELECT following.* FROM line, LATERAL (
-            SELECT tenant_id, priority, model FROM job
-            WHERE state = 'queued' AND (tenant_id, priority, model) > (line.tenant_id, line.priority, line.model)
-            ORDER BY tenant_id, priority, model LIMIT 1
-        ) AS following
-    ), found AS (
+_LINES: Final = text(f"""
+    WITH {EVERY_LINE}, found AS (
         SELECT * FROM line WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
     ), held AS (
         SELECT tenant_id, priority, model, count(*) AS jobs FROM job
@@ -143,7 +136,7 @@ _LINES: Final = text("""
            coalesce(held.jobs, 0) AS held
     FROM found FULL JOIN held USING (tenant_id, priority, model)
     ORDER BY priority DESC, oldest NULLS LAST, tenant_id, model LIMIT :lines
-""").columns(
+""").columns(  # noqa: S608 - of constants
     tenant_id=TENANT_ID, priority=SmallInteger, model=Text, waiting=Integer, later=Boolean,
     oldest=DateTime(timezone=True), held=Integer,
 )  # fmt: skip
@@ -318,8 +311,8 @@ class Search:
             select(func.count(), func.coalesce(func.sum(some.c.cost), 0.0), func.min(some.c.in_line_since))
         ).one()
         if count > WINDOW:  # the oldest may be among those that were not read: the head of each line is
-            heads = [one.since for one in Jobs(self._session).heads(1) if tenant_id in (None, one.tenant_id)]
-            since = min([since, *heads])
+            lines = [one for one in Backlog(self._session).lines(1) if tenant_id in (None, one.tenant_id)]
+            since = min([since, *(datetime.fromtimestamp(one.heads[0].since, UTC) for one in lines)])
         return Queue(min(count, WINDOW), cost, count > WINDOW, since)
 
     def lines(self, tenant_id: str | None = None) -> list[WaitingLine]:

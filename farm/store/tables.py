@@ -222,7 +222,7 @@ class JobRow(Base):
             postgresql_where=text("state = 'queued'"),
         ),
         Index("job_deadline", "deadline", postgresql_where=text("state = 'queued' AND deadline IS NOT NULL")),
-        Index("job_leases", "lease_until", postgresql_where=text("state IN ('dispatched', 'running')")),
+        # jobs at workers, which are few. None by their leases: each heartbeat would write every index of its jobs anew
         Index("job_held", "worker", postgresql_where=text("state IN ('dispatched', 'running')")),
         Index("job_listing", "tenant_id", text("id DESC")),
         # what the retention of a tenant looks for

@@ -10,16 +10,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Boolean, Double, Uuid, cast, column, delete, exists, func, null, select, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import delete, exists, func, null, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.errors import Conflict, NotFound, Unauthorized
 from farm.store.tables import (
-    TENANT_ID,
     BatchRow,
     EndpointRow,
     FileRow,
@@ -64,6 +63,17 @@ class Standing:
     tenant_id: str
     vtime: float
     backlogged: bool  #: whether it was left waiting for a worker
+
+
+_SHARES: Final = """
+    SELECT 'ten_' || translate(id::text, '-', ''), weight, max_running, paused_at IS NOT NULL, vtime, backlogged
+    FROM tenant ORDER BY id
+"""
+_KEEP_STANDINGS: Final = """
+    UPDATE tenant SET vtime = kept.vtime, backlogged = kept.backlogged
+    FROM unnest(%(ids)s::uuid[], %(vtimes)s::float8[], %(backlogged)s::boolean[]) AS kept (id, vtime, backlogged)
+    WHERE tenant.id = kept.id
+"""
 
 
 @dataclass(frozen=True)
@@ -209,37 +219,18 @@ class Tenants:
 
     def shares(self) -> list[Share]:
         """All tenants, as the policy sees them."""
-        rows = self._session.execute(
-            select(
-                TenantRow.id,
-                TenantRow.weight,
-                TenantRow.max_running,
-                TenantRow.paused_at,
-                TenantRow.vtime,
-                TenantRow.backlogged,
-            ).order_by(TenantRow.id)
-        )
-        return [Share(row[0], row[1], row[2], row[3] is not None, row[4], row[5]) for row in rows]
+        return [Share(*row) for row in self._session.connection().exec_driver_sql(_SHARES)]
 
     def keep_standings(self, standings: Sequence[Standing]) -> None:
         """Write where these tenants stand now, in one statement."""
         if not standings:
             return
-        kept = (
-            func.unnest(
-                cast([ids.to_uuid(ids.TENANT, one.tenant_id) for one in standings], ARRAY(Uuid)),
-                cast([one.vtime for one in standings], ARRAY(Double)),
-                cast([one.backlogged for one in standings], ARRAY(Boolean)),
-            )
-            .table_valued(column("id", TENANT_ID), column("vtime", Double), column("backlogged", Boolean))
-            .render_derived("kept")
-        )
-        self._session.execute(
-            update(TenantRow)
-            .where(TenantRow.id == kept.c.id)
-            .values(vtime=kept.c.vtime, backlogged=kept.c.backlogged)
-            .execution_options(synchronize_session=False)
-        )
+        values = {
+            "ids": [ids.to_uuid(ids.TENANT, one.tenant_id) for one in standings],
+            "vtimes": [one.vtime for one in standings],
+            "backlogged": [one.backlogged for one in standings],
+        }
+        self._session.connection().exec_driver_sql(_KEEP_STANDINGS, values)
 
     def refund(self, tenant_id: str, charge: float) -> None:
         """Take back what was charged for hand-overs that were never sent."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import cached_property
 
 from psycopg import errors as pg
-from sqlalchemy import create_engine, func, select, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -18,6 +18,7 @@ from farm.errors import DatabaseUnavailable, SetupError
 from farm.settings import Settings
 from farm.store.activity import Activity
 from farm.store.attempts import Attempts
+from farm.store.backlog import Backlog
 from farm.store.batches import Batches
 from farm.store.claims import Claims
 from farm.store.deliveries import Deliveries
@@ -45,7 +46,8 @@ class Unit:
 
     def now(self) -> datetime:
         """The database's clock, as this transaction sees it throughout."""
-        return self.session.execute(select(func.now())).scalar_one()
+        now: datetime = self.session.connection().exec_driver_sql("SELECT now()").scalar_one()
+        return now
 
     def database_uptime(self) -> float:
         """Seconds since the database server started."""
@@ -61,6 +63,11 @@ class Unit:
     def attempts(self) -> Attempts:
         """Jobs in workers' hands."""
         return Attempts(self.session)
+
+    @cached_property
+    def backlog(self) -> Backlog:
+        """Jobs that wait, as the dispatcher sees them."""
+        return Backlog(self.session)
 
     @cached_property
     def batches(self) -> Batches:

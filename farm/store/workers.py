@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Float, case, cast, func, null, select, update
+from sqlalchemy import Float, case, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
@@ -14,6 +14,17 @@ from farm.domain.worker import Card, LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.store.tables import JobRow, WorkerRow
 
 HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
+
+
+_WITH_ROOM: Final = """
+    SELECT name, state, slots + look_ahead AS takes, slots + look_ahead - coalesce(held.jobs, 0) AS room, look_ahead,
+        models, held.coming, (card ->> 'memory_bytes')::bigint AS memory_bytes, tags
+    FROM worker LEFT JOIN (
+        SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS coming
+        FROM job WHERE state IN ('dispatched', 'running') GROUP BY worker
+    ) AS held ON held.worker = worker.name
+    WHERE state <> 'offline' AND slots + look_ahead > coalesce(held.jobs, 0) ORDER BY name
+"""
 
 
 @dataclass(frozen=True)
@@ -165,42 +176,18 @@ class Workers:
 
     def with_room(self) -> list[Room]:
         """The workers that are there and hold less than they take, by name."""
-        held = (
-            select(JobRow.worker, func.count().label("jobs"), func.array_agg(JobRow.model.distinct()).label("models"))
-            .where(JobRow.state.in_(HELD))
-            .group_by(JobRow.worker)
-            .subquery("held")
-        )
-        window = WorkerRow.slots + WorkerRow.look_ahead
-        room = window - func.coalesce(held.c.jobs, 0)
-        rows = self._session.execute(
-            select(
-                WorkerRow.name,
-                WorkerRow.state,
-                window.label("window"),
-                room.label("room"),
-                WorkerRow.look_ahead,
-                WorkerRow.models,
-                held.c.models.label("coming"),
-                cast(WorkerRow.card["memory_bytes"].astext, BigInteger).label("memory_bytes"),
-                WorkerRow.tags,
-            )
-            .outerjoin(held, held.c.worker == WorkerRow.name)
-            .where(WorkerRow.state != WorkerState.OFFLINE.value, room > 0)
-            .order_by(WorkerRow.name)
-        )
         return [
             Room(
                 row.name,
                 WorkerState(row.state),
-                row.window,
+                row.takes,
                 row.room,
                 row.look_ahead,
                 frozenset(row.models) | frozenset(row.coming or ()),
                 row.memory_bytes,
                 frozenset(row.tags),
             )
-            for row in rows
+            for row in self._session.connection().exec_driver_sql(_WITH_ROOM).all()
         ]
 
     def _with_load(self, statement: Any) -> list[Worker]:

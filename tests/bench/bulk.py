@@ -210,7 +210,7 @@ class Bench:
 
         def heads() -> None:
             with store.begin() as unit:
-                unit.jobs.heads(64)
+                unit.backlog.heads(64)
 
         free = p50(heads)
         paused = timed(lambda: self._until_arranged(self.http.post(f"/v1/batches/{batch_id}/pause")))

@@ -129,7 +129,7 @@ def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter) -> None:
 def test_a_jobs_page_follows_it_to_its_picture(lived_in: LivedIn, enter) -> None:
     api, farm = lived_in
     with api.store.begin() as unit:
-        job_id = unit.jobs.heads(1)[-1].job_id
+        job_id = unit.backlog.heads(1)[-1].job_id
     page = enter(farm.operator)
     page.goto(f"/farm/jobs/{job_id}")
     expect(page.locator(".state").first).to_have_text("queued")

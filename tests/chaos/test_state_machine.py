@@ -131,8 +131,8 @@ class Farm(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), most=st.integers(1, 2))
     def hand_over(self, name: str, most: int) -> None:
         with self.store.begin() as unit:
-            held = unit.jobs.held_by_tenant().get(self.tenant, 0)
-            heads = unit.jobs.heads(10)[: max(0, min(most, CAP - held))]
+            held = unit.backlog.held_by_tenant().get(self.tenant, 0)
+            heads = unit.backlog.heads(10)[: max(0, min(most, CAP - held))]
             sent = lifecycle.hand_over(unit, [HandOver(head.job_id, name) for head in heads], LEASE)
         self.messages += sent
 
@@ -269,7 +269,7 @@ class Farm(RuleBasedStateMachine):
     def make_room(self) -> None:
         """If the tenant has all that it may have at workers, they lose it."""
         with self.store.begin() as unit:
-            held = unit.jobs.held_by_tenant().get(self.tenant, 0)
+            held = unit.backlog.held_by_tenant().get(self.tenant, 0)
         if held >= CAP:
             self.advance(LEASE + 1)
             self.reap()

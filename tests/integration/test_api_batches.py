@@ -396,7 +396,7 @@ def test_twenty_thousand_waiting_jobs_are_canceled_quickly_each_with_one_event(a
     batch = submit(client, balls(20_000))
     hand = Hand(api)
     with api.store.begin() as unit:
-        waiting = [head.job_id for head in unit.jobs.heads(100)][:8]
+        waiting = [head.job_id for head in unit.backlog.heads(100)][:8]
     running_jobs = [hand.begin(job_id) for job_id in waiting[:3]]
     with api.store.begin() as unit:
         lifecycle.hand_over(unit, [HandOver(job_id, "other/cpu0") for job_id in waiting[3:]], 30)
@@ -427,7 +427,7 @@ def test_a_batch_is_canceled_whole_while_jobs_are_handed_over(api: Api, client: 
         while not stopping.is_set():
             try:
                 with api.store.begin() as unit:
-                    chosen = [HandOver(head.job_id, f"w{number}/cpu0") for head in unit.jobs.heads(200)]
+                    chosen = [HandOver(head.job_id, f"w{number}/cpu0") for head in unit.backlog.heads(200)]
                     random.shuffle(chosen)
                     lifecycle.hand_over(unit, chosen[:60], 30)
             except BaseException as error:  # noqa: BLE001

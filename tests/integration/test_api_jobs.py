@@ -372,7 +372,7 @@ def test_a_job_waits_for_its_time_and_fails_when_its_deadline_passes(api: Api, c
     assert [job["deadline"] is None for job in jobs].count(True) == 1
     submit(client, not_before=past, custom_id="now")
     with api.store.begin() as unit:
-        heads = [unit.jobs.get(one.job_id, api.tenant_id) for one in unit.jobs.heads(10)]
+        heads = [unit.jobs.get(one.job_id, api.tenant_id) for one in unit.backlog.heads(10)]
         assert [job and job.custom_id for job in heads] == ["now"]
         unit.session.execute(text("UPDATE job SET deadline = now() WHERE deadline IS NOT NULL"))
     with api.store.begin() as unit:

@@ -167,7 +167,7 @@ def test_a_retryable_failure_is_tried_again_until_the_attempts_are_used(store: S
     with store.begin() as unit:
         assert lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True) is JobState.QUEUED
     with store.begin() as unit:
-        assert unit.jobs.heads(5) == []  # it waits before the next attempt
+        assert unit.backlog.heads(5) == []  # it waits before the next attempt
     available_now(store)
     epoch = run(store, job)
     with store.begin() as unit:

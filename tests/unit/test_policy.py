@@ -429,7 +429,7 @@ def test_a_model_that_asks_for_tags_goes_to_workers_that_have_them_all() -> None
 
 
 def test_a_job_goes_to_a_worker_that_failed_it_only_if_no_other_takes_it() -> None:
-    failed = dataclasses.replace(waiting(1), failed_by=frozenset({"w"}))
+    failed = waiting(1)._replace(failed_by=frozenset({"w"}))
     lines = [Line("t", "a", Priority.NORMAL, (failed, waiting(2)))]
     warm = Seat("w", 1, frozenset({"a"}))
     seats = [warm, Seat("v", 1)]

@@ -1,0 +1,180 @@
+"""The backlog as the dispatcher sees it: the first waiting jobs of each line, and handing them over.
+
+Read and written in each round, so all of it is plain statements over any number of rows, which the driver prepares
+once, and times are seconds since 1970, as the policy counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from farm.domain import ids
+from farm.domain.job import HandOver, Sent
+from farm.domain.states import Priority
+
+FEW_HEADS: Final = 8  #: jobs read of each line at least
+
+#: The lines of waiting jobs, by a loose index scan: from each to the next by one probe, never over the jobs of one.
+LINES: Final = """
+    RECURSIVE line AS (
+        (SELECT tenant_id, priority, model FROM job WHERE state = 'queued'
+         ORDER BY tenant_id, priority, model LIMIT 1)
+        UNION ALL
+        SELECT following.* FROM line, LATERAL (
+            SELECT tenant_id, priority, model FROM job
+            WHERE state = 'queued' AND (tenant_id, priority, model) > (line.tenant_id, line.priority, line.model)
+            ORDER BY tenant_id, priority, model LIMIT 1
+        ) AS following
+    )
+"""
+# Jobs that wait for another attempt or whose deadline has passed are filtered out: they are elsewhere soon, so few are
+# met on the way.
+_HEADS: Final = f"""
+    WITH {LINES}, share AS (
+        SELECT greatest(%(few)s, %(limit)s::integer / greatest(count(*), 1)) AS read FROM line
+    )
+    SELECT 'ten_' || translate(line.tenant_id::text, '-', '') AS tenant_id, line.priority, line.model,
+           share.read = row_number() OVER (PARTITION BY line.tenant_id, line.priority, line.model
+                                           ORDER BY head.in_line_since, head.id) AS more,
+           'job_' || translate(head.id::text, '-', '') AS job_id, head.cost,
+           extract(epoch FROM head.in_line_since)::float8 AS since,
+           extract(epoch FROM head.deadline)::float8 AS deadline,
+           head.id IN (SELECT job_id FROM job_failure) AS failed
+    FROM line CROSS JOIN share CROSS JOIN LATERAL (
+        SELECT id, cost, in_line_since, deadline FROM job
+        WHERE state = 'queued' AND job.tenant_id = line.tenant_id AND job.priority = line.priority
+          AND job.model = line.model AND in_line_since <= now() AND available_at <= now()
+          AND (deadline IS NULL OR deadline > now())
+        ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
+    ) AS head
+    ORDER BY line.tenant_id, line.priority DESC, line.model, head.in_line_since, head.id
+"""  # noqa: S608 - of constants
+_MARKS: Final = """
+    SELECT 'ten_' || translate(tenant_id::text, '-', ''), priority, model, skips,
+           extract(epoch FROM served_at)::float8 FROM line
+"""
+_KEEP_MARKS: Final = """
+    INSERT INTO line (tenant_id, priority, model, skips, served_at)
+    SELECT tenant_id, priority, model, skips, to_timestamp(served_at)
+    FROM unnest(%(tenants)s::uuid[], %(priorities)s::smallint[], %(models)s::text[], %(skips)s::integer[],
+                %(served)s::float8[]) AS mark (tenant_id, priority, model, skips, served_at)
+    ON CONFLICT (tenant_id, priority, model) DO UPDATE SET skips = excluded.skips, served_at = excluded.served_at
+"""
+_HELD: Final = """
+    SELECT 'ten_' || translate(tenant_id::text, '-', ''), count(*) FROM job
+    WHERE state IN ('dispatched', 'running') GROUP BY tenant_id
+"""
+# A pause of a batch holds from its commit on; that its jobs leave their lines takes longer.
+_DISPATCH: Final = """
+    UPDATE job SET state = 'dispatched', epoch = job.epoch + 1, worker = (%(workers)s::text[])[chosen.worker],
+        lease_until = now() + make_interval(secs => %(lease)s), dispatched_at = now(), claimed_at = NULL,
+        rendering_at = NULL, step = NULL, steps = NULL
+    FROM unnest(%(ids)s::uuid[], %(places)s::integer[]) WITH ORDINALITY AS chosen (id, worker, place)
+    WHERE job.id = chosen.id AND job.state = 'queued'
+        AND NOT EXISTS (SELECT FROM batch WHERE batch.id = job.batch_id AND batch.paused_at IS NOT NULL)
+    RETURNING chosen.place, job.epoch
+"""
+
+
+class Head(NamedTuple):
+    """A waiting job, as the policy sees it. A tuple: each round makes thousands."""
+
+    job_id: str
+    cost: float  #: megapixel-steps
+    since: float  #: its place in the line
+    deadline: float | None
+    failed: bool  #: whether a worker failed it before
+
+
+@dataclass(frozen=True)
+class Line:
+    """The first waiting jobs of one tenant, class and model, oldest first."""
+
+    tenant_id: str
+    priority: Priority
+    model: str
+    heads: list[Head]
+    more: bool  #: whether others may wait behind these
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the policy remembers of a line."""
+
+    tenant_id: str
+    priority: Priority
+    model: str
+    skips: int
+    served_at: float | None
+
+
+class Backlog:
+    """All jobs that wait, of all tenants."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def lines(self, limit: int) -> list[Line]:
+        """Every line with its first jobs: about ``limit`` over all lines, a few of each at least.
+
+        One index probe per line to find it and one short index scan to read it, however long it is.
+        """
+        rows = self._rows(_HEADS, {"limit": limit, "few": FEW_HEADS})
+        found = []
+        for (tenant_id, rank, model), group in groupby(rows, itemgetter(0, 1, 2)):
+            read = list(group)
+            heads = [Head._make(row[4:]) for row in read]
+            found.append(Line(tenant_id, Priority.of_rank(rank), model, heads, read[-1][3]))
+        return found
+
+    def heads(self, limit: int) -> list[Head]:
+        """The jobs of `lines`, one after the other."""
+        return [head for line in self.lines(limit) for head in line.heads]
+
+    def held_by_tenant(self) -> dict[str, int]:
+        """How many jobs of each tenant are dispatched or running."""
+        return {row[0]: row[1] for row in self._rows(_HELD, {})}
+
+    def marks(self) -> list[Mark]:
+        """What is remembered of the lines."""
+        return [Mark(row[0], Priority.of_rank(row[1]), *row[2:]) for row in self._rows(_MARKS, {})]
+
+    def keep_marks(self, marks: Collection[Mark]) -> None:
+        """Remember these of the lines."""
+        if not marks:
+            return
+        values = {
+            "tenants": [ids.to_uuid(ids.TENANT, mark.tenant_id) for mark in marks],
+            "priorities": [mark.priority.rank for mark in marks],
+            "models": [mark.model for mark in marks],
+            "skips": [mark.skips for mark in marks],
+            "served": [mark.served_at for mark in marks],
+        }
+        self._session.connection().exec_driver_sql(_KEEP_MARKS, values)
+
+    def dispatch(self, hand_overs: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
+        """queued → dispatched for each that still waits, in one statement; returns what was, in that order."""
+        workers = list(dict.fromkeys(one.worker for one in hand_overs))
+        places = {worker: place for place, worker in enumerate(workers, 1)}
+        values = {
+            # as PostgreSQL writes arrays: for a thousand, the driver's own way takes as long as the statement's half
+            "ids": "{" + ",".join([one.job_id.removeprefix("job_") for one in hand_overs]) + "}",
+            "places": "{" + ",".join([str(places[one.worker]) for one in hand_overs]) + "}",
+            "workers": workers,
+            "lease": lease_seconds,
+        }
+        epochs: dict[int, int] = {row[0]: row[1] for row in self._rows(_DISPATCH, values)}
+        return [
+            Sent(one.job_id, epoch, one.worker)
+            for place, one in enumerate(hand_overs, 1)
+            if (epoch := epochs.get(place)) is not None
+        ]
+
+    def _rows(self, statement: str, values: dict[str, Any]) -> Sequence[Any]:
+        return self._session.connection().exec_driver_sql(statement, values).all()
