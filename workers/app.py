@@ -31,6 +31,7 @@ except SetupError as mistake:  # a person runs this module through Celery's prog
     raise SystemExit(f"farm worker: {mistake}") from mistake
 # Before Celery reads its command line: the default pool there is the configured one. A fork would not survive CUDA.
 app.conf.worker_pool = "threads"
+app.conf.worker_consumer = "workers.consumer:Consumer"
 
 _POOL: Final = "celery.concurrency.thread"
 _shift: Shift | None = None

@@ -97,6 +97,7 @@ class LoadedModel:
     _loras: dict[tuple[int, str], str] = field(default_factory=dict)  # by denoiser and name: as it is loaded
     _lora_prints: dict[str, str] = field(default_factory=dict)  # by name: of its weights
     _preview_map: torch.Tensor | None = None
+    _schedulers: dict[tuple[int, Scheduler], Any] = field(default_factory=dict)  # by the id of the model's own: unused
 
     def pipeline(self, task: Task) -> Any:
         """The model's pipeline for a task, on the components it has already.
@@ -106,6 +107,15 @@ class LoadedModel:
         if task not in self._pipelines:
             self._pipelines[task] = _derive(self.model, next(iter(self._pipelines.values())), task)
         return self._pipelines[task]
+
+    def scheduler(self, task: Task, name: Scheduler) -> Any:
+        """A fresh scheduler of that name for the task's pipeline. Raises `ModelUnavailable`, see `make_scheduler`."""
+        base = self.pipeline(task).scheduler
+        fresh = self._schedulers.get((id(base), name))
+        if fresh is None:
+            fresh = self._schedulers[id(base), name] = make_scheduler(name, base)
+        # making one takes milliseconds of the engine's thread, with the farm's other threads waiting for Python
+        return copy.deepcopy(fresh)
 
     def wear(self, task: Task, loras: tuple[Lora, ...]) -> None:
         """Put LoRAs in force for a task, and no others. Loads them when they are first asked for; cheap if in force.
@@ -414,7 +424,7 @@ def render(
     """
     # A copy shares the components and nothing else, so a run leaves no state behind that another one could see.
     pipeline = copy.copy(loaded.pipeline(spec.task))
-    pipeline.scheduler = make_scheduler(spec.scheduler, pipeline.scheduler)
+    pipeline.scheduler = loaded.scheduler(spec.task, spec.scheduler)
     steps = steps_run(spec)
 
     def after_step(pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
