@@ -149,14 +149,13 @@ class Dispatcher:
         room = sum(seat.room for seat in seats if not seat.draining)
         if not room:
             return Decision()
-        held = unit.backlog.held_by_tenant()
         accounts = [
             Account(
                 one.tenant_id,
                 one.weight,
                 one.vtime,
                 one.backlogged,
-                held.get(one.tenant_id, 0),
+                one.held,
                 one.max_running,
                 one.paused,
             )
@@ -168,7 +167,7 @@ class Dispatcher:
         stopped = unit.pauses.now()
         policy = functools.partial(
             choose,
-            lines=_lines(found, unit.backlog.marks(), failed),
+            lines=_lines(found, failed),
             accounts=accounts,
             now=unit.now().timestamp(),
             needs=self._needs,
@@ -246,25 +245,21 @@ class Dispatcher:
         return max(0.01, nap)
 
 
-def _lines(found: list[backlog.Line], marks: list[Mark], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
-    """The lines, with what is remembered of each, and who failed which job."""
-    remembered = {(mark.tenant_id, mark.model, mark.priority): mark for mark in marks}
+def _lines(found: list[backlog.Line], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
+    """The lines as the policy takes them, with who failed which job."""
     nobody: frozenset[str] = frozenset()
-    lines = []
-    for line in found:
-        mark = remembered.get((line.tenant_id, line.model, line.priority))
-        lines.append(
-            Line(
-                line.tenant_id,
-                line.model,
-                line.priority,
-                [
-                    Waiting(job_id, cost, since, deadline, failed_by.get(job_id, nobody) if failed else nobody)
-                    for job_id, cost, since, deadline, failed in line.heads
-                ],
-                more=line.more,
-                skips=mark.skips if mark else 0,
-                served_at=mark.served_at if mark else None,
-            )
+    return [
+        Line(
+            line.mark.tenant_id,
+            line.mark.model,
+            line.mark.priority,
+            [
+                Waiting(job_id, cost, since, deadline, failed_by.get(job_id, nobody) if failed else nobody)
+                for job_id, cost, since, deadline, failed in line.heads
+            ],
+            line.more,
+            line.mark.skips,
+            line.mark.served_at,
         )
-    return lines
+        for line in found
+    ]

@@ -22,13 +22,14 @@ FEW_HEADS: Final = 8  #: jobs read of each line at least
 
 #: The lines of waiting jobs, by a loose index scan: from each to the next by one probe, never over the jobs of one.
 LINES: Final = """
-    RECURSIVE line AS (
+    RECURSIVE waiting AS (
         (SELECT tenant_id, priority, model FROM job WHERE state = 'queued'
          ORDER BY tenant_id, priority, model LIMIT 1)
         UNION ALL
-        SELECT following.* FROM line, LATERAL (
+        SELECT following.* FROM waiting, LATERAL (
             SELECT tenant_id, priority, model FROM job
-            WHERE state = 'queued' AND (tenant_id, priority, model) > (line.tenant_id, line.priority, line.model)
+            WHERE state = 'queued'
+              AND (tenant_id, priority, model) > (waiting.tenant_id, waiting.priority, waiting.model)
             ORDER BY tenant_id, priority, model LIMIT 1
         ) AS following
     )
@@ -37,38 +38,31 @@ LINES: Final = """
 # met on the way.
 _HEADS: Final = f"""
     WITH {LINES}, share AS (
-        SELECT greatest(%(few)s, %(limit)s::integer / greatest(count(*), 1)) AS read FROM line
+        SELECT greatest(%(few)s, %(limit)s::integer / greatest(count(*), 1)) AS read FROM waiting
     )
-    SELECT 'ten_' || translate(line.tenant_id::text, '-', '') AS tenant_id, line.priority, line.model,
-           share.read = row_number() OVER (PARTITION BY line.tenant_id, line.priority, line.model
+    SELECT 'ten_' || translate(waiting.tenant_id::text, '-', '') AS tenant_id, waiting.priority, waiting.model,
+           share.read = row_number() OVER (PARTITION BY waiting.tenant_id, waiting.priority, waiting.model
                                            ORDER BY head.in_line_since, head.id) AS more,
+           mark.skips, extract(epoch FROM mark.served_at)::float8 AS served_at,
            'job_' || translate(head.id::text, '-', '') AS job_id, head.cost,
            extract(epoch FROM head.in_line_since)::float8 AS since,
            extract(epoch FROM head.deadline)::float8 AS deadline,
            head.id IN (SELECT job_id FROM job_failure) AS failed
-    FROM line CROSS JOIN share CROSS JOIN LATERAL (
+    FROM waiting CROSS JOIN share LEFT JOIN line AS mark USING (tenant_id, priority, model) CROSS JOIN LATERAL (
         SELECT id, cost, in_line_since, deadline FROM job
-        WHERE state = 'queued' AND job.tenant_id = line.tenant_id AND job.priority = line.priority
-          AND job.model = line.model AND in_line_since <= now() AND available_at <= now()
+        WHERE state = 'queued' AND job.tenant_id = waiting.tenant_id AND job.priority = waiting.priority
+          AND job.model = waiting.model AND in_line_since <= now() AND available_at <= now()
           AND (deadline IS NULL OR deadline > now())
         ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
     ) AS head
-    ORDER BY line.tenant_id, line.priority DESC, line.model, head.in_line_since, head.id
+    ORDER BY waiting.tenant_id, waiting.priority DESC, waiting.model, head.in_line_since, head.id
 """  # noqa: S608 - of constants
-_MARKS: Final = """
-    SELECT 'ten_' || translate(tenant_id::text, '-', ''), priority, model, skips,
-           extract(epoch FROM served_at)::float8 FROM line
-"""
 _KEEP_MARKS: Final = """
     INSERT INTO line (tenant_id, priority, model, skips, served_at)
     SELECT tenant_id, priority, model, skips, to_timestamp(served_at)
     FROM unnest(%(tenants)s::uuid[], %(priorities)s::smallint[], %(models)s::text[], %(skips)s::integer[],
                 %(served)s::float8[]) AS mark (tenant_id, priority, model, skips, served_at)
     ON CONFLICT (tenant_id, priority, model) DO UPDATE SET skips = excluded.skips, served_at = excluded.served_at
-"""
-_HELD: Final = """
-    SELECT 'ten_' || translate(tenant_id::text, '-', ''), count(*) FROM job
-    WHERE state IN ('dispatched', 'running') GROUP BY tenant_id
 """
 # A pause of a batch holds from its commit on; that its jobs leave their lines takes longer.
 _DISPATCH: Final = """
@@ -93,25 +87,23 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
-    """The first waiting jobs of one tenant, class and model, oldest first."""
+class Mark:
+    """A line, and what the policy remembers of it."""
 
     tenant_id: str
     priority: Priority
     model: str
-    heads: list[Head]
-    more: bool  #: whether others may wait behind these
+    skips: int  #: hand-overs since it was last served that passed it over
+    served_at: float | None  #: its last hand-over
 
 
 @dataclass(frozen=True)
-class Mark:
-    """What the policy remembers of a line."""
+class Line:
+    """The first waiting jobs of one tenant, class and model, oldest first."""
 
-    tenant_id: str
-    priority: Priority
-    model: str
-    skips: int
-    served_at: float | None
+    mark: Mark
+    heads: list[Head]
+    more: bool  #: whether others may wait behind these
 
 
 class Backlog:
@@ -129,21 +121,13 @@ class Backlog:
         found = []
         for (tenant_id, rank, model), group in groupby(rows, itemgetter(0, 1, 2)):
             read = list(group)
-            heads = [Head._make(row[4:]) for row in read]
-            found.append(Line(tenant_id, Priority.of_rank(rank), model, heads, read[-1][3]))
+            mark = Mark(tenant_id, Priority.of_rank(rank), model, read[0][4] or 0, read[0][5])
+            found.append(Line(mark, [Head._make(row[6:]) for row in read], read[-1][3]))
         return found
 
     def heads(self, limit: int) -> list[Head]:
         """The jobs of `lines`, one after the other."""
         return [head for line in self.lines(limit) for head in line.heads]
-
-    def held_by_tenant(self) -> dict[str, int]:
-        """How many jobs of each tenant are dispatched or running."""
-        return {row[0]: row[1] for row in self._rows(_HELD, {})}
-
-    def marks(self) -> list[Mark]:
-        """What is remembered of the lines."""
-        return [Mark(row[0], Priority.of_rank(row[1]), *row[2:]) for row in self._rows(_MARKS, {})]
 
     def keep_marks(self, marks: Collection[Mark]) -> None:
         """Remember these of the lines."""

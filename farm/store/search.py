@@ -117,7 +117,7 @@ class WaitingLine:
 #: The lines themselves are found by a loose index scan, as the dispatcher finds them; of each, few rows are read.
 _LINES: Final = text(f"""
     WITH {EVERY_LINE}, found AS (
-        SELECT * FROM line WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
+        SELECT * FROM waiting WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
     ), held AS (
         SELECT tenant_id, priority, model, count(*) AS jobs FROM job
         WHERE state IN ('dispatched', 'running')
@@ -311,7 +311,7 @@ class Search:
             select(func.count(), func.coalesce(func.sum(some.c.cost), 0.0), func.min(some.c.in_line_since))
         ).one()
         if count > WINDOW:  # the oldest may be among those that were not read: the head of each line is
-            lines = [one for one in Backlog(self._session).lines(1) if tenant_id in (None, one.tenant_id)]
+            lines = [one for one in Backlog(self._session).lines(1) if tenant_id in (None, one.mark.tenant_id)]
             since = min([since, *(datetime.fromtimestamp(one.heads[0].since, UTC) for one in lines)])
         return Queue(min(count, WINDOW), cost, count > WINDOW, since)
 

@@ -66,8 +66,12 @@ class Standing:
 
 
 _SHARES: Final = """
-    SELECT 'ten_' || translate(id::text, '-', ''), weight, max_running, paused_at IS NOT NULL, vtime, backlogged
-    FROM tenant ORDER BY id
+    SELECT 'ten_' || translate(id::text, '-', ''), weight, max_running, paused_at IS NOT NULL, vtime, backlogged,
+        coalesce(held.jobs, 0)
+    FROM tenant LEFT JOIN (
+        SELECT tenant_id, count(*) AS jobs FROM job WHERE state IN ('dispatched', 'running') GROUP BY tenant_id
+    ) AS held ON held.tenant_id = tenant.id
+    ORDER BY id
 """
 _KEEP_STANDINGS: Final = """
     UPDATE tenant SET vtime = kept.vtime, backlogged = kept.backlogged
@@ -86,6 +90,7 @@ class Share:
     paused: bool
     vtime: float
     backlogged: bool
+    held: int  #: its jobs that are dispatched or running
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
 from farm.domain.worker import WorkerState
 from farm.errors import Conflict, RightLost
 from farm.objects.keys import output_key
-from farm.store.unit import Store, make_engine
+from farm.store.unit import Store, Unit, make_engine
 from tests.chaos.farm import uuid_of
 from tests.chaos.history import TERMINAL, History, Sample, Violation, check, look, read
 from tests.integration.conftest import spec, worker_info
@@ -128,10 +128,14 @@ class Farm(RuleBasedStateMachine):
 
     # -- the dispatcher -----------------------------------------------------------------------------------------------
 
+    def held(self, unit: Unit) -> int:
+        """How many of the tenant's jobs are at workers."""
+        return next(share.held for share in unit.tenants.shares() if share.tenant_id == self.tenant)
+
     @rule(name=st.sampled_from(NAMES), most=st.integers(1, 2))
     def hand_over(self, name: str, most: int) -> None:
         with self.store.begin() as unit:
-            held = unit.backlog.held_by_tenant().get(self.tenant, 0)
+            held = self.held(unit)
             heads = unit.backlog.heads(10)[: max(0, min(most, CAP - held))]
             sent = lifecycle.hand_over(unit, [HandOver(head.job_id, name) for head in heads], LEASE)
         self.messages += sent
@@ -269,7 +273,7 @@ class Farm(RuleBasedStateMachine):
     def make_room(self) -> None:
         """If the tenant has all that it may have at workers, they lose it."""
         with self.store.begin() as unit:
-            held = unit.backlog.held_by_tenant().get(self.tenant, 0)
+            held = self.held(unit)
         if held >= CAP:
             self.advance(LEASE + 1)
             self.reap()

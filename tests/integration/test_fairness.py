@@ -196,7 +196,7 @@ def test_a_deep_backlog_hides_no_line_behind_it(store: Store, play: Round) -> No
     with store.begin() as unit:
         unit.session.execute(text("UPDATE job SET model = 'other' WHERE id = (SELECT max(id::text)::uuid FROM job)"))
         lines = unit.backlog.lines(10)
-    assert {(line.priority, line.model): (len(line.heads), line.more) for line in lines} == {
+    assert {(line.mark.priority, line.mark.model): (len(line.heads), line.more) for line in lines} == {
         (Priority.NORMAL, "starter"): (8, True),
         (Priority.INTERACTIVE, "other"): (1, False),
     }
