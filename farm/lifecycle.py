@@ -66,6 +66,7 @@ class Heartbeat:
     state: WorkerState
     mine: frozenset[str]  #: jobs it still holds; the others are lost and must stop
     canceled: frozenset[str]  #: jobs of its own that somebody wants stopped
+    stop: bool = False  #: whether an operator wants the process ended
 
 
 # -- in --------------------------------------------------------------------------------------------------------------
@@ -329,11 +330,13 @@ def heartbeat(
     loaded: tuple[LoadedOn, ...] = (),
 ) -> Heartbeat:
     """A sign of life: renews the run leases of ``held``. Raises `RightLost` if another process has the name."""
-    state = unit.workers.beat(worker, boot_id, models, loaded)
-    if state is None:
+    heard = unit.workers.beat(worker, boot_id, models, loaded)
+    if heard is None:
         raise RightLost(f"another process is worker {worker} now")
+    state, stop = heard
     renewed = unit.attempts.renew(worker, held, lease_seconds)
-    return Heartbeat(state, frozenset(renewed), frozenset(job for job, canceled in renewed.items() if canceled))
+    canceled = frozenset(job for job, wanted in renewed.items() if wanted)
+    return Heartbeat(state, frozenset(renewed), canceled, stop)
 
 
 def leave(unit: Unit, worker: str, boot_id: str) -> list[str]:
@@ -351,6 +354,18 @@ def drain_worker(unit: Unit, name: str, reason: str) -> Worker:
     if not unit.workers.drain(name, reason):
         raise NotFound("worker", name)
     unit.events.notify(QUEUE_CHANNEL)
+    return _existing_worker(unit, name)
+
+
+def stop_worker(unit: Unit, name: str, reason: str) -> Worker:
+    """Drain a worker, and have its process end as by a signal: a fresh one of that name stays drained until resumed.
+
+    Raises `NotFound`, or `Conflict` if no process is there that could hear of it.
+    """
+    worker = drain_worker(unit, name, reason)
+    if worker.state is WorkerState.OFFLINE:
+        raise Conflict(f"worker {name} is offline: there is no process to stop")
+    unit.workers.stop(name)
     return _existing_worker(unit, name)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -31,8 +32,11 @@ WATCH_SECONDS: Final = 0.5
 class Heartbeat(threading.Thread):
     """Tells the database that this worker lives, and learns what it must stop."""
 
-    def __init__(self, bench: Bench, boot_id: str) -> None:
+    def __init__(self, bench: Bench, boot_id: str, stop: Callable[[], object]) -> None:
+        """``stop`` is called once, when an operator wants this process ended."""
         super().__init__(name="heartbeat", daemon=True)
+        self._stop_asked = False
+        self._stop_process = stop
         self._bench = bench
         self._boot_id = boot_id
         self._closing = threading.Event()
@@ -77,6 +81,10 @@ class Heartbeat(threading.Thread):
                 bench.engine.loaded,
             )
         bench.rights.keep(asked, heard.mine, heard.canceled, bench.lease_until(asked_at))
+        if heard.stop and not self._stop_asked:
+            self._stop_asked = True
+            log.info("an operator wants this process ended", action="worker_stop_asked", worker=bench.worker)
+            self._stop_process()
 
 
 class Watch(threading.Thread):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -102,7 +103,8 @@ class Shift:
             lambda: len(rights.all()) >= self.capacity,
             lambda: self._signals.put(End.DEAF),
         )
-        self._heartbeat = Heartbeat(self.bench, self._boot_id)
+        # the way of every other end: Celery hears the signal, stops consuming and calls `ask_to_end`
+        self._heartbeat = Heartbeat(self.bench, self._boot_id, lambda: os.kill(os.getpid(), signal.SIGTERM))
         self._watch = Watch(rights, self.bench.engine, settings, self.name)
         # put() of a SimpleQueue may be called from a signal handler, which a lock may not
         self._signals: queue.SimpleQueue[End] = queue.SimpleQueue()

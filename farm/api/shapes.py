@@ -283,6 +283,7 @@ class WorkerShape(Shape):
     drained_reason: str | None = Field(
         description="Why it gets no jobs until somebody resumes it; null: it was not drained."
     )
+    stopping: bool = Field(description="Whether its process was asked to end and has not yet.")
 
     @classmethod
     def of(cls, worker: Worker) -> Self:
@@ -304,6 +305,7 @@ class WorkerShape(Shape):
             started_at=worker.started_at,
             heartbeat_at=worker.heartbeat_at,
             drained_reason=worker.drained_reason,
+            stopping=worker.stopping,
         )
 
 

@@ -1,4 +1,4 @@
-"""Workers: who renders; drain and resume."""
+"""Workers: who renders; drain, stop and resume."""
 
 from __future__ import annotations
 
@@ -32,8 +32,18 @@ def drain_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
         return WorkerShape.of(lifecycle.drain_worker(unit, name, "an operator asked for it"))
 
 
+@router.put("/{name:path}/stop", summary="Stop a worker", responses=responses(*ALWAYS, 404, 409))
+def stop_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
+    """Drain it, and let its process end when it has finished what is on its card, or after its time to drain.
+
+    It hears of it by its next heartbeat. If something starts the process again, it stays drained until it is resumed.
+    """
+    with farm.store.begin() as unit:
+        return WorkerShape.of(lifecycle.stop_worker(unit, name, "an operator stopped it"))
+
+
 @router.delete("/{name:path}/drain", summary="Resume a worker", responses=responses(*ALWAYS, 404))
 def resume_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
-    """Give it jobs again, and forget what it was drained for."""
+    """Give it jobs again, and forget what it was drained or stopped for."""
     with farm.store.begin() as unit:
         return WorkerShape.of(lifecycle.resume_worker(unit, name))

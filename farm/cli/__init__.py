@@ -29,7 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pause": ("batches", "Let a batch wait."),
     "resume": ("batches", "Let a paused batch go on."),
     "delete": ("batches", "Delete a batch that is over."),
-    "workers": ("fleet", "List, drain and resume workers."),
+    "workers": ("fleet", "List, drain, stop and resume workers."),
     "pauses": ("fleet", "Pause the farm, a model or a tenant."),
     "models": ("fleet", "List the models and example prompts."),
     "webhooks": ("webhooks", "Manage webhooks, or listen to them here."),

@@ -14,7 +14,7 @@ from farm.cli.jobs import age
 if TYPE_CHECKING:
     from farm.client.values import Worker
 
-workers = typer.Typer(help="List, drain and resume workers.")
+workers = typer.Typer(help="List, drain, stop and resume workers.")
 pauses = typer.Typer(help="Show, set and end pauses of the farm, of models and of tenants.")
 
 Name = Annotated[str, typer.Argument(help="The worker's name, as in `farm workers`.")]
@@ -30,7 +30,7 @@ def _workers(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """List, drain and resume workers. Without a command, list them."""
+    """List, drain, stop and resume workers. Without a command, list them."""
     if context.invoked_subcommand is None:
         _list_workers(as_json, url, api_key, data_dir)
 
@@ -42,6 +42,15 @@ def drain(
     """Let a worker finish what it holds and give it nothing new, also after a restart."""
     with connect(url, api_key, data_dir) as farm:
         _steered(farm.drain_worker(name), as_json=as_json)
+
+
+@workers.command()
+def stop(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE
+) -> None:
+    """Drain a worker and end its process; if something starts it again, it stays drained until you resume it."""
+    with connect(url, api_key, data_dir) as farm:
+        _steered(farm.stop_worker(name), as_json=as_json)
 
 
 @workers.command(name="resume")
@@ -58,7 +67,7 @@ def _steered(worker: Worker, *, as_json: bool) -> None:
         print_json(worker.raw)
         return
     drained = f": {worker.drained_reason}" if worker.drained_reason else ""
-    print(f"{worker.name}  {worker.state}{drained}")
+    print(f"{worker.name}  {'stopping' if worker.stopping else worker.state}{drained}")
 
 
 @pauses.callback(invoke_without_command=True)
@@ -131,7 +140,10 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
     for worker in found:
         table.add_row(
             worker.name,
-            Text(worker.state, style={"online": "green", "draining": "yellow"}.get(worker.state, "red")),
+            Text(
+                "stopping" if worker.stopping else worker.state,
+                style={"online": "green", "draining": "yellow"}.get(worker.state, "red"),
+            ),
             worker.device,
             f"{worker.memory_bytes / 2**30:.1f} GiB",
             worker.dtype,

@@ -244,6 +244,11 @@ def drain_worker(name: str) -> Call[Worker]:
     return Call("PUT", f"/v1/workers/{_worker(name)}/drain", Worker.of)
 
 
+def stop_worker(name: str) -> Call[Worker]:
+    """Drain a worker and let its process end when it has finished what is on its card."""
+    return Call("PUT", f"/v1/workers/{_worker(name)}/stop", Worker.of)
+
+
 def resume_worker(name: str) -> Call[Worker]:
     """Give a drained worker jobs again."""
     return Call("DELETE", f"/v1/workers/{_worker(name)}/drain", Worker.of)

@@ -148,6 +148,7 @@ class Methods:
     models = Method(calls.models)
     workers = Method(calls.workers)
     drain_worker = Method(calls.drain_worker)
+    stop_worker = Method(calls.stop_worker)
     resume_worker = Method(calls.resume_worker)
     pauses = Method(calls.pauses)
     pause = Method(calls.pause)

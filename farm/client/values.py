@@ -199,6 +199,7 @@ class Worker:
     models: tuple[str, ...]  #: what is in its memory
     heartbeat_at: datetime | None
     drained_reason: str | None  #: why it gets no jobs until somebody resumes it
+    stopping: bool  #: whether its process was asked to end and has not yet
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -216,6 +217,7 @@ class Worker:
             models=tuple(raw.get("models") or ()),
             heartbeat_at=_time(raw.get("heartbeat_at")),
             drained_reason=raw.get("drained_reason"),
+            stopping=bool(raw.get("stopping")),
             raw=dict(raw),
         )
 

@@ -62,6 +62,7 @@ class Worker:
     heartbeat_at: datetime
     loaded: tuple[LoadedOn, ...] = ()  #: what it says of those models
     drained_reason: str | None = None  #: why it gets nothing, also after a restart; None: nobody drained it
+    stopping: bool = False  #: whether its process was asked to end and has not yet
 
     @property
     def room(self) -> int:

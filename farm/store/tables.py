@@ -359,6 +359,7 @@ class WorkerRow(Base):
     started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=NOW)
     drained_reason: Mapped[str | None]  #: why it gets nothing, also after a restart; None: nobody drained it
+    stop_boot_id: Mapped[str | None]  #: the process of it that an operator wants ended
 
 
 class JobFailureRow(Base):

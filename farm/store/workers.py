@@ -64,6 +64,7 @@ def _worker(row: WorkerRow, holds: int) -> Worker:
         row.heartbeat_at,
         loaded,
         row.drained_reason,
+        row.stop_boot_id == row.boot_id and row.state != WorkerState.OFFLINE.value,
     )
 
 
@@ -102,10 +103,13 @@ class Workers:
 
     def beat(
         self, name: str, boot_id: str, models: tuple[str, ...], loaded: tuple[LoadedOn, ...] = ()
-    ) -> WorkerState | None:
-        """Record a sign of life; returns the worker's state, or None if another process has taken its name."""
+    ) -> tuple[WorkerState, bool] | None:
+        """Record a sign of life; returns the worker's state, and whether somebody wants this process ended.
+
+        None if another process has taken its name.
+        """
         told = cast({"loaded": [asdict(one) for one in loaded]}, JSONB)
-        state = self._session.scalar(
+        row = self._session.execute(
             update(WorkerRow)
             .where(WorkerRow.name == name, WorkerRow.boot_id == boot_id)
             .values(
@@ -115,9 +119,10 @@ class Workers:
                 # one that was given up for its silence is back
                 state=case((WorkerRow.state == WorkerState.OFFLINE.value, _present()), else_=WorkerRow.state),
             )
-            .returning(WorkerRow.state)
-        )
-        return None if state is None else WorkerState(state)
+            .returning(WorkerRow.state, func.coalesce(WorkerRow.stop_boot_id == WorkerRow.boot_id, False))
+            .execution_options(synchronize_session=False)
+        ).first()
+        return None if row is None else (WorkerState(row[0]), row[1])
 
     def set_state(self, name: str, state: WorkerState, boot_id: str | None = None) -> bool:
         """Change a worker's state; False if there is no such worker (or it is another process by now)."""
@@ -136,11 +141,15 @@ class Workers:
         )
         return self._steer(name, {"state": drained, "drained_reason": func.coalesce(WorkerRow.drained_reason, reason)})
 
+    def stop(self, name: str) -> None:
+        """Have the process that is the worker now end, when it hears of it."""
+        self._steer(name, {"stop_boot_id": WorkerRow.boot_id})
+
     def resume(self, name: str) -> bool:
         """Give a drained worker jobs again; False if there is no such worker. One that ends by itself still ends."""
         drained = WorkerRow.drained_reason.is_not(None) & (WorkerRow.state == WorkerState.DRAINING.value)
         online = case((drained, WorkerState.ONLINE.value), else_=WorkerRow.state)
-        return self._steer(name, {"state": online, "drained_reason": null()})
+        return self._steer(name, {"state": online, "drained_reason": null(), "stop_boot_id": null()})
 
     def _steer(self, name: str, values: dict[str, Any]) -> bool:
         changed = (

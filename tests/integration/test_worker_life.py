@@ -15,6 +15,7 @@ from farm import lifecycle
 from farm.dispatch import broker
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
+from farm.errors import Conflict
 from farm.objects.keys import job_prefix
 from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, Wire, WorkerProcess, spec
@@ -168,6 +169,31 @@ def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_ho
         found = farm.worker(worker.name)
         assert found is not None
         assert found.state is WorkerState.OFFLINE
+    finally:
+        worker.kill()
+
+
+def test_a_worker_that_an_operator_stops_finishes_what_is_on_its_card_and_stays_drained(farm: Farm) -> None:
+    worker = WorkerProcess(farm, card="cpu5", env={"FARM_DRAIN_SECONDS": "60"}).start()
+    try:
+        worker.wait_online()
+        job = farm.start(spec(num_inference_steps=40), worker.name)
+        wait_until(lambda: on_the_card(farm, job.id), 90, what="the job is on the card")
+        with farm.store.begin() as unit:
+            assert lifecycle.stop_worker(unit, worker.name, "enough").stopping
+        assert worker.wait(90) == 0
+        assert farm.job(job.id).state is JobState.SUCCEEDED
+        with farm.store.begin() as unit, pytest.raises(Conflict, match="offline"):
+            lifecycle.stop_worker(unit, worker.name, "again")
+        again = WorkerProcess(farm, card="cpu5").start()
+        try:
+            wait_until(lambda: (found := farm.worker(worker.name)) and found.state is WorkerState.DRAINING, 60)
+            with farm.store.begin() as unit:
+                resumed = lifecycle.resume_worker(unit, worker.name)
+            assert (resumed.state, resumed.stopping) == (WorkerState.ONLINE, False)
+            farm.wait(farm.start(spec(), worker.name), JobState.SUCCEEDED)
+        finally:
+            again.kill()
     finally:
         worker.kill()
 

@@ -1,4 +1,4 @@
-"""Workers: who renders, on what, with which models in memory; drain and resume."""
+"""Workers: who renders, on what, with which models in memory; drain, stop and resume."""
 
 from __future__ import annotations
 
@@ -52,6 +52,15 @@ def drain(farm: Farm, who: Who, name: Annotated[str, Form(max_length=300)]) -> R
     with farm.store.begin() as unit:
         lifecycle.drain_worker(unit, name, f"drained by the key {who.key.name!r}")
     return see(PATH, f"{name} finishes what it holds and gets nothing new.")
+
+
+@router.post("/stop")
+def stop(farm: Farm, who: Who, name: Annotated[str, Form(max_length=300)]) -> Response:
+    """Drain it and end its process."""
+    who.must(Scope.OPERATE, Scope.ADMIN)
+    with farm.store.begin() as unit:
+        lifecycle.stop_worker(unit, name, f"stopped by the key {who.key.name!r}")
+    return see(PATH, f"{name} finishes what is on its card and ends.")
 
 
 @router.post("/resume")
