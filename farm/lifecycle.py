@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
-from farm.domain.job import Done, HandOver, Held, Job, JobError, NewJob, Output, Selection, Sent
+from farm.domain.job import Done, HandOver, Held, Job, JobError, JobFilter, NewJob, Output, Selection, Sent
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
@@ -485,15 +485,8 @@ def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> tuple[Batch, bool
         raise Conflict("the batch is over: every job reached its end")
     if batch.state is BatchState.CANCELED:
         return batch, False
-    unit.batches.allow_long()
-    ended = unit.batches.cancel_waiting(batch_id)
-    unit.events.notify_each(JOB_CHANNEL, unit.batches.ask_cancel(batch_id))
-    if ended:
-        # those who wait for one of the jobs look again by themselves, so a million of them need not be told
-        unit.events.notify(EVENT_CHANNEL)
-        unit.events.notify(QUEUE_CHANNEL)
-    left = unit.batches.left(batch_id)
-    unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended} if ended else {}, cancel=True)
+    ended, _, left = _cancel_many(unit, tenant_id, Selection(wanted=JobFilter(batch_id=batch_id)))
+    unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]} if ended else {}, cancel=True)
     return _existing_batch(unit, tenant_id, batch_id), left
 
 
@@ -503,20 +496,24 @@ def cancel_selected(unit: Unit, tenant_id: str, selection: Selection) -> tuple[i
     Returns how many were canceled, how many were asked to stop at their next step, and whether some are left that this
     unit could not reach: call again, in another unit.
     """
+    ended, asked, left = _cancel_many(unit, tenant_id, selection)
+    # every unit locks the rows of batches last, and in the same order
+    for batch_id in sorted(one for one in ended if one is not None):
+        unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]})
+    return sum(ended.values()), asked, left
+
+
+def _cancel_many(unit: Unit, tenant_id: str, selection: Selection) -> tuple[dict[str | None, int], int, bool]:
+    """How many of each batch were canceled, how many were asked to stop, and whether some are left."""
     unit.batches.allow_long()
     ended = unit.selections.cancel_waiting(tenant_id, selection)
     asked = unit.selections.ask_cancel(tenant_id, selection)
     unit.events.notify_each(JOB_CHANNEL, asked)
-    canceled = sum(ended.values())
-    if canceled:
-        # as for a whole batch: who waits for one of the jobs looks again by himself
+    if ended:
+        # those who wait for one of the jobs look again by themselves, so a million of them need not be told
         unit.events.notify(EVENT_CHANNEL)
         unit.events.notify(QUEUE_CHANNEL)
-    left = unit.selections.left(tenant_id, selection)
-    # every unit locks the rows of batches last, and in the same order
-    for batch_id in sorted(one for one in ended if one is not None):
-        unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]})
-    return canceled, len(asked), left
+    return ended, len(asked), unit.selections.left(tenant_id, selection)
 
 
 def retry_selected(unit: Unit, tenant_id: str, selection: Selection) -> int:

@@ -106,11 +106,13 @@ class Reports:
 
 
 class Checker:
-    """Checks requests as they come, for one tenant."""
+    """Checks requests as they come, for one tenant, with defaults for what they leave open."""
 
-    def __init__(self, farm: Services, tenant_id: str) -> None:
+    def __init__(self, farm: Services, tenant_id: str, defaults: Mapping[str, Any]) -> None:
         self._farm = farm
         self._tenant_id = tenant_id
+        self._defaults = defaults
+        self._own_defaults = {name: value for name, value in defaults.items() if name in OWN}
         # A column of a million cells names few pictures and fewer webhooks: each is looked up once.
         self._picture = lru_cache(KNOWN_INPUTS)(self._look_up)
         self._webhook = lru_cache(KNOWN_INPUTS)(self._check_webhook)
@@ -123,28 +125,33 @@ class Checker:
 
         Lines of one body mostly differ in what is `OWN` to each: what the rest comes to is worked out once.
         """
-        # with their types: 1 == 1.0 == True, but a field does not take all of them
-        rest = tuple((name, type(value), value) for name, value in body.items() if name not in OWN)
+        own, rest = self._own_defaults.copy(), []
+        for name, value in body.items():
+            if name in OWN:
+                own[name] = value
+            else:
+                rest.append((name, type(value), value))  # with its type: 1 == 1.0 == True, but a field minds
+        kind = tuple(rest)
         try:
-            mould = self._moulds.get(rest)
+            mould = self._moulds.get(kind)
         except TypeError:  # a list or an object among them
             return self._whole(body), None
         if mould is None:
             job = self._whole(body)
             if len(self._moulds) >= MOULDS:
                 self._moulds.clear()
-            self._moulds[rest] = job
+            self._moulds[kind] = job
             return job, None
         try:
-            own = _OWN.validate_python({name: value for name, value in body.items() if name in OWN})
+            checked = _OWN.validate_python(own)
         except ValidationError:
             return self._whole(body), None  # tells of everything that is wrong
-        seed = secrets.randbelow(DRAWN_SEEDS) if own.seed is None else own.seed
-        return mould, Own(own.prompt, own.negative_prompt, seed, own.custom_id, own.metadata)
+        seed = secrets.randbelow(DRAWN_SEEDS) if checked.seed is None else checked.seed
+        return mould, Own(checked.prompt, checked.negative_prompt, seed, checked.custom_id, checked.metadata)
 
     def _whole(self, body: Mapping[str, Any]) -> NewJob:
         try:
-            request = _REQUEST.validate_python(body)
+            request = _REQUEST.validate_python(lines.merged(self._defaults, body))
         except ValidationError as error:
             raise BadInput(*problems.of_body(error)) from None
         found: list[FieldProblem] = []
@@ -250,13 +257,13 @@ def submit(
     if order.new.webhook is not None:
         guard.parse(order.new.webhook, farm.settings, field="webhook")
     batch_id = ids.new(ids.BATCH)
-    checker = Checker(farm, tenant_id)
+    checker = Checker(farm, tenant_id, order.defaults)
     limit = None if order.dry_run else _limit(farm, tenant_id)
     with Reports() as reports, contextlib.ExitStack() as stack:
         unit = stack.enter_context(farm.store.begin())
         whole = True
         try:
-            staged = unit.batches.stage(_entries(checker, order, found, reports, limit))
+            staged = unit.batches.stage(_entries(checker, found, reports, limit))
         except BadInput as broken:  # the body stops being what it claims to be: no line after that can be told
             for one in broken.problems:
                 reports.add(one.line or 1, [one])
@@ -299,9 +306,7 @@ def _before(
         return lifecycle.batch_submitted(unit, tenant_id, IdempotencyKey(name, digest()))
 
 
-def _entries(
-    checker: Checker, order: Order, found: Iterable[Line], reports: Reports, limit: int | None
-) -> Iterator[Entry]:
+def _entries(checker: Checker, found: Iterable[Line], reports: Reports, limit: int | None) -> Iterator[Entry]:
     taken = 0
     for number, body in found:
         if isinstance(body, FieldProblem):
@@ -311,7 +316,7 @@ def _entries(
             reports.add(number, body.problems, body.custom_id)
             continue
         try:
-            job, own = checker.job(lines.merged(order.defaults, body))
+            job, own = checker.job(body)
         except BadInput as refused:
             reports.add(number, refused.problems, body.get("custom_id"))
             continue

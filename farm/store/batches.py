@@ -25,15 +25,14 @@ from farm.domain.states import EventType, JobState, Priority
 from farm.errors import DatabaseUnavailable
 from farm.store import cursor as cursors
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, Events
-from farm.store.tables import JOB_ID, BatchRow, EventRow, JobRow, OutputRow
+from farm.store.tables import BatchRow, EventRow, JobRow, OutputRow
 from farm.store.workers import HELD
 
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
 LONG_SECONDS: Final = 600
-CANCEL_AT_ONCE: Final = 50_000  #: jobs ended by one statement, so that the locks are not held for long
 MOVE_AT_ONCE: Final = 100_000  #: jobs moved by one statement
 DELETE_AT_ONCE: Final = 5_000  #: jobs deleted by one statement, with their events and deliveries
-_JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
+_string: Final = json.encoder.encode_basestring  #: a text as JSON
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 PART: Final = 64 * 2**10  #: characters sent to COPY at once
 _OUTPUT: Final = ("index", "key", "sha256", "size", "width", "height", "content_type", "seed")
@@ -86,34 +85,6 @@ _AGAIN: Final = text("""
           WHERE batch_id = :old AND state IN ('failed', 'canceled')) AS ended
     ORDER BY place
 """).bindparams(bindparam("batch", type_=Uuid), bindparam("old", type_=Uuid))
-# Jobs that somebody else has locked at this moment are passed over, never waited for: two that each hold a part of
-# what the other wants would wait for ever. The caller comes back for them.
-_CANCEL: Final = text("""
-    WITH waiting AS (
-        SELECT id FROM job WHERE batch_id = :batch AND state IN ('queued', 'dispatched')
-        LIMIT :at_once FOR UPDATE SKIP LOCKED
-    ), ended AS (
-        UPDATE job SET state = 'canceled', lease_until = NULL, finished_at = now(), cancel_requested = true
-        FROM waiting WHERE job.id = waiting.id
-        RETURNING job.id, job.tenant_id, job.epoch
-    ), told AS (
-        INSERT INTO event (tenant_id, job_id, type, epoch, data)
-        SELECT tenant_id, id, :type, epoch, '{}' FROM ended
-    )
-    SELECT count(*) FROM ended
-""").bindparams(bindparam("batch", type_=Uuid))
-_ASK: Final = (
-    text("""
-    WITH running AS (
-        SELECT id FROM job WHERE batch_id = :batch AND state = 'running' AND NOT cancel_requested
-        FOR UPDATE SKIP LOCKED
-    )
-    UPDATE job SET cancel_requested = true FROM running WHERE job.id = running.id RETURNING job.id
-""")
-    .bindparams(bindparam("batch", type_=Uuid))
-    .columns(id=JOB_ID)
-)
-
 # A paused job keeps its place in its line, ten centuries later: the dispatcher's walk along a line ends at the present,
 # so it never meets what is paused, however much that is. Hours, because days differ in length by time zone.
 _CENTURIES: Final = "interval '8766000 hours'"
@@ -569,32 +540,6 @@ class Batches:
         events.notify(EVENT_CHANNEL)
         events.notify(JOB_CHANNEL, row.id)
 
-    def cancel_waiting(self, batch_id: str) -> int:
-        """queued or dispatched → canceled for a batch's jobs, with their events; returns how many, see `left`."""
-        found = self._session.scalar(
-            _CANCEL,
-            {
-                "batch": ids.to_uuid(ids.BATCH, batch_id),
-                "at_once": CANCEL_AT_ONCE,
-                "type": EventType.CANCELED.value,
-            },
-        )
-        return int(found or 0)
-
-    def ask_cancel(self, batch_id: str) -> list[str]:
-        """Ask the workers of a batch's running jobs to stop; returns those jobs."""
-        return list(self._session.scalars(_ASK, {"batch": ids.to_uuid(ids.BATCH, batch_id)}))
-
-    def left(self, batch_id: str) -> bool:
-        """Whether jobs of the batch still wait, or run without having been asked to stop."""
-        waiting = JobRow.state.in_((JobState.QUEUED.value, JobState.DISPATCHED.value))
-        unasked = (JobRow.state == JobState.RUNNING.value) & ~JobRow.cancel_requested
-        return bool(
-            self._session.scalar(
-                select(select(JobRow.id).where(JobRow.batch_id == batch_id, or_(waiting, unasked)).exists())
-            )
-        )
-
     # -- steering -----------------------------------------------------------------------------------------------------
 
     def lock(self, batch_id: str) -> None:
@@ -627,7 +572,7 @@ class Batches:
     def move(self, batch_id: str) -> int:
         """Let jobs that are not over follow their batch's pause and priority; returns how many did, see `moved`.
 
-        Jobs that somebody else has locked at this moment are passed over, as in `cancel_waiting`.
+        Jobs that somebody else has locked at this moment are passed over, as in `Selections.cancel_waiting`.
         """
         values = {"batch": ids.to_uuid(ids.BATCH, batch_id), "at_once": MOVE_AT_ONCE}
         return int(self._session.scalar(_MOVE, values) or 0)
@@ -760,8 +705,8 @@ def _parts(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int, float]]:
         if own is None:
             spec = job.spec
             own = Own(spec.prompt, spec.negative_prompt, spec.seed, job.custom_id, dict(job.metadata))
-        begin = f'{{"prompt":{_JSON(own.prompt)},"negative_prompt":{_JSON(own.negative_prompt)},"seed":{own.seed},'
-        metadata = _document(_JSON(own.metadata)) if own.metadata else "{}"
+        begin = f'{{"prompt":{_string(own.prompt)},"negative_prompt":{_string(own.negative_prompt)},"seed":{own.seed},'
+        metadata = _document(_metadata(own.metadata)) if own.metadata else "{}"
         row = (
             f"{seq}\t{entry.line}\t{series.hex(seq)}\t{common.names}\t{_document(begin)}{common.document}\t"
             f"{common.middle}\t{_text(own.custom_id)}\t{metadata}\t{common.end}\n"
@@ -774,6 +719,11 @@ def _parts(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int, float]]:
             rows, size, costs = [], 0, 0.0
     if rows:
         yield "".join(rows).encode(), len(rows), costs
+
+
+def _metadata(value: Mapping[str, str]) -> str:
+    """Texts by name as JSON, in half of the time that the general way takes."""
+    return f"{{{','.join([f'{_string(name)}:{_string(text)}' for name, text in value.items()])}}}"
 
 
 def _text(value: str | None) -> str:

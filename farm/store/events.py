@@ -18,7 +18,7 @@ from farm.store.tables import EventRow
 QUEUE_CHANNEL: Final = "farm_queue"  #: a job waits, or a worker has room: the dispatcher looks
 JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, or of a batch that tells something
 PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its picture on the way
-EVENT_CHANNEL: Final = "farm_event"  #: an event row was written: the deliverer looks
+EVENT_CHANNEL: Final = "farm_event"  #: an event was written that somebody wants to hear of: the deliverer looks
 
 NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of what is told when it commits
 _NOTIFY: Final = """
@@ -26,10 +26,16 @@ _NOTIFY: Final = """
     FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS told (channel, payload)
 """
 _NOTIFY_EACH: Final = "SELECT pg_notify(%(channel)s, name) FROM unnest(string_to_array(%(names)s, ' ')) AS name"
+# What nobody wants to hear of is no work for a deliverer, not even for a look.
 _RECORD: Final = """
-    INSERT INTO event (tenant_id, job_id, epoch, type, data)
-    SELECT * FROM unnest(%(tenants)s::uuid[], %(jobs)s::uuid[], %(epochs)s::integer[], %(types)s::text[],
-                         %(data)s::jsonb[])
+    INSERT INTO event (tenant_id, job_id, epoch, type, data, fanned_out)
+    SELECT told.*, NOT EXISTS (
+            SELECT FROM endpoint WHERE endpoint.tenant_id = told.tenant_id AND told.type = ANY (endpoint.events)
+                AND NOT one_off AND disabled_at IS NULL)
+        AND NOT EXISTS (SELECT FROM job WHERE job.id = told.job_id AND job.webhook IS NOT NULL)
+    FROM unnest(%(tenants)s::uuid[], %(jobs)s::uuid[], %(epochs)s::integer[], %(types)s::text[], %(data)s::jsonb[])
+        AS told (tenant_id, job_id, epoch, type, data)
+    RETURNING fanned_out
 """
 _JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -98,8 +104,9 @@ class Events:
             "types": [one.value for one in kinds],
             "data": [_JSON(one) for one in data],
         }
-        self._session.connection().exec_driver_sql(_RECORD, values)
-        self.notify(EVENT_CHANNEL)
+        wrote = self._session.connection().exec_driver_sql(_RECORD, values)
+        if not all(wrote.scalars()):
+            self.notify(EVENT_CHANNEL)
 
     def record_progress(self, job_ids: Collection[str], every_seconds: float) -> None:
         """Write how far jobs are, for webhook endpoints that ask for it and heard nothing for ``every_seconds``."""

@@ -29,7 +29,7 @@ from farm.domain import ids
 from farm.domain.batch import Staged
 from farm.domain.job import JobFilter, Selection
 from farm.domain.states import EventType, JobState
-from farm.store.tables import EventRow, JobRow
+from farm.store.tables import EndpointRow, EventRow, JobRow
 
 AT_ONCE: Final = 50_000  #: jobs ended by one statement, so that the locks are not held for long
 WAITING: Final = (JobState.QUEUED.value, JobState.DISPATCHED.value)
@@ -83,19 +83,20 @@ class Selections:
             update(JobRow)
             .where(JobRow.id == waiting.c.id)
             .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now(), cancel_requested=true())
-            .returning(JobRow.id, JobRow.tenant_id, JobRow.epoch, JobRow.batch_id)
+            .returning(JobRow.id, JobRow.tenant_id, JobRow.epoch, JobRow.batch_id, JobRow.webhook)
             .cte("ended")
         )
         told = (
             insert(EventRow)
             .from_select(
-                ["tenant_id", "job_id", "epoch", "type", "data"],
+                ["tenant_id", "job_id", "epoch", "type", "data", "fanned_out"],
                 select(
                     ended.c.tenant_id,
                     ended.c.id,
                     ended.c.epoch,
                     literal(EventType.CANCELED.value),
                     literal({}, EventRow.__table__.c.data.type),
+                    ended.c.webhook.is_(None) & ~_heard(tenant_id, EventType.CANCELED),
                 ),
                 include_defaults=False,
             )
@@ -184,6 +185,20 @@ def _chosen(tenant_id: str, selection: Selection) -> list[Any]:
     if not named:
         return [false()]
     return [*conditions, JobRow.id == any_(bindparam(None, named, type_=ARRAY(Uuid)))]
+
+
+def _heard(tenant_id: str, kind: EventType) -> Any:
+    """Whether an endpoint of the tenant wants such events: asked once, whatever the number of jobs."""
+    return (
+        select(EndpointRow.id)
+        .where(
+            EndpointRow.tenant_id == tenant_id,
+            ~EndpointRow.one_off,
+            EndpointRow.disabled_at.is_(None),
+            literal(kind.value) == any_(EndpointRow.events),
+        )
+        .exists()
+    )
 
 
 def _waits() -> Any:

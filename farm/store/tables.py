@@ -396,6 +396,8 @@ class EndpointRow(Base):
         Index("endpoint_one_off", "tenant_id", "url", unique=True, postgresql_where=text("one_off")),
         # the deliverers' walk: endpoints, not deliveries, so that one endpoint's backlog is one row here
         Index("endpoint_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        # asked at every event: a tenant may have many of the others
+        Index("endpoint_subscribed", "tenant_id", postgresql_where=text("NOT one_off AND disabled_at IS NULL")),
         # asked at every report of progress, and nearly always empty
         Index("endpoint_progress", "tenant_id", postgresql_where=text("'job.progress' = ANY (events)")),
     )

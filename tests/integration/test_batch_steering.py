@@ -302,22 +302,22 @@ def test_of_a_hundred_thousand_lines_the_one_bad_line_is_named_and_can_be_skippe
 
 def test_lines_that_are_alike_come_to_what_each_alone_would(api: Api) -> None:
     services = api.server.config.app.state.services  # type: ignore[union-attr]
-    checker = bulk.Checker(services, api.tenant_id)
     common = {"task": "text-to-image", "width": 64, "height": 64, "priority": "bulk", "num_inference_steps": 7}
-    assert checker.job(common | {"prompt": "the first of its kind"})[1] is None
+    checker = bulk.Checker(services, api.tenant_id, common | {"negative_prompt": "unless said"})
+    assert checker.job({"prompt": "the first of its kind"})[1] is None
     for own in (
         {"prompt": 'a\\b\t"c"\nd é', "seed": 5, "custom_id": "x\ty\\z", "metadata": {"k": "\\t\n"}},
         {"prompt": "b", "negative_prompt": "nothing\\", "seed": 2**40},
     ):
-        job, mine = checker.job(common | own)
+        job, mine = checker.job(own)
         assert mine is not None
-        alone, _ = bulk.Checker(services, api.tenant_id).job(common | own)
+        alone, _ = bulk.Checker(services, api.tenant_id, {}).job(common | {"negative_prompt": "unless said"} | own)
         texts = {"prompt": mine.prompt, "negative_prompt": mine.negative_prompt, "seed": mine.seed}
         assert job.spec.model_copy(update=texts) == alone.spec
         assert (mine.custom_id, tuple(mine.metadata.items())) == (alone.custom_id, alone.metadata)
     for wrong in ({"prompt": "a", "seed": -1}, {"prompt": "a", "width": 64.0, "seed": True}, {"prompt": "\0"}):
         with pytest.raises(BadInput):
-            checker.job(common | wrong)
+            checker.job(wrong)
     with Farm(api.url, api.key) as farm:
         body = [common | {"prompt": f'a\\b\t"{n}"\né', "seed": n, "custom_id": f"x\ty\\{n}"} for n in range(3)]
         batch = farm.submit_batch([one | {"metadata": {"k": f"\\t\n{n}"}} for n, one in enumerate(body)])
