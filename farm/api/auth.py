@@ -28,7 +28,7 @@ def authenticate(store: Store, header: str | None) -> Key:
     scheme, _, text = header.strip().partition(" ")
     if scheme.lower() != "bearer":
         raise Unauthorized("send the API key as a bearer token: `Authorization: Bearer farm_…`")
-    with store.begin() as unit:
+    with store.look() as unit:
         return unit.tenants.authenticate(text.strip())
 
 

@@ -275,7 +275,7 @@ def _read_json(parsed: Any, order: Order) -> tuple[Order, Iterable[Line]]:
 
 
 def _own(farm: Services, tenant_id: str, batch_id: str) -> Batch:
-    with farm.store.begin() as unit:
+    with farm.store.look() as unit:
         batch = unit.batches.get(batch_id, tenant_id)
     if batch is None:
         raise NotFound("batch", batch_id)
@@ -287,7 +287,7 @@ def list_batches(
     farm: Farm, key: Reader, limit: Annotated[int, Query(ge=1, le=200)] = 50, cursor: Cursor = None
 ) -> BatchPage:
     """The tenant's batches, newest first."""
-    with farm.store.begin() as unit:
+    with farm.store.look() as unit:
         found, following = unit.batches.page(key.tenant_id, cursor, limit)
     return BatchPage(data=[BatchShape.of(batch) for batch in found], next=following)
 

@@ -224,7 +224,7 @@ async def over(farm: Services, job: Job, seconds: float) -> Job:
 
 
 def _own(farm: Services, tenant_id: str, job_id: str) -> Job:
-    with farm.store.begin() as unit:
+    with farm.store.look() as unit:
         job = unit.jobs.get(job_id, tenant_id)
     if job is None:
         raise NotFound("job", job_id)

@@ -26,7 +26,6 @@ from farm.errors import DatabaseUnavailable
 from farm.store import cursor as cursors
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, Events
 from farm.store.tables import BatchRow, EventRow, JobRow, OutputRow
-from farm.store.workers import HELD
 
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
 LONG_SECONDS: Final = 600
@@ -113,6 +112,22 @@ _STRAY: Final = text(f"""
                OR (job.in_line_since > now() + {_CENTURIES} / 2) <> (batch.paused_at IS NOT NULL)))
 """).bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
 
+# The jobs at workers are counted over all batches, because they are few, rather than over the batch's jobs, which may
+# be a million; and in one statement with the counters, so that the two are of the same moment.
+_READ: Final = """
+    WITH held AS MATERIALIZED (
+        SELECT batch_id, state, count(*) AS jobs FROM job
+        WHERE state IN ('dispatched', 'running') AND batch_id IS NOT NULL GROUP BY batch_id, state
+    ), chosen AS (
+        SELECT * FROM batch
+        WHERE {wanted} AND tenant_id = %(tenant)s AND deleted_at IS NULL ORDER BY id DESC LIMIT %(limit)s
+    )
+    SELECT chosen.*, now() AS read_at, held.state AS at, held.jobs
+    FROM chosen LEFT JOIN held ON held.batch_id = chosen.id ORDER BY chosen.id DESC
+"""
+_ONE: Final = _READ.format(wanted="id = %(id)s")
+_PAGE: Final = _READ.format(wanted="id < %(before)s")
+
 # Says of each batch whether it has reached something that it tells.
 _SETTLE: Final = """
     WITH over AS (
@@ -179,37 +194,36 @@ class Picture:
 
 
 def _batch(row: Any, held: Mapping[str, int]) -> Batch:
-    found: BatchRow = row[0]
     dispatched, running = held.get(JobState.DISPATCHED.value, 0), held.get(JobState.RUNNING.value, 0)
-    ended = found.succeeded + found.failed + found.canceled
+    ended = row.succeeded + row.failed + row.canceled
     return Batch(
-        id=found.id,
-        tenant_id=found.tenant_id,
-        name=found.name,
-        metadata={name: str(value) for name, value in found.meta.items()},
+        id=ids.from_uuid(ids.BATCH, row.id),
+        tenant_id=ids.from_uuid(ids.TENANT, row.tenant_id),
+        name=row.name,
+        metadata={name: str(value) for name, value in row.metadata.items()},
         counts=Counts(
-            total=found.total,
-            queued=found.total - ended - dispatched - running,
+            total=row.total,
+            queued=row.total - ended - dispatched - running,
             dispatched=dispatched,
             running=running,
-            succeeded=found.succeeded,
-            failed=found.failed,
-            canceled=found.canceled,
+            succeeded=row.succeeded,
+            failed=row.failed,
+            canceled=row.canceled,
         ),
-        cost=found.cost,
-        skipped=found.skipped,
-        error_key=found.error_key,
-        retry_of=found.retry_of,
-        created_at=found.created_at,
-        first_ended_at=found.first_ended_at,
-        finished_at=found.finished_at,
-        cancel_requested_at=found.cancel_requested_at,
-        webhook=found.webhook,
-        priority=None if found.priority is None else Priority.of_rank(found.priority),
-        paused_at=found.paused_at,
-        paused_seconds=found.paused_seconds,
-        rearranging=found.rearranging,
-        read_at=row[1],
+        cost=row.cost,
+        skipped=row.skipped,
+        error_key=row.error_key,
+        retry_of=None if row.retry_of is None else ids.from_uuid(ids.BATCH, row.retry_of),
+        created_at=row.created_at,
+        first_ended_at=row.first_ended_at,
+        finished_at=row.finished_at,
+        cancel_requested_at=row.cancel_requested_at,
+        webhook=row.webhook,
+        priority=None if row.priority is None else Priority.of_rank(row.priority),
+        paused_at=row.paused_at,
+        paused_seconds=row.paused_seconds,
+        rearranging=row.rearranging,
+        read_at=row.read_at,
     )
 
 
@@ -226,46 +240,26 @@ class Batches:
         """The tenant's batch of that id."""
         if not ids.is_id(ids.BATCH, batch_id):
             return None
-        return next(iter(self._read([BatchRow.id == batch_id, BatchRow.tenant_id == tenant_id], 1)), None)
+        values = {"id": ids.to_uuid(ids.BATCH, batch_id), "tenant": ids.to_uuid(ids.TENANT, tenant_id), "limit": 1}
+        return next(iter(self._read(_ONE, values)), None)
 
     def page(self, tenant_id: str, cursor: str | None, limit: int) -> tuple[list[Batch], str | None]:
         """A page of the tenant's batches, newest first, and the cursor of the next one. Raises `BadInput`."""
-        wanted = [BatchRow.tenant_id == tenant_id]
-        if cursor is not None:
-            place = UUID(bytes=cursors.decode(cursor, 16))
-            wanted.append(BatchRow.id < ids.from_uuid(ids.BATCH, place))
-        found = self._read(wanted, limit + 1)
+        # no id comes after the last one
+        place = UUID(int=2**128 - 1) if cursor is None else UUID(bytes=cursors.decode(cursor, 16))
+        found = self._read(_PAGE, {"before": place, "tenant": ids.to_uuid(ids.TENANT, tenant_id), "limit": limit + 1})
         following = None
         if len(found) > limit:
             following = cursors.encode(ids.to_uuid(ids.BATCH, found[limit - 1].id).bytes)
         return found[:limit], following
 
-    def _read(self, wanted: Sequence[Any], limit: int) -> list[Batch]:
-        # Of all jobs at workers, which are few, rather than of the batch's jobs, which may be a million; and in one
-        # statement with the counters, so that the two are of the same moment.
-        held = (
-            select(JobRow.batch_id, JobRow.state, func.count().label("jobs"))
-            .where(JobRow.state.in_(HELD), JobRow.batch_id.is_not(None))
-            .group_by(JobRow.batch_id, JobRow.state)
-            .cte("held")
-            .prefix_with("MATERIALIZED", dialect="postgresql")
-        )
-        chosen = (
-            select(BatchRow.id).where(*wanted, BatchRow.deleted_at.is_(None)).order_by(BatchRow.id.desc()).limit(limit)
-        )
-        rows = self._session.execute(
-            select(BatchRow, func.now(), held.c.state, held.c.jobs)
-            .outerjoin(held, held.c.batch_id == BatchRow.id)
-            .where(BatchRow.id.in_(chosen.scalar_subquery()))
-            .order_by(BatchRow.id.desc())
-            .execution_options(populate_existing=True)
-        ).all()
-        at_workers: dict[str, dict[str, int]] = {}
+    def _read(self, statement: str, values: dict[str, Any]) -> list[Batch]:
+        rows = self._session.connection().exec_driver_sql(statement, values).all()
+        at_workers: dict[UUID, dict[str, int]] = {}
         for row in rows:
-            if row[2] is not None:
-                at_workers.setdefault(row[0].id, {})[row[2]] = row[3]
-        by_id = {row[0].id: row for row in rows}
-        return [_batch(row, at_workers.get(batch_id, {})) for batch_id, row in by_id.items()]
+            if row.at is not None:
+                at_workers.setdefault(row.id, {})[row.at] = row.jobs
+        return [_batch(row, at_workers.get(row.id, {})) for row in {row.id: row for row in rows}.values()]
 
     def holdings(self, batch_id: str) -> Holdings:
         """How many jobs, outputs and bytes the batch holds."""
