@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: compose-env help install compat demo test lint types fmt imports up down clean screenshots chaos
+.PHONY: compose-env help install compat demo test lint types fmt imports up down clean screenshots chaos slow bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ screenshots: $(INSTALLED) ## pictures of the dashboard's pages, into docs/images
 
 SECONDS ?= 1800
 SEED ?= $(shell $(PYTHON) -c 'import secrets; print(secrets.randbelow(2**31))')
+
+slow: $(INSTALLED) ## the tests that take too long for the suite, or a compiler
+	$(BIN)/python -m pytest tests/slow
 
 chaos: $(INSTALLED) ## break a whole farm for SECONDS (1800) by the choices of SEED (random, printed), and judge it
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --report chaos-out/report.json

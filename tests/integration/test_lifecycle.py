@@ -124,6 +124,17 @@ def test_another_worker_cannot_claim_a_hand_over(store: Store, submit: Submit) -
         lifecycle.claim(unit, job.id, epoch, "host/cpu1", 30)
 
 
+def test_a_hand_over_passes_over_what_somebody_holds(store: Store, submit: Submit) -> None:
+    held, free = submit(), submit()
+    with store.begin() as other:  # as one that cancels a million jobs does, for seconds
+        other.session.execute(text("SELECT FROM job WHERE id = :id FOR UPDATE"), {"id": held.id.removeprefix("job_")})
+        with store.begin() as unit:
+            unit.session.execute(text("SET LOCAL lock_timeout = '1s'"))
+            sent = lifecycle.hand_over(unit, [HandOver(held.id, WORKER), HandOver(free.id, WORKER)], 30)
+    assert [one.job_id for one in sent] == [free.id]
+    assert hand_over(store, held) == 1
+
+
 def test_a_hand_over_that_nobody_claims_is_offered_again_without_counting(store: Store, submit: Submit) -> None:
     job = submit()
     hand_over(store, job)

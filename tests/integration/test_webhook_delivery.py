@@ -182,6 +182,22 @@ def test_a_jobs_own_webhook_is_told_under_a_secret_of_its_own(
         signature.verify(made.secrets[0], got.headers, got.body)
 
 
+def test_what_nobody_wants_to_hear_of_is_no_work_for_a_deliverer(
+    store: Store, endpoint: Make, succeed: Succeed
+) -> None:
+    waiting = "SELECT count(*) FROM event WHERE NOT fanned_out"
+    succeed()
+    assert count(store, waiting) == 0
+    endpoint("https://example.com/hook", EventType.FAILED)
+    succeed()
+    assert count(store, waiting) == 0
+    succeed(webhook="https://example.com/own")
+    assert count(store, waiting) == 2  # its start, which its webhook passes over, and its end
+    endpoint("https://example.com/hook", EventType.SUCCEEDED)
+    succeed()
+    assert count(store, waiting) == 3
+
+
 def test_failed_and_canceled_jobs_are_told_and_filters_hold(
     store: Store, tenant: str, start: Start, hooks: Receiver, endpoint: Make, succeed: Succeed
 ) -> None:
