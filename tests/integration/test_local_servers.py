@@ -263,6 +263,8 @@ def test_up_after_kill_9_of_the_supervisor_loses_nothing_and_leaves_no_stray(run
 
 def test_down_after_kill_9_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "farm"
+    # of other farms that were killed, perhaps under the port that another part of this one gets
+    before = set(Path("/tmp").glob("seaweedfs-*.sock"))
     killed = up(path)
     run = killed.directory.run()
     assert run is not None
@@ -271,7 +273,7 @@ def test_down_after_kill_9_of_the_supervisor_leaves_nothing(tmp_path: Path) -> N
     assert strays(path) == []
     taken = [port for name, port in killed.directory.farm().ports.items() if name not in {"api", "flower"}]
     assert all(ports.is_free(port) for port in taken)
-    assert [left for port in taken for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")] == []
+    assert {left for port in taken for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")} <= before
     assert killed.directory.run() is None
 
 
