@@ -25,6 +25,7 @@ from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
 from farm.objects import keys
+from farm.store import selections
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
 from farm.store.jobs import Expired
 from farm.store.retention import Retention
@@ -474,20 +475,19 @@ def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
     return job
 
 
-def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> tuple[Batch, bool]:
-    """Stop a batch: what waits at once, by one statement with its events; what runs at its next denoising step.
+def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+    """Stop a batch: nothing of it is handed over from this unit's commit on.
 
-    Returns the batch, and whether jobs are left that this unit could not reach, because somebody else held their rows
-    or because they are many: call again, in another unit. Raises `NotFound`, or `Conflict` if it ran to its end.
+    Call `rearrange` in units of their own until it has done all: what waits ends, what runs is asked to stop at its
+    next denoising step. Canceling again changes nothing. Raises `NotFound`, or `Conflict` if the batch ran to its end.
     """
-    batch = _own_batch(unit, tenant_id, batch_id)
+    batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if batch.state is BatchState.COMPLETED:
         raise Conflict("the batch is over: every job reached its end")
-    if batch.state is BatchState.CANCELED:
-        return batch, False
-    ended, _, left = _cancel_many(unit, tenant_id, Selection(wanted=JobFilter(batch_id=batch_id)))
-    unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]} if ended else {}, cancel=True)
-    return _existing_batch(unit, tenant_id, batch_id), left
+    if batch.cancel_requested_at is not None:
+        return batch
+    unit.batches.cancel(batch_id)
+    return _steered(unit, tenant_id, batch_id)
 
 
 def cancel_selected(unit: Unit, tenant_id: str, selection: Selection) -> tuple[int, int, bool]:
@@ -513,7 +513,9 @@ def _cancel_many(unit: Unit, tenant_id: str, selection: Selection) -> tuple[dict
         # those who wait for one of the jobs look again by themselves, so a million of them need not be told
         unit.events.notify(EVENT_CHANNEL)
         unit.events.notify(QUEUE_CHANNEL)
-    return ended, len(asked), unit.selections.left(tenant_id, selection)
+    # where there were as many as one statement takes, looking for more would read them all once again
+    left = sum(ended.values()) == selections.AT_ONCE or unit.selections.left(tenant_id, selection)
+    return ended, len(asked), left
 
 
 def retry_selected(unit: Unit, tenant_id: str, selection: Selection) -> int:
@@ -589,16 +591,31 @@ def _steered(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
 
 
 def rearrange(unit: Unit, batch_id: str) -> bool:
-    """Let a batch's jobs follow its pause and its priority; returns whether all do.
+    """Let a batch's jobs follow its pause, its priority and its end; returns whether all do.
 
     If not, call it again in another unit: they are many, or somebody else held their rows.
     """
     unit.batches.allow_long()
+    tenant_id = unit.batches.canceling(batch_id)
+    if tenant_id is not None:
+        return _end_batch(unit, tenant_id, batch_id)
     if unit.batches.move(batch_id):
         unit.events.notify(QUEUE_CHANNEL)
         return False  # what is left is looked at by a unit that holds no lock of a job
     unit.batches.lock(batch_id)
     return unit.batches.moved(batch_id)
+
+
+def _end_batch(unit: Unit, tenant_id: str, batch_id: str) -> bool:
+    whole = Selection(wanted=JobFilter(batch_id=batch_id))
+    ended, _, left = _cancel_many(unit, tenant_id, whole)
+    # every unit locks the rows of batches last
+    if ended:
+        unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]})
+    if left:
+        return False
+    unit.batches.settled(batch_id)
+    return True
 
 
 def batch_holdings(unit: Unit, tenant_id: str, batch_id: str) -> Holdings:

@@ -40,11 +40,12 @@ from farm.settings import Settings
 from farm.store.unit import Store, Unit
 from workers import crash
 from workers.encode import encode
-from workers.engine import Engine, Rendered, RenderWork, total_steps
+from workers.engine import Engine
 from workers.ledger import Ledger
 from workers.reporter import Reporter
 from workers.rights import Right, Rights, Stage, Why
 from workers.shelf import Shelf
+from workers.work import Rendered, RenderWork, total_steps
 
 log = structlog.stdlib.get_logger()
 T = TypeVar("T")

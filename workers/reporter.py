@@ -16,8 +16,8 @@ from farm import lifecycle
 from farm.domain.job import Held
 from farm.errors import DatabaseUnavailable
 from farm.store.unit import Store
-from workers.engine import Preview
 from workers.rights import Right, Rights, Why
+from workers.work import Preview
 
 log = structlog.stdlib.get_logger()
 

@@ -13,9 +13,9 @@ from farm.domain.worker import Card
 from farm.errors import OutOfMemory
 from workers import pipelines
 from workers.card import NO_UPKEEP, Upkeep, device
-from workers.engine import Rendered, RenderWork
 from workers.pipelines import LoadedModel
 from workers.residency import Residency, free
+from workers.work import Rendered, RenderWork
 
 log = structlog.stdlib.get_logger()
 

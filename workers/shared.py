@@ -24,10 +24,10 @@ from farm.errors import JobCanceled
 from workers import pipelines, previews
 from workers.batching import Hub, Run, Setting, Sharing
 from workers.card import NO_UPKEEP, Upkeep
-from workers.engine import Preview, Rendered, RenderWork
 from workers.lessons import Lessons
 from workers.pipelines import LoadedModel
 from workers.serial import SerialRenderer
+from workers.work import Preview, Rendered, RenderWork
 
 log = structlog.stdlib.get_logger()
 

@@ -135,7 +135,7 @@ class BatchShape(Shape):
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
     webhook: str | None = Field(description="Told of the batch's milestones and its end.")
     priority: Priority | None = Field(description="Of all its jobs, once it was changed; null: each has its own.")
-    rearranging: bool = Field(description="Whether jobs still follow a pause, its end or a new priority.")
+    rearranging: bool = Field(description="Whether jobs still follow a pause, its end, a new priority or a cancel.")
     created_at: datetime
     finished_at: datetime | None
     cancel_requested_at: datetime | None

@@ -50,7 +50,7 @@ from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
 from farm.domain.states import TERMINAL, JobState
 from farm.errors import BadInput, FarmError, NotFound
 from farm.objects import keys
-from farm.store.batches import Ended, Picture
+from farm.store.batches import LAST, Ended, Picture
 
 router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=Guarded)
 
@@ -67,7 +67,7 @@ DRAIN_BYTES: Final = 256 * 2**20
 PAGE: Final = 500  #: jobs read at once while results are streamed
 AT_ONCE: Final = 4  #: pictures fetched at once for an archive
 NAME_BYTES: Final = 72  #: of a job's own name in an archive: with all around it, what a tar's header holds
-CANCEL_SECONDS: Final = 20.0  #: how long one request goes on stopping jobs
+FOLLOW_SECONDS: Final = 5.0  #: how long one request sees to it that jobs follow; the sweeper goes on
 
 BatchId = Annotated[str, Path(description="The batch's id.", json_schema_extra={"pattern": ids.pattern(ids.BATCH)})]
 Place = Annotated[
@@ -442,6 +442,8 @@ _ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     **responses(*ALWAYS, 404, 416),
 }
 Kind = Annotated[Form, Query(alias="format", description="`tar`: for very many pictures, and to go on later.")]
+FirstPlace = Annotated[int, Query(ge=1, le=LAST, description="Of the jobs of a part: the first one's place.")]
+LastPlace = Annotated[int, Query(ge=1, le=LAST, description="The last one's place; to the end if absent.")]
 Asked = Annotated[str | None, Header(alias="Range", description="One range of bytes, of a tar.", max_length=100)]
 Unchanged = Annotated[str | None, Header(alias="If-Range", description="The `ETag` of the first part.", max_length=200)]
 
@@ -453,13 +455,21 @@ Unchanged = Annotated[str | None, Header(alias="If-Range", description="The `ETa
     responses=_ARCHIVE_ANSWERS,
 )
 def get_batch_archive(
-    farm: Farm, key: Reader, batch_id: BatchId, form: Kind = Form.ZIP, asked: Asked = None, unchanged: Unchanged = None
+    farm: Farm,
+    key: Reader,
+    batch_id: BatchId,
+    form: Kind = Form.ZIP,
+    first: FirstPlace = 1,
+    last: LastPlace = LAST,
+    asked: Asked = None,
+    unchanged: Unchanged = None,
 ) -> Response:
     """All pictures as one download, written while they are read from the object storage.
 
-    The tar of a batch that is over can be had in parts: a download that broke goes on with `Range`.
+    `first` and `last` ask for a part: the pictures of the jobs with places from the one to the other, as an archive of
+    its own. The tar of a batch that is over also goes on where a download broke, by `Range`.
     """
-    return _archive(farm, _own(farm, key.tenant_id, batch_id), form, asked, unchanged)
+    return _archive(farm, _own(farm, key.tenant_id, batch_id), form, (first, last), asked, unchanged)
 
 
 @router.head(
@@ -471,28 +481,38 @@ def get_batch_archive(
         **responses(*ALWAYS, 404),
     },
 )
-def head_batch_archive(farm: Farm, key: Reader, batch_id: BatchId, form: Kind = Form.ZIP) -> Response:
+def head_batch_archive(
+    farm: Farm, key: Reader, batch_id: BatchId, form: Kind = Form.ZIP, first: FirstPlace = 1, last: LastPlace = LAST
+) -> Response:
     """The size of a download, and whether it can be had in parts."""
-    found = _archive(farm, _own(farm, key.tenant_id, batch_id), form, None, None)
+    found = _archive(farm, _own(farm, key.tenant_id, batch_id), form, (first, last), None, None)
     # the stream was not begun, and is not
     return Response(headers={name: value for name, value in found.headers.items() if name != "content-type"})
 
 
-def _archive(farm: Services, batch: Batch, form: Form, asked: str | None, unchanged: str | None) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{batch.id}.{form.value}"', "X-Accel-Buffering": "no"}
+def _archive(
+    farm: Services, batch: Batch, form: Form, jobs: tuple[int, int], asked: str | None, unchanged: str | None
+) -> Response:
+    if jobs[0] > jobs[1]:
+        raise BadInput.of("last", jobs[1], "must not be less than first")
+    some = "" if jobs == (1, LAST) else f".{jobs[0]}-{min(jobs[1], batch.counts.total)}"
+    name = f"{batch.id}{some}.{form.value}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Accel-Buffering": "no"}
+    start = jobs[0], -1
     if form is Form.ZIP:
         headers["Accept-Ranges"] = "none"  # a file's checksum stands before its content, and is not known before it
-        members = _members(farm, batch.id, (0, -1))
+        members = _members(farm, batch.id, start, jobs[1])
         return StreamingResponse(archive.zipped(members), media_type="application/zip", headers=headers)
     media = "application/x-tar"
     if batch.finished_at is None:  # what is there grows, in the middle too
         headers["Accept-Ranges"] = "none"
-        return StreamingResponse(archive.tarred(_members(farm, batch.id, (0, -1))), media_type=media, headers=headers)
+        members = _members(farm, batch.id, start, jobs[1])
+        return StreamingResponse(archive.tarred(members), media_type=media, headers=headers)
     with farm.store.begin() as unit:
         unit.batches.allow_long()
-        size = unit.batches.archive_bytes(batch.id, archive.BLOCK)
+        size = unit.batches.archive_bytes(batch.id, archive.BLOCK, jobs)
     total = size + len(archive.TAR_END)
-    headers |= {"Accept-Ranges": "bytes", "ETag": f'"{batch.id}.tar"'}
+    headers |= {"Accept-Ranges": "bytes", "ETag": f'"{name}"'}
     part = None
     if unchanged is None or unchanged == headers["ETag"]:
         try:
@@ -506,37 +526,42 @@ def _archive(farm: Services, batch: Batch, form: Form, asked: str | None, unchan
         headers["Content-Range"] = f"bytes {first}-{end - 1}/{total}"
     status = HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT
     return StreamingResponse(
-        _tar_part(farm, batch.id, first, end - first, size), status_code=int(status), media_type=media, headers=headers
+        _tar_part(farm, batch.id, jobs, first, end - first, size),
+        status_code=int(status),
+        media_type=media,
+        headers=headers,
     )
 
 
-def _tar_part(farm: Services, batch_id: str, first: int, length: int, size: int) -> Iterator[bytes]:
+def _tar_part(
+    farm: Services, batch_id: str, jobs: tuple[int, int], first: int, length: int, size: int
+) -> Iterator[bytes]:
     """Bytes of a tar whose members take ``size`` bytes: what is before them is not read."""
-    place = None
+    after, start = (jobs[0], -1), 0
     if first:
         with farm.store.begin() as unit:
             unit.batches.allow_long()
-            place = unit.batches.archive_place(batch_id, archive.BLOCK, first)
+            place = unit.batches.archive_place(batch_id, archive.BLOCK, first, jobs)
         if place is None:
             yield from archive.cut([archive.TAR_END], first - size, length)
             return
-    after, start = ((0, -1), 0) if place is None else ((place.seq, place.index - 1), place.start)
-    yield from archive.cut(archive.tarred(_members(farm, batch_id, after)), first - start, length)
+        after, start = (place.seq, place.index - 1), place.start
+    yield from archive.cut(archive.tarred(_members(farm, batch_id, after, jobs[1])), first - start, length)
 
 
-def _members(farm: Services, batch_id: str, after: tuple[int, int]) -> Iterator[Member]:
+def _members(farm: Services, batch_id: str, after: tuple[int, int], last: int) -> Iterator[Member]:
     """A batch's pictures behind that place, the next ones fetched while one is sent."""
 
     def member(one: Picture) -> Member:
         return Member(file_name(one), farm.storage.get(one.key), one.ended_at)
 
-    return _ahead(member, _pictures(farm, batch_id, after))
+    return _ahead(member, _pictures(farm, batch_id, after, last))
 
 
-def _pictures(farm: Services, batch_id: str, after: tuple[int, int]) -> Iterator[Picture]:
+def _pictures(farm: Services, batch_id: str, after: tuple[int, int], last: int) -> Iterator[Picture]:
     while True:
         with farm.store.begin() as unit:
-            page = unit.batches.pictures(batch_id, after, PAGE)
+            page = unit.batches.pictures(batch_id, after, PAGE, last)
         yield from page
         if len(page) < PAGE:
             return
@@ -619,15 +644,12 @@ def _sheet(
 def cancel_batch(farm: Farm, key: Submitter, batch_id: BatchId) -> BatchShape:
     """Stop every job of the batch: at once what waits, at the next denoising step what runs.
 
-    Canceling again changes nothing. Jobs that are over stay as they ended.
+    Nothing of it begins any more, from now on. The rows of a very large one follow in some seconds more: it is
+    `canceling` until they have. Canceling again changes nothing. Jobs that are over stay as they ended.
     """
-    until = time.monotonic() + CANCEL_SECONDS
-    while True:
-        with farm.store.begin() as unit:
-            batch, left = lifecycle.cancel_batch(unit, key.tenant_id, batch_id)
-        if not left or time.monotonic() > until:
-            return BatchShape.of(batch)
-        time.sleep(0.02)  # whoever holds the rows that are left is about to commit
+    with farm.store.begin() as unit:
+        lifecycle.cancel_batch(unit, key.tenant_id, batch_id)
+    return _rearranged(farm, key.tenant_id, batch_id)
 
 
 @router.post(
@@ -677,7 +699,7 @@ def change_batch(farm: Farm, key: Submitter, batch_id: BatchId, change: BatchCha
 
 def _rearranged(farm: Services, tenant_id: str, batch_id: str) -> BatchShape:
     """The batch when its jobs follow; if that takes long, as it is, and the sweeper goes on."""
-    until = time.monotonic() + CANCEL_SECONDS
+    until = time.monotonic() + FOLLOW_SECONDS
     while True:
         with farm.store.begin() as unit:
             if lifecycle.rearrange(unit, batch_id):

@@ -15,9 +15,9 @@ def api(
     from farm import metrics, tracing
     from farm.api.serve import serve
     from farm.dashboard.app import create_app
+    from farm.garbage import settle
     from farm.log import configure
     from farm.settings import settings
-    from farm.standing import settle
 
     configure(settings(), "api")
     tracing.configure(settings(), "api")

@@ -12,13 +12,10 @@ FarmClientError (a FarmError)
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from farm.client.values import Batch, FieldError, Job
 from farm.errors import FarmError, Unavailable
-
-if TYPE_CHECKING:
-    from farm.client.values import Batch, Job
 
 _SHOWN = 20  #: refused fields that an error's text names
 
@@ -29,20 +26,6 @@ class FarmClientError(FarmError):
 
 class Unreachable(FarmClientError, Unavailable):
     """Nobody answers at the farm's URL."""
-
-
-@dataclass(frozen=True)
-class FieldError:
-    """One field of a request that the farm refused."""
-
-    field: str
-    value: object
-    message: str
-    line: int | None = None  #: of a bulk request, from 1
-
-    def __str__(self) -> str:
-        told = f"{self.field}: {self.message}"
-        return told if self.line is None else f"line {self.line}: {told}"
 
 
 class ApiError(FarmClientError):

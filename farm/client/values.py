@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from farm.client.errors import FieldError
-
 TERMINAL: Final = frozenset({"succeeded", "failed", "canceled"})
 
 Json = Mapping[str, Any]
@@ -28,6 +26,20 @@ class JobError:
 
     code: str
     message: str
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One field of a request that the farm refused."""
+
+    field: str
+    value: object
+    message: str
+    line: int | None = None  #: of a bulk request, from 1
+
+    def __str__(self) -> str:
+        told = f"{self.field}: {self.message}"
+        return told if self.line is None else f"line {self.line}: {told}"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ import base64
 import json
 import os
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 from celery import Celery
 from celery.events.event import get_exchange
@@ -92,17 +94,29 @@ def send(app: Celery, hand_overs: Sequence[Sent]) -> None:
     try:
         with app.producer_or_acquire() as producer, producer.channel.conn_or_acquire() as client:
             envelope = _Envelope(app, producer.channel)
-            lists: dict[str, list[str]] = {}
-            for one in hand_overs:
-                name = queue_name(one.worker)
-                lists.setdefault(name, []).append(envelope.around(one, name))
+            words = [_Words.of(one) for one in hand_overs]
             going = client.pipeline(transaction=False)
-            for name, messages in lists.items():
-                going.lpush(name, *messages)
+            for worker, group in groupby(sorted(words, key=attrgetter("worker")), attrgetter("worker")):
+                name = queue_name(worker)
+                going.lpush(name, *envelope.around(group, name))
             going.execute()
-            _tell(app, producer, hand_overs)
+            _tell(app, producer, words)
     except (OperationalError, RedisError, OSError) as error:
         raise BrokerUnavailable("Redis does not answer") from error
+
+
+class _Words(NamedTuple):
+    """What differs from message to message. Nothing in it needs an escape in JSON."""
+
+    worker: str
+    id: str  #: `message_id`, and the tag too: of no other message, which is all that a tag must be
+    shown: str  #: the task's arguments, as Celery's monitors show them
+    job_id: str
+    epoch: int
+
+    @classmethod
+    def of(cls, one: Sent) -> _Words:
+        return cls(one.worker, message_id(one.job_id, one.epoch), repr(contents(one)), one.job_id, one.epoch)
 
 
 class _Envelope:
@@ -129,19 +143,20 @@ class _Envelope:
         )
         self._body = self._body.replace('"<epoch>"', "%(epoch)d")
 
-    def around(self, one: Sent, queue: str) -> str:
-        """The JSON of one message. The names in it need no escapes in JSON, but for the queue's perhaps."""
-        body = self._body % {"job": one.job_id, "epoch": one.epoch}
-        return (
+    def around(self, words: Iterable[_Words], queue: str) -> list[str]:
+        """The JSON of the messages for one queue."""
+        name = json.dumps(queue)[1:-1]
+        return [
             self._message
             % {
-                "id": message_id(one.job_id, one.epoch),
-                "repr": repr(contents(one)),
-                "body": base64.b64encode(body.encode()).decode(),
-                "tag": message_id(one.job_id, one.epoch),  # of no other message: that is all a tag must be
-                "queue": json.dumps(queue)[1:-1],
+                "id": one.id,
+                "repr": one.shown,
+                "body": base64.b64encode((self._body % {"job": one.job_id, "epoch": one.epoch}).encode()).decode(),
+                "tag": one.id,
+                "queue": name,
             }
-        )
+            for one in words
+        ]
 
 
 def _with_places(value: Any, *names: str) -> str:
@@ -152,7 +167,7 @@ def _with_places(value: Any, *names: str) -> str:
     return written
 
 
-def _tell(app: Celery, producer: Any, hand_overs: Sequence[Sent]) -> None:
+def _tell(app: Celery, producer: Any, words: Sequence[_Words]) -> None:
     """Tell Celery's monitors what was sent, in one event of many parts, made of one as the messages are."""
     name = anon_nodename()
     part = _with_places(
@@ -180,15 +195,8 @@ def _tell(app: Celery, producer: Any, hand_overs: Sequence[Sent]) -> None:
         "repr",
         "queue",
     )
-    parts = [
-        part
-        % {
-            "id": message_id(one.job_id, one.epoch),
-            "repr": repr(contents(one)),
-            "queue": json.dumps(queue_name(one.worker))[1:-1],
-        }
-        for one in hand_overs
-    ]
+    queues = {worker: json.dumps(queue_name(worker))[1:-1] for worker in {one.worker for one in words}}
+    parts = [part % {"id": one.id, "repr": one.shown, "queue": queues[one.worker]} for one in words]
     exchange = get_exchange(producer.connection)
     producer.publish(
         f"[{','.join(parts)}]",

@@ -134,7 +134,7 @@ class Batch:
     priority: Priority | None  #: of all its jobs; None: each has its own
     paused_at: datetime | None
     paused_seconds: float  #: that it was paused since its first job ended, but for the pause that lasts
-    rearranging: bool  #: whether its jobs are still being moved to follow a pause, its end, or a new priority
+    rearranging: bool  #: whether its jobs still follow a pause, the end of one, a new priority, or a cancel
     read_at: datetime  #: the database's time of this look
 
     @property

@@ -64,15 +64,16 @@ _KEEP_MARKS: Final = """
                 %(served)s::float8[]) AS mark (tenant_id, priority, model, skips, served_at)
     ON CONFLICT (tenant_id, priority, model) DO UPDATE SET skips = excluded.skips, served_at = excluded.served_at
 """
-# A pause of a batch holds from its commit on; that its jobs leave their lines takes longer. Jobs whose rows somebody
-# holds, who cancels or moves a million of them, are passed over: nobody else's hand-overs wait for that.
+# A batch's pause or end holds from its commit on; that its jobs leave their lines takes longer. Jobs whose rows
+# somebody holds, who cancels or moves a million of them, are passed over: nobody else's hand-overs wait for that.
 _DISPATCH: Final = """
     WITH free AS (
         SELECT job.id, chosen.worker, chosen.place
         FROM unnest(%(ids)s::uuid[], %(places)s::integer[]) WITH ORDINALITY AS chosen (id, worker, place)
         JOIN job ON job.id = chosen.id
         WHERE job.state = 'queued'
-            AND NOT EXISTS (SELECT FROM batch WHERE batch.id = job.batch_id AND batch.paused_at IS NOT NULL)
+            AND NOT EXISTS (SELECT FROM batch WHERE batch.id = job.batch_id
+                            AND (batch.paused_at IS NOT NULL OR batch.cancel_requested_at IS NOT NULL))
         FOR NO KEY UPDATE OF job SKIP LOCKED
     )
     UPDATE job SET state = 'dispatched', epoch = job.epoch + 1, worker = (%(workers)s::text[])[free.worker],

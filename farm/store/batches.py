@@ -29,6 +29,7 @@ from farm.store.tables import BatchRow, EventRow, JobRow, OutputRow
 
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
 LONG_SECONDS: Final = 600
+LAST: Final = 2**31 - 1  #: no job's place in its batch is behind this
 MOVE_AT_ONCE: Final = 100_000  #: jobs moved by one statement
 DELETE_AT_ONCE: Final = 5_000  #: jobs deleted by one statement, with their events and deliveries
 _string: Final = json.encoder.encode_basestring  #: a text as JSON
@@ -271,8 +272,8 @@ class Batches:
         ).one()
         return Holdings(jobs or 0, outputs, int(size))
 
-    def pictures(self, batch_id: str, after: tuple[int, int], limit: int) -> list[Picture]:
-        """A batch's outputs behind that place (job, output), in the order of their places."""
+    def pictures(self, batch_id: str, after: tuple[int, int], limit: int, last: int = LAST) -> list[Picture]:
+        """A batch's outputs behind that place (job, output) up to the job ``last``, in the order of their places."""
         seq, index = after
         rows = self._session.execute(
             select(
@@ -289,7 +290,7 @@ class Batches:
             .where(
                 JobRow.batch_id == batch_id,
                 JobRow.state == JobState.SUCCEEDED.value,
-                JobRow.batch_seq >= seq,  # what the index understands
+                JobRow.batch_seq.between(seq, last),  # what the index understands
                 or_(JobRow.batch_seq > seq, OutputRow.index > index),
             )
             .order_by(JobRow.batch_seq, OutputRow.index)
@@ -339,18 +340,28 @@ class Batches:
             for row in rows
         ]
 
-    def archive_bytes(self, batch_id: str, block: int) -> int:
-        """The bytes of all of a batch's outputs, each behind a header of one block and filled up to whole blocks."""
+    def archive_bytes(self, batch_id: str, block: int, jobs: tuple[int, int] = (1, LAST)) -> int:
+        """The bytes of a batch's outputs, each behind a header of one block and filled up to whole blocks.
+
+        ``jobs``: of those with places from the first to the second.
+        """
         padded = OutputRow.size + block + (block - OutputRow.size % block) % block
         size = self._session.scalar(
             select(func.coalesce(func.sum(padded), 0))
             .join(JobRow, JobRow.id == OutputRow.job_id)
-            .where(JobRow.batch_id == batch_id, JobRow.state == JobState.SUCCEEDED.value)
+            .where(
+                JobRow.batch_id == batch_id,
+                JobRow.batch_seq.between(*jobs),
+                JobRow.state == JobState.SUCCEEDED.value,
+            )
         )
         return int(size or 0)
 
-    def archive_place(self, batch_id: str, block: int, offset: int) -> Place | None:
-        """The output whose header, content or padding has the byte at ``offset``; None behind the last one."""
+    def archive_place(self, batch_id: str, block: int, offset: int, jobs: tuple[int, int] = (1, LAST)) -> Place | None:
+        """The output whose header, content or padding has the byte at ``offset``; None behind the last one.
+
+        As `archive_bytes` lays them out.
+        """
         padded = OutputRow.size + block + (block - OutputRow.size % block) % block
         order = (JobRow.batch_seq, OutputRow.index)
         laid_out = (
@@ -361,7 +372,11 @@ class Batches:
                 padded.label("padded"),
             )
             .join(OutputRow, OutputRow.job_id == JobRow.id)
-            .where(JobRow.batch_id == batch_id, JobRow.state == JobState.SUCCEEDED.value)
+            .where(
+                JobRow.batch_id == batch_id,
+                JobRow.batch_seq.between(*jobs),
+                JobRow.state == JobState.SUCCEEDED.value,
+            )
             .subquery()
         )
         row = self._session.execute(
@@ -487,24 +502,18 @@ class Batches:
             if row.tells:
                 self._tell(ids.from_uuid(ids.BATCH, row.id))
 
-    def count_ended(self, batch_id: str, ended: Mapping[str, int], *, cancel: bool = False) -> None:
-        """Add to a batch's counters, by terminal state; ``cancel``: and note that its end was asked for.
+    def count_ended(self, batch_id: str, ended: Mapping[str, int]) -> None:
+        """Add to a batch's counters, by terminal state.
 
         What a batch tells of itself is written here, under the lock of its row, so it is told once.
         """
         more = sum(ended.values())
         done = BatchRow.succeeded + BatchRow.failed + BatchRow.canceled + more
         values: dict[str, Any] = {state: getattr(BatchRow, state) + count for state, count in ended.items()}
-        if more:
-            values["first_ended_at"] = func.coalesce(BatchRow.first_ended_at, func.now())
-            values["finished_at"] = case((done >= BatchRow.total, func.now()), else_=BatchRow.finished_at)
-        if cancel:
-            values["cancel_requested_at"] = func.coalesce(BatchRow.cancel_requested_at, func.now())
-        self._session.execute(
-            update(BatchRow).where(BatchRow.id == batch_id).values(values).execution_options(synchronize_session=False)
-        )
-        if more:
-            self._tell(batch_id)
+        values["first_ended_at"] = func.coalesce(BatchRow.first_ended_at, func.now())
+        values["finished_at"] = case((done >= BatchRow.total, func.now()), else_=BatchRow.finished_at)
+        self._set(batch_id, **values)
+        self._tell(batch_id)
 
     def _tell(self, batch_id: str) -> None:
         """Write the event of what the batch has just reached, if it has reached something."""
@@ -551,6 +560,16 @@ class Batches:
         spent = case((BatchRow.first_ended_at.is_not(None), since), else_=0.0)
         self._set(batch_id, paused_at=None, paused_seconds=BatchRow.paused_seconds + spent, rearranging=True)
 
+    def cancel(self, batch_id: str) -> None:
+        """Note that it is to end; its jobs follow."""
+        self._set(batch_id, cancel_requested_at=func.now(), rearranging=True)
+
+    def canceling(self, batch_id: str) -> str | None:
+        """Whose batch that is, if it is to end; else None."""
+        return self._session.scalar(
+            select(BatchRow.tenant_id).where(BatchRow.id == batch_id, BatchRow.cancel_requested_at.is_not(None))
+        )
+
     def prioritise(self, batch_id: str, priority: Priority) -> None:
         """Note the class of all its jobs; `move` lets them follow."""
         self._set(batch_id, priority=priority.rank, rearranging=True)
@@ -575,8 +594,12 @@ class Batches:
         """Whether all its jobs follow now; if so, that is noted. Take `lock` before."""
         if self._session.scalar(_STRAY, {"batch": ids.to_uuid(ids.BATCH, batch_id)}):
             return False
-        self._set(batch_id, rearranging=False)
+        self.settled(batch_id)
         return True
+
+    def settled(self, batch_id: str) -> None:
+        """Note that all its jobs follow."""
+        self._set(batch_id, rearranging=False)
 
     def unfinished(self) -> list[tuple[str, bool]]:
         """Batches that somebody began to rearrange or (True) to delete, and did not finish."""

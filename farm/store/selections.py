@@ -31,7 +31,7 @@ from farm.domain.job import JobFilter, Selection
 from farm.domain.states import EventType, JobState
 from farm.store.tables import EndpointRow, EventRow, JobRow
 
-AT_ONCE: Final = 50_000  #: jobs ended by one statement, so that the locks are not held for long
+AT_ONCE: Final = 100_000  #: jobs ended by one statement, so that the locks are not held for long
 WAITING: Final = (JobState.QUEUED.value, JobState.DISPATCHED.value)
 _COPIED: Final = ("task", "model", "priority", "spec", "cost", "max_attempts", "custom_id", "webhook")
 # one at a time for a tenant: two at once would both repeat what neither has repeated yet

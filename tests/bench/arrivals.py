@@ -33,9 +33,10 @@ from tests.bench import peers
 from tests.bench.engine import popular
 from workers import card as cards
 from workers import pipelines
-from workers.engine import Engine, RenderWork
+from workers.engine import Engine
 from workers.pipelines import LoadedModel
 from workers.shift import SLOTS
+from workers.work import RenderWork
 
 OUT = Path("bench-out")
 Submit = Callable[[JobSpec, Callable[[], None]], None]  #: a job, and what to call when it is done

@@ -28,7 +28,8 @@ from farm.domain.worker import Card
 from tests.bench import peers
 from workers import card as cards
 from workers import pipelines
-from workers.engine import Engine, RenderWork
+from workers.engine import Engine
+from workers.work import RenderWork
 
 OUT = Path("bench-out")
 SCHEDULERS = (Scheduler.DDIM, Scheduler.EULER, Scheduler.EULER_ANCESTRAL, Scheduler.DPM_SOLVER, Scheduler.UNIPC)

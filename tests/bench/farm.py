@@ -27,8 +27,9 @@ from tests.bench.pinning import pin_engines
 from tests.bench.whole import Whole, whole
 from workers import card as cards
 from workers import pipelines
-from workers.engine import Engine, RenderWork
+from workers.engine import Engine
 from workers.shift import SLOTS
+from workers.work import RenderWork
 
 OUT = Path("bench-out")
 

@@ -111,11 +111,27 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
     def cancel_batch(self, data: st.DataObject) -> None:
+        """From here on nothing of it is handed over; its jobs follow by and by."""
         with self.store.begin() as unit:
             try:
                 lifecycle.cancel_batch(unit, self.tenant, data.draw(st.sampled_from(self.batches)))
             except Conflict:
                 return
+
+    @precondition(lambda self: self.batches)
+    @rule(data=st.data())
+    def follow(self, data: st.DataObject) -> None:
+        """The sweeper goes on with what it finds, perhaps nothing."""
+        batch_id = data.draw(st.sampled_from(self.batches))
+        with self.store.begin() as unit:
+            settled = lifecycle.rearrange(unit, batch_id)
+        found = self.connection.execute(
+            "SELECT count(*) FILTER (WHERE state IN ('queued', 'dispatched') OR NOT job.cancel_requested)"
+            " FROM job JOIN batch ON batch.id = batch_id WHERE batch_id = %s AND cancel_requested_at IS NOT NULL"
+            " AND state IN ('queued', 'dispatched', 'running')",
+            (ids.to_uuid(ids.BATCH, batch_id),),
+        ).fetchone()
+        assert not settled or found == (0,)
 
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())
@@ -138,6 +154,12 @@ class Farm(RuleBasedStateMachine):
             held = self.held(unit)
             heads = unit.backlog.heads(10)[: max(0, min(most, CAP - held))]
             sent = lifecycle.hand_over(unit, [HandOver(head.job_id, name) for head in heads], LEASE)
+        ended = self.connection.execute(
+            "SELECT count(*) FROM job JOIN batch ON batch.id = batch_id"
+            " WHERE job.id = ANY(%s) AND cancel_requested_at IS NOT NULL",
+            ([ids.to_uuid(ids.JOB, one.job_id) for one in sent],),
+        ).fetchone()
+        assert ended == (0,)
         self.messages += sent
 
     @precondition(lambda self: self.messages)
@@ -357,6 +379,9 @@ class Farm(RuleBasedStateMachine):
         for _ in range(40):
             self.advance(LEASE + 1)
             self.reap()
+            for batch_id in self.batches:
+                with self.store.begin() as unit:
+                    lifecycle.rearrange(unit, batch_id)
             self.hand_over(NAMES[0], 2)
             for one in [*self.messages]:
                 self.messages.remove(one)

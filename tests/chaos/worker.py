@@ -28,7 +28,7 @@ from farm.errors import JobCanceled
 from workers import card as cards
 from workers import crash
 from workers.card import Choice
-from workers.engine import Rendered, RenderWork
+from workers.work import Rendered, RenderWork
 
 STEP_SECONDS = 0.02
 

@@ -17,10 +17,11 @@ from tests.unit.test_pipelines import pictures, spec
 from workers import card as cards
 from workers import pipelines
 from workers.card import Upkeep
-from workers.engine import Engine, Rendered, RenderWork
+from workers.engine import Engine
 from workers.pipelines import LoadedModel
 from workers.residency import Residency
 from workers.shared import SharedRenderer
+from workers.work import Rendered, RenderWork
 
 pytestmark = [
     pytest.mark.skipif(

@@ -8,6 +8,7 @@ import json
 import random
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from farm.api import bulk
 from farm.api.batches import PAGE
 from farm.client import AsyncFarm, Farm, Job, WaitedTooLong
 from farm.domain import ids
-from farm.domain.batch import MILESTONES
+from farm.domain.batch import MILESTONES, BatchState
 from farm.domain.job import HandOver
 from farm.errors import BadInput
 from farm.objects.presign import Credentials, Presigner
@@ -171,6 +172,37 @@ def test_a_paused_batch_waits_and_takes_its_old_place_when_it_goes_on(api: Api, 
     assert client.patch(f"/v1/batches/{second['id']}", json={"colour": "red"}).status_code == 422
 
 
+def test_nothing_of_a_canceled_batch_begins_however_long_its_rows_take(
+    api: Api, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, other = submit(client, balls(9)), submit(client, balls(2))
+    hand = Hand(api)
+    order = hand.queued()
+    begun = hand.begin(order[0])
+    monkeypatch.setattr("farm.store.selections.AT_ONCE", 3)
+    with api.store.begin() as unit:  # the request ends here, and its process with it
+        assert lifecycle.cancel_batch(unit, api.tenant_id, batch["id"]).state is BatchState.CANCELING
+    with api.store.begin() as unit:
+        assert lifecycle.hand_over(unit, [HandOver(job_id, "test/cpu0") for job_id in order[1:4]], 30) == []
+        sent = lifecycle.hand_over(unit, [HandOver(order[9], "test/cpu0")], 30)
+    assert [one.job_id for one in sent] == [order[9]]
+    assert client.post(f"/v1/batches/{batch['id']}/pause").status_code == 409
+    with api.store.begin() as unit:  # and three at a time
+        assert not lifecycle.rearrange(unit, batch["id"])
+    found = client.get(f"/v1/batches/{batch['id']}").json()
+    assert (found["state"], found["rearranging"], found["request_counts"]["canceled"]) == ("canceling", True, 3)
+    services = api.server.config.app.state.services  # type: ignore[union-attr]
+    services.sweeper.hurry()
+    wait_until(lambda: not client.get(f"/v1/batches/{batch['id']}").json()["rearranging"], 20, what="all follow")
+    with api.store.begin() as unit:
+        lifecycle.canceled(unit, begun.id, begun.epoch)
+    found = client.get(f"/v1/batches/{batch['id']}").json()
+    assert (found["state"], found["request_counts"]["canceled"]) == ("canceled", 9)
+    told = "SELECT count(*) FROM event JOIN job ON job.id = job_id WHERE job.batch_id = :id AND type = 'job.canceled'"
+    assert rows(api, told, id=uuid(batch)) == [(9,)]
+    assert client.get(f"/v1/batches/{other['id']}").json()["request_counts"]["canceled"] == 0
+
+
 def test_a_batch_is_deleted_with_its_pictures_once_it_is_over(api: Api, client: httpx2.Client) -> None:
     batch, other = submit(client, balls(3, num_images_per_prompt=2)), submit(client, balls(1))
     key = {"Idempotency-Key": "gone"}
@@ -230,6 +262,40 @@ def test_an_archive_that_broke_anywhere_goes_on_to_the_same_bytes(
     assert client.get(path, headers={"Range": "bytes=-9"}).content == whole.content[-9:]
     assert client.get(path, headers={"Range": f"bytes={total}-"}).status_code == 416
     assert client.get(path, headers={"Range": "bytes=5-", "If-Range": '"other"'}).content == whole.content
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_the_parts_of_an_archive_hold_each_picture_once(api: Api, client: httpx2.Client, form: str) -> None:
+    batch = submit(client, balls(7, num_images_per_prompt=2))
+    finish(api)
+    path = f"/v1/batches/{batch['id']}/archive?format={form}"
+
+    def names(query: str) -> list[str]:
+        answer = client.get(path + query)
+        assert answer.status_code == 200, answer.text
+        file = io.BytesIO(answer.content)
+        if form == "tar":
+            with tarfile.open(fileobj=file) as tape:
+                return tape.getnames()
+        with zipfile.ZipFile(file) as packed:
+            assert packed.testzip() is None
+            return packed.namelist()
+
+    whole = names("")
+    assert len(whole) == 14
+    parts = [names(f"&first={first}&last={first + 2}") for first in (1, 4, 7)]
+    assert [len(part) for part in parts] == [6, 6, 2]
+    assert [*parts[0], *parts[1], *parts[2]] == whole
+    assert names("&first=6") == whole[10:]
+    assert names("&first=8") == []
+    assert client.get(f"{path}&first=3&last=2").status_code == 422
+    if form == "tar":
+        middle = f"{path}&first=3&last=5"
+        about, all_of_it = client.head(middle).headers, client.get(middle).content
+        assert about["content-length"] == str(len(all_of_it))
+        assert about["etag"] != client.head(path).headers["etag"]
+        for start in (1, 700, len(all_of_it) // 2, len(all_of_it) - 5):
+            assert client.get(middle, headers={"Range": f"bytes={start}-"}).content == all_of_it[start:]
 
 
 def test_a_contact_sheet_shows_a_sweep_as_a_grid(api: Api, client: httpx2.Client) -> None:

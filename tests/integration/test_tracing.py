@@ -33,12 +33,13 @@ from farm.webhooks.deliverer import Deliverer
 from tests.api_server import Hand, running
 from tests.integration.conftest import Submit
 from tests.waiting import wait_until
-from workers.engine import Engine, Rendered, RenderWork
+from workers.engine import Engine
 from workers.ledger import Ledger
 from workers.render import Bench, render
 from workers.reporter import Reporter
 from workers.rights import Rights
 from workers.shelf import Shelf
+from workers.work import Rendered, RenderWork
 
 JOB = {"task": "text-to-image", "model": "starter", "prompt": "a red ball on a blue background"}
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -21,11 +21,12 @@ from tests.unit.test_pipelines import CPU, pictures, spec
 from workers import pipelines
 from workers.batching import Hub, Run, Sharing, rows_that_fit, rows_that_pay, span_for
 from workers.card import choose
-from workers.engine import Engine, Rendered, RenderWork
+from workers.engine import Engine
 from workers.lessons import Lesson, Lessons
 from workers.pipelines import LoadedModel
 from workers.shared import SharedRenderer, parking
 from workers.shift import slots
+from workers.work import Rendered, RenderWork
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

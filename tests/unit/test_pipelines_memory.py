@@ -21,10 +21,11 @@ from farm.errors import OutOfMemory
 from farm.settings import Settings
 from workers import pipelines, serial
 from workers.card import choose
-from workers.engine import Engine, Rendered, RenderWork
+from workers.engine import Engine
 from workers.heartbeat import stalled
 from workers.serial import SerialRenderer
 from workers.shared import SharedRenderer
+from workers.work import Rendered, RenderWork
 
 CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
 MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))

@@ -1,4 +1,4 @@
-"""What a process that stands for weeks does once, when all it needs is loaded and its work has not begun."""
+"""Python's garbage collector in a process that stands for weeks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 
 
 def settle() -> None:
-    """Take the loaded modules out of the garbage collector's sight.
+    """Take the loaded modules out of its sight: once, when all is loaded and no work has begun.
 
     They never become garbage, and each full collection would walk them all: a pause of 0.1 to 0.2 s, in the middle of
     somebody's request.
