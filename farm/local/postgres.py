@@ -32,8 +32,11 @@ _SETTINGS = {
     "listen_addresses": LOOPBACK,
     "unix_socket_directories": "",  # a data directory's path may be longer than a socket's may be
     "max_connections": "150",
-    "shared_buffers": "64MB",
-    "max_wal_size": "512MB",
+    "shared_buffers": "256MB",
+    # how much may be written between two checkpoints: after each, the first change of a page writes it whole, which is
+    # most of what a million jobs in one request cost. It is disk that comes and goes with the load.
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "15min",
     "max_parallel_workers_per_gather": "0",
     "io_method": "sync",  # the default keeps three more processes for reads that fit in memory here
     "jit": "off",
