@@ -189,7 +189,11 @@ def _sure(verb: str, count: int, *, yes: bool) -> None:
 
 
 def _canceled(one: Job | Batch) -> str:
-    return f"{one.id}  {'canceled' if one.over else 'stops at its next step'}"
+    if one.over:
+        return f"{one.id}  canceled"
+    if isinstance(one, Job):
+        return f"{one.id}  stops at its next step"
+    return f"{one.id}  canceling: nothing of it begins any more"
 
 
 def _either(job: Callable[[str], Job], batch: Callable[[str], Batch]) -> Callable[[str], Job | Batch]:

@@ -1,14 +1,14 @@
 """What the farm has done lately, from the event table, at a cost that does not grow with it.
 
-Events are numbered in the order of their time, so a time's place among them is found by halving, and a long stretch is
-counted from every n-th number instead of all of them.
+Events are numbered in the order of their time, so a time's place among them is found by halving. Where more ended in a
+stretch than is read at once, it is counted from every n-th number; a million canceled jobs hide nothing of the others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import DateTime, Float, Integer, Text, bindparam, text
 from sqlalchemy.orm import Session
@@ -18,7 +18,6 @@ from farm.domain import ids
 from farm.store.tables import JOB_ID
 
 SAMPLE: Final = 20_000  #: events that are read at most to count a stretch of time
-NEWEST: Final = 5_000  #: events, or a tenant's jobs, that are looked through for the latest pictures
 
 _SPAN: Final = text("""
     WITH RECURSIVE search AS (
@@ -33,41 +32,59 @@ _SPAN: Final = text("""
     )
     SELECT max(low), (SELECT max(id) FROM event) FROM search
 """)
-_TALLY: Final = (
-    text("""
+_TALLY: Final = """
     SELECT floor(extract(epoch FROM now() - event.created_at) / :bucket) AS age, event.type,
            event.data ->> 'code' AS code, count(*) AS events,
            coalesce(sum(CAST(event.data ->> 'outputs' AS integer)), 0) AS outputs
-    FROM generate_series(CAST(:low AS bigint), CAST(:high AS bigint), CAST(:stride AS bigint)) AS number
-    JOIN event ON event.id = number
+    FROM %s
     WHERE event.type IN ('job.succeeded', 'job.failed') AND event.created_at >= now() - make_interval(secs => :seconds)
       AND (CAST(:everybody AS boolean) OR event.tenant_id = :tenant)
     GROUP BY 1, 2, 3
-""")
-    .bindparams(bindparam("tenant", type_=Uuid))
-    .columns(age=Float, type=Text, code=Text, events=Integer, outputs=Integer)
+"""
+_SAMPLED: Final = (
+    _TALLY
+    % """
+    generate_series(CAST(:low AS bigint), CAST(:high AS bigint), CAST(:stride AS bigint)) AS number
+    JOIN event ON event.id = number
+"""
+)
+_WHOLE: Final = (
+    _TALLY
+    % """
+    tenant CROSS JOIN unnest(ARRAY['job.succeeded', 'job.failed']) AS kind CROSS JOIN LATERAL (
+        SELECT * FROM event
+        WHERE event.tenant_id = tenant.id AND event.type = kind AND event.id BETWEEN :low AND :high
+          AND event.type IN ('job.succeeded', 'job.failed')  -- what the index is of
+        OFFSET 0
+    ) AS event
+"""
 )
 _PICTURES = """
     SELECT job.id, output.index AS number, job.spec ->> 'prompt' AS prompt, output.width, output.height, output.seed,
            job.finished_at
-    FROM (SELECT job_id AS id, newest.id AS place FROM (%s) AS newest ORDER BY newest.id DESC LIMIT :limit) AS latest
-    JOIN job ON job.id = latest.id JOIN output ON output.job_id = job.id
+    FROM (
+        SELECT newest.* FROM tenant CROSS JOIN LATERAL (
+            SELECT id AS place, job_id FROM event WHERE event.tenant_id = tenant.id AND type = 'job.succeeded'
+            ORDER BY id DESC LIMIT :limit
+        ) AS newest
+        WHERE CAST(:everybody AS boolean) OR tenant.id = :tenant ORDER BY place DESC LIMIT :limit
+    ) AS latest
+    JOIN job ON job.id = latest.job_id JOIN output ON output.job_id = job.id
     ORDER BY latest.place DESC, output.index LIMIT :limit
 """
-_OF_ALL: Final = text(
-    _PICTURES
-    % """SELECT id, job_id FROM (SELECT id, job_id, type FROM event ORDER BY id DESC LIMIT :newest) AS late
-         WHERE type = 'job.succeeded'"""
-).columns(id=JOB_ID, number=Integer, prompt=Text, width=Integer, height=Integer, finished_at=DateTime(timezone=True))
-_OF_ONE: Final = (
-    text(
-        _PICTURES
-        % """SELECT id, id AS job_id FROM (SELECT id, state FROM job WHERE tenant_id = :tenant ORDER BY id DESC
-             LIMIT :newest) AS late WHERE state = 'succeeded'"""
-    )
+_LATEST: Final = (
+    text(_PICTURES)
     .bindparams(bindparam("tenant", type_=Uuid))
     .columns(id=JOB_ID, number=Integer, prompt=Text, width=Integer, height=Integer, finished_at=DateTime(timezone=True))
 )
+
+
+def _tally(statement: str) -> Any:
+    return (
+        text(statement)
+        .bindparams(bindparam("tenant", type_=Uuid))
+        .columns(age=Float, type=Text, code=Text, events=Integer, outputs=Integer)
+    )
 
 
 @dataclass(frozen=True)
@@ -128,18 +145,11 @@ class Activity:
         stride = 1
         if low is not None and high is not None and low <= high:
             stride = max(1, -(-(high - low + 1) // SAMPLE))
-            rows = self._session.execute(
-                _TALLY,
-                {
-                    "seconds": seconds,
-                    "bucket": seconds / stretches,
-                    "low": low,
-                    "high": high,
-                    "stride": stride,
-                    "everybody": tenant_id is None,
-                    "tenant": None if tenant_id is None else ids.to_uuid(ids.TENANT, tenant_id),
-                },
-            )
+            values = {"seconds": seconds, "bucket": seconds / stretches, "low": low, "high": high} | _whose(tenant_id)
+            rows = self._session.execute(_tally(_SAMPLED), values | {"stride": stride}).all()
+            if stride > 1 and stride * sum(row.events for row in rows) <= SAMPLE:
+                stride = 1  # most of what happened is of other kinds
+                rows = self._session.execute(_tally(_WHOLE), values).all()
             for row in rows:
                 place = min(max(int(row.age), 0), stretches - 1)
                 pictures, failed = found[place]
@@ -152,11 +162,14 @@ class Activity:
 
     def latest(self, limit: int, tenant_id: str | None = None) -> list[Picture]:
         """The pictures that were finished last, newest first; of one tenant, or of all."""
-        if tenant_id is None:
-            rows = self._session.execute(_OF_ALL, {"limit": limit, "newest": NEWEST})
-        else:
-            given = {"limit": limit, "newest": NEWEST, "tenant": ids.to_uuid(ids.TENANT, tenant_id)}
-            rows = self._session.execute(_OF_ONE, given)
+        rows = self._session.execute(_LATEST, {"limit": limit} | _whose(tenant_id))
         return [
             Picture(row.id, row.number, row.prompt, row.width, row.height, row.seed, row.finished_at) for row in rows
         ]
+
+
+def _whose(tenant_id: str | None) -> dict[str, Any]:
+    return {
+        "everybody": tenant_id is None,
+        "tenant": None if tenant_id is None else ids.to_uuid(ids.TENANT, tenant_id),
+    }

@@ -391,7 +391,12 @@ class Batches:
         """Megapixel-steps that the farm rendered per second over its last 200 pictures; None while it has too few."""
         found = self._session.execute(
             text("""
-                WITH lately AS (SELECT job_id FROM event WHERE type = 'job.succeeded' ORDER BY id DESC LIMIT 200)
+                WITH lately AS (
+                    SELECT newest.job_id FROM tenant CROSS JOIN LATERAL (
+                        SELECT id, job_id FROM event WHERE event.tenant_id = tenant.id AND type = 'job.succeeded'
+                        ORDER BY id DESC LIMIT 200
+                    ) AS newest ORDER BY newest.id DESC LIMIT 200
+                )
                 SELECT sum(cost), extract(epoch FROM max(finished_at) - min(finished_at)), count(*)
                 FROM job JOIN lately ON job.id = lately.job_id
             """)

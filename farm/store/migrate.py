@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 from alembic import command
@@ -16,6 +17,7 @@ from farm.errors import DatabaseUnavailable
 from farm.store.tables import Base
 from farm.store.unit import sqlalchemy_url
 
+ASK_SECONDS: Final = 0.1  #: between two tries to have the lock
 LOCK: Final = 7_214_011  #: advisory lock: two processes that start together do not migrate at once
 
 
@@ -32,7 +34,10 @@ def upgrade(database_url: str) -> str:
     engine = create_engine(sqlalchemy_url(database_url))
     try:
         with engine.connect() as connection:
-            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
+            # asked again and again: whoever waits inside a statement keeps an index from being made beside the work
+            while not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK}):
+                connection.commit()
+                time.sleep(ASK_SECONDS)
             connection.commit()
             try:
                 made = config()

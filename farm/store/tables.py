@@ -311,6 +311,10 @@ class EventRow(Base):
             unique=True,
             postgresql_where=text("type IN ('job.succeeded', 'job.failed', 'job.canceled')"),
         ),
+        # what ended lately, and the latest pictures, whatever else happened in between
+        Index(
+            "event_ended", "tenant_id", "type", "id", postgresql_where=text("type IN ('job.succeeded', 'job.failed')")
+        ),
         Index("event_to_fan_out", "id", postgresql_where=text("NOT fanned_out")),
         Index("event_batch", "batch_id", "type", "step", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
     )

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.domain.job import HandOver, JobError, NewJob, Output
+from farm.domain.job import HandOver, JobError, JobFilter, NewJob, Output, Selection
 from farm.domain.states import JobState
 from farm.store import activity, search
 from farm.store.search import Wanted
@@ -59,6 +59,33 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
         sampled = unit.activity.tally(24 * 3600, 24)
     assert not sampled.exact
     assert 0 < sampled.pictures <= 48
+
+
+def test_a_flood_of_canceled_jobs_hides_no_picture_and_no_failure(
+    store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activity, "SAMPLE", 100)
+    with store.begin() as unit:
+        other = unit.tenants.create("other").id
+        lifecycle.join(unit, worker_info())
+    ended = [submit(tenant_id=other if number == 4 else tenant).id for number in range(5)]
+    for number, job_id in enumerate(ended):
+        _end(store, job_id, "broken" if number == 0 else None)
+    with store.begin() as unit:
+        unit.jobs.insert(tenant, [NewJob(spec(seed=seed)) for seed in range(2_000)])
+    with store.begin() as unit:
+        assert lifecycle.cancel_selected(unit, tenant, Selection(wanted=JobFilter()))[0] == 2_000
+    with store.begin() as unit:
+        unit.jobs.insert(tenant, [NewJob(spec(seed=seed)) for seed in range(500)])  # and what waits hides none either
+        for whose, pictures in ((None, 8), (tenant, 6), (other, 2)):
+            tally = unit.activity.tally(3600, 6, whose)
+            assert (tally.pictures, tally.exact) == (pictures, True), whose
+            assert tally.failed == ({} if whose == other else {"broken": 1})
+            latest = list(dict.fromkeys(one.job_id for one in unit.activity.latest(50, whose)))
+            assert latest == [
+                job for job in reversed(ended[1:]) if whose is None or (job == ended[4]) == (whose == other)
+            ]
+        assert unit.batches.speed() is not None
 
 
 def test_a_search_looks_through_a_window_and_goes_on_behind_it(
