@@ -191,14 +191,16 @@ def _sure(verb: str, count: int, *, yes: bool) -> None:
 def _canceled(one: Job | Batch) -> str:
     if one.over:
         return f"{one.id}  canceled"
-    if isinstance(one, Job):
-        return f"{one.id}  stops at its next step"
-    return f"{one.id}  canceling: nothing of it begins any more"
+    return f"{one.id}  {'canceling: nothing of it begins any more' if _is_batch(one.id) else 'stops at its next step'}"
+
+
+def _is_batch(name: str) -> bool:
+    return name.startswith("bat_")
 
 
 def _either(job: Callable[[str], Job], batch: Callable[[str], Batch]) -> Callable[[str], Job | Batch]:
     """What to do to an id, by its kind."""
-    return lambda name: batch(name) if name.startswith("bat_") else job(name)
+    return lambda name: batch(name) if _is_batch(name) else job(name)
 
 
 def _each(
