@@ -13,7 +13,7 @@ from farm import lifecycle
 from farm.api.auth import Submitter
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm
+from farm.api.services import Farm, Services
 from farm.api.shapes import Shape
 from farm.domain import ids
 from farm.domain.job import JobFilter, Selection
@@ -116,17 +116,24 @@ def cancel_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> Cancel
     with farm.store.begin() as unit:
         unit.batches.allow_long()
         matched = unit.selections.cancelable(key.tenant_id, chosen)
+    if request.dry_run or not matched:
+        return CancelReport(matched=matched, canceled=0, stopping=0, complete=True)
+    return cancel_all(farm, key.tenant_id, chosen, matched)
+
+
+def cancel_all(farm: Services, tenant_id: str, chosen: Selection, matched: int) -> CancelReport:
+    """Stop them, in as many transactions as it takes, for `CANCEL_SECONDS` at most."""
     canceled = stopping = 0
-    left = bool(matched)
+    left = True
     until = time.monotonic() + CANCEL_SECONDS
-    while left and not request.dry_run and time.monotonic() < until:
+    while left and time.monotonic() < until:
         with farm.store.begin() as unit:
-            ended, asked, left = lifecycle.cancel_selected(unit, key.tenant_id, chosen)
+            ended, asked, left = lifecycle.cancel_selected(unit, tenant_id, chosen)
         canceled += ended
         stopping += asked
         if left and not ended:
             time.sleep(0.02)  # whoever holds the rows that are left is about to commit
-    return CancelReport(matched=matched, canceled=canceled, stopping=stopping, complete=not left or request.dry_run)
+    return CancelReport(matched=matched, canceled=canceled, stopping=stopping, complete=not left)
 
 
 @router.post("/retry", summary="Retry many jobs", responses=responses(*ALWAYS, 413, 415, 429))

@@ -100,6 +100,7 @@ class JobFilter:
     custom_id: str | None = None
     batch_id: str | None = None
     error_code: str | None = None
+    worker: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
 

@@ -43,7 +43,7 @@ def matching(wanted: JobFilter) -> list[Any]:
     found: list[Any] = []
     if wanted.states:
         found.append(JobRow.state.in_([state.value for state in wanted.states]))
-    for name in ("task", "model", "custom_id", "batch_id", "error_code"):
+    for name in ("task", "model", "custom_id", "batch_id", "error_code", "worker"):
         value = getattr(wanted, name)
         if value is not None:
             found.append(getattr(JobRow, name) == value)

@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from farm.dashboard.page import ASSETS
+from farm.domain.job import NewJob
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.store.tenants import Scope
@@ -181,10 +182,36 @@ def test_failures_are_tried_again_by_kind_without_javascript(lived_in: LivedIn, 
     expect(page.get_by_text("3 jobs match")).to_be_visible()
     page.get_by_role("button", name="Retry 3 jobs").click()
     expect(page.get_by_role("status")).to_contain_text("3 jobs submitted again")
-    made = [link.get_attribute("href").rpartition("/")[2] for link in page.locator("main a.mono").all()]
+    page.locator("main").get_by_role("link", name="the list").click()
+    made = [box.get_attribute("value") for box in page.locator("tbody tr input").all()][:3]
     with api.store.begin() as unit:
         assert {unit.jobs.get(one).state for one in made} == {JobState.QUEUED}
         assert farm.failed in {unit.jobs.get(one).retry_of for one in made}
+    page.goto(f"/farm/batches/{farm.batch}")
+    group.get_by_role("button").click()  # what was retried is not retried twice
+    expect(page.get_by_text("No job matches")).to_be_visible()
+
+
+def test_all_that_match_are_canceled_however_many(lived_in: LivedIn, enter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farm.dashboard.pages.act.MOST", 3)
+    monkeypatch.setattr("farm.store.selections.AT_ONCE", 4)
+    api, farm = lived_in
+    with api.store.begin() as unit:
+        tenants = [api.tenant_id, unit.tenants.create("somebody else").id]
+        spec = unit.jobs.get(farm.queued).spec
+        made = [
+            job_id for tenant in tenants for job_id in unit.jobs.insert(tenant, [NewJob(spec, custom_id="flood")] * 9)
+        ]
+    page = enter(farm.operator, java_script_enabled=False)
+    page.goto("/farm/jobs?custom_id=flood")
+    page.get_by_label("all that match").check()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("18 jobs match")).to_be_visible()
+    page.get_by_role("button", name="Cancel 18 jobs").click()
+    expect(page.get_by_role("status")).to_contain_text("18 jobs canceled")
+    with api.store.begin() as unit:
+        assert {unit.jobs.get(one).state for one in made} == {JobState.CANCELED}
+        assert unit.jobs.get(farm.queued).state is JobState.QUEUED
 
 
 def test_a_filter_and_its_pages_are_plain_links(lived_in: LivedIn, enter, monkeypatch: pytest.MonkeyPatch) -> None:

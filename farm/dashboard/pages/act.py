@@ -12,11 +12,12 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from farm import lifecycle
+from farm.api import selections
 from farm.api.services import Farm, Services
 from farm.dashboard.page import HOME, PageRoute, Who, render
 from farm.dashboard.pages.jobs import with_another_seed
 from farm.dashboard.session import Visitor
-from farm.domain.job import Job
+from farm.domain.job import Job, JobFilter, Selection
 from farm.domain.states import JobState
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, QuotaExceeded
 from farm.store.search import Wanted
@@ -24,7 +25,7 @@ from farm.store.unit import Unit
 
 router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
 
-MOST: Final = 5_000  #: jobs that one action touches
+MOST: Final = 5_000  #: jobs that one action touches one by one; canceling and retrying all that match has no limit
 TOGETHER: Final = 100  #: jobs changed in one transaction
 FILTERS: Final = ("batch_id", "task", "model", "worker", "custom_id", "error_code")
 
@@ -46,6 +47,7 @@ class Report:
     done: int = 0
     skipped: Counter[str] = field(default_factory=Counter)  #: jobs, by the reason why they were left as they are
     made: list[str] = field(default_factory=list)  #: new jobs
+    unnamed: bool = False  #: new jobs were made, too many to name
 
 
 def _cancel(unit: Unit, who: Visitor, job: Job) -> None:
@@ -76,6 +78,10 @@ ACTIONS: Final = {
 }
 
 
+#: What is done to all that match by few statements, however many there are.
+WHOLE: Final = frozenset({"cancel", "retry"})
+
+
 @router.post("/act")
 async def act(request: Request, farm: Farm, who: Who) -> Response:
     """Ask, or do it and tell."""
@@ -91,15 +97,16 @@ def _act(request: Request, farm: Services, who: Visitor, given: list[tuple[str, 
         raise BadInput.of("action", only.get("action"), f"must be one of {', '.join(ACTIONS)}")
     everything = only.get("all") == "1"
     wanted = _wanted(who, given)
-    if everything:
-        with farm.store.begin() as unit:
-            batch = wanted.batch_id
-            if batch and who.tenant not in (None, unit.search.owner(batch)):
-                raise NotFound("batch", batch)
-            chosen = unit.search.matching(wanted, MOST)
+    sure = only.get("sure") == "1"
+    if everything and only["action"] in WHOLE:
+        count, report = _do_all(farm, who, only["action"], wanted, sure=sure)
     else:
         chosen = [value for name, value in given if name == "job"][:MOST]
-    report = _do(farm, who, action, chosen) if only.get("sure") == "1" else None
+        if everything:
+            with farm.store.begin() as unit:
+                _owners(unit, who, wanted)
+                chosen = unit.search.matching(wanted, MOST)
+        count, report = len(chosen), _do(farm, who, action, chosen) if sure else None
     names = {"action", "state", *FILTERS} | ({"all"} if everything else {"job"})
     return render(
         request,
@@ -108,8 +115,8 @@ def _act(request: Request, farm: Services, who: Visitor, given: list[tuple[str, 
         verb=action.verb,
         done_word=action.done,
         explain=action.explain,
-        count=len(chosen),
-        capped=len(chosen) == MOST,
+        count=count,
+        capped=count == MOST and not (everything and only["action"] in WHOLE),
         everything=everything,
         fields=[(name, value) for name, value in given if name in names],
         report=report,
@@ -131,6 +138,57 @@ def _back(wanted: Wanted) -> str:
     filters += [(name, getattr(wanted, name)) for name in FILTERS if name != "batch_id" and getattr(wanted, name)]
     query = f"?{urlencode(filters)}" if filters else ""
     return f"{HOME}/batches/{wanted.batch_id}{query}" if wanted.batch_id else f"{HOME}/jobs{query}"
+
+
+def _owners(unit: Unit, who: Visitor, wanted: Wanted) -> list[str]:
+    """Whose jobs may match. Raises `NotFound` for the batch of somebody else."""
+    if wanted.batch_id:
+        owner = unit.search.owner(wanted.batch_id)
+        if owner is None or who.tenant not in (None, owner):
+            raise NotFound("batch", wanted.batch_id)
+        return [owner]
+    if who.tenant is not None:
+        return [who.tenant]
+    found: list[str] = []
+    while page := unit.tenants.page(found[-1] if found else None, 1_000):
+        found += [tenant.id for tenant in page]
+    return found
+
+
+def _do_all(farm: Services, who: Visitor, action: str, wanted: Wanted, *, sure: bool) -> tuple[int, Report | None]:
+    """Cancel or retry all that match, by few statements for each tenant; or only count them."""
+    chosen = Selection(
+        wanted=JobFilter(states=wanted.states, **{name: getattr(wanted, name) or None for name in FILTERS})
+    )
+    with farm.store.begin() as unit:
+        unit.batches.allow_long()
+        matching = {
+            owner: unit.selections.cancelable(owner, chosen)
+            if action == "cancel"
+            else unit.selections.repeatable(owner, chosen).total
+            for owner in _owners(unit, who, wanted)
+        }
+    count = sum(matching.values())
+    if not sure:
+        return count, None
+    report = Report()
+    for owner, matched in matching.items():
+        if not matched:
+            continue
+        who.changes(owner)
+        if action == "cancel":
+            told = selections.cancel_all(farm, owner, chosen, matched)
+            report.done += told.canceled + told.stopping
+            if not told.complete:
+                report.skipped["are left for another time: do it again"] += max(0, matched - told.canceled)
+            continue
+        try:
+            with farm.store.begin() as unit:
+                report.done += lifecycle.retry_selected(unit, owner, chosen)
+            report.unnamed = True
+        except QuotaExceeded as refused:
+            report.skipped[str(refused)] += matched
+    return count, report
 
 
 def _do(farm: Services, who: Visitor, action: Action, chosen: list[str]) -> Report:
