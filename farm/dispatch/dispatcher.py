@@ -109,26 +109,42 @@ class Dispatcher:
 
         Raises `DatabaseUnavailable`.
         """
-        with self._store.begin() as unit:
+        try:
             try:
-                decision = self._decide(unit)
-            except BrokerUnavailable as error:
-                self._broker_trouble += 1
-                log.warning("cannot look at the lists", action="broker_unavailable", error=str(error))
-                return False
+                sent, decision = self._hand_over(careful=False)
+            except _NotToBeHad:
+                sent, decision = self._hand_over(careful=True)
+        except BrokerUnavailable as error:
+            self._broker_trouble += 1
+            log.warning("cannot look at the lists", action="broker_unavailable", error=str(error))
+            return False
+        if not sent:
+            return False
+        self._send(sent, decision.charged)
+        return decision.more
+
+    def _hand_over(self, *, careful: bool) -> tuple[list[Sent], Decision]:
+        """Decide and hand over, in one transaction.
+
+        Some of the chosen may not be to be had: a batch that is paused or canceled holds its jobs from that moment on,
+        but they leave their lines by and by, and whoever moves them holds their rows. Then nothing is changed and
+        `_NotToBeHad` raised, or their tenant would be charged for nothing and the cards would wait. A ``careful`` look
+        costs more, and chooses only among what is to be had.
+        """
+        with self._store.begin() as unit:
+            decision = self._decide(unit, careful=careful)
             sent = lifecycle.hand_over(unit, decision.hand_overs, self._settings.dispatch_lease_seconds)
+            if len(sent) < len(decision.hand_overs) and not careful:
+                raise _NotToBeHad
             unit.tenants.keep_standings(
                 [Standing(one.tenant_id, one.vtime, one.backlogged) for one in decision.standings]
             )
             unit.backlog.keep_marks(
                 [Mark(one.tenant_id, one.priority, one.model, one.skips, one.served_at) for one in decision.marks]
             )
-        if not sent:
-            return False
-        self._send(sent, decision.charged)
-        return decision.more
+        return sent, decision
 
-    def _decide(self, unit: Unit) -> Decision:
+    def _decide(self, unit: Unit, *, careful: bool) -> Decision:
         """Read the state, few statements whatever the backlog, and apply the policy to it.
 
         Raises `BrokerUnavailable`.
@@ -163,6 +179,8 @@ class Dispatcher:
         ]
         # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
         found = unit.backlog.lines(2 * min(room, self._rules.max_hand_overs))
+        if careful:
+            found = unit.backlog.to_be_had(found)
         failed = unit.failures.of([head.job_id for line in found for head in line.heads if head.failed])
         stopped = unit.pauses.now()
         policy = functools.partial(
@@ -243,6 +261,10 @@ class Dispatcher:
         if self._broker_trouble:
             nap = max(nap, BACK_OFF_SECONDS[min(self._broker_trouble, len(BACK_OFF_SECONDS)) - 1])
         return max(0.01, nap)
+
+
+class _NotToBeHad(Exception):
+    """Some of the jobs that were chosen."""
 
 
 def _lines(found: list[backlog.Line], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:

@@ -6,8 +6,8 @@ once, and times are seconds since 1970, as the policy counts them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -66,22 +66,28 @@ _KEEP_MARKS: Final = """
 """
 # A batch's pause or end holds from its commit on; that its jobs leave their lines takes longer. Jobs whose rows
 # somebody holds, who cancels or moves a million of them, are passed over: nobody else's hand-overs wait for that.
-_DISPATCH: Final = """
+_FREE: Final = """
+    job.state = 'queued'
+        AND NOT EXISTS (SELECT FROM batch WHERE batch.id = job.batch_id
+                        AND (batch.paused_at IS NOT NULL OR batch.cancel_requested_at IS NOT NULL))
+    FOR NO KEY UPDATE OF job SKIP LOCKED
+"""
+_TO_BE_HAD: Final = f"""
+    SELECT 'job_' || translate(id::text, '-', '') FROM job WHERE id = ANY(%(ids)s::uuid[]) AND {_FREE}
+"""  # noqa: S608 - of constants
+_DISPATCH: Final = f"""
     WITH free AS (
         SELECT job.id, chosen.worker, chosen.place
         FROM unnest(%(ids)s::uuid[], %(places)s::integer[]) WITH ORDINALITY AS chosen (id, worker, place)
         JOIN job ON job.id = chosen.id
-        WHERE job.state = 'queued'
-            AND NOT EXISTS (SELECT FROM batch WHERE batch.id = job.batch_id
-                            AND (batch.paused_at IS NOT NULL OR batch.cancel_requested_at IS NOT NULL))
-        FOR NO KEY UPDATE OF job SKIP LOCKED
+        WHERE {_FREE}
     )
     UPDATE job SET state = 'dispatched', epoch = job.epoch + 1, worker = (%(workers)s::text[])[free.worker],
         lease_until = now() + make_interval(secs => %(lease)s), dispatched_at = now(), claimed_at = NULL,
         rendering_at = NULL, step = NULL, steps = NULL
     FROM free WHERE job.id = free.id
     RETURNING free.place, job.epoch
-"""
+"""  # noqa: S608 - of constants
 
 
 class Head(NamedTuple):
@@ -137,6 +143,13 @@ class Backlog:
         """The jobs of `lines`, one after the other."""
         return [head for line in self.lines(limit) for head in line.heads]
 
+    def to_be_had(self, lines: Sequence[Line]) -> list[Line]:
+        """The lines with those of their jobs that this transaction could hand over: it holds their rows from now on."""
+        values = {"ids": _array([head.job_id for line in lines for head in line.heads])}
+        free = {row[0] for row in self._rows(_TO_BE_HAD, values)}
+        left = [replace(line, heads=[head for head in line.heads if head.job_id in free]) for line in lines]
+        return [line for line in left if line.heads]
+
     def keep_marks(self, marks: Collection[Mark]) -> None:
         """Remember these of the lines."""
         if not marks:
@@ -155,8 +168,7 @@ class Backlog:
         workers = list(dict.fromkeys(one.worker for one in hand_overs))
         places = {worker: place for place, worker in enumerate(workers, 1)}
         values = {
-            # as PostgreSQL writes arrays: for a thousand, the driver's own way takes as long as the statement's half
-            "ids": "{" + ",".join([one.job_id.removeprefix("job_") for one in hand_overs]) + "}",
+            "ids": _array([one.job_id for one in hand_overs]),
             "places": "{" + ",".join([str(places[one.worker]) for one in hand_overs]) + "}",
             "workers": workers,
             "lease": lease_seconds,
@@ -170,3 +182,8 @@ class Backlog:
 
     def _rows(self, statement: str, values: dict[str, Any]) -> Sequence[Any]:
         return self._session.connection().exec_driver_sql(statement, values).all()
+
+
+def _array(job_ids: Iterable[str]) -> str:
+    """As PostgreSQL writes arrays: for a thousand, the driver's own way takes as long as the statement's half."""
+    return "{" + ",".join([one.removeprefix("job_") for one in job_ids]) + "}"

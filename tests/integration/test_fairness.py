@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,8 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.dispatcher import Dispatcher
+from farm.domain import ids
+from farm.domain.batch import Entry, NewBatch
 from farm.domain.job import JobFilter, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
@@ -88,6 +91,36 @@ def test_one_job_among_anothers_500_goes_in_the_next_round(store: Store, play: R
         finish(store, done)
     (lone,) = insert(store, small)
     assert lone in play()
+
+
+@pytest.mark.parametrize("how", ["canceled", "paused", "held by somebody"])
+def test_a_batch_that_ends_or_waits_costs_its_tenant_nothing_and_no_card_waits_for_it(
+    store: Store, play: Round, how: str
+) -> None:
+    mine, other = tenant(store, "mine"), tenant(store, "other", 30)
+    batch_id = ids.new(ids.BATCH)
+    with store.begin() as unit:
+        staged = unit.batches.stage(Entry(line, NewJob(spec())) for line in range(1, 41))
+        lifecycle.submit_batch(unit, mine, batch_id, NewBatch(), staged)
+    insert(store, mine, 2, priority=Priority.INTERACTIVE)
+    join(store, slots=4)
+    with ExitStack() as stack:
+        if how == "held by somebody":
+            unit = stack.enter_context(store.begin())
+            unit.session.execute(
+                text("SELECT FROM job WHERE batch_id = :id FOR UPDATE"), {"id": ids.to_uuid(ids.BATCH, batch_id)}
+            )
+        else:
+            with store.begin() as unit:  # and nobody has gone on to its jobs yet
+                {"canceled": lifecycle.cancel_batch, "paused": lifecycle.pause_batch}[how](unit, mine, batch_id)
+        done = play()
+        assert owners(store, done) == {mine: 2, other: 2}
+        finish(store, done)
+        done = play()
+        assert owners(store, done) == {other: 4}
+    with store.begin() as unit:
+        vtimes = {share.tenant_id: share.vtime for share in unit.tenants.shares()}
+    assert vtimes[mine] < vtimes[other]
 
 
 def test_shares_follow_the_weights_from_round_to_round(store: Store, play: Round) -> None:
