@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
@@ -428,3 +431,28 @@ def test_pages_neither_repeat_nor_miss_a_job_while_others_arrive(store: Store, t
 def test_every_edge_of_the_drawing_exists_and_no_terminal_state_has_one() -> None:
     assert all(not EDGES[state] for state in JobState if state.terminal)
     assert set(EDGES) == set(JobState)
+
+
+# -- the connection --------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_the_server_dropped_is_replaced_before_use(store: Store, database_url: str) -> None:
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(store.begin()).session.execute(text("SELECT 1"))
+    with psycopg.connect(database_url, autocommit=True) as other:
+        mine = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'farm'"
+        ended = other.execute(f"SELECT pg_terminate_backend(pid, 5000) {mine}").fetchall()
+        assert len(ended) >= 3
+        for _ in range(4):  # none of them fails, nor those that come after
+            store.check()
+        # something to be read is no good-bye: here the new value of a setting, which the server tells by itself
+        before = set(other.execute(f"SELECT pid {mine}").fetchall())
+        other.execute("ALTER SYSTEM SET TimeZone = 'Europe/Lisbon'")
+        other.execute("SELECT pg_reload_conf()")
+        time.sleep(0.2)
+        for _ in range(4):
+            store.check()
+        assert set(other.execute(f"SELECT pid {mine}").fetchall()) == before
+        other.execute("ALTER SYSTEM RESET TimeZone")
+        other.execute("SELECT pg_reload_conf()")
