@@ -346,7 +346,7 @@ def leave(unit: Unit, worker: str, boot_id: str) -> list[str]:
         return []  # a newer process has the name, and what it holds is its own
     left = unit.jobs.held_by(worker)
     for one in left:
-        _give_back(unit, one, "worker stopped")
+        _requeue(unit, one.tenant_id, Held(one.job_id, one.epoch), "worker stopped", refund=True)
     return [one.job_id for one in left]
 
 
@@ -422,7 +422,8 @@ def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], reci
 def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: bool) -> JobState:
     """running → failed, or → queued while another attempt may help and is left. Returns the new state.
 
-    No attempt is left once `MAX_FAILING_WORKERS` different workers have failed it. Raises `RightLost`.
+    → canceled if that was asked for just now. No attempt is left once `MAX_FAILING_WORKERS` different workers have
+    failed it. Raises `RightLost`.
     """
     job = unit.jobs.get(job_id)
     if job is None or job.epoch != epoch or job.state is not JobState.RUNNING:
@@ -431,8 +432,7 @@ def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: boo
     again = retryable and not job.cancel_requested and job.attempts < job.max_attempts
     if again and failed_by < MAX_FAILING_WORKERS:
         delay = RETRY_DELAYS[min(job.attempts, len(RETRY_DELAYS)) - 1]
-        _requeue(unit, job.tenant_id, Held(job_id, epoch), error.code, error=error, delay_seconds=delay)
-        return JobState.QUEUED
+        return _requeue(unit, job.tenant_id, Held(job_id, epoch), error.code, error=error, delay_seconds=delay)
     if not unit.jobs.fail(job_id, epoch, error):
         raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
     _ended(unit, job.tenant_id, job_id, epoch, EventType.FAILED, {"code": error.code, "message": error.message})
@@ -440,7 +440,10 @@ def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: boo
 
 
 def release(unit: Unit, job_id: str, epoch: int, reason: str) -> None:
-    """running → queued through no fault of the job: the attempt does not count. Raises `RightLost`."""
+    """running → queued through no fault of the job: the attempt does not count. → canceled if that was asked for.
+
+    Raises `RightLost`.
+    """
     job = unit.jobs.get(job_id)
     if job is None:
         raise RightLost(f"{job_id} is gone")
@@ -603,7 +606,8 @@ def rearrange(unit: Unit, batch_id: str) -> bool:
         unit.events.notify(QUEUE_CHANNEL)
         return False  # what is left is looked at by a unit that holds no lock of a job
     unit.batches.lock(batch_id)
-    return unit.batches.moved(batch_id)
+    # a cancel may have come since the first look: its jobs have not followed yet
+    return unit.batches.canceling(batch_id) is None and unit.batches.moved(batch_id)
 
 
 def _end_batch(unit: Unit, tenant_id: str, batch_id: str) -> bool:
@@ -738,13 +742,6 @@ def _take_back(unit: Unit, one: Expired) -> None:
     _requeue(unit, one.tenant_id, held, "worker lost", refund=not one.rendering, lost=True, died=one.rendering)
 
 
-def _give_back(unit: Unit, one: Expired, reason: str) -> None:
-    if one.state is JobState.RUNNING and one.cancel_requested:
-        canceled(unit, one.job_id, one.epoch)
-    else:
-        _requeue(unit, one.tenant_id, Held(one.job_id, one.epoch), reason, refund=True)
-
-
 def _requeue(
     unit: Unit,
     tenant_id: str,
@@ -756,15 +753,18 @@ def _requeue(
     error: JobError | None = None,
     lost: bool = False,
     died: bool = False,
-) -> None:
+) -> JobState:
+    """Back into its line, or, where somebody wants it stopped, to its end. Returns the new state."""
     back = unit.jobs.requeue(
         held.job_id, held.epoch, refund=refund, delay_seconds=delay_seconds, error=error, lost=lost, died=died
     )
     if not back:
-        raise RightLost(f"{held.job_id} is no longer ours at epoch {held.epoch}")
+        canceled(unit, held.job_id, held.epoch)
+        return JobState.CANCELED
     unit.events.record(tenant_id, held.job_id, held.epoch, EventType.REQUEUED, {"reason": reason})
     unit.events.notify(QUEUE_CHANNEL)
     unit.events.notify(JOB_CHANNEL, held.job_id)
+    return JobState.QUEUED
 
 
 def _ended(unit: Unit, tenant_id: str, job_id: str, epoch: int, kind: EventType, data: dict[str, Any]) -> None:

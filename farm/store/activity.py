@@ -32,34 +32,39 @@ _SPAN: Final = text("""
     )
     SELECT max(low), (SELECT max(id) FROM event) FROM search
 """)
-_TALLY: Final = """
-    SELECT floor(extract(epoch FROM now() - event.created_at) / :bucket) AS age, event.type,
-           event.data ->> 'code' AS code, count(*) AS events,
-           coalesce(sum(CAST(event.data ->> 'outputs' AS integer)), 0) AS outputs
-    FROM %s
-    WHERE event.type IN ('job.succeeded', 'job.failed') AND event.created_at >= now() - make_interval(secs => :seconds)
-      AND (CAST(:everybody AS boolean) OR event.tenant_id = :tenant)
-    GROUP BY 1, 2, 3
-"""
-_SAMPLED: Final = (
-    _TALLY
-    % """
+
+
+def _tally(events: str) -> Any:
+    return (
+        text(f"""
+        SELECT floor(extract(epoch FROM now() - event.created_at) / :bucket) AS age, event.type,
+               event.data ->> 'code' AS code, count(*) AS events,
+               coalesce(sum(CAST(event.data ->> 'outputs' AS integer)), 0) AS outputs
+        FROM {events}
+        WHERE event.type IN ('job.succeeded', 'job.failed')
+          AND event.created_at >= now() - make_interval(secs => :seconds)
+          AND (CAST(:everybody AS boolean) OR event.tenant_id = :tenant)
+        GROUP BY 1, 2, 3
+    """)  # noqa: S608 - of constants
+        .bindparams(bindparam("tenant", type_=Uuid))
+        .columns(age=Float, type=Text, code=Text, events=Integer, outputs=Integer)
+    )
+
+
+_SAMPLED: Final = _tally("""
     generate_series(CAST(:low AS bigint), CAST(:high AS bigint), CAST(:stride AS bigint)) AS number
     JOIN event ON event.id = number
-"""
-)
-_WHOLE: Final = (
-    _TALLY
-    % """
+""")
+_WHOLE: Final = _tally("""
     tenant CROSS JOIN unnest(ARRAY['job.succeeded', 'job.failed']) AS kind CROSS JOIN LATERAL (
         SELECT * FROM event
         WHERE event.tenant_id = tenant.id AND event.type = kind AND event.id BETWEEN :low AND :high
           AND event.type IN ('job.succeeded', 'job.failed')  -- what the index is of
         OFFSET 0
     ) AS event
-"""
-)
-_PICTURES = """
+""")
+_LATEST: Final = (
+    text("""
     SELECT job.id, output.index AS number, job.spec ->> 'prompt' AS prompt, output.width, output.height, output.seed,
            job.finished_at
     FROM (
@@ -71,20 +76,10 @@ _PICTURES = """
     ) AS latest
     JOIN job ON job.id = latest.job_id JOIN output ON output.job_id = job.id
     ORDER BY latest.place DESC, output.index LIMIT :limit
-"""
-_LATEST: Final = (
-    text(_PICTURES)
+""")
     .bindparams(bindparam("tenant", type_=Uuid))
     .columns(id=JOB_ID, number=Integer, prompt=Text, width=Integer, height=Integer, finished_at=DateTime(timezone=True))
 )
-
-
-def _tally(statement: str) -> Any:
-    return (
-        text(statement)
-        .bindparams(bindparam("tenant", type_=Uuid))
-        .columns(age=Float, type=Text, code=Text, events=Integer, outputs=Integer)
-    )
 
 
 @dataclass(frozen=True)
@@ -146,10 +141,10 @@ class Activity:
         if low is not None and high is not None and low <= high:
             stride = max(1, -(-(high - low + 1) // SAMPLE))
             values = {"seconds": seconds, "bucket": seconds / stretches, "low": low, "high": high} | _whose(tenant_id)
-            rows = self._session.execute(_tally(_SAMPLED), values | {"stride": stride}).all()
+            rows = self._session.execute(_SAMPLED, values | {"stride": stride}).all()
             if stride > 1 and stride * sum(row.events for row in rows) <= SAMPLE:
                 stride = 1  # most of what happened is of other kinds
-                rows = self._session.execute(_tally(_WHOLE), values).all()
+                rows = self._session.execute(_WHOLE, values).all()
             for row in rows:
                 place = min(max(int(row.age), 0), stretches - 1)
                 pictures, failed = found[place]

@@ -19,6 +19,7 @@ from sqlalchemy import (
     func,
     insert,
     null,
+    or_,
     select,
     update,
 )
@@ -268,13 +269,17 @@ class Jobs:
     ) -> bool:
         """dispatched or running → queued (``unclaimed``: only dispatched); False if the right is lost.
 
+        Nor is a running job that somebody wants stopped: it would wait for ever where its batch is to end.
+
         ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the card.
         """
         states = (JobState.DISPATCHED,) if unclaimed else (JobState.DISPATCHED, JobState.RUNNING)
         # a dispatched job was never claimed, so there is no attempt to give back
         refunded = case((JobRow.state == RUNNING, JobRow.attempts - 1), else_=JobRow.attempts)
         return self._changed(
-            _fenced(job_id, epoch, *states).values(
+            _fenced(job_id, epoch, *states)
+            .where(or_(JobRow.state != RUNNING, ~JobRow.cancel_requested))
+            .values(
                 state=QUEUED,
                 attempts=refunded if refund else JobRow.attempts,
                 losses=JobRow.losses + int(lost),

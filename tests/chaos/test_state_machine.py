@@ -379,7 +379,9 @@ class Farm(RuleBasedStateMachine):
         for _ in range(40):
             self.advance(LEASE + 1)
             self.reap()
-            for batch_id in self.batches:
+            with self.store.begin() as unit:  # as the sweeper does: only what is noted as unfinished
+                unfinished = unit.batches.unfinished()
+            for batch_id, _ in unfinished:
                 with self.store.begin() as unit:
                     lifecycle.rearrange(unit, batch_id)
             self.hand_over(NAMES[0], 2)

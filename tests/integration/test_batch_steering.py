@@ -203,6 +203,26 @@ def test_nothing_of_a_canceled_batch_begins_however_long_its_rows_take(
     assert client.get(f"/v1/batches/{other['id']}").json()["request_counts"]["canceled"] == 0
 
 
+def test_a_cancel_that_comes_while_jobs_follow_a_pause_is_not_forgotten(
+    api: Api, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(client, balls(3))
+    client.post(f"/v1/batches/{batch['id']}/pause")
+
+    with api.store.begin() as unit:
+
+        def cancel(batch_id: str) -> int:
+            """Somebody cancels between the unit's first look and its last."""
+            with api.store.begin() as other:
+                lifecycle.cancel_batch(other, api.tenant_id, batch_id)
+            return 0
+
+        monkeypatch.setattr(unit.batches, "move", cancel)
+        assert not lifecycle.rearrange(unit, batch["id"])
+    with api.store.begin() as unit:
+        assert (batch["id"], False) in unit.batches.unfinished()
+
+
 def test_a_batch_is_deleted_with_its_pictures_once_it_is_over(api: Api, client: httpx2.Client) -> None:
     batch, other = submit(client, balls(3, num_images_per_prompt=2)), submit(client, balls(1))
     key = {"Idempotency-Key": "gone"}

@@ -288,6 +288,20 @@ def test_a_running_job_is_canceled_by_its_worker(store: Store, tenant: str, subm
     assert get(store, job).state is JobState.CANCELED
 
 
+def test_a_job_that_was_asked_to_stop_is_canceled_when_its_worker_gives_it_back(
+    store: Store, tenant: str, submit: Submit
+) -> None:
+    job = submit()
+    epoch = run(store, job)
+    with store.begin() as unit:
+        lifecycle.cancel(unit, tenant, job.id)
+    with store.begin() as unit:
+        lifecycle.release(unit, job.id, epoch, "drained")
+    assert get(store, job).state is JobState.CANCELED
+    with pytest.raises(RightLost), store.begin() as unit:
+        lifecycle.release(unit, job.id, epoch, "drained")
+
+
 def test_a_canceled_job_whose_worker_dies_is_not_rendered_again(store: Store, tenant: str, submit: Submit) -> None:
     job = submit()
     run(store, job)
