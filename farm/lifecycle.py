@@ -465,11 +465,14 @@ def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
     """
     if not ids.is_id(ids.JOB, job_id):
         raise NotFound("job", job_id)
-    epoch = unit.jobs.cancel_waiting(tenant_id, job_id)
-    if epoch is not None:
-        _ended(unit, tenant_id, job_id, epoch, EventType.CANCELED, {})
-    elif unit.jobs.ask_cancel(tenant_id, job_id):
-        unit.events.notify(JOB_CHANNEL, job_id)
+    for _ in range(2):  # one that is given back between the two questions waits now
+        epoch = unit.jobs.cancel_waiting(tenant_id, job_id)
+        if epoch is not None:
+            _ended(unit, tenant_id, job_id, epoch, EventType.CANCELED, {})
+            break
+        if unit.jobs.ask_cancel(tenant_id, job_id):
+            unit.events.notify(JOB_CHANNEL, job_id)
+            break
     job = unit.jobs.get(job_id, tenant_id)
     if job is None:
         raise NotFound("job", job_id)

@@ -302,6 +302,26 @@ def test_a_job_that_was_asked_to_stop_is_canceled_when_its_worker_gives_it_back(
         lifecycle.release(unit, job.id, epoch, "drained")
 
 
+def test_a_cancel_finds_a_job_that_is_given_back_at_that_moment(
+    store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit()
+    epoch = run(store, job)
+    with store.begin() as unit:
+        ask = unit.jobs.ask_cancel
+
+        def too_late(tenant_id: str, job_id: str) -> bool:
+            """Its worker gives it back before the second question is asked."""
+            monkeypatch.undo()
+            with store.begin() as other:
+                lifecycle.release(other, job_id, epoch, "drained")
+            return ask(tenant_id, job_id)
+
+        monkeypatch.setattr(unit.jobs, "ask_cancel", too_late)
+        assert lifecycle.cancel(unit, tenant, job.id).state is JobState.CANCELED
+    assert get(store, job).state is JobState.CANCELED
+
+
 def test_a_canceled_job_whose_worker_dies_is_not_rendered_again(store: Store, tenant: str, submit: Submit) -> None:
     job = submit()
     run(store, job)
