@@ -8,13 +8,13 @@ plane.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
+import re
 import time
-from collections.abc import Iterable, Sequence
-from itertools import groupby
-from operator import attrgetter
+from binascii import b2a_base64
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from celery import Celery
@@ -93,84 +93,21 @@ def send(app: Celery, hand_overs: Sequence[Sent]) -> None:
     """
     try:
         with app.producer_or_acquire() as producer, producer.channel.conn_or_acquire() as client:
-            envelope = _Envelope(app, producer.channel)
-            words = [_Words.of(one) for one in hand_overs]
+            lists: dict[str, list[str]] = {one.worker: [] for one in hand_overs}
+            for one, message in zip(hand_overs, _messages(app, producer.channel, hand_overs), strict=True):
+                lists[one.worker].append(message)
             going = client.pipeline(transaction=False)
-            for worker, group in groupby(sorted(words, key=attrgetter("worker")), attrgetter("worker")):
-                name = queue_name(worker)
-                going.lpush(name, *envelope.around(group, name))
+            for worker, messages in lists.items():
+                going.lpush(queue_name(worker), *messages)
             going.execute()
-            _tell(app, producer, words)
     except (OperationalError, RedisError, OSError) as error:
         raise BrokerUnavailable("Redis does not answer") from error
 
 
-class _Words(NamedTuple):
-    """What differs from message to message. Nothing in it needs an escape in JSON."""
-
-    worker: str
-    id: str  #: `message_id`, and the tag too: of no other message, which is all that a tag must be
-    shown: str  #: the task's arguments, as Celery's monitors show them
-    job_id: str
-    epoch: int
-
-    @classmethod
-    def of(cls, one: Sent) -> _Words:
-        return cls(one.worker, message_id(one.job_id, one.epoch), repr(contents(one)), one.job_id, one.epoch)
-
-
-class _Envelope:
-    """Celery's message for a hand-over, as it would put it into the list of a worker.
-
-    Celery builds each message anew, encodes it twice and waits for Redis each time: a millisecond and more, a thousand
-    times in a round. Here Celery builds one, and the others are its text with their own words in their places.
-    """
-
-    def __init__(self, app: Celery, channel: Any) -> None:
-        headers, properties, (args, _, embed), _ = app.amqp.as_task_v2("", RENDER, kwargs={})
-        headers |= {"id": "<id>", "root_id": "<id>", "kwargsrepr": "<repr>"}
-        message = channel.prepare_message("<body>", None, "application/json", "utf-8", headers, properties)
-        message["properties"] |= {
-            "correlation_id": "<id>",
-            "delivery_mode": 2,
-            "delivery_tag": "<tag>",
-            "delivery_info": {"exchange": DIRECT.name, "routing_key": "<queue>"},
-            "body_encoding": "base64",
-        }
-        self._message = _with_places(message, "id", "repr", "body", "tag", "queue")
-        self._body = _with_places(
-            [args, {"job": "<job>", "epoch": "<epoch>", "version": MESSAGE_VERSION}, embed], "job"
-        )
-        self._body = self._body.replace('"<epoch>"', "%(epoch)d")
-
-    def around(self, words: Iterable[_Words], queue: str) -> list[str]:
-        """The JSON of the messages for one queue."""
-        name = json.dumps(queue)[1:-1]
-        return [
-            self._message
-            % {
-                "id": one.id,
-                "repr": one.shown,
-                "body": base64.b64encode((self._body % {"job": one.job_id, "epoch": one.epoch}).encode()).decode(),
-                "tag": one.id,
-                "queue": name,
-            }
-            for one in words
-        ]
-
-
-def _with_places(value: Any, *names: str) -> str:
-    """A value's JSON with a place to be filled by ``%`` wherever ``<name>`` stands."""
-    written = json.dumps(value).replace("%", "%%")
-    for name in names:
-        written = written.replace(f"<{name}>", f"%({name})s")
-    return written
-
-
-def _tell(app: Celery, producer: Any, words: Sequence[_Words]) -> None:
-    """Tell Celery's monitors what was sent, in one event of many parts, made of one as the messages are."""
+def tell(app: Celery, hand_overs: Sequence[Sent]) -> None:
+    """Tell Celery's monitors what was sent, in one event of many parts. Raises `BrokerUnavailable`."""
     name = anon_nodename()
-    part = _with_places(
+    part = _Form(
         {
             "type": "task-sent",
             "hostname": name,
@@ -187,28 +124,88 @@ def _tell(app: Celery, producer: Any, words: Sequence[_Words]) -> None:
             "exchange": DIRECT.name,
             "uuid": "<id>",
             "root_id": "<id>",
-            "kwargs": "<repr>",
+            "kwargs": "<shown>",
             "queue": "<queue>",
             "routing_key": "<queue>",
-        },
-        "id",
-        "repr",
-        "queue",
+        }
     )
-    queues = {worker: json.dumps(queue_name(worker))[1:-1] for worker in {one.worker for one in words}}
-    parts = [part % {"id": one.id, "repr": one.shown, "queue": queues[one.worker]} for one in words]
-    exchange = get_exchange(producer.connection)
-    producer.publish(
-        f"[{','.join(parts)}]",
-        exchange=exchange.name,
-        routing_key="task.multi",
-        declare=[exchange],
-        content_type="application/json",
-        content_encoding="utf-8",
-        delivery_mode=1,
-        headers={"hostname": name},
-        retry=False,
-    )
+    try:
+        with app.producer_or_acquire() as producer:
+            exchange = get_exchange(producer.connection)
+            producer.publish(
+                f"[{','.join(part.filled(_words(hand_overs)))}]",
+                exchange=exchange.name,
+                routing_key="task.multi",
+                declare=[exchange],
+                content_type="application/json",
+                content_encoding="utf-8",
+                delivery_mode=1,
+                headers={"hostname": name},
+                retry=False,
+            )
+    except (OperationalError, RedisError, OSError) as error:
+        raise BrokerUnavailable("Redis does not answer") from error
+
+
+class _Words(NamedTuple):
+    """What differs from message to message, as it stands in JSON."""
+
+    id: str  #: `message_id`, and the tag too: of no other message, which is all that a tag must be
+    shown: str  #: the task's arguments, as Celery's monitors show them
+    queue: str
+    body: str = ""  #: the task's arguments, as its worker takes them
+
+
+class _Form:
+    """A value's JSON with places, wherever ``<name>`` of one of `_Words` stands.
+
+    Celery builds each message anew, encodes it twice and waits for Redis each time: a millisecond and more, a thousand
+    times in a round. Here Celery builds one, and the others are its text with their own words in their places.
+    """
+
+    def __init__(self, value: Any) -> None:
+        text, *rest = re.split(f"<({'|'.join(_Words._fields)})>", json.dumps(value).replace("%", "%%"))
+        self._text = "%s".join([text, *rest[1::2]])
+        self._pick: Callable[[_Words], tuple[str, ...]] = itemgetter(*map(_Words._fields.index, rest[::2]))
+
+    def filled(self, words: Iterable[_Words]) -> list[str]:
+        """The JSON of each."""
+        text, pick = self._text, self._pick
+        return [text % pick(one) for one in words]
+
+
+_SAMPLE: Final = Sent("<job>", 7777, "")  #: of a hand-over, to be made the text of others
+
+
+def _messages(app: Celery, channel: Any, hand_overs: Sequence[Sent]) -> list[str]:
+    """Celery's messages, as it would put them into the lists of the workers."""
+    headers, properties, body, _ = app.amqp.as_task_v2("", RENDER, kwargs=contents(_SAMPLE))
+    headers |= {"id": "<id>", "root_id": "<id>", "kwargsrepr": "<shown>"}
+    message = channel.prepare_message("<body>", None, "application/json", "utf-8", headers, properties)
+    message["properties"] |= {
+        "correlation_id": "<id>",
+        "delivery_mode": 2,
+        "delivery_tag": "<id>",
+        "delivery_info": {"exchange": DIRECT.name, "routing_key": "<queue>"},
+        "body_encoding": "base64",
+    }
+    return _Form(message).filled(_words(hand_overs, json.dumps(body)))
+
+
+def _words(hand_overs: Iterable[Sent], body: str | None = None) -> Iterator[_Words]:
+    """The words of each, with the bodies only where that of the sample is given."""
+    shown = _of_any(repr(contents(_SAMPLE)))
+    body = None if body is None else _of_any(body)
+    queues: dict[str, str] = {}
+    for job_id, epoch, worker in hand_overs:
+        queue = queues.get(worker) or queues.setdefault(worker, json.dumps(queue_name(worker))[1:-1])
+        written = "" if body is None else b2a_base64((body % (job_id, epoch)).encode(), newline=False).decode()
+        yield _Words(message_id(job_id, epoch), shown % (job_id, epoch), queue, written)
+
+
+def _of_any(sample: str) -> str:
+    """A text about the sample, with places for another one's job and epoch."""
+    return sample.replace("%", "%%").replace(_SAMPLE.job_id, "%s").replace(str(_SAMPLE.epoch), "%d")
 
 
 def contents(one: Sent) -> dict[str, Any]:

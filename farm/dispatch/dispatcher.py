@@ -6,11 +6,11 @@ sent is offered again when its dispatch lease runs out.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -21,9 +21,8 @@ from farm.dispatch import broker
 from farm.dispatch.gauges import FarmGauges
 from farm.dispatch.leader import Leadership
 from farm.dispatch.leases import Reaper
-from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, Waiting, choose
+from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, choose
 from farm.domain.job import Sent
-from farm.domain.worker import WorkerState
 from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
 from farm.settings import Settings
 from farm.store import backlog
@@ -59,6 +58,7 @@ class Dispatcher:
         self._rules = Rules()
         self._stopping = threading.Event()
         self._broker_trouble = 0  #: sends that failed in a row
+        self._untold: list[Sent] = []  #: sent, and Celery's monitors do not know it yet
         self._leads = False
         self.gauges = FarmGauges(self._store, lambda: self._leads)
 
@@ -87,6 +87,7 @@ class Dispatcher:
                 ended = time.monotonic()
                 metrics.LAST_ROUND.set_to_current_time()
                 database_trouble = 0
+                self._tell()
                 if not more:
                     self._listener.wait(self._nap())
                     # Where news comes faster than rounds go, half of the time is left to it: the next round then takes
@@ -151,37 +152,21 @@ class Dispatcher:
         """
         rooms = unit.workers.with_room()
         seats = [
-            Seat(
-                one.worker,
-                one.room,
-                one.models,
-                one.look_ahead,
-                one.memory_bytes,
-                one.tags,
-                draining=one.state is WorkerState.DRAINING,
-            )
-            for one in rooms
+            Seat(worker, room, models, look_ahead, memory, tags, draining)
+            for worker, draining, _, room, look_ahead, models, memory, tags in rooms
         ]
         room = sum(seat.room for seat in seats if not seat.draining)
         if not room:
             return Decision()
         accounts = [
-            Account(
-                one.tenant_id,
-                one.weight,
-                one.vtime,
-                one.backlogged,
-                one.held,
-                one.max_running,
-                one.paused,
-            )
-            for one in unit.tenants.shares()
+            Account(tenant_id, weight, vtime, backlogged, held, max_running, paused)
+            for tenant_id, weight, max_running, paused, vtime, backlogged, held in unit.tenants.shares()
         ]
         # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
         found = unit.backlog.lines(2 * min(room, self._rules.max_hand_overs))
         if careful:
             found = unit.backlog.to_be_had(found)
-        failed = unit.failures.of([head.job_id for line in found for head in line.heads if head.failed])
+        failed = unit.failures.of([job_id for line in found for job_id in line.failed])
         stopped = unit.pauses.now()
         policy = functools.partial(
             choose,
@@ -216,13 +201,14 @@ class Dispatcher:
             if not less:
                 return seats, False
         return [
-            replace(seat, room=less.get(seat.worker, seat.room)) for seat in seats if less.get(seat.worker, 1) > 0
+            seat._replace(room=less.get(seat.worker, seat.room)) for seat in seats if less.get(seat.worker, 1) > 0
         ], True
 
     def _send(self, sent: list[Sent], charged: Mapping[str, tuple[str, float]]) -> None:
         try:
             broker.send(self._app, sent)
             self._broker_trouble = 0
+            self._untold = sent
             metrics.HAND_OVERS.inc(len(sent))
             for one in sent:
                 tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
@@ -242,6 +228,13 @@ class Dispatcher:
             with self._store.begin() as unit:
                 for job_id in lifecycle.take_back(unit, sent, "broker unavailable"):
                     unit.tenants.refund(*charged[job_id])
+
+    def _tell(self) -> None:
+        """Tell Celery's monitors what the round sent. Nothing waits for that, and nothing is lost with it."""
+        told, self._untold = self._untold, []
+        if told:
+            with contextlib.suppress(BrokerUnavailable):
+                broker.tell(self._app, told)
 
     def _broker_ready(self) -> bool:
         if not self._broker_trouble:
@@ -269,16 +262,14 @@ class _NotToBeHad(Exception):
 
 def _lines(found: list[backlog.Line], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
     """The lines as the policy takes them, with who failed which job."""
-    nobody: frozenset[str] = frozenset()
     return [
         Line(
             line.mark.tenant_id,
             line.mark.model,
             line.mark.priority,
-            [
-                Waiting(job_id, cost, since, deadline, failed_by.get(job_id, nobody) if failed else nobody)
-                for job_id, cost, since, deadline, failed in line.heads
-            ],
+            [head._replace(failed_by=failed_by.get(head.job_id, head.failed_by)) for head in line.heads]
+            if line.failed
+            else line.heads,
             line.more,
             line.mark.skips,
             line.mark.served_at,

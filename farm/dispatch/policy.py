@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from farm.domain.job import HandOver
+from farm.domain.job import HandOver, Waiting
 from farm.domain.states import Priority
 
 HIGHEST: Final = max(priority.rank for priority in Priority)
@@ -50,16 +50,6 @@ class Rules:
     age_seconds: float = 300.0  #: of waiting that raise a head by one class
     max_skips: int = 16  #: hand-overs that a line may be passed over for the sake of loaded models
     max_hand_overs: int = 1_000  #: per round: bounds the transaction, the next round follows at once
-
-
-class Waiting(NamedTuple):
-    """A waiting job. Times are seconds on the clock of ``now``. A tuple: each round makes thousands."""
-
-    job_id: str  #: time-ordered, so the smaller is the older
-    cost: float  #: megapixel-steps
-    since: float = 0.0  #: its place in the line: when it was submitted, or when it was to become available
-    deadline: float | None = None  #: not handed over from then on
-    failed_by: frozenset[str] = frozenset()  #: workers that failed it: others are preferred
 
 
 @dataclass(frozen=True)
@@ -88,9 +78,8 @@ class Account:
     paused: bool = False
 
 
-@dataclass(frozen=True)
-class Seat:
-    """A worker that may be handed jobs."""
+class Seat(NamedTuple):
+    """A worker that may be handed jobs. A tuple: each round makes one for each worker."""
 
     worker: str
     room: int  #: how many more jobs it takes: slots + look-ahead, less what it holds
@@ -167,34 +156,49 @@ def choose(
     return _Round(seats, lines, accounts, now, needs or {}, paused, rules).run()
 
 
-@dataclass
+_Key = tuple[int, int, int, str]
+
+
 class _Place:
     """A seat while a round fills it."""
 
-    seat: Seat
-    free: int  #: slots
-    ahead: int  #: look-ahead
-    models: set[str]
-    version: int = 0  #: entries of heaps that carry an older one are void
+    __slots__ = ("ahead", "free", "key", "models", "worker")
 
-    def key(self) -> tuple[int, int, int, str]:
+    def __init__(self, seat: Seat) -> None:
+        self.worker = seat.worker
+        self.free = max(0, seat.room - seat.look_ahead)  #: slots
+        self.ahead = seat.room - self.free  #: look-ahead
+        self.models = set(seat.models)
+        self.key = self._key()
+
+    def _key(self) -> _Key:
         """Smaller is better: a free slot, the most room, the fewest models that a new one could push out."""
-        return (0 if self.free else 1, -(self.free + self.ahead), len(self.models), self.seat.worker)
+        return (0 if self.free else 1, -(self.free + self.ahead), len(self.models), self.worker)
 
-
-_Entry = tuple[tuple[int, int, int, str], int, _Place]
+    def take(self, model: str) -> bool:
+        """One more job of the model goes here; returns whether the model is new here."""
+        if self.free:
+            self.free -= 1
+        else:
+            self.ahead -= 1
+        new = model not in self.models
+        if new:
+            self.models.add(model)
+        self.key = self._key()
+        return new
 
 
 class _Places:
     """The workers, so that the best one for a model is found in O(log workers).
 
-    Workers that the same models fit form a kind; a farm has as many kinds as it has sorts of machines.
+    Workers that the same models fit form a kind; a farm has as many kinds as it has sorts of machines. Places only get
+    worse in a round, so a heap's entry may be better than its place is by now: that is put right when it comes to the
+    top, and each place is in a heap once.
     """
 
     def __init__(self, seats: Sequence[Seat], models: frozenset[str], needs: Mapping[str, Need]) -> None:
-        self._kinds: dict[frozenset[str], list[_Entry]] = {}
-        self._warm: dict[str, list[_Entry]] = {model: [] for model in models}
-        self._kind_of: dict[str, frozenset[str]] = {}
+        self._kinds: dict[frozenset[str], list[tuple[_Key, _Place]]] = {}
+        self._warm: dict[str, list[tuple[_Key, _Place]]] = {model: [] for model in models}
         alike: dict[tuple[int | None, frozenset[str]], frozenset[str]] = {}
         asking = {model: needs[model] for model in models if model in needs}
         self.room = 0
@@ -208,16 +212,15 @@ class _Places:
                 alike[sort] = kind
             if not kind:
                 continue
-            free = max(0, seat.room - seat.look_ahead)
-            place = _Place(seat, free, seat.room - free, set(seat.models))
-            self._kind_of[seat.worker] = kind
+            place = _Place(seat)
             self.room += seat.room
-            entry = (place.key(), 0, place)
+            entry = (place.key, place)
             self._kinds.setdefault(kind, []).append(entry)
             for model in place.models & kind:
                 self._warm[model].append(entry)
         for heap in (*self._kinds.values(), *self._warm.values()):
             heapq.heapify(heap)
+        self._fitting = {model: [heap for kind, heap in self._kinds.items() if model in kind] for model in models}
 
     def best(self, model: str, avoid: frozenset[str] = frozenset()) -> tuple[_Place | None, bool]:
         """The place to prefer for a job of the model, and whether it has (or will have) the model loaded.
@@ -227,54 +230,52 @@ class _Places:
         if avoid:
             # few jobs have failed before, so this may look at every place
             others = [
-                entry[2]
-                for kind, heap in self._kinds.items()
-                if model in kind
-                for entry in heap
-                if entry[1] == entry[2].version and entry[2].seat.worker not in avoid
+                place
+                for heap in self._fitting[model]
+                for _, place in heap
+                if (place.free or place.ahead) and place.worker not in avoid
             ]
             if others:
-                place = min(others, key=lambda one: (not one.free, model not in one.models, one.key()))
-                return place, model in place.models
+                best = min(others, key=lambda one: (not one.free, model not in one.models, one.key))
+                return best, model in best.models
         warm = self._top(self._warm[model])
         if warm is not None and warm.free:
             return warm, True
-        tops = [top for kind, heap in self._kinds.items() if model in kind and (top := self._top(heap)) is not None]
-        other = min(tops, key=_Place.key, default=None)
+        other = None
+        for heap in self._fitting[model]:
+            top = self._top(heap)
+            if top is not None and (other is None or top.key < other.key):
+                other = top
         if other is None or (warm is not None and not other.free):
             return warm, True
         return other, model in other.models
 
     def take(self, place: _Place, model: str) -> None:
         """One more job of the model goes there."""
-        if place.free:
-            place.free -= 1
-        else:
-            place.ahead -= 1
         self.room -= 1
-        place.models.add(model)
-        place.version += 1
-        if not place.free and not place.ahead:
-            return
-        entry = (place.key(), place.version, place)
-        kind = self._kind_of[place.seat.worker]
-        heapq.heappush(self._kinds[kind], entry)
-        for name in place.models & kind:
-            heapq.heappush(self._warm[name], entry)
+        if place.take(model):
+            heapq.heappush(self._warm[model], (place.key, place))
 
     @staticmethod
-    def _top(heap: list[_Entry]) -> _Place | None:
-        while heap and heap[0][1] != heap[0][2].version:
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
+    def _top(heap: list[tuple[_Key, _Place]]) -> _Place | None:
+        while heap:
+            key, place = heap[0]
+            if not place.free and not place.ahead:
+                heapq.heappop(heap)
+            elif key == place.key:
+                return place
+            else:
+                heapq.heapreplace(heap, (place.key, place))
+        return None
 
 
-@dataclass
+@dataclass(slots=True)
 class _Queue:
     """A line while a round walks it."""
 
     line: Line
-    heads: list[Waiting]  #: candidates only
+    heads: Sequence[Waiting]  #: candidates only
+    rank: int
     at: int = 0  #: of ``heads``
     served: int = 0
     skips: int = 0
@@ -289,19 +290,20 @@ class _Queue:
 
     def key(self, now: float, age_seconds: float) -> tuple[int, float, str]:
         """Smaller goes first: the effective class, then the oldest head."""
-        head = self.heads[min(self.at, len(self.heads) - 1)]
-        rank = self.line.priority.rank
+        head = self.heads[self.at] if self.at < len(self.heads) else self.heads[-1]
+        rank = self.rank
         if not self.served:
             since = head.since if self.line.served_at is None else max(head.since, self.line.served_at)
             rank = min(HIGHEST, rank + max(0, int((now - since) / age_seconds)))
         return (-rank, head.since, head.job_id)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Tenant:
     """A tenant while a round serves it."""
 
     account: Account
+    weight: float
     vtime: float
     left: int  #: how many more jobs its cap allows
     queues: list[tuple[tuple[int, float, str], int]] = field(default_factory=list)  #: a heap: (key, index of the queue)
@@ -309,7 +311,7 @@ class _Tenant:
 
     def charge(self, job: Waiting) -> float:
         """What a job adds to the virtual time."""
-        return job.cost / max(self.account.weight, LEAST_WEIGHT)
+        return job.cost / self.weight
 
 
 class _Round:
@@ -333,6 +335,7 @@ class _Round:
         self._tenants = {
             name: _Tenant(
                 account,
+                max(account.weight, LEAST_WEIGHT),
                 account.vtime,
                 2**62 if account.max_running is None else max(0, account.max_running - account.held),
             )
@@ -345,7 +348,7 @@ class _Round:
                 continue
             heads = [h for h in line.heads if h.since <= now and (h.deadline is None or now < h.deadline)]
             if heads:
-                queue = _Queue(line, heads, skips=line.skips)
+                queue = _Queue(line, heads, line.priority.rank, skips=line.skips)
                 tenant.queues.append((queue.key(now, rules.age_seconds), len(self._queues)))
                 self._queues.append(queue)
         for tenant in self._tenants.values():
@@ -384,7 +387,8 @@ class _Round:
             if len(self._chosen) >= self._rules.max_hand_overs:
                 stopped = True
                 break
-            self._end_patience(self._until_made, len(self._chosen))
+            if self._until_made:
+                self._end_patience(self._until_made, len(self._chosen))
             found = self._next()
             if found is None or -found[0] < rank:
                 # nobody of their class is left to step aside for
@@ -421,13 +425,21 @@ class _Round:
         tenant.version += 1
         if tenant.queues and tenant.left:
             (rank, since, _), _ = tenant.queues[0]
-            heapq.heappush(self._heap, (rank, tenant.vtime, since, name, tenant.version))
+            entry = (rank, tenant.vtime, since, name, tenant.version)
+            if self._heap and self._heap[0][3] == name:
+                heapq.heapreplace(self._heap, entry)
+            else:
+                heapq.heappush(self._heap, entry)
 
     def _next(self) -> tuple[int, float, float, str, int] | None:
         """The tenant whose turn it is; it stays in the heap until it enters again."""
-        while self._heap and self._heap[0][4] != self._tenants[self._heap[0][3]].version:
-            heapq.heappop(self._heap)
-        return self._heap[0] if self._heap else None
+        heap, tenants = self._heap, self._tenants
+        while heap:
+            first = heap[0]
+            if first[4] == tenants[first[3]].version:
+                return first
+            heapq.heappop(heap)
+        return None
 
     def _end_patience(self, aside: list[tuple[float, int]], reached: float) -> bool:
         """Bring back, to be served next at any price, the queues that stood aside until now; whether there were any."""
@@ -444,20 +456,22 @@ class _Round:
 
     def _hand_over(self, tenant: _Tenant, queue: _Queue, place: _Place) -> None:
         head = queue.heads[queue.at]
-        self._chosen.append(HandOver(head.job_id, place.seat.worker))
+        self._chosen.append(HandOver(head.job_id, place.worker))
         self._places.take(place, queue.line.model)
         charge = tenant.charge(head)
         self._charged[head.job_id] = (tenant.account.tenant_id, charge)
         tenant.vtime += charge
         tenant.left -= 1
-        _, index = heapq.heappop(tenant.queues)
         queue.at += 1
         queue.served += 1
         queue.skips = 0
         queue.forced = False
         queue.aside_at = None
-        if not queue.wall or queue.line.more:
-            heapq.heappush(tenant.queues, (queue.key(self._now, self._rules.age_seconds), index))
+        if queue.at < len(queue.heads) or queue.line.more:
+            _, index = tenant.queues[0]
+            heapq.heapreplace(tenant.queues, (queue.key(self._now, self._rules.age_seconds), index))
+        else:
+            heapq.heappop(tenant.queues)
 
     def _decision(self, stopped: bool) -> Decision:
         made = len(self._chosen)

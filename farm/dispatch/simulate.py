@@ -28,7 +28,8 @@ from typing import Any, Final
 
 from PIL import Image, ImageDraw
 
-from farm.dispatch.policy import Account, Decision, Line, Mark, Need, Rules, Seat, Standing, Waiting, choose
+from farm.dispatch.policy import Account, Decision, Line, Mark, Need, Rules, Seat, Standing, choose
+from farm.domain.job import Waiting
 from farm.domain.states import Priority
 
 GIB: Final = 2**30

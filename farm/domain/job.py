@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
@@ -113,16 +113,24 @@ class Selection:
     wanted: JobFilter = JobFilter()  #: where none are named
 
 
-@dataclass(frozen=True)
-class HandOver:
+class Waiting(NamedTuple):
+    """A waiting job, as the dispatcher weighs it; times are seconds. A tuple: each round makes thousands."""
+
+    job_id: str  #: time-ordered, so the smaller is the older
+    cost: float  #: megapixel-steps
+    since: float = 0.0  #: its place in the line: when it was submitted, or when it was to become available
+    deadline: float | None = None  #: not handed over from then on
+    failed_by: frozenset[str] = frozenset()  #: workers that failed it: others are preferred
+
+
+class HandOver(NamedTuple):
     """A decision of the dispatcher: this job goes to that worker."""
 
     job_id: str
     worker: str
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(NamedTuple):
     """A hand-over that was recorded and whose message may be sent."""
 
     job_id: str

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from itertools import repeat
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.job import HandOver, Sent
+from farm.domain.job import HandOver, Sent, Waiting
 from farm.domain.states import Priority
 
 FEW_HEADS: Final = 8  #: jobs read of each line at least
@@ -40,22 +39,25 @@ _HEADS: Final = f"""
     WITH {LINES}, share AS (
         SELECT greatest(%(few)s, %(limit)s::integer / greatest(count(*), 1)) AS read FROM waiting
     )
-    SELECT 'ten_' || translate(waiting.tenant_id::text, '-', '') AS tenant_id, waiting.priority, waiting.model,
-           share.read = row_number() OVER (PARTITION BY waiting.tenant_id, waiting.priority, waiting.model
-                                           ORDER BY head.in_line_since, head.id) AS more,
-           mark.skips, extract(epoch FROM mark.served_at)::float8 AS served_at,
-           'job_' || translate(head.id::text, '-', '') AS job_id, head.cost,
-           extract(epoch FROM head.in_line_since)::float8 AS since,
-           extract(epoch FROM head.deadline)::float8 AS deadline,
-           head.id IN (SELECT job_id FROM job_failure) AS failed
+    SELECT 'ten_' || translate(waiting.tenant_id::text, '-', ''), waiting.priority, waiting.model,
+           coalesce(mark.skips, 0), date_part('epoch', mark.served_at), head.jobs = share.read,
+           head.ids, head.costs, head.since, head.deadlines, head.failed
     FROM waiting CROSS JOIN share LEFT JOIN line AS mark USING (tenant_id, priority, model) CROSS JOIN LATERAL (
-        SELECT id, cost, in_line_since, deadline FROM job
-        WHERE state = 'queued' AND job.tenant_id = waiting.tenant_id AND job.priority = waiting.priority
-          AND job.model = waiting.model AND in_line_since <= now() AND available_at <= now()
-          AND (deadline IS NULL OR deadline > now())
-        ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
+        SELECT count(*) AS jobs, string_agg('job_' || encode(uuid_send(id), 'hex'), ' ') AS ids,
+               array_agg(cost) AS costs, array_agg(date_part('epoch', in_line_since)) AS since,
+               CASE WHEN count(deadline) > 0 THEN array_agg(date_part('epoch', deadline)) END AS deadlines,
+               string_agg('job_' || encode(uuid_send(id), 'hex'), ' ')
+                   FILTER (WHERE epoch > 0 AND id IN (SELECT job_id FROM job_failure)) AS failed
+        FROM (
+            SELECT id, cost, in_line_since, deadline, epoch FROM job
+            WHERE state = 'queued' AND job.tenant_id = waiting.tenant_id AND job.priority = waiting.priority
+              AND job.model = waiting.model AND in_line_since <= now() AND available_at <= now()
+              AND (deadline IS NULL OR deadline > now())
+            ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
+        ) AS first
     ) AS head
-    ORDER BY waiting.tenant_id, waiting.priority DESC, waiting.model, head.in_line_since, head.id
+    WHERE head.jobs > 0
+    ORDER BY waiting.tenant_id, waiting.priority DESC, waiting.model
 """  # noqa: S608 - of constants
 _KEEP_MARKS: Final = """
     INSERT INTO line (tenant_id, priority, model, skips, served_at)
@@ -90,16 +92,6 @@ _DISPATCH: Final = f"""
 """  # noqa: S608 - of constants
 
 
-class Head(NamedTuple):
-    """A waiting job, as the policy sees it. A tuple: each round makes thousands."""
-
-    job_id: str
-    cost: float  #: megapixel-steps
-    since: float  #: its place in the line
-    deadline: float | None
-    failed: bool  #: whether a worker failed it before
-
-
 @dataclass(frozen=True)
 class Mark:
     """A line, and what the policy remembers of it."""
@@ -116,8 +108,9 @@ class Line:
     """The first waiting jobs of one tenant, class and model, oldest first."""
 
     mark: Mark
-    heads: list[Head]
+    heads: list[Waiting]  #: not yet with who failed them
     more: bool  #: whether others may wait behind these
+    failed: frozenset[str] = frozenset()  #: the heads that a worker failed before
 
 
 class Backlog:
@@ -129,17 +122,20 @@ class Backlog:
     def lines(self, limit: int) -> list[Line]:
         """Every line with its first jobs: about ``limit`` over all lines, a few of each at least.
 
-        One index probe per line to find it and one short index scan to read it, however long it is.
+        One index probe per line to find it and one short index scan to read it, however long it is. A line is a row, or
+        reading two thousand rows would take longer than finding them.
         """
-        rows = self._rows(_HEADS, {"limit": limit, "few": FEW_HEADS})
         found = []
-        for (tenant_id, rank, model), group in groupby(rows, itemgetter(0, 1, 2)):
-            read = list(group)
-            mark = Mark(tenant_id, Priority.of_rank(rank), model, read[0][4] or 0, read[0][5])
-            found.append(Line(mark, [Head._make(row[6:]) for row in read], read[-1][3]))
+        for tenant_id, rank, model, skips, served_at, *about, failed in self._rows(
+            _HEADS, {"limit": limit, "few": FEW_HEADS}
+        ):
+            more, job_ids, costs, since, deadlines = about
+            heads = map(Waiting, job_ids.split(), costs, since, deadlines or repeat(None))
+            mark = Mark(tenant_id, Priority.of_rank(rank), model, skips, served_at)
+            found.append(Line(mark, list(heads), more, frozenset(failed.split() if failed else ())))
         return found
 
-    def heads(self, limit: int) -> list[Head]:
+    def heads(self, limit: int) -> list[Waiting]:
         """The jobs of `lines`, one after the other."""
         return [head for line in self.lines(limit) for head in line.heads]
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import delete, exists, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -80,8 +80,7 @@ _KEEP_STANDINGS: Final = """
 """
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """A tenant as the policy sees it."""
 
     tenant_id: str

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Float, case, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
@@ -17,8 +17,8 @@ HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
 
 
 _WITH_ROOM: Final = """
-    SELECT name, state, slots + look_ahead AS takes, slots + look_ahead - coalesce(held.jobs, 0) AS room, look_ahead,
-        models, held.coming, (card ->> 'memory_bytes')::bigint AS memory_bytes, tags
+    SELECT name, state = 'draining', slots + look_ahead, slots + look_ahead - coalesce(held.jobs, 0), look_ahead,
+        models || held.coming, (card ->> 'memory_bytes')::bigint, tags
     FROM worker LEFT JOIN (
         SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS coming
         FROM job WHERE state IN ('dispatched', 'running') GROUP BY worker
@@ -27,12 +27,11 @@ _WITH_ROOM: Final = """
 """
 
 
-@dataclass(frozen=True)
-class Room:
-    """A worker that may take more, as the policy sees it."""
+class Room(NamedTuple):
+    """A worker that may take more, as the policy sees it. A tuple: each round makes one for each worker."""
 
     worker: str
-    state: WorkerState
+    draining: bool
     window: int  #: the most that it holds: slots + look-ahead
     room: int  #: how many more jobs it takes: its window, less what it holds
     look_ahead: int
@@ -186,17 +185,10 @@ class Workers:
     def with_room(self) -> list[Room]:
         """The workers that are there and hold less than they take, by name."""
         return [
-            Room(
-                row.name,
-                WorkerState(row.state),
-                row.takes,
-                row.room,
-                row.look_ahead,
-                frozenset(row.models) | frozenset(row.coming or ()),
-                row.memory_bytes,
-                frozenset(row.tags),
-            )
-            for row in self._session.connection().exec_driver_sql(_WITH_ROOM).all()
+            Room(worker, draining, window, room, look_ahead, frozenset(models), memory, frozenset(tags))
+            for worker, draining, window, room, look_ahead, models, memory, tags in self._session.connection()
+            .exec_driver_sql(_WITH_ROOM)
+            .all()
         ]
 
     def _with_load(self, statement: Any) -> list[Worker]:

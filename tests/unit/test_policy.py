@@ -16,9 +16,9 @@ from farm.dispatch.policy import (
     Paused,
     Rules,
     Seat,
-    Waiting,
     choose,
 )
+from farm.domain.job import Waiting
 from farm.domain.states import Priority
 
 NOW = 1_000.0
