@@ -227,17 +227,23 @@ def check(app: Celery) -> None:
         raise BrokerUnavailable("Redis does not answer") from error
 
 
+#: A command for each list would take the client longer than the lists of a thousand workers take the server.
+_LENGTHS: Final = """
+    local found = {}
+    for place, name in ipairs(KEYS) do found[place] = redis.call('LLEN', name) end
+    return found
+"""
+
+
 def unread(app: Celery, workers: Sequence[str]) -> dict[str, int]:
-    """How many messages wait for each worker, over one connection and in one round trip.
+    """How many messages wait for each worker, by one command.
 
     Raises `BrokerUnavailable`.
     """
     try:
         with app.producer_or_acquire() as producer, producer.channel.conn_or_acquire() as client:
-            asked = client.pipeline(transaction=False)
-            for worker in workers:
-                asked.llen(queue_name(worker))
-            return dict(zip(workers, asked.execute(), strict=True))
+            lengths = client.eval(_LENGTHS, len(workers), *map(queue_name, workers))
+            return dict(zip(workers, lengths, strict=True))
     except (OperationalError, RedisError, OSError) as error:
         raise BrokerUnavailable("Redis does not answer") from error
 

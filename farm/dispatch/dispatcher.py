@@ -35,7 +35,7 @@ from farm.store.unit import Store, Unit
 log = structlog.stdlib.get_logger()
 
 STANDBY_SECONDS: Final = 1.0  #: how often a standby asks for the lead
-LOGGED: Final = 20  #: hand-overs of a round with a line each: for a thousand, the lines took longer than the round
+LOGGED: Final = 20  #: hand-overs of a round with a line each; those of a larger round share one
 BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0)  #: between tries while a server is away
 
 
@@ -210,13 +210,14 @@ class Dispatcher:
             self._broker_trouble = 0
             self._untold = sent
             metrics.HAND_OVERS.inc(len(sent))
-            for one in sent:
-                tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
-            for one in sent[:LOGGED]:
+            if tracing.listened_to():
+                for one in sent:
+                    tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
+            for one in sent if len(sent) <= LOGGED else ():
                 log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
             if len(sent) > LOGGED:
                 log.info(
-                    "handed more over",
+                    "handed over",
                     action="jobs_dispatched",
                     count=len(sent),
                     workers=len({one.worker for one in sent}),

@@ -1,8 +1,9 @@
-"""A thousand hand-overs: the rows' transaction and the messages, beside Celery's own ``send_task`` in a loop.
+"""A thousand hand-overs: the rows' transaction and the messages, beside the least that either could take.
 
 ``python -m tests.bench.handover [--rounds N]`` starts servers of its own in a temporary directory. 250 workers have
 room for four jobs each and 20 tenants have jobs waiting, so one round of the dispatcher hands over 1,000. By turns with
-each round the same 1,000 messages are sent as one would write it first.
+each round, two things that promise nothing: the same 1,000 messages are sent by Celery's own ``send_task`` in a loop,
+and the bare statements hand over the oldest 50 jobs of each tenant, without a policy, a check or a message.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.dispatcher import Dispatcher
 from farm.domain.job import NewJob, Sent
+from farm.domain.states import Priority
 from farm.settings import Settings
 from tests.bench.webhooks import Farm, farm_servers
 from tests.integration.conftest import spec, worker_info
@@ -59,6 +61,29 @@ def timed(call: Callable[[], Any]) -> float:
     return (time.perf_counter() - begun) * 1e3
 
 
+def bare(farm: Farm) -> None:
+    """The oldest jobs of each tenant, found by an index, and one UPDATE by id: what the rows alone take."""
+    with farm.store.begin() as unit:
+        cursor = unit.session.connection().connection.cursor()
+        chosen = []
+        for tenant in cursor.execute("SELECT id FROM tenant").fetchall():
+            oldest = """
+                SELECT id FROM job WHERE state = 'queued' AND tenant_id = %s AND priority = %s AND model = %s
+                ORDER BY in_line_since, id LIMIT %s
+            """
+            values = (tenant[0], Priority.NORMAL.rank, spec().model, HAND_OVERS // TENANTS)
+            chosen += [row[0] for row in cursor.execute(oldest, values)]
+        taken = cursor.execute(
+            """
+            UPDATE job SET state = 'dispatched', epoch = epoch + 1, worker = 'nobody', dispatched_at = now(),
+                lease_until = now() + interval '1 minute'
+            WHERE id = ANY(%s) RETURNING id, epoch
+            """,
+            (chosen,),
+        ).fetchall()
+        assert len(taken) == HAND_OVERS, len(taken)
+
+
 def one_by_one(dispatcher: Dispatcher, sent: list[Sent]) -> None:
     """What one would write first."""
     app = dispatcher._app
@@ -73,11 +98,11 @@ def one_by_one(dispatcher: Dispatcher, sent: list[Sent]) -> None:
 
 def measure(rounds: int) -> dict[str, Any]:
     """Milliseconds for `HAND_OVERS` hand-overs."""
-    whole, sending, celery = [], [], []
+    whole, sending, celery, rows = [], [], [], []
     with tempfile.TemporaryDirectory() as directory, farm_servers(Path(directory) / "data") as (farm, redis_url):
         settings = Settings(database_url=farm.database_url, redis_url=redis_url)
         with redis.Redis.from_url(redis_url) as client:
-            lay(farm, waiting=HAND_OVERS * (rounds + 2))
+            lay(farm, waiting=2 * HAND_OVERS * (rounds + 2))
             dispatcher = Dispatcher(settings)
             parts: list[float] = []
             real = broker.send
@@ -96,10 +121,13 @@ def measure(rounds: int) -> dict[str, Any]:
                 client.flushdb()
                 alone = timed(lambda: one_by_one(dispatcher, sent))
                 free(farm, client)
+                alone_rows = timed(lambda: bare(farm))
+                free(farm, client)
                 if number:  # the first one connects and prepares
                     whole.append(took)
                     sending.append(parts[-1])
                     celery.append(alone)
+                    rows.append(alone_rows)
             broker.send = real
     p50 = statistics.median
     return {
@@ -109,6 +137,8 @@ def measure(rounds: int) -> dict[str, Any]:
         "of_it_sending_p50_ms": p50(sending),
         "celery_send_task_p50_ms": p50(celery),
         "round_over_celery_send_task": p50(whole) / p50(celery),
+        "bare_statements_p50_ms": p50(rows),
+        "round_over_bare_statements": p50(whole) / p50(rows),
     }
 
 

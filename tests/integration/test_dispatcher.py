@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -221,6 +222,25 @@ def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) ->
         (raw,) = client.lrange(f"worker.{WORKER}", 0, -1)
         assert json.loads(raw)["headers"]["id"] == "job_x.3"
     assert broker.clear(app, WORKER) == 1
+
+
+def test_celerys_monitors_are_told_what_was_sent(redis_url: str) -> None:
+    """As `celery events` and Flower hear of it: which task, with which arguments, in whose list."""
+    app = broker.make_app(Settings(redis_url=redis_url))  # type: ignore[arg-type]
+    heard: list[dict[str, object]] = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"task-sent": heard.append})
+        with receiver.consumer_context(wakeup=False) as (listening, _, _):
+            with contextlib.suppress(TimeoutError):
+                listening.drain_events(timeout=0.5)  # it subscribes when it first looks
+            broker.tell(app, [Sent("job_x", 3, WORKER), Sent("job_y", 1, 'odd"/cpu0')])
+            while len(heard) < 2:
+                listening.drain_events(timeout=10)
+    said = [(one["uuid"], one["name"], one["kwargs"], one["queue"]) for one in heard]
+    assert said == [
+        ("job_x.3", "farm.render", "{'job': 'job_x', 'epoch': 3, 'version': 1}", f"worker.{WORKER}"),
+        ("job_y.1", "farm.render", "{'job': 'job_y', 'epoch': 1, 'version': 1}", 'worker.odd"/cpu0'),
+    ]
 
 
 def test_after_an_outage_of_the_database_workers_may_speak_before_anything_is_taken_back(
