@@ -190,7 +190,7 @@ def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
         raise NotFound("tenant", tenant_id)
     if not jobs:
         raise BadInput.of("body", None, "holds no job")
-    if tenant.max_queued is not None and unit.jobs.waiting(tenant_id, tenant.max_queued) + jobs > tenant.max_queued:
+    if tenant.max_queued is not None and not unit.quotas.admit(tenant_id, jobs, tenant.max_queued):
         if jobs == 1:
             raise QuotaExceeded(f"{tenant.max_queued} jobs of this tenant are waiting, which is its limit")
         raise QuotaExceeded(f"with these {jobs:,} jobs more than {tenant.max_queued:,} would wait, which is the limit")

@@ -341,7 +341,7 @@ def _limit(farm: Services, tenant_id: str) -> int | None:
         tenant = unit.tenants.get(tenant_id)
         if tenant is None or tenant.max_queued is None:
             return None
-        return tenant.max_queued - unit.jobs.waiting(tenant_id, tenant.max_queued)
+        return tenant.max_queued - unit.quotas.waiting(tenant_id, tenant.max_queued)
 
 
 def _refused(farm: Services, tenant_id: str, batch_id: str, reports: Reports) -> BatchRefused:

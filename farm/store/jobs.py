@@ -165,11 +165,6 @@ class Jobs:
         )
         return {JobState(state): count for state, count in rows}
 
-    def waiting(self, tenant_id: str, at_most: int) -> int:
-        """How many of the tenant's jobs wait, counted up to ``at_most``."""
-        waiting = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.state == QUEUED).limit(at_most)
-        return self._session.scalar(select(func.count()).select_from(waiting.subquery())) or 0
-
     def _jobs(self, statement: Select[JobRow]) -> list[Job]:
         rows = list(self._session.scalars(statement.execution_options(populate_existing=True)))
         outputs: dict[str, list[OutputRow]] = {}

@@ -33,6 +33,7 @@ from farm.store.jobs import Jobs
 from farm.store.outbox import Outbox
 from farm.store.outcomes import Outcomes
 from farm.store.pauses import Pauses
+from farm.store.quotas import Counts, Quotas
 from farm.store.search import Search
 from farm.store.selections import Selections
 from farm.store.tenants import Tenants
@@ -44,8 +45,9 @@ from farm.store.workers import Workers
 class Unit:
     """One transaction and the repositories that share it."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, counts: Counts) -> None:
         self.session = session
+        self._counts = counts
 
     def now(self) -> datetime:
         """The database's clock, as this transaction sees it throughout."""
@@ -101,6 +103,11 @@ class Unit:
     def usage(self) -> Usage:
         """What tenants have used."""
         return Usage(self.session)
+
+    @cached_property
+    def quotas(self) -> Quotas:
+        """The limits of what may wait."""
+        return Quotas(self.session, self._counts)
 
     @cached_property
     def failures(self) -> Failures:
@@ -163,6 +170,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._counts = Counts()
         self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")  # over the same connections
 
     @classmethod
@@ -181,7 +189,7 @@ class Store:
         Raises `DatabaseUnavailable` when the server does not answer.
         """
         with _translated(), Session(self.engine, expire_on_commit=False) as session, session.begin():
-            unit = Unit(session)
+            unit = Unit(session, self._counts)
             yield unit
             unit.batches.settle()
             unit.events.settle()
@@ -193,7 +201,7 @@ class Store:
         Raises `DatabaseUnavailable` when the server does not answer.
         """
         with _translated(), Session(self._looking, expire_on_commit=False) as session:
-            yield Unit(session)
+            yield Unit(session, self._counts)
 
     def check(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers."""

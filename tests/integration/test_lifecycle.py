@@ -16,6 +16,7 @@ from farm import lifecycle
 from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output
 from farm.domain.states import EDGES, EventType, JobState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
+from farm.store import quotas
 from farm.store.unit import Store
 
 from .conftest import Submit, spec, worker_info
@@ -432,6 +433,36 @@ def test_a_tenant_cannot_queue_more_than_its_limit(store: Store, tenant: str, su
     submit()
     with pytest.raises(QuotaExceeded):
         submit()
+
+
+def test_a_large_queue_is_counted_once_in_a_while_and_its_limit_holds(
+    store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "FEW", 1)
+    monkeypatch.setattr(quotas, "COUNTED_SECONDS", 3600.0)
+    asked: list[int] = []
+    count = quotas.Quotas.waiting
+
+    def counted(self: quotas.Quotas, tenant_id: str, at_most: int) -> int:
+        asked.append(at_most)
+        return count(self, tenant_id, at_most)
+
+    monkeypatch.setattr(quotas.Quotas, "waiting", counted)
+    with store.begin() as unit:
+        unit.session.execute(text("UPDATE tenant SET max_queued = 3"))
+    jobs = [submit() for _ in range(3)]
+    with pytest.raises(QuotaExceeded):
+        submit()
+    with store.begin() as unit:
+        lifecycle.cancel(unit, tenant, jobs[0].id)
+    with pytest.raises(QuotaExceeded):
+        submit()  # the count is a little old
+    assert asked == [3]
+    monkeypatch.setattr(quotas, "COUNTED_SECONDS", 0.0)
+    submit()
+    with pytest.raises(QuotaExceeded):
+        submit()
+    assert asked == [3, 3, 3]
 
 
 def test_another_tenants_job_looks_like_none(store: Store, submit: Submit) -> None:
