@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -23,6 +24,7 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
+from farm.api import batches
 from farm.domain import ids
 from farm.domain.job import HandOver, JobError
 from farm.errors import RightLost
@@ -328,6 +330,31 @@ def test_a_connection_cut_at_any_byte_leaves_nothing(api: Api, client: httpx2.Cl
     answer = client.post("/v1/batches?task=text-to-image", content=body, headers=JSONL | {"Idempotency-Key": "cut"})
     assert answer.status_code == 201
     assert count(api, "job") == 2_000
+
+
+def test_senders_that_fall_silent_give_their_places_up(
+    api: Api, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than bodies are taken at once: who sends properly is served all the same."""
+    monkeypatch.setattr(batches, "STALL_SECONDS", 1.0)
+    host = urlsplit(api.url)
+    assert host.hostname
+    assert host.port
+    with contextlib.ExitStack() as opened:
+        silent = []
+        for _ in range(6):
+            raw = opened.enter_context(socket.create_connection((host.hostname, host.port), timeout=30))
+            raw.sendall(
+                f"POST /v1/batches?task=text-to-image HTTP/1.1\r\nHost: farm\r\nAuthorization: Bearer {api.key}\r\n"
+                f"Content-Type: application/jsonl\r\nContent-Length: 100000\r\n\r\n".encode()
+                + balls(3)
+            )
+            silent.append(raw)
+        answer = client.post("/v1/batches?task=text-to-image", content=balls(5), headers=JSONL)
+        assert answer.status_code == 201
+        for raw in silent:
+            assert raw.recv(4_096).startswith(b"HTTP/1.1 408 ")
+    assert count(api, "job") == 5
 
 
 # -- counting and ending ---------------------------------------------------------------------------------------------

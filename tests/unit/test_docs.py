@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.faults import FAULTS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -22,6 +24,20 @@ def test_each_promise_names_tests_that_exist() -> None:
             source = (ROOT / "tests" / file).read_text("utf-8")
             for function in re.findall(r"test_\w+", functions):
                 assert f"def {function}(" in source, f"{file}: {function}"
+
+
+def test_each_failure_names_tests_and_faults_that_exist() -> None:
+    page = (ROOT / "docs" / "03-failures.md").read_text("utf-8")
+    sources = "".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"def (test_\w+)\(", sources))
+    faults: set[str] = set()
+    for row in re.findall(r"^\| (?!what |-).*", page, flags=re.MULTILINE):
+        what, _, tries = (cell.strip() for cell in row.strip("| ").split(" | "))
+        named, drawn = set(re.findall(r"`(test_\w+)`", tries)), set(re.findall(r"\*([a-z -]+)\*", tries))
+        assert named | drawn, what
+        assert named <= there, f"{what}: {named - there}"
+        faults |= drawn
+    assert faults == set(FAULTS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
