@@ -21,8 +21,9 @@ SEED = int(os.environ.get("SCHEMA_SEED", "1"))
 
 # What a JSON Schema cannot say: that a named picture, job or model exists, that it has the mask's size, that the model
 # renders the size and leaves a step to take, that bytes are a picture, that a URL leads to a public host, that a cursor
-# came from us, that a last day is not before the first, or that a batch's jobs differ in a parameter. Such requests are
-# valid by the schema and still answered with 422 (or 415, where a form is asked for with a part that is no file).
+# came from us, that a last day or place is not before the first, or that a batch's jobs differ in a parameter. Such
+# requests are valid by the schema and still answered with 422 (or 415, where a form is asked for with a part that is no
+# file).
 CONFIG = """
 [generation]
 database = "none"
@@ -54,6 +55,14 @@ checks.positive_data_acceptance.expected-statuses = ["2XX", 422]
 [[operations]]
 include-name = "GET /v1/usage"
 checks.positive_data_acceptance.expected-statuses = ["2XX", 403, 404, 422]
+
+[[operations]]
+include-name = "GET /v1/batches/{batch_id}/archive"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 404, 409, 422]
+
+[[operations]]
+include-name = "HEAD /v1/batches/{batch_id}/archive"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 404, 409, 422]
 
 [[operations]]
 include-name = "GET /v1/batches/{batch_id}/contact-sheet"
