@@ -458,11 +458,15 @@ def test_a_large_queue_is_counted_once_in_a_while_and_its_limit_holds(
     with pytest.raises(QuotaExceeded):
         submit()  # the count is a little old
     assert asked == [3]
+    with store.begin() as unit:
+        assert unit.quotas.admit(tenant, 1, 3) is False
+        assert unit.quotas.admit(tenant, 2, 3) is False  # many at once are always preceded by a count
+    assert asked == [3, 3]
     monkeypatch.setattr(quotas, "COUNTED_SECONDS", 0.0)
     submit()
     with pytest.raises(QuotaExceeded):
         submit()
-    assert asked == [3, 3, 3]
+    assert asked == [3, 3, 3, 3]
 
 
 def test_another_tenants_job_looks_like_none(store: Store, submit: Submit) -> None:
