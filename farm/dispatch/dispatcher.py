@@ -163,9 +163,8 @@ class Dispatcher:
             for tenant_id, weight, max_running, paused, vtime, backlogged, held in unit.tenants.shares()
         ]
         # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
-        found = unit.backlog.lines(2 * min(room, self._rules.max_hand_overs))
-        if careful:
-            found = unit.backlog.to_be_had(found)
+        limit = 2 * min(room, self._rules.max_hand_overs)
+        found = unit.backlog.to_be_had(limit) if careful else unit.backlog.lines(limit)
         failed = unit.failures.of([job_id for line in found for job_id in line.failed])
         stopped = unit.pauses.now()
         policy = functools.partial(

@@ -18,6 +18,7 @@ from farm.domain.job import HandOver, Sent, Waiting
 from farm.domain.states import Priority
 
 FEW_HEADS: Final = 8  #: jobs read of each line at least
+LOOKS: Final = 8  #: at a line, whose first jobs are not to be had, in one round
 
 #: The lines of waiting jobs, by a loose index scan: from each to the next by one probe, never over the jobs of one.
 LINES: Final = """
@@ -42,7 +43,10 @@ _HEADS: Final = f"""
     SELECT 'ten_' || translate(waiting.tenant_id::text, '-', ''), waiting.priority, waiting.model,
            coalesce(mark.skips, 0), date_part('epoch', mark.served_at), head.jobs = share.read,
            head.ids, head.costs, head.since, head.deadlines, head.failed
-    FROM waiting CROSS JOIN share LEFT JOIN line AS mark USING (tenant_id, priority, model) CROSS JOIN LATERAL (
+    FROM waiting CROSS JOIN share LEFT JOIN line AS mark USING (tenant_id, priority, model)
+    LEFT JOIN unnest(%(tenants)s::uuid[], %(priorities)s::smallint[], %(models)s::text[], %(times)s::float8[])
+        AS passed (tenant_id, priority, model, since) USING (tenant_id, priority, model)
+    CROSS JOIN LATERAL (
         SELECT count(*) AS jobs, string_agg('job_' || encode(uuid_send(id), 'hex'), ' ') AS ids,
                array_agg(cost) AS costs, array_agg(date_part('epoch', in_line_since)) AS since,
                CASE WHEN count(deadline) > 0 THEN array_agg(date_part('epoch', deadline)) END AS deadlines,
@@ -52,11 +56,12 @@ _HEADS: Final = f"""
             SELECT id, cost, in_line_since, deadline, epoch FROM job
             WHERE state = 'queued' AND job.tenant_id = waiting.tenant_id AND job.priority = waiting.priority
               AND job.model = waiting.model AND in_line_since <= now() AND available_at <= now()
+              AND in_line_since > coalesce(to_timestamp(passed.since), '-infinity')
               AND (deadline IS NULL OR deadline > now())
             ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
         ) AS first
     ) AS head
-    WHERE head.jobs > 0
+    WHERE head.jobs > 0 AND (passed.since IS NOT NULL OR cardinality(%(tenants)s::uuid[]) = 0)
     ORDER BY waiting.tenant_id, waiting.priority DESC, waiting.model
 """  # noqa: S608 - of constants
 _KEEP_MARKS: Final = """
@@ -125,10 +130,20 @@ class Backlog:
         One index probe per line to find it and one short index scan to read it, however long it is. A line is a row, or
         reading two thousand rows would take longer than finding them.
         """
+        return self._lines(limit, ())
+
+    def _lines(self, limit: int, passed: Sequence[Line]) -> list[Line]:
+        """Every line, or those given behind the jobs that are known of them."""
+        values = {
+            "limit": limit,
+            "few": FEW_HEADS,
+            "tenants": [ids.to_uuid(ids.TENANT, line.mark.tenant_id) for line in passed],
+            "priorities": [line.mark.priority.rank for line in passed],
+            "models": [line.mark.model for line in passed],
+            "times": [line.heads[-1].since for line in passed],
+        }
         found = []
-        for tenant_id, rank, model, skips, served_at, *about, failed in self._rows(
-            _HEADS, {"limit": limit, "few": FEW_HEADS}
-        ):
+        for tenant_id, rank, model, skips, served_at, *about, failed in self._rows(_HEADS, values):
             more, job_ids, costs, since, deadlines = about
             heads = map(Waiting, job_ids.split(), costs, since, deadlines or repeat(None))
             mark = Mark(tenant_id, Priority.of_rank(rank), model, skips, served_at)
@@ -139,12 +154,24 @@ class Backlog:
         """The jobs of `lines`, one after the other."""
         return [head for line in self.lines(limit) for head in line.heads]
 
-    def to_be_had(self, lines: Sequence[Line]) -> list[Line]:
-        """The lines with those of their jobs that this transaction could hand over: it holds their rows from now on."""
-        values = {"ids": _array([head.job_id for line in lines for head in line.heads])}
-        free = {row[0] for row in self._rows(_TO_BE_HAD, values)}
-        left = [replace(line, heads=[head for head in line.heads if head.job_id in free]) for line in lines]
-        return [line for line in left if line.heads]
+    def to_be_had(self, limit: int) -> list[Line]:
+        """The `lines` with jobs that this transaction could hand over: it holds their rows from now on.
+
+        Where none of a line's first jobs is to be had, those behind them are looked at. The jobs of a batch came at one
+        moment, so each such look passes one batch that is canceled or paused, however many of its jobs wait.
+        """
+        found: list[Line] = []
+        lines = self.lines(limit)
+        for _ in range(LOOKS):
+            values = {"ids": _array([head.job_id for line in lines for head in line.heads])}
+            free = {row[0] for row in self._rows(_TO_BE_HAD, values)}
+            left = [replace(line, heads=[head for head in line.heads if head.job_id in free]) for line in lines]
+            found += [line for line in left if line.heads]
+            behind = [line for line, had in zip(lines, left, strict=True) if line.more and not had.heads]
+            if not behind:
+                break
+            lines = self._lines(limit, behind)
+        return found
 
     def keep_marks(self, marks: Collection[Mark]) -> None:
         """Remember these of the lines."""

@@ -123,6 +123,26 @@ def test_a_batch_that_ends_or_waits_costs_its_tenant_nothing_and_no_card_waits_f
     assert vtimes[mine] < vtimes[other]
 
 
+@pytest.mark.parametrize("how", ["canceled", "paused"])
+def test_what_is_submitted_behind_a_batch_that_ends_or_waits_does_not_wait_for_its_rows(
+    store: Store, play: Round, how: str
+) -> None:
+    """The wrong prompt: canceled, mended and sent again, into the same line."""
+    mine = tenant(store, "mine")
+    for _ in range(3):
+        batch_id = ids.new(ids.BATCH)
+        with store.begin() as unit:
+            staged = unit.batches.stage(Entry(line, NewJob(spec())) for line in range(1, 41))
+            lifecycle.submit_batch(unit, mine, batch_id, NewBatch(), staged)
+        with store.begin() as unit:  # and nobody has gone on to its jobs yet
+            {"canceled": lifecycle.cancel_batch, "paused": lifecycle.pause_batch}[how](unit, mine, batch_id)
+    mended = sorted(insert(store, mine, 6))
+    join(store, slots=4)
+    assert play() == mended[:4]
+    finish(store, mended[:4])
+    assert play() == mended[4:]
+
+
 def test_shares_follow_the_weights_from_round_to_round(store: Store, play: Round) -> None:
     names = {tenant(store, "light", 200): 1, tenant(store, "heavy", 200, weight=3): 3}
     join(store)
