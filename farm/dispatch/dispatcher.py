@@ -209,9 +209,8 @@ class Dispatcher:
             self._broker_trouble = 0
             self._untold = sent
             metrics.HAND_OVERS.inc(len(sent))
-            if tracing.listened_to():
-                for one in sent:
-                    tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
+            for one in sent:
+                tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
             for one in sent if len(sent) <= LOGGED else ():
                 log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
             if len(sent) > LOGGED:

@@ -275,7 +275,6 @@ class _Queue:
 
     line: Line
     heads: Sequence[Waiting]  #: candidates only
-    rank: int
     at: int = 0  #: of ``heads``
     served: int = 0
     skips: int = 0
@@ -291,7 +290,7 @@ class _Queue:
     def key(self, now: float, age_seconds: float) -> tuple[int, float, str]:
         """Smaller goes first: the effective class, then the oldest head."""
         head = self.heads[self.at] if self.at < len(self.heads) else self.heads[-1]
-        rank = self.rank
+        rank = self.line.priority.rank
         if not self.served:
             since = head.since if self.line.served_at is None else max(head.since, self.line.served_at)
             rank = min(HIGHEST, rank + max(0, int((now - since) / age_seconds)))
@@ -303,7 +302,6 @@ class _Tenant:
     """A tenant while a round serves it."""
 
     account: Account
-    weight: float
     vtime: float
     left: int  #: how many more jobs its cap allows
     queues: list[tuple[tuple[int, float, str], int]] = field(default_factory=list)  #: a heap: (key, index of the queue)
@@ -311,7 +309,7 @@ class _Tenant:
 
     def charge(self, job: Waiting) -> float:
         """What a job adds to the virtual time."""
-        return job.cost / self.weight
+        return job.cost / max(self.account.weight, LEAST_WEIGHT)
 
 
 class _Round:
@@ -335,7 +333,6 @@ class _Round:
         self._tenants = {
             name: _Tenant(
                 account,
-                max(account.weight, LEAST_WEIGHT),
                 account.vtime,
                 2**62 if account.max_running is None else max(0, account.max_running - account.held),
             )
@@ -348,7 +345,7 @@ class _Round:
                 continue
             heads = [h for h in line.heads if h.since <= now and (h.deadline is None or now < h.deadline)]
             if heads:
-                queue = _Queue(line, heads, line.priority.rank, skips=line.skips)
+                queue = _Queue(line, heads, skips=line.skips)
                 tenant.queues.append((queue.key(now, rules.age_seconds), len(self._queues)))
                 self._queues.append(queue)
         for tenant in self._tenants.values():
@@ -467,7 +464,7 @@ class _Round:
         queue.skips = 0
         queue.forced = False
         queue.aside_at = None
-        if queue.at < len(queue.heads) or queue.line.more:
+        if not queue.wall or queue.line.more:
             _, index = tenant.queues[0]
             heapq.heapreplace(tenant.queues, (queue.key(self._now, self._rules.age_seconds), index))
         else:

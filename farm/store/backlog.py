@@ -143,8 +143,8 @@ class Backlog:
             "times": [line.heads[-1].since for line in passed],
         }
         found = []
-        for tenant_id, rank, model, skips, served_at, *about, failed in self._rows(_HEADS, values):
-            more, job_ids, costs, since, deadlines = about
+        for row in self._rows(_HEADS, values):
+            tenant_id, rank, model, skips, served_at, more, job_ids, costs, since, deadlines, failed = row
             heads = map(Waiting, job_ids.split(), costs, since, deadlines or repeat(None))
             mark = Mark(tenant_id, Priority.of_rank(rank), model, skips, served_at)
             found.append(Line(mark, list(heads), more, frozenset(failed.split() if failed else ())))

@@ -184,11 +184,10 @@ class Workers:
 
     def with_room(self) -> list[Room]:
         """The workers that are there and hold less than they take, by name."""
+        rows = self._session.connection().exec_driver_sql(_WITH_ROOM).all()
         return [
             Room(worker, draining, window, room, look_ahead, frozenset(models), memory, frozenset(tags))
-            for worker, draining, window, room, look_ahead, models, memory, tags in self._session.connection()
-            .exec_driver_sql(_WITH_ROOM)
-            .all()
+            for worker, draining, window, room, look_ahead, models, memory, tags in rows
         ]
 
     def _with_load(self, statement: Any) -> list[Worker]:

@@ -63,16 +63,16 @@ def timed(call: Callable[[], Any]) -> float:
 
 def bare(farm: Farm) -> None:
     """The oldest jobs of each tenant, found by an index, and one UPDATE by id: what the rows alone take."""
+    oldest = """
+        SELECT id FROM job WHERE state = 'queued' AND tenant_id = %s AND priority = %s AND model = %s
+        ORDER BY in_line_since, id LIMIT %s
+    """
+    values = (Priority.NORMAL.rank, spec().model, HAND_OVERS // TENANTS)
     with farm.store.begin() as unit:
         cursor = unit.session.connection().connection.cursor()
         chosen = []
         for tenant in cursor.execute("SELECT id FROM tenant").fetchall():
-            oldest = """
-                SELECT id FROM job WHERE state = 'queued' AND tenant_id = %s AND priority = %s AND model = %s
-                ORDER BY in_line_since, id LIMIT %s
-            """
-            values = (tenant[0], Priority.NORMAL.rank, spec().model, HAND_OVERS // TENANTS)
-            chosen += [row[0] for row in cursor.execute(oldest, values)]
+            chosen += [row[0] for row in cursor.execute(oldest, (tenant[0], *values))]
         taken = cursor.execute(
             """
             UPDATE job SET state = 'dispatched', epoch = epoch + 1, worker = 'nobody', dispatched_at = now(),

@@ -224,7 +224,7 @@ def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) ->
     assert broker.clear(app, WORKER) == 1
 
 
-def test_celerys_monitors_are_told_what_was_sent(redis_url: str) -> None:
+def test_celerys_monitors_are_told_what_was_sent(redis_url: str, start: Start, worker: str, submit: Submit) -> None:
     """As `celery events` and Flower hear of it: which task, with which arguments, in whose list."""
     app = broker.make_app(Settings(redis_url=redis_url))  # type: ignore[arg-type]
     heard: list[dict[str, object]] = []
@@ -233,13 +233,15 @@ def test_celerys_monitors_are_told_what_was_sent(redis_url: str) -> None:
         with receiver.consumer_context(wakeup=False) as (listening, _, _):
             with contextlib.suppress(TimeoutError):
                 listening.drain_events(timeout=0.5)  # it subscribes when it first looks
-            broker.tell(app, [Sent("job_x", 3, WORKER), Sent("job_y", 1, 'odd"/cpu0')])
+            broker.tell(app, [Sent("job_x", 3, 'odd"/cpu0')])
+            job = submit()
+            start()
             while len(heard) < 2:
-                listening.drain_events(timeout=10)
+                listening.drain_events(timeout=20)
     said = [(one["uuid"], one["name"], one["kwargs"], one["queue"]) for one in heard]
     assert said == [
-        ("job_x.3", "farm.render", "{'job': 'job_x', 'epoch': 3, 'version': 1}", f"worker.{WORKER}"),
-        ("job_y.1", "farm.render", "{'job': 'job_y', 'epoch': 1, 'version': 1}", 'worker.odd"/cpu0'),
+        ("job_x.3", "farm.render", "{'job': 'job_x', 'epoch': 3, 'version': 1}", 'worker.odd"/cpu0'),
+        (f"{job.id}.1", "farm.render", f"{{'job': '{job.id}', 'epoch': 1, 'version': 1}}", f"worker.{worker}"),
     ]
 
 
