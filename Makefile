@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: compose-env help install compat demo test lint types fmt imports up down clean screenshots chaos slow bench
+.PHONY: compose-env help install compat demo test lint types unit integration nightly fmt imports up down clean screenshots chaos slow bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,15 @@ lint: $(INSTALLED) ## ruff and the import contracts
 
 types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
+
+unit: $(INSTALLED) ## the tests that need no server
+	$(BIN)/python -m pytest tests/unit
+
+integration: $(INSTALLED) $(COMPAT)/.installed ## the rest of the suite, on real servers
+	$(BIN)/python -m pytest tests/integration tests/compat tests/acceptance tests/browser tests/chaos
+
+nightly: $(INSTALLED) ## what takes too long for every change
+	$(BIN)/python -m pytest tests/slow
 
 fmt: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix-only --quiet farm workers tests

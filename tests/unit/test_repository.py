@@ -1,0 +1,155 @@
+"""The files around the code: workflows, policies, changelog. They are checked by their own schemas, and what they name
+must exist."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+ACTIONS = sorted((GITHUB / "actions").glob("*/action.yml"))
+#: The pages that tell people which commands to run.
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", GITHUB / "pull_request_template.md"]
+
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())
+    return found
+
+
+def steps() -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in WORKFLOWS:
+        for job in loaded(path)["jobs"].values():
+            yield from ((path, step) for step in job["steps"])
+    for path in ACTIONS:
+        yield from ((path, step) for step in loaded(path)["runs"]["steps"])
+
+
+# -- workflows -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("vendor.github-workflows", WORKFLOWS),
+        ("custom.github-workflows-require-timeout", WORKFLOWS),
+        ("vendor.github-actions", ACTIONS),
+        ("vendor.github-issue-forms", sorted(set((GITHUB / "ISSUE_TEMPLATE").glob("*.yml")) - {GITHUB / "ISSUE_TEMPLATE" / "config.yml"})),  # noqa: E501
+        ("vendor.github-issue-config", [GITHUB / "ISSUE_TEMPLATE" / "config.yml"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_github_s_files_match_their_schemas(schema: str, files: list[Path]) -> None:
+    assert files
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_security_linter_finds_nothing_in_the_workflows() -> None:
+    found = importlib.metadata.files("zizmor") or []
+    program = next(Path(file.locate()).resolve() for file in found if file.name == "zizmor")
+    command = [str(program), "--offline", "--no-progress", "--config", str(GITHUB / "zizmor.yml"), str(GITHUB)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_action_has_one_version() -> None:
+    used: dict[str, set[str]] = {}
+    for path in WORKFLOWS + ACTIONS:
+        for action, version in re.findall(r"uses: ([^@\s$]+)@(.+)", path.read_text()):
+            used.setdefault(action, set()).add(version)
+    assert len(used) > 5
+    assert {action: versions for action, versions in used.items() if len(versions) > 1} == {}
+
+
+def test_each_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    commands = [line for _, step in steps() for line in step.get("run", "").splitlines()]
+    for page in PAGES:
+        text = page.read_text()
+        commands += re.findall(r"`(make [^`]+)`", text)
+        commands += [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    named = {
+        word
+        for line in commands
+        for command in re.split(r"&&|\|\||;|#", line)
+        if (words := command.split())[:1] == ["make"]
+        for word in words[1:]
+        if "=" not in word
+    }
+    assert {"install", "unit", "integration", "nightly", "chaos"} <= named
+    assert named <= targets
+
+
+def test_each_script_that_a_workflow_runs_exists() -> None:
+    scripts = {name for _, step in steps() for name in re.findall(r"\b(?:infra|tools)/[\w./-]+\.sh", step.get("run", ""))}  # fmt: skip # noqa: E501
+    assert scripts
+    for name in scripts:
+        assert (ROOT / name).stat().st_mode & 0o111, f"{name} is not executable"
+
+
+def test_every_version_of_python_that_is_promised_is_tested() -> None:
+    jobs = loaded(GITHUB / "workflows" / "ci.yml")["jobs"]
+    promised = {
+        found[1]
+        for classifier in PYPROJECT["project"]["classifiers"]
+        if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier))
+    }
+    lowest = PYPROJECT["project"]["requires-python"].removeprefix(">=")
+    assert lowest == min(promised, key=lambda version: int(version.split(".")[1]))
+    for name in ("unit", "integration"):
+        assert set(jobs[name]["strategy"]["matrix"]["python-version"]) == promised
+    # Jobs in parallel: one that waits for another one would say so.
+    assert all("needs" not in job for job in jobs.values())
+
+
+# -- commits and policies --------------------------------------------------------------------------------------------
+
+
+def test_the_hooks_of_pre_commit_run_what_the_development_tools_install() -> None:
+    local = next(repo for repo in loaded(ROOT / ".pre-commit-config.yaml")["repos"] if repo["repo"] == "local")
+    scripts = {entry.name for entry in importlib.metadata.entry_points(group="console_scripts")}
+    programs = {"ruff"}  # a binary, not an entry point
+    for hook in local["hooks"]:
+        program = hook["entry"].split()[0]
+        assert program.startswith(".venv/bin/")
+        assert program.removeprefix(".venv/bin/") in scripts | programs
+    assert {hook["id"] for hook in local["hooks"]} >= {"ruff", "ruff-format", "mypy", "import-linter"}
+
+
+def test_the_licence_is_the_same_everywhere() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"
+    assert PYPROJECT["project"]["license-files"] == ["LICENSE"]
+
+
+# -- changelog -------------------------------------------------------------------------------------------------------
+
+
+def test_the_changelog_keeps_the_form_of_keep_a_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    sections = re.findall(r"(?m)^## (.*)$", text)
+    assert sections[0] == "[Unreleased]"
+    for section in sections[1:]:
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", section)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"(?m)^### (.*)$", text)) <= kinds
+    for name in (section.partition("]")[0][1:] for section in sections):
+        assert f"\n[{name}]: https://" in text, f"{name} links to nothing"
