@@ -76,7 +76,7 @@ bench: $(INSTALLED) ## every part beside a named peer in the same run: about for
 	$(BIN)/python -m tests.bench.switching
 	$(BIN)/python -m tests.bench.overhead
 	$(BIN)/python -m tests.bench.overhead --depth 1000 100000 1000000
-	$(BIN)/python -m tests.bench.handover
+	$(BIN)/python -m tests.bench.dispatch_round
 	$(BIN)/python -m tests.bench.bulk
 	$(BIN)/python -m tests.bench.webhooks
 

@@ -4,7 +4,7 @@
     ├── BadInput            the caller's mistake: names the field, the value and what is allowed
     │   ├── BatchRefused    lines of a bulk request; has the first problems and a file with all of them
     │   ├── InputRefused    a picture or a URL that may not be used
-    │   ├── TargetRefused   an address that the farm does not connect to (farm/webhooks/guard.py)
+    │   ├── TargetRefused   an address that the farm does not connect to (farm/egress/guard.py)
     │   └── SignatureRefused  a webhook that its secret did not sign (farm/webhooks/signature.py)
     ├── NotFound            no such thing, or not this tenant's
     ├── Conflict            the thing is in a state that does not allow it

@@ -25,12 +25,12 @@ from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
 from farm.objects import keys
-from farm.store import selections
+from farm.store import bulk_actions
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
 from farm.store.jobs import Expired
 from farm.store.retention import Retention
 from farm.store.tables import IdempotencyRow
-from farm.store.unit import Unit
+from farm.store.unit_of_work import Unit
 
 #: A job that was on the card when its worker died this often is not given to a third one.
 MAX_DEATHS: Final = 2
@@ -520,7 +520,7 @@ def _cancel_many(unit: Unit, tenant_id: str, selection: Selection) -> tuple[dict
         unit.events.notify(EVENT_CHANNEL)
         unit.events.notify(QUEUE_CHANNEL)
     # where there were as many as one statement takes, looking for more would read them all once again
-    left = sum(ended.values()) == selections.AT_ONCE or unit.selections.left(tenant_id, selection)
+    left = sum(ended.values()) == bulk_actions.AT_ONCE or unit.selections.left(tenant_id, selection)
     return ended, len(asked), left
 
 

@@ -24,7 +24,7 @@ from farm.objects import keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.tenants import Scope
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from tests.waiting import wait_until
 
 

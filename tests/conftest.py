@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from farm.local import servers as local
-from farm.local.keeper import Keeper
 from farm.local.ports import Claims
 from farm.local.postgres import EmbeddedPostgres
+from farm.local.process_manager import Keeper
 from farm.local.state import DataDirectory
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
@@ -83,7 +83,7 @@ class TestServers:
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
     """PostgreSQL, Valkey and S3 (with its bucket), real ones, for the whole session."""
-    from farm.local.first_run import prepare_storage
+    from farm.local.bootstrap import prepare_storage
     from farm.objects.storage import Storage
 
     directory = DataDirectory(tmp_path_factory.mktemp("servers"))

@@ -1,7 +1,7 @@
 """The worker as a Celery app: ``celery -A workers.app worker``, or ``farm worker``, which runs the same.
 
 Celery's part is small: it brings a message to this worker's own queue and runs `render_message` in a thread of its
-pool. Everything that a job needs is in `workers.render`; the process's life is in `workers.shift`. Importing this
+pool. Everything that a job needs is in `workers.job_runner`; the process's life is in `workers.process`. Importing this
 module touches neither torch nor a card, so that ``celery inspect`` and Flower can import it too.
 """
 
@@ -19,9 +19,9 @@ from farm.dispatch import broker
 from farm.errors import SetupError
 from farm.log import configure
 from farm.settings import settings
-from workers import crash
-from workers.render import render
-from workers.shift import Shift
+from workers import failpoints
+from workers.job_runner import render
+from workers.process import Shift
 
 log = structlog.stdlib.get_logger()
 
@@ -46,7 +46,7 @@ def render_message(job: str, epoch: int, version: int = 0, **_unknown: object) -
         # Unclaimed, the job is offered again when its dispatch lease runs out, perhaps to a worker that understands it.
         log.warning("a message of another version", action="message_unknown", job=job, epoch=epoch, version=version)
         return
-    crash.at("after_receive")
+    failpoints.at("after_receive")
     render(_shift.bench, job, epoch)
 
 

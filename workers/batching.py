@@ -12,7 +12,7 @@ they are done, and no pipeline needs code of its own.
 What one picture does stays its own: an exception, a cancel or a NaN ends it alone, and a forward that runs out of
 memory is split. Float kernels may round differently for another number of rows; `Sharing` says what is kept of that,
 and a picture chooses. How many rows pay, and which numbers of rows give equal bits, is tried on the card the first
-time that a module is called with a size, and remembered (`workers.lessons`).
+time that a module is called with a size, and remembered (`workers.batch_profiles`).
 
 (Orca, OSDI 2022, schedules language models at the granularity of iterations; this is the same for diffusion.)
 """
@@ -35,7 +35,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from farm import metrics
 from farm.errors import NotANumber
-from workers.lessons import Lesson, Lessons
+from workers.batch_profiles import Lesson, Lessons
 
 log = structlog.stdlib.get_logger()
 

@@ -1,6 +1,7 @@
 """The engine: the one thread that owns the card. Jobs go in as work and come out as pictures.
 
-The jobs in its slots share forwards step by step (`workers.shared`); a job for which a person waits needs no free slot.
+The jobs in its slots share forwards step by step (`workers.batched_renderer`); a job for which a person waits needs no
+free slot.
 A job that was on the card when a worker died is a suspect: it gets the card for itself, and nobody else begins until it
 has left the process, so that a second death is its own and no neighbour's.
 
@@ -23,12 +24,12 @@ import structlog
 from farm.domain.states import Priority
 from farm.domain.worker import Card, LoadedOn
 from farm.errors import JobCanceled, RenderError
-from workers import card as cards
-from workers.card import NO_UPKEEP, Choice, Upkeep
-from workers.work import Rendered, RenderWork
+from workers import device as cards
+from workers.device import NO_UPKEEP, Choice, Upkeep
+from workers.render_request import Rendered, RenderWork
 
 if TYPE_CHECKING:
-    from workers.shared import SharedRenderer
+    from workers.batched_renderer import SharedRenderer
 
 log = structlog.stdlib.get_logger()
 
@@ -49,7 +50,7 @@ class Engine(threading.Thread):
     ) -> None:
         """``slots``: jobs on the card at once; ``most_rows``: of one shared forward, where no memory is measured.
 
-        ``lessons_dir``: where what was learnt about sharing is kept, see `workers.lessons`.
+        ``lessons_dir``: where what was learnt about sharing is kept, see `workers.batch_profiles`.
         """
         super().__init__(name="engine", daemon=True)
         self._choice = choice
@@ -139,7 +140,7 @@ class Engine(threading.Thread):
             os._exit(EXIT_ENGINE_DIED)
 
     def _render_until_closed(self, card: Card) -> None:
-        from workers.shared import SharedRenderer  # noqa: PLC0415 - seconds of imports, after pinning
+        from workers.batched_renderer import SharedRenderer  # noqa: PLC0415 - seconds of imports, after pinning
 
         renderer = SharedRenderer(
             card, self._torch_threads, self._move, self._most_rows, self._lessons_dir, self._upkeep

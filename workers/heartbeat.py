@@ -19,8 +19,8 @@ from farm import lifecycle
 from farm.errors import DatabaseUnavailable, RightLost
 from farm.settings import Settings
 from workers.engine import Engine
-from workers.render import Bench
-from workers.rights import Right, Rights, Stage
+from workers.job_runner import Bench
+from workers.leases import Right, Rights, Stage
 
 log = structlog.stdlib.get_logger()
 

@@ -31,7 +31,7 @@ from farm.domain.tasks import JobSpec, Lora, Scheduler, Task
 from farm.domain.worker import Card
 from farm.errors import InputUnfit, JobCanceled, ModelUnavailable, NotANumber
 from workers import previews
-from workers.card import device
+from workers.device import device
 
 BUILTIN: Final = "builtin:"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
-from workers.work import PREVIEW_BYTES
+from workers.render_request import PREVIEW_BYTES
 
 SIDE: Final = 96  #: pixels of a preview, its longer side
 _SAMPLES: Final = 8  #: pictures that the map is fitted to

@@ -12,34 +12,34 @@ import redis
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from farm import registry
+from farm import model_registry
 from farm.api import (
     batches,
+    bulk_actions,
     compat,
     docs,
     files,
     health,
     jobs,
-    joining,
     keys,
     models,
     pauses,
     problems,
-    selections,
     tenants,
     usage,
     webhooks,
+    worker_enrollment,
     workers,
 )
-from farm.api.changes import Changes
-from farm.api.edge import Edge
-from farm.api.rates import Rates
-from farm.api.services import Services
-from farm.api.sweeper import Sweeper
+from farm.api.cleanup import Sweeper
+from farm.api.dependencies import Services
+from farm.api.middleware import Edge
+from farm.api.notifications import Changes
+from farm.api.rate_limit import Rates
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.settings import Settings
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 DESCRIPTION: Final = """\
 Submit diffusion jobs, follow them, and get the pictures from object storage.
@@ -79,13 +79,13 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for module in (
         jobs,
-        selections,
+        bulk_actions,
         batches,
         files,
         models,
         workers,
         pauses,
-        joining,
+        worker_enrollment,
         webhooks,
         keys,
         tenants,
@@ -123,7 +123,7 @@ def _open(settings: Settings) -> Services:
         settings=settings,
         store=store,
         storage=storage,
-        registry=registry.load(settings.models_file),
+        registry=model_registry.load(settings.models_file),
         intake=Intake(storage, settings),
         changes=Changes(settings.database_url.get_secret_value()),
         broker=broker,

@@ -10,10 +10,10 @@ from typing import Annotated, Final
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from farm.api.services import Services
+from farm.api.dependencies import Services
 from farm.errors import Forbidden, Unauthorized
 from farm.store.tenants import Key, Scope
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 #: For the OpenAPI document; `authenticate` reads the header itself.
 BEARER: Final = HTTPBearer(

@@ -23,10 +23,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from farm import lifecycle
-from farm.api import archive, bulk, contact_sheet, lines, problems, stream
+from farm.api import archive, bulk, bulk_parsers, contact_sheet, problems, sse
 from farm.api.archive import Member
 from farm.api.auth import Reader, Submitter
-from farm.api.batch_shapes import (
+from farm.api.batch_schemas import (
     BatchChange,
     BatchPage,
     BatchQuery,
@@ -37,14 +37,14 @@ from farm.api.batch_shapes import (
     SweepBody,
 )
 from farm.api.bulk import Order
+from farm.api.bulk_parsers import Line
 from farm.api.contact_sheet import Cell, SheetFormat
-from farm.api.edge import TooLarge
+from farm.api.dependencies import Farm, Services
 from farm.api.jobs import Cursor, Key
-from farm.api.lines import Line
+from farm.api.middleware import TooLarge
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded, media_type, parse_json
-from farm.api.services import Farm, Services
-from farm.api.shapes import ErrorShape, JobPage, JobShape, output_shape
+from farm.api.schemas import ErrorShape, JobPage, JobShape, output_shape
 from farm.domain import ids
 from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
 from farm.domain.states import TERMINAL, JobState
@@ -58,7 +58,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 JSON: Final = "application/json"
-TAKEN: Final = (*lines.JSONL, lines.CSV, JSON)
+TAKEN: Final = (*bulk_parsers.JSONL, bulk_parsers.CSV, JSON)
 MAX_JSON: Final = 16 * 2**20  #: bytes of a JSON body, which is read whole
 STALL_SECONDS: Final = 30.0  #: a sender that is silent for longer is given up
 BODY_SECONDS: Final = 3600.0  #: and so is one that takes longer for all of it: others wait for its place
@@ -105,7 +105,7 @@ _BODY: Final[dict[str, Any]] = {
                     }
                 },
             },
-            **dict.fromkeys((*lines.JSONL, lines.CSV), _LINES),
+            **dict.fromkeys((*bulk_parsers.JSONL, bulk_parsers.CSV), _LINES),
         },
     }
 }
@@ -231,7 +231,7 @@ async def submit_batch(
         else:
             digest = bulk.new_hash(order, given)
             chunks = bulk.hashed(body.chunks(), digest)
-            found = lines.table(chunks) if given == lines.CSV else lines.jsonl(chunks)
+            found = bulk_parsers.table(chunks) if given == bulk_parsers.CSV else bulk_parsers.jsonl(chunks)
         # what is here already takes no sender's time, so it need not wait for a place among the streams
         place = None if given == JSON else farm.bulk
         made, new = await anyio.to_thread.run_sync(
@@ -264,7 +264,7 @@ def _read_json(parsed: Any, order: Order) -> tuple[Order, Iterable[Line]]:
     own = {"webhook": webhook} if asked.webhook_jobs and webhook is not None else {}
     order = Order(
         NewBatch(asked.name or order.new.name, asked.metadata, webhook=webhook),
-        lines.merged(order.defaults, own | asked.defaults),
+        bulk_parsers.merged(order.defaults, own | asked.defaults),
         asked.on_error or order.on_error,
         order.dry_run if asked.dry_run is None else asked.dry_run,
     )
@@ -337,7 +337,7 @@ _ERROR: Final[dict[str, Any]] = {
 
 def _json_lines(description: str, schema: Mapping[str, Any]) -> dict[int | str, dict[str, Any]]:
     return {
-        200: {"description": description, "content": {lines.JSONL[0]: {"itemSchema": schema}}},
+        200: {"description": description, "content": {bulk_parsers.JSONL[0]: {"itemSchema": schema}}},
         **responses(*ALWAYS, 404),
     }
 
@@ -356,7 +356,7 @@ def get_batch_results(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingRe
         for page in _ended(farm, batch_id, TERMINAL):
             yield "".join(_result(farm, job) for job in page)
 
-    return StreamingResponse(written(), media_type=lines.JSONL[0], headers=_named(f"{batch_id}-results.jsonl"))
+    return StreamingResponse(written(), media_type=bulk_parsers.JSONL[0], headers=_named(f"{batch_id}-results.jsonl"))
 
 
 @router.get(
@@ -379,7 +379,7 @@ def get_batch_errors(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingRes
                 _line({"seq": job.seq, "id": job.id, "custom_id": job.custom_id, "error": _error(job)}) for job in page
             )
 
-    return StreamingResponse(written(), media_type=lines.JSONL[0], headers=_named(f"{batch_id}-errors.jsonl"))
+    return StreamingResponse(written(), media_type=bulk_parsers.JSONL[0], headers=_named(f"{batch_id}-errors.jsonl"))
 
 
 def _ended(farm: Services, batch_id: str, states: Collection[JobState]) -> Iterator[list[Ended]]:
@@ -741,7 +741,7 @@ def delete_batch(
                 "Server-sent events until the batch is over: `batch` (the whole batch, at once and as it changes), "
                 "`batch.progress` (at 10, 25, 50, 75 and 90 percent) and `batch.completed`, these two with ids."
             ),
-            "content": {"text/event-stream": {"itemSchema": stream.BATCH_EVENT_SCHEMA}},
+            "content": {"text/event-stream": {"itemSchema": sse.BATCH_EVENT_SCHEMA}},
         },
         **responses(*ALWAYS, 404),
     },
@@ -756,4 +756,4 @@ async def follow_batch(
 ) -> StreamingResponse:
     """See a batch's progress as it happens. A batch that is over sends its history and ends."""
     batch = await run_in_threadpool(_own, farm, key.tenant_id, batch_id)
-    return stream.batch_response(farm, batch, stream.position(last_event_id))
+    return sse.batch_response(farm, batch, sse.position(last_event_id))

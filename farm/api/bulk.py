@@ -23,19 +23,19 @@ from typing import Any, Final, Self
 from pydantic import TypeAdapter, ValidationError, create_model
 
 from farm import lifecycle
-from farm.api import inputs, lines, problems
-from farm.api.lines import Line, Unfit
-from farm.api.services import Services
+from farm.api import bulk_parsers, inputs, problems
+from farm.api.bulk_parsers import Line, Unfit
+from farm.api.dependencies import Services
 from farm.domain import ids
 from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Own, Staged
 from farm.domain.job import NewJob
 from farm.domain.resolve import DRAWN_SEEDS, check_times, choose_model, resolve
 from farm.domain.tasks import AnyJobRequest, InputPicture, JobRequest
+from farm.egress import guard
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.lifecycle import IdempotencyKey
 from farm.objects import keys
-from farm.store.unit import Unit
-from farm.webhooks import guard
+from farm.store.unit_of_work import Unit
 
 SHOWN: Final = 1_000  #: problems that an answer has in itself
 KNOWN_INPUTS: Final = 10_000  #: pictures and webhooks that are remembered while a body is read
@@ -151,7 +151,7 @@ class Checker:
 
     def _whole(self, body: Mapping[str, Any]) -> NewJob:
         try:
-            request = _REQUEST.validate_python(lines.merged(self._defaults, body))
+            request = _REQUEST.validate_python(bulk_parsers.merged(self._defaults, body))
         except ValidationError as error:
             raise BadInput(*problems.of_body(error)) from None
         found: list[FieldProblem] = []

@@ -13,18 +13,18 @@ from starlette.exceptions import HTTPException
 
 from farm.api import inputs
 from farm.api.auth import Reader, Submitter
+from farm.api.dependencies import Farm, Services
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded, media_type
-from farm.api.services import Farm, Services
-from farm.api.shapes import FileShape
+from farm.api.schemas import FileShape
 from farm.domain import ids
 from farm.errors import BadInput, NotFound
-from farm.objects import pictures
+from farm.objects import images
 from farm.store.files import File
 
 router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=Guarded)
 
-RAW: Final = (pictures.PNG, pictures.JPEG, pictures.WEBP, "application/octet-stream")
+RAW: Final = (images.PNG, images.JPEG, images.WEBP, "application/octet-stream")
 FileId = Annotated[str, Path(description="The file's id.", json_schema_extra={"pattern": ids.pattern(ids.FILE)})]
 
 _BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}

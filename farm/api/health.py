@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from farm.api.services import Farm, Services
+from farm.api.dependencies import Farm, Services
 from farm.errors import BrokerUnavailable, Unavailable
 
 log = structlog.get_logger(__name__)

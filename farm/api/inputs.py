@@ -10,7 +10,7 @@ from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, InputPicture
 from farm.errors import BadInput, FieldProblem
 from farm.objects.intake import Intake, StoredInput
 from farm.store.files import File
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
 

@@ -19,22 +19,22 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import StreamingResponse
 
 from farm import lifecycle, tracing
-from farm.api import inputs, stream
+from farm.api import inputs, sse
 from farm.api.auth import Reader, Submitter
-from farm.api.changes import REREAD_SECONDS
+from farm.api.dependencies import Farm, Services
+from farm.api.notifications import REREAD_SECONDS
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm, Services
-from farm.api.shapes import JobPage, JobShape
+from farm.api.schemas import JobPage, JobShape
 from farm.domain import ids
 from farm.domain.job import Job, JobFilter, NewJob
 from farm.domain.model import Model
 from farm.domain.resolve import check_times, choose_model, resolve
 from farm.domain.states import JobState
 from farm.domain.tasks import AnyJobRequest, CustomId, InputPicture, Moment, NoNul, Storable, Task
+from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
-from farm.webhooks import guard
 
 
 class _OneJob(Convertor[str]):
@@ -303,7 +303,7 @@ def retry_job(farm: Farm, key: Submitter, job_id: JobId, response: Response) -> 
                 "`progress` (`{step, steps}`), and the job's history under the names of its events "
                 "(`job.started`, `job.requeued`, `job.succeeded`, `job.failed`, `job.canceled`), with ids."
             ),
-            "content": {"text/event-stream": {"itemSchema": stream.EVENT_SCHEMA}},
+            "content": {"text/event-stream": {"itemSchema": sse.EVENT_SCHEMA}},
         },
         **responses(*ALWAYS, 404),
     },
@@ -318,4 +318,4 @@ async def follow_job(
 ) -> StreamingResponse:
     """See a job's progress as it happens. A job that is over sends its history and ends."""
     job = await run_in_threadpool(_own, farm, key.tenant_id, job_id)
-    return stream.response(farm, job, stream.position(last_event_id))
+    return sse.response(farm, job, sse.position(last_event_id))

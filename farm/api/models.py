@@ -7,10 +7,10 @@ from typing import Final
 from fastapi import APIRouter
 
 from farm.api.auth import Reader
+from farm.api.dependencies import Farm
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm
-from farm.api.shapes import ModelList, ModelShape
+from farm.api.schemas import ModelList, ModelShape
 from farm.domain.worker import WorkerState
 
 router: Final = APIRouter(prefix="/v1/models", tags=["models"], route_class=Guarded)

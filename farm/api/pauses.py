@@ -8,14 +8,14 @@ from fastapi import APIRouter, Path
 from pydantic import Field
 
 from farm.api.auth import Operator
+from farm.api.dependencies import Farm, Services
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm, Services
-from farm.api.shapes import Shape
+from farm.api.schemas import Shape
 from farm.domain import ids
 from farm.errors import NotFound
 from farm.store.events import QUEUE_CHANNEL
-from farm.store.unit import Unit
+from farm.store.unit_of_work import Unit
 
 router: Final = APIRouter(prefix="/v1/pauses", tags=["pauses"], route_class=Guarded)
 

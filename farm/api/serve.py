@@ -33,7 +33,7 @@ def make_server(app: FastAPI, settings: Settings, host: str | None = None, port:
         port=settings.api_port if port is None else port,
         lifespan="on",
         log_config=None,  # the process has its own
-        access_log=False,  # `farm.api.edge` writes it, with the request's id and key
+        access_log=False,  # `farm.api.middleware` writes it, with the request's id and key
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

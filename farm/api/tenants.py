@@ -9,10 +9,10 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
+from farm.api.dependencies import Farm
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm
-from farm.api.shapes import Shape
+from farm.api.schemas import Shape
 from farm.domain import ids
 from farm.domain.tasks import NoNul, Storable
 from farm.store.tenants import Tenant

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BeforeValidator, Field
 
 from farm.api.auth import Requires
+from farm.api.dependencies import Farm
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm
-from farm.api.shapes import Shape
+from farm.api.schemas import Shape
 from farm.domain import ids
 from farm.errors import BadInput, Forbidden
 from farm.store.tenants import Key, Scope

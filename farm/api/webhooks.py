@@ -9,11 +9,11 @@ from pydantic import StringConstraints
 from starlette.convertors import Convertor, register_url_convertor
 
 from farm.api.auth import Reader, SecretReader, Submitter
+from farm.api.dependencies import Farm
 from farm.api.jobs import Cursor as ShortCursor
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm
-from farm.api.webhook_shapes import (
+from farm.api.webhook_schemas import (
     AttemptShape,
     DeliveryPage,
     DeliveryShape,
@@ -31,8 +31,9 @@ from farm.api.webhook_shapes import (
 from farm.domain import ids
 from farm.domain.endpoint import DeliveryState
 from farm.domain.tasks import Moment, NoNul, Storable
+from farm.egress import guard
 from farm.store.deliveries import DeliveryFilter
-from farm.webhooks import guard, signature
+from farm.webhooks import signature
 
 
 class _OneDelivery(Convertor[str]):

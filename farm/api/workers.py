@@ -8,10 +8,10 @@ from fastapi import APIRouter, Path
 
 from farm import lifecycle
 from farm.api.auth import Operator, Reader
+from farm.api.dependencies import Farm
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import Guarded
-from farm.api.services import Farm
-from farm.api.shapes import WorkerList, WorkerShape
+from farm.api.schemas import WorkerList, WorkerShape
 
 router: Final = APIRouter(prefix="/v1/workers", tags=["workers"], route_class=Guarded)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli import naming
+from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
 from farm.cli.render import Deadline, FormatName, NotBefore, PriorityName, TaskName, size_of
@@ -269,7 +269,7 @@ def _fetched(farm: Farm, batch_id: str, directory: Path, template: str) -> Itera
         try:
             data = farm.download(output)
             path.parent.mkdir(parents=True, exist_ok=True)
-            naming.save(path, data)
+            output_files.save(path, data)
         except FarmError as error:
             return error
         return len(data)
@@ -335,14 +335,14 @@ def _check_template(template: str) -> None:
 
 
 def _content_type(file: str, given: BodyName | None) -> str:
-    from farm.client import calls
+    from farm.client import requests
 
     if given is None:
         endings = {".jsonl": BodyName.JSONL, ".ndjson": BodyName.JSONL, ".csv": BodyName.CSV}
         given = endings.get(Path(file).suffix.lower())
         if given is None:
             raise BadInput.of("format", file, f"{file} does not say what it is: add --format jsonl or --format csv")
-    return calls.CSV if given is BodyName.CSV else calls.JSONL
+    return requests.CSV if given is BodyName.CSV else requests.JSONL
 
 
 def _wait(farm: Farm, batch: Batch) -> Batch:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from farm.cli import naming
+from farm.cli import output_files
 from farm.cli.connect import running
 from farm.errors import FarmError, SetupError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from farm.cli.following import Watch
+    from farm.cli.progress import Watch
     from farm.client import Farm, Job
 
 TEXT: Final = "text-to-image"
@@ -110,7 +110,7 @@ def demo(
 
 def _render_all(farm: Farm, out: Path) -> list[Result]:
     """Each wave's jobs are all submitted at once; the second one begins with pictures of the first."""
-    from farm.cli.following import watching
+    from farm.cli.progress import watching
 
     names: dict[str, str] = {}
     pool = ThreadPoolExecutor(max_workers=max(len(FROM_WORDS), len(FROM_PICTURES)))
@@ -160,9 +160,9 @@ def _render(
             on_progress=tell,
         )
         result.job, result.picture = rendered.job, rendered.pictures[0]
-        stem = f"{number:02}-{wish.task}-{naming.slug(wish.prompt)}"
+        stem = f"{number:02}-{wish.task}-{output_files.slug(wish.prompt)}"
         result.path = out / f"{stem}{rendered.job.outputs[0].suffix}"
-        naming.save(result.path, result.picture)
+        output_files.save(result.path, result.picture)
         if result.mask is not None:
             result.mask.save(out / f"{stem}-mask.png")
     except FarmError as error:
@@ -254,7 +254,7 @@ def _end_on_sigterm() -> None:
 
 
 def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:
-    from farm.cli.sheet import Section, Tile, sheet
+    from farm.cli.contact_sheet import Section, Tile, sheet
 
     def tile(result: Result) -> Tile:
         if not result.picture or result.job is None:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from farm.cli.up import DataDir
 from farm.errors import FarmError, SetupError
-from farm.local import cards, health, logs, ports, wheels
+from farm.local import bundled_servers, devices, health, logs, ports
 from farm.local.health import Condition
 from farm.local.postgres import nobody_opens_directories, root_is_renamed
 from farm.local.servers import Addresses, Servers, read_settings
@@ -108,9 +108,9 @@ def _python() -> Check:
 
 def _wheels(given: Settings) -> Iterator[Check]:
     wanted: tuple[tuple[str, object, Callable[[], Path]], ...] = (
-        ("PostgreSQL", given.database_url, wheels.postgres_programs),
-        ("Valkey", given.redis_url, wheels.valkey_server),
-        ("S3 server", given.s3_endpoint_url, wheels.seaweed),
+        ("PostgreSQL", given.database_url, bundled_servers.postgres_programs),
+        ("Valkey", given.redis_url, bundled_servers.valkey_server),
+        ("S3 server", given.s3_endpoint_url, bundled_servers.seaweed),
     )
     for name, installed, find in wanted:
         if installed is not None:
@@ -152,7 +152,7 @@ def _disk(directory: DataDirectory) -> Check:
 
 
 def _cards() -> Check:
-    found = cards.visible()
+    found = devices.visible()
     return Check("cards", Verdict.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
 
 
@@ -201,7 +201,7 @@ def _database(addresses: Addresses) -> Iterator[Check]:
     from sqlalchemy.exc import SQLAlchemyError
 
     from farm.store.migrate import current, head
-    from farm.store.unit import sqlalchemy_url
+    from farm.store.unit_of_work import sqlalchemy_url
 
     engine = create_engine(sqlalchemy_url(addresses.database_url), connect_args={"connect_timeout": 3})
     try:

@@ -16,7 +16,7 @@ def init(
 
     Safe to run again: before every upgrade, and as the first container of a deployment.
     """
-    from farm.local.first_run import initialise
+    from farm.local.bootstrap import initialise
     from farm.settings import settings
 
     revision, key = initialise(settings())

@@ -12,7 +12,7 @@ from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_
 from farm.cli.jobs import age
 
 if TYPE_CHECKING:
-    from farm.client.values import Key
+    from farm.client.models import Key
 
 Tenant = Annotated[str | None, typer.Option(help="The tenant's id; the key's own tenant by default.")]
 keys = typer.Typer(help="List, make, rotate and revoke API keys.")

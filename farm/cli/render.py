@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli import naming
+from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
-from farm.cli.following import watching
+from farm.cli.progress import watching
 from farm.errors import BadInput
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def render(
 ) -> None:
     """Render one prompt and save the picture. The farm renders on if you stop waiting with Ctrl-C."""
     width, height = size_of(size)
-    wanted = naming.format_of(output, file_format)
-    if output is not None and not naming.is_directory(output) and not no_wait:
-        naming.refuse_taken(naming.numbered(_with_suffix(output, wanted), n or 1), force=force)
+    wanted = output_files.format_of(output, file_format)
+    if output is not None and not output_files.is_directory(output) and not no_wait:
+        output_files.refuse_taken(output_files.numbered(_with_suffix(output, wanted), n or 1), force=force)
     with connect(url, api_key, data_dir) as farm:
         job = farm.submit(
             prompt,
@@ -138,7 +138,7 @@ def render(
             return
         started = time.monotonic()
         job = wait_for(farm, job, as_json=as_json)
-        saved = _download(farm, job, output, naming.slug(prompt), force=force)
+        saved = _download(farm, job, output, output_files.slug(prompt), force=force)
     if as_json:
         print_json(_with_files(job, saved))
         return
@@ -160,7 +160,7 @@ def rerun(
 
     Exits 1 if the pixels differ.
     """
-    naming.format_of(output, None)
+    output_files.format_of(output, None)
     path = Path(source)
     if path.is_file():
         try:
@@ -172,8 +172,8 @@ def rerun(
         before, request, name = [], None, f"{source}-again"
     else:
         raise BadInput.of("source", source, f"there is no file {source!r}, and it is no job id")
-    if output is not None and not naming.is_directory(output):
-        naming.refuse_taken([output], force=force)
+    if output is not None and not output_files.is_directory(output):
+        output_files.refuse_taken([output], force=force)
     with connect(url, api_key, data_dir) as farm:
         if request is None:
             first = farm.get(source)
@@ -273,14 +273,17 @@ def _download(
 ) -> list[Saved]:
     datas = [farm.download(one) for one in job.outputs]
     suffix = job.outputs[0].suffix if job.outputs else ".png"
-    if output is None or naming.is_directory(output):
+    if output is None or output_files.is_directory(output):
         stem = name or f"{prompt_slug}-{job.outputs[0].seed}"
-        paths = [naming.free(path) for path in naming.numbered((output or Path()) / f"{stem}{suffix}", len(datas))]
+        paths = [
+            output_files.free(path)
+            for path in output_files.numbered((output or Path()) / f"{stem}{suffix}", len(datas))
+        ]
     else:
-        paths = naming.numbered(output if output.suffix else output.with_suffix(suffix), len(datas))
-        naming.refuse_taken(paths, force=force)
+        paths = output_files.numbered(output if output.suffix else output.with_suffix(suffix), len(datas))
+        output_files.refuse_taken(paths, force=force)
     for path, data in zip(paths, datas, strict=True):
-        naming.save(path, data)
+        output_files.save(path, data)
     return [Saved(*one) for one in zip(paths, job.outputs, datas, strict=True)]
 
 

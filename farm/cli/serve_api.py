@@ -15,7 +15,7 @@ def api(
     from farm import metrics, tracing
     from farm.api.serve import serve
     from farm.dashboard.app import create_app
-    from farm.garbage import settle
+    from farm.gc_tuning import settle
     from farm.log import configure
     from farm.settings import settings
 

@@ -8,7 +8,7 @@ import signal
 def deliverer() -> None:
     """Send webhooks. Any number may run at once; SIGTERM ends one with what it has in flight."""
     from farm import metrics, tracing
-    from farm.garbage import settle
+    from farm.gc_tuning import settle
     from farm.log import configure
     from farm.objects.storage import Storage
     from farm.settings import settings

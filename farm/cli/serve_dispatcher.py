@@ -9,7 +9,7 @@ def dispatcher() -> None:
     """Hand waiting jobs over to workers. Several may run: one leads, the others stand by."""
     from farm import metrics, tracing
     from farm.dispatch.dispatcher import Dispatcher
-    from farm.garbage import settle
+    from farm.gc_tuning import settle
     from farm.log import configure
     from farm.settings import settings
 

@@ -38,7 +38,7 @@ def worker(
             'pip install "diffusion-render-farm[worker]"'
         )
     if join is not None:
-        from farm.cli.joining import join as join_farm
+        from farm.cli.enroll import join as join_farm
 
         join_farm(join, token)
     if card is not None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from farm.errors import FarmError, SetupError
-from farm.local import door, health, logs
+from farm.local import health, logs, tcp_proxy
 from farm.local.process import clean_up
 from farm.local.servers import Servers, read_settings
 from farm.local.state import DataDirectory, Identity, Run
@@ -70,7 +70,7 @@ def up(
     try:
         read_settings()  # what is wrong in the environment is said here, not in a log
         if listen is not None:
-            door.check(listen)
+            tcp_proxy.check(listen)
         if detach:
             run = _start_detached(options, directory)
         else:

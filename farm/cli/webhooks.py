@@ -344,7 +344,7 @@ def listen(
     data_dir: DataDir = HERE,
 ) -> None:
     """Receive events here and print them, with their signatures checked, until Ctrl-C."""
-    from farm.cli.listening import listen as run
+    from farm.cli.webhook_listener import listen as run
 
     with connect(url, api_key, data_dir) as farm:
         run(farm, port, [one.value for one in event or EventName], forward, as_json=as_json)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from farm.client.aio import AsyncFarm, AsyncSubmitted
+from farm.client.async_client import AsyncFarm, AsyncSubmitted
+from farm.client.client import Farm, Submitted
 from farm.client.errors import (
     ApiError,
     Corrupted,
@@ -12,8 +13,7 @@ from farm.client.errors import (
     Unreachable,
     WaitedTooLong,
 )
-from farm.client.farm import Farm, Submitted
-from farm.client.values import (
+from farm.client.models import (
     Attempt,
     Batch,
     CancelReport,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from farm.client.values import Batch, FieldError, Job
+from farm.client.models import Batch, FieldError, Job
 from farm.errors import FarmError, Unavailable
 
 _SHOWN = 20  #: refused fields that an error's text names

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from farm.client import calls
+from farm.client import requests
 from farm.client.errors import ApiError, Unreachable
-from farm.client.steps import Call, Fetched, Open
+from farm.client.protocol import Call, Fetched, Open
 from farm.errors import BadInput
 
 _CONNECT_SECONDS: Final = 10.0
@@ -86,9 +86,9 @@ class Transport:
         the farm refused to take it up.
         """
         refused = response.status_code in (429, 503)
-        if attempt >= self.retries or response.status_code not in calls.RETRIED or not (call.repeatable or refused):
+        if attempt >= self.retries or response.status_code not in requests.RETRIED or not (call.repeatable or refused):
             return None
-        return calls.delay(attempt, response.headers.get("Retry-After"), time.time())
+        return requests.delay(attempt, response.headers.get("Retry-After"), time.time())
 
     def after_error(self, call: Call[Any], attempt: int, error: Exception) -> float:
         """The same when no answer came. Raises `Unreachable` where sending again is no use."""
@@ -96,7 +96,7 @@ class Transport:
         hopeless = isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL)
         if attempt >= self.retries or hopeless or not (call.repeatable or nothing_done):
             raise Unreachable(f"no farm answers at {self.url}: {reason(error)}") from error
-        return calls.delay(attempt)
+        return requests.delay(attempt)
 
     def broken(self, error: Exception) -> Unreachable:
         """What a streamed answer that ends early means."""

@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from farm.api import app as api
-from farm.dashboard import page
+from farm.dashboard import rendering
 from farm.dashboard.pages import PAGES
 from farm.settings import Settings
 
@@ -23,7 +23,7 @@ root: Final = APIRouter(include_in_schema=False)
 @root.get("/")
 def home() -> RedirectResponse:
     """The way to the first page."""
-    return RedirectResponse(page.HOME)
+    return RedirectResponse(rendering.HOME)
 
 
 class Assets(StaticFiles):
@@ -43,5 +43,5 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(root)
     for module in PAGES:
         app.include_router(module.router)
-    app.mount(page.STATIC, Assets(directory=page.ASSETS), name="static")
+    app.mount(rendering.STATIC, Assets(directory=rendering.ASSETS), name="static")
     return app

@@ -18,7 +18,7 @@ from fastapi import Request, Response
 
 from farm.errors import Forbidden, Unauthorized
 from farm.store.tenants import Key, Scope
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 COOKIE: Final = "farm_session"
 SECONDS: Final = 7 * 24 * 3600  #: how long a session lasts

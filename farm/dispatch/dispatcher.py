@@ -16,21 +16,21 @@ from typing import Final
 import structlog
 from celery import Celery
 
-from farm import lifecycle, metrics, registry, tracing
+from farm import lifecycle, metrics, model_registry, tracing
 from farm.dispatch import broker
-from farm.dispatch.gauges import FarmGauges
-from farm.dispatch.leader import Leadership
-from farm.dispatch.leases import Reaper
+from farm.dispatch.leadership import Leadership
+from farm.dispatch.metrics import FarmGauges
 from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, choose
+from farm.dispatch.reaper import Reaper
 from farm.domain.job import Sent
 from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
 from farm.settings import Settings
-from farm.store import backlog
-from farm.store.backlog import Mark
+from farm.store import queue
 from farm.store.events import QUEUE_CHANNEL
 from farm.store.listen import Listener
+from farm.store.queue import Mark
 from farm.store.tenants import Standing
-from farm.store.unit import Store, Unit
+from farm.store.unit_of_work import Store, Unit
 
 log = structlog.stdlib.get_logger()
 
@@ -53,7 +53,7 @@ class Dispatcher:
         self._reaper = Reaper(self._store, settings)
         self._needs = {
             model.id: Need(model.memory_bytes, frozenset(model.tags))
-            for model in registry.load(settings.models_file).models
+            for model in model_registry.load(settings.models_file).models
         }
         self._rules = Rules()
         self._stopping = threading.Event()
@@ -259,7 +259,7 @@ class _NotToBeHad(Exception):
     """Some of the jobs that were chosen."""
 
 
-def _lines(found: list[backlog.Line], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
+def _lines(found: list[queue.Line], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
     """The lines as the policy takes them, with who failed which job."""
     return [
         Line(

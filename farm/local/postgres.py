@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 
 from farm.errors import DatabaseUnavailable, SetupError
-from farm.local import wheels
+from farm.local import bundled_servers
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 
@@ -88,7 +88,7 @@ class EmbeddedPostgres:
         self._account.admit(password_file)
         argv = [
             *self._account.prefix,
-            str(wheels.postgres_programs() / "initdb"),
+            str(bundled_servers.postgres_programs() / "initdb"),
             f"--pgdata={fresh}",
             f"--username={ROLE}",
             f"--pwfile={password_file}",
@@ -152,7 +152,7 @@ class EmbeddedPostgres:
             name="postgres",
             argv=(
                 *self._account.prefix,
-                str(wheels.postgres_programs() / "postgres"),
+                str(bundled_servers.postgres_programs() / "postgres"),
                 "-D",
                 str(self.data),
                 *arguments,
@@ -226,7 +226,7 @@ class _Account:
         # nobody keep the one capability that opens directories.
         if nobody_opens_directories():
             return cls(prefix=_BECOME_NOBODY, owner=NOBODY)
-        for place in (wheels.postgres_programs(), *directory.absolute().parents):
+        for place in (bundled_servers.postgres_programs(), *directory.absolute().parents):
             _require_passage(place)
         return cls(user=NOBODY, owner=NOBODY)
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from farm.local import wheels
+from farm.local import bundled_servers
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 from farm.local.state import write_private
@@ -73,7 +73,7 @@ class EmbeddedS3:
         return Program(
             name="s3",
             argv=(
-                str(wheels.seaweed()),
+                str(bundled_servers.seaweed()),
                 "-logtostderr=true",
                 "mini",
                 f"-dir={self._data}",

@@ -101,7 +101,7 @@ def _door(base: Mapping[str, str], addresses: Addresses, places: Places) -> tupl
         return ()
     urls = (places.url, addresses.database_url, addresses.redis_url, addresses.s3_endpoint_url or "")
     ports = [str(part.port) for part in map(urlsplit, urls) if part.hostname == LOOPBACK]
-    argv = (sys.executable, "-P", "-m", "farm.local.door", places.listen, *ports)
+    argv = (sys.executable, "-P", "-m", "farm.local.tcp_proxy", places.listen, *ports)
     return (Program("door", argv, base, address=places.listen),)
 
 

@@ -23,10 +23,10 @@ from types import FrameType
 from typing import Any
 
 from farm.errors import FarmError
-from farm.local import cards, door, logs, services
-from farm.local.keeper import Backoff, Keeper, StartFailed
+from farm.local import devices, logs, services, tcp_proxy
 from farm.local.ports import Claims
 from farm.local.process import Program, clean_up
+from farm.local.process_manager import Backoff, Keeper, StartFailed
 from farm.local.servers import Addresses, Servers, prepare, read_settings
 from farm.local.services import Places
 from farm.local.state import DataDirectory, Farm, Identity, Run
@@ -156,11 +156,11 @@ class Supervisor:
             log.warning("ended what a supervisor that died had left running: pids %s", ", ".join(map(str, found)))
 
     def _start(self) -> None:
-        chosen = cards.for_workers(cards.visible(), self._options.workers)
+        chosen = devices.for_workers(devices.visible(), self._options.workers)
         farm = prepare(self.directory, self._claims, api_port=self._options.api_port)
         servers = Servers.of(self.directory, farm, self._settings)
         programs = servers.programs()
-        listen = None if self._options.listen is None else door.check(self._options.listen)
+        listen = None if self._options.listen is None else tcp_proxy.check(self._options.listen)
         places = Places.of(farm, self._settings.api_host, listen=listen)
         self._tell(f"starting {_listed(program.name for program in programs) or 'without servers of its own'}")
         self._follow(programs)
@@ -188,7 +188,7 @@ class Supervisor:
 
     def _first_run(self, farm: Farm, environment: Mapping[str, str]) -> str:
         prepared = subprocess.Popen(
-            [sys.executable, "-P", "-m", "farm.local.first_run"],
+            [sys.executable, "-P", "-m", "farm.local.bootstrap"],
             env=dict(environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from farm.local import wheels
+from farm.local import bundled_servers
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 from farm.local.state import write_private
@@ -51,7 +51,7 @@ class EmbeddedValkey:
         """How to run the server."""
         return Program(
             name="valkey",
-            argv=(str(wheels.valkey_server()), "valkey.conf"),
+            argv=(str(bundled_servers.valkey_server()), "valkey.conf"),
             environment=dict(os.environ),
             directory=self.directory,
             address=f"{LOOPBACK}:{self.port}",

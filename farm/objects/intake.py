@@ -1,7 +1,7 @@
 """From what a client refers to as an input picture to checked bytes in the storage.
 
 A picture comes as an upload, as a ``data:`` URL in the request, or as a URL to fetch. All three end in
-:func:`farm.objects.pictures.inspect`, and under a key made of the content's SHA-256: the same picture is stored once.
+:func:`farm.objects.images.inspect`, and under a key made of the content's SHA-256: the same picture is stored once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from urllib.parse import unquote_to_bytes
 
 import httpx2
 
+from farm.egress import guard
 from farm.errors import FieldProblem, InputRefused, NotFound
-from farm.objects import keys, pictures
+from farm.objects import images, keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
-from farm.webhooks import guard
 
 FETCH_SECONDS: Final = 20.0  #: for a whole input URL: resolving, connecting and reading to the end
 
@@ -66,7 +66,7 @@ class Intake:
             StorageUnavailable: it could not be stored.
         """
         try:
-            picture = pictures.inspect(data, self._settings, field=field)
+            picture = images.inspect(data, self._settings, field=field)
         except InputRefused as refused:
             if filename is None:
                 raise

@@ -149,7 +149,7 @@ class Deliveries:
         Raises `NotFound`, or `Conflict` when its endpoint is disabled.
         """
         endpoint_id = self.get(tenant_id, delivery_id).endpoint_id
-        # endpoints are locked before deliveries, see farm/store/claims.py
+        # endpoints are locked before deliveries, see farm/store/delivery_leases.py
         disabled = self._session.execute(
             select(EndpointRow.disabled_at).where(EndpointRow.id == endpoint_id).with_for_update()
         ).one_or_none()

@@ -32,7 +32,7 @@ from farm.domain.job import Job, JobError, JobFilter, NewJob, Output, Progress
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
 from farm.store import cursor as cursors
-from farm.store.selections import matching
+from farm.store.bulk_actions import matching
 from farm.store.tables import IdempotencyRow, JobRow, OutputRow
 from farm.store.workers import HELD, seconds
 

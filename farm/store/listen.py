@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from farm.errors import DatabaseUnavailable
-from farm.store.unit import sqlalchemy_url
+from farm.store.unit_of_work import sqlalchemy_url
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from farm.errors import DatabaseUnavailable
 from farm.store.tables import Base
-from farm.store.unit import sqlalchemy_url
+from farm.store.unit_of_work import sqlalchemy_url
 
 ASK_SECONDS: Final = 0.1  #: between two tries to have the lock
 LOCK: Final = 7_214_011  #: advisory lock: two processes that start together do not migrate at once

@@ -22,18 +22,19 @@ from pydantic import ValidationError
 from farm import metrics, tracing
 from farm.domain.job import Job
 from farm.domain.states import EventType
+from farm.egress import guard
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
 from farm.settings import Settings
-from farm.store.claims import Claim, Claimed, Recipient
+from farm.store.delivery_leases import Claim, Claimed, Recipient
+from farm.store.delivery_results import Outcome
 from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
-from farm.store.outcomes import Outcome
-from farm.store.unit import Store, Unit
-from farm.webhooks import guard, prediction, signature
-from farm.webhooks.attempt import KEEP_SECONDS, Answer, Failure, Keeper, Route
-from farm.webhooks.body import body, on_its_way, plain
+from farm.store.unit_of_work import Store, Unit
+from farm.webhooks import prediction, signature
+from farm.webhooks.payload import body, on_its_way, plain
 from farm.webhooks.prediction import EVENTS
-from farm.webhooks.schedule import Schedule
+from farm.webhooks.retry_policy import Schedule
+from farm.webhooks.sender import KEEP_SECONDS, Answer, Failure, Keeper, Route
 
 log = structlog.stdlib.get_logger()
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from farm.domain.job import Job
 from farm.domain.states import JobState
-from farm.webhooks.body import MAX_BYTES, stamp
+from farm.webhooks.payload import MAX_BYTES, stamp
 
 EVENTS: Final = "replicate.events"
 BASE: Final = "replicate.base"

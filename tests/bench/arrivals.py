@@ -26,17 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farm import registry
+from farm import model_registry
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec
 from tests.bench import peers
 from tests.bench.engine import popular
-from workers import card as cards
+from workers import device as cards
 from workers import pipelines
 from workers.engine import Engine
 from workers.pipelines import LoadedModel
-from workers.shift import SLOTS
-from workers.work import RenderWork
+from workers.process import SLOTS
+from workers.render_request import RenderWork
 
 OUT = Path("bench-out")
 Submit = Callable[[JobSpec, Callable[[], None]], None]  #: a job, and what to call when it is done
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--loads", type=float, nargs="*", default=[0.6, 0.9, 1.2])
     asked = parser.parse_args()
 
-    model = registry.load(None).models[0]
+    model = model_registry.load(None).models[0]
     side = asked.side or model.defaults.width
     choice = cards.choose(None)
     pipelines.quiet()

@@ -32,7 +32,7 @@ from farm.client import Batch, Farm
 from farm.domain import ids
 from farm.local.state import DataDirectory
 from farm.settings import Settings
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 OUT = Path("bench-out")
 DELAYED = 3_000  #: messages of the loop of ``delay``; more would take minutes and say the same

@@ -21,15 +21,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from farm import registry
+from farm import model_registry
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Card
 from tests.bench import peers
-from workers import card as cards
+from workers import device as cards
 from workers import pipelines
 from workers.engine import Engine
-from workers.work import RenderWork
+from workers.render_request import RenderWork
 
 OUT = Path("bench-out")
 SCHEDULERS = (Scheduler.DDIM, Scheduler.EULER, Scheduler.EULER_ANCESTRAL, Scheduler.DPM_SOLVER, Scheduler.UNIPC)
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     asked = parser.parse_args()
 
-    model = registry.load(None).models[0]
+    model = model_registry.load(None).models[0]
     draw = mixed if asked.work == "mixed" else popular
     specs = draw(asked.jobs, model, asked.side or model.defaults.width)
     choice = cards.choose(None)

@@ -19,17 +19,17 @@ import time
 from pathlib import Path
 from threading import Event
 
-from farm import registry
+from farm import model_registry
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec
 from tests.bench.engine import popular
 from tests.bench.pinning import pin_engines
 from tests.bench.whole import Whole, whole
-from workers import card as cards
+from workers import device as cards
 from workers import pipelines
 from workers.engine import Engine
-from workers.shift import SLOTS
-from workers.work import RenderWork
+from workers.process import SLOTS
+from workers.render_request import RenderWork
 
 OUT = Path("bench-out")
 
@@ -69,7 +69,7 @@ def main() -> None:
     os.environ["BENCH_CARD"] = str(max(own))
     os.sched_setaffinity(0, rest)  # inherited by all that is started here
     pin_engines()
-    model = registry.load(None).models[0]
+    model = model_registry.load(None).models[0]
     specs = [
         spec.model_copy(update={"exact": model.defaults.exact})
         for spec in popular(asked.jobs, model, asked.side or model.defaults.width)

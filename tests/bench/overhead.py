@@ -47,7 +47,7 @@ class Bench:
     def grow(self, workers: int) -> None:
         """Have that many workers of both kinds."""
         for number in range(self.workers, workers):
-            self.farm.start_worker(f"cpu{number}", "tests.bench.nothing")
+            self.farm.start_worker(f"cpu{number}", "tests.bench.noop")
             self.farm.start(*CELERY, "tests.bench.bare", *QUIETLY, "-P", "threads", "-c", str(THREADS),
                             "-n", f"bare{number}@bench", BARE_BROKER=self.broker)  # fmt: skip
         self.workers = workers

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from workers import residency
+from workers import model_cache
 from workers.app import app
 
 __all__ = ["app"]
 
 HOLDS_BYTES = 100_000_000  #: the built-in model has 39 MB
 
-_init = residency.Residency.__init__
+_init = model_cache.Residency.__init__
 
 
-def _with_little_room(self: residency.Residency, *args: object, **more: object) -> None:
+def _with_little_room(self: model_cache.Residency, *args: object, **more: object) -> None:
     _init(self, *args, **more)  # type: ignore[arg-type]
     self._budget = HOLDS_BYTES
 
 
-residency.Residency.__init__ = _with_little_room  # type: ignore[method-assign]
+model_cache.Residency.__init__ = _with_little_room  # type: ignore[method-assign]

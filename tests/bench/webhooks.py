@@ -37,14 +37,14 @@ import psycopg
 from farm.domain.job import Job, NewJob
 from farm.domain.states import EventType
 from farm.local import servers as local
-from farm.local.keeper import Keeper
 from farm.local.ports import Claims
+from farm.local.process_manager import Keeper
 from farm.local.state import DataDirectory
 from farm.settings import Settings
 from farm.store.migrate import upgrade
-from farm.store.unit import Store, make_engine
+from farm.store.unit_of_work import Store, make_engine
 from farm.webhooks import signature
-from farm.webhooks.body import body
+from farm.webhooks.payload import body
 from tests.integration.conftest import spec
 from tests.waiting import wait_until
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from farm.settings import Settings
 from tests.api_server import Api, running
-from tests.browser.furnishing import Furnished, furnish
+from tests.browser.seed_data import Furnished, furnish
 from tests.conftest import TestServers
 
 expect.set_options(timeout=20_000)  # for machines that do other things, too

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from sqlalchemy import text
 
 from tests.api_server import Api
-from tests.browser.furnishing import Furnished
+from tests.browser.seed_data import Furnished
 from tests.waiting import wait_until
 
 OUT = Path(__file__).parents[2] / "docs" / "images" / "dashboard"

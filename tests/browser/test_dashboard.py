@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from farm.dashboard.page import ASSETS
+from farm.dashboard.rendering import ASSETS
 from farm.domain.job import NewJob
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.store.tenants import Scope
 from tests.browser.conftest import LivedIn
-from tests.browser.furnishing import scene
 from tests.browser.screenshots import paths
+from tests.browser.seed_data import scene
 from tests.waiting import wait_until
 
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
@@ -193,8 +193,8 @@ def test_failures_are_tried_again_by_kind_without_javascript(lived_in: LivedIn, 
 
 
 def test_all_that_match_are_canceled_however_many(lived_in: LivedIn, enter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("farm.dashboard.pages.act.MOST", 3)
-    monkeypatch.setattr("farm.store.selections.AT_ONCE", 4)
+    monkeypatch.setattr("farm.dashboard.pages.bulk_actions.MOST", 3)
+    monkeypatch.setattr("farm.store.bulk_actions.AT_ONCE", 4)
     api, farm = lived_in
     with api.store.begin() as unit:
         tenants = [api.tenant_id, unit.tenants.create("somebody else").id]

@@ -11,7 +11,7 @@ from farm.errors import Unauthorized
 from farm.store.deliveries import DeliveryFilter
 from farm.store.tenants import Scope
 from tests.browser.conftest import LivedIn
-from tests.browser.furnishing import Furnished
+from tests.browser.seed_data import Furnished
 
 
 def test_queues_show_each_line_with_what_waits(lived_in: LivedIn, enter) -> None:

@@ -8,7 +8,7 @@ from farm.log import configure
 from farm.objects.storage import Storage
 from farm.settings import settings
 from farm.webhooks.deliverer import Deliverer, Limits
-from farm.webhooks.schedule import Schedule
+from farm.webhooks.retry_policy import Schedule
 
 if __name__ == "__main__":
     configure(settings(), "deliverer")

@@ -26,17 +26,17 @@ from redis.retry import Retry
 from farm.dispatch import broker
 from farm.errors import NotFound
 from farm.local import servers as local
-from farm.local.first_run import prepare_storage
-from farm.local.keeper import Backoff, Keeper
+from farm.local.bootstrap import prepare_storage
 from farm.local.ports import Claims
 from farm.local.process import Program
+from farm.local.process_manager import Backoff, Keeper
 from farm.local.services import WEBHOOKS_TO_LOOPBACK, Places
 from farm.local.state import DataDirectory
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.migrate import upgrade
 from farm.store.tenants import Scope
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from tests.chaos.history import Post, about
 from tests.chaos.noise import COMMAND, ROOT

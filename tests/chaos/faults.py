@@ -11,7 +11,7 @@ import redis
 
 from tests.chaos.farm import LEASE, POISON, ChaosFarm
 from tests.chaos.proxy import Mode
-from workers.crash import POINTS
+from workers.failpoints import POINTS
 
 #: Yields first its name with its victim, then seconds; what follows is the mending.
 Fault = Callable[[ChaosFarm, Random], Iterator[tuple[str, float]]]

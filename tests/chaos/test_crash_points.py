@@ -14,7 +14,7 @@ from tests.chaos.noise import NoiseWorker
 from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, WorkerProcess, spec
 from tests.waiting import wait_until
-from workers.crash import EXIT_CRASHED, POINTS
+from workers.failpoints import EXIT_CRASHED, POINTS
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
 from farm.domain.worker import WorkerState
 from farm.errors import Conflict, RightLost
 from farm.objects.keys import output_key
-from farm.store.unit import Store, Unit, make_engine
+from farm.store.unit_of_work import Store, Unit, make_engine
 from tests.chaos.farm import uuid_of
 from tests.chaos.history import TERMINAL, History, Sample, Violation, check, look, read
 from tests.integration.conftest import spec, worker_info

@@ -25,16 +25,16 @@ from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.worker import Card, LoadedOn
 from farm.errors import JobCanceled
-from workers import card as cards
-from workers import crash
-from workers.card import Choice
-from workers.work import Rendered, RenderWork
+from workers import device as cards
+from workers import failpoints
+from workers.device import Choice
+from workers.render_request import Rendered, RenderWork
 
 STEP_SECONDS = 0.02
 
 
 class NoiseRenderer:
-    """Takes the place of `workers.shared.SharedRenderer`: a step of every job at each call, then noise of its seed."""
+    """In place of `SharedRenderer`: a step of every job at each call, then noise of its seed."""
 
     def __init__(self, _card: Card, _torch_threads: int, move: Callable[[], None], *_: object) -> None:
         self._move = move
@@ -61,7 +61,7 @@ class NoiseRenderer:
 
     def admit(self, work: RenderWork) -> None:
         if not self.holds(work.model):
-            crash.at("loading_model")
+            failpoints.at("loading_model")
             self._loaded.add(work.model.id)
         self._jobs[work] = 0
 
@@ -96,8 +96,8 @@ def _describe(choice: Choice) -> Card:
 
 
 cards.describe = _describe
-_stand_in = types.ModuleType("workers.shared")
+_stand_in = types.ModuleType("workers.batched_renderer")
 _stand_in.SharedRenderer = NoiseRenderer  # type: ignore[attr-defined]
-sys.modules["workers.shared"] = _stand_in
+sys.modules["workers.batched_renderer"] = _stand_in
 
 from workers.app import app  # noqa: E402, F401 - Celery finds it here

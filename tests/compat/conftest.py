@@ -8,7 +8,7 @@ import pytest
 
 from farm.settings import Settings
 from tests.api_server import Api, running
-from tests.compat.painter import painting
+from tests.compat.local_renderer import painting
 
 
 @pytest.fixture

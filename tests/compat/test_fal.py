@@ -5,7 +5,7 @@ from __future__ import annotations
 from farm.settings import Settings
 from tests.api_server import Api, running
 from tests.compat.environment import run_client
-from tests.compat.tls_door import PEM, https
+from tests.compat.tls_proxy import PEM, https
 
 
 def test_fals_client_submits_watches_fetches_and_cancels(api: Api) -> None:

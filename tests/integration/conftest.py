@@ -13,7 +13,7 @@ from farm.domain.job import Job, NewJob
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Card, WorkerInfo
-from farm.store.unit import Store, make_engine
+from farm.store.unit_of_work import Store, make_engine
 
 CPU = Card(kind="cpu", index="cpu0", device="a processor", memory_bytes=2**30, dtype="float32")
 

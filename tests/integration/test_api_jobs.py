@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
-from farm import lifecycle, registry
+from farm import lifecycle, model_registry
 from farm.domain.worker import LoadedOn
 from farm.settings import Settings
 from farm.store.tenants import Scope
@@ -68,7 +68,7 @@ def test_a_submitted_job_is_returned_with_its_place_and_everything_decided(clien
     assert job["state"] == "queued"
     assert job["metadata"] == {"a": "b"}
     assert isinstance(job["parameters"]["seed"], int)  # drawn, and told
-    assert job["parameters"]["width"] == registry.load(None).models[0].defaults.width
+    assert job["parameters"]["width"] == model_registry.load(None).models[0].defaults.width
     assert client.get(answer.headers["location"]).json() == job
 
 
@@ -329,7 +329,7 @@ def test_another_tenants_things_look_absent(api: Api, client: httpx2.Client) -> 
 
 
 def test_a_model_that_was_found_to_run_alone_says_so(api: Api, client: httpx2.Client) -> None:
-    model = registry.load(None).models[0].id
+    model = model_registry.load(None).models[0].id
     assert client.get("/v1/models").json()["data"][0]["runs_alone"] is None
     info = worker_info("host/cpu5")
     with api.store.begin() as unit:

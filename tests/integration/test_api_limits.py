@@ -12,12 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from farm.api.rates import Rates
+from farm.api.rate_limit import Rates
 from farm.client import Farm
 from farm.local import servers as local
-from farm.local.keeper import Keeper
 from farm.local.ports import Claims
 from farm.local.postgres import EmbeddedPostgres
+from farm.local.process_manager import Keeper
 from farm.local.state import DataDirectory
 from farm.settings import Settings
 from farm.store.migrate import upgrade

@@ -201,7 +201,7 @@ def test_a_database_that_is_away_is_503_and_its_return_is_noticed(api: Api) -> N
 
 
 def _closed_engine() -> Any:
-    from farm.store.unit import make_engine
+    from farm.store.unit_of_work import make_engine
 
     return make_engine("postgresql://nobody:x@127.0.0.1:1/none", pool=1)
 

@@ -22,7 +22,7 @@ from sqlalchemy import text
 
 from farm.settings import Settings
 from farm.store.tenants import Scope
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from tests.api_server import Api, png, running
 from tests.waiting import wait_until
 

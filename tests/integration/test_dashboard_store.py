@@ -8,9 +8,9 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.domain.job import HandOver, JobError, JobFilter, NewJob, Output, Selection
 from farm.domain.states import JobState
-from farm.store import activity, search
-from farm.store.search import Wanted
-from farm.store.unit import Store
+from farm.store import activity_stats, dashboard_queries
+from farm.store.dashboard_queries import Wanted
+from farm.store.unit_of_work import Store
 from tests.integration.conftest import Submit, spec, worker_info
 
 
@@ -54,7 +54,7 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
         assert {one.job_id for one in unit.activity.latest(50, other)} == {
             job.id for job in unit.search.jobs(Wanted(other), None, 50)[0]
         }
-    monkeypatch.setattr(activity, "SAMPLE", 8)
+    monkeypatch.setattr(activity_stats, "SAMPLE", 8)
     with store.begin() as unit:
         sampled = unit.activity.tally(24 * 3600, 24)
     assert not sampled.exact
@@ -64,7 +64,7 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
 def test_a_flood_of_canceled_jobs_hides_no_picture_and_no_failure(
     store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activity, "SAMPLE", 100)
+    monkeypatch.setattr(activity_stats, "SAMPLE", 100)
     with store.begin() as unit:
         other = unit.tenants.create("other").id
         lifecycle.join(unit, worker_info())
@@ -91,7 +91,7 @@ def test_a_flood_of_canceled_jobs_hides_no_picture_and_no_failure(
 def test_a_search_looks_through_a_window_and_goes_on_behind_it(
     store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "WINDOW", 5)
+    monkeypatch.setattr(dashboard_queries, "WINDOW", 5)
     with store.begin() as unit:
         lifecycle.join(unit, worker_info())
     jobs = [submit().id for _ in range(17)]

@@ -18,13 +18,13 @@ from sqlalchemy import text
 
 from farm import lifecycle
 from farm.dispatch import broker
-from farm.dispatch.leases import Reaper
+from farm.dispatch.reaper import Reaper
 from farm.domain import ids
 from farm.domain.job import HandOver, Job, Sent
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.settings import Settings
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from tests.waiting import wait_until
 
 from .conftest import Submit, worker_info

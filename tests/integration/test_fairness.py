@@ -19,7 +19,7 @@ from farm.domain.job import JobFilter, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
 from farm.settings import Settings
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 from .conftest import spec, worker_info
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from farm.store.unit import Store, make_engine
+from farm.store.unit_of_work import Store, make_engine
 from tests.conftest import TestServers
 
 

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
+from farm.egress import guard
 from farm.errors import InputRefused
 from farm.objects.intake import Intake, StoredInput
 from farm.objects.storage import Storage
 from farm.settings import Settings
-from farm.webhooks import guard
 
 if TYPE_CHECKING:
     from tests.conftest import TestServers

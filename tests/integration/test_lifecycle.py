@@ -17,7 +17,7 @@ from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output
 from farm.domain.states import EDGES, EventType, JobState
 from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
 from farm.store import quotas
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 from .conftest import Submit, spec, worker_info
 

@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from farm.local import ports, postgres
-from farm.local.keeper import Keeper
+from farm.local.process_manager import Keeper
 from farm.local.servers import prepare
 from farm.local.state import DataDirectory, Identity
 from tests.conftest import TestServers

@@ -16,7 +16,7 @@ from farm.domain.job import Output
 from farm.domain.states import JobState
 from farm.errors import RightLost
 from farm.store import migrate
-from farm.store.unit import Store, make_engine, sqlalchemy_url
+from farm.store.unit_of_work import Store, make_engine, sqlalchemy_url
 from tests.conftest import TestServers
 
 from .conftest import worker_info

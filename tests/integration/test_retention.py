@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.api.sweeper import Sweeper
+from farm.api.cleanup import Sweeper
 from farm.domain.job import HandOver, Job, Output
 from farm.domain.states import JobState
 from farm.objects import keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 
 from .conftest import Submit, worker_info
 

@@ -27,19 +27,19 @@ from farm.domain.worker import Card, WorkerInfo
 from farm.errors import SetupError
 from farm.log import configure
 from farm.settings import Settings
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer
 from tests.api_server import Hand, running
 from tests.integration.conftest import Submit
 from tests.waiting import wait_until
 from workers.engine import Engine
-from workers.ledger import Ledger
-from workers.render import Bench, render
-from workers.reporter import Reporter
-from workers.rights import Rights
-from workers.shelf import Shelf
-from workers.work import Rendered, RenderWork
+from workers.group_commit import Ledger
+from workers.job_runner import Bench, render
+from workers.leases import Rights
+from workers.progress_reporter import Reporter
+from workers.render_request import Rendered, RenderWork
+from workers.upload_spool import Shelf
 
 JOB = {"task": "text-to-image", "model": "starter", "prompt": "a red ball on a blue background"}
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

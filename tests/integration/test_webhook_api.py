@@ -15,7 +15,7 @@ from farm.settings import Settings
 from farm.store.tenants import Scope
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer
-from farm.webhooks.schedule import Schedule
+from farm.webhooks.retry_policy import Schedule
 from tests.api_server import Api, Hand, running
 from tests.integration.receiver import Received, Receiver, answer, in_turn, receiver
 from tests.integration.test_webhook_delivery import LIMITS, SCHEDULE

@@ -22,7 +22,7 @@ from sqlalchemy import text
 
 from farm.domain.job import NewJob
 from farm.domain.states import EventType
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from tests.integration.conftest import spec
 from tests.integration.receiver import Receiver, answer, receiver, reset
@@ -38,7 +38,7 @@ SCRIPT = textwrap.dedent(
     import signal
     from farm.settings import settings
     from farm.webhooks.deliverer import Deliverer, Limits
-    from farm.webhooks.schedule import Schedule
+    from farm.webhooks.retry_policy import Schedule
     schedule = Schedule(delays=(0,) + (0.3,) * 500, first_pause=0.2, longest_pause=0.5)
     limits = Limits(deadline=1.0, body_deadline=0.3, lease=2.5)
     one = Deliverer(settings(), lambda key: "https://bucket.example/" + key, schedule=schedule, limits=limits)

@@ -24,10 +24,10 @@ from farm.domain.job import HandOver, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, JobState
 from farm.settings import Settings
 from farm.store.deliveries import Attempt, Delivery
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer, Limits
-from farm.webhooks.schedule import Schedule
+from farm.webhooks.retry_policy import Schedule
 from tests.integration.conftest import spec
 from tests.integration.receiver import Receiver, answer, hang, in_turn, receiver, stream
 from tests.waiting import wait_until

@@ -28,7 +28,7 @@ from farm.domain.worker import Worker, WorkerState
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.settings import Settings
-from farm.store.unit import Store
+from farm.store.unit_of_work import Store
 from tests.waiting import wait_until
 
 HOST = "testhost"

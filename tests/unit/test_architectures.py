@@ -17,9 +17,9 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from tests.unit.test_batching import flux, sd3, sdxl
 from tests.unit.test_pipelines import CPU, spec
 from workers import pipelines
-from workers.shared import SharedRenderer
+from workers.batched_renderer import SharedRenderer
+from workers.render_request import Rendered, RenderWork
 from workers.starter import WEIGHTS
-from workers.work import Rendered, RenderWork
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

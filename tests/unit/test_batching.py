@@ -19,14 +19,14 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.errors import JobCanceled, ModelUnavailable, NotANumber, OutOfMemory
 from tests.unit.test_pipelines import CPU, pictures, spec
 from workers import pipelines
+from workers.batch_profiles import Lesson, Lessons
+from workers.batched_renderer import SharedRenderer, parking
 from workers.batching import Hub, Run, Sharing, rows_that_fit, rows_that_pay, span_for
-from workers.card import choose
+from workers.device import choose
 from workers.engine import Engine
-from workers.lessons import Lesson, Lessons
 from workers.pipelines import LoadedModel
-from workers.shared import SharedRenderer, parking
-from workers.shift import slots
-from workers.work import Rendered, RenderWork
+from workers.process import slots
+from workers.render_request import Rendered, RenderWork
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

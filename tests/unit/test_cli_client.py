@@ -19,9 +19,9 @@ from farm.client import (
     ServerProblem,
     Unreachable,
     WaitedTooLong,
-    calls,
+    requests,
 )
-from farm.client import farm as module
+from farm.client import client as module
 from farm.errors import BadInput
 from tests.unit.scripted_server import DROP, Answer, Asked, job, serving
 
@@ -240,11 +240,11 @@ def test_listing_goes_through_the_pages_and_stops_at_the_limit() -> None:
     [(None, 0.25, 0.5), ("0", 0, 0), ("7", 7, 7.7), ("99999", 60, 66), ("soon", 0.25, 0.5), ("", 0.25, 0.5)],
 )
 def test_the_delay_between_two_tries(retry_after: str | None, low: float, high: float) -> None:
-    assert low <= calls.delay(1, retry_after) <= high
+    assert low <= requests.delay(1, retry_after) <= high
 
 
 def test_a_retry_after_may_be_a_date() -> None:
-    assert 10 <= calls.delay(0, "Thu, 01 Jan 1970 00:01:40 GMT", now=90.0) <= 11
+    assert 10 <= requests.delay(0, "Thu, 01 Jan 1970 00:01:40 GMT", now=90.0) <= 11
 
 
 @pytest.mark.parametrize(("url", "key"), [("ftp://x", "k"), ("no url", "k"), ("http://127.0.0.1:9", "a\nb")])

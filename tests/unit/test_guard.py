@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farm.egress import guard
+from farm.egress.connection import Channel
 from farm.settings import Settings
-from farm.webhooks import guard
-from farm.webhooks.attempt import Keeper, Route
-from farm.webhooks.channel import Channel
+from farm.webhooks.sender import Keeper, Route
 
 CLOSED = Settings(webhook_allow_http=True)  # http is on, so that nothing is refused for its scheme alone
 LOOPBACK = Settings(webhook_allow_http=True, webhook_allow=(ipaddress.ip_network("127.0.0.1/32"),))

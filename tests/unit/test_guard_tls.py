@@ -14,10 +14,10 @@ import anyio
 import httpx2
 import pytest
 
+from farm.egress import guard
+from farm.egress.connection import Channel
 from farm.settings import Settings
-from farm.webhooks import guard
-from farm.webhooks.attempt import Keeper, Route
-from farm.webhooks.channel import Channel
+from farm.webhooks.sender import Keeper, Route
 
 #: A key and a self-signed certificate for hooks.example.com, made for this test and trusted by nothing else.
 PEM = Path(__file__).parent / "tls" / "hooks.example.com.pem"

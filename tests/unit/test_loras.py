@@ -18,8 +18,8 @@ from farm.domain.tasks import JobSpec, Task, TextToImageRequest
 from farm.errors import BadInput, ModelUnavailable
 from tests.unit.test_pipelines import CPU, pictures, spec
 from workers import pipelines
-from workers.shared import SharedRenderer
-from workers.work import Rendered, RenderWork
+from workers.batched_renderer import SharedRenderer
+from workers.render_request import Rendered, RenderWork
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -18,9 +18,9 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Card
 from farm.errors import InputUnfit, JobCanceled, ModelUnavailable
 from workers import pipelines
-from workers.attic import Attic, weights
+from workers.cpu_model_cache import Attic, weights
+from workers.model_cache import Residency
 from workers.pipelines import LoadedModel
-from workers.residency import Residency
 from workers.starter import WEIGHTS
 
 # what torch and diffusers say about each other's insides

@@ -19,13 +19,13 @@ from farm.domain.tasks import JobSpec, Task
 from farm.domain.worker import Card
 from farm.errors import OutOfMemory
 from farm.settings import Settings
-from workers import pipelines, serial
-from workers.card import choose
+from workers import pipelines, single_renderer
+from workers.batched_renderer import SharedRenderer
+from workers.device import choose
 from workers.engine import Engine
 from workers.heartbeat import stalled
-from workers.serial import SerialRenderer
-from workers.shared import SharedRenderer
-from workers.work import Rendered, RenderWork
+from workers.render_request import Rendered, RenderWork
+from workers.single_renderer import SerialRenderer
 
 CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
 MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
@@ -120,7 +120,7 @@ def test_before_it_is_given_up_only_what_works_lies_on_the_card(monkeypatch: pyt
             yield
 
     monkeypatch.setattr(pipelines, "offloaded", watched)
-    monkeypatch.setattr(serial, "device", lambda _: asked)
+    monkeypatch.setattr(single_renderer, "device", lambda _: asked)
     renderer = SerialRenderer(Card("cuda", "cuda0", "a card", 2**33, "float16"), 1, lambda: None)
     rendered = renderer.render_with_less(loaded, work())
     assert (len(rendered.images), tiled, on_the_card) == (1, [True, True], [asked])
@@ -152,12 +152,12 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.M
 
 def test_the_engines_death_ends_the_process() -> None:
     program = """
-import threading, workers.serial
-from workers.card import choose
+import threading, workers.single_renderer
+from workers.device import choose
 from workers.engine import Engine
 class Broken:
     def __init__(self, *_): raise RuntimeError("the card is on fire")
-workers.serial.SerialRenderer = Broken
+workers.single_renderer.SerialRenderer = Broken
 Engine(choose("cpu0"), 1).start()
 threading.Event().wait(60)
 """

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from farm import registry
+from farm import model_registry
 from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
 from farm.domain.tasks import AnyJobRequest, InputPicture, JobSpec
 from farm.errors import BadInput
 
-REGISTRY = registry.load(None)
+REGISTRY = model_registry.load(None)
 REQUEST: TypeAdapter[Any] = TypeAdapter(AnyJobRequest)
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from workers.starter import attributes, chart, pictures, scenes, text, tokenizer, unet, vae
+from workers.starter import attributes, chart, images, scenes, text, tokenizer, unet, vae
 from workers.starter.course import Chance, Course
 from workers.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> pictures.Pictures:
-    return pictures.prepare(tmp_path_factory.mktemp("pictures"), seed=9, count=6)
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> images.Pictures:
+    return images.prepare(tmp_path_factory.mktemp("pictures"), seed=9, count=6)
 
 
 @pytest.mark.parametrize("words", ["zebra 🦓", "", "\t\n", "完全不明", "a" * 5000, "ÄÖ\u200b{}<|endoftext|>"])
@@ -41,18 +41,18 @@ def test_the_classes_of_a_scene_are_its_attributes_slot_by_slot() -> None:
     assert attributes.classes(scene) == [1, 0, 0, 0, 0, 0, 0, 2, 1, 3]
 
 
-def test_drawing_goes_on_where_it_stopped(tmp_path: Path, drawn: pictures.Pictures) -> None:
+def test_drawing_goes_on_where_it_stopped(tmp_path: Path, drawn: images.Pictures) -> None:
     folder = tmp_path / "pictures"
-    pictures.prepare(folder, seed=9, count=6)
+    images.prepare(folder, seed=9, count=6)
     (folder / "9-done.txt").write_text("3")
     kept = np.load(folder / "9-rgb.npy", mmap_mode="r+")
     kept[3:] = 0
     kept.flush()
-    again = pictures.prepare(folder, seed=9, count=6)
+    again = images.prepare(folder, seed=9, count=6)
     assert np.array_equal(again.rgb, drawn.rgb)
 
 
-def test_the_hand_set_encoder_computes_the_thumbnail(drawn: pictures.Pictures) -> None:
+def test_the_hand_set_encoder_computes_the_thumbnail(drawn: images.Pictures) -> None:
     images = drawn.images(np.arange(4))
     exact = vae.encode(vae.build(), images)
     assert exact.shape == (4, 4, vae.CELLS, vae.CELLS)
@@ -62,7 +62,7 @@ def test_the_hand_set_encoder_computes_the_thumbnail(drawn: pictures.Pictures) -
     assert exact[0, 0, 1, 2].item() == pytest.approx(red * vae.SCALING, abs=0.03)
 
 
-def test_the_untrained_decoder_is_a_smooth_enlargement(drawn: pictures.Pictures) -> None:
+def test_the_untrained_decoder_is_a_smooth_enlargement(drawn: images.Pictures) -> None:
     assert vae.psnr(vae.build(), drawn, 4) > 18
 
 
@@ -142,7 +142,7 @@ def test_the_record_becomes_a_picture(tmp_path: Path) -> None:
     assert target.stat().st_size > 1000
 
 
-def test_latents_weigh_things_more(drawn: pictures.Pictures) -> None:
+def test_latents_weigh_things_more(drawn: images.Pictures) -> None:
     weight = drawn.weight(np.arange(6), vae.CELLS, 4.0)
     assert set(weight.unique().tolist()) == {1.0, 5.0}
     assert scenes.sample(np.random.default_rng((9, 0))) == drawn.scene(0)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
 from workers.starter.course import Chance
-from workers.starter.pictures import Pictures
+from workers.starter.images import Pictures
 
 #: Pixels per side that the estimator looks at. The depth only has to fill 16 x 16 latent cells.
 SIGHT: Final = 64

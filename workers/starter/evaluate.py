@@ -27,9 +27,9 @@ from torch.nn import functional
 
 from workers.starter import WEIGHTS, attributes, depth, vae
 from workers.starter.captions import plain
+from workers.starter.images import pixels
 from workers.starter.judge import SHIPPED, Judge
 from workers.starter.load import load
-from workers.starter.pictures import pixels
 from workers.starter.scenes import COLOURS, Colour, Picture, Scene, draw, recolour, sample
 
 SEED: Final = 4_000

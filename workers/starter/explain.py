@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from workers.starter import evaluate, unet, vae
 from workers.starter.captions import plain
-from workers.starter.pictures import pixels
+from workers.starter.images import pixels
 from workers.starter.scenes import Colour, Place, Scene, Shape, Size, Thing, draw, recolour
 
 SCENE: Final = Scene(

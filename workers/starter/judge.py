@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from workers.starter import WEIGHTS, attributes
 from workers.starter.course import Chance
-from workers.starter.pictures import Pictures
+from workers.starter.images import Pictures
 
 #: Its weights. They lie beside the model's, of which they are no part.
 SHIPPED: Final = WEIGHTS.with_name("judge.safetensors")

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from workers.starter import WEIGHTS, captions, depth, judge, unet
-from workers.starter.pictures import SIZE
+from workers.starter.images import SIZE
 from workers.starter.scenes import COLOURS, SHAPES, Size
 
 GUIDANCE: Final = 2.0

@@ -22,9 +22,9 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from workers.starter import depth, judge, pictures, ship, text, tokenizer, unet, vae
+from workers.starter import depth, images, judge, ship, text, tokenizer, unet, vae
 from workers.starter.course import Course
-from workers.starter.pictures import Pictures
+from workers.starter.images import Pictures
 
 FOLDER: Final = Path("data/starter")
 TRAINING_SEED: Final = 1
@@ -53,12 +53,12 @@ class Studio:
     @cached_property
     def pictures(self) -> Pictures:
         """What every stage learns from."""
-        return pictures.prepare(self.folder / "pictures", TRAINING_SEED, PICTURES)
+        return images.prepare(self.folder / "pictures", TRAINING_SEED, PICTURES)
 
     @cached_property
     def checks(self) -> Pictures:
         """What no stage learns from."""
-        return pictures.prepare(self.folder / "pictures", CHECK_SEED, CHECKS)
+        return images.prepare(self.folder / "pictures", CHECK_SEED, CHECKS)
 
     @cached_property
     def encoder(self) -> CLIPTextModel:

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from workers.starter import text
 from workers.starter.captions import caption, plain
 from workers.starter.course import Chance
-from workers.starter.pictures import Pictures
+from workers.starter.images import Pictures
 from workers.starter.scenes import Scene
 from workers.starter.vae import CELLS
 

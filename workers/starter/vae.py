@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.starter.course import Chance
-from workers.starter.pictures import SIZE, Pictures
+from workers.starter.images import SIZE, Pictures
 
 WIDTHS: Final = (16, 32, 64, 96)
 GROUPS: Final = 2

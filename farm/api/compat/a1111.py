@@ -20,16 +20,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from farm.api.compat import dialect
-from farm.api.compat.dialect import ANY, Call, Dialect, Moot, Refusal, drop_moot, reads, submits
-from farm.api.compat.rendering import cancel, rendered, stored
+from farm.api.compat import adapter
+from farm.api.compat.adapter import ANY, Call, Dialect, Moot, Refusal, drop_moot, reads, submits
+from farm.api.compat.submission import cancel, rendered, stored
 from farm.domain.job import Job, JobFilter
 from farm.domain.model import Model
 from farm.domain.recipe import SAMPLER_NAMES, parameters_text
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem
-from farm.objects import pictures
+from farm.objects import images
 from farm.settings import Settings
 
 PREFIX: Final = "/sdapi/v1"
@@ -99,9 +99,9 @@ _MOOT: Final[Mapping[str, Moot | None]] = {
 
 def _key(request: Request) -> str | None:
     """A key as the password of any user, or as a bearer token."""
-    basic = dialect.bearer(request, "basic")
+    basic = adapter.bearer(request, "basic")
     if basic is None:
-        return dialect.bearer(request)
+        return adapter.bearer(request)
     try:
         user, _, password = base64.b64decode(basic, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
@@ -128,7 +128,7 @@ def application(main: FastAPI) -> Starlette:
         *("/upscalers", "/latent-upscale-modes", "/loras", "/hypernetworks", "/face-restorers", "/sd-vae"),
         *("/realesrgan-models", "/prompt-styles", "/script-info", "/sd-modules"),
     )
-    return dialect.application(
+    return adapter.application(
         main,
         DIALECT,
         [
@@ -196,8 +196,8 @@ async def _picture(call: Call, text: object, field: str, *, inverted: bool = Fal
 
 
 def _inverted(data: bytes, field: str, settings: Settings) -> bytes:
-    mask = pictures.load_mask(data, settings, field=field)
-    return pictures.as_png(mask.point(lambda value: 255 - value))
+    mask = images.load_mask(data, settings, field=field)
+    return images.as_png(mask.point(lambda value: 255 - value))
 
 
 def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:

@@ -15,9 +15,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from farm.api.compat import dialect
-from farm.api.compat.dialect import ANY, Call, Dialect, Moot, Refusal, Refused, drop_moot, reads, submits
-from farm.api.compat.rendering import cancel, own, rendered, submit, url_of
+from farm.api.compat import adapter
+from farm.api.compat.adapter import ANY, Call, Dialect, Moot, Refusal, Refused, drop_moot, reads, submits
+from farm.api.compat.submission import cancel, own, rendered, submit, url_of
 from farm.domain.job import Job
 from farm.domain.model import Model
 from farm.domain.states import JobState, Priority
@@ -61,7 +61,7 @@ def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
 
 DIALECT: Final = Dialect(
     name="fal",
-    credentials=lambda request: dialect.bearer(request, "key", "bearer"),
+    credentials=lambda request: adapter.bearer(request, "key", "bearer"),
     ask="send an API key: FAL_KEY=farm_…, which travels as `Authorization: Key farm_…`",
     body=_body,
     conflict=400,  # the client sends a 409 again
@@ -71,7 +71,7 @@ DIALECT: Final = Dialect(
 
 def application(main: FastAPI) -> Starlette:
     """The adapter's app."""
-    return dialect.application(
+    return adapter.application(
         main,
         DIALECT,
         [

@@ -16,16 +16,16 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from farm.api import lines
-from farm.api.compat import dialect, openai_batches
-from farm.api.compat.dialect import Call, Dialect, Refusal, Refused, reads, submits
+from farm.api import bulk_parsers
+from farm.api.compat import adapter, openai_batches
+from farm.api.compat.adapter import Call, Dialect, Refusal, Refused, reads, submits
 from farm.api.compat.openai_images import NAMES, Images, images_of, read_request
-from farm.api.compat.rendering import rendered, stored
+from farm.api.compat.submission import rendered, stored
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import Task
 from farm.errors import BadInput
-from farm.objects import pictures
+from farm.objects import images
 
 PREFIX: Final = "/compat/openai/v1"
 MAX_FILE_BYTES: Final = openai_batches.MAX_FILE_BYTES
@@ -43,7 +43,7 @@ def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
 
 DIALECT: Final = Dialect(
     name="OpenAI",
-    credentials=dialect.bearer,
+    credentials=adapter.bearer,
     ask="send an API key: OpenAI(api_key='farm_…'), which travels as `Authorization: Bearer farm_…`",
     body=_body,
     conflict=400,  # the clients send a 409 again
@@ -53,7 +53,7 @@ DIALECT: Final = Dialect(
 
 def application(main: FastAPI) -> Starlette:
     """The adapter's app."""
-    return dialect.application(
+    return adapter.application(
         main,
         DIALECT,
         [
@@ -110,12 +110,12 @@ def _form_value(field: str, text: str) -> object:
         return text == "true"
     if field in _NUMBERS and text.isascii() and text.isdigit() and len(text) < 20:
         return int(text)
-    return lines.value(field, text)
+    return bulk_parsers.value(field, text)
 
 
 def _painted_anew(call: Call, mask: bytes) -> bytes:
     """The farm's mask, white where OpenAI's is transparent, as PNG."""
-    return pictures.as_png(pictures.load_holes(mask, call.farm.settings, field="mask"))
+    return images.as_png(images.load_holes(mask, call.farm.settings, field="mask"))
 
 
 async def _answer(call: Call, images: Images) -> Response:

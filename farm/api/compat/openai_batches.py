@@ -24,13 +24,13 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from farm.api import batches as native
-from farm.api import bulk, lines, problems
+from farm.api import bulk, bulk_parsers, problems
 from farm.api.bulk import Order
-from farm.api.compat.dialect import Call, Refused, reads, submits
+from farm.api.bulk_parsers import Line, Unfit
+from farm.api.compat.adapter import Call, Refused, reads, submits
 from farm.api.compat.openai_images import NAMES, Form, images_of, read_request
-from farm.api.compat.rendering import renamed
-from farm.api.lines import Line, Unfit
-from farm.api.services import Services
+from farm.api.compat.submission import renamed
+from farm.api.dependencies import Services
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Estimate, NewBatch, OnError
 from farm.domain.job import Job
@@ -121,7 +121,9 @@ def _store(call: Call, content: IO[bytes], filename: str) -> Upload:
         if not size:
             raise BadInput.of("file", name, "is empty")
         told = {"filename": quote(name.encode("utf-8", "replace"))}
-        call.farm.storage.put_file(keys.lines_key(call.tenant_id, file_id), Path(copy.name), lines.JSONL[0], told)
+        call.farm.storage.put_file(
+            keys.lines_key(call.tenant_id, file_id), Path(copy.name), bulk_parsers.JSONL[0], told
+        )
     return Upload(file_id, name, size)
 
 
@@ -189,9 +191,9 @@ def get_content(call: Call) -> Response:
             with opened:
                 yield from opened
 
-        return StreamingResponse(content(), media_type=lines.JSONL[0])
+        return StreamingResponse(content(), media_type=bulk_parsers.JSONL[0])
     written = _answers(call.farm, batch) if file_id.startswith(_OUTPUT) else _failures(call.farm, batch)
-    return StreamingResponse(written, media_type=lines.JSONL[0])
+    return StreamingResponse(written, media_type=bulk_parsers.JSONL[0])
 
 
 def delete_file(call: Call) -> Response:
@@ -266,7 +268,7 @@ def _answers(farm: Services, batch: Batch) -> Iterator[str]:
 def _failures(farm: Services, batch: Batch) -> Iterator[str]:
     if batch.error_key is not None:
         with farm.storage.open(batch.error_key) as report:
-            for raw in lines.split(report):
+            for raw in bulk_parsers.split(report):
                 told = json.loads(raw)
                 first = told["errors"][0]
                 custom_id = told.get("custom_id") or (first["value"] if first["field"] == "custom_id" else None)
@@ -328,7 +330,7 @@ def _of_metadata(one: FieldProblem) -> FieldProblem:
 
 def _requests(chunks: Iterator[bytes] | Any) -> Iterator[Line]:
     """The farm's own requests for the lines of a file. Raises `BadInput` for a line that is no request at all."""
-    for number, line in lines.jsonl(chunks):
+    for number, line in bulk_parsers.jsonl(chunks):
         if isinstance(line, FieldProblem):
             raise BadInput(line)
         assert isinstance(line, dict)  # nothing else comes from JSON lines as they are

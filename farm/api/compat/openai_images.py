@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from farm.api.compat.dialect import ANY, Moot, drop_moot
-from farm.api.services import Services
+from farm.api.compat.adapter import ANY, Moot, drop_moot
+from farm.api.dependencies import Services
 from farm.domain.job import Job
 from farm.domain.states import Priority
 from farm.domain.tasks import Task

@@ -21,21 +21,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from farm.api import inputs
-from farm.api.compat import dialect
-from farm.api.compat.dialect import ANY, Call, Dialect, Moot, Refusal, Refused, drop_moot, reads, submits
-from farm.api.compat.rendering import cancel, own, submit
+from farm.api.compat import adapter
+from farm.api.compat.adapter import ANY, Call, Dialect, Moot, Refusal, Refused, drop_moot, reads, submits
+from farm.api.compat.submission import cancel, own, submit
+from farm.api.dependencies import Services
 from farm.api.jobs import over, wait_of
-from farm.api.services import Services
 from farm.domain.job import Job, JobFilter, Output
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import Scheduler, Task
+from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.objects import keys
 from farm.store.files import File
-from farm.store.unit import Unit
-from farm.webhooks import guard, signature
-from farm.webhooks.body import stamp
+from farm.store.unit_of_work import Unit
+from farm.webhooks import signature
+from farm.webhooks.payload import stamp
 from farm.webhooks.prediction import BASE, EVENTS, prediction, reference
 
 PREFIX: Final = "/compat/replicate"
@@ -81,7 +82,7 @@ def _body(refusal: Refusal, request: Request) -> Mapping[str, Any]:
 
 DIALECT: Final = Dialect(
     name="Replicate",
-    credentials=lambda request: dialect.bearer(request, "bearer", "token"),
+    credentials=lambda request: adapter.bearer(request, "bearer", "token"),
     ask="send an API key: Client(api_token='farm_…'), which travels as `Authorization: Bearer farm_…`",
     body=_body,
 )
@@ -89,7 +90,7 @@ DIALECT: Final = Dialect(
 
 def application(main: FastAPI) -> Starlette:
     """The adapter's app."""
-    return dialect.application(
+    return adapter.application(
         main,
         DIALECT,
         [

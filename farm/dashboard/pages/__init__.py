@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Final
 
-from farm.dashboard import page
+from farm.dashboard import rendering
 from farm.dashboard.pages import (
-    act,
     batches,
+    bulk_actions,
     jobs,
     keys,
     login,
@@ -16,9 +16,9 @@ from farm.dashboard.pages import (
     new_batch,
     new_job,
     overview,
-    pictures,
     queues,
     tenants,
+    thumbnails,
     webhooks,
     workers,
 )
@@ -33,11 +33,11 @@ PAGES: Final[tuple[ModuleType, ...]] = (
     new_batch,
     batches,
     jobs,
-    act,
-    pictures,
+    bulk_actions,
+    thumbnails,
     webhooks,
     keys,
     tenants,
 )
 
-page.LINKS[:] = [module.LINK for module in PAGES if hasattr(module, "LINK")]
+rendering.LINKS[:] = [module.LINK for module in PAGES if hasattr(module, "LINK")]

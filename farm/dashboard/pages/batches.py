@@ -9,15 +9,15 @@ from starlette.concurrency import run_in_threadpool
 
 from farm import lifecycle
 from farm.api import batches as api
-from farm.api.batch_shapes import BatchChange
+from farm.api.batch_schemas import BatchChange
 from farm.api.contact_sheet import SheetFormat
-from farm.api.services import Farm, Services
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm, Services
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.dashboard.session import Visitor
 from farm.domain.batch import Batch
 from farm.domain.states import JobState, Priority
 from farm.errors import NotFound
-from farm.store.search import Wanted
+from farm.store.dashboard_queries import Wanted
 from farm.store.tenants import Key
 
 PATH: Final = f"{HOME}/batches"

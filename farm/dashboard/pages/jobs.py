@@ -18,16 +18,16 @@ from starlette.responses import StreamingResponse
 
 from farm import lifecycle
 from farm.api import problems
-from farm.api.services import Farm, Services
-from farm.dashboard.page import HEADERS, HOME, TEMPLATES, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm, Services
+from farm.dashboard.rendering import HEADERS, HOME, TEMPLATES, Link, PageRoute, Who, render, see
 from farm.dashboard.session import Visitor
 from farm.domain.job import Job, NewJob
 from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import AnyJobRequest, OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem, NotFound
+from farm.store.dashboard_queries import Wanted
 from farm.store.deliveries import DeliveryFilter
-from farm.store.search import Wanted
 
 PATH: Final = f"{HOME}/jobs"
 LINK: Final = Link("Work", "Jobs", PATH, 10)

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import ValidationError
 
 from farm.api import keys as api
-from farm.api.services import Farm
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.dashboard.session import Visitor
 from farm.errors import BadInput
 from farm.store.tenants import Scope

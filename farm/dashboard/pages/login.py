@@ -7,9 +7,9 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from farm.api.services import Farm
+from farm.api.dependencies import Farm
 from farm.dashboard import session
-from farm.dashboard.page import HOME, LOGIN, PageRoute, render
+from farm.dashboard.rendering import HOME, LOGIN, PageRoute, render
 from farm.errors import Unauthorized
 
 router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)

@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Form, Request, Response
 
-from farm.api.services import Farm
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.domain.worker import WorkerState
 from farm.errors import NotFound
 from farm.store.events import QUEUE_CHANNEL

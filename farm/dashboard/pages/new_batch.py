@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from farm.api import bulk, lines, problems
-from farm.api.batch_shapes import BatchQuery
+from farm.api import bulk, bulk_parsers, problems
+from farm.api.batch_schemas import BatchQuery
 from farm.api.bulk import Order
-from farm.api.services import Farm, Services
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm, Services
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.domain.batch import Batch, Estimate, NewBatch, OnError
 from farm.domain.states import Priority
 from farm.domain.tasks import OutputFormat, Scheduler, Task
@@ -97,7 +97,7 @@ def _take(
     kind = _kind(file, filename)
     digest = bulk.new_hash(order, kind)
     chunks = bulk.hashed(_chunks(file), digest)
-    found = lines.table(chunks) if kind == lines.CSV else lines.jsonl(chunks)
+    found = bulk_parsers.table(chunks) if kind == bulk_parsers.CSV else bulk_parsers.jsonl(chunks)
     try:
         made, _ = bulk.submit(farm, tenant_id, order, found, given.get("once") or None, digest.digest)
     except BatchRefused as refused:
@@ -113,12 +113,12 @@ def _kind(file: IO[bytes], filename: str) -> str:
     """By its name, else by how it begins: a JSON line begins with a brace."""
     suffix = PurePath(filename.lower()).suffix
     if suffix == ".csv":
-        return lines.CSV
+        return bulk_parsers.CSV
     if suffix in (".jsonl", ".ndjson"):
-        return lines.JSONL[0]
+        return bulk_parsers.JSONL[0]
     begin = file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(0)
-    return lines.JSONL[0] if begin.startswith(b"{") else lines.CSV
+    return bulk_parsers.JSONL[0] if begin.startswith(b"{") else bulk_parsers.CSV
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

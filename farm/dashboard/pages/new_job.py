@@ -10,10 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from farm.api import inputs, lines, problems
+from farm.api import bulk_parsers, inputs, problems
 from farm.api import jobs as api
-from farm.api.services import Farm, Services
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm, Services
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.domain.states import Priority
 from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem
@@ -76,7 +76,7 @@ async def submit(request: Request, farm: Farm, who: Who) -> Response:
                 )
             except BadInput as refused:
                 wrong += refused.problems
-    body = lines.row((name, given[name]) for name in FIELDS if name in given)
+    body = bulk_parsers.row((name, given[name]) for name in FIELDS if name in given)
     if given["task"] == Task.TEXT_TO_IMAGE:
         body.pop("strength", None)
     body.setdefault("prompt", "")

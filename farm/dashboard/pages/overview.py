@@ -8,14 +8,14 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from farm.api.services import Farm, Services
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm, Services
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.dashboard.session import Visitor
 from farm.domain.states import JobState
 from farm.domain.worker import Worker, WorkerState
-from farm.store.activity import Tally
+from farm.store.activity_stats import Tally
+from farm.store.dashboard_queries import OnCard
 from farm.store.events import QUEUE_CHANNEL
-from farm.store.search import OnCard
 from farm.store.tenants import Scope
 
 LINK: Final = Link("Farm", "Overview", HOME, 0)

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from farm.api.services import Farm, Services
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render
+from farm.api.dependencies import Farm, Services
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render
 from farm.dashboard.session import Visitor
-from farm.store.search import LINES
+from farm.store.dashboard_queries import LINES
 
 PATH: Final = f"{HOME}/queues"
 LINK: Final = Link("Farm", "Queues", PATH, 5)

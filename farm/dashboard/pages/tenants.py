@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from farm.api import tenants as api
 from farm.api import usage as api_usage
-from farm.api.services import Farm, Services
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm, Services
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.dashboard.session import Visitor
 from farm.errors import BadInput, FieldProblem, Forbidden
 from farm.store.events import QUEUE_CHANNEL

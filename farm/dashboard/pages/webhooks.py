@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from starlette.responses import Response as Answer
 
 from farm.api import webhooks as api
-from farm.api.services import Farm, Services
-from farm.api.webhook_shapes import DEFAULT_EVENTS, EndpointChange, EndpointRequest, ResendRequest
-from farm.dashboard.page import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Farm, Services
+from farm.api.webhook_schemas import DEFAULT_EVENTS, EndpointChange, EndpointRequest, ResendRequest
+from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
 from farm.dashboard.session import Visitor
 from farm.domain.endpoint import SUBSCRIBABLE, DeliveryState, Disabled, Endpoint
 from farm.errors import BadInput, FieldProblem, NotFound

@@ -1,0 +1,151 @@
+"""One action on many jobs: those that a request names, or all that match its filter."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Final, Self
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from farm import lifecycle
+from farm.api.auth import Submitter
+from farm.api.dependencies import Farm, Services
+from farm.api.problems import ALWAYS, responses
+from farm.api.route import Guarded
+from farm.api.schemas import Shape
+from farm.domain import ids
+from farm.domain.job import JobFilter, Selection
+from farm.domain.states import JobState
+from farm.domain.tasks import CustomId, Moment, NoNul, Storable, Task
+
+router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Guarded)
+
+MOST_NAMED: Final = 10_000  #: jobs that one request names
+CANCEL_SECONDS: Final = 20.0  #: how long one request goes on stopping jobs
+
+JobId = Annotated[str, StringConstraints(pattern=ids.pattern(ids.JOB))]
+Text = Annotated[str, StringConstraints(max_length=200), Storable, NoNul]
+
+
+class FilterShape(BaseModel):
+    """Which jobs. A field that is absent does not filter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    state: list[JobState] = Field([], max_length=6, description="Any of these.")
+    task: Task | None = None
+    model: Text | None = None
+    custom_id: CustomId | None = None
+    batch_id: Annotated[str, StringConstraints(pattern=ids.pattern(ids.BATCH))] | None = None
+    error_code: Text | None = Field(None, description="Why they failed.")
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+
+
+class SelectionRequest(BaseModel):
+    """`ids` or `filter`: the jobs that are meant."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"oneOf": [{"required": ["ids"]}, {"required": ["filter"]}]},
+    )
+
+    ids: Annotated[list[JobId], Field(min_length=1, max_length=MOST_NAMED)] | SkipJsonSchema[None] = None
+    filter: FilterShape | SkipJsonSchema[None] = Field(None, description="`{}` is every job of the tenant.")
+    dry_run: bool = Field(False, strict=True, description="Count, and change nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_null(cls, given: Any) -> Any:
+        for name in ("ids", "filter"):
+            if isinstance(given, dict) and given.get(name, name) is None:
+                raise ValueError(f"{name} must not be null; leave it out")
+        return given
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give either ids or filter")
+        return self
+
+    def selection(self) -> Selection:
+        """What is meant."""
+        if self.ids is not None:
+            return Selection(job_ids=tuple(self.ids))
+        wanted = self.filter or FilterShape()
+        return Selection(
+            wanted=JobFilter(
+                states=tuple(wanted.state),
+                task=wanted.task,
+                model=wanted.model,
+                custom_id=wanted.custom_id,
+                batch_id=wanted.batch_id,
+                error_code=wanted.error_code,
+                created_after=wanted.created_after,
+                created_before=wanted.created_before,
+            )
+        )
+
+
+class CancelReport(Shape):
+    """What came of stopping many jobs."""
+
+    matched: int = Field(description="Jobs that were meant and not over.")
+    canceled: int = Field(description="Those that waited: they are over.")
+    stopping: int = Field(description="Those that ran: they stop at their next denoising step.")
+    complete: bool = Field(description="false: some could not be reached in time; send the request again.")
+
+
+class RetryReport(Shape):
+    """What came of retrying many jobs."""
+
+    matched: int = Field(description="Jobs that were meant, failed or were canceled, and were not retried since.")
+    submitted: int = Field(description="New jobs; each names its old one in `retry_of`.")
+
+
+@router.post("/cancel", summary="Cancel many jobs", responses=responses(*ALWAYS, 413, 415))
+def cancel_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> CancelReport:
+    """Stop all that is meant: at once what waits, at the next denoising step what runs.
+
+    Jobs that are over stay as they ended, and names that are not the tenant's are passed over.
+    """
+    chosen = request.selection()
+    with farm.store.begin() as unit:
+        unit.batches.allow_long()
+        matched = unit.selections.cancelable(key.tenant_id, chosen)
+    if request.dry_run or not matched:
+        return CancelReport(matched=matched, canceled=0, stopping=0, complete=True)
+    return cancel_all(farm, key.tenant_id, chosen, matched)
+
+
+def cancel_all(farm: Services, tenant_id: str, chosen: Selection, matched: int) -> CancelReport:
+    """Stop them, in as many transactions as it takes, for `CANCEL_SECONDS` at most."""
+    canceled = stopping = 0
+    left = True
+    until = time.monotonic() + CANCEL_SECONDS
+    while left and time.monotonic() < until:
+        with farm.store.begin() as unit:
+            ended, asked, left = lifecycle.cancel_selected(unit, tenant_id, chosen)
+        canceled += ended
+        stopping += asked
+        if left and not ended:
+            time.sleep(0.02)  # whoever holds the rows that are left is about to commit
+    return CancelReport(matched=matched, canceled=canceled, stopping=stopping, complete=not left)
+
+
+@router.post("/retry", summary="Retry many jobs", responses=responses(*ALWAYS, 413, 415, 429))
+def retry_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> RetryReport:
+    """Submit again, as new jobs, all that is meant and failed or was canceled. All of them are queued, or none.
+
+    A job that was retried already is passed over, so sending the request again makes nothing twice.
+    """
+    chosen = request.selection()
+    with farm.store.begin() as unit:
+        if request.dry_run:
+            unit.batches.allow_long()
+            return RetryReport(matched=unit.selections.repeatable(key.tenant_id, chosen).total, submitted=0)
+        made = lifecycle.retry_selected(unit, key.tenant_id, chosen)
+    return RetryReport(matched=made, submitted=made)

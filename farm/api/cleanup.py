@@ -1,0 +1,88 @@
+"""What requests began and did not finish: moving the jobs of a batch, deleting one, removing objects.
+
+Each piece is a transaction of its own and begins with a look at the rows, so it does not matter which process goes on,
+whether several do at once, or how often one is killed.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import structlog
+
+from farm import lifecycle
+from farm.errors import FarmError
+from farm.objects.storage import Storage
+from farm.store.unit_of_work import Store
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS: Final = 30.0  #: between two looks, when nobody asks for one
+AT_ONCE: Final = 500  #: objects removed by one request
+
+
+class Sweeper:
+    """One thread of the API's process."""
+
+    def __init__(self, store: Store, storage: Storage) -> None:
+        self._store = store
+        self._storage = storage
+        self._wanted = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with what earlier processes left."""
+        self._wanted.set()
+        self._thread.start()
+
+    def hurry(self) -> None:
+        """Look now: there is something to do."""
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """End after the piece in hand; blocks for at most five seconds."""
+        self._stopping = True
+        self._wanted.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def sweep(self) -> None:
+        """Do all that there is to do. Raises FarmError where a server does not answer; the next look goes on."""
+        with self._store.begin() as unit:
+            unfinished = unit.batches.unfinished()
+        for batch_id, deleted in unfinished:
+            step = lifecycle.clear_batch if deleted else lifecycle.rearrange
+            while not self._stopping:
+                with self._store.begin() as unit:
+                    if step(unit, batch_id):
+                        break
+            log.info("a batch is done with", action="batch_swept", batch=batch_id, deleted=deleted)
+        while not self._stopping and self._remove():
+            pass
+
+    def _remove(self) -> bool:
+        """Remove some objects and forget their names, in that order; returns whether there were any."""
+        with self._store.begin() as unit:
+            doomed = unit.doomed.take(AT_ONCE)
+            found: list[str] = []
+            for key in doomed:
+                found += [one.key for one in self._storage.list(key)] if key.endswith("/") else [key]
+            for start in range(0, len(found), AT_ONCE):
+                self._storage.delete_many(found[start : start + AT_ONCE])
+            unit.doomed.done(doomed)
+        return bool(doomed)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wanted.wait(SWEEP_SECONDS)
+            self._wanted.clear()
+            if self._stopping:
+                return
+            try:
+                self.sweep()
+            except FarmError as error:
+                log.warning("cannot finish what was begun", action="sweep_failed", error=str(error))
+            except Exception:
+                log.exception("the sweeper made a mistake", action="sweep_failed")

@@ -1,0 +1,284 @@
+"""What all adapters share: who calls, what a request holds, and every error in the shape that the client expects."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+import structlog
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from farm.api import problems
+from farm.api.auth import count
+from farm.api.dependencies import Services
+from farm.api.route import parse_json
+from farm.errors import (
+    BadInput,
+    Conflict,
+    FarmError,
+    FieldProblem,
+    Forbidden,
+    NotFound,
+    QuotaExceeded,
+    Unauthorized,
+    Unavailable,
+)
+from farm.store.tenants import Key, Scope
+
+log = structlog.get_logger(__name__)
+
+CLIENT_GONE: Final = 499  #: what the log says of a request whose client hung up; nobody reads the answer
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request got no result, before it takes a dialect's shape."""
+
+    status: int
+    code: str  #: stable, for programs
+    message: str  #: one sentence, for people
+    field: str | None = None  #: as the client calls it
+    problems: tuple[FieldProblem, ...] = ()  #: all that is wrong with the fields
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Refused(FarmError):
+    """A request that an adapter refuses with a status of its own."""
+
+    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+        self.refusal = Refusal(status, code, message, field)
+        super().__init__(message)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request by a known caller."""
+
+    farm: Services
+    key: Key
+    request: Request
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose request it is."""
+        return self.key.tenant_id
+
+    def path(self, name: str) -> str:
+        """A part of the path."""
+        return str(self.request.path_params[name])
+
+    @property
+    def base(self) -> str:
+        """The adapter's own URL as the client wrote it, without a slash at the end."""
+        url = self.request.url
+        return f"{url.scheme}://{url.netloc}{self.request.scope['root_path']}"
+
+    async def json(self) -> dict[str, Any]:
+        """The body, which is a JSON object. Raises `BadInput` and `problems.Unreadable`."""
+        found = parse_json(await self.request.body() or b"null")
+        if not isinstance(found, dict):
+            raise BadInput.of("body", found, "must be a JSON object")
+        return found
+
+
+#: Answers a call: a coroutine, or a plain function, which then runs in a thread.
+Handler = Callable[[Call], Response | Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing that an adapter can do."""
+
+    method: str
+    path: str
+    scopes: frozenset[Scope]  #: any of them lets a key in; none: the handler checks by itself
+    handler: Handler
+
+
+def reads(path: str, handler: Handler) -> Operation:
+    """A GET for keys that may read."""
+    return Operation("GET", path, frozenset({Scope.READ}), handler)
+
+
+def submits(path: str, handler: Handler, method: str = "POST") -> Operation:
+    """A request that makes or stops jobs."""
+    return Operation(method, path, frozenset({Scope.SUBMIT}), handler)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one foreign API names its callers and its errors."""
+
+    name: str
+    credentials: Callable[[Request], str | None]  #: the API key that a request carries
+    ask: str  #: the sentence for who sends none
+    body: Callable[[Refusal, Request], Mapping[str, Any]]
+    conflict: int = HTTPStatus.CONFLICT  #: some clients send a 409 again by themselves
+    invalid: int = HTTPStatus.UNPROCESSABLE_ENTITY
+    challenge: str = 'Bearer realm="farm"'
+
+    def answer(self, refusal: Refusal, request: Request) -> Response:
+        """The answer that refuses a request."""
+        shown = replace(refusal, message=problems.encodable(refusal.message))
+        return JSONResponse(self.body(shown, request), shown.status, headers=dict(shown.headers))
+
+    def refusal_of(self, error: FarmError) -> Refusal:
+        """What one of the farm's own errors means to a client. Raises it again if it is no client's business."""
+        match error:
+            case Refused():
+                return error.refusal
+            case BadInput():
+                first = error.problems[0]
+                line = "" if first.line is None else f"line {first.line}: "
+                more = "" if len(error.problems) == 1 else f" (and {len(error.problems) - 1} more)"
+                value = "" if first.value is None else f" (given: {problems.shown(first.value)})"
+                return Refusal(
+                    self.invalid,
+                    "invalid_value",
+                    f"{line}{first.field}: {first.message}{value}{more}",
+                    first.field,
+                    error.problems,
+                )
+            case Unauthorized():
+                return Refusal(401, "invalid_api_key", str(error), headers={"WWW-Authenticate": self.challenge})
+            case Forbidden():
+                return Refusal(403, "forbidden", str(error))
+            case NotFound():
+                return Refusal(404, "not_found", str(error))
+            case Conflict():
+                return Refusal(self.conflict, "conflict", str(error))
+            case QuotaExceeded():
+                retry = {"Retry-After": problems.retry_after(error)}
+                return Refusal(429, "quota_exceeded", str(error), headers=retry)
+            case Unavailable():
+                log.warning("a server does not answer", action="server_unavailable", error=str(error))
+                retry = {"Retry-After": str(problems.RETRY_SECONDS)}
+                return Refusal(503, "unavailable", "A part of the farm does not answer; try again soon.", headers=retry)
+            case _:
+                raise error
+
+
+def bearer(request: Request, *schemes: str) -> str | None:
+    """What stands behind one of those schemes (`Bearer` if none is named) in ``Authorization``."""
+    scheme, _, text = request.headers.get("authorization", "").strip().partition(" ")
+    taken = schemes or ("bearer",)
+    return text.strip() if scheme.lower() in taken and text.strip() else None
+
+
+def application(
+    main: FastAPI,
+    dialect: Dialect,
+    operations: Sequence[Operation],
+    unkeyed: Mapping[str, Callable[[Services, Request], Response]] | None = None,
+) -> Starlette:
+    """An adapter's app: every request is admitted first, and every error leaves in the dialect's shape.
+
+    ``unkeyed``: GETs by path that need no key, because their URLs are signed.
+    """
+
+    def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status = error.status_code
+        message = str(error.detail)
+        if status == HTTPStatus.NOT_FOUND:
+            message = f"{request.method} {request.url.path} is not a part of the {dialect.name} API that the farm has"
+        elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+            message = f"{request.method} is not allowed here"
+        if isinstance(error, problems.Unreadable):
+            status = dialect.invalid
+        code = HTTPStatus(status).phrase.lower().replace(" ", "_")
+        return dialect.answer(Refusal(status, code, message, headers=dict(error.headers or {})), request)
+
+    def endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+        handler = operation.handler
+
+        async def handled(request: Request) -> Response:
+            farm = cast("Services", main.state.services)
+            try:
+                key = await run_in_threadpool(_admit, farm, dialect, operation, request)
+                request.state.key = key
+                structlog.contextvars.bind_contextvars(tenant=key.tenant_id)
+                call = Call(farm, key, request)
+                if inspect.iscoroutinefunction(handler):
+                    return cast("Response", await handler(call))
+                return cast("Response", await run_in_threadpool(handler, call))
+            except FarmError as error:
+                return dialect.answer(dialect.refusal_of(error), request)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
+            except HTTPException:
+                raise
+            except Exception:
+                asked = getattr(request.state, "request_id", None)
+                log.exception("a request failed", action="request_failed", request=asked, path=request.url.path)
+                refusal = Refusal(500, "internal_error", "The farm made a mistake; its log has the details.")
+                return dialect.answer(refusal, request)
+
+        return handled
+
+    def signed(handler: Callable[[Services, Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def handled(request: Request) -> Response:
+            try:
+                return await run_in_threadpool(handler, cast("Services", main.state.services), request)
+            except FarmError as error:
+                return dialect.answer(dialect.refusal_of(error), request)
+
+        return handled
+
+    routes = [Route(one.path, endpoint(one), methods=[one.method]) for one in operations]
+    routes += [Route(path, signed(handler), methods=["GET"]) for path, handler in (unkeyed or {}).items()]
+    made = Starlette(routes=routes, exception_handlers={HTTPException: refused})
+    made.router.redirect_slashes = False
+    return made
+
+
+def _admit(farm: Services, dialect: Dialect, operation: Operation, request: Request) -> Key:
+    text = dialect.credentials(request)
+    if text is None:
+        raise Unauthorized(dialect.ask)
+    with farm.store.begin() as unit:
+        key = unit.tenants.authenticate(text)
+    count(farm, key, request)
+    if operation.scopes and key.scopes.isdisjoint(operation.scopes):
+        raise Forbidden(f"this needs a key with the scope {' or '.join(sorted(operation.scopes))}")
+    return key
+
+
+# -- what clients send besides ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moot:
+    """A parameter that the farm does not have, and the values of it that ask for nothing."""
+
+    harmless: tuple[object, ...]
+    reason: str  #: why any other is refused
+
+    def allows(self, value: object) -> bool:
+        """Whether the value asks for nothing."""
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in (None, *self.harmless))
+
+
+#: A parameter that means nothing here, whatever it says.
+ANY: Final = None
+
+
+def drop_moot(given: dict[str, Any], moot: Mapping[str, Moot | None]) -> list[FieldProblem]:
+    """Take out of a request what asks for nothing; returns what asks for something that the farm cannot do."""
+    found: list[FieldProblem] = []
+    for name, rule in moot.items():
+        if name in given:
+            value = given.pop(name)
+            if rule is not None and not rule.allows(value):
+                found.append(FieldProblem(name, value, rule.reason))
+    return found

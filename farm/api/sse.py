@@ -1,0 +1,168 @@
+"""A job or a batch as server-sent events, from now to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, Final
+
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from farm.api.batch_schemas import BatchShape
+from farm.api.dependencies import Services
+from farm.api.notifications import REREAD_SECONDS
+from farm.api.schemas import JobShape
+from farm.domain.batch import Batch
+from farm.domain.job import Job, Progress
+from farm.domain.states import BATCH_EVENTS, HISTORY, JobState
+from farm.store.events import BatchEvent, Event
+
+HEARTBEAT_SECONDS: Final = 15.0
+
+#: One event of the stream, for the OpenAPI document.
+EVENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["job", "progress", *(kind.value for kind in HISTORY)]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string", "description": "Of an event of the history: what `Last-Event-ID` repeats."},
+    },
+}
+#: One event of a batch's stream.
+BATCH_EVENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["batch", *(kind.value for kind in BATCH_EVENTS)]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string", "description": "Of all but `batch`: what `Last-Event-ID` repeats."},
+    },
+}
+
+
+def position(last_event_id: str | None) -> int:
+    """The event id in a ``Last-Event-ID``; 0, the beginning, for what is not an id of ours."""
+    text = last_event_id or ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
+
+
+def response(farm: Services, job: Job, after: int) -> StreamingResponse:
+    """The stream of a job's changes, with the history after event ``after``."""
+    return _streamed(_events(farm, job, after))
+
+
+def batch_response(farm: Services, batch: Batch, after: int) -> StreamingResponse:
+    """The stream of a batch's changes, with what it told after event ``after``."""
+    return _streamed(_batch_events(farm, batch, after))
+
+
+def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
+    return StreamingResponse(
+        events,
+        media_type="text/event-stream",
+        # no cache may keep it and no proxy may hold it back
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _batch_events(farm: Services, batch: Batch, after: int) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    told: Batch | None = None
+    sent_at = loop.time()
+    with farm.changes.subscribe(batch.id) as changes:
+        while True:
+            now, history = await run_in_threadpool(_read_batch, farm, batch, after)
+            if now is None:
+                return  # deleted, with its history
+            parts: list[bytes] = []
+            for event in history:
+                body = {"at": event.created_at.isoformat(), **event.data}
+                parts.append(_event(event.type.value, body, str(event.id)))
+                after = event.id
+            # its speed and the time left change with every look; that alone is no news
+            if told is None or replace(now, read_at=told.read_at) != told:
+                parts.append(format_sse_event(event="batch", data_str=BatchShape.of(now).model_dump_json()))
+                told = now
+            if parts:
+                yield b"".join(parts)
+                sent_at = loop.time()
+            if now.finished_at is not None or changes.closing:
+                return
+            if loop.time() - sent_at >= HEARTBEAT_SECONDS:
+                yield KEEPALIVE_COMMENT
+                sent_at = loop.time()
+            await changes.wait(REREAD_SECONDS)
+
+
+def _read_batch(farm: Services, batch: Batch, after: int) -> tuple[Batch | None, list[BatchEvent]]:
+    with farm.store.begin() as unit:
+        # the batch first, as in `_read`
+        now = unit.batches.get(batch.id, batch.tenant_id)
+        return now, unit.events.of_batch(batch.id, after)
+
+
+async def _events(farm: Services, job: Job, after: int) -> AsyncIterator[bytes]:
+    loop = asyncio.get_running_loop()
+    told: tuple[JobState, int, bool] | None = None
+    stepped: Progress | None = None
+    sent_at = loop.time()
+    with farm.changes.subscribe(job.id) as changes:
+        while True:
+            now, history = await run_in_threadpool(_read, farm, job.id, after)
+            if now is None:
+                return  # deleted, with its history
+            parts: list[bytes] = []
+            if told is None:
+                parts.append(_job(farm, now))
+                told = _face(now)
+            for event in history:
+                parts.append(_history(event))
+                after = event.id
+            if _face(now) != told:
+                parts.append(_job(farm, now))
+                told = _face(now)
+            if now.progress is not None and now.progress != stepped:
+                body: dict[str, Any] = {"step": now.progress.step, "steps": now.progress.steps}
+                if changes.preview is not None:
+                    body["preview"], changes.preview = changes.preview, None
+                parts.append(_event("progress", body))
+            stepped = now.progress
+            if parts:
+                yield b"".join(parts)
+                sent_at = loop.time()
+            if now.state.terminal or changes.closing:
+                return
+            if loop.time() - sent_at >= HEARTBEAT_SECONDS:
+                yield KEEPALIVE_COMMENT
+                sent_at = loop.time()
+            await changes.wait(REREAD_SECONDS)
+
+
+def _read(farm: Services, job_id: str, after: int) -> tuple[Job | None, list[Event]]:
+    with farm.store.begin() as unit:
+        # The job first: an end that is seen in the job has its event by then, so the stream never ends without it.
+        job = unit.jobs.get(job_id)
+        return job, unit.events.of_job(job_id, after)
+
+
+def _face(job: Job) -> tuple[JobState, int, bool]:
+    return job.state, job.epoch, job.cancel_requested
+
+
+def _job(farm: Services, job: Job) -> bytes:
+    body = JobShape.of(job, farm.storage, farm.settings).model_dump_json()
+    return format_sse_event(event="job", data_str=body)
+
+
+def _history(event: Event) -> bytes:
+    body = {"job": event.job_id, "epoch": event.epoch, "at": event.created_at.isoformat(), **event.data}
+    return _event(event.type.value, body, str(event.id))
+
+
+def _event(name: str, body: dict[str, Any], event_id: str | None = None) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(body), id=event_id)

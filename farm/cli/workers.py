@@ -1,0 +1,192 @@
+"""``farm workers``, ``models`` and ``pauses``: who renders, what with, and what operators have stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.jobs import age
+
+if TYPE_CHECKING:
+    from farm.client.models import Worker
+
+workers = typer.Typer(help="List, drain, stop and resume workers.")
+pauses = typer.Typer(help="Show, set and end pauses of the farm, of models and of tenants.")
+
+Name = Annotated[str, typer.Argument(help="The worker's name, as in `farm workers`.")]
+PausedModel = Annotated[str | None, typer.Option("--model", help="Only jobs of this model.")]
+PausedTenant = Annotated[str | None, typer.Option("--tenant", metavar="ID", help="Only jobs of this tenant.")]
+
+
+@workers.callback(invoke_without_command=True)
+def _workers(
+    context: typer.Context,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """List, drain, stop and resume workers. Without a command, list them."""
+    if context.invoked_subcommand is None:
+        _list_workers(as_json, url, api_key, data_dir)
+
+
+@workers.command()
+def drain(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE
+) -> None:
+    """Let a worker finish what it holds and give it nothing new, also after a restart."""
+    with connect(url, api_key, data_dir) as farm:
+        _steered(farm.drain_worker(name), as_json=as_json)
+
+
+@workers.command()
+def stop(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE
+) -> None:
+    """Drain a worker and end its process; if something starts it again, it stays drained until you resume it."""
+    with connect(url, api_key, data_dir) as farm:
+        _steered(farm.stop_worker(name), as_json=as_json)
+
+
+@workers.command(name="resume")
+def resume_worker(
+    name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE
+) -> None:
+    """Give a drained worker jobs again, whatever it was drained for."""
+    with connect(url, api_key, data_dir) as farm:
+        _steered(farm.resume_worker(name), as_json=as_json)
+
+
+def _steered(worker: Worker, *, as_json: bool) -> None:
+    if as_json:
+        print_json(worker.raw)
+        return
+    drained = f": {worker.drained_reason}" if worker.drained_reason else ""
+    print(f"{worker.name}  {'stopping' if worker.stopping else worker.state}{drained}")
+
+
+@pauses.callback(invoke_without_command=True)
+def _pauses(
+    context: typer.Context,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Show, set and end pauses. Without a command, show them. Needs a key with the scope operate."""
+    if context.invoked_subcommand is None:
+        with connect(url, api_key, data_dir) as farm:
+            _show_pauses(farm.pauses(), as_json=as_json)
+
+
+@pauses.command(name="set")
+def set_pause(
+    model: PausedModel = None,
+    tenant: PausedTenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """Hand nothing over: of a model, of a tenant, or (without an option) of the whole farm."""
+    with connect(url, api_key, data_dir) as farm:
+        _show_pauses(farm.pause(model=model, tenant=tenant), as_json=as_json)
+
+
+@pauses.command(name="end")
+def end_pause(
+    model: PausedModel = None,
+    tenant: PausedTenant = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
+) -> None:
+    """End the pause of a model, of a tenant, or (without an option) of the farm."""
+    with connect(url, api_key, data_dir) as farm:
+        _show_pauses(farm.resume(model=model, tenant=tenant), as_json=as_json)
+
+
+def _show_pauses(now: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(now)
+        return
+    lines = ["the farm is paused"] if now["farm"] else []
+    lines += [f"{kind} {name} is paused" for kind in ("model", "tenant") for name in now[f"{kind}s"]]
+    print("\n".join(lines or ["nothing is paused"]))
+
+
+def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir: Path) -> None:
+    with connect(url, api_key, data_dir) as farm:
+        found = farm.workers()
+    if as_json:
+        print_json([worker.raw for worker in found])
+        return
+    if not found:
+        print("no worker has joined yet: start one with `farm worker`", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("worker", "state", "card", "memory", "dtype", "jobs", "models", "heard"):
+        table.add_column(heading, justify="right" if heading in {"memory", "jobs", "heard"} else "left")
+    for worker in found:
+        table.add_row(
+            worker.name,
+            Text(
+                "stopping" if worker.stopping else worker.state,
+                style={"online": "green", "draining": "yellow"}.get(worker.state, "red"),
+            ),
+            worker.device,
+            f"{worker.memory_bytes / 2**30:.1f} GiB",
+            worker.dtype,
+            f"{worker.holds} of {worker.slots}",
+            ", ".join(worker.models),
+            f"{age(worker.heartbeat_at)} ago",
+        )
+    screen = Console(highlight=False)
+    screen.print(table)
+    for worker in found:
+        if worker.drained_reason:
+            screen.print(Text(f"{worker.name} is drained: {worker.drained_reason}", style="yellow"))
+
+
+def models(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
+    """List the models: their tasks and sizes, prompts to try, and the words they know."""
+    with connect(url, api_key, data_dir) as farm:
+        found = farm.models()
+    if as_json:
+        print_json([model.raw for model in found])
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = Console(highlight=False)
+    for model in found:
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        limits, defaults = model.limits, model.defaults
+        rows = {
+            "tasks": ", ".join(model.tasks),
+            "size": f"{defaults.get('width')}x{defaults.get('height')}; "
+            f"sides of {limits.get('min_side')} to {limits.get('max_side')} pixels",
+            "steps": f"{defaults.get('num_inference_steps')} with {defaults.get('scheduler')}, "
+            f"guidance {defaults.get('guidance_scale')}",
+            "loaded on": ", ".join(model.raw.get("loaded_on") or ()),
+            **{kind: ", ".join(words) for kind, words in model.vocabulary.items()},
+            "try": "\n".join(f'farm render "{prompt}"' for prompt in model.example_prompts),
+        }
+        for name, value in rows.items():
+            if value:
+                grid.add_row(f"  {name}", Text(value))
+        screen.print(Text(model.id, style="bold"), Text(model.description))
+        screen.print(grid)

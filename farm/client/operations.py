@@ -1,0 +1,239 @@
+"""Conversations of more than one request: submitting with pictures, waiting, downloading, following."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import httpx2
+
+from farm.client import requests
+from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
+from farm.client.models import Batch, Event, Job, Output, Progress, Rendered, Result
+from farm.client.protocol import Emit, Fetched, Flow, Form, Open, Sleep, Stream, Streamed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    #: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL)
+    Picture = str | os.PathLike[str] | bytes | Image
+
+#: The server says something at least every 15 s while a job is followed; silence for longer means a dead connection.
+_SILENCE_SECONDS: Final = 40.0
+_LOOK_SECONDS: Final = 1.0  #: between two looks at a batch, which is one row
+_LOOK_SHARE: Final = 5.0  #: a look at a batch's results is followed by a rest of so many times what it took
+_POLL_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)  #: between looks, when the stream of events cannot be had
+#: What a stream of events may end with: it is looked at by a plain request, with patience of its own.
+_BROKEN: Final = (httpx2.TransportError, Unreachable, ApiError, KeyError, TypeError, ValueError)
+
+
+def submit(
+    prompt: str,
+    *,
+    task: str | None = None,
+    image: Picture | None = None,
+    mask: Picture | None = None,
+    depth: Picture | None = None,
+    idempotency_key: str | None = None,
+    **parameters: object,
+) -> Flow[Job]:
+    """Submit one job. Pictures that are not references are uploaded first; parameters of None are left out.
+
+    The task is the one that the pictures mean, unless it is given. Raises `BadInput`, `ApiError`, `Unreachable`.
+    """
+    pictures = {"image": image, "mask": mask, "depth": depth}
+    given = {name: picture for name, picture in pictures.items() if picture is not None}
+    if task is None:
+        task = requests.infer_task(image="image" in given, mask="mask" in given, depth="depth" in given)
+    body: dict[str, Any] = {"task": task, "prompt": prompt}
+    body |= {name: value for name, value in parameters.items() if value is not None}
+    for name, picture in given.items():
+        body[requests.PICTURE_FIELDS[name]] = requests.reference(picture) or (yield requests.upload(picture, name)).id
+    job: Job = yield requests.submit_body(body, idempotency_key=idempotency_key)
+    return job
+
+
+def wait(
+    job: Job | str, *, on_progress: Callable[[Job], None] | None = None, timeout: float | None = None
+) -> Flow[Job]:
+    """The job when it is over, however it ended.
+
+    ``on_progress`` hears every change of its state and every step reported. Raises `WaitedTooLong` after ``timeout``
+    seconds.
+    """
+    now: Job = (yield requests.get(job)) if isinstance(job, str) else job
+    tell = on_progress or (lambda _: None)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    last_event_id: str | None = None
+    failures = 0
+    tell(now)
+    while not now.over and not _past(deadline):
+        heard = False
+        try:
+            silence = max(_within(deadline, _SILENCE_SECONDS), 0.05)
+            yield Open(requests.events(now.id, last_event_id), Form.EVENTS, silence)
+            while (event := (yield Stream.NEXT)) is not None:
+                heard, failures = True, 0
+                last_event_id = event.id or last_event_id
+                if event.event == "job":
+                    now = Job.of(_object(event))
+                elif event.event == "progress":
+                    progress = _object(event)
+                    now = replace(now, progress=Progress(int(progress["step"]), int(progress["steps"])))
+                else:
+                    continue
+                tell(now)
+                if now.over or _past(deadline):
+                    break
+        except _BROKEN:
+            pass  # looked at below, with patience and a plain request
+        yield Stream.CLOSE
+        if now.over or _past(deadline):
+            break
+        failures = 0 if heard else failures + 1
+        yield Sleep(_within(deadline, _POLL_SECONDS[min(failures, len(_POLL_SECONDS) - 1)]))
+        if _past(deadline):
+            break
+        # A plain request has retries of its own, and says what is wrong when the farm is gone for good.
+        seen: Job = yield requests.get(now.id)
+        if seen != now:
+            now = seen
+            tell(now)
+    if now.over:
+        return now
+    assert timeout is not None  # only a deadline ends the wait for a job that is not over
+    raise WaitedTooLong(now, timeout)
+
+
+def run(
+    prompt: str,
+    *,
+    on_progress: Callable[[Job], None] | None = None,
+    timeout: float | None = None,
+    **parameters: Any,
+) -> Flow[Rendered]:
+    """Submit, wait and download. Raises `JobFailed` if the job has no pictures."""
+    submitted = yield from submit(prompt, **parameters)
+    job = yield from wait(submitted, on_progress=on_progress, timeout=timeout)
+    if not job.succeeded:
+        raise JobFailed(job)
+    pictures: tuple[bytes, ...] = ()
+    for output in job.outputs:
+        pictures += ((yield from download(output)),)
+    return Rendered(job, pictures)
+
+
+def download(output: Output) -> Flow[bytes]:
+    """An output's bytes, checked against its SHA-256. Raises `Corrupted`."""
+    found: Fetched = yield requests.fetch(output.url)
+    if found.status in (400, 401, 403):  # the URL has expired: the job has a fresh one
+        job: Job = yield requests.get(output.job_id)
+        found = yield requests.fetch(job.outputs[output.index].url)
+    if found.status != httpx2.codes.OK:
+        raise FarmClientError(
+            f"output {output.index} of {output.job_id} cannot be downloaded: "
+            f"{urlsplit(output.url).netloc} answered {found.status}"
+        )
+    if hashlib.sha256(found.content).hexdigest() != output.sha256:
+        raise Corrupted(f"output {output.index} of {output.job_id} arrived damaged: its SHA-256 differs")
+    return found.content
+
+
+def wait_batch(
+    batch: Batch | str, *, on_progress: Callable[[Batch], None] | None = None, timeout: float | None = None
+) -> Flow[Batch]:
+    """The batch when every job of it is over. ``on_progress`` hears how far it is, about once a second.
+
+    Raises `WaitedTooLong` after ``timeout`` seconds.
+    """
+    now: Batch = (yield requests.batch(batch)) if isinstance(batch, str) else batch
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        if on_progress is not None:
+            on_progress(now)
+        if now.over:
+            return now
+        if _past(deadline):
+            assert timeout is not None
+            raise WaitedTooLong(now, timeout)
+        yield Sleep(_within(deadline, _LOOK_SECONDS))
+        now = yield requests.batch(now.id)
+
+
+def events(name: str, *, last_event_id: str | None = None) -> Streamed[Event]:
+    """What a job or batch tells until it is over; a connection that breaks goes on where it was.
+
+    Raises `ApiError` or `Unreachable` when the farm does not answer any more.
+    """
+
+    def steps() -> Flow[None]:
+        after, failures = last_event_id, 0
+        while True:
+            try:
+                yield Open(requests.events(name, after), Form.EVENTS, _SILENCE_SECONDS)
+                while (event := (yield Stream.NEXT)) is not None:
+                    failures = 0
+                    after = event.id or after
+                    yield Emit(Event(event.event, _object(event), event.id or None))
+            except _BROKEN:
+                failures += 1
+            yield Stream.CLOSE
+            # says that it is over, or what is wrong
+            now: Job | Batch = yield (requests.batch(name) if requests.is_batch(name) else requests.get(name))
+            if now.over and not failures:
+                return
+            yield Sleep(_POLL_SECONDS[min(failures, len(_POLL_SECONDS) - 1)])
+
+    return Streamed(steps)
+
+
+def completed(batch: Batch | str, *, timeout: float | None = None) -> Streamed[Result]:
+    """A batch's results as its jobs end, each once. Raises `WaitedTooLong` after ``timeout`` seconds.
+
+    The results are looked through again after each rest, which is longer where there are many.
+    """
+    name = batch if isinstance(batch, str) else batch.id
+
+    def steps() -> Flow[None]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        told: set[int] = set()
+        while True:
+            now: Batch = yield requests.batch(name)
+            begun = time.monotonic()
+            if now.ended > len(told):
+                yield Open(requests.result_lines(name), Form.LINES)
+                while (line := (yield Stream.NEXT)) is not None:
+                    result = Result.of(line)
+                    if result.seq not in told:
+                        told.add(result.seq)
+                        yield Emit(result)
+                yield Stream.CLOSE
+            if now.over:
+                return
+            if _past(deadline):
+                assert timeout is not None
+                raise WaitedTooLong(now, timeout)
+            rest = max(_LOOK_SECONDS, _LOOK_SHARE * (time.monotonic() - begun))
+            yield Sleep(_within(deadline, rest))
+
+    return Streamed(steps)
+
+
+def _object(event: httpx2.ServerSentEvent) -> dict[str, Any]:
+    body = event.json()
+    if not isinstance(body, dict):
+        raise ValueError("an event of a job is a JSON object")  # noqa: TRY004 - as any other event that is malformed
+    return body
+
+
+def _past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def _within(deadline: float | None, seconds: float) -> float:
+    return seconds if deadline is None else max(0.0, min(seconds, deadline - time.monotonic()))

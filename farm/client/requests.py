@@ -1,0 +1,578 @@
+"""What is sent to the farm, and when it is sent again: pure, so that a client of any kind of I/O can use it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Final, TypeAlias, TypeVar
+
+from farm.client.models import (
+    Batch,
+    CancelReport,
+    Deletion,
+    Delivery,
+    DryRun,
+    Endpoint,
+    EndpointSecret,
+    File,
+    Job,
+    Key,
+    Model,
+    Result,
+    RetryReport,
+    Worker,
+)
+from farm.client.protocol import Call, Emit, Fetched, Flow, Form, Open, Stream, Streamed
+from farm.errors import BadInput
+
+#: The picture fields of a request, by the short name that people use for them.
+PICTURE_FIELDS: Final = {"image": "image", "mask": "mask_image", "depth": "depth_map"}
+
+JSONL: Final = "application/jsonl"
+CSV: Final = "text/csv"
+
+RETRIED: Final = frozenset({429, 502, 503, 504})  #: answers that say: try again
+BULK_SECONDS: Final = 600.0  #: the most that the farm takes to store or stop a whole batch
+LONGEST_DELAY: Final = 60.0  #: seconds; the most that a Retry-After is honoured for
+
+#: What a bulk body may come from.
+Source: TypeAlias = os.PathLike[str] | bytes | IO[bytes] | Sequence[Mapping[str, Any]]
+
+_PART_BYTES: Final = 256 * 2**10  #: of a bulk body, at a time
+_REFERENCE: Final = re.compile(r"file_[0-9a-f]{32}|sha256:[0-9a-f]{64}|https?://.+|data:.+", re.DOTALL)
+
+
+T = TypeVar("T")
+
+
+def whole(body: Any) -> Any:
+    """The answer's JSON as it is."""
+    return body
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def submit_body(body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Job]:
+    """Submit one job by the JSON of its request, such as another job's ``parameters``.
+
+    Its key makes the call repeatable: a second one with the same key returns the first one's job.
+    """
+    key = idempotency_key or f"farm-{uuid.uuid4().hex}"
+    return Call("POST", "/v1/jobs", Job.of, json=dict(body), headers={"Idempotency-Key": key})
+
+
+def upload(picture: object, name: str = "image") -> Call[File]:
+    """Store a picture for use in any number of jobs; the same bytes again give the same file."""
+    return Call("POST", "/v1/files", File.of, file=read_picture(name, picture))
+
+
+def get(job_id: str) -> Call[Job]:
+    """The job as it is now, with fresh URLs of its outputs."""
+    return Call("GET", f"/v1/jobs/{_segment(job_id, 'job')}", Job.of)
+
+
+def jobs(*, limit: int | None = None, **filters: Any) -> Streamed[Job]:
+    """Jobs, newest first, page after page; ``state`` may be a list. At most ``limit`` of them."""
+    return _pages("/v1/jobs", filters, Job.of, limit)
+
+
+def cancel(job_id: str) -> Call[Job]:
+    """Stop a job: at once while it waits, at the next denoising step while it runs."""
+    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/cancel", Job.of)
+
+
+def retry(job_id: str) -> Call[Job]:
+    """Submit again what a failed or canceled job asked for, as a new job."""
+    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", Job.of, repeatable=False)
+
+
+def cancel_jobs(ids: Sequence[str] | None = None, *, dry_run: bool = False, **filters: Any) -> Call[CancelReport]:
+    """Stop the jobs that are named, or all that match a filter; ``dry_run`` only counts.
+
+    Filters are ``state`` (may be a list), ``task``, ``model``, ``custom_id``, ``batch_id``, ``error_code``,
+    ``created_after`` and ``created_before``; ``everything=True`` is all of them.
+    """
+    body = _selection(ids, filters, dry_run=dry_run)
+    return Call("POST", "/v1/jobs/cancel", CancelReport.of, json=body, patience=BULK_SECONDS)
+
+
+def retry_jobs(ids: Sequence[str] | None = None, *, dry_run: bool = False, **filters: Any) -> Call[RetryReport]:
+    """Submit again what failed or was canceled among the jobs that are meant, as in `cancel_jobs`.
+
+    What was retried before is passed over, so the call may be repeated.
+    """
+    body = _selection(ids, filters, dry_run=dry_run)
+    return Call("POST", "/v1/jobs/retry", RetryReport.of, json=body, patience=BULK_SECONDS)
+
+
+def _selection(ids: Sequence[str] | None, filters: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    given = {name: value for name, value in filters.items() if value not in (None, [], ())}
+    everything = given.pop("everything", False)
+    if (ids is None) == (not given and not everything):
+        raise BadInput.of("ids", ids, "name jobs, or give a filter, or say everything=True")
+    if isinstance(given.get("state"), str):
+        given["state"] = [given["state"]]
+    chosen: dict[str, Any] = {"filter": given} if ids is None else {"ids": list(ids)}
+    return chosen | {"dry_run": dry_run}
+
+
+def events(name: str, last_event_id: str | None) -> Call[Any]:
+    """Follow a job, or a batch, from after that event."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_event_id} if last_event_id else {})
+    kind = "batches" if is_batch(name) else "jobs"
+    return Call("GET", f"/v1/{kind}/{_segment(name, 'job')}/events", whole, headers=headers)
+
+
+def is_batch(name: str) -> bool:
+    """Whether an id is a batch's."""
+    return name.startswith("bat_")
+
+
+def fetch(url: str) -> Call[Fetched]:
+    """Get what a presigned URL names."""
+    return Call("GET", url, whole, foreign=True)
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def submit_batch(
+    source: Source,
+    *,
+    content_type: str = JSONL,
+    name: str | None = None,
+    on_error: str | None = None,
+    idempotency_key: str | None = None,
+    **defaults: object,
+) -> Call[Batch]:
+    """Submit many jobs at once: all of them or, unless ``on_error`` is ``"skip"``, none.
+
+    ``source`` is a file, its content, an open file (read once, so never sent again), or a list of requests.
+    ``defaults`` are parameters that the jobs leave open; ``webhook`` is told how far the batch is. Raises `ApiError`
+    whose ``errors`` name every bad line.
+    """
+    query = {"name": name, "on_error": on_error, **defaults}
+    return _bulk(source, content_type, query, idempotency_key, Batch.of)
+
+
+def check_batch(source: Source, *, content_type: str = JSONL, **defaults: object) -> Call[DryRun]:
+    """What `submit_batch` would do: counts, costs, and what is wrong with which line. Nothing is queued."""
+    return _bulk(source, content_type, {"dry_run": True, **defaults}, None, DryRun.of)
+
+
+def batch(batch_id: str) -> Call[Batch]:
+    """How far a batch is."""
+    return Call("GET", _batch(batch_id), Batch.of)
+
+
+def batches(*, limit: int | None = None) -> Streamed[Batch]:
+    """Batches, newest first, page after page; at most ``limit`` of them."""
+    return _pages("/v1/batches", {}, Batch.of, limit)
+
+
+def results(batch_id: str) -> Streamed[Result]:
+    """What became of a batch's jobs that are over, in the order of the batch, as they arrive."""
+    return _lines(result_lines(batch_id), Result.of)
+
+
+def result_lines(batch_id: str) -> Call[Any]:
+    """The same, as it is sent."""
+    return Call("GET", f"{_batch(batch_id)}/results", whole, patience=BULK_SECONDS)
+
+
+def batch_errors(batch_id: str) -> Streamed[dict[str, Any]]:
+    """What went wrong in a batch: refused lines (``line``, ``errors``), then failed jobs (``seq``, ``error``)."""
+    return _lines(Call("GET", f"{_batch(batch_id)}/errors", whole, patience=BULK_SECONDS), dict)
+
+
+def cancel_batch(batch_id: str) -> Call[Batch]:
+    """Stop every job of a batch that is not over."""
+    return Call("POST", f"{_batch(batch_id)}/cancel", Batch.of, patience=BULK_SECONDS)
+
+
+def retry_batch(batch_id: str) -> Call[Batch]:
+    """Submit again what failed or was canceled in a batch that is over, as a new batch."""
+    return Call("POST", f"{_batch(batch_id)}/retry", Batch.of, repeatable=False, patience=BULK_SECONDS)
+
+
+def pause_batch(batch_id: str) -> Call[Batch]:
+    """Let a batch wait; what runs goes on to its end."""
+    return Call("POST", f"{_batch(batch_id)}/pause", Batch.of, patience=BULK_SECONDS)
+
+
+def resume_batch(batch_id: str) -> Call[Batch]:
+    """Let a paused batch go on, from its old place in the queue."""
+    return Call("POST", f"{_batch(batch_id)}/resume", Batch.of, patience=BULK_SECONDS)
+
+
+def edit_batch(batch_id: str, **changes: object) -> Call[Batch]:
+    """Change a batch's ``name``, ``metadata`` or ``priority``."""
+    return Call("PATCH", _batch(batch_id), Batch.of, json=dict(changes), patience=BULK_SECONDS)
+
+
+def delete_batch(batch_id: str, *, dry_run: bool = False) -> Call[Deletion]:
+    """Delete a batch that is over, with its jobs and pictures; ``dry_run``: only say what that would be."""
+    params = _params({"dry_run": dry_run})
+    return Call("DELETE", _batch(batch_id), Deletion.of, repeatable=dry_run, params=params, patience=BULK_SECONDS)
+
+
+# -- the farm --------------------------------------------------------------------------------------------------------
+
+
+def models() -> Call[tuple[Model, ...]]:
+    """What there is to render with; the first that does a task is its default."""
+    return Call("GET", "/v1/models", lambda body: tuple(map(Model.of, body["data"])))
+
+
+def workers() -> Call[tuple[Worker, ...]]:
+    """Who renders."""
+    return Call("GET", "/v1/workers", lambda body: tuple(map(Worker.of, body["data"])))
+
+
+def drain_worker(name: str) -> Call[Worker]:
+    """Let a worker finish what it holds and give it nothing new. Needs the scope ``operate``, as pauses do."""
+    return Call("PUT", f"/v1/workers/{_worker(name)}/drain", Worker.of)
+
+
+def stop_worker(name: str) -> Call[Worker]:
+    """Drain a worker and let its process end when it has finished what is on its card."""
+    return Call("PUT", f"/v1/workers/{_worker(name)}/stop", Worker.of)
+
+
+def resume_worker(name: str) -> Call[Worker]:
+    """Give a drained worker jobs again."""
+    return Call("DELETE", f"/v1/workers/{_worker(name)}/drain", Worker.of)
+
+
+def _worker(name: str) -> str:
+    return "/".join(_segment(part, "worker") for part in name.split("/"))
+
+
+def pauses() -> Call[dict[str, Any]]:
+    """What is paused: ``farm``, ``models`` and ``tenants``."""
+    return Call("GET", "/v1/pauses", dict)
+
+
+def pause(*, model: str | None = None, tenant: str | None = None) -> Call[dict[str, Any]]:
+    """Hand nothing over of a model or of a tenant; of the whole farm, if neither is named."""
+    return Call("PUT", _pause(model, tenant), dict)
+
+
+def resume(*, model: str | None = None, tenant: str | None = None) -> Call[dict[str, Any]]:
+    """End such a pause."""
+    return Call("DELETE", _pause(model, tenant), dict)
+
+
+def _pause(model: str | None, tenant: str | None) -> str:
+    if model is not None and tenant is not None:
+        raise BadInput.of("tenant", tenant, "cannot be named together with a model: pause one, then the other")
+    if model is not None:
+        return "/v1/pauses/models/" + "/".join(_segment(part, "model") for part in model.split("/"))
+    return "/v1/pauses/farm" if tenant is None else f"/v1/pauses/tenants/{_segment(tenant, 'tenant')}"
+
+
+def keys(tenant: str | None = None) -> Call[tuple[Key, ...]]:
+    """API keys: of the caller's own tenant, or of the one of that id."""
+    return Call("GET", "/v1/keys", lambda body: tuple(map(Key.of, body["data"])), params=_of(tenant))
+
+
+def make_key(name: str, scopes: tuple[str, ...] = (), tenant: str | None = None) -> Call[Key]:
+    """A new API key; its ``text`` is told this once."""
+    body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
+    return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body, params=_of(tenant))
+
+
+def revoke_key(key_id: str, tenant: str | None = None) -> Call[Key]:
+    """End a key at once."""
+    return Call("DELETE", f"/v1/keys/{_segment(key_id, 'key')}", Key.of, params=_of(tenant))
+
+
+def rotate_key(key_id: str, tenant: str | None = None) -> Call[Key]:
+    """A second live key of the same name and scopes; its ``text`` is told this once."""
+    path = f"/v1/keys/{_segment(key_id, 'key')}/rotate"
+    return Call("POST", path, Key.of, repeatable=False, params=_of(tenant))
+
+
+def _of(tenant: str | None) -> tuple[tuple[str, str], ...]:
+    return () if tenant is None else (("tenant", tenant),)
+
+
+def tenants() -> Call[tuple[dict[str, Any], ...]]:
+    """The farm's first 100 tenants, with their caps. Needs the scope ``admin``, as all about tenants does."""
+    return Call("GET", "/v1/tenants", lambda body: tuple(body["data"]))
+
+
+def make_tenant(name: str, **caps: float | None) -> Call[dict[str, Any]]:
+    """A new tenant, with ``weight`` and caps as in ``POST /v1/tenants``."""
+    return Call("POST", "/v1/tenants", dict, repeatable=False, json={"name": name, **caps})
+
+
+def change_tenant(tenant_id: str, **changes: float | str | None) -> Call[dict[str, Any]]:
+    """Change name, weight or caps; None removes a cap."""
+    return Call("PATCH", f"/v1/tenants/{_segment(tenant_id, 'tenant')}", dict, json=changes)
+
+
+def remove_tenant(tenant_id: str) -> Call[dict[str, Any]]:
+    """Remove a tenant that has nothing any more."""
+    return Call("DELETE", f"/v1/tenants/{_segment(tenant_id, 'tenant')}", dict)
+
+
+def usage(
+    first: str | None = None, last: str | None = None, tenant: str | None = None
+) -> Call[tuple[dict[str, Any], ...]]:
+    """Usage by day, tenant and model; days as ``YYYY-MM-DD``, UTC; ``tenant``: ``all`` needs the scope ``admin``."""
+    days = tuple((name, value) for name, value in (("from", first), ("to", last)) if value is not None)
+    return Call("GET", "/v1/usage", lambda body: tuple(body["data"]), params=days + _of(tenant))
+
+
+# -- webhooks --------------------------------------------------------------------------------------------------------
+
+
+def endpoints(*, limit: int | None = None, one_off: bool | None = None) -> Streamed[Endpoint]:
+    """Webhook endpoints, newest first. ``one_off``: only those made for a ``webhook`` of jobs and batches, or none."""
+    return _pages("/v1/webhooks/endpoints", {"one_off": one_off}, Endpoint.of, limit)
+
+
+def add_endpoint(
+    url: str, *, events: Sequence[str] = (), description: str = "", asymmetric: bool = False
+) -> Call[Endpoint]:
+    """Have events sent to a URL: those of the given types, or the ends of all jobs. It has its ``secret``.
+
+    ``asymmetric``: sign with a key pair too (``v1a``), which the receiver checks with one of its ``public_keys``.
+    """
+    body: dict[str, Any] = {"url": url, "description": description} | ({"events": [*events]} if events else {})
+    body |= {"asymmetric": True} if asymmetric else {}
+    return Call("POST", "/v1/webhooks/endpoints", Endpoint.of, repeatable=False, json=body)
+
+
+def endpoint(endpoint_id: str) -> Call[Endpoint]:
+    """The endpoint and how it fares."""
+    return Call("GET", _endpoint(endpoint_id), Endpoint.of)
+
+
+def edit_endpoint(endpoint_id: str, **changes: object) -> Call[Endpoint]:
+    """Change its ``url``, ``description``, ``events``, ``enabled`` or ``asymmetric``."""
+    return Call("PATCH", _endpoint(endpoint_id), Endpoint.of, json=dict(changes))
+
+
+def remove_endpoint(endpoint_id: str) -> Call[Endpoint]:
+    """Send it nothing more, and forget what was sent. Not repeatable: the second call finds nothing."""
+    return Call("DELETE", _endpoint(endpoint_id), Endpoint.of, repeatable=False)
+
+
+def endpoint_secret(endpoint_id: str) -> Call[EndpointSecret]:
+    """What its webhooks are signed with."""
+    return Call("GET", _endpoint(endpoint_id) + "/secret", EndpointSecret.of)
+
+
+def rotate_secret(endpoint_id: str, *, overlap_seconds: int | None = None) -> Call[EndpointSecret]:
+    """Give it a new secret. The old one signs as well for ``overlap_seconds``, or a day."""
+    params = _params({"overlap_seconds": overlap_seconds})
+    return Call("POST", _endpoint(endpoint_id) + "/rotate", EndpointSecret.of, repeatable=False, params=params)
+
+
+def test_endpoint(endpoint_id: str) -> Call[Delivery]:
+    """Send it a ``farm.test`` event."""
+    return Call("POST", _endpoint(endpoint_id) + "/test", Delivery.of, repeatable=False)
+
+
+def deliveries(*, limit: int | None = None, **filters: Any) -> Streamed[Delivery]:
+    """Deliveries, newest event first: of an ``endpoint_id``, ``state``, ``job_id``, ``type`` or time."""
+    return _pages("/v1/webhooks/deliveries", filters, Delivery.of, limit)
+
+
+def delivery(delivery_id: str) -> Call[Delivery]:
+    """The delivery with everything that was tried for it."""
+    return Call("GET", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}", Delivery.of)
+
+
+def resend(delivery_id: str) -> Call[Delivery]:
+    """Send a delivery now, delivered before or not, under the same id."""
+    return Call("POST", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}/resend", Delivery.of)
+
+
+def resend_dead(**filters: Any) -> Call[int]:
+    """Send dead deliveries again: all, or of an ``endpoint_id``, ``job_id``, ``type`` or time. Returns how many."""
+    # not repeatable: the count of a second call would be another
+    body = {name: _text(value) for name, value in filters.items() if value is not None}
+    path = "/v1/webhooks/deliveries/resend"
+    return Call("POST", path, lambda answer: int(answer["count"]), repeatable=False, json=body)
+
+
+# -- how -------------------------------------------------------------------------------------------------------------
+
+
+def delay(attempt: int, retry_after: str | None = None, now: float = 0.0) -> float:
+    """Seconds to wait before trying again after ``attempt`` (0-based) failed.
+
+    The server's ``Retry-After`` (seconds, or a date, which is compared to ``now``) goes before our own schedule; both
+    get some jitter, so that clients who failed together do not come back together.
+    """
+    asked = _seconds(retry_after, now)
+    if asked is not None:
+        return min(asked, LONGEST_DELAY) * random.uniform(1.0, 1.1)  # noqa: S311 - not a secret
+    return min(0.25 * 2.0**attempt, 8.0) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def infer_task(*, image: bool, mask: bool, depth: bool) -> str:
+    """The task that the given inputs mean. Raises `BadInput` when they mean none."""
+    if mask and depth:
+        raise BadInput.of("depth", None, "is for depth-to-image and --mask for inpainting: give one of them")
+    if (mask or depth) and not image:
+        name = "mask" if mask else "depth"
+        raise BadInput.of("image", None, f"is required beside {name}: the picture that the {name} belongs to")
+    if mask:
+        return "inpainting"
+    if depth:
+        return "depth-to-image"
+    return "image-to-image" if image else "text-to-image"
+
+
+def reference(picture: object) -> str | None:
+    """The picture itself, if it is a reference that the farm understands; None if its bytes must be uploaded."""
+    return picture if isinstance(picture, str) and _REFERENCE.fullmatch(picture) else None
+
+
+def read_picture(field_name: str, picture: object) -> tuple[str, bytes]:
+    """A name and the encoded bytes of a picture that must be uploaded. Raises `BadInput` if it cannot be read."""
+    if isinstance(picture, bytes):
+        return field_name, picture
+    if isinstance(picture, str | os.PathLike):
+        path = Path(picture)
+        try:
+            return path.name, path.read_bytes()
+        except OSError as error:
+            raise BadInput.of(field_name, str(path), f"{path} cannot be read: {error.strerror}") from error
+    if hasattr(picture, "save") and hasattr(picture, "mode"):  # a Pillow image, without importing Pillow
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG", compress_level=1)
+        return f"{field_name}.png", buffer.getvalue()
+    raise BadInput.of(field_name, type(picture).__name__, "must be a path, bytes, a Pillow image or a reference")
+
+
+def _pages(path: str, filters: Mapping[str, Any], read: Callable[[Any], T], limit: int | None) -> Streamed[T]:
+    """What a list has, page after page."""
+
+    def steps() -> Flow[None]:
+        cursor: str | None = None
+        left = limit
+        while left is None or left > 0:
+            size = 100 if left is None else min(left, 100)
+            params = _params({**filters, "limit": size, "cursor": cursor})
+            body = yield Call("GET", path, whole, params=params)
+            for one in body["data"]:
+                yield Emit(read(one))
+            cursor = body.get("next")
+            if left is not None:
+                left -= len(body["data"])
+            if not cursor:
+                return
+
+    return Streamed(steps)
+
+
+def _lines(call: Call[Any], read: Callable[[Any], T]) -> Streamed[T]:
+    """The JSON lines of a streamed answer. Raises `Unreachable` if it breaks before its end."""
+
+    def steps() -> Flow[None]:
+        yield Open(call, Form.LINES)
+        while (line := (yield Stream.NEXT)) is not None:
+            yield Emit(read(line))
+        yield Stream.CLOSE
+
+    return Streamed(steps)
+
+
+def _bulk(
+    source: Source,
+    content_type: str,
+    query: Mapping[str, Any],
+    idempotency_key: str | None,
+    read: Callable[[Any], T],
+) -> Call[T]:
+    """A body of jobs, in one streamed request. Its key makes it repeatable, if the body can be read again."""
+    repeatable = True
+    content: Callable[[], Iterable[bytes]]
+    if isinstance(source, bytes):
+        content = partial(_parts, io.BytesIO, source)
+    elif isinstance(source, os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise BadInput.of("file", str(path), f"there is no file {path}")
+        content = partial(_parts, path.open, "rb")
+    elif isinstance(source, Sequence):
+        requests, content_type = source, JSONL
+        content = partial(map, lambda one: json.dumps(dict(one)).encode() + b"\n", requests)
+    else:
+        opened, repeatable = source, False
+        content = partial(_parts, contextlib.nullcontext, opened)
+    return Call(
+        "POST",
+        "/v1/batches",
+        read,
+        repeatable=repeatable,
+        params=_params(query),
+        headers={"Idempotency-Key": idempotency_key or f"farm-{uuid.uuid4().hex}", "Content-Type": content_type},
+        content=content,
+        patience=BULK_SECONDS,
+    )
+
+
+def _parts(opening: Callable[..., Any], *arguments: Any) -> Iterator[bytes]:
+    """A file's content, piece by piece."""
+    with opening(*arguments) as file:
+        while part := file.read(_PART_BYTES):
+            yield part
+
+
+def _params(given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    params: list[tuple[str, str]] = []
+    for name, value in given.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list | tuple | set | frozenset) else (value,)
+        params += [(name, _text(one)) for one in values]
+    return tuple(params)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+
+
+def _segment(name: str, kind: str) -> str:
+    """An id as one segment of a path: what is no id must not reach another route."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        raise BadInput.of(kind, name, f"{name!r} is no {kind} id")
+    return name
+
+
+def _batch(batch_id: str) -> str:
+    return f"/v1/batches/{_segment(batch_id, 'batch')}"
+
+
+def _endpoint(endpoint_id: str) -> str:
+    return f"/v1/webhooks/endpoints/{_segment(endpoint_id, 'endpoint')}"
+
+
+def _seconds(retry_after: str | None, now: float) -> float | None:
+    text = (retry_after or "").strip()
+    if not text:
+        return None
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+    except ValueError:
+        return None

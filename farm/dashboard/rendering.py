@@ -1,0 +1,207 @@
+"""What every page is answered with: a template, strict headers, and errors in plain words.
+
+A page module has a ``router`` of `PageRoute`s and, if the navigation shows it, a ``LINK``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import quote, unquote
+
+from fastapi import Depends, Form, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from farm.api import problems
+from farm.api.dependencies import Services
+from farm.dashboard import filters, session
+from farm.dashboard.session import Visitor
+from farm.errors import BadInput, FarmError, Forbidden, NotFound, Unauthorized, Unavailable
+from farm.store.tenants import Scope
+
+HOME: Final = "/farm"
+LOGIN: Final = "/farm/login"
+NOTE: Final = "farm_note"  #: the cookie that carries what an action did to the next page
+STATIC: Final = "/farm/static"
+ASSETS: Final = Path(__file__).with_name("static")
+
+#: No script but our own files, no style but our own sheet, no picture but what comes through here; nobody frames it.
+HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Link:
+    """A page's place in the navigation."""
+
+    group: str  #: the heading it stands under, see `GROUPS`
+    label: str
+    path: str
+    order: int  #: within its group
+    scopes: tuple[Scope, ...] = ()  #: one of these is needed to see it; empty: everybody sees it
+
+
+#: The navigation's headings, from top to bottom.
+GROUPS: Final = ("Farm", "Work", "Settings")
+
+LINKS: Final[list[Link]] = []  #: filled by `farm.dashboard.pages`
+
+
+def _asset(name: str) -> str:
+    """The address of a static file, with its version: a new release is never met with an old file."""
+    return f"{STATIC}/{name}?v={_version(name)}"
+
+
+def _version(name: str) -> str:
+    if name not in _VERSIONS:
+        _VERSIONS[name] = hashlib.sha256((ASSETS / name).read_bytes()).hexdigest()[:12]
+    return _VERSIONS[name]
+
+
+_VERSIONS: dict[str, str] = {}
+
+
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.globals["asset"] = _asset
+    found.filters.update(filters.FILTERS)
+    return found
+
+
+TEMPLATES: Final = _environment()
+
+
+def render(
+    request: Request, template: str, *, status: int = 200, headers: dict[str, str] | None = None, **values: Any
+) -> HTMLResponse:
+    """A page, or a part of one: ``visitor``, the navigation and a note from the last action come by themselves."""
+    who: Visitor | None = getattr(request.state, "visitor", None)
+    # a part of a page, which htmx asks for, leaves the note to the next whole page
+    noted = NOTE in request.cookies and "hx-request" not in request.headers
+    text = TEMPLATES.get_template(template).render(
+        visitor=who,
+        navigation=_navigation(request.url.path, who),
+        path=request.url.path,
+        flower=request.app.state.services.settings.flower_url,
+        note=unquote(request.cookies[NOTE])[:500] if noted else "",
+        **values,
+    )
+    response = HTMLResponse(text, status_code=status, headers={**HEADERS, **(headers or {})})
+    if noted:
+        response.delete_cookie(NOTE, path=HOME)
+    return response
+
+
+def _navigation(path: str, who: Visitor | None) -> list[tuple[str, list[tuple[Link, bool]]]]:
+    """The links that the visitor may follow, by group, and which of them is open."""
+    if who is None:
+        return []
+    shown = [link for link in LINKS if not link.scopes or who.may(*link.scopes)]
+    under = [link for link in shown if path == link.path or path.startswith(f"{link.path}/")]
+    here = max(under, key=lambda link: len(link.path), default=None)
+    groups = []
+    for group in GROUPS:
+        links = sorted((link for link in shown if link.group == group), key=lambda link: link.order)
+        if links:
+            groups.append((group, [(link, link is here) for link in links]))
+    return groups
+
+
+def see(path: str, note: str = "") -> RedirectResponse:
+    """The answer to a form: look at that page, which tells in a sentence what was done."""
+    response = RedirectResponse(path, status_code=303)
+    if note:
+        response.set_cookie(NOTE, quote(note), max_age=60, path=HOME, httponly=True, samesite="strict")
+    return response
+
+
+class PageRoute(APIRoute):
+    """A route whose visitor is known first, whose changes come from our own pages, and whose errors are pages."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, wrapped."""
+        handle = super().get_route_handler()
+
+        async def answered(request: Request) -> Response:
+            try:
+                if request.method not in ("GET", "HEAD"):
+                    session.same_site(request)
+                if not self.path.startswith(LOGIN):
+                    services: Services = request.app.state.services
+                    request.state.visitor = await run_in_threadpool(session.visitor, services.store, request)
+                    request.state.key = request.state.visitor.key  # for the log
+                    if not self.path.endswith("/logout"):
+                        request.state.visitor.must(Scope.READ, Scope.OPERATE, Scope.ADMIN)
+                return await handle(request)
+            except Unauthorized:
+                return _to_login(request)
+            except (FarmError, HTTPException, RequestValidationError) as error:
+                return _mistake(request, error)
+
+        return answered
+
+
+def _to_login(request: Request) -> Response:
+    there = LOGIN
+    if request.method == "GET" and request.url.path != HOME:
+        there += f"?next={quote(request.url.path)}"
+    if request.headers.get("hx-request"):
+        # a part of a page cannot be a login form: the browser goes there itself
+        return Response(status_code=204, headers={"HX-Redirect": LOGIN})
+    return RedirectResponse(there, status_code=303)
+
+
+def _mistake(request: Request, error: Exception) -> Response:
+    sentences: list[str]
+    if isinstance(error, BadInput):
+        status, sentences = 422, [f"{one.field}: {one.message}" for one in error.problems[:20]]
+    elif isinstance(error, RequestValidationError):
+        status, sentences = 422, [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:20]]
+    elif isinstance(error, FarmError):
+        status = problems.of_error(request, error).status_code
+        sentences = ["A part of the farm does not answer; try again soon."]
+        if not isinstance(error, Unavailable):
+            sentences = [str(error)]
+    else:
+        assert isinstance(error, HTTPException)
+        status, sentences = error.status_code, [str(error.detail)]
+    title = {403: "This key does not reach that far", 404: "There is no such thing", 503: "Out of reach"}.get(
+        status, "That did not work"
+    )
+    return render(request, "error.html", status=status, title=title, sentences=sentences)
+
+
+# -- what pages ask for ----------------------------------------------------------------------------------------------
+
+
+async def _visitor(request: Request) -> Visitor:
+    who: Visitor = request.state.visitor
+    return who
+
+
+Who = Annotated[Visitor, Depends(_visitor)]
+Ids = Annotated[list[str], Form()]
+
+__all__ = ["GROUPS", "HOME", "LINKS", "Forbidden", "Ids", "Link", "NotFound", "PageRoute", "Who", "render", "see"]

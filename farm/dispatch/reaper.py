@@ -1,0 +1,83 @@
+"""Taking back what nobody answers for: run by the leading dispatcher beside its rounds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from farm import lifecycle, metrics
+from farm.settings import Settings
+from farm.store.unit_of_work import Store
+
+log = structlog.stdlib.get_logger()
+
+REAP_SECONDS: Final = 1.0
+HOUSEKEEPING_SECONDS: Final = 600.0
+KEY_AGE_SECONDS: Final = 48 * 3600.0  #: how long an Idempotency-Key is remembered
+MISSED_BEATS: Final = 3  #: heartbeats a worker may miss before it gets nothing new
+
+
+@dataclass
+class Reaper:
+    """Gives expired jobs back and marks silent workers; call it as often as you like.
+
+    After an outage of the database it first lets the workers speak: they could not renew their leases, which is no sign
+    that they are gone.
+    """
+
+    store: Store
+    settings: Settings
+    _next_reap: float = field(default=0.0, init=False)
+    _next_measure: float = field(default=0.0, init=False)
+    _next_housekeeping: float = field(default=0.0, init=False)
+
+    @property
+    def _grace_seconds(self) -> float:
+        """In this time after an outage every living worker has renewed its leases."""
+        return 2 * self.settings.heartbeat_seconds
+
+    def hold(self) -> None:
+        """The database was away: take nothing back before the workers had time to renew."""
+        self._next_reap = time.monotonic() + self._grace_seconds
+
+    def due_in(self) -> float:
+        """Seconds until it wants to be called."""
+        return max(0.0, self._next_reap - time.monotonic())
+
+    def run(self) -> None:
+        """Reap if it is time. Raises `DatabaseUnavailable`."""
+        now = time.monotonic()
+        if now < self._next_reap:
+            return
+        self._next_reap = now + REAP_SECONDS
+        with self.store.begin() as unit:
+            if unit.database_uptime() < self._grace_seconds:
+                return
+            silent = unit.workers.silent(self.settings.heartbeat_seconds * MISSED_BEATS)
+            reaped = lifecycle.reap(unit)
+            expired = lifecycle.expire(unit)
+        metrics.REAPED.inc(len(reaped))
+        for worker in silent:
+            log.warning("worker is silent", action="worker_silent", worker=worker)
+        for job_id in reaped:
+            log.warning("lease ran out", action="lease_expired", job=job_id)
+        for job_id in expired:
+            log.info("deadline passed", action="deadline_exceeded", job=job_id)
+        if now >= self._next_measure:
+            self._next_measure = now + lifecycle.STORAGE_SECONDS
+            with self.store.begin() as unit:
+                unit.usage.measure_storage()
+            with self.store.begin() as unit:
+                forgotten = lifecycle.forget(unit)
+                strays = lifecycle.clean_up(unit)
+            if forgotten >= lifecycle.FORGET_AT_ONCE:
+                self._next_measure = now + REAP_SECONDS  # go on soon, and let the rounds through
+            if forgotten or strays:
+                log.info("forgot", action="retention", forgotten=forgotten, strays=strays)
+        if now >= self._next_housekeeping:
+            self._next_housekeeping = now + HOUSEKEEPING_SECONDS
+            with self.store.begin() as unit:
+                unit.jobs.forget_keys(KEY_AGE_SECONDS)

@@ -1,0 +1,1 @@
+"""Connections to addresses that tenants name: checked, pinned, and never to the farm's own network."""

@@ -1,0 +1,274 @@
+"""The store and its unit of work: the only place that commits."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from farm.errors import DatabaseUnavailable, SetupError
+from farm.settings import Settings
+from farm.store.activity_stats import Activity
+from farm.store.batches import Batches
+from farm.store.bulk_actions import Selections
+from farm.store.dashboard_queries import Search
+from farm.store.deliveries import Deliveries
+from farm.store.delivery_leases import Claims
+from farm.store.delivery_results import Outcomes
+from farm.store.events import Events
+from farm.store.files import Files
+from farm.store.job_failures import Failures
+from farm.store.jobs import Jobs
+from farm.store.outbox import Outbox
+from farm.store.pauses import Pauses
+from farm.store.pending_deletions import Doomed
+from farm.store.queue import Backlog
+from farm.store.quotas import Counts, Quotas
+from farm.store.running_jobs import Attempts
+from farm.store.tenants import Tenants
+from farm.store.usage import Usage
+from farm.store.webhooks import Webhooks
+from farm.store.workers import Workers
+
+
+class Unit:
+    """One transaction and the repositories that share it."""
+
+    def __init__(self, session: Session, counts: Counts) -> None:
+        self.session = session
+        self._counts = counts
+
+    def now(self) -> datetime:
+        """The database's clock, as this transaction sees it throughout."""
+        now: datetime = self.session.connection().exec_driver_sql("SELECT now()").scalar_one()
+        return now
+
+    def database_uptime(self) -> float:
+        """Seconds since the database server started."""
+        since = text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())")
+        return float(self.session.execute(since).scalar_one())
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Jobs and their outputs."""
+        return Jobs(self.session)
+
+    @cached_property
+    def attempts(self) -> Attempts:
+        """Jobs in workers' hands."""
+        return Attempts(self.session)
+
+    @cached_property
+    def backlog(self) -> Backlog:
+        """Jobs that wait, as the dispatcher sees them."""
+        return Backlog(self.session)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Batches and their counters."""
+        return Batches(self.session)
+
+    @cached_property
+    def doomed(self) -> Doomed:
+        """Objects to be removed."""
+        return Doomed(self.session)
+
+    @cached_property
+    def events(self) -> Events:
+        """The event table and notifications."""
+        return Events(self.session)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """Workers."""
+        return Workers(self.session)
+
+    @cached_property
+    def tenants(self) -> Tenants:
+        """Tenants and API keys."""
+        return Tenants(self.session)
+
+    @cached_property
+    def usage(self) -> Usage:
+        """What tenants have used."""
+        return Usage(self.session)
+
+    @cached_property
+    def quotas(self) -> Quotas:
+        """The limits of what may wait."""
+        return Quotas(self.session, self._counts)
+
+    @cached_property
+    def failures(self) -> Failures:
+        """Which workers failed which jobs."""
+        return Failures(self.session)
+
+    @cached_property
+    def pauses(self) -> Pauses:
+        """What operators have stopped."""
+        return Pauses(self.session)
+
+    @cached_property
+    def activity(self) -> Activity:
+        """What ended lately."""
+        return Activity(self.session)
+
+    @cached_property
+    def selections(self) -> Selections:
+        """Many jobs at once."""
+        return Selections(self.session)
+
+    @cached_property
+    def search(self) -> Search:
+        """Jobs and batches for a person who looks."""
+        return Search(self.session)
+
+    @cached_property
+    def files(self) -> Files:
+        """Input pictures."""
+        return Files(self.session)
+
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        """Endpoints of webhooks."""
+        return Webhooks(self.session)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Events that nobody was told of yet."""
+        return Outbox(self.session)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """Deliveries in a deliverer's hands."""
+        return Claims(self.session)
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """How tries to deliver ended."""
+        return Outcomes(self.session)
+
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        """What was sent to endpoints, and sending it again."""
+        return Deliveries(self.session)
+
+
+class Store:
+    """A pool of connections to the database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._counts = Counts()
+        self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")  # over the same connections
+
+    @classmethod
+    def connect(cls, settings: Settings, *, pool: int = 10) -> Store:
+        """A store over ``FARM_DATABASE_URL`` with at most ``pool`` connections; none is opened yet."""
+        if settings.database_url is None:
+            raise SetupError(
+                "FARM_DATABASE_URL is not set: point it at a PostgreSQL database, or start the farm with `farm up`"
+            )
+        return cls(make_engine(settings.database_url.get_secret_value(), pool=pool))
+
+    @contextmanager
+    def begin(self) -> Iterator[Unit]:
+        """One unit of work: commits at the end of the block, rolls back on any error.
+
+        Raises `DatabaseUnavailable` when the server does not answer.
+        """
+        with _translated(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            unit = Unit(session, self._counts)
+            yield unit
+            unit.batches.settle()
+            unit.events.settle()
+
+    @contextmanager
+    def look(self) -> Iterator[Unit]:
+        """For single statements that change nothing: each sees the database by itself, for half of the round trips.
+
+        Raises `DatabaseUnavailable` when the server does not answer.
+        """
+        with _translated(), Session(self._looking, expire_on_commit=False) as session:
+            yield Unit(session, self._counts)
+
+    def check(self) -> None:
+        """Raise `DatabaseUnavailable` unless the database answers."""
+        with self.begin() as unit:
+            unit.session.execute(text("SELECT 1"))
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What the driver raises when the server is away, as `DatabaseUnavailable`."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise DatabaseUnavailable("PostgreSQL does not answer") from error
+    except DBAPIError as error:
+        # read-only: a standby, which a failover is about to promote
+        if error.connection_invalidated or isinstance(error.orig, (pg.OperationalError, pg.ReadOnlySqlTransaction)):
+            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+        raise
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """The URL with the driver that the farm uses (psycopg 3), from any spelling of a PostgreSQL URL."""
+    return make_url(database_url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+def make_engine(database_url: str, *, pool: int) -> Engine:
+    """An engine whose connections fail fast and never linger in a transaction."""
+    engine = create_engine(
+        sqlalchemy_url(database_url),
+        pool_size=pool,
+        max_overflow=0,
+        pool_timeout=5,
+        pool_use_lifo=True,  # few warm connections, whose statements are prepared, rather than many cold ones
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "farm",
+            # a server that vanished without a word (a pulled cable) is noticed in seconds, not in the kernel's hours
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,  # milliseconds
+            "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
+        },
+    )
+
+    @event.listens_for(engine, "checkout")
+    def replace_dropped(connection: Any, _: object, __: object) -> None:
+        """A connection that a restarted server dropped is replaced before use instead of failing a request.
+
+        An idle connection has nothing to be read, unless the server said good-bye: that costs no round trip to see, and
+        asking at each use would be a tenth of all statements. What is there to be read may be something else.
+        """
+        try:
+            if connection.closed or (_readable(connection.fileno()) and not engine.dialect.do_ping(connection)):
+                raise DisconnectionError
+        except psycopg.Error as error:
+            raise DisconnectionError from error
+
+    return engine
+
+
+def _readable(socket: int) -> bool:
+    waiting = select.poll()
+    waiting.register(socket, select.POLLIN)
+    return bool(waiting.poll(0))

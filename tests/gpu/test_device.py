@@ -1,0 +1,148 @@
+"""What only a CUDA card can show. ``python -m pytest tests/gpu``; skipped, with a sentence, where there is none."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from farm.domain.model import Model
+from farm.domain.tasks import JobSpec, Task
+from farm.domain.worker import Card
+from tests.unit.test_pipelines import pictures, spec
+from workers import device as cards
+from workers import pipelines
+from workers.batched_renderer import SharedRenderer
+from workers.device import Upkeep
+from workers.engine import Engine
+from workers.model_cache import Residency
+from workers.pipelines import LoadedModel
+from workers.render_request import Rendered, RenderWork
+
+pytestmark = [
+    pytest.mark.skipif(
+        not torch.cuda.is_available(),
+        reason="torch sees no CUDA card: half precision, memory limits and equal rows on a card are not tried here",
+    ),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
+
+
+def mixed(*, exact: bool) -> list[JobSpec]:
+    return [
+        spec(
+            task,
+            num_inference_steps=6 + index,
+            guidance_scale=2.0 + index,
+            seed=index,
+            strength=None if task is Task.TEXT_TO_IMAGE else 0.8,
+            exact=exact,
+        )
+        for index, task in enumerate([*Task, Task.TEXT_TO_IMAGE, Task.TEXT_TO_IMAGE])
+    ]
+
+
+def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> list[np.ndarray[Any, Any]]:
+    jobs = [
+        RenderWork(one, model, pictures(one.task), lambda: None, lambda _: None, threading.Event()) for one in specs
+    ]
+    ended: dict[RenderWork, Any] = {}
+    for job in jobs:
+        renderer.admit(job)
+        ended.update(renderer.advance())
+    while renderer.active:
+        ended.update(renderer.advance())
+    ended.update(renderer.advance())
+    for job in jobs:
+        assert isinstance(ended[job], Rendered), ended[job]
+    return [np.asarray(ended[job].images[0], int) for job in jobs]
+
+
+def test_the_card_is_described_by_what_it_can_do() -> None:
+    card = cards.describe(cards.choose("cuda:0"))
+    assert card.memory_bytes > 2**30
+    assert card.dtype in {"bfloat16", "float16", "float32"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_exact_pictures_do_not_depend_on_their_company(dtype: Any) -> None:
+    model = MODEL.model_copy(update={"dtype": dtype})
+    renderer = SharedRenderer(cards.describe(cards.choose("cuda:0")), 1, lambda: None, 8)
+    first = rendered(renderer, model, mixed(exact=True))
+    other_way = rendered(renderer, model, mixed(exact=True)[::-1])[::-1]
+    (alone,) = rendered(renderer, model, mixed(exact=True)[4:5])
+    assert [one.tobytes() for one in first] == [one.tobytes() for one in other_way]
+    assert alone.tobytes() == first[4].tobytes()
+
+
+def test_shared_pictures_differ_by_rounding_alone() -> None:
+    model = MODEL.model_copy(update={"dtype": "float32"})
+    renderer = SharedRenderer(cards.describe(cards.choose("cuda:0")), 1, lambda: None, 8)
+    company = np.stack(rendered(renderer, model, mixed(exact=False)))
+    alone = np.stack([rendered(renderer, model, [one])[0] for one in mixed(exact=False)])
+    differences = np.abs(company - alone)
+    assert differences.max() <= 1
+    assert (differences.max(-1) > 0).mean() <= 0.001
+    assert renderer.hub.rows > renderer.hub.forwards
+
+
+def test_a_model_that_left_the_card_comes_back_from_main_memory_with_the_same_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads: list[str] = []
+    real = pipelines.load
+
+    def load(model: Model, card: Card) -> LoadedModel:
+        loads.append(model.id)
+        return real(model, card)
+
+    monkeypatch.setattr(pipelines, "load", load)
+    card = cards.describe(cards.choose("cuda:0"))
+    residency = Residency(replace(card, memory_bytes=100_000_000), upkeep=Upkeep(attic_bytes=2**30))  # holds one
+    models = [MODEL.model_copy(update={"id": name}) for name in ("one", "other")]
+    wanted = mixed(exact=True)[0]
+
+    def picture(model: Model) -> bytes:
+        loaded = residency.get(model)
+        return pipelines.render(loaded, wanted, 0, {}, lambda _: None, threading.Event()).tobytes()
+
+    first = picture(models[0])
+    held = torch.cuda.memory_allocated()
+    picture(models[1])
+    assert residency.ids == ("other",)
+    assert torch.cuda.memory_allocated() < 1.5 * held  # the first one's weights are off the card
+    assert picture(models[0]) == first
+    assert loads == ["one", "other"]
+
+
+def test_only_the_engines_thread_touches_the_card() -> None:
+    engine = Engine(cards.choose("cuda:0"), 1, slots=4)
+    engine.start()
+    work = RenderWork(mixed(exact=True)[0], MODEL, {}, lambda: None, lambda _: None, threading.Event())
+    assert len(engine.submit(work).result(300).images) == 1
+    engine.close()
+    engine.join(60)
+    assert not engine.is_alive()
+
+
+def test_a_model_whose_weights_are_moved_to_and_fro_makes_the_same_picture_and_comes_back() -> None:
+    loaded = pipelines.load(MODEL.model_copy(update={"dtype": "float32"}), cards.describe(cards.choose("cuda:0")))
+    unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
+
+    def picture() -> Any:
+        return pipelines.render(loaded, spec(Task.TEXT_TO_IMAGE), 0, {}, lambda _: None, threading.Event())
+
+    before = picture()
+    with pipelines.offloaded(loaded, Task.TEXT_TO_IMAGE, "cuda:0"):
+        assert unet.device.type == "cpu"
+        assert picture().tobytes() == before.tobytes()
+    assert unet.device.type == "cuda"
+    assert picture().tobytes() == before.tobytes()

@@ -1,0 +1,138 @@
+"""What a command makes of its words: tasks, sizes, formats and file names."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from farm.cli import output_files
+from farm.cli.render import Verdict, compare, request_in, size_of
+from farm.client.requests import infer_task
+from farm.domain import recipe
+from farm.domain.tasks import InputPicture, JobSpec, OutputFormat, Scheduler, Task
+from farm.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "depth", "task"),
+    [
+        (False, False, False, "text-to-image"),
+        (True, False, False, "image-to-image"),
+        (True, True, False, "inpainting"),
+        (True, False, True, "depth-to-image"),
+    ],
+)
+def test_the_pictures_given_mean_a_task(image: bool, mask: bool, depth: bool, task: str) -> None:
+    assert infer_task(image=image, mask=mask, depth=depth) == task
+
+
+@pytest.mark.parametrize(("image", "mask", "depth"), [(False, True, False), (False, False, True), (True, True, True)])
+def test_pictures_that_mean_no_task_are_refused(image: bool, mask: bool, depth: bool) -> None:
+    with pytest.raises(BadInput):
+        infer_task(image=image, mask=mask, depth=depth)
+
+
+@pytest.mark.parametrize(("text", "size"), [("64x32", (64, 32)), ("512X512", (512, 512)), (None, (None, None))])
+def test_a_size_is_width_and_height(text: str | None, size: tuple[int | None, int | None]) -> None:
+    assert size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["64", "64x", "x64", "64x64x64", "-8x8", "a", "٣x٣"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="512x512"):
+        size_of(text)
+
+
+@pytest.mark.parametrize(
+    ("output", "given", "found"),
+    [
+        ("a.png", None, "png"),
+        ("a.JPG", None, "jpeg"),
+        ("a.webp", "webp", "webp"),
+        ("a", "jpeg", "jpeg"),
+        (None, None, None),
+    ],
+)
+def test_the_ending_says_the_format(output: str | None, given: str | None, found: str | None) -> None:
+    assert output_files.format_of(None if output is None else Path(output), given) == found
+
+
+@pytest.mark.parametrize(("output", "given"), [("a.gif", None), ("a.png", "jpeg")])
+def test_an_ending_that_contradicts_is_refused(output: str, given: str | None) -> None:
+    with pytest.raises(BadInput):
+        output_files.format_of(Path(output), given)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a red ball on a blue background", "a-red-ball-on-a-blue-background"),
+        ("  ../../etc/passwd ", "etc-passwd"),
+        ("!!!", "picture"),
+        ("", "picture"),
+        ("Ein grüner Würfel", "ein-grüner-würfel"),
+    ],
+)
+def test_a_made_up_name_says_the_prompt_and_stays_here(prompt: str, name: str) -> None:
+    assert output_files.slug(prompt) == name
+
+
+@pytest.mark.parametrize("prompt", ["word " * 500, "w" * 500, "絵" * 500])
+def test_a_made_up_name_fits_into_a_file_system(prompt: str) -> None:
+    assert 0 < len(output_files.slug(prompt).encode()) <= 100
+
+
+def test_several_outputs_are_numbered() -> None:
+    assert output_files.numbered(Path("d/out.png"), 1) == [Path("d/out.png")]
+    assert output_files.numbered(Path("d/out.png"), 2) == [Path("d/out-0.png"), Path("d/out-1.png")]
+
+
+def test_a_taken_name_is_refused_before_anything_is_rendered(tmp_path: Path) -> None:
+    taken = tmp_path / "out.png"
+    taken.touch()
+    with pytest.raises(BadInput, match="--force"):
+        output_files.refuse_taken([taken], force=False)
+    output_files.refuse_taken([taken], force=True)
+    with pytest.raises(BadInput, match="does not exist"):
+        output_files.refuse_taken([tmp_path / "nowhere" / "out.png"], force=True)
+    assert output_files.free(taken) == tmp_path / "out-2.png"
+
+
+def png(colour: tuple[int, int, int], **texts: str) -> bytes:
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def test_two_pictures_are_identical_or_alike_or_different() -> None:
+    first = png((1, 2, 3))
+    assert compare(first, png((1, 2, 3))) is Verdict.IDENTICAL
+    assert compare(first, png((1, 2, 3), note="made later")) is Verdict.PIXELS
+    assert compare(first, png((1, 2, 4))) is Verdict.DIFFERENT
+
+
+def test_the_recipe_of_a_picture_is_its_request() -> None:
+    spec = JobSpec(
+        task=Task.IMAGE_TO_IMAGE, model="starter", prompt="a cube", negative_prompt="", num_inference_steps=5,
+        guidance_scale=4.0, scheduler=Scheduler.DDIM, seed=9, num_images_per_prompt=3, width=64, height=64,
+        strength=0.5, output_format=OutputFormat.PNG,
+        inputs={"image": InputPicture(sha256="ab" * 32, key="k", content_type="image/png", width=8, height=8)},
+    )  # fmt: skip
+    data = png((0, 0, 0), farm=recipe.farm_json(spec, 2, {}))
+    request = request_in(data, Path("x.png"))
+    assert request["seed"] == 11, "the seed of this picture, not of the job"
+    assert request["num_images_per_prompt"] == 1
+    assert request["image"] == f"sha256:{'ab' * 32}"
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", png((0, 0, 0)), png((0, 0, 0), farm="{}")])
+def test_a_picture_without_a_recipe_is_refused(data: bytes) -> None:
+    with pytest.raises(BadInput):
+        request_in(data, Path("x.png"))

@@ -1,0 +1,104 @@
+"""A recipe travels inside its picture, in every format."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from farm.domain.recipe import farm_json, parameters_text, request_again
+from farm.domain.tasks import JobSpec, OutputFormat
+from farm.objects import recipes
+from workers.encoders import encode
+
+MADE_WITH: dict[str, object] = {"model": "starter", "weights": "sha256:00", "dtype": "float32"}
+FORMATS = pytest.mark.parametrize("kind", OutputFormat)
+
+
+def spec(kind: OutputFormat, **changes: object) -> JobSpec:
+    values: dict[str, object] = {
+        "task": "text-to-image",
+        "model": "starter",
+        "prompt": "a red sphere",
+        "negative_prompt": "",
+        "num_inference_steps": 4,
+        "guidance_scale": 4.0,
+        "scheduler": "ddim",
+        "seed": 7,
+        "num_images_per_prompt": 3,
+        "width": 64,
+        "height": 32,
+        "strength": None,
+        "output_format": kind,
+        "inputs": {},
+    }
+    return JobSpec.model_validate(values | changes)
+
+
+def picture() -> Image.Image:
+    return Image.merge("RGB", [Image.linear_gradient("L").resize((64, 32)).rotate(turn) for turn in (0, 90, 180)])
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red sphere",
+        "",
+        "两个球 · 🦊 · Müller\nzweite Zeile",
+        "🦊" * 10_000,  # the longest that is accepted, in the widest characters
+    ],
+    ids=["plain", "empty", "unicode", "longest"],
+)
+def test_the_recipe_comes_back_whole(kind: OutputFormat, prompt: str) -> None:
+    wanted = spec(kind, prompt=prompt, negative_prompt=prompt)
+    data = encode(picture(), wanted, 2, MADE_WITH)
+    text = recipes.read(data)
+    assert text == farm_json(wanted, 2, MADE_WITH)
+    again = request_again(text)
+    assert again["prompt"] == prompt
+    assert again["seed"] == 9
+    assert again["num_images_per_prompt"] == 1
+
+
+@FORMATS
+def test_other_tools_find_the_parameters(kind: OutputFormat) -> None:
+    wanted = spec(kind, prompt="两个球 🦊", negative_prompt="blurry")
+    assert recipes.read_parameters(encode(picture(), wanted, 0, MADE_WITH)) == parameters_text(wanted, 0)
+
+
+@FORMATS
+def test_the_file_is_what_it_says_and_opens(kind: OutputFormat) -> None:
+    image = picture()
+    decoded = Image.open(io.BytesIO(encode(image, spec(kind), 0, MADE_WITH)))
+    assert decoded.get_format_mimetype() == kind.content_type
+    assert decoded.size == (64, 32)
+    if kind is not OutputFormat.JPEG:
+        assert decoded.convert("RGB").tobytes() == image.tobytes()
+
+
+@FORMATS
+def test_the_same_recipe_gives_the_same_bytes(kind: OutputFormat) -> None:
+    assert encode(picture(), spec(kind), 1, MADE_WITH) == encode(picture(), spec(kind), 1, dict(MADE_WITH))
+
+
+def test_nothing_belongs_to_one_job_or_moment() -> None:
+    text = recipes.read(encode(picture(), spec(OutputFormat.PNG), 0, MADE_WITH))
+    assert text is not None
+    assert set(json.loads(text)) == {"version", "spec", "made_with"}
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00"])
+def test_what_is_no_picture_has_no_recipe(data: bytes) -> None:
+    assert recipes.read(data) is None
+    assert recipes.read_parameters(data) is None
+
+
+@FORMATS
+def test_a_strangers_picture_has_no_recipe(kind: OutputFormat) -> None:
+    target = io.BytesIO()
+    picture().save(target, kind.value)
+    assert recipes.read(target.getvalue()) is None
+    assert recipes.read_parameters(target.getvalue()) is None
