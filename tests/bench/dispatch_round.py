@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     found = measure(parser.parse_args().rounds)
     OUT.mkdir(exist_ok=True)
-    (OUT / "handover.json").write_text(json.dumps(found, indent=2) + "\n")
+    (OUT / "dispatch_round.json").write_text(json.dumps(found, indent=2) + "\n")
     for name, value in found.items():
         print(f"{name:46} {value:12,.3f}")
 
