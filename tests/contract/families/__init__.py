@@ -14,8 +14,12 @@ from typing import Final
 
 import torch
 
-from tests.contract.families.family import Call, Family, Media, Output
-from tests.contract.families.weights import randomize
+from tests.contract.families.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # before the first import of transformers
+
+from tests.contract.families.family import Call, Family, Media, Output  # noqa: E402
+from tests.contract.families.weights import randomize  # noqa: E402
 
 __all__ = ["FAMILIES", "IMPOSSIBLE", "Call", "Family", "Media", "Output", "save"]
 
