@@ -16,6 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # stock pipelines warn of wha
 FAST = (
     "StableDiffusionPipeline",
     "StableDiffusionInpaintPipeline",
+    "WanPipeline",
+    "WanImageToVideoPipeline",
 )
 
 
