@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import anyio
@@ -12,7 +11,7 @@ import redis
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from farm import model_registry
+from farm import __version__, model_registry
 from farm.api import (
     batches,
     bulk_actions,
@@ -70,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="Diffusion render farm",
-        version=_version(),
+        version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,
@@ -158,10 +157,3 @@ def _document(app: FastAPI) -> dict[str, Any]:
             schemas[body.__name__] = described
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _version() -> str:
-    try:
-        return version("diffusion-render-farm")
-    except PackageNotFoundError:  # run from a checkout that was not installed
-        return "0"

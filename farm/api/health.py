@@ -12,6 +12,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
+from farm import __version__
 from farm.api.dependencies import Farm, Services
 from farm.errors import BrokerUnavailable, Unavailable
 
@@ -26,6 +27,7 @@ class Health(BaseModel):
     """The process answers."""
 
     status: Literal["ok"] = "ok"
+    version: str = __version__
 
 
 class Readiness(BaseModel):

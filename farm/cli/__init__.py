@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
+from farm import __version__
 from farm.errors import FarmError, Unavailable
 
 #: command: the module of ``farm.cli`` that has it, and its line in ``farm --help``
@@ -80,7 +81,18 @@ def main() -> None:
         sys.exit(3 if isinstance(error, Unavailable) else 2)
 
 
-def _program() -> None:
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"farm {__version__}")
+        raise typer.Exit
+
+
+def _program(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", "-V", is_eager=True, callback=_show_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
     pass
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
+import farm
 from farm.settings import Settings
 from tests.api_server import Api, running
 from tests.conftest import TestServers
@@ -204,6 +205,11 @@ def _closed_engine() -> Any:
     from farm.store.unit_of_work import make_engine
 
     return make_engine("postgresql://nobody:x@127.0.0.1:1/none", pool=1)
+
+
+def test_the_api_says_its_version(client: httpx2.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok", "version": farm.__version__}
+    assert client.get("/openapi.json").json()["info"]["version"] == farm.__version__
 
 
 def test_the_documents_need_nothing_from_elsewhere(client: httpx2.Client) -> None:

@@ -3,17 +3,21 @@ must exist."""
 
 from __future__ import annotations
 
+import email
 import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+import farm
 
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
@@ -153,3 +157,56 @@ def test_the_changelog_keeps_the_form_of_keep_a_changelog() -> None:
     assert set(re.findall(r"(?m)^### (.*)$", text)) <= kinds
     for name in (section.partition("]")[0][1:] for section in sections):
         assert f"\n[{name}]: https://" in text, f"{name} links to nothing"
+
+
+# -- version and package ---------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_declared_once_and_shown_everywhere() -> None:
+    assert "version" not in PYPROJECT["project"]
+    assert loaded(ROOT / "infra" / "helm" / "farm" / "Chart.yaml")["appVersion"] == farm.__version__
+    shown = subprocess.run(
+        [sys.executable, "-m", "farm.cli", "--version"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert shown.stdout == f"farm {farm.__version__}\n"
+    dockerfile = (ROOT / "infra" / "images" / "Dockerfile").read_text()
+    for stage in re.split(r"(?m)^FROM ", dockerfile)[1:]:
+        if re.match(r"base AS (control|worker)\n", stage):
+            assert 'ARG VERSION\nLABEL org.opencontainers.image.version="$VERSION"' in stage
+    sources = [path for folder in ("farm", "workers") for path in (ROOT / folder).rglob("*.py")]
+    literal = re.compile(rf"""["']{re.escape(farm.__version__)}["']""")
+    assert [path.relative_to(ROOT).as_posix() for path in sources if literal.search(path.read_text())] == [
+        "farm/__init__.py"
+    ]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    directory = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = directory.glob("*.whl")
+    assert path.name == f"diffusion_render_farm-{farm.__version__}-py3-none-any.whl"
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_has_the_code_its_types_and_its_licence_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    info = f"diffusion_render_farm-{farm.__version__}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"farm", "workers", info}
+    assert {"farm/py.typed", "workers/py.typed", f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
+    tracked = subprocess.run(
+        ["git", "ls-files", "farm", "workers"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert {name for name in names if not name.startswith(info)} <= set(tracked.stdout.splitlines())
+
+
+def test_the_wheel_s_metadata_say_what_an_index_shows(wheel: zipfile.ZipFile) -> None:
+    name = f"diffusion_render_farm-{farm.__version__}.dist-info/METADATA"
+    metadata = email.message_from_bytes(wheel.read(name))
+    assert metadata["Version"] == farm.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    urls = dict(one.split(", ", 1) for one in metadata.get_all("Project-URL", []))
+    assert {"Homepage", "Documentation", "Changelog", "Issues"} <= set(urls)
+    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
