@@ -80,7 +80,7 @@ bench: $(INSTALLED) ## every part beside a named peer in the same run: about for
 	$(BIN)/python -m tests.bench.bulk
 	$(BIN)/python -m tests.bench.webhooks
 
-screenshots: $(INSTALLED) ## pictures of the dashboard's pages, into docs/images/dashboard/
+screenshots: $(INSTALLED) ## images of the dashboard's pages, into docs/images/dashboard/
 	$(BIN)/python -m pytest -q tests/browser/screenshots.py
 
 SECONDS ?= 1800

@@ -3,7 +3,7 @@
     FarmError
     ├── BadInput            the caller's mistake: names the field, the value and what is allowed
     │   ├── BatchRefused    lines of a bulk request; has the first problems and a file with all of them
-    │   ├── InputRefused    a picture or a URL that may not be used
+    │   ├── InputRefused    an image or a URL that may not be used
     │   ├── TargetRefused   an address that the farm does not connect to (farm/egress/guard.py)
     │   └── SignatureRefused  a webhook that its secret did not sign (farm/webhooks/signature.py)
     ├── NotFound            no such thing, or not this tenant's
@@ -71,7 +71,7 @@ class BatchRefused(BadInput):
 
 
 class InputRefused(BadInput):
-    """A picture or URL that may not be used as a job's input."""
+    """An image or URL that may not be used as a job's input."""
 
 
 class NotFound(FarmError):
@@ -138,27 +138,27 @@ class ModelUnavailable(RenderError):
 
 
 class OutOfMemory(RenderError):
-    """The card's memory does not hold this job."""
+    """The device's memory does not hold this job."""
 
     code = "out_of_memory"
 
 
 class InputLost(RenderError):
-    """An input picture that was accepted is no longer in storage or no longer decodes."""
+    """An input image that was accepted is no longer in storage or no longer decodes."""
 
     code = "input_unavailable"
     retryable = False
 
 
 class InputUnfit(RenderError):
-    """An input picture decodes, but the pipeline can make nothing of it."""
+    """An input image decodes, but the pipeline can make nothing of it."""
 
     code = "input_unfit"
     retryable = False
 
 
 class NotANumber(RenderError):
-    """The model's arithmetic overflowed, so there is no picture; another attempt would end the same way."""
+    """The model's arithmetic overflowed, so there is no image; another attempt would end the same way."""
 
     code = "nan_output"
     retryable = False

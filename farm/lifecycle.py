@@ -32,13 +32,13 @@ from farm.store.retention import Retention
 from farm.store.tables import IdempotencyRow
 from farm.store.unit_of_work import Unit
 
-#: A job that was on the card when its worker died this often is not given to a third one.
+#: A job that was on the device when its worker died this often is not given to a third one.
 MAX_DEATHS: Final = 2
 #: A job that this many different workers failed is not given to another one.
 MAX_FAILING_WORKERS: Final = 3
 #: A worker that failed this many jobs which others completed then gets no more.
 MAX_REFUTED: Final = 3
-#: Run leases that may run out before the card took the job up: a limit for what kills workers even earlier.
+#: Run leases that may run out before the device took the job up: a limit for what kills workers even earlier.
 MAX_LOSSES: Final = 8
 #: Seconds before another attempt, by attempts made: other jobs go first, and a passing trouble may pass.
 RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
@@ -200,11 +200,11 @@ def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
             "delete batches that you no longer need",
             retry_after=STORAGE_SECONDS,
         )
-    if tenant.card_seconds_per_day is not None:
+    if tenant.device_seconds_per_day is not None:
         used, left = unit.usage.today(tenant_id)
-        if used >= tenant.card_seconds_per_day:
+        if used >= tenant.device_seconds_per_day:
             raise QuotaExceeded(
-                f"this tenant has used {used:,.1f} card-seconds today, of {tenant.card_seconds_per_day:,.1f}; "
+                f"this tenant has used {used:,.1f} device-seconds today, of {tenant.device_seconds_per_day:,.1f}; "
                 "the next day begins at midnight UTC",
                 retry_after=left,
             )
@@ -269,7 +269,7 @@ def claim(unit: Unit, job_id: str, epoch: int, worker: str, lease_seconds: float
 
 
 def take_up_all(unit: Unit, begun: Mapping[Held, int]) -> set[str]:
-    """Note that the card begins with jobs of so many denoising steps: a worker's death counts against them from here.
+    """Note that the device begins with jobs of so many denoising steps: a worker's death counts against them from here.
 
     Returns those still held; the right to the others is lost.
     """

@@ -46,7 +46,7 @@ REAPED: Final = Counter("farm_leases_reaped_total", "Jobs taken back because the
 # -- the worker ------------------------------------------------------------------------------------------------------
 STAGE_SECONDS: Final = Histogram(
     "farm_job_stage_duration_seconds",
-    "Stages of jobs: wait (accepted to claimed), inputs, denoise (with waiting for the card), encode, upload, commit.",
+    "Stages of jobs: wait (accepted to claimed), inputs, denoise (with the wait for a device), encode, upload, commit.",
     ["stage"],
     buckets=_LONG,
 )
@@ -54,14 +54,14 @@ LEDGER_GROUP: Final = Histogram(
     "farm_ledger_group_jobs", "Claims and successes that shared a transaction.", buckets=(1, 2, 4, 8, 16, 32)
 )
 FINISHED: Final = Counter("farm_jobs_finished_total", "Attempts, by how they ended.", ["outcome", "model"])
-IMAGES: Final = Counter("farm_images_total", "Pictures of jobs that succeeded.", ["model"])
+IMAGES: Final = Counter("farm_images_total", "Images of jobs that succeeded.", ["model"])
 FORWARD_ROWS: Final = Histogram(
     "farm_forward_rows", "Rows of one shared forward, without padding.", buckets=(1, 2, 4, 8, 16, 32, 64)
 )
 LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
-CARD_MEMORY: Final = Gauge("farm_card_memory_bytes", "Memory of the card.")
-CARD_MEMORY_USED: Final = Gauge("farm_card_memory_used_bytes", "Memory of the card in use, by all processes.")
-CARD_BUSY: Final = Gauge("farm_card_utilization_ratio", "How much of the time the card computes, 0 to 1.")
+DEVICE_MEMORY: Final = Gauge("farm_device_memory_bytes", "Memory of the device.")
+DEVICE_MEMORY_USED: Final = Gauge("farm_device_memory_used_bytes", "Memory of the device in use, by all processes.")
+DEVICE_BUSY: Final = Gauge("farm_device_utilization_ratio", "How much of the time the device computes, 0 to 1.")
 
 # -- the deliverer ---------------------------------------------------------------------------------------------------
 TRY_SECONDS: Final = Histogram(

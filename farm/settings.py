@@ -39,10 +39,10 @@ class Settings(BaseSettings):
     rate_burst: int = Field(100, ge=1)  #: requests that may come at once before that limit is felt
     presign_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600)  #: how long an output's URL works
     max_wait_seconds: float = 60  #: the most that ``Prefer: wait`` is honoured for
-    max_input_bytes: int = 32 * 2**20  #: one input picture, encoded
+    max_input_bytes: int = 32 * 2**20  #: one input image, encoded
     max_bulk_bytes: int = 4 * 2**30  #: one bulk request, which is never held in memory
-    max_input_pixels: int = 4096 * 4096  #: one input picture, by its header
-    compat_wait_seconds: float = Field(600, gt=0)  #: how long a foreign client that waits for pictures is waited with
+    max_input_pixels: int = 4096 * 4096  #: one input image, by its header
+    compat_wait_seconds: float = Field(600, gt=0)  #: how long a foreign client that waits for images is waited with
     compat_fal: bool = False  #: whether fal's clients are answered
 
     # workers on other machines
@@ -53,22 +53,22 @@ class Settings(BaseSettings):
     dispatch_lease_seconds: float = Field(30, gt=0)  #: a hand-over that nobody claimed in this time is offered again
     run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is taken back
     heartbeat_seconds: float = Field(5, gt=0)  #: how often a worker renews its leases
-    look_ahead: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its card renders
+    look_ahead: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its device renders
     max_attempts: int = Field(3, ge=1)
 
     # the worker
-    card: str | None = None  #: which card this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
+    device: str | None = None  #: which device this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
-    batching: Literal["on", "off"] = "on"  #: several jobs on a card at once, which share forwards
-    batch_rows: int = Field(16, ge=2)  #: tried for one shared forward, on a card whose memory is not measured
-    attic_bytes: int = Field(0, ge=0)  #: main memory for models that leave a CUDA card, for a quick return; 0: none
+    batching: Literal["on", "off"] = "on"  #: several jobs on a device at once, which share forwards
+    batch_rows: int = Field(16, ge=2)  #: tried for one shared forward, on a device whose memory is not measured
+    attic_bytes: int = Field(0, ge=0)  #: main memory for models that leave a CUDA device, for a quick return; 0: none
     compile: bool = False  #: torch.compile of what a denoiser repeats: the first job of a model waits for it
-    drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the card may take to finish
-    stall_seconds: float = Field(300, gt=0)  #: a card without a denoising step for this long is given up
+    drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the device may take to finish
+    stall_seconds: float = Field(300, gt=0)  #: a device without a denoising step for this long is given up
     load_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download
     deaf_seconds: float = Field(45, gt=0)  #: a worker that takes no message for this long, while some wait, starts anew
-    storage_seconds: float = Field(300, gt=0)  #: how long a finished picture waits for a storage that does not answer
+    storage_seconds: float = Field(300, gt=0)  #: how long a finished image waits for a storage that does not answer
 
     # webhooks and inputs by URL
     webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached all the same

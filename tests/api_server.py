@@ -83,14 +83,14 @@ def running(settings: Settings) -> Iterator[Api]:
 
 
 def png(width: int = 64, height: int = 64, colour: str = "red") -> bytes:
-    """A small picture of one colour."""
+    """A small image of one colour."""
     out = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(out, "PNG")
     return out.getvalue()
 
 
 class Hand:
-    """A worker's hand: moves jobs along their edges without a card."""
+    """A worker's hand: moves jobs along their edges without a device."""
 
     def __init__(self, api: Api, name: str = "test/cpu0") -> None:
         self.api = api
@@ -101,7 +101,7 @@ class Hand:
             lifecycle.join(unit, info)
 
     def begin(self, job_id: str, steps: int = 20) -> Job:
-        """queued → running, taken up by the card."""
+        """queued → running, taken up by the device."""
         with self.api.store.begin() as unit:
             (sent,) = lifecycle.hand_over(unit, [HandOver(job_id, self.name)], 30)
         with self.api.store.begin() as unit:

@@ -1,1 +1,1 @@
-"""The data plane: one process per card, and the only home of torch."""
+"""The data plane: one process per device, and the only home of torch."""

@@ -2,7 +2,7 @@
 
 Celery's part is small: it brings a message to this worker's own queue and runs `render_message` in a thread of its
 pool. Everything that a job needs is in `workers.job_runner`; the process's life is in `workers.process`. Importing this
-module touches neither torch nor a card, so that ``celery inspect`` and Flower can import it too.
+module touches neither torch nor a device, so that ``celery inspect`` and Flower can import it too.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _begin(instance: Any = None, conf: Any = None, options: dict[str, Any] | Non
         tracing.configure(settings(), "worker")
         _shift = Shift(settings(), app)
         if instance.hostname == default_nodename(None):  # not named with -n
-            instance.hostname = f"{_shift.card_name}@{_shift.host}"
+            instance.hostname = f"{_shift.device_name}@{_shift.host}"
         conf.worker_concurrency = _shift.capacity
         conf.task_queues = (broker.queue_of(_shift.name),)
         conf.task_default_queue = broker.queue_of(_shift.name).name
@@ -102,4 +102,4 @@ def _require_threads(options: dict[str, Any]) -> None:
     pool = options.get("pool") or options.get("pool_cls")
     if pool is None or pool == "threads" or getattr(pool, "__module__", None) == _POOL:
         return
-    raise SetupError("the farm's worker needs Celery's threads pool, because one process owns one card; leave out -P")
+    raise SetupError("the farm's worker needs Celery's threads pool, because one process owns one device; leave out -P")

@@ -1,4 +1,4 @@
-"""What a card has learnt about sharing forwards, kept between processes: trying it out takes seconds.
+"""What a device has learnt about sharing forwards, kept between processes: trying it out takes seconds.
 
 One small file for each lesson under the data directory, named by a hash of everything that it depends on: the device,
 torch, its threads, the weights, the module and the shapes of its arguments. A file that cannot be read is learnt again.
@@ -29,7 +29,7 @@ class Lesson:
 
 
 class Lessons:
-    """The lessons of one card."""
+    """The lessons of one device."""
 
     def __init__(self, folder: Path | None, about: str = "") -> None:
         """``folder``: None keeps nothing; ``about``: what all lessons of this process depend on."""

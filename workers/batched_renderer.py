@@ -1,4 +1,4 @@
-"""Several jobs on the card at once: their pictures run as greenlets of one hub and share forwards where they may."""
+"""Several jobs on the device at once: their images run as greenlets of one hub and share forwards where they may."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Task
-from farm.domain.worker import Card, LoadedOn
+from farm.domain.worker import Device, LoadedOn
 from farm.errors import JobCanceled
 from workers import pipelines, previews
 from workers.batch_profiles import Lessons
@@ -36,7 +36,7 @@ log = structlog.stdlib.get_logger()
 DENOISERS: Final = ("unet", "transformer", "transformer_2", "controlnet")
 VAE_HALVES: Final = ("encoder", "decoder")
 
-PREVIEWS: Final = 10  #: of one picture, at most
+PREVIEWS: Final = 10  #: of one image, at most
 PREVIEW_SECONDS: Final = 0.4  #: between two of a job
 
 Ended: TypeAlias = tuple[RenderWork, Rendered | BaseException]
@@ -44,27 +44,27 @@ Ended: TypeAlias = tuple[RenderWork, Rendered | BaseException]
 
 @dataclass(eq=False)
 class Job:
-    """A job on the card."""
+    """A job on the device."""
 
     work: RenderWork
     loaded: LoadedModel
     made_with: dict[str, object]
-    at_once: int  #: pictures that run beside each other
+    at_once: int  #: images that run beside each other
     setting: Setting | None
     images: list[Image.Image | None]
-    steps: list[int]  #: done, of each picture
-    runs: dict[Run, int] = field(default_factory=dict)  #: the picture that each makes
-    begun: int = 0  #: pictures
+    steps: list[int]  #: done, of each image
+    runs: dict[Run, int] = field(default_factory=dict)  #: the image that each makes
+    begun: int = 0  #: images
     error: BaseException | None = None
     shown_at: float = 0.0  #: when its last preview was made
 
 
 class SharedRenderer:
-    """Renders work on one card, many jobs at a time. Used by the engine's thread alone."""
+    """Renders work on one device, many jobs at a time. Used by the engine's thread alone."""
 
     def __init__(
         self,
-        card: Card,
+        device: Device,
         torch_threads: int,
         move: Callable[[], None],
         most_rows: int,
@@ -75,16 +75,16 @@ class SharedRenderer:
 
         ``lessons_dir``: where what is learnt about sharing is kept; None: with this process.
         """
-        self._serial = SerialRenderer(card, torch_threads, move, self._unhook, upkeep)
-        self._card = card
+        self._serial = SerialRenderer(device, torch_threads, move, self._unhook, upkeep)
+        self._device = device
         self._move = move
         self._most_rows = most_rows
-        about = f"{card.device}|{torch.__version__}|{torch.get_num_threads()}|{most_rows}"
+        about = f"{device.name}|{torch.__version__}|{torch.get_num_threads()}|{most_rows}"
         if upkeep.compile_dir is not None:
             about += "|compiled"
         self._hub = Hub(most_rows, pipelines.is_out_of_memory, Lessons(lessons_dir, about))
         self._jobs: list[Job] = []
-        self._short: deque[Job] = deque()  # of memory: they get the card for themselves
+        self._short: deque[Job] = deque()  # of memory: they get the device for themselves
         self._done: list[Ended] = []
         self._fetched: set[str] = set()  # ids of models whose files were asked for
         self._reasons: dict[str, str] = {}  # why models run alone, by their ids
@@ -107,7 +107,7 @@ class SharedRenderer:
 
     @property
     def active(self) -> int:
-        """Jobs on the card."""
+        """Jobs on the device."""
         return len(self._jobs) + len(self._short)
 
     @property
@@ -116,11 +116,11 @@ class SharedRenderer:
         return self._hub
 
     def takes(self, model: Model) -> bool:
-        """Whether a job of that model may begin now. Loading waits until the card is empty: it may push models out."""
+        """Whether a job of that model may begin now. Loading waits until the device is empty: it may evict models."""
         return not self._short and (not self._jobs or self._serial.holds(model))
 
     def fetch(self, model: Model) -> None:
-        """Bring a model's files near while the card renders something else; its job begins when the card is empty."""
+        """Read a model's files while the device renders something else; its job starts when the device is empty."""
         if model.id in self._fetched or self._serial.holds(model):
             return
         self._fetched.add(model.id)
@@ -136,7 +136,7 @@ class SharedRenderer:
         threading.Thread(target=run, name=f"fetch {model.id}", daemon=True).start()
 
     def admit(self, work: RenderWork) -> None:
-        """Put a job on the card. Raises `RenderError`, or what loading its model raises."""
+        """Put a job on the device. Raises `RenderError`, or what loading its model raises."""
         loaded = self._serial.load(work.model)
         self._fetched.discard(work.model.id)  # once it is dropped, its files may leave the page cache
         self._hook(loaded, work.spec.task)
@@ -144,14 +144,14 @@ class SharedRenderer:
         setting = self._setting(loaded, work.spec)
         if setting is not None:
             setting.apply()  # a LoRA that is not there ends this job before it begins
-        made_with = loaded.made_with(self._card, work.spec.loras)
+        made_with = loaded.made_with(self._device, work.spec.loras)
         job = Job(work, loaded, made_with, self._most_rows, setting, [None] * count, [0] * count)
         self._jobs.append(job)
         self._begin(job)
         self._settle()
 
     def advance(self) -> list[Ended]:
-        """One forward, or one job that needs the card for itself. Returns the jobs that ended."""
+        """One forward, or one job that needs the device for itself. Returns the jobs that ended."""
         for job in list(self._jobs):
             if job.error is None and job.work.stop.is_set():
                 self._end_runs(job, JobCanceled("the job was stopped"))
@@ -171,7 +171,7 @@ class SharedRenderer:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self, job: Job) -> None:
-        """Start as many of the job's pictures as may run at once."""
+        """Start as many of the job's images as may run at once."""
         spec = job.work.spec
         while job.error is None and job.begun < spec.num_images_per_prompt and len(job.runs) < job.at_once:
             index = job.begun
@@ -181,12 +181,12 @@ class SharedRenderer:
                 job.steps[index] = step
                 job.work.on_step(sum(job.steps))
 
-            def picture(index: int = index, on_step: Callable[[int], None] = on_step) -> Image.Image:
+            def render_image(index: int = index, on_step: Callable[[int], None] = on_step) -> Image.Image:
                 look = None if job.work.on_preview is None else functools.partial(self._look, job, index)
                 return pipelines.render(job.loaded, spec, index, job.work.inputs, on_step, job.work.stop, look)
 
             run = self._hub.start(
-                picture,
+                render_image,
                 Sharing.EXACT if spec.exact else Sharing.THROUGHPUT,
                 urgent=job.work.priority is Priority.INTERACTIVE,
                 setting=job.setting,
@@ -202,7 +202,7 @@ class SharedRenderer:
         return Setting(key, lambda: loaded.wear(spec.task, spec.loras))
 
     def _look(self, job: Job, index: int, step: int, latents: torch.Tensor) -> None:
-        """Show a picture on its way: the job's first unfinished one, now and then."""
+        """Show an image on its way: the job's first unfinished one, now and then."""
         each = steps_run(job.work.spec)
         unfinished = next((place for place, done in enumerate(job.steps) if done < each), None)
         due = step % max(1, each // PREVIEWS) == 0 and time.monotonic() - job.shown_at >= PREVIEW_SECONDS
@@ -215,13 +215,13 @@ class SharedRenderer:
             job.shown_at = time.monotonic()
 
     def _end_runs(self, job: Job, error: BaseException) -> None:
-        """A job ends before its pictures do: unwind those that are parked."""
+        """A job ends before its images do: unwind those that are parked."""
         job.error = error
         for run in list(job.runs):
-            self._hub.stop(run, JobCanceled("another picture of the job ended it"))
+            self._hub.stop(run, JobCanceled("another image of the job ended it"))
 
     def _settle(self) -> None:
-        """Give the pictures that were finished to their jobs, and what is left to do to the hub."""
+        """Give the images that were finished to their jobs, and what is left to do to the hub."""
         while ended := self._hub.take_ended():
             for run in ended:
                 job = next(job for job in self._jobs if run in job.runs)

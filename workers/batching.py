@@ -1,17 +1,17 @@
 """Step-level continuous batching: stock pipelines that share the forwards of their denoiser and VAE.
 
-Each picture is one call of an unmodified diffusers pipeline in a greenlet of its own, all on one thread. A hooked
+Each image is one call of an unmodified diffusers pipeline in a greenlet of its own, all on one thread. A hooked
 module does not compute when a pipeline calls it: the call parks, and the hub runs the calls that fit together as ONE
-forward, each row at its own timestep, and hands every pipeline its rows. So pictures join at any step and leave when
+forward, each row at its own timestep, and hands every pipeline its rows. So images join at any step and leave when
 they are done, and no pipeline needs code of its own.
 
-    picture 1   encode ─► unet ─ park ┐             ┌─ rows 0:2 ─► scheduler step ─► unet ─ park …
-    picture 2   encode ─► unet ─ park ├─► forward ──┼─ rows 2:4 ─► scheduler step ─► unet ─ park …
-    picture 3   encode ─► unet ─ park ┘             └─ rows 4:5 ─► …
+    image 1   encode ─► unet ─ park ┐             ┌─ rows 0:2 ─► scheduler step ─► unet ─ park …
+    image 2   encode ─► unet ─ park ├─► forward ──┼─ rows 2:4 ─► scheduler step ─► unet ─ park …
+    image 3   encode ─► unet ─ park ┘             └─ rows 4:5 ─► …
 
-What one picture does stays its own: an exception, a cancel or a NaN ends it alone, and a forward that runs out of
+What one image does stays its own: an exception, a cancel or a NaN ends it alone, and a forward that runs out of
 memory is split. Float kernels may round differently for another number of rows; `Sharing` says what is kept of that,
-and a picture chooses. How many rows pay, and which numbers of rows give equal bits, is tried on the card the first
+and an image chooses. How many rows pay, and which numbers of rows give equal bits, is tried on the device the first
 time that a module is called with a size, and remembered (`workers.batch_profiles`).
 
 (Orca, OSDI 2022, schedules language models at the granularity of iterations; this is the same for diffusion.)
@@ -49,8 +49,8 @@ TOLERANCE_HALF: Final = 5e-2
 EXACT_ROWS: Final = 8
 #: A processor is filled by one row of a larger module, and looking for equal rows would take minutes: it runs alone.
 EXACT_PARAMETERS_ON_CPU: Final = 200_000_000
-MEMORY_SHARE: Final = 0.8  #: of the card's free memory, for one forward
-MOST_ROWS_ON_CARD: Final = 64  #: more never paid: the card is full long before
+MEMORY_SHARE: Final = 0.8  #: of the device's free memory, for one forward
+MOST_ROWS_ON_DEVICE: Final = 64  #: more never paid: the device is full long before
 #: Of the VAE, which is a small part of the work and takes much memory.
 MOST_ROWS_BESIDE: Final = 4
 TRY_SECONDS: Final = 4.0  #: for finding out how many rows pay; the forward at hand ends
@@ -60,7 +60,7 @@ Outcome: TypeAlias = Any  #: what a module returns: a tensor, or tensors in tupl
 
 
 class Sharing(StrEnum):
-    """What is promised of pictures whose forwards are shared."""
+    """What is promised of images whose forwards are shared."""
 
     #: Every call is a forward of its own: the bytes of the stock pipeline, whatever the neighbours.
     ALONE = "alone"
@@ -77,7 +77,7 @@ class Unshareable(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """A state of the modules that a picture wants, such as LoRAs; calls of one setting may share."""
+    """A state of the modules that an image wants, such as LoRAs; calls of one setting may share."""
 
     key: Hashable
     apply: Callable[[], None] = field(compare=False)  #: cheap when it is applied already
@@ -224,7 +224,7 @@ class Hub:
     def __init__(
         self, most_rows: int, is_out_of_memory: Callable[[BaseException], bool], lessons: Lessons | None = None
     ) -> None:
-        """``most_rows``: of one forward that may be tried, where the card's memory does not say."""
+        """``most_rows``: of one forward that may be tried, where the device's memory does not say."""
         self.forwards = 0  #: run so far
         self.rows = 0  #: in them, without padding
         self._most_rows = most_rows
@@ -278,7 +278,7 @@ class Hub:
         def body() -> None:
             try:
                 run.result = work()
-            except BaseException as error:  # noqa: BLE001 - one picture's end is no other's
+            except BaseException as error:  # noqa: BLE001 - one image's end is no other's
                 run.error = error
             run.ended = True
 
@@ -462,7 +462,7 @@ class Hub:
 
     def _hand_over(self, call: Call, outcome: Outcome) -> None:
         if call.hook.checked and not _is_finite(outcome):
-            self._go_on(call.run, error=NotANumber("the picture came out as NaN"))
+            self._go_on(call.run, error=NotANumber("the image came out as NaN"))
         else:
             self._go_on(call.run, outcome)
 
@@ -508,7 +508,7 @@ class Digests:
         return None
 
     def _of_tensor(self, value: torch.Tensor) -> bytes:
-        # the pipeline gives the same tensor at every step: ask the card once
+        # the pipeline gives the same tensor at every step: ask the device once
         version, digest = self._known.get(value, (-1, b""))
         if version != value._version:  # noqa: SLF001 - torch's own count of writes
             data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -660,7 +660,7 @@ def rows_that_pay(seconds: dict[int, float]) -> int:
 
 
 def _seconds_by_rows(call: Call, limit: int, is_out_of_memory: Callable[[BaseException], bool]) -> dict[int, float]:
-    """What forwards of 1, 2, 4 … rows take, up to what fits the card and the time there is for trying."""
+    """What forwards of 1, 2, 4 … rows take, up to what fits the device and the time there is for trying."""
     seconds: dict[int, float] = {}
     counts = [2**power for power in range(limit.bit_length())]
     begun = time.monotonic()
@@ -711,17 +711,17 @@ def _made_up(name: str, value: Any, call_rows: int, rows: int, others: bool) -> 
     return value
 
 
-# -- the card's memory -------------------------------------------------------------------------------------------------
+# -- the device's memory --------------------------------------------------------------------------------------------
 
 
 def rows_that_fit(peak_bytes: int, rows: int, free_bytes: int) -> int:
     """Rows of one forward, from what a forward of ``rows`` took at its peak and what is free."""
     each = max(1, -(-peak_bytes // rows))
-    return max(1, min(MOST_ROWS_ON_CARD, int(free_bytes * MEMORY_SHARE) // each))
+    return max(1, min(MOST_ROWS_ON_DEVICE, int(free_bytes * MEMORY_SHARE) // each))
 
 
 def _limit_of(call: Call, otherwise: int) -> int:
-    """Rows to try at most: by the memory that one row takes of a CUDA card, else ``otherwise``."""
+    """Rows to try at most: by the memory that one row takes of a CUDA device, else ``otherwise``."""
     limit = otherwise
     sample = next(iter(_tensors(call.arguments)))
     if sample.device.type == "cuda":
@@ -737,7 +737,7 @@ def _limit_of(call: Call, otherwise: int) -> int:
 
 
 def _wait_for(call: Call) -> None:
-    """Let a CUDA card finish, so that a clock says what it took."""
+    """Let a CUDA device finish, so that a clock says what it took."""
     if any(tensor.device.type == "cuda" for tensor in _tensors(call.arguments)):
         torch.cuda.synchronize()
 
@@ -753,4 +753,4 @@ def _refuse(hook: Hook, reason: str, *, promise: bool = False) -> None:
         hook.refused = reason
         log.warning("runs alone", action="batching_refused", module=hook.name, reason=reason)
     elif promise:
-        log.info("exact pictures run alone", action="exact_alone", module=hook.name, reason=reason)
+        log.info("exact images run alone", action="exact_alone", module=hook.name, reason=reason)

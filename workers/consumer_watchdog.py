@@ -1,6 +1,6 @@
 """Whether Celery's consumer still listens.
 
-A consumer can fall silent and its process live on: the heartbeat beats, the card is idle, and each job that is handed
+A consumer can fall silent and its process live on: the heartbeat beats, the device is idle, and each job that is handed
 over waits for the end of its dispatch lease. What tells it from one that has nothing to do is its list in Redis: there
 are messages, there are places for them, and none is taken.
 """

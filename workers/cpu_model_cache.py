@@ -1,8 +1,8 @@
-"""Models that had to leave a CUDA card, kept in page-locked main memory, from where they are back in a moment.
+"""Models that had to leave a CUDA device, kept in page-locked main memory, from where they are back in a moment.
 
 Bringing a model of 5 GB from its files takes seconds even when they lie in the page cache; from page-locked memory it
 is one copy at the speed of the bus. Such memory is lost to everything else on the machine, so it has a limit in bytes,
-and none is taken unless the operator says how much. Where the card's memory is the machine's own, nothing is to gain.
+and none is taken unless the operator says how much. Where the device's memory is the machine's own, nothing is to gain.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import structlog
 import torch
 
 from farm.domain.model import Model
-from farm.domain.worker import Card
-from workers.device import device
+from farm.domain.worker import Device
+from workers.device import torch_device
 from workers.pipelines import LoadedModel
 
 log = structlog.stdlib.get_logger()
 
 
 class Attic:
-    """Used by the engine's thread alone. A model is on the card or here, never both."""
+    """Used by the engine's thread alone. A model is on the device or here, never both."""
 
-    def __init__(self, card: Card, limit: int) -> None:
+    def __init__(self, device: Device, limit: int) -> None:
         """``limit``: bytes; 0 keeps nothing."""
-        self._where = device(card)
-        self._limit = limit if card.kind == "cuda" else 0
+        self._where = torch_device(device)
+        self._limit = limit if device.kind == "cuda" else 0
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()  # the one that came first goes first
         self._bytes: dict[str, int] = {}
 
@@ -37,7 +37,7 @@ class Attic:
         return sum(self._bytes.values())
 
     def keep(self, model: LoadedModel) -> bool:
-        """Take a model off the card, others leaving for it; False if it does not fit here at all, or nothing does."""
+        """Take a model off the device, others leaving for it; False if it does not fit here at all, or nothing does."""
         size = sum(tensor.nbytes for tensor in weights(model))
         if not 0 < size <= self._limit:
             return False
@@ -54,7 +54,7 @@ class Attic:
         return True
 
     def bring(self, model: Model) -> LoadedModel | None:
-        """The model, on the card again; None if it is not here. Raises the allocator's error, and then it is gone."""
+        """The model, on the device again; None if it is not here. Raises the allocator's error, and then it is gone."""
         found = self._models.get(model.id)
         if found is None:
             return None

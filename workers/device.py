@@ -1,6 +1,6 @@
-"""The card that a worker owns: which one, how it is pinned, and what it can do.
+"""The device that a worker owns: which one, how it is pinned, and what it can do.
 
-Pinning is done by the environment before torch is imported: a process that never sees the other cards cannot touch
+Pinning is done by the environment before torch is imported: a process that never sees the other devices cannot touch
 them.
 """
 
@@ -19,7 +19,7 @@ from typing import Final
 import psutil
 
 import farm
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from farm.errors import SetupError
 
 _NAMED: Final = re.compile(r"(?P<kind>cuda|cpu|mps)?:?(?P<index>\d*)")
@@ -30,7 +30,7 @@ LIBRARIES: Final = ("torch", "diffusers", "transformers", "celery")
 
 @dataclass(frozen=True)
 class Choice:
-    """Which card a worker was told to own."""
+    """Which device a worker was told to own."""
 
     kind: str  #: ``cuda``, ``mps`` or ``cpu``
     index: str  #: as the worker is named after it: ``cuda:1``, ``GPU-…``, ``mps``, ``cpu0``
@@ -39,7 +39,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Upkeep:
-    """What the operator chose for the models of a card."""
+    """What the operator chose for the models of a device."""
 
     attic_bytes: int = 0  #: of page-locked main memory, see `workers.cpu_model_cache`
     compile_dir: Path | None = None  #: where compiled kernels are kept; None: nothing is compiled
@@ -49,9 +49,9 @@ NO_UPKEEP: Final = Upkeep()
 
 
 def choose(wanted: str | None) -> Choice:
-    """The card that ``FARM_CARD`` names: ``cuda:1``, an index, a ``GPU-…`` UUID, ``cpu``, ``cpu3`` or ``mps``.
+    """The device that ``FARM_DEVICE`` names: ``cuda:1``, an index, a ``GPU-…`` UUID, ``cpu``, ``cpu3`` or ``mps``.
 
-    Without a name: the first CUDA card, or else MPS, or else the processor. Raises `SetupError` for any other text.
+    Without a name: the first CUDA device, or else MPS, or else the processor. Raises `SetupError` for any other text.
     """
     if wanted is None or not wanted.strip():
         return _best()
@@ -60,7 +60,7 @@ def choose(wanted: str | None) -> Choice:
         return Choice("cuda", text, text)
     match = _NAMED.fullmatch(text.lower())
     if match is None:
-        raise SetupError(f"FARM_CARD is {wanted!r}; use an index such as 0, cuda:0, a GPU-… UUID, cpu, cpu0 or mps")
+        raise SetupError(f"FARM_DEVICE is {wanted!r}; use an index such as 0, cuda:0, a GPU-… UUID, cpu, cpu0 or mps")
     kind, number = match["kind"] or "cuda", match["index"] or "0"
     if kind == "cuda":
         return Choice("cuda", f"cuda:{number}", number)
@@ -79,7 +79,7 @@ def _best() -> Choice:
 
 
 def pin(choice: Choice, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Hide every other card from this process, and keep the libraries quiet. To be called before torch is imported.
+    """Hide every other device from this process, and keep the libraries quiet. To be called before torch is imported.
 
     Raises `SetupError` if the index is not among those that the process may see.
     """
@@ -89,7 +89,7 @@ def pin(choice: Choice, environment: MutableMapping[str, str] = os.environ) -> N
     if choice.visible is None:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # a CPU worker must not hold memory on a GPU
         # OpenMP's threads spin while they wait for each other, so one busy neighbour on a core costs ten times the time
-        # (measured on two cores: 10.5 s a picture instead of 1.0 s); sleeping costs a few per cent at worst.
+        # (measured on two cores: 10.5 s an image instead of 1.0 s); sleeping costs a few per cent at worst.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         return
     # cuBLAS reads it once: without a workspace of fixed size its sums come out differently from run to run
@@ -102,7 +102,7 @@ def pin(choice: Choice, environment: MutableMapping[str, str] = os.environ) -> N
         allowed = [part.strip() for part in given.split(",") if part.strip()]
         if int(visible) >= len(allowed):
             raise SetupError(
-                f"FARM_CARD asks for card {visible}, but CUDA_VISIBLE_DEVICES={given} leaves {len(allowed)}"
+                f"FARM_DEVICE asks for device {visible}, but CUDA_VISIBLE_DEVICES={given} leaves {len(allowed)}"
             )
         visible = allowed[int(visible)]
     environment["CUDA_VISIBLE_DEVICES"] = visible
@@ -118,30 +118,30 @@ def require_libraries() -> None:
         )
 
 
-def describe(choice: Choice) -> Card:
-    """What the pinned card is and can do; imports torch. Raises `SetupError` if it is not there."""
+def describe(choice: Choice) -> Device:
+    """What the pinned device is and can do; imports torch. Raises `SetupError` if it is not there."""
     import torch  # noqa: PLC0415
 
     if choice.kind == "cuda":
         if not torch.cuda.is_available():
             raise SetupError(
-                f"FARM_CARD asks for {choice.index}, but torch {torch.__version__} sees no such CUDA card; "
-                "check the driver, the torch build and the index, or set FARM_CARD=cpu"
+                f"FARM_DEVICE asks for {choice.index}, but torch {torch.__version__} sees no such CUDA device; "
+                "check the driver, the torch build and the index, or set FARM_DEVICE=cpu"
             )
         about = torch.cuda.get_device_properties(0)
         # bfloat16 has float32's range, so nothing overflows; tensor cores for it came with compute capability 8.0
         dtype = "bfloat16" if about.major >= 8 else "float16" if (about.major, about.minor) >= (7, 0) else "float32"
-        return Card("cuda", choice.index, about.name, int(about.total_memory), dtype)
+        return Device("cuda", choice.index, about.name, int(about.total_memory), dtype)
     if choice.kind == "mps":
         if not torch.backends.mps.is_available():
-            raise SetupError("FARM_CARD asks for mps, which this torch does not have; set FARM_CARD=cpu")
-        return Card("mps", choice.index, f"Apple {platform.machine()}", main_memory(), "float16")
-    return Card("cpu", choice.index, _processor(), main_memory(), "float32")
+            raise SetupError("FARM_DEVICE asks for mps, which this torch does not have; set FARM_DEVICE=cpu")
+        return Device("mps", choice.index, f"Apple {platform.machine()}", main_memory(), "float16")
+    return Device("cpu", choice.index, _processor(), main_memory(), "float32")
 
 
-def device(card: Card) -> str:
-    """The card as torch names it; a pinned CUDA card is always the first that the process sees."""
-    return "cuda:0" if card.kind == "cuda" else card.kind
+def torch_device(device: Device) -> str:
+    """The device as torch names it; a pinned CUDA device is always the first that the process sees."""
+    return "cuda:0" if device.kind == "cuda" else device.kind
 
 
 def main_memory() -> int:

@@ -1,27 +1,27 @@
-"""The card's memory and how busy it is, where NVIDIA's library tells."""
+"""The device's memory and how busy it is, where NVIDIA's library tells."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from farm import metrics
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 
 
-def watch(card: Card) -> None:
-    """Let scrapes ask for the card's state. Without ``nvidia-ml-py``, or without such a card, its size is all."""
-    metrics.CARD_MEMORY.set(card.memory_bytes)
-    if card.kind != "cuda":
+def watch(device: Device) -> None:
+    """Let scrapes ask for the device's state. Without ``nvidia-ml-py``, or without such a device, its size is all."""
+    metrics.DEVICE_MEMORY.set(device.memory_bytes)
+    if device.kind != "cuda":
         return
     try:
         import pynvml  # noqa: PLC0415 - optional
 
         pynvml.nvmlInit()
-        handle = _handle(pynvml, card.index)
-    except Exception:  # noqa: BLE001 - a number that is missing must not keep a card from rendering
+        handle = _handle(pynvml, device.index)
+    except Exception:  # noqa: BLE001 - a number that is missing must not keep a device from rendering
         return
-    metrics.CARD_MEMORY_USED.set_function(lambda: float(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
-    metrics.CARD_BUSY.set_function(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+    metrics.DEVICE_MEMORY_USED.set_function(lambda: float(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
+    metrics.DEVICE_BUSY.set_function(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
 
 
 def _handle(pynvml: Any, index: str) -> Any:

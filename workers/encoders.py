@@ -57,7 +57,7 @@ def _exif(text: str, recipe: str | None = None) -> bytes:
     if recipe is not None:
         exif[IMAGE_DESCRIPTION] = recipe
     details: dict[int, Any] = exif.get_ifd(EXIF_IFD)
-    # big-endian without a byte order mark is what the picture tools that write this field use
+    # big-endian without a byte order mark is what the image tools that write this field use
     details[USER_COMMENT] = UNICODE_MARK + text.encode("utf-16-be")
     return exif.tobytes()
 

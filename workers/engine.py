@@ -1,9 +1,8 @@
-"""The engine: the one thread that owns the card. Jobs go in as work and come out as pictures.
+"""The engine: the one thread that owns the device. Jobs go in as work and come out as images.
 
-The jobs in its slots share forwards step by step (`workers.batched_renderer`); a job for which a person waits needs no
-free slot.
-A job that was on the card when a worker died is a suspect: it gets the card for itself, and nobody else begins until it
-has left the process, so that a second death is its own and no neighbour's.
+The jobs in its slots share forwards step by step (`workers.batched_renderer`); a job for which a person waits needs
+no free slot. A job that was on the device when a worker died is a suspect: it gets the device for itself, and no
+other job begins until it has left the process, so that a second death is its own and no neighbour's.
 
 A dead engine would leave every job waiting for ever, so its death ends the process; the leases bring the jobs back.
 """
@@ -22,9 +21,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from farm.domain.states import Priority
-from farm.domain.worker import Card, LoadedOn
+from farm.domain.worker import Device, LoadedOn
 from farm.errors import JobCanceled, RenderError
-from workers import device as cards
+from workers import device as devices
 from workers.device import NO_UPKEEP, Choice, Upkeep
 from workers.render_request import Rendered, RenderWork
 
@@ -37,7 +36,7 @@ EXIT_ENGINE_DIED: Final = 70  #: EX_SOFTWARE of sysexits.h
 
 
 class Engine(threading.Thread):
-    """Owns the card from start to end."""
+    """Owns the device from start to end."""
 
     def __init__(
         self,
@@ -48,7 +47,7 @@ class Engine(threading.Thread):
         lessons_dir: Path | None = None,
         upkeep: Upkeep = NO_UPKEEP,
     ) -> None:
-        """``slots``: jobs on the card at once; ``most_rows``: of one shared forward, where no memory is measured.
+        """``slots``: jobs on the device at once; ``most_rows``: of one shared forward, where no memory is measured.
 
         ``lessons_dir``: where what was learnt about sharing is kept, see `workers.batch_profiles`.
         """
@@ -67,12 +66,12 @@ class Engine(threading.Thread):
         self._renderer: SharedRenderer | None = None
         self.loading = True  #: whether a model, or torch itself, is being loaded
         self.moved_at = time.monotonic()  #: when it last got further: a step, a phase of loading, a change of job
-        self.card: Future[Card] = Future()  #: known once torch has looked
+        self.device: Future[Device] = Future()  #: known once torch has looked
 
     # -- from other threads -------------------------------------------------------------------------------------------
 
     def submit(self, work: RenderWork) -> Future[Rendered]:
-        """Queue work for the card. The future fails with `RenderError` or whatever the pipeline raised."""
+        """Queue work for the device. The future fails with `RenderError` or whatever the pipeline raised."""
         with self._wake:
             if not self._waiting and not self._busy:
                 self._move()  # an idle engine has not stalled
@@ -81,13 +80,13 @@ class Engine(threading.Thread):
         return work.future
 
     def withdraw(self, work: RenderWork) -> bool:
-        """Take back work that the card has not taken up, at once; False if it has (it stops at its next step)."""
+        """Take back work that the device has not taken up, at once; False if it has (it stops at its next step)."""
         with self._wake:
             try:
                 self._waiting.remove(work)
             except ValueError:
                 return False
-        work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
+        work.future.set_exception(JobCanceled("the job was stopped before the device took it up"))
         return True
 
     def leave(self, owner: Hashable) -> None:
@@ -123,27 +122,27 @@ class Engine(threading.Thread):
     # -- its own thread -----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Look at the card, then render until closed."""
+        """Look at the device, then render until closed."""
         try:
             if self._upkeep.compile_dir is not None:  # torch reads it when it compiles, and keeps kernels there
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._upkeep.compile_dir.absolute())
             try:
-                card = cards.describe(self._choice)
+                device = devices.describe(self._choice)
             except BaseException as error:  # noqa: BLE001 - handed on, not swallowed
-                self.card.set_exception(error)
-                return  # whoever waits for the card says what is wrong and ends the process
-            self.card.set_result(card)
+                self.device.set_exception(error)
+                return  # whoever waits for the device says what is wrong and ends the process
+            self.device.set_result(device)
             self._move()
-            self._render_until_closed(card)
+            self._render_until_closed(device)
         except BaseException:
             log.critical("the engine died", action="engine_died", exc_info=True)
             os._exit(EXIT_ENGINE_DIED)
 
-    def _render_until_closed(self, card: Card) -> None:
+    def _render_until_closed(self, device: Device) -> None:
         from workers.batched_renderer import SharedRenderer  # noqa: PLC0415 - seconds of imports, after pinning
 
         renderer = SharedRenderer(
-            card, self._torch_threads, self._move, self._most_rows, self._lessons_dir, self._upkeep
+            device, self._torch_threads, self._move, self._most_rows, self._lessons_dir, self._upkeep
         )
         self._renderer = renderer
         self._move()
@@ -155,7 +154,7 @@ class Engine(threading.Thread):
                 self._deliver(ended, outcome)
 
     def _wait(self, renderer: SharedRenderer) -> bool:
-        """Wait for something to do; False once closed with nothing left on the card."""
+        """Wait for something to do; False once closed with nothing left on the device."""
         with self._wake:
             if not renderer.active:
                 self._busy = False
@@ -187,7 +186,7 @@ class Engine(threading.Thread):
         return None if full else first
 
     def _held_up(self) -> bool:
-        """Whether the card stays empty until what began has left the process, because one of them is a suspect."""
+        """Whether the device stays empty until what began has left the process, because one of them is a suspect."""
         first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE, default=None)
         return bool(self._begun) and (
             any(work.suspect for work in self._begun) or (first is not None and first.suspect)
@@ -195,7 +194,7 @@ class Engine(threading.Thread):
 
     def _admit(self, work: RenderWork, renderer: SharedRenderer) -> None:
         if work.stop.is_set():
-            work.future.set_exception(JobCanceled("the job was stopped before the card took it up"))
+            work.future.set_exception(JobCanceled("the job was stopped before the device took it up"))
             return
         with self._wake:
             self._begun.add(work)

@@ -2,7 +2,7 @@
 
 The heartbeat renews the leases of jobs that get further, and of those alone: a job whose work hangs loses its lease
 like one whose worker died. The watch is a thread of its own, because a heartbeat that waits for the database cannot
-watch itself: it stops jobs whose lease is about to end, and ends the process when the card hangs.
+watch itself: it stops jobs whose lease is about to end, and ends the process when the device hangs.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Heartbeat(threading.Thread):
 
 
 class Watch(threading.Thread):
-    """Stops what has no right to go on, and the process when its card hangs. Asks nobody."""
+    """Stops what has no right to go on, and the process when its device hangs. Asks nobody."""
 
     def __init__(self, rights: Rights, engine: Engine, settings: Settings, worker: str) -> None:
         super().__init__(name="watch", daemon=True)
@@ -114,12 +114,12 @@ class Watch(threading.Thread):
                     epoch=right.epoch,
                 )
             if stalled(self._engine, self._settings):
-                log.critical("the card hangs", action="card_stalled", worker=self._worker)
+                log.critical("the device hangs", action="device_stalled", worker=self._worker)
                 os._exit(EXIT_STALLED)
 
 
 def stalled(engine: Engine, settings: Settings) -> bool:
-    """Whether the card has had work for too long without getting further."""
+    """Whether the device has had work for too long without getting further."""
     return engine.idle_seconds > (settings.load_seconds if engine.loading else settings.stall_seconds)
 
 

@@ -1,6 +1,6 @@
 """One job from claim to commit.
 
-    claim ─► fetch the inputs ─► the card ─► encode ─► store under the epoch's keys ─► commit
+    claim ─► fetch the inputs ─► the device ─► encode ─► store under the epoch's keys ─► commit
 
 Each stage is a function, and each may end the job in one of four ways: it fails with a `RenderError`, it is given back
 (`GivenBack`), it was stopped (`Right.why`), or its right is lost, in which case nothing is written any more.
@@ -21,7 +21,7 @@ from farm import lifecycle, metrics, tracing
 from farm.domain.job import Done, Held, Job, JobError, Output
 from farm.domain.model import Model
 from farm.domain.states import JobState
-from farm.domain.tasks import InputPicture
+from farm.domain.tasks import InputImage
 from farm.errors import (
     DatabaseUnavailable,
     FarmError,
@@ -110,7 +110,7 @@ def carry_out(bench: Bench, right: Right) -> None:
         with stage("inputs"):
             inputs = fetch(bench, right)
         with stage("denoise"):
-            rendered = on_the_card(bench, right, inputs)
+            rendered = on_the_device(bench, right, inputs)
         # one by one: if a later one fails, the earlier ones are known
         stored.extend(store(bench, right, encoded(right, rendered)))
         with stage("commit"):
@@ -163,16 +163,16 @@ def claim(bench: Bench, job_id: str, epoch: int) -> Right | None:
 
 
 def fetch(bench: Bench, right: Right) -> dict[str, Image.Image]:
-    """The input pictures, decoded: ``image`` RGB, ``mask_image`` L, ``depth_map`` L or I;16."""
+    """The input images, decoded: ``image`` RGB, ``mask_image`` L, ``depth_map`` L or I;16."""
     right.enter(Stage.FETCHING)
-    return {name: fetch_one(bench, right, name, picture) for name, picture in right.job.spec.inputs.items()}
+    return {name: fetch_one(bench, right, name, image) for name, image in right.job.spec.inputs.items()}
 
 
-def fetch_one(bench: Bench, right: Right, name: str, picture: InputPicture) -> Image.Image:
+def fetch_one(bench: Bench, right: Right, name: str, image: InputImage) -> Image.Image:
     """One input. Raises `InputLost` if it is gone or broken, `GivenBack` if the storage stays away."""
     load = {"mask_image": images.load_mask, "depth_map": images.load_depth}.get(name, images.load_rgb)
     try:
-        data = while_storage_is_away(bench, right, lambda: bench.storage.get(picture.key))
+        data = while_storage_is_away(bench, right, lambda: bench.storage.get(image.key))
         return load(data, bench.settings, field=name)
     except NotFound as error:
         raise InputLost(f"{name} is no longer in the storage") from error
@@ -180,8 +180,8 @@ def fetch_one(bench: Bench, right: Right, name: str, picture: InputPicture) -> I
         raise InputLost(f"{name} cannot be used: {error}") from error
 
 
-def on_the_card(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> Rendered:
-    """The pictures, rendered. Raises `JobCanceled` if it was stopped, `RenderError`, or what the pipeline raises."""
+def on_the_device(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> Rendered:
+    """The images, rendered. Raises `JobCanceled` if it was stopped, `RenderError`, or what the pipeline raises."""
     spec = right.job.spec
     model = bench.model(spec.model)
     if model is None:
@@ -210,13 +210,13 @@ def on_the_card(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> R
         on_preview=(lambda preview: bench.reporter.preview(right, preview)) if spec.preview else None,
     )
     future = bench.engine.submit(work)
-    # a job that waits for the card leaves at once; one on the card at its next step
+    # a job that waits for the device leaves at once; one on the device at its next step
     right.on_stop(lambda: bench.engine.withdraw(work))
     return future.result()
 
 
 def encoded(right: Right, rendered: Rendered) -> Iterator[tuple[Output, bytes]]:
-    """Each picture as a file with its recipe, and as the output that it becomes; the picture itself is let go."""
+    """Each image as a file with its recipe, and as the output that it becomes; the image itself is let go."""
     job, spec = right.job, right.job.spec
     content_type = spec.output_format.content_type
     for index in range(len(rendered.images)):
@@ -248,7 +248,7 @@ def store(bench: Bench, right: Right, files: Iterator[tuple[Output, bytes]]) -> 
             with stage("upload"):
                 done = put(bench, right, output, body)
         except StorageUnavailable as error:
-            log.warning("the finished pictures wait on disk", action="pictures_shelved", error=str(error))
+            log.warning("the finished images wait on disk", action="images_shelved", error=str(error))
             shelved = [(output, bench.shelf.keep(right.held, output.index, body))]
             shelved += [(one, bench.shelf.keep(right.held, one.index, file)) for one, file in files]
             del body

@@ -19,7 +19,7 @@ class Stage(StrEnum):
     """How far a job is at this worker."""
 
     FETCHING = "fetching"
-    WAITING = "waiting"  #: for the card
+    WAITING = "waiting"  #: for the device
     RENDERING = "rendering"
     STORING = "storing"
     COMMITTING = "committing"

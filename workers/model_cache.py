@@ -1,4 +1,4 @@
-"""Which models lie in the card's memory. They stay while there is room; the least recently used goes first."""
+"""Which models lie in the device's memory. They stay while there is room; the least recently used goes first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from farm import metrics
 from farm.domain.model import Model
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from workers import failpoints, pipelines
 from workers.cpu_model_cache import Attic
 from workers.device import NO_UPKEEP, Upkeep
@@ -21,20 +21,22 @@ from workers.pipelines import LoadedModel
 
 log = structlog.stdlib.get_logger()
 
-#: The share of the card's memory that weights may fill; the rest is for activations and other processes' needs.
+#: The share of the device's memory that weights may fill; the rest is for activations and other processes' needs.
 SHARE: Final = {"cuda": 0.7, "mps": 0.5, "cpu": 0.5}
 
 
 class Residency:
-    """The models of one card. Used by its engine thread alone; `ids` may be read from anywhere."""
+    """The models of one device. Used by its engine thread alone; `ids` may be read from anywhere."""
 
-    def __init__(self, card: Card, on_drop: Callable[[str], None] | None = None, upkeep: Upkeep = NO_UPKEEP) -> None:
+    def __init__(
+        self, device: Device, on_drop: Callable[[str], None] | None = None, upkeep: Upkeep = NO_UPKEEP
+    ) -> None:
         """``on_drop`` gets the id of a model that goes, while it is still there: the last chance to let go of it."""
-        self._card = card
+        self._device = device
         self._upkeep = upkeep
-        self._attic = Attic(card, upkeep.attic_bytes)
+        self._attic = Attic(device, upkeep.attic_bytes)
         self._on_drop = on_drop
-        self._budget = int(card.memory_bytes * SHARE.get(card.kind, 0.5))
+        self._budget = int(device.memory_bytes * SHARE.get(device.kind, 0.5))
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._known: dict[str, int] = {}  # measured when they were last in memory
         self.ids: tuple[str, ...] = ()  #: what is loaded, least recently used first
@@ -74,7 +76,7 @@ class Residency:
         return loaded
 
     def _load(self, model: Model) -> LoadedModel:
-        loaded = pipelines.load(model, self._card)
+        loaded = pipelines.load(model, self._device)
         if self._upkeep.compile_dir is not None:
             loaded.compile()
         return loaded
@@ -115,7 +117,7 @@ class Residency:
 
 
 def free() -> None:
-    """Give memory that nothing refers to back to the card."""
+    """Give memory that nothing refers to back to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -28,10 +28,10 @@ from PIL import Image
 from farm.domain.cost import steps_run
 from farm.domain.model import LoraFile, Model
 from farm.domain.tasks import JobSpec, Lora, Scheduler, Task
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from farm.errors import InputUnfit, JobCanceled, ModelUnavailable, NotANumber
 from workers import previews
-from workers.device import device
+from workers.device import torch_device
 
 BUILTIN: Final = "builtin:"
 
@@ -78,13 +78,13 @@ def be_deterministic(threads: int) -> None:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # only warn: some attention kernels have no deterministic form, and a picture is better than none
+    # only warn: some attention kernels have no deterministic form, and an image is better than none
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 @dataclass
 class LoadedModel:
-    """A model in the card's memory."""
+    """A model in the device's memory."""
 
     model: Model
     dtype: str  #: what it really runs in
@@ -190,13 +190,13 @@ class LoadedModel:
             self._preview_map = previews.fit(vae)
         return self._preview_map
 
-    def made_with(self, card: Card, loras: tuple[Lora, ...] = ()) -> dict[str, object]:
+    def made_with(self, device: Device, loras: tuple[Lora, ...] = ()) -> dict[str, object]:
         """What a recipe says of the model and the libraries. Nothing in it belongs to one worker or one moment."""
         found: dict[str, object] = {
             "model": self.model.id,
             "weights": self.fingerprint,
             "dtype": self.dtype,
-            "device": card.kind,
+            "device": device.kind,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
@@ -210,24 +210,24 @@ class LoadedModel:
         return found
 
 
-def load(model: Model, card: Card) -> LoadedModel:
-    """Bring a model's weights onto the card.
+def load(model: Model, device: Device) -> LoadedModel:
+    """Bring a model's weights onto the device.
 
     Raises:
         ModelUnavailable: with one sentence that says what is missing.
-        torch.OutOfMemoryError: the card has no room for it.
+        torch.OutOfMemoryError: the device has no room for it.
     """
-    dtype = _dtype(model, card)
+    dtype = _dtype(model, device)
     try:
         if model.source.startswith(BUILTIN):
             folder, pipelines = _load_builtin(model, dtype)
         else:
             folder, pipelines = _load_folder(model, dtype)
-        where = device(card)
+        where = torch_device(device)
         for pipeline in pipelines.values():
             pipeline.to(where)
             pipeline.set_progress_bar_config(disable=True)
-            if card.kind == "cuda":
+            if device.kind == "cuda":
                 _lay_out_for_tensor_cores(pipeline)
     except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
         raise
@@ -259,7 +259,7 @@ def _load_builtin(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, An
 def fetch(model: Model) -> int:
     """Bring a model's files to this machine and into its page cache, so that loading does not wait for them.
 
-    Touches neither torch nor the card, so any thread may do it. Returns the bytes read. Raises what the Hub raises.
+    Touches neither torch nor the device, so any thread may do it. Returns the bytes read. Raises what the Hub raises.
     """
     if model.source.startswith(BUILTIN):
         return 0
@@ -324,10 +324,10 @@ def _derive(model: Model, base: Any, task: Task) -> Any:
     return pipeline
 
 
-def _dtype(model: Model, card: Card) -> torch.dtype:
-    if card.kind == "cpu":
+def _dtype(model: Model, device: Device) -> torch.dtype:
+    if device.kind == "cpu":
         return torch.float32  # half precision is slow there, and some operators lack it
-    return _DTYPES[card.dtype if model.dtype == "auto" else model.dtype]
+    return _DTYPES[device.dtype if model.dtype == "auto" else model.dtype]
 
 
 def _bytes_of(pipelines: Any) -> int:
@@ -415,7 +415,7 @@ def render(
     """Render output ``index`` of a job by one call of the stock pipeline, so that it can be rendered again alone.
 
     ``on_step`` gets the denoising steps done, 1 to `steps_run`; ``look`` gets them with the latents, (1, C, H/8, W/8)
-    where the pipeline does not pack them. The picture is RGB, (height, width).
+    where the pipeline does not pack them. The image is RGB, (height, width).
 
     Raises:
         NotANumber: the arithmetic overflowed.
@@ -447,15 +447,15 @@ def render(
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         num_images_per_prompt=1,
-        # on the CPU whatever the card: the same seed is the same noise everywhere
+        # on the CPU whatever the device: the same seed is the same noise everywhere
         generator=torch.Generator("cpu").manual_seed(spec.seed_of(index)),
         callback_on_step_end=after_step,
         output_type="np",
         **given,
     )
     pixels = called.images
-    if not np.isfinite(pixels).all():  # a black picture is what Pillow would make of it
-        raise NotANumber("the picture came out as NaN")
+    if not np.isfinite(pixels).all():  # a black image is what Pillow would make of it
+        raise NotANumber("the image came out as NaN")
     image: Image.Image = diffusers.image_processor.VaeImageProcessor.numpy_to_pil(pixels)[0]
     if spec.task is Task.INPAINTING:
         image = _kept_outside(image, given["image"], given["mask_image"])
@@ -467,10 +467,10 @@ def _arguments(spec: JobSpec, inputs: Mapping[str, Image.Image]) -> dict[str, An
     size = (spec.width, spec.height)
     if spec.task is Task.TEXT_TO_IMAGE:
         return {"width": spec.width, "height": spec.height}
-    picture = inputs["image"]
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    found: dict[str, Any] = {"image": picture, "strength": spec.strength}
+    image = inputs["image"]
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    found: dict[str, Any] = {"image": image, "strength": spec.strength}
     if spec.task is Task.INPAINTING:
         mask = inputs["mask_image"]
         if mask.size != size:
@@ -481,17 +481,17 @@ def _arguments(spec: JobSpec, inputs: Mapping[str, Image.Image]) -> dict[str, An
     return found
 
 
-def _kept_outside(painted: Image.Image, picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """The painted picture where the mask is white, the given one elsewhere: all three of the job's size.
+def _kept_outside(painted: Image.Image, image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The painted image where the mask is white, the given one elsewhere: all three of the job's size.
 
-    The pipeline sends the whole picture through the autoencoder, which changes the part that nobody asked to change.
+    The pipeline sends the whole image through the autoencoder, which changes the part that nobody asked to change.
     """
     white = mask.convert("L").point(lambda value: 255 if value >= 128 else 0)  # where the pipeline cuts it, too
-    return Image.composite(painted.convert("RGB"), picture.convert("RGB"), white)
+    return Image.composite(painted.convert("RGB"), image.convert("RGB"), white)
 
 
 def _depth(image: Image.Image) -> torch.Tensor:
-    """A depth picture, ``L`` or ``I;16``, as (1, H, W); brighter is nearer, which is what depth estimators give too."""
+    """A depth image, ``L`` or ``I;16``, as (1, H, W); brighter is nearer, which is what depth estimators give too."""
     low, high = image.getextrema()
     if low == high:
         raise InputUnfit("the depth map has the same value everywhere, so it says nothing about depth")
@@ -515,9 +515,9 @@ def tile(loaded: LoadedModel, task: Task, *, on: bool) -> None:
 
 @contextmanager
 def offloaded(loaded: LoadedModel, task: Task, where: str) -> Iterator[None]:
-    """Let each component of a task's pipeline lie on the card only while it works, and in main memory else.
+    """Let each component of a task's pipeline lie on the device only while it works, and in main memory else.
 
-    Slow, for weights are moved for every picture; the pixels stay the same. Nobody else may run on the model meanwhile.
+    Slow, for weights are moved for every image; the pixels stay the same. Nobody else may run on the model meanwhile.
     """
     pipeline = loaded.pipeline(task)
     pipeline.enable_model_cpu_offload(device=where)
@@ -529,7 +529,7 @@ def offloaded(loaded: LoadedModel, task: Task, where: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the card, or this machine, has no memory left."""
+    """Whether an error means that the device, or this machine, has no memory left."""
     # the CPU's allocator raises a plain RuntimeError
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

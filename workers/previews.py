@@ -1,4 +1,4 @@
-"""What a picture looks like on its way: latents to colours by one linear map, which is fitted to the model's VAE.
+"""What an image looks like on its way: latents to colours by one linear map, which is fitted to the model's VAE.
 
 Decoding at every step would cost more than the steps of a small model. Latents are nearly linear in the colours of the
 pixels they stand for, so a least-squares map from their channels to red, green and blue shows shapes and colours.
@@ -15,7 +15,7 @@ from PIL import Image
 from workers.render_request import PREVIEW_BYTES
 
 SIDE: Final = 96  #: pixels of a preview, its longer side
-_SAMPLES: Final = 8  #: pictures that the map is fitted to
+_SAMPLES: Final = 8  #: images that the map is fitted to
 _CELLS: Final = 8  #: latents on a side of each
 _QUALITIES: Final = (80, 60, 40, 20)
 
@@ -26,12 +26,12 @@ def fit(vae: Any) -> torch.Tensor:
     draw = torch.Generator("cpu").manual_seed(0)
     cells = torch.rand(_SAMPLES, 3, _CELLS // 2, _CELLS // 2, generator=draw)
     side = _CELLS * scale
-    pictures = torch.nn.functional.interpolate(cells, (side, side), mode="bilinear")
+    images = torch.nn.functional.interpolate(cells, (side, side), mode="bilinear")
     first = next(vae.parameters())
     with torch.no_grad():
-        encoded = vae.encode((pictures * 2 - 1).to(first.device, first.dtype)).latent_dist.mode().float().cpu()
+        encoded = vae.encode((images * 2 - 1).to(first.device, first.dtype)).latent_dist.mode().float().cpu()
     latents = (encoded - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
-    colours = torch.nn.functional.adaptive_avg_pool2d(pictures, latents.shape[-2:])
+    colours = torch.nn.functional.adaptive_avg_pool2d(images, latents.shape[-2:])
     rows = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     wanted = colours.movedim(1, -1).reshape(-1, 3)
     known = torch.cat([rows, torch.ones(len(rows), 1)], 1)
@@ -40,7 +40,7 @@ def fit(vae: Any) -> torch.Tensor:
 
 
 def spread(latents: torch.Tensor, width: int, height: int, channels: int) -> torch.Tensor | None:
-    """The first picture's latents as (C, h, w); some pipelines pack 2 × 2 of them into one token. None: neither."""
+    """The first image's latents as (C, h, w); some pipelines pack 2 × 2 of them into one token. None: neither."""
     one = latents[:1].float().cpu()
     if one.ndim == 4 and one.shape[1] == channels:
         return one[0]

@@ -1,8 +1,8 @@
 """One worker process, from joining the farm to leaving it.
 
-    pin the card ─► clear the old messages ─► join ─► (Celery consumes) ─► drain ─► leave
+    pin the device ─► clear the old messages ─► join ─► (Celery consumes) ─► drain ─► leave
 
-The end comes in two steps, as with most servers: the first signal lets jobs on the card finish for ``drain_seconds``
+The end comes in two steps, as with most servers: the first signal lets jobs on the device finish for ``drain_seconds``
 and gives the waiting ones back at once; the second one gives everything back.
 """
 
@@ -30,7 +30,7 @@ from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
-from workers import device as cards
+from workers import device as devices
 from workers import device_metrics
 from workers.consumer_watchdog import Ear
 from workers.device import Upkeep
@@ -45,7 +45,7 @@ from workers.upload_spool import Shelf
 log = structlog.stdlib.get_logger()
 T = TypeVar("T")
 
-#: Jobs that a card renders at once when they share forwards, by the card's kind.
+#: Jobs that a device renders at once when they share forwards, by the device's kind.
 SLOTS: Final = {"cuda": 16, "mps": 8, "cpu": 4}
 LAST_SECONDS: Final = 10.0  #: for stopped jobs to be given back, before the process ends without them
 
@@ -58,16 +58,16 @@ class End(Enum):
 
 
 class Shift:
-    """What one worker process is and holds. Make it before torch is imported: it pins the card."""
+    """What one worker process is and holds. Make it before torch is imported: it pins the device."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         """Raises `SetupError` if this machine cannot do what was asked."""
-        cards.require_libraries()
-        choice = cards.choose(settings.card)
-        cards.pin(choice)
+        devices.require_libraries()
+        choice = devices.choose(settings.device)
+        devices.pin(choice)
         self.settings = settings
         self.host = settings.worker_host or socket.gethostname()
-        self.card_name = choice.index
+        self.device_name = choice.index
         self.name = f"{self.host}/{choice.index}"  #: the worker's name in the farm
         self._app = app
         self._boot_id = uuid.uuid4().hex
@@ -111,19 +111,19 @@ class Shift:
         self._left = threading.Event()
 
     def begin(self) -> None:
-        """Join the farm. Waits for servers that are away. Raises `SetupError` if the card is not there."""
+        """Join the farm. Waits for servers that are away. Raises `SetupError` if the device is not there."""
         engine = self.bench.engine
         engine.start()
-        card = engine.card.result()
+        device = engine.device.result()
         info = WorkerInfo(
             name=self.name,
             boot_id=self._boot_id,
             host=self.host,
-            card=card,
+            device=device,
             slots=self._slots,
             look_ahead=self.settings.look_ahead,
             pid=os.getpid(),
-            versions=cards.versions(),
+            versions=devices.versions(),
         )
         # Messages first: those of a dead process are for jobs that joining gives back.
         patiently(lambda: broker.clear(self._app, self.name))
@@ -134,11 +134,11 @@ class Shift:
             "joined",
             action="worker_joined",
             worker=self.name,
-            device=card.device,
-            dtype=card.dtype,
-            memory_gib=round(card.memory_bytes / 2**30, 1),
+            device=device.name,
+            dtype=device.dtype,
+            memory_gib=round(device.memory_bytes / 2**30, 1),
         )
-        device_metrics.watch(card)
+        device_metrics.watch(device)
         metrics.serve(self.settings, self.settings.metrics_worker_port)
         for thread in (self.bench.reporter, self._heartbeat, self._watch, self._ear):
             thread.start()
@@ -217,7 +217,7 @@ class Shift:
 
 
 def slots(batching: str, kind: str) -> int:
-    """Jobs on a card at once: several that share forwards, or one."""
+    """Jobs on a device at once: several that share forwards, or one."""
     return 1 if batching == "off" else SLOTS[kind]
 
 

@@ -1,4 +1,4 @@
-"""Live progress to the database, from a thread of its own: the card never waits for the database.
+"""Live progress to the database, from a thread of its own: the device never waits for the database.
 
 The engine leaves its newest step in a slot; whatever lies there is written at most twice a second.
 """
@@ -25,7 +25,7 @@ SECONDS: Final = 0.5  #: between two writes
 
 
 class Reporter(threading.Thread):
-    """Writes steps to the rows of the jobs on the card, and hears of cancels on the way."""
+    """Writes steps to the rows of the jobs on the device, and hears of cancels on the way."""
 
     def __init__(self, store: Store, rights: Rights) -> None:
         super().__init__(name="reporter", daemon=True)
@@ -38,7 +38,7 @@ class Reporter(threading.Thread):
         self._closing = False
 
     def take_up(self, right: Right, steps: int) -> None:
-        """The card begins with a job of that many denoising steps. Never waits for the database."""
+        """The device begins with a job of that many denoising steps. Never waits for the database."""
         with self._news:
             self._begun[right] = steps, time.monotonic()
             self._news.notify()
@@ -50,7 +50,7 @@ class Reporter(threading.Thread):
             self._news.notify()
 
     def preview(self, right: Right, preview: Preview) -> None:
-        """What a picture looks like on its way; goes out with the next step. Never waits for the database."""
+        """What an image looks like on its way; goes out with the next step. Never waits for the database."""
         with self._news:
             self._previews[right] = preview
 
@@ -89,7 +89,7 @@ class Reporter(threading.Thread):
                 time.sleep(SECONDS)
 
     def _write_begun(self, begun: dict[Right, tuple[int, float]]) -> bool:
-        """Write which jobs the card took up; False if that must be tried again."""
+        """Write which jobs the device took up; False if that must be tried again."""
         held = {right.held: right for right in begun if self._rights.holds(right)}
         if not held:
             return True

@@ -1,4 +1,4 @@
-"""A job as the card sees it: what goes into the engine, and what comes out."""
+"""A job as the device sees it: what goes into the engine, and what comes out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a picture looks like on its way."""
+    """What an image looks like on its way."""
 
     index: int  #: of the output
     step: int  #: denoising steps done of that output
@@ -44,7 +44,7 @@ class Preview:
 
 @dataclass(eq=False)
 class RenderWork:
-    """One job as the card sees it."""
+    """One job as the device sees it."""
 
     spec: JobSpec
     model: Model
@@ -55,7 +55,7 @@ class RenderWork:
     stop: threading.Event  #: set from outside: the work ends at its next denoising step
     priority: Priority = Priority.NORMAL
     owner: Hashable = None  #: the job's right, which `Engine.leave` names
-    suspect: bool = False  #: a worker died while it was on the card
+    suspect: bool = False  #: a worker died while it was on the device
     on_preview: Callable[[Preview], None] | None = None  #: wanted, and where it goes; must not wait for anything
     future: Future[Rendered] = field(default_factory=Future)
 

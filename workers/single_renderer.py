@@ -1,4 +1,4 @@
-"""One job alone on the card: the second try of one that ran out of memory, and what every job needs first, a model."""
+"""One job alone on the device: the second try of one that ran out of memory; and loading of models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.model import Model
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from farm.errors import OutOfMemory
 from workers import pipelines
-from workers.device import NO_UPKEEP, Upkeep, device
+from workers.device import NO_UPKEEP, Upkeep, torch_device
 from workers.model_cache import Residency, free
 from workers.pipelines import LoadedModel
 from workers.render_request import Rendered, RenderWork
@@ -21,11 +21,11 @@ log = structlog.stdlib.get_logger()
 
 
 class SerialRenderer:
-    """Renders work on one card. Used by the engine's thread alone."""
+    """Renders work on one device. Used by the engine's thread alone."""
 
     def __init__(
         self,
-        card: Card,
+        device: Device,
         torch_threads: int,
         move: Callable[[], None],
         on_drop: Callable[[str], None] | None = None,
@@ -34,9 +34,9 @@ class SerialRenderer:
         """``move`` is called whenever the work gets further; ``on_drop`` see `Residency`."""
         pipelines.quiet()
         pipelines.be_deterministic(torch_threads)
-        self._card = card
+        self._device = device
         self._move = move
-        self._residency = Residency(card, on_drop, upkeep)
+        self._residency = Residency(device, on_drop, upkeep)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -58,17 +58,17 @@ class SerialRenderer:
             return self._residency.get(model)
         except Exception as error:
             if pipelines.is_out_of_memory(error):
-                raise OutOfMemory(f"the card's memory does not hold model {model.id}") from error
+                raise OutOfMemory(f"the device's memory does not hold model {model.id}") from error
             raise
 
     def render_with_less(self, loaded: LoadedModel, work: RenderWork) -> Rendered:
-        """All pictures of a job that ran out of memory once. Raises `OutOfMemory`, or what the pipeline raises."""
+        """All images of a job that ran out of memory once. Raises `OutOfMemory`, or what the pipeline raises."""
         log.warning("out of memory, trying with less", action="out_of_memory", model=work.model.id)
         # Tiles change the pixels a little, so the recipe says so.
-        made_with = loaded.made_with(self._card, work.spec.loras) | {"vae": "tiled"}
+        made_with = loaded.made_with(self._device, work.spec.loras) | {"vae": "tiled"}
         return Rendered(self._with_less_memory(loaded, work), made_with)
 
-    def _pictures(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
+    def _images(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
         each = steps_run(work.spec)
         images = []
         for index in range(work.spec.num_images_per_prompt):
@@ -82,34 +82,34 @@ class SerialRenderer:
         return images
 
     def _with_less_memory(self, loaded: LoadedModel, work: RenderWork) -> list[Image.Image]:
-        """The next tries: nothing else in memory and the VAE in tiles, then only the component at work on the card.
+        """The next tries: nothing else in memory and the VAE in tiles, then only the component at work on the device.
 
-        Raises `OutOfMemory`; another card may have more.
+        Raises `OutOfMemory`; another device may have more.
         """
         self._residency.drop_others(work.model.id)
         pipelines.tile(loaded, work.spec.task, on=True)
         try:
             loaded.wear(work.spec.task, work.spec.loras)
             try:
-                return self._pictures(loaded, work)
+                return self._images(loaded, work)
             except Exception as error:
                 if not pipelines.is_out_of_memory(error) or not self._may_offload:
                     raise
                 error.__traceback__ = None  # its frames hold tensors
             log.warning("out of memory, moving weights to and fro", action="offloading", model=work.model.id)
             free()
-            with pipelines.offloaded(loaded, work.spec.task, device(self._card)):
-                return self._pictures(loaded, work)
+            with pipelines.offloaded(loaded, work.spec.task, torch_device(self._device)):
+                return self._images(loaded, work)
         except Exception as error:
             if not pipelines.is_out_of_memory(error):
                 raise
             raise OutOfMemory(
-                f"{work.spec.width}x{work.spec.height} pixels with model {work.model.id} do not fit the card's memory"
+                f"{work.spec.width}x{work.spec.height} pixels with model {work.model.id} do not fit the device's memory"
             ) from error
         finally:
             pipelines.tile(loaded, work.spec.task, on=False)
 
     @property
     def _may_offload(self) -> bool:
-        """Whether main memory is another one than the card's."""
-        return self._card.kind == "cuda"
+        """Whether main memory is another one than the device's."""
+        return self._device.kind == "cuda"

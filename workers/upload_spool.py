@@ -1,4 +1,4 @@
-"""Finished pictures that wait for a storage that is away: on the worker's disk, so that its memory is free meanwhile.
+"""Finished images that wait for a storage that is away: on the worker's disk, so that its memory is free meanwhile.
 
 Nothing here outlives its right. What a dead process left is thrown away at the start of the next one: its jobs were
 taken back.
@@ -26,13 +26,13 @@ class Shelf:
         shutil.rmtree(folder, ignore_errors=True)
 
     def keep(self, held: Held, index: int, body: bytes) -> Callable[[], bytes]:
-        """Put a picture down; returns how to get it. It stays in memory where the disk takes nothing."""
+        """Put an image down; returns how to get it. It stays in memory where the disk takes nothing."""
         place = self._place(held) / str(index)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(body)
         except OSError as error:
-            log.warning("a finished picture stays in memory", action="shelf_full", error=str(error))
+            log.warning("a finished image stays in memory", action="shelf_full", error=str(error))
             with contextlib.suppress(OSError):
                 place.unlink(missing_ok=True)
             return lambda: body

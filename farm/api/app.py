@@ -41,7 +41,7 @@ from farm.settings import Settings
 from farm.store.unit_of_work import Store
 
 DESCRIPTION: Final = """\
-Submit diffusion jobs, follow them, and get the pictures from object storage.
+Submit diffusion jobs, follow them, and get the images from object storage.
 
 Every request under `/v1` carries an API key: `Authorization: Bearer farm_…`. Every error is an
 `application/problem+json` document (RFC 9457). A field that is not known is refused, never ignored.
@@ -97,7 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.add_middleware(
         Edge,
-        # three pictures as data URLs, which are a third longer than their bytes
+        # three images as data URLs, which are a third longer than their bytes
         limit=settings.max_input_bytes * 4 // 3 * 3 + 2**20,
         limits={
             "/v1/files": settings.max_input_bytes + FORM_BYTES,

@@ -1,6 +1,6 @@
 """Many files as one, written while they are read: zip without compression, or tar. Nothing touches a disk.
 
-A picture is compressed already, so its bytes go in as they are. Each file's size and checksum are known before its
+An image is compressed already, so its bytes go in as they are. Each file's size and checksum are known before its
 header is written, so no reader has to look at the end first.
 """
 

@@ -50,7 +50,7 @@ from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
 from farm.domain.states import TERMINAL, JobState
 from farm.errors import BadInput, FarmError, NotFound
 from farm.objects import keys
-from farm.store.batches import LAST, Ended, Picture
+from farm.store.batches import LAST, ArchiveEntry, Ended
 
 router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=Guarded)
 
@@ -65,7 +65,7 @@ BODY_SECONDS: Final = 3600.0  #: and so is one that takes longer for all of it: 
 DRAIN_SECONDS: Final = 5.0
 DRAIN_BYTES: Final = 256 * 2**20
 PAGE: Final = 500  #: jobs read at once while results are streamed
-AT_ONCE: Final = 4  #: pictures fetched at once for an archive
+AT_ONCE: Final = 4  #: images fetched at once for an archive
 NAME_BYTES: Final = 72  #: of a job's own name in an archive: with all around it, what a tar's header holds
 FOLLOW_SECONDS: Final = 5.0  #: how long one request sees to it that jobs follow; the sweeper goes on
 
@@ -349,7 +349,7 @@ def _json_lines(description: str, schema: Mapping[str, Any]) -> dict[int | str, 
     responses=_json_lines("One line for each job that is over, in the order of the batch.", _RESULT),
 )
 def get_batch_results(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingResponse:
-    """Every job that is over, as JSON lines, with fresh URLs of its pictures."""
+    """Every job that is over, as JSON lines, with fresh URLs of its images."""
     _own(farm, key.tenant_id, batch_id)
 
     def written() -> Iterator[str]:
@@ -434,14 +434,14 @@ _RANGES: Final[dict[str, Any]] = {
 }
 _ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "description": "All pictures so far, named `<place>-<custom_id or job id>-<index>.<format>`.",
+        "description": "All images so far, named `<place>-<custom_id or job id>-<index>.<format>`.",
         "content": _ARCHIVES,
         "headers": _RANGES,
     },
     206: {"description": "The part that `Range` asked for.", "content": _ARCHIVES, "headers": _RANGES},
     **responses(*ALWAYS, 404, 416),
 }
-Kind = Annotated[Form, Query(alias="format", description="`tar`: for very many pictures, and to go on later.")]
+Kind = Annotated[Form, Query(alias="format", description="`tar`: for very many images, and to go on later.")]
 FirstPlace = Annotated[int, Query(ge=1, le=LAST, description="Of the jobs of a part: the first one's place.")]
 LastPlace = Annotated[int, Query(ge=1, le=LAST, description="The last one's place; to the end if absent.")]
 Asked = Annotated[str | None, Header(alias="Range", description="One range of bytes, of a tar.", max_length=100)]
@@ -464,9 +464,9 @@ def get_batch_archive(
     asked: Asked = None,
     unchanged: Unchanged = None,
 ) -> Response:
-    """All pictures as one download, written while they are read from the object storage.
+    """All images as one download, written while they are read from the object storage.
 
-    `first` and `last` ask for a part: the pictures of the jobs with places from the one to the other, as an archive of
+    `first` and `last` ask for a part: the images of the jobs with places from the one to the other, as an archive of
     its own. The tar of a batch that is over also goes on where a download broke, by `Range`.
     """
     return _archive(farm, _own(farm, key.tenant_id, batch_id), form, (first, last), asked, unchanged)
@@ -550,18 +550,18 @@ def _tar_part(
 
 
 def _members(farm: Services, batch_id: str, after: tuple[int, int], last: int) -> Iterator[Member]:
-    """A batch's pictures behind that place, the next ones fetched while one is sent."""
+    """A batch's images behind that place, the next ones fetched while one is sent."""
 
-    def member(one: Picture) -> Member:
+    def member(one: ArchiveEntry) -> Member:
         return Member(file_name(one), farm.storage.get(one.key), one.ended_at)
 
-    return _ahead(member, _pictures(farm, batch_id, after, last))
+    return _ahead(member, _archive_entries(farm, batch_id, after, last))
 
 
-def _pictures(farm: Services, batch_id: str, after: tuple[int, int], last: int) -> Iterator[Picture]:
+def _archive_entries(farm: Services, batch_id: str, after: tuple[int, int], last: int) -> Iterator[ArchiveEntry]:
     while True:
         with farm.store.begin() as unit:
-            page = unit.batches.pictures(batch_id, after, PAGE, last)
+            page = unit.batches.archive_entries(batch_id, after, PAGE, last)
         yield from page
         if len(page) < PAGE:
             return
@@ -584,7 +584,7 @@ def _ahead(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 future.cancel()
 
 
-def file_name(one: Picture) -> str:
+def file_name(one: ArchiveEntry) -> str:
     """An output's name in an archive: the place keeps it one of a kind, whatever the client's own name is."""
     own = re.sub(r"[^\w.-]+", "_", one.name).lstrip(".").encode()[:NAME_BYTES].decode(errors="ignore")
     return f"{one.seq:06d}-{own}-{one.index}.{keys.extension(one.content_type)}"
@@ -596,7 +596,7 @@ def file_name(one: Picture) -> str:
     response_class=Response,
     responses={
         200: {
-            "description": f"The first {contact_sheet.MAX_PICTURES} pictures in a grid, what differs at its edges.",
+            "description": f"The first {contact_sheet.MAX_IMAGES} images in a grid, what differs at its edges.",
             "content": {"image/png": _BINARY, "image/jpeg": _BINARY},
         },
         **responses(*ALWAYS, 404),
@@ -612,10 +612,10 @@ async def get_contact_sheet(
     rows: Annotated[
         str | None, Query(max_length=64, description="The parameter whose values are the rows; all others if absent.")
     ] = None,
-    tile: Annotated[int, Query(ge=32, le=512, description="Pixels of a picture's longest side, at most.")] = 192,
+    tile: Annotated[int, Query(ge=32, le=512, description="Pixels of an image's longest side, at most.")] = 192,
     form: Annotated[SheetFormat, Query(alias="format")] = SheetFormat.JPEG,
 ) -> Response:
-    """The pictures of a sweep side by side."""
+    """The images of a sweep side by side."""
     drawn = await anyio.to_thread.run_sync(
         _sheet, farm, key.tenant_id, batch_id, columns, rows, tile, form, limiter=farm.drawing
     )
@@ -627,9 +627,9 @@ def _sheet(
 ) -> bytes:
     batch = _own(farm, tenant_id, batch_id)
     with farm.store.begin() as unit:
-        jobs = unit.jobs.of_batch(batch_id, (JobState.SUCCEEDED,), 0, contact_sheet.MAX_PICTURES)
+        jobs = unit.jobs.of_batch(batch_id, (JobState.SUCCEEDED,), 0, contact_sheet.MAX_IMAGES)
     planned = contact_sheet.plan(jobs, across, down)
-    counted = f"{len(planned.cells):,} pictures of {batch.counts.succeeded:,} jobs"
+    counted = f"{len(planned.cells):,} images of {batch.counts.succeeded:,} jobs"
 
     def fetched(cells: Iterable[Cell]) -> Iterator[tuple[Cell, bytes]]:
         return _ahead(lambda cell: (cell, farm.storage.get(cell.output.key)), cells)
@@ -718,9 +718,9 @@ def delete_batch(
     batch_id: BatchId,
     dry_run: Annotated[bool, Query(description="Only say what would be deleted.")] = False,
 ) -> DeletionShape:
-    """Delete a batch that is over, with its jobs, their history and their pictures. Nobody sees it from then on.
+    """Delete a batch that is over, with its jobs, their history and their images. Nobody sees it from then on.
 
-    Rows go first and pictures after them, in the background: what breaks in between goes on by itself.
+    Rows go first and images after them, in the background: what breaks in between goes on by itself.
     """
     with farm.store.begin() as unit:
         found = lifecycle.batch_holdings(unit, key.tenant_id, batch_id)

@@ -30,7 +30,7 @@ from farm.domain import ids
 from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Own, Staged
 from farm.domain.job import NewJob
 from farm.domain.resolve import DRAWN_SEEDS, check_times, choose_model, resolve
-from farm.domain.tasks import AnyJobRequest, InputPicture, JobRequest
+from farm.domain.tasks import AnyJobRequest, InputImage, JobRequest
 from farm.egress import guard
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.lifecycle import IdempotencyKey
@@ -38,9 +38,9 @@ from farm.objects import keys
 from farm.store.unit_of_work import Unit
 
 SHOWN: Final = 1_000  #: problems that an answer has in itself
-KNOWN_INPUTS: Final = 10_000  #: pictures and webhooks that are remembered while a body is read
+KNOWN_INPUTS: Final = 10_000  #: images and webhooks that are remembered while a body is read
 
-MAX_FETCHED: Final = 1_000  #: pictures that one bulk request may name by URL
+MAX_FETCHED: Final = 1_000  #: images that one bulk request may name by URL
 FETCHING_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
 MOULDS: Final = 1_000  #: kinds of line that are remembered while a body is read
@@ -113,8 +113,8 @@ class Checker:
         self._tenant_id = tenant_id
         self._defaults = defaults
         self._own_defaults = {name: value for name, value in defaults.items() if name in OWN}
-        # A column of a million cells names few pictures and fewer webhooks: each is looked up once.
-        self._picture = lru_cache(KNOWN_INPUTS)(self._look_up)
+        # A column of a million cells names few images and fewer webhooks: each is looked up once.
+        self._image = lru_cache(KNOWN_INPUTS)(self._look_up)
         self._webhook = lru_cache(KNOWN_INPUTS)(self._check_webhook)
         self._fetched = 0
         self._fetching_seconds = 0.0
@@ -163,17 +163,17 @@ class Checker:
         found += check_times(request, datetime.now(UTC))
         if request.webhook is not None:
             found += self._webhook(request.webhook)
-        pictures: dict[str, InputPicture] = {}
+        images: dict[str, InputImage] = {}
         for field, reference in inputs.references(request).items():
-            picture = self._picture(field, reference)
-            if isinstance(picture, InputPicture):
-                pictures[field] = picture
+            image = self._image(field, reference)
+            if isinstance(image, InputImage):
+                images[field] = image
             else:
-                found += picture
+                found += image
         if model is None or found:
             raise BadInput(*found)
         return NewJob(
-            spec=resolve(request, model, pictures),
+            spec=resolve(request, model, images),
             priority=request.priority,
             custom_id=request.custom_id,
             metadata=tuple(request.metadata.items()),
@@ -183,10 +183,10 @@ class Checker:
             deadline=request.deadline,
         )
 
-    def _look_up(self, field: str, reference: str) -> InputPicture | tuple[FieldProblem, ...]:
+    def _look_up(self, field: str, reference: str) -> InputImage | tuple[FieldProblem, ...]:
         if not inputs.is_stored(reference):
             if not reference[:8].lower().startswith(("https://", "http://")):
-                message = "must be file_…, sha256:… or a URL in a bulk request: upload a picture with POST /v1/files"
+                message = "must be file_…, sha256:… or a URL in a bulk request: upload an image with POST /v1/files"
                 return (FieldProblem(field, reference, message),)
             if self._fetched >= MAX_FETCHED or self._fetching_seconds > FETCHING_SECONDS:
                 message = (
@@ -202,7 +202,7 @@ class Checker:
                 self._fetching_seconds += time.monotonic() - begun
         return self._gathered(field, reference)
 
-    def _gathered(self, field: str, reference: str) -> InputPicture | tuple[FieldProblem, ...]:
+    def _gathered(self, field: str, reference: str) -> InputImage | tuple[FieldProblem, ...]:
         try:
             return inputs.gather({field: reference}, self._tenant_id, self._farm.store, self._farm.intake)[field]
         except BadInput as refused:

@@ -1,6 +1,6 @@
-"""A batch on one page: its pictures in a grid, with what differs between them written at the edges.
+"""A batch on one page: its images in a grid, with what differs between them written at the edges.
 
-Pictures are fetched a few at a time and shrunk before the next, so what is held is one page and a handful of files.
+Images are fetched a few at a time and shrunk before the next, so what is held is one page and a handful of files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from farm.domain.job import Job, Output
 from farm.errors import BadInput
 
-MAX_PICTURES: Final = 400  #: on one sheet
+MAX_IMAGES: Final = 400  #: on one sheet
 MAX_PIXELS: Final = 16_000_000  #: of one sheet: 48 MB while it is drawn
 MAX_SIDE: Final = 60_000  #: pixels; a JPEG has at most 65,535
 _SMALLEST: Final = 16
@@ -32,7 +32,7 @@ _PAPER: Final = (247, 246, 243)
 _INK: Final = (32, 33, 36)
 _QUIET: Final = (122, 122, 118)
 
-#: What tells one picture from another on a sheet, beside the other parameters.
+#: What tells one image from another on a sheet, beside the other parameters.
 _LAST_CHOICE: Final = ("seed", "prompt", "negative_prompt", "image", "mask_image", "depth_map")
 
 
@@ -45,7 +45,7 @@ class SheetFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture and its place."""
+    """One image and its place."""
 
     output: Output
     row: int
@@ -62,13 +62,13 @@ class Plan:
 
 
 def plan(jobs: Sequence[Job], across: str | None, down: str | None) -> Plan:
-    """A grid of the jobs' pictures: one column for each value of ``across``, rows for all else that differs.
+    """A grid of the jobs' images: one column for each value of ``across``, rows for all else that differs.
 
     With ``down``, rows are of that parameter alone. Without ``across`` a parameter is chosen that has few values.
     Raises `BadInput` for a parameter that no job has.
     """
-    pictures = [(job, output) for job in jobs for output in job.outputs if output.content_type.startswith("image/")]
-    about = [{**job.spec.parameters(), "seed": output.seed} for job, output in pictures]
+    images = [(job, output) for job in jobs for output in job.outputs if output.content_type.startswith("image/")]
+    about = [{**job.spec.parameters(), "seed": output.seed} for job, output in images]
     known = list(dict.fromkeys(name for one in about for name in one))
     for field, name in (("columns", across), ("rows", down)):
         if name is not None and name not in known:
@@ -80,14 +80,14 @@ def plan(jobs: Sequence[Job], across: str | None, down: str | None) -> Plan:
         few.sort(key=lambda name: (name in _LAST_CHOICE, -len(values[name])))
         across = few[0] if few else None
     if across is None:
-        return _plain(pictures)
+        return _plain(images)
     others = [name for name in differing if name != across] if down is None else [down]
     columns = values[across]
     rows: list[str] = []
-    first: dict[str, list[int]] = {}  # the rows that have a label: a second picture in one place takes another row
+    first: dict[str, list[int]] = {}  # the rows that have a label: a second image in one place takes another row
     cells: list[Cell] = []
     taken: set[tuple[int, int]] = set()
-    for (_, output), one in zip(pictures, about, strict=True):
+    for (_, output), one in zip(images, about, strict=True):
         label = " · ".join(_named(name, _text(one.get(name))) for name in others)
         column = columns.index(_text(one.get(across)))
         mine = first.setdefault(label, [])
@@ -101,13 +101,13 @@ def plan(jobs: Sequence[Job], across: str | None, down: str | None) -> Plan:
     return Plan(tuple(_named(across, value) for value in columns), tuple(rows), tuple(cells))
 
 
-def _plain(pictures: Sequence[tuple[Job, Output]]) -> Plan:
+def _plain(images: Sequence[tuple[Job, Output]]) -> Plan:
     """A grid in the order of the batch, where nothing makes columns."""
-    across = max(1, math.ceil(math.sqrt(len(pictures))))
-    cells = tuple(Cell(output, place // across, place % across) for place, (_, output) in enumerate(pictures))
-    names = [job.custom_id or f"#{job.batch_seq}" for job, _ in pictures]
+    across = max(1, math.ceil(math.sqrt(len(images))))
+    cells = tuple(Cell(output, place // across, place % across) for place, (_, output) in enumerate(images))
+    names = [job.custom_id or f"#{job.batch_seq}" for job, _ in images]
     rows = tuple(names[start] for start in range(0, len(names), across))
-    return Plan(("",) * min(across, len(pictures)), rows, cells)
+    return Plan(("",) * min(across, len(images)), rows, cells)
 
 
 def draw(
@@ -117,7 +117,7 @@ def draw(
     tile: int,
     form: SheetFormat,
 ) -> bytes:
-    """The encoded sheet. ``fetched`` gives each cell's file; ``tile`` is a picture's longest side, at most."""
+    """The encoded sheet. ``fetched`` gives each cell's file; ``tile`` is an image's longest side, at most."""
     columns, rows = max(1, len(plan.columns)), max(1, len(plan.rows))
     size = _size(columns, rows, tile)
     while tile > _SMALLEST and (math.prod(size) > MAX_PIXELS or max(size) > MAX_SIDE):
@@ -134,11 +134,11 @@ def draw(
         text = _fitted(pen, label, _LABEL - 2 * _GAP, max(1, tile // _LINE - 1))
         pen.multiline_text((_GAP, _HEAD + number * step), text, font=_font(12), fill=_QUIET, spacing=2)
     for cell, data in fetched(plan.cells):
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.draft("RGB", (tile, tile))  # a JPEG is decoded at a fraction of its size
-            picture.thumbnail((tile, tile))
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (tile, tile))  # a JPEG is decoded at a fraction of its size
+            image.thumbnail((tile, tile))
             left, top = _LABEL + cell.column * step, _HEAD + cell.row * step
-            page.paste(picture.convert("RGB"), (left, top))
+            page.paste(image.convert("RGB"), (left, top))
     out = io.BytesIO()
     if form is SheetFormat.JPEG:
         page.save(out, "JPEG", quality=88)

@@ -30,9 +30,9 @@ class Services:
     intake: Intake
     changes: Changes
     broker: redis.Redis | None  #: asked whether it answers, and nothing else
-    fetching: anyio.CapacityLimiter  #: threads of their own, so that slow picture URLs do not hold up everybody else
+    fetching: anyio.CapacityLimiter  #: threads of their own, so that slow image URLs do not hold up everybody else
     sweeper: Sweeper
-    drawing: anyio.CapacityLimiter  #: threads that draw contact sheets, few because each holds a large picture
+    drawing: anyio.CapacityLimiter  #: threads that draw contact sheets, few because each holds a large image
     rates: Rates | None  #: None: tenants may send as many requests as they like
     bulk: anyio.CapacityLimiter  #: threads for streamed bodies, each with a connection to the database while it comes
 

@@ -145,7 +145,7 @@ def _curl(method: str, path: str, operation: dict[str, Any], media: dict[str, An
         parts.append("-H 'Content-Type: application/json'")
         parts.append(f"-d '{json.dumps(example)}'")
     elif media:
-        parts.append("-F file=@picture.png")
+        parts.append("-F file=@image.png")
     parts.append(f"'{base}{path}'")
     return " \\\n  ".join(parts)
 

@@ -1,4 +1,4 @@
-"""Input pictures: upload once, name them in many jobs."""
+"""Input images: upload once, name them in many jobs."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ class _Upload:
 @router.post(
     "",
     status_code=201,
-    summary="Upload a picture",
+    summary="Upload an image",
     openapi_extra=_BODY,
     responses={
-        200: {"description": "The same picture was uploaded before.", "model": FileShape},
+        200: {"description": "The same image was uploaded before.", "model": FileShape},
         **responses(*ALWAYS, 400, 413, 415),
     },
 )
 async def upload_file(farm: Farm, key: Submitter, request: Request, response: Response) -> FileShape:
-    """Store a PNG, JPEG or WebP picture, as the field `file` of a form or as the body itself."""
+    """Store a PNG, JPEG or WebP image, as the field `file` of a form or as the body itself."""
     upload = await _read(request)
     file, new = await anyio.to_thread.run_sync(_store, farm, key.tenant_id, upload, limiter=farm.fetching)
     response.status_code = 201 if new else 200
@@ -79,13 +79,13 @@ async def _read(request: Request) -> _Upload:
         taken = ("multipart/form-data", *RAW)
         raise HTTPException(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"send the picture as multipart/form-data, or as it is with its own content type: {', '.join(taken)}",
+            f"send the image as multipart/form-data, or as it is with its own content type: {', '.join(taken)}",
             headers={"Accept-Post": ", ".join(taken)},
         )
     async with request.form(max_files=1, max_fields=0) as form:
         part = form.get("file")
         if not isinstance(part, UploadFile):
-            raise BadInput.of("file", None, "is required: the picture, as a file of the form")
+            raise BadInput.of("file", None, "is required: the image, as a file of the form")
         return _Upload(await part.read(), _name(part.filename))
 
 
@@ -103,7 +103,7 @@ def _store(farm: Services, tenant_id: str, upload: _Upload) -> tuple[File, bool]
 
 @router.get("/{file_id}", summary="Look at a file", responses=responses(*ALWAYS, 404))
 def get_file(farm: Farm, key: Reader, file_id: FileId) -> FileShape:
-    """What is known about an uploaded picture."""
+    """What is known about an uploaded image."""
     with farm.store.begin() as unit:
         file = unit.files.get(key.tenant_id, file_id)
     if file is None:

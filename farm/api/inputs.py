@@ -1,4 +1,4 @@
-"""The input pictures of a request: from what the client wrote to stored content, before any transaction."""
+"""The input images of a request: from what the client wrote to stored content, before any transaction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, InputPicture
+from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, InputImage
 from farm.errors import BadInput, FieldProblem
 from farm.objects.intake import Intake, StoredInput
 from farm.store.files import File
@@ -16,36 +16,36 @@ _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
 
 
 def references(request: AnyJobRequest) -> dict[str, str]:
-    """The request's pictures as it names them, by field."""
+    """The request's images as it names them, by field."""
     given = {name: getattr(request, name) for name in INPUT_FIELDS[request.task]}
     return {name: reference for name, reference in given.items() if reference is not None}
 
 
 def is_stored(reference: str) -> bool:
-    """Whether it names a picture that was uploaded before, by id or content."""
+    """Whether it names an image that was uploaded before, by id or content."""
     return reference.startswith("file_") or _SHA256.fullmatch(reference) is not None
 
 
-def gather(given: dict[str, str], tenant_id: str, store: Store, intake: Intake) -> dict[str, InputPicture]:
-    """The pictures that the references name. Fetches and stores what is not stored yet; blocks for as long.
+def gather(given: dict[str, str], tenant_id: str, store: Store, intake: Intake) -> dict[str, InputImage]:
+    """The images that the references name. Fetches and stores what is not stored yet; blocks for as long.
 
     Raises `BadInput` with the problems of all of them.
     """
-    pictures: dict[str, InputPicture] = {}
+    images: dict[str, InputImage] = {}
     problems: list[FieldProblem] = []
     for field, reference in given.items():
         try:
-            pictures[field] = _picture(field, reference, tenant_id, store, intake)
+            images[field] = _image(field, reference, tenant_id, store, intake)
         except BadInput as refused:
             problems += refused.problems
     if problems:
         raise BadInput(*problems)
-    return pictures
+    return images
 
 
 def keep(store: Store, tenant_id: str, stored: StoredInput, filename: str | None) -> tuple[File, bool]:
-    """Record a stored picture as the tenant's file. Returns it, and whether it is new."""
-    picture = InputPicture(
+    """Record a stored image as the tenant's file. Returns it, and whether it is new."""
+    image = InputImage(
         sha256=stored.sha256,
         key=stored.key,
         content_type=stored.content_type,
@@ -56,10 +56,10 @@ def keep(store: Store, tenant_id: str, stored: StoredInput, filename: str | None
         known = unit.files.by_content(tenant_id, stored.sha256)
         if known is not None:
             return known, False
-        return unit.files.add(tenant_id, picture, stored.bytes, filename), True
+        return unit.files.add(tenant_id, image, stored.bytes, filename), True
 
 
-def _picture(field: str, reference: str, tenant_id: str, store: Store, intake: Intake) -> InputPicture:
+def _image(field: str, reference: str, tenant_id: str, store: Store, intake: Intake) -> InputImage:
     scheme = reference[:8].lower()
     take: Callable[..., StoredInput]
     if scheme.startswith("data:"):
@@ -69,10 +69,10 @@ def _picture(field: str, reference: str, tenant_id: str, store: Store, intake: I
     else:
         return _known(field, reference, tenant_id, store)
     file, _ = keep(store, tenant_id, take(tenant_id, reference, field=field), None)
-    return file.picture
+    return file.image
 
 
-def _known(field: str, reference: str, tenant_id: str, store: Store) -> InputPicture:
+def _known(field: str, reference: str, tenant_id: str, store: Store) -> InputImage:
     content = _SHA256.fullmatch(reference)
     if content is None and not reference.startswith("file_"):
         raise BadInput.of(
@@ -86,4 +86,4 @@ def _known(field: str, reference: str, tenant_id: str, store: Store) -> InputPic
         )
     if file is None:
         raise BadInput.of(field, reference, "there is no such file; upload it with POST /v1/files")
-    return file.picture
+    return file.image

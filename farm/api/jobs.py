@@ -31,7 +31,7 @@ from farm.domain.job import Job, JobFilter, NewJob
 from farm.domain.model import Model
 from farm.domain.resolve import check_times, choose_model, resolve
 from farm.domain.states import JobState
-from farm.domain.tasks import AnyJobRequest, CustomId, InputPicture, Moment, NoNul, Storable, Task
+from farm.domain.tasks import AnyJobRequest, CustomId, InputImage, Moment, NoNul, Storable, Task
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
@@ -87,7 +87,7 @@ _LOCATION: Final = {"Location": {"description": "Where the job is.", "schema": {
 _APPLIED: Final = {"Preference-Applied": {"description": "`wait`, if it was asked for.", "schema": {"type": "string"}}}
 _EXAMPLES: Final[dict[str, Any]] = {
     "text-to-image": {
-        "summary": "A picture from words",
+        "summary": "An image from words",
         "value": {
             "task": "text-to-image",
             "prompt": "a red ball on a blue background",
@@ -143,16 +143,16 @@ async def submit_job(
 
 
 async def resolved(farm: Services, tenant_id: str, request: AnyJobRequest) -> NewJob:
-    """The job that the request asks for, with its pictures stored."""
+    """The job that the request asks for, with its images stored."""
     model = _model(farm, request)
     given = inputs.references(request)
-    pictures: dict[str, InputPicture] = {}
+    images: dict[str, InputImage] = {}
     if given:
-        pictures = await anyio.to_thread.run_sync(
+        images = await anyio.to_thread.run_sync(
             inputs.gather, given, tenant_id, farm.store, farm.intake, limiter=farm.fetching
         )
     return NewJob(
-        spec=resolve(request, model, pictures),
+        spec=resolve(request, model, images),
         priority=request.priority,
         custom_id=request.custom_id,
         metadata=tuple(request.metadata.items()),
@@ -175,7 +175,7 @@ def store_job(farm: Services, tenant_id: str, new: NewJob, name: IdempotencyKey 
 
 
 def _model(farm: Services, request: AnyJobRequest) -> Model:
-    """The request's model; refuses what can be refused before any picture is fetched."""
+    """The request's model; refuses what can be refused before any image is fetched."""
     problems: list[FieldProblem] = []
     model: Model | None = None
     try:

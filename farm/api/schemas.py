@@ -34,7 +34,7 @@ class ProgressShape(Shape):
 
 
 class OutputShape(Shape):
-    """One picture."""
+    """One image."""
 
     url: str = Field(
         description="Where to get it, without a key, for a limited time. Read the job again for a new URL."
@@ -59,8 +59,8 @@ class Timings(Shape):
 
     queued_seconds: float | None = Field(description="From the submission to the last hand-over to a worker.")
     dispatch_seconds: float | None = Field(description="From the hand-over to the worker's claim.")
-    waiting_seconds: float | None = Field(description="At the worker, before its card took the job up.")
-    rendering_seconds: float | None = Field(description="On the card, to the end of the job.")
+    waiting_seconds: float | None = Field(description="At the worker, before its device took the job up.")
+    rendering_seconds: float | None = Field(description="On the device, to the end of the job.")
     total_seconds: float | None = Field(description="From the submission to the end.")
 
     @classmethod
@@ -101,7 +101,7 @@ class JobShape(Shape):
     attempts: int
     max_attempts: int
     worker: str | None = Field(description="Who holds or held it last.")
-    parameters: dict[str, Any] = Field(description="Sent again, they give the same pictures.")
+    parameters: dict[str, Any] = Field(description="Sent again, they give the same images.")
     timings: Timings
     custom_id: str | None
     metadata: dict[str, str]
@@ -181,7 +181,7 @@ class JobPage(Shape):
 
 
 class FileShape(Shape):
-    """A stored input picture."""
+    """A stored input image."""
 
     id: str
     sha256: str
@@ -195,13 +195,13 @@ class FileShape(Shape):
     @classmethod
     def of(cls, file: File) -> Self:
         """The file as its tenant sees it."""
-        picture = file.picture
+        image = file.image
         return cls(
             id=file.id,
-            sha256=picture.sha256,
-            content_type=picture.content_type,
-            width=picture.width,
-            height=picture.height,
+            sha256=image.sha256,
+            content_type=image.content_type,
+            width=image.width,
+            height=image.height,
             bytes=file.size,
             filename=file.filename,
             created_at=file.created_at,
@@ -221,7 +221,7 @@ class ModelShape(Shape):
     loras: list[str] = Field(description="What its jobs may name in `loras`.")
     loaded_on: list[str] = Field(description="Workers that have it in memory.")
     runs_alone: str | None = Field(
-        description="Why its jobs do not share a card's forwards, as a worker found; null if they do, or none has seen."
+        description="Why its jobs do not share forwards, as a worker found; null if they do, or none has seen."
     )
 
     @classmethod
@@ -247,12 +247,12 @@ class ModelList(Shape):
     data: list[ModelShape]
 
 
-class CardShape(Shape):
+class DeviceShape(Shape):
     """The accelerator that a worker owns."""
 
     kind: str = Field(description="`cuda`, `mps` or `cpu`.")
     index: str
-    device: str = Field(description="The maker's name.")
+    name: str = Field(description="The maker's name.")
     memory_bytes: int
     dtype: str
 
@@ -266,12 +266,12 @@ class LoadedShape(Shape):
 
 
 class WorkerShape(Shape):
-    """One process on one card."""
+    """One process on one device."""
 
     name: str
     state: WorkerState
-    card: CardShape
-    slots: int = Field(description="Jobs that its card renders at once.")
+    device: DeviceShape
+    slots: int = Field(description="Jobs that its device renders at once.")
     look_ahead: int = Field(description="Jobs that may wait beside them.")
     holds: int = Field(description="Jobs handed over to it or running on it.")
     models: list[str] = Field(description="Models in its memory.")
@@ -288,12 +288,16 @@ class WorkerShape(Shape):
     @classmethod
     def of(cls, worker: Worker) -> Self:
         """The worker without what only its host cares for."""
-        card = worker.info.card
+        device = worker.info.device
         return cls(
             name=worker.info.name,
             state=worker.state,
-            card=CardShape(
-                kind=card.kind, index=card.index, device=card.device, memory_bytes=card.memory_bytes, dtype=card.dtype
+            device=DeviceShape(
+                kind=device.kind,
+                index=device.index,
+                name=device.name,
+                memory_bytes=device.memory_bytes,
+                dtype=device.dtype,
             ),
             slots=worker.info.slots,
             look_ahead=worker.info.look_ahead,

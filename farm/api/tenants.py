@@ -45,7 +45,7 @@ class Caps(BaseModel):
 
     max_queued: Count | None = Field(None, description="Jobs that may wait.")
     max_running: Count | None = Field(None, description="Jobs that may be at workers at once; more wait.")
-    card_seconds_per_day: Seconds | None = Field(
+    device_seconds_per_day: Seconds | None = Field(
         None, description="Once so many are used in a day (UTC), new jobs are refused until the next."
     )
     storage_bytes: Bytes | None = Field(None, description="Outputs and inputs; beyond it new jobs are refused.")
@@ -74,7 +74,7 @@ class TenantShape(Shape):
     weight: float
     max_queued: int | None
     max_running: int | None
-    card_seconds_per_day: float | None
+    device_seconds_per_day: float | None
     storage_bytes: int | None
     stored_bytes: int = Field(description="As measured some minutes ago at most; only while there is a limit.")
     retention_days: int | None
@@ -90,7 +90,7 @@ class TenantShape(Shape):
             weight=tenant.weight,
             max_queued=tenant.max_queued,
             max_running=tenant.max_running,
-            card_seconds_per_day=tenant.card_seconds_per_day,
+            device_seconds_per_day=tenant.device_seconds_per_day,
             storage_bytes=tenant.storage_bytes,
             stored_bytes=tenant.stored_bytes,
             retention_days=tenant.retention_days,

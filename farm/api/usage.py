@@ -22,7 +22,7 @@ from farm.store.tenants import Key, Scope
 
 router: Final = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=Guarded)
 
-COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "images", "bytes", "card_seconds")
+COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "images", "bytes", "device_seconds")
 MOST_DAYS: Final = 366
 
 
@@ -47,7 +47,7 @@ class UsedShape(Shape):
     jobs: int = Field(description="Jobs that succeeded.")
     images: int
     bytes: int = Field(description="Of the outputs.")
-    card_seconds: float = Field(description="Each job's own time on its card, also while others shared the card.")
+    device_seconds: float = Field(description="Each job's own time on its device, also while others shared the device.")
 
 
 class UsageList(Shape):
@@ -79,7 +79,7 @@ def usage(
     ] = None,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> UsageList | Response:
-    """Card-seconds, pictures and bytes by day, tenant and model."""
+    """Device-seconds, images and bytes by day, tenant and model."""
     last = last or datetime.now(UTC).date()
     first = first or max(date.min + timedelta(31), last) - timedelta(30)
     if not 0 <= (last - first).days < MOST_DAYS:
@@ -100,7 +100,7 @@ def usage(
             jobs=one.jobs,
             images=one.images,
             bytes=one.bytes,
-            card_seconds=round(one.card_seconds, 3),
+            device_seconds=round(one.device_seconds, 3),
         )
         for one in used
     ]

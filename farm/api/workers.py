@@ -15,12 +15,12 @@ from farm.api.schemas import WorkerList, WorkerShape
 
 router: Final = APIRouter(prefix="/v1/workers", tags=["workers"], route_class=Guarded)
 
-Name = Annotated[str, Path(description="The worker's name, `HOST/CARD`.", max_length=300)]
+Name = Annotated[str, Path(description="The worker's name, `HOST/DEVICE`.", max_length=300)]
 
 
 @router.get("", summary="List workers", responses=responses(*ALWAYS))
 def list_workers(farm: Farm, _: Reader) -> WorkerList:
-    """Every worker that ever joined, with its card, what it holds and when it was last heard of."""
+    """Every worker that ever joined, with its device, what it holds and when it was last heard of."""
     with farm.store.begin() as unit:
         return WorkerList(data=[WorkerShape.of(worker) for worker in unit.workers.all()])
 
@@ -34,7 +34,7 @@ def drain_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
 
 @router.put("/{name:path}/stop", summary="Stop a worker", responses=responses(*ALWAYS, 404, 409))
 def stop_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
-    """Drain it, and let its process end when it has finished what is on its card, or after its time to drain.
+    """Drain it, and let its process end when it has finished what is on its device, or after its time to drain.
 
     It hears of it by its next heartbeat. If something starts the process again, it stays drained until it is resumed.
     """

@@ -1,4 +1,4 @@
-"""``farm submit``, ``watch``, ``get`` and ``batches``: many jobs at once, from a table to a directory of pictures."""
+"""``farm submit``, ``watch``, ``get`` and ``batches``: many jobs at once, from a table to a directory of images."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def submit(
     negative: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
-    strength: Annotated[float | None, typer.Option(help="0 keeps the picture, 1 ignores it.")] = None,
+    strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
     seed: Annotated[int | None, typer.Option(help="Drawn for each if absent.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="Pictures per job.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="Images per job.")] = None,
     output_format: Annotated[FormatName | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
     priority: Annotated[PriorityName | None, typer.Option(help="bulk if absent.")] = None,
     not_before: NotBefore = None,
@@ -176,10 +176,10 @@ def delete(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Delete a batch that is over, with its jobs and their pictures."""
+    """Delete a batch that is over, with its jobs and their images."""
     with connect(url, api_key, data_dir) as farm:
         found = farm.delete_batch(batch_id, dry_run=True)
-        told = f"{found.jobs:,} jobs and {found.outputs:,} pictures ({found.bytes / 2**20:.1f} MiB)"
+        told = f"{found.jobs:,} jobs and {found.outputs:,} images ({found.bytes / 2**20:.1f} MiB)"
         if not dry_run:
             if not yes and not typer.confirm(f"delete {told} of {batch_id}?", err=True):
                 raise typer.Exit(1)
@@ -226,9 +226,9 @@ def get(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Download a batch's pictures so far. Run it again to go on: files that are here and whole are not fetched again.
+    """Download a batch's images so far. Run it again to go on: files that are here and whole are not fetched again.
 
-    Exits 1 if a picture could not be had or a job failed.
+    Exits 1 if an image could not be had or a job failed.
     """
     _check_template(template)
     try:
@@ -251,7 +251,7 @@ def get(
     if as_json:
         print_json({"downloaded": new, "bytes": bytes_, "already_here": here, "not_downloaded": lost, "failed": failed})
     else:
-        print(f"{new:,} pictures ({bytes_ / 2**20:.1f} MiB) in {output}; {here:,} were here already")
+        print(f"{new:,} images ({bytes_ / 2**20:.1f} MiB) in {output}; {here:,} were here already")
     if lost or failed:
         raise typer.Exit(1)
 
@@ -260,7 +260,7 @@ def get(
 
 
 def _fetched(farm: Farm, batch_id: str, directory: Path, template: str) -> Iterator[tuple[Path, int | FarmError]]:
-    """Each picture's path, with the bytes that were fetched for it (0: it was there), or why it could not be had."""
+    """Each image's path, with the bytes that were fetched for it (0: it was there), or why it could not be had."""
     seen: set[Path] = set()
 
     def fetch(output: Output, path: Path) -> int | FarmError:
@@ -280,9 +280,7 @@ def _fetched(farm: Farm, batch_id: str, directory: Path, template: str) -> Itera
             for one in result.outputs:
                 path = directory / file_name(template, result, one)
                 if path in seen:
-                    raise BadInput.of(
-                        "name", template, f"gives two pictures the name {path}: add {{seq}} and {{index}}"
-                    )
+                    raise BadInput.of("name", template, f"gives two images the name {path}: add {{seq}} and {{index}}")
                 seen.add(path)
                 waiting.append((path, pool.submit(fetch, one, path)))
             while len(waiting) > _AHEAD:
@@ -303,7 +301,7 @@ def _is_here(path: Path, output: Output) -> bool:
 
 
 def file_name(template: str, result: Result, output: Output) -> str:
-    """A picture's name. What comes from outside cannot leave the directory: it has no separators left."""
+    """An image's name. What comes from outside cannot leave the directory: it has no separators left."""
     return template.format(
         seq=result.seq,
         id=result.job_id,

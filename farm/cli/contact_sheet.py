@@ -1,4 +1,4 @@
-"""One contact sheet of rendered pictures: inputs beside results, captions below, on one grid."""
+"""One contact sheet of rendered images: inputs beside results, captions below, on one grid."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS: Final = 6
-_TILE: Final = 192  #: pixels: the side of the square that a picture is shown in
+_TILE: Final = 192  #: pixels: the side of the square that an image is shown in
 _GAP: Final = 20
 _MARGIN: Final = 40
 _MIDDLE: Final = 26  #: pixels more between the two halves of a row, which are told apart where they are two stories
-_CAPTION: Final = 66  #: pixels below a row of pictures
+_CAPTION: Final = 66  #: pixels below a row of images
 _HEADING: Final = 46  #: pixels above a section's first row
 
 _PAPER: Final = (247, 246, 243)
@@ -27,9 +27,9 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture on the sheet. Without a picture: an arrow, with a word on what happens there."""
+    """One image on the sheet. Without an image: an arrow, with a word on what happens there."""
 
-    picture: Image.Image | None
+    image: Image.Image | None
     caption: str = ""
     note: str = ""  #: below the caption, in a quieter colour
 
@@ -43,7 +43,7 @@ class Section:
 
 
 def sheet(title: str, subtitle: str, sections: Sequence[Section]) -> Image.Image:
-    """The contact sheet, as an RGB picture."""
+    """The contact sheet, as an RGB image."""
     rows = [-(-len(section.tiles) // COLUMNS) for section in sections]
     width = 2 * _MARGIN + COLUMNS * _TILE + (COLUMNS - 1) * _GAP + _MIDDLE
     height = 2 * _MARGIN + 66 + sum(_HEADING + count * (_TILE + _CAPTION) for count in rows)
@@ -66,10 +66,10 @@ def sheet(title: str, subtitle: str, sections: Sequence[Section]) -> Image.Image
 
 def _place(page: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: Tile) -> None:
     left, top = corner
-    if tile.picture is None:
+    if tile.image is None:
         _arrow(draw, left, top, tile)
         return
-    shown = _fitted(tile.picture)
+    shown = _fitted(tile.image)
     at = left + (_TILE - shown.width) // 2, top + (_TILE - shown.height) // 2
     page.paste(shown, at, _rounded(shown.size))
     below = top + _TILE + 7
@@ -88,11 +88,11 @@ def _arrow(draw: ImageDraw.ImageDraw, left: int, top: int, tile: Tile) -> None:
         draw.text((centre, middle + below), text, font=_font(13), fill=colour, anchor="ma")
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    """The picture as large as the tile allows, with smooth edges: a small one is drawn larger."""
-    scale = _TILE / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+def _fitted(image: Image.Image) -> Image.Image:
+    """The image as large as the tile allows, with smooth edges: a small one is drawn larger."""
+    scale = _TILE / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _rounded(size: tuple[int, int]) -> Image.Image:

@@ -41,9 +41,9 @@ class Wish:
     task: str
     prompt: str
     seed: int
-    source: int | None = None  #: which of the first wishes' pictures it begins with
+    source: int | None = None  #: which of the first wishes' images it begins with
     strength: float | None = None
-    #: the part of the picture that is painted anew: left, top, right, bottom, from 0 to 1
+    #: the part of the image that is painted anew: left, top, right, bottom, from 0 to 1
     hole: tuple[float, float, float, float] | None = None
 
 
@@ -55,7 +55,7 @@ FROM_WORDS: Final = (
     Wish(TEXT, "a cyan sphere on the right on a pink background", 2),
     Wish(TEXT, "a white box and a red cylinder on a green background", 4),
 )
-FROM_PICTURES: Final = (
+FROM_IMAGES: Final = (
     Wish(IMAGE, "a yellow ball on a green background", 21, source=0, strength=0.75),
     Wish(IMAGE, "a large pink cylinder on a cyan background", 22, source=2, strength=0.75),
     Wish(INPAINT, "a green cube on a blue background", 23, source=0, hole=(0.2, 0.2, 0.8, 0.85)),
@@ -71,19 +71,19 @@ class Result:
 
     wish: Wish
     job: Job | None = None
-    picture: bytes = b""
+    image: bytes = b""
     path: Path | None = None
     mask: Image | None = None
     problem: str = ""
-    seconds: float = field(default=0.0)  #: from the submission to the picture
+    seconds: float = field(default=0.0)  #: from the submission to the image
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="Where the images go.")] = Path("demo-out"),
     data_dir: Annotated[
         Path | None, typer.Option(help="Where the farm lies; a temporary directory if absent, removed at the end.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="How many workers; one per card if absent.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many workers; one per device if absent.")] = None,
 ) -> None:
     """Start a farm, render all four tasks into a folder with a contact sheet, and stop the farm.
 
@@ -109,11 +109,11 @@ def demo(
 
 
 def _render_all(farm: Farm, out: Path) -> list[Result]:
-    """Each wave's jobs are all submitted at once; the second one begins with pictures of the first."""
+    """Each wave's jobs are all submitted at once; the second one begins with images of the first."""
     from farm.cli.progress import watching
 
     names: dict[str, str] = {}
-    pool = ThreadPoolExecutor(max_workers=max(len(FROM_WORDS), len(FROM_PICTURES)))
+    pool = ThreadPoolExecutor(max_workers=max(len(FROM_WORDS), len(FROM_IMAGES)))
     try:
         with watching(lambda job: names.get(job.id, job.id)) as watch:
 
@@ -121,9 +121,9 @@ def _render_all(farm: Farm, out: Path) -> list[Result]:
                 return _render(farm, wish, source, out, number, _naming(names, wish, watch))
 
             first = list(pool.map(work, range(1, 1 + len(FROM_WORDS)), FROM_WORDS, [None] * len(FROM_WORDS)))
-            sources = [first[wish.source or 0] for wish in FROM_PICTURES]
-            numbers = range(1 + len(first), 1 + len(first) + len(FROM_PICTURES))
-            return first + list(pool.map(work, numbers, FROM_PICTURES, sources))
+            sources = [first[wish.source or 0] for wish in FROM_IMAGES]
+            numbers = range(1 + len(first), 1 + len(first) + len(FROM_IMAGES))
+            return first + list(pool.map(work, numbers, FROM_IMAGES, sources))
     finally:
         # After Ctrl-C nobody waits for jobs: the farm is stopped under those who still follow them.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -144,9 +144,9 @@ def _render(
     begun = time.monotonic()
     try:
         if source is not None and source.problem:
-            result.problem = "the picture that it begins with was not rendered"
+            result.problem = "the image that it begins with was not rendered"
             return result
-        image = source.picture if source is not None else None
+        image = source.image if source is not None else None
         if wish.hole is not None and image is not None:
             result.mask = _mask(image, wish.hole)
         rendered = farm.run(
@@ -159,10 +159,10 @@ def _render(
             metadata={"made_by": "farm demo"},
             on_progress=tell,
         )
-        result.job, result.picture = rendered.job, rendered.pictures[0]
+        result.job, result.image = rendered.job, rendered.images[0]
         stem = f"{number:02}-{wish.task}-{output_files.slug(wish.prompt)}"
         result.path = out / f"{stem}{rendered.job.outputs[0].suffix}"
-        output_files.save(result.path, result.picture)
+        output_files.save(result.path, result.image)
         if result.mask is not None:
             result.mask.save(out / f"{stem}-mask.png")
     except FarmError as error:
@@ -257,14 +257,14 @@ def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:
     from farm.cli.contact_sheet import Section, Tile, sheet
 
     def tile(result: Result) -> Tile:
-        if not result.picture or result.job is None:
+        if not result.image or result.job is None:
             return Tile(_blank(), result.wish.prompt, result.problem[:30])
         steps = result.job.parameters.get("num_inference_steps")
-        return Tile(_opened(result.picture), result.wish.prompt, f"seed {result.wish.seed}, {steps} steps")
+        return Tile(_opened(result.image), result.wish.prompt, f"seed {result.wish.seed}, {steps} steps")
 
     def group(result: Result) -> list[Tile]:
         source = results[result.wish.source or 0]
-        before = Tile(_opened(source.picture) if source.picture else _blank(), "the picture given")
+        before = Tile(_opened(source.image) if source.image else _blank(), "the image given")
         if result.mask is not None:
             return [before, Tile(result.mask, "the mask: white is painted anew"), tile(result)]
         between = "its depth, estimated" if result.wish.task == DEPTH else "repainted"
@@ -297,13 +297,13 @@ def _print_summary(results: list[Result], out: Path, *, started: float, renderin
         table.add_column(heading, justify="left" if heading == "task" else "right")
     for task in (TEXT, IMAGE, INPAINT, DEPTH):
         these = [result for result in results if result.wish.task == task]
-        on_card = [
+        on_device = [
             seconds
             for result in these
             if result.job and (seconds := (result.job.raw.get("timings") or {}).get("rendering_seconds")) is not None
         ]
         done = sum(not result.problem for result in these)
-        each = f"{sum(on_card) / len(on_card):.2f}" if on_card else ""
+        each = f"{sum(on_device) / len(on_device):.2f}" if on_device else ""
         table.add_row(task, str(len(these)), Text(str(done), "green" if done == len(these) else "red"), each)
     screen = Console(highlight=False)
     screen.print(table)
@@ -311,7 +311,7 @@ def _print_summary(results: list[Result], out: Path, *, started: float, renderin
         if result.problem:
             screen.print(Text(f"{result.wish.task}, {result.wish.prompt}: {result.problem}", "red"))
     print(f"{len(results)} jobs in {rendering:.1f} s; the farm started in {started:.1f} s; {total:.1f} s in all")
-    print(f"pictures:      {out}/")
+    print(f"images:      {out}/")
     print(f"contact sheet: {out / 'sheet.png'}")
     print('your own farm: `farm up`, then `farm render "a red ball on a blue background"`;')
     print("               it prints the address of its dashboard, where you see all of this at work, and of the API")

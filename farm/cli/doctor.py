@@ -88,7 +88,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
     yield from _wheels(given)
     yield _account(given)
     yield _disk(directory)
-    yield _cards()
+    yield _devices()
     try:
         run, farm = directory.run(), directory.farm()
     except FarmError as error:
@@ -151,9 +151,9 @@ def _disk(directory: DataDirectory) -> Check:
     return Check("disk", Verdict.OK, found)
 
 
-def _cards() -> Check:
+def _devices() -> Check:
     found = devices.visible()
-    return Check("cards", Verdict.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
+    return Check("devices", Verdict.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
 
 
 def _at_rest(directory: DataDirectory, run: Run | None, farm: Farm) -> Iterator[Check]:

@@ -1,4 +1,4 @@
-"""Where rendered pictures are saved, and how they are called when nobody said."""
+"""Where rendered images are saved, and how they are called when nobody said."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def format_of(output: Path | None, given: str | None) -> str | None:
 
 
 def is_directory(output: Path | None) -> bool:
-    """Whether pictures go into it, under made-up names."""
+    """Whether images go into it, under made-up names."""
     return output is not None and output.is_dir()
 
 
@@ -41,11 +41,11 @@ def slug(prompt: str) -> str:
         if len(longer.encode()) > _LONGEST and name:
             break
         name = longer
-    return name.encode()[: 2 * _LONGEST].decode(errors="ignore") or "picture"
+    return name.encode()[: 2 * _LONGEST].decode(errors="ignore") or "image"
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """One name for each picture: the name itself, or ``name-0``, ``name-1`` and so on."""
+    """One name for each image: the name itself, or ``name-0``, ``name-1`` and so on."""
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]

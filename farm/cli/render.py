@@ -58,12 +58,12 @@ NotBefore = Annotated[
     str | None, typer.Option(metavar="TIME", help="Render no earlier than this: 2026-01-31T22:00:00+01:00.")
 ]
 Deadline = Annotated[str | None, typer.Option(metavar="TIME", help="Fail what still waits then, written the same way.")]
-PicturePath = str | None
+ImagePath = str | None
 
 
 @dataclass(frozen=True)
 class Saved:
-    """One picture on this machine's disk."""
+    """One image on this machine's disk."""
 
     path: Path
     output: Output
@@ -75,18 +75,18 @@ def render(
     output: Where = None,
     task: Annotated[
         TaskName | None,
-        typer.Option(help="What to do; from the pictures given if absent: image and mask → inpainting…"),
+        typer.Option(help="What to do; from the images given if absent: image and mask → inpainting…"),
     ] = None,
-    image: Annotated[PicturePath, typer.Option(help="Begin with this picture (file, URL, file_… or sha256:…).")] = None,
-    mask: Annotated[PicturePath, typer.Option(help="Paint the white part of this mask anew.")] = None,
-    depth: Annotated[PicturePath, typer.Option(help="Keep this depth map's depth; brighter is nearer.")] = None,
-    strength: Annotated[float | None, typer.Option(help="0 keeps the picture, 1 ignores it.")] = None,
+    image: Annotated[ImagePath, typer.Option(help="Begin with this image (file, URL, file_… or sha256:…).")] = None,
+    mask: Annotated[ImagePath, typer.Option(help="Paint the white part of this mask anew.")] = None,
+    depth: Annotated[ImagePath, typer.Option(help="Keep this depth map's depth; brighter is nearer.")] = None,
+    strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same picture; drawn if absent.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same image; drawn if absent.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many pictures.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many images.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of `farm models`.")] = None,
     negative: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
     file_format: Annotated[
@@ -105,7 +105,7 @@ def render(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Render one prompt and save the picture. The farm renders on if you stop waiting with Ctrl-C."""
+    """Render one prompt and save the image. The farm renders on if you stop waiting with Ctrl-C."""
     width, height = size_of(size)
     wanted = output_files.format_of(output, file_format)
     if output is not None and not output_files.is_directory(output) and not no_wait:
@@ -148,7 +148,7 @@ def render(
 
 
 def rerun(
-    source: Annotated[str, typer.Argument(metavar="FILE|JOB", help="A picture made by a farm, or a job's id.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|JOB", help="An image made by a farm, or a job's id.")],
     output: Where = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -156,7 +156,7 @@ def rerun(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Render a picture again from the recipe that it carries, and say whether it came out the same.
+    """Render an image again from the recipe that it carries, and say whether it came out the same.
 
     Exits 1 if the pixels differ.
     """
@@ -182,7 +182,7 @@ def rerun(
         job = farm.submit_body(request | {"priority": PriorityName.INTERACTIVE.value})
         job = wait_for(farm, job, as_json=as_json)
         saved = _download(farm, job, output, None, name=name, force=force)
-    # A job without pictures has nothing to be compared to: rendering it is all that was asked.
+    # A job without images has nothing to be compared to: rendering it is all that was asked.
     verdicts = [compare(old, new.data) for old, new in zip(before, saved, strict=bool(before))] if before else []
     if as_json:
         print_json(_with_files(job, saved) | {"same": [verdict.value for verdict in verdicts]})
@@ -195,7 +195,7 @@ def rerun(
 
 
 class Verdict(StrEnum):
-    """How a picture that was rendered again compares to the first one."""
+    """How an image that was rendered again compares to the first one."""
 
     IDENTICAL = "identical"  #: the files are the same, byte for byte
     PIXELS = "pixels"  #: the pixels are the same, what the file says of them is not
@@ -212,7 +212,7 @@ class Verdict(StrEnum):
 
 
 def compare(old: bytes, new: bytes) -> Verdict:
-    """Compare two encoded pictures."""
+    """Compare two encoded images."""
     if hashlib.sha256(old).digest() == hashlib.sha256(new).digest():
         return Verdict.IDENTICAL
     import io
@@ -225,7 +225,7 @@ def compare(old: bytes, new: bytes) -> Verdict:
 
 
 def request_in(data: bytes, path: Path) -> dict[str, Any]:
-    """The request that renders this picture again. Raises `BadInput` if the picture carries no recipe."""
+    """The request that renders this image again. Raises `BadInput` if the image carries no recipe."""
     from farm.domain.recipe import request_again
     from farm.objects import recipes
 

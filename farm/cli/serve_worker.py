@@ -1,4 +1,4 @@
-"""``farm worker``: run one worker, which owns one card."""
+"""``farm worker``: run one worker, which owns one device."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ def worker(
     celery_options: Annotated[
         list[str] | None, typer.Argument(help="Options for Celery's own worker command, after `--`.")
     ] = None,
-    card: Annotated[
+    device: Annotated[
         str | None,
-        typer.Option(help="The card to own: 0, cuda:0, a GPU-… UUID, cpu, cpu1 or mps. The first one found if absent."),
+        typer.Option(
+            help="The device to own: 0, cuda:0, a GPU-… UUID, cpu, cpu1 or mps. The first one found if absent."
+        ),
     ] = None,
     join: Annotated[
         str | None,
@@ -28,7 +30,7 @@ def worker(
         str | None, typer.Option(help="The token that `farm up --listen` prints; FARM_JOIN_TOKEN by default.")
     ] = None,
 ) -> None:
-    """Render jobs on one card until stopped. Start one worker for each card."""
+    """Render jobs on one device until stopped. Start one worker for each device."""
     missing = [
         name for name in ("workers", "torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None
     ]
@@ -41,8 +43,8 @@ def worker(
         from farm.cli.enroll import join as join_farm
 
         join_farm(join, token)
-    if card is not None:
-        os.environ["FARM_CARD"] = card
+    if device is not None:
+        os.environ["FARM_DEVICE"] = device
     # Workers of one farm have nothing to tell each other: without gossip and mingle their number costs nothing.
     options = ["--without-gossip", "--without-mingle", "--loglevel", "WARNING", *(celery_options or ())]
     sys.stdout.flush()

@@ -17,10 +17,10 @@ Name = Annotated[str, typer.Argument(help="The tenant's name or id.")]
 Weight = Annotated[float | None, typer.Option(help="Its share of the farm, relative to the others.")]
 Cap = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Jobs that may wait.")]
 Running = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Jobs that may be at workers at once.")]
-Card = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Seconds on cards in a day (UTC).")]
+Device = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Seconds on devices in a day (UTC).")]
 Stored = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Bytes of outputs and inputs.")]
 Days = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Days that ended jobs and outputs are kept.")]
-COLUMNS: Final = ("day", "tenant", "model", "jobs", "images", "bytes", "card_seconds")
+COLUMNS: Final = ("day", "tenant", "model", "jobs", "images", "bytes", "device_seconds")
 
 
 @tenants.callback(invoke_without_command=True)
@@ -49,7 +49,7 @@ def create(
     weight: Weight = None,
     max_queued: Cap = None,
     max_running: Running = None,
-    card_seconds_per_day: Card = None,
+    device_seconds_per_day: Device = None,
     storage_bytes: Stored = None,
     retention_days: Days = None,
     as_json: AsJson = False,
@@ -58,7 +58,7 @@ def create(
     data_dir: DataDir = HERE,
 ) -> None:
     """Make a tenant; give it a key with `farm keys create NAME --tenant ID`."""
-    caps = _caps(weight, max_queued, max_running, card_seconds_per_day, storage_bytes, retention_days)
+    caps = _caps(weight, max_queued, max_running, device_seconds_per_day, storage_bytes, retention_days)
     with connect(url, api_key, data_dir) as farm:
         _show(farm.make_tenant(name, **caps), as_json)
 
@@ -69,7 +69,7 @@ def change(
     weight: Weight = None,
     max_queued: Cap = None,
     max_running: Running = None,
-    card_seconds_per_day: Card = None,
+    device_seconds_per_day: Device = None,
     storage_bytes: Stored = None,
     retention_days: Days = None,
     as_json: AsJson = False,
@@ -78,7 +78,7 @@ def change(
     data_dir: DataDir = HERE,
 ) -> None:
     """Change a tenant's weight and caps; `none` removes a cap."""
-    caps = _caps(weight, max_queued, max_running, card_seconds_per_day, storage_bytes, retention_days)
+    caps = _caps(weight, max_queued, max_running, device_seconds_per_day, storage_bytes, retention_days)
     with connect(url, api_key, data_dir) as farm:
         _show(farm.change_tenant(_id(farm, tenant), **caps), as_json)
 
@@ -102,7 +102,7 @@ def usage(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Show card-seconds, pictures and bytes by day, tenant and model; the last 30 days by default."""
+    """Show device-seconds, images and bytes by day, tenant and model; the last 30 days by default."""
     with connect(url, api_key, data_dir) as farm:
         found = farm.usage(first, last, tenant)
     if as_json:
@@ -116,13 +116,13 @@ def usage(
 
 
 def _caps(weight: float | None, *caps: str | None) -> dict[str, Any]:
-    names = ("max_queued", "max_running", "card_seconds_per_day", "storage_bytes", "retention_days")
+    names = ("max_queued", "max_running", "device_seconds_per_day", "storage_bytes", "retention_days")
     found: dict[str, Any] = {} if weight is None else {"weight": weight}
     for name, text in zip(names, caps, strict=True):
         if text is None:
             continue
         try:
-            found[name] = None if text == "none" else (float if name == "card_seconds_per_day" else int)(text)
+            found[name] = None if text == "none" else (float if name == "device_seconds_per_day" else int)(text)
         except ValueError:
             option = "--" + name.replace("_", "-")
             raise BadInput.of(option, text, f"{text!r} must be a number, or `none` for no limit") from None
@@ -142,7 +142,7 @@ def _show(found: Any, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("id", "name", "weight", "max_queued", "max_running", "card_seconds_per_day", "storage_bytes",
+    columns = ("id", "name", "weight", "max_queued", "max_running", "device_seconds_per_day", "storage_bytes",
                "retention_days")  # fmt: skip
     _table(columns, found if isinstance(found, list) else [found])
 

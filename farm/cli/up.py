@@ -50,7 +50,7 @@ def up(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, max=256, help="How many workers; one per card, or one on the CPU without a card."),
+        typer.Option(min=0, max=256, help="How many workers; one per device, or one on the CPU without a device."),
     ] = None,
     servers_only: Annotated[
         bool, typer.Option("--servers-only", help="Start PostgreSQL, Valkey and S3 and prepare them; no services.")

@@ -80,7 +80,7 @@ class ServerProblem(ApiError, Unavailable):
 
 
 class JobFailed(FarmClientError):
-    """The job is over and has no pictures."""
+    """The job is over and has no images."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -44,7 +44,7 @@ class FieldError:
 
 @dataclass(frozen=True)
 class Output:
-    """One picture of a job."""
+    """One image of a job."""
 
     job_id: str
     index: int  #: 0-based position among the job's outputs
@@ -76,7 +76,7 @@ class Job:
     error: JobError | None
     attempts: int
     worker: str | None
-    parameters: dict[str, Any]  #: what to send to get the same pictures
+    parameters: dict[str, Any]  #: what to send to get the same images
     custom_id: str | None
     metadata: dict[str, str]
     retry_of: str | None
@@ -90,7 +90,7 @@ class Job:
 
     @property
     def succeeded(self) -> bool:
-        """Whether there are pictures."""
+        """Whether there are images."""
         return self.state == "succeeded"
 
     @classmethod
@@ -149,7 +149,7 @@ class RetryReport:
 
 @dataclass(frozen=True)
 class File:
-    """An uploaded picture."""
+    """An uploaded image."""
 
     id: str
     sha256: str
@@ -203,10 +203,10 @@ class Worker:
 
     name: str
     state: str  #: ``online``, ``draining`` or ``offline``
-    device: str  #: the card's name
+    device: str  #: the device's name
     memory_bytes: int
     dtype: str
-    slots: int  #: jobs its card renders at once
+    slots: int  #: jobs its device renders at once
     holds: int  #: jobs handed over to it
     models: tuple[str, ...]  #: what is in its memory
     heartbeat_at: datetime | None
@@ -217,13 +217,13 @@ class Worker:
     @classmethod
     def of(cls, raw: Json) -> Worker:
         """The worker that an answer describes."""
-        card: Json = raw.get("card") or raw
+        described: Json = raw.get("device") or {}
         return cls(
             name=str(raw["name"]),
             state=str(raw["state"]),
-            device=str(card.get("device") or ""),
-            memory_bytes=int(card.get("memory_bytes") or 0),
-            dtype=str(card.get("dtype") or ""),
+            device=str(described.get("name") or ""),
+            memory_bytes=int(described.get("memory_bytes") or 0),
+            dtype=str(described.get("dtype") or ""),
             slots=int(raw.get("slots") or 0),
             holds=int(raw.get("holds") or 0),
             models=tuple(raw.get("models") or ()),
@@ -390,10 +390,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A job that succeeded, with its pictures."""
+    """A job that succeeded, with its images."""
 
     job: Job
-    pictures: tuple[bytes, ...] = field(repr=False)  #: encoded files, in the order of ``job.outputs``
+    images: tuple[bytes, ...] = field(repr=False)  #: encoded files, in the order of ``job.outputs``
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Conversations of more than one request: submitting with pictures, waiting, downloading, following."""
+"""Conversations of more than one request: submitting with images, waiting, downloading, following."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     #: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL)
-    Picture = str | os.PathLike[str] | bytes | Image
+    ImageInput = str | os.PathLike[str] | bytes | Image
 
 #: The server says something at least every 15 s while a job is followed; silence for longer means a dead connection.
 _SILENCE_SECONDS: Final = 40.0
@@ -36,24 +36,26 @@ def submit(
     prompt: str,
     *,
     task: str | None = None,
-    image: Picture | None = None,
-    mask: Picture | None = None,
-    depth: Picture | None = None,
+    image: ImageInput | None = None,
+    mask: ImageInput | None = None,
+    depth: ImageInput | None = None,
     idempotency_key: str | None = None,
     **parameters: object,
 ) -> Flow[Job]:
-    """Submit one job. Pictures that are not references are uploaded first; parameters of None are left out.
+    """Submit one job. Images that are not references are uploaded first; parameters of None are left out.
 
-    The task is the one that the pictures mean, unless it is given. Raises `BadInput`, `ApiError`, `Unreachable`.
+    The task is the one that the images mean, unless it is given. Raises `BadInput`, `ApiError`, `Unreachable`.
     """
-    pictures = {"image": image, "mask": mask, "depth": depth}
-    given = {name: picture for name, picture in pictures.items() if picture is not None}
+    images = {"image": image, "mask": mask, "depth": depth}
+    given = {name: value for name, value in images.items() if value is not None}
     if task is None:
         task = requests.infer_task(image="image" in given, mask="mask" in given, depth="depth" in given)
     body: dict[str, Any] = {"task": task, "prompt": prompt}
     body |= {name: value for name, value in parameters.items() if value is not None}
-    for name, picture in given.items():
-        body[requests.PICTURE_FIELDS[name]] = requests.reference(picture) or (yield requests.upload(picture, name)).id
+    for name, given_image in given.items():
+        body[requests.IMAGE_FIELDS[name]] = (
+            requests.reference(given_image) or (yield requests.upload(given_image, name)).id
+        )
     job: Job = yield requests.submit_body(body, idempotency_key=idempotency_key)
     return job
 
@@ -117,15 +119,15 @@ def run(
     timeout: float | None = None,
     **parameters: Any,
 ) -> Flow[Rendered]:
-    """Submit, wait and download. Raises `JobFailed` if the job has no pictures."""
+    """Submit, wait and download. Raises `JobFailed` if the job has no images."""
     submitted = yield from submit(prompt, **parameters)
     job = yield from wait(submitted, on_progress=on_progress, timeout=timeout)
     if not job.succeeded:
         raise JobFailed(job)
-    pictures: tuple[bytes, ...] = ()
+    images: tuple[bytes, ...] = ()
     for output in job.outputs:
-        pictures += ((yield from download(output)),)
-    return Rendered(job, pictures)
+        images += ((yield from download(output)),)
+    return Rendered(job, images)
 
 
 def download(output: Output) -> Flow[bytes]:

@@ -34,8 +34,8 @@ from farm.client.models import (
 from farm.client.protocol import Call, Emit, Fetched, Flow, Form, Open, Stream, Streamed
 from farm.errors import BadInput
 
-#: The picture fields of a request, by the short name that people use for them.
-PICTURE_FIELDS: Final = {"image": "image", "mask": "mask_image", "depth": "depth_map"}
+#: The image fields of a request, by the short name that people use for them.
+IMAGE_FIELDS: Final = {"image": "image", "mask": "mask_image", "depth": "depth_map"}
 
 JSONL: Final = "application/jsonl"
 CSV: Final = "text/csv"
@@ -71,9 +71,9 @@ def submit_body(body: Mapping[str, Any], *, idempotency_key: str | None = None) 
     return Call("POST", "/v1/jobs", Job.of, json=dict(body), headers={"Idempotency-Key": key})
 
 
-def upload(picture: object, name: str = "image") -> Call[File]:
-    """Store a picture for use in any number of jobs; the same bytes again give the same file."""
-    return Call("POST", "/v1/files", File.of, file=read_picture(name, picture))
+def upload(image: object, name: str = "image") -> Call[File]:
+    """Store an image for use in any number of jobs; the same bytes again give the same file."""
+    return Call("POST", "/v1/files", File.of, file=read_image(name, image))
 
 
 def get(job_id: str) -> Call[Job]:
@@ -221,7 +221,7 @@ def edit_batch(batch_id: str, **changes: object) -> Call[Batch]:
 
 
 def delete_batch(batch_id: str, *, dry_run: bool = False) -> Call[Deletion]:
-    """Delete a batch that is over, with its jobs and pictures; ``dry_run``: only say what that would be."""
+    """Delete a batch that is over, with its jobs and images; ``dry_run``: only say what that would be."""
     params = _params({"dry_run": dry_run})
     return Call("DELETE", _batch(batch_id), Deletion.of, repeatable=dry_run, params=params, patience=BULK_SECONDS)
 
@@ -245,7 +245,7 @@ def drain_worker(name: str) -> Call[Worker]:
 
 
 def stop_worker(name: str) -> Call[Worker]:
-    """Drain a worker and let its process end when it has finished what is on its card."""
+    """Drain a worker and let its process end when it has finished what is on its device."""
     return Call("PUT", f"/v1/workers/{_worker(name)}/stop", Worker.of)
 
 
@@ -430,7 +430,7 @@ def infer_task(*, image: bool, mask: bool, depth: bool) -> str:
         raise BadInput.of("depth", None, "is for depth-to-image and --mask for inpainting: give one of them")
     if (mask or depth) and not image:
         name = "mask" if mask else "depth"
-        raise BadInput.of("image", None, f"is required beside {name}: the picture that the {name} belongs to")
+        raise BadInput.of("image", None, f"is required beside {name}: the image that the {name} belongs to")
     if mask:
         return "inpainting"
     if depth:
@@ -438,26 +438,26 @@ def infer_task(*, image: bool, mask: bool, depth: bool) -> str:
     return "image-to-image" if image else "text-to-image"
 
 
-def reference(picture: object) -> str | None:
-    """The picture itself, if it is a reference that the farm understands; None if its bytes must be uploaded."""
-    return picture if isinstance(picture, str) and _REFERENCE.fullmatch(picture) else None
+def reference(image: object) -> str | None:
+    """The image itself, if it is a reference that the farm understands; None if its bytes must be uploaded."""
+    return image if isinstance(image, str) and _REFERENCE.fullmatch(image) else None
 
 
-def read_picture(field_name: str, picture: object) -> tuple[str, bytes]:
-    """A name and the encoded bytes of a picture that must be uploaded. Raises `BadInput` if it cannot be read."""
-    if isinstance(picture, bytes):
-        return field_name, picture
-    if isinstance(picture, str | os.PathLike):
-        path = Path(picture)
+def read_image(field_name: str, image: object) -> tuple[str, bytes]:
+    """A name and the encoded bytes of an image that must be uploaded. Raises `BadInput` if it cannot be read."""
+    if isinstance(image, bytes):
+        return field_name, image
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
         try:
             return path.name, path.read_bytes()
         except OSError as error:
             raise BadInput.of(field_name, str(path), f"{path} cannot be read: {error.strerror}") from error
-    if hasattr(picture, "save") and hasattr(picture, "mode"):  # a Pillow image, without importing Pillow
+    if hasattr(image, "save") and hasattr(image, "mode"):  # a Pillow image, without importing Pillow
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG", compress_level=1)
+        image.save(buffer, format="PNG", compress_level=1)
         return f"{field_name}.png", buffer.getvalue()
-    raise BadInput.of(field_name, type(picture).__name__, "must be a path, bytes, a Pillow image or a reference")
+    raise BadInput.of(field_name, type(image).__name__, "must be a path, bytes, a Pillow image or a reference")
 
 
 def _pages(path: str, filters: Mapping[str, Any], read: Callable[[Any], T], limit: int | None) -> Streamed[T]:

@@ -129,7 +129,7 @@ class Dispatcher:
 
         Some of the chosen may not be to be had: a batch that is paused or canceled holds its jobs from that moment on,
         but they leave their lines by and by, and whoever moves them holds their rows. Then nothing is changed and
-        `_NotToBeHad` raised, or their tenant would be charged for nothing and the cards would wait. A ``careful`` look
+        `_NotToBeHad` raised, or their tenant would be charged for nothing and devices would wait. A ``careful`` look
         costs more, and chooses only among what is to be had.
         """
         with self._store.begin() as unit:

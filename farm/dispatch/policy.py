@@ -85,7 +85,7 @@ class Seat(NamedTuple):
     room: int  #: how many more jobs it takes: slots + look-ahead, less what it holds
     models: frozenset[str] = frozenset()  #: in its memory, or of the jobs that it holds
     look_ahead: int = 0  #: the last so many of ``room`` wait at the worker instead of running
-    memory_bytes: int | None = None  #: of its card; None: unknown, and taken to be enough
+    memory_bytes: int | None = None  #: of its device; None: unknown, and taken to be enough
     tags: frozenset[str] = frozenset()
     draining: bool = False
 

@@ -3,7 +3,7 @@
 Everything but the measured times follows from the seed. A backlog is a counter and a formula for its n-th job, so
 that memory holds the heads of the lines and what is at the workers, whatever the number of jobs.
 
-The farm: cards of two sorts, models that differ in size and cost, and four sorts of tenants:
+The farm: devices of two sorts, models that differ in size and cost, and four sorts of tenants:
 
 * ``studio-k`` with weight k and a share of the backlog: they compete for the whole run, so their shares must follow
   their weights;
@@ -49,7 +49,7 @@ class Scenario:
     models: int = 6
     slots: int = 2
     look_ahead: int = 2
-    load_seconds: float = 20.0  #: to bring 8 GiB of model into a card's memory
+    load_seconds: float = 20.0  #: to bring 8 GiB of model into a device's memory
     loss_hours: float = 12.0  #: mean time until a worker is lost
     lease_seconds: float = 30.0  #: until its jobs are taken back
     absent_seconds: float = 120.0  #: until it is there again, with nothing loaded
@@ -120,7 +120,7 @@ class Running:
 
 
 @dataclass
-class Card:
+class Device:
     """A worker of the synthetic farm."""
 
     name: str
@@ -192,19 +192,19 @@ class Simulation:
             for n in range(scenario.models)
         ]
         self.needs = {model.name: Need(model.memory_bytes) for model in self.models}
-        self.cards = [
-            Card(f"host{n // 8:05d}/cuda{n % 8}", 80 * GIB, 2.5)
+        self.devices = [
+            Device(f"host{n // 8:05d}/cuda{n % 8}", 80 * GIB, 2.5)
             if n % 10 < 3
-            else Card(f"host{n // 8:05d}/cuda{n % 8}", 24 * GIB, 1.0)
+            else Device(f"host{n // 8:05d}/cuda{n % 8}", 24 * GIB, 1.0)
             for n in range(scenario.workers)
         ]
-        self._card_of = {card.name: index for index, card in enumerate(self.cards)}
-        self._open = set(range(len(self.cards)))
+        self._device_of = {device.name: index for index, device in enumerate(self.devices)}
+        self._open = set(range(len(self.devices)))
         self.streams = self._streams()
         self._by_line = {(s.tenant, s.model.name, s.priority): s for s in self.streams}
         names = sorted({stream.tenant for stream in self.streams})
         self.accounts = {name: Account(name, float(name[7:]) if name.startswith("studio-") else 1.0) for name in names}
-        self._events: list[tuple[float, int, str, int, int, str]] = []  #: (when, number, what, card, boots, job)
+        self._events: list[tuple[float, int, str, int, int, str]] = []  #: (when, number, what, device, boots, job)
         self._returning: dict[str, tuple[Stream, Waiting]] = {}
         self._number = 0
         self.waits = {name: Waits() for name in names}
@@ -223,7 +223,7 @@ class Simulation:
     def _streams(self) -> list[Stream]:
         s = self.scenario
         mean_cost = sum(model.cost for model in self.models) / len(self.models)
-        capacity = sum(card.speed for card in self.cards) / mean_cost  # jobs per second
+        capacity = sum(device.speed for device in self.devices) / mean_cost  # jobs per second
         lines: list[tuple[str, Priority, int, float | None]] = [
             (f"studio-{k}", Priority.NORMAL, s.jobs // (s.studios + 1), None) for k in range(1, s.studios + 1)
         ]
@@ -243,7 +243,7 @@ class Simulation:
         """The report: ``scenario`` and ``results`` follow from the seed, ``measured`` from this machine."""
         s = self.scenario
         began = time.perf_counter()
-        for index in range(len(self.cards)):
+        for index in range(len(self.devices)):
             self._doom(index)
         ticks = int(s.seconds / s.round_seconds)
         for tick in range(ticks):
@@ -252,11 +252,11 @@ class Simulation:
             for _ in range(ROUNDS_AT_ONCE):
                 if not self._open or not self._round():
                     break
-            self.there += s.round_seconds * s.slots * sum_there(self.cards, self.losses)
+            self.there += s.round_seconds * s.slots * sum_there(self.devices, self.losses)
             if tick % max(1, ticks // SAMPLES) == 0:
                 self._sample()
-        for card in self.cards:
-            for one in card.running.values():
+        for device in self.devices:
+            for one in device.running.values():
                 self._count(one, self.now)
         return self._report(time.perf_counter() - began)
 
@@ -266,9 +266,9 @@ class Simulation:
         s = self.scenario
         seats = []
         for index in sorted(self._open):
-            card = self.cards[index]
-            room = s.slots + s.look_ahead - card.holds
-            seats.append(Seat(card.name, room, card.models(), s.look_ahead, card.memory_bytes))
+            device = self.devices[index]
+            room = s.slots + s.look_ahead - device.holds
+            seats.append(Seat(device.name, room, device.models(), s.look_ahead, device.memory_bytes))
         room = sum(seat.room for seat in seats)
         read = max(8, 2 * min(room, self.rules.max_hand_overs) // len(self.streams))
         lines = []
@@ -301,14 +301,14 @@ class Simulation:
         for one in decision.hand_overs:
             stream = self.streams[int(one.job_id[13:])]
             job = stream.known.popleft()  # a line is served from its front
-            index = self._card_of[one.worker]
-            card = self.cards[index]
-            card.queue.append((stream, job))
+            index = self._device_of[one.worker]
+            device = self.devices[index]
+            device.queue.append((stream, job))
             self.handed_over[stream.tenant] += 1
             if self.competing_until is None:
                 self.cost[stream.tenant] += job.cost
             self._start(index)
-            if card.holds >= self.scenario.slots + self.scenario.look_ahead:
+            if device.holds >= self.scenario.slots + self.scenario.look_ahead:
                 self._open.discard(index)
         if self.competing_until is None:
             waiting = {stream.tenant for stream in self.streams if not stream.dry}
@@ -323,56 +323,56 @@ class Simulation:
         stream = self._by_line[one.tenant_id, one.model, one.priority]
         stream.skips, stream.served_at = one.skips, one.served_at
 
-    # -- the cards ----------------------------------------------------------------------------------------------------
+    # -- the devices --------------------------------------------------------------------------------------------------
 
     def _start(self, index: int) -> None:
-        """Let the card begin what it has slots for."""
+        """Let the device begin what it has slots for."""
         s = self.scenario
-        card = self.cards[index]
-        while card.queue and len(card.running) < s.slots:
-            stream, job = card.queue.popleft()
+        device = self.devices[index]
+        while device.queue and len(device.running) < s.slots:
+            stream, job = device.queue.popleft()
             model = stream.model
             load = 0.0
-            if model.name in card.loaded:
-                card.loaded[model.name] = card.loaded.pop(model.name)  # most recently used
+            if model.name in device.loaded:
+                device.loaded[model.name] = device.loaded.pop(model.name)  # most recently used
             else:
                 self.switches += 1
                 load = s.load_seconds * model.memory_bytes / (8 * GIB)
-                in_use = {one.stream.model.name for one in card.running.values()}
-                for name in [name for name in card.loaded if name not in in_use]:
-                    if sum(card.loaded.values()) + model.memory_bytes <= card.memory_bytes:
+                in_use = {one.stream.model.name for one in device.running.values()}
+                for name in [name for name in device.loaded if name not in in_use]:
+                    if sum(device.loaded.values()) + model.memory_bytes <= device.memory_bytes:
                         break
-                    del card.loaded[name]
-                card.loaded[model.name] = model.memory_bytes
-            seconds = job.cost / card.speed * s.slots  # the slots share the card
+                    del device.loaded[name]
+                device.loaded[model.name] = model.memory_bytes
+            seconds = job.cost / device.speed * s.slots  # the slots share the device
             loaded_at = self.now + load
-            card.running[job.job_id] = Running(stream, job, self.now, loaded_at, loaded_at + seconds)
+            device.running[job.job_id] = Running(stream, job, self.now, loaded_at, loaded_at + seconds)
             self.waits[stream.tenant].add(self.now - job.since)
             self._schedule(self.now + load + seconds, "done", index, job.job_id)
 
     def _schedule(self, when: float, what: str, index: int, job_id: str = "") -> None:
         self._number += 1
-        heapq.heappush(self._events, (when, self._number, what, index, self.cards[index].boots, job_id))
+        heapq.heappush(self._events, (when, self._number, what, index, self.devices[index].boots, job_id))
 
     def _until(self, now: float) -> None:
         """Let everything happen that is due."""
         while self._events and self._events[0][0] <= now:
             _, _, what, index, boots, job_id = heapq.heappop(self._events)
-            card = self.cards[index]
+            device = self.devices[index]
             if what == "back":  # a job, whose lease ran out
                 stream, job = self._returning.pop(job_id)
                 stream.known = deque(sorted((*stream.known, job), key=lambda one: (one.since, one.job_id)))
             elif what == "there":
-                card.there = True
+                device.there = True
                 self._open.add(index)
                 self._schedule(
                     self.now + self._random.expovariate(1 / (self.scenario.loss_hours * 3600)), "lost", index
                 )
-            elif boots == card.boots and what == "done":
-                self._count(card.running.pop(job_id), self.now)
+            elif boots == device.boots and what == "done":
+                self._count(device.running.pop(job_id), self.now)
                 self._open.add(index)
                 self._start(index)
-            elif boots == card.boots and what == "lost":
+            elif boots == device.boots and what == "lost":
                 self._lose(index)
 
     def _count(self, one: Running, until: float) -> None:
@@ -386,19 +386,19 @@ class Simulation:
         self._schedule(self.now + self._random.expovariate(1 / (self.scenario.loss_hours * 3600)), "lost", index)
 
     def _lose(self, index: int) -> None:
-        card = self.cards[index]
+        device = self.devices[index]
         self.losses += 1
-        card.boots += 1
-        card.there = False
+        device.boots += 1
+        device.there = False
         self._open.discard(index)
-        for one in card.running.values():
+        for one in device.running.values():
             self._count(one, self.now)
-        for stream, job in (*[(one.stream, one.job) for one in card.running.values()], *card.queue):
+        for stream, job in (*[(one.stream, one.job) for one in device.running.values()], *device.queue):
             self._returning[job.job_id] = (stream, job)
             self._schedule(self.now + self.scenario.lease_seconds, "back", index, job.job_id)
-        card.running.clear()
-        card.queue.clear()
-        card.loaded.clear()
+        device.running.clear()
+        device.queue.clear()
+        device.loaded.clear()
         self._schedule(self.now + self.scenario.absent_seconds, "there", index)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
@@ -409,8 +409,8 @@ class Simulation:
         return {name: self.cost[name] / total for name in studios}
 
     def _sample(self) -> None:
-        slots = len(self.cards) * self.scenario.slots
-        busy = sum(len(card.running) for card in self.cards)
+        slots = len(self.devices) * self.scenario.slots
+        busy = sum(len(device.running) for device in self.devices)
         self.samples.append({"at": round(self.now, 3), "busy": busy / slots, "shares": self._shares()})
 
     def _report(self, wall: float) -> dict[str, Any]:
@@ -451,9 +451,9 @@ class Simulation:
         }
 
 
-def sum_there(cards: list[Card], losses: int) -> int:
+def sum_there(devices: list[Device], losses: int) -> int:
     """How many workers are there."""
-    return len(cards) if not losses else sum(card.there for card in cards)
+    return len(devices) if not losses else sum(device.there for device in devices)
 
 
 # -- for people ------------------------------------------------------------------------------------------------------
@@ -464,8 +464,8 @@ COLOURS: Final = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49", "#6a4c93", "#00798
 def plot(report: dict[str, Any], path: Path) -> None:
     """Two panels over simulated time: the competing tenants' shares against their fair ones, and the busy slots."""
     width, height, left, top, panel = 960, 640, 70, 40, 250
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
     results = report["results"]
     samples = [sample for sample in results["samples"] if any(sample["shares"].values())]
     span: float = max(1e-9, report["scenario"]["seconds"])
@@ -503,7 +503,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         draw.line(busy, fill=COLOURS[0], width=2)
     draw.text((left, below + panel + 8), "0 s", fill="black")
     draw.text((right - 40, below + panel + 8), f"{span:g} s", fill="black")
-    picture.save(path)
+    image.save(path)
 
 
 def describe(report: dict[str, Any]) -> str:

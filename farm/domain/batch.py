@@ -229,7 +229,7 @@ def sweep(
             if seeds is SeedPlan.CONSECUTIVE and (seed is None or isinstance(seed, int)) and not isinstance(seed, bool):
                 # without a seed of its own, each combination gets the same ones, so that combinations can be compared
                 first = base if seed is None else seed
-                step = _pictures(one)
+                step = _images(one)
                 one["seed"] = (first + repeat * step) % (MAX_SEED + 1) if first >= 0 else first
             elif seeds is SeedPlan.DRAWN and repeat > 0:
                 one["seed"] = None
@@ -240,7 +240,7 @@ def sweep(
             yield one
 
 
-def _pictures(request: Mapping[str, object]) -> int:
-    """Pictures of one job, each of which takes a seed; 1 where the count is going to be refused."""
+def _images(request: Mapping[str, object]) -> int:
+    """Images of one job, each of which takes a seed; 1 where the count is going to be refused."""
     count = request.get("num_images_per_prompt")
     return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 1

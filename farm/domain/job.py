@@ -82,12 +82,12 @@ class Job:
     available_at: datetime  #: not handed over before this time
     dispatched_at: datetime | None
     claimed_at: datetime | None
-    rendering_at: datetime | None  #: when the card took it up
+    rendering_at: datetime | None  #: when the device took it up
     finished_at: datetime | None
     deadline: datetime | None = None  #: fails if it still waits then
     batch_id: str | None = None  #: the batch it was submitted in
     batch_seq: int | None = None  #: its place there, from 1
-    deaths: int = 0  #: workers that died while it was on their card
+    deaths: int = 0  #: workers that died while it was on their device
 
 
 @dataclass(frozen=True)
@@ -153,5 +153,5 @@ class Done:
     held: Held
     outputs: tuple[Output, ...]
     recipe: dict[str, Any]
-    steps: int | None = None  #: denoising steps, where it is not noted yet that the card took the job up
+    steps: int | None = None  #: denoising steps, where it is not noted yet that the device took the job up
     seconds: float | None = None  #: since then, likewise

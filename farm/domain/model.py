@@ -24,8 +24,8 @@ class ModelDefaults(_Value):
     num_inference_steps: int = 30
     guidance_scale: float = 7.5
     scheduler: Scheduler = Scheduler.DPM_SOLVER
-    #: Whether a recipe gives the same bytes whatever else the card does. If not, a value may differ by 1/255, and jobs
-    #: that share a card are quicker.
+    #: Whether a recipe gives the same bytes whatever the device does. If not, a value may differ by 1/255, and jobs
+    #: that share a device are quicker.
     exact: bool = True
 
 
@@ -35,7 +35,7 @@ class ModelLimits(_Value):
     min_side: int = 64  #: pixels
     max_side: int = 1024  #: pixels
     max_pixels: int = 1024 * 1024
-    max_outputs: int = 8  #: pictures per job
+    max_outputs: int = 8  #: images per job
 
 
 class LoraFile(_Value):
@@ -60,7 +60,7 @@ class Model(_Value):
     variant: str | None = None  #: the weights' file variant, such as ``fp16``
     defaults: ModelDefaults = ModelDefaults()
     limits: ModelLimits = ModelLimits()
-    memory_bytes: int | None = Field(None, gt=0)  #: of a card, for the weights and a job; None: any card is tried
+    memory_bytes: int | None = Field(None, gt=0)  #: of a device, for the weights and a job; None: any device is tried
     tags: tuple[str, ...] = ()  #: a worker must have all of them
     vocabulary: dict[str, tuple[str, ...]] = {}  #: words the model knows, by kind, where it knows only some
     example_prompts: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """The recipe: everything that decides the pixels, in the two forms that travel inside every output.
 
-``parameters`` is the text that the picture tools of the Stable Diffusion world read (the A1111 form); ``farm`` is JSON
+``parameters`` is the text that the image tools of the Stable Diffusion world read (the A1111 form); ``farm`` is JSON
 and complete: `JobSpec` plus what the worker adds. Neither holds a time, a job or a worker, so the same recipe gives
 the same bytes.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from farm.domain.tasks import InputPicture, JobSpec, Scheduler
+from farm.domain.tasks import InputImage, JobSpec, Scheduler
 from farm.errors import BadInput
 
 VERSION: Final = 1
@@ -48,7 +48,7 @@ def parameters_text(spec: JobSpec, index: int) -> str:
 
 
 def farm_json(spec: JobSpec, index: int, made_with: dict[str, object]) -> str:
-    """The complete form, of one picture: output ``index`` as a job of its own.
+    """The complete form, of one image: output ``index`` as a job of its own.
 
     ``made_with``: model revision, dtype, device kind, library versions.
     """
@@ -64,12 +64,12 @@ def alone(spec: JobSpec, index: int) -> JobSpec:
 def _portable(spec: JobSpec) -> dict[str, object]:
     """The spec without what belongs to one farm: inputs are named by their content alone."""
     body = spec.model_dump(mode="json", exclude={"inputs", "preview"})
-    body["inputs"] = {name: picture.sha256 for name, picture in spec.inputs.items()}
+    body["inputs"] = {name: image.sha256 for name, image in spec.inputs.items()}
     return body
 
 
 def request_again(text: str) -> dict[str, object]:
-    """From the ``farm`` JSON of a picture, the request that renders that one picture again.
+    """From the ``farm`` JSON of an image, the request that renders that one image again.
 
     Raises `BadInput` if the text is not a recipe.
     """
@@ -78,11 +78,11 @@ def request_again(text: str) -> dict[str, object]:
         if body["version"] != VERSION:
             raise BadInput.of("recipe", body["version"], f"is a recipe of another version; this farm reads {VERSION}")
         stored = dict(body["spec"])
-        pictures = {
-            name: InputPicture(sha256=str(sha256), key="", content_type="", width=0, height=0)
+        images = {
+            name: InputImage(sha256=str(sha256), key="", content_type="", width=0, height=0)
             for name, sha256 in dict(stored.pop("inputs")).items()
         }
-        spec = JobSpec.model_validate(stored | {"inputs": pictures})
+        spec = JobSpec.model_validate(stored | {"inputs": images})
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput.of("recipe", text[:80], "is not a recipe of this farm") from error
     return spec.parameters()

@@ -12,7 +12,7 @@ from farm.domain.tasks import (
     DepthToImageRequest,
     ImageToImageRequest,
     InpaintingRequest,
-    InputPicture,
+    InputImage,
     JobSpec,
     Scheduler,
     Task,
@@ -62,14 +62,14 @@ def choose_model(request: AnyJobRequest, registry: Registry) -> Model:
     return model
 
 
-def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPicture]) -> JobSpec:
-    """The job's spec. ``pictures`` are the request's inputs by field name, stored and checked already.
+def resolve(request: AnyJobRequest, model: Model, images: Mapping[str, InputImage]) -> JobSpec:
+    """The job's spec. ``images`` are the request's inputs by field name, stored and checked already.
 
     Raises `BadInput` with every problem found.
     """
     problems: list[FieldProblem] = []
-    image, mask = pictures.get("image"), pictures.get("mask_image")
-    depth = pictures.get("depth_map")
+    image, mask = images.get("image"), images.get("mask_image")
+    depth = images.get("depth_map")
     for name, other in (("mask_image", mask), ("depth_map", depth)):
         if image is not None and other is not None and (other.width, other.height) != (image.width, image.height):
             problems.append(
@@ -86,7 +86,7 @@ def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPi
             FieldProblem(
                 "num_images_per_prompt",
                 request.num_images_per_prompt,
-                f"model {model.id} gives at most {model.limits.max_outputs} pictures per job",
+                f"model {model.id} gives at most {model.limits.max_outputs} images per job",
             )
         )
     strength = _strength(request)
@@ -122,7 +122,7 @@ def resolve(request: AnyJobRequest, model: Model, pictures: Mapping[str, InputPi
         height=height,
         strength=strength,
         output_format=request.output_format,
-        inputs=dict(pictures),
+        inputs=dict(images),
         exact=model.defaults.exact if request.exact is None else request.exact,
         loras=request.loras,
         preview=request.preview,
@@ -150,8 +150,8 @@ def _strength(request: AnyJobRequest) -> float | None:
             return None
 
 
-def _size(request: AnyJobRequest, model: Model, image: InputPicture | None) -> tuple[int, int]:
-    """Width and height in pixels: as asked, else the picture's shape within the model's limits, else the default."""
+def _size(request: AnyJobRequest, model: Model, image: InputImage | None) -> tuple[int, int]:
+    """Width and height in pixels: as asked, else the image's shape within the model's limits, else the default."""
     if image is None:
         return request.width or model.defaults.width, request.height or model.defaults.height
     fitted = model.fit(image.width, image.height)

@@ -108,7 +108,7 @@ InputReference = Annotated[
     StringConstraints(min_length=1),  # the API limits the whole request
     Field(
         description=(
-            "A picture: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data "
+            "An image: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data "
             "URL. PNG, JPEG or WebP."
         ),
         examples=["file_0199d3f0c1de7c3c8f0b6a2d9a1f4e55"],
@@ -140,7 +140,7 @@ class JobRequest(_Value):
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     scheduler: Scheduler | None = None
-    seed: Seed | None = Field(None, description="Picture i of a job is rendered from seed + i.")
+    seed: Seed | None = Field(None, description="Image i of a job is rendered from seed + i.")
     num_images_per_prompt: Count = 1
     width: Side | None = None
     height: Side | None = None
@@ -148,13 +148,13 @@ class JobRequest(_Value):
         None,
         strict=True,
         description=(
-            "true: the same bytes for the same parameters, whatever else the card renders. false: quicker where the "
-            "card is shared; a value may differ by 1/255. The model's default if absent."
+            "true: the same bytes for the same parameters, whatever else the device renders. false: quicker where the "
+            "device is shared; a value may differ by 1/255. The model's default if absent."
         ),
     )
     loras: Annotated[tuple[Lora, ...], Field(max_length=MAX_LORAS)] = ()
     preview: bool = Field(
-        False, strict=True, description="Whether the events of the job carry small pictures of how far it is."
+        False, strict=True, description="Whether the events of the job carry small images of how far it is."
     )
     output_format: OutputFormat = OutputFormat.PNG
     priority: Priority = Priority.NORMAL
@@ -170,17 +170,17 @@ class JobRequest(_Value):
 
 
 class TextToImageRequest(JobRequest):
-    """A picture from words."""
+    """An image from words."""
 
     task: Literal[Task.TEXT_TO_IMAGE]
 
 
 class ImageToImageRequest(JobRequest):
-    """A picture from words and a picture."""
+    """An image from words and an image."""
 
     task: Literal[Task.IMAGE_TO_IMAGE]
     image: InputReference
-    strength: Strength = Field(0.8, description="How much of the picture is replaced: 0 keeps it, 1 ignores it.")
+    strength: Strength = Field(0.8, description="How much of the image is replaced: 0 keeps it, 1 ignores it.")
 
 
 class InpaintingRequest(JobRequest):
@@ -193,12 +193,12 @@ class InpaintingRequest(JobRequest):
 
 
 class DepthToImageRequest(JobRequest):
-    """A picture from words with the depth of another."""
+    """An image from words with the depth of another."""
 
     task: Literal[Task.DEPTH_TO_IMAGE]
     image: InputReference
     depth_map: InputReference | None = Field(
-        None, description="Brighter is nearer; estimated from the picture by the model if absent."
+        None, description="Brighter is nearer; estimated from the image by the model if absent."
     )
     strength: Strength = 0.8
 
@@ -207,7 +207,7 @@ AnyJobRequest = Annotated[
     TextToImageRequest | ImageToImageRequest | InpaintingRequest | DepthToImageRequest, Field(discriminator="task")
 ]
 
-#: The picture fields of each task, in the order they are shown.
+#: The image fields of each task, in the order they are shown.
 INPUT_FIELDS: Final[dict[Task, tuple[str, ...]]] = {
     Task.TEXT_TO_IMAGE: (),
     Task.IMAGE_TO_IMAGE: ("image",),
@@ -216,8 +216,8 @@ INPUT_FIELDS: Final[dict[Task, tuple[str, ...]]] = {
 }
 
 
-class InputPicture(_Value):
-    """A stored input picture, named by its content."""
+class InputImage(_Value):
+    """A stored input image, named by its content."""
 
     sha256: str
     key: str = Field(exclude=False)  #: its object key
@@ -242,10 +242,10 @@ class JobSpec(_Value):
     height: int  #: pixels
     strength: float | None
     output_format: OutputFormat
-    inputs: dict[str, InputPicture]  #: by field name: ``image``, ``mask_image``, ``depth_map``
-    exact: bool = True  #: whether the bytes must not depend on what else the card renders
+    inputs: dict[str, InputImage]  #: by field name: ``image``, ``mask_image``, ``depth_map``
+    exact: bool = True  #: whether the bytes must not depend on what else the device renders
     loras: tuple[Lora, ...] = ()  #: in the order they were given
-    preview: bool = False  #: whether its progress carries small pictures; decides no pixel
+    preview: bool = False  #: whether its progress carries small images; decides no pixel
 
     @model_validator(mode="after")
     def _inputs_fit_the_task(self) -> Self:
@@ -259,7 +259,7 @@ class JobSpec(_Value):
         return (self.seed + index) % (MAX_SEED + 1)
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters as the API shows them: what a client would send to get the same pictures."""
+        """The parameters as the API shows them: what a client would send to get the same images."""
         shown = self.model_dump(mode="json", exclude={"inputs", "strength", "loras", "preview"})
         if self.strength is not None:
             shown["strength"] = self.strength
@@ -267,4 +267,4 @@ class JobSpec(_Value):
             shown["loras"] = [lora.model_dump(mode="json") for lora in self.loras]
         if self.preview:
             shown["preview"] = True
-        return shown | {name: f"sha256:{picture.sha256}" for name, picture in self.inputs.items()}
+        return shown | {name: f"sha256:{image.sha256}" for name, image in self.inputs.items()}

@@ -16,12 +16,12 @@ class WorkerState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Card:
+class Device:
     """The accelerator that a worker owns."""
 
     kind: str  #: ``cuda``, ``mps`` or ``cpu``
-    index: str  #: as FARM_CARD names it: ``cuda:0``, ``cpu0``
-    device: str  #: the maker's name: ``NVIDIA H100``, or the processor's
+    index: str  #: as FARM_DEVICE names it: ``cuda:0``, ``cpu0``
+    name: str  #: the maker's name: ``NVIDIA H100``, or the processor's
     memory_bytes: int
     dtype: str  #: what models with dtype ``auto`` run in
 
@@ -30,11 +30,11 @@ class Card:
 class WorkerInfo:
     """What a worker says of itself when it joins."""
 
-    name: str  #: ``<host>/<card>``
+    name: str  #: ``<host>/<device>``
     boot_id: str  #: fresh for each process: the second of two namesakes wins, the first one stops
     host: str
-    card: Card
-    slots: int  #: jobs its card renders at once
+    device: Device
+    slots: int  #: jobs its device renders at once
     look_ahead: int  #: jobs that may wait beside them
     pid: int
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Which cards this machine has, found without loading torch."""
+"""Which devices this machine has, found without loading torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from farm.errors import SetupError
 def visible(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """The accelerators that a process with this environment may use: ``cuda:<i>`` or ``mps``; none on a plain machine.
 
-    ``CUDA_VISIBLE_DEVICES`` hides cards as it does from CUDA; the numbers are the ones that remain.
+    ``CUDA_VISIBLE_DEVICES`` hides devices as it does from CUDA; the numbers are the ones that remain.
     """
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return ("mps",)
@@ -26,27 +26,28 @@ def visible(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return tuple(f"cuda:{index}" for index in range(count))
 
 
-def for_workers(cards: tuple[str, ...], workers: int | None) -> tuple[str, ...]:
-    """The card of each worker: every accelerator, or the CPU where there is none; ``workers`` asks for a number.
+def for_workers(devices: tuple[str, ...], workers: int | None) -> tuple[str, ...]:
+    """The device of each worker: every accelerator, or the CPU where there is none; ``workers`` asks for a number.
 
-    Raises SetupError when more are asked for than there are accelerators: one card has one worker.
+    Raises SetupError when more are asked for than there are accelerators: one device has one worker.
     """
     if workers is None:
-        return cards or ("cpu0",)
-    if not cards:
+        return devices or ("cpu0",)
+    if not devices:
         return tuple(f"cpu{index}" for index in range(workers))
-    if workers > len(cards):
+    if workers > len(devices):
         raise SetupError(
-            f"--workers {workers}: this machine shows {len(cards)} card{'s'[: len(cards) != 1]} ({', '.join(cards)}) "
-            "and a card has one worker; ask for fewer, or leave --workers out"
+            f"--workers {workers}: this machine has {len(devices)} device{'s'[: len(devices) != 1]} "
+            f"({', '.join(devices)}) "
+            "and a device has one worker; ask for fewer, or leave --workers out"
         )
-    return cards[:workers]
+    return devices[:workers]
 
 
 def _chosen(value: str) -> int:
     count = 0
     for part in value.split(","):
-        # CUDA stops at the first entry that names no card: "0,-1,1" shows one.
+        # CUDA stops at the first entry that names no device: "0,-1,1" shows one.
         if not part.strip() or part.strip().startswith("-"):
             break
         count += 1

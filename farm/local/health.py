@@ -57,7 +57,7 @@ def parts(directory: DataDirectory, settings: Settings) -> list[PartHealth]:
     probes: dict[str, Callable[[], bool]] = {}
     for program in servers.programs():
         probes[program.name] = program.ready
-    # Only the probes matter here; which cards there are does not change them.
+    # Only the probes matter here; which devices there are does not change them.
     for program in services.table({}, directory, servers.addresses, places, ()):
         probes[program.name] = program.ready
     known = run.parts if run else tuple(Part(name, "") for name in probes)

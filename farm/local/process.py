@@ -36,7 +36,7 @@ class Program:
     environment: Mapping[str, str]  #: the whole environment of the process
     directory: Path | None = None  #: its working directory; None: the supervisor's
     user: int | None = None  #: uid and gid to change to; None: ours
-    address: str = ""  #: where it listens, or the card it owns
+    address: str = ""  #: where it listens, or the device it owns
     prepare: Callable[[], None] = field(default=_nothing, compare=False)  #: before each start; may raise SetupError
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
     settle: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped

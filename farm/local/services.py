@@ -110,7 +110,7 @@ def table(
     directory: DataDirectory,
     addresses: Addresses,
     places: Places,
-    cards: tuple[str, ...],
+    devices: tuple[str, ...],
 ) -> tuple[Program, ...]:
     """The services in the order in which they start."""
     base = environment(inherited, directory, addresses, places)
@@ -134,18 +134,18 @@ def table(
         Program("deliverer", _command("deliverer"), base),
         *(
             Program(
-                worker_name(card),
+                worker_name(device),
                 _command("worker"),
                 {
-                    **_torch_threads(cards),
+                    **_torch_threads(devices),
                     "FARM_METRICS_WORKER_PORT": str(METRICS_WORKER_PORT + index),
                     **base,
-                    "FARM_CARD": card,
+                    "FARM_DEVICE": device,
                 },
-                address=card,
-                stop_seconds=30.0,  # it finishes or gives back the jobs on its card
+                address=device,
+                stop_seconds=30.0,  # it finishes or gives back the jobs on its device
             )
-            for index, card in enumerate(cards)
+            for index, device in enumerate(devices)
         ),
         Program(
             "flower",
@@ -157,16 +157,16 @@ def table(
     )
 
 
-def _torch_threads(cards: tuple[str, ...]) -> dict[str, str]:
+def _torch_threads(devices: tuple[str, ...]) -> dict[str, str]:
     """CPU workers of one machine share its cores instead of each taking all of them."""
-    if len(cards) == 1 or not all(card.startswith("cpu") for card in cards):
+    if len(devices) == 1 or not all(device.startswith("cpu") for device in devices):
         return {}
-    return {"FARM_TORCH_THREADS": str(max(1, (os.cpu_count() or 1) // len(cards)))}
+    return {"FARM_TORCH_THREADS": str(max(1, (os.cpu_count() or 1) // len(devices)))}
 
 
-def worker_name(card: str) -> str:
-    """The name of the worker that owns a card: ``worker-cuda0``."""
-    return f"worker-{card.replace(':', '')}"
+def worker_name(device: str) -> str:
+    """The name of the worker that owns a device: ``worker-cuda0``."""
+    return f"worker-{device.replace(':', '')}"
 
 
 def _command(service: str) -> tuple[str, ...]:

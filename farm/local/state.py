@@ -110,7 +110,7 @@ class Part:
     """One supervised process, as the supervisor last saw it."""
 
     name: str
-    address: str  #: where it listens, or the card it owns; empty when it has none
+    address: str  #: where it listens, or the device it owns; empty when it has none
     identity: Identity | None = None  #: None while it is down
     since: float = 0.0  #: seconds since 1970 when this process began
     restarts: int = 0  #: how often it was started again after it died

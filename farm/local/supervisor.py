@@ -49,7 +49,7 @@ class Options:
 
     directory: Path
     api_port: int | None = None
-    workers: int | None = None  #: None: one per card
+    workers: int | None = None  #: None: one per device
     servers_only: bool = False
     listen: str | None = None  #: an address of this machine, at which other machines may join
 

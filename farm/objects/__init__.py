@@ -1,1 +1,1 @@
-"""Object storage: the names of all objects, the S3 client, and the checks that an input picture passes first."""
+"""Object storage: the names of all objects, the S3 client, and the checks that an input image passes first."""

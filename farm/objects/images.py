@@ -1,7 +1,7 @@
-"""What an input picture must be, and how a pipeline gets to see it.
+"""What an input image must be, and how a pipeline gets to see it.
 
-Nothing here trusts a file name, a declared content type or a decoder. A picture is recognised by its first bytes, and
-its container is walked by the few lines below: size in pixels, frames, and whether the file ends where the picture
+Nothing here trusts a file name, a declared content type or a decoder. An image is recognised by its first bytes, and
+its container is walked by the few lines below: size in pixels, frames, and whether the file ends where the image
 ends. Only then does Pillow decode it, once, with the one decoder that belongs to the format.
 
 PNG, JPEG and WebP are taken. All others are refused, the ones that can carry scripts or other files first of all.
@@ -32,7 +32,7 @@ _PNG_DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 1
 #: Chunks or segments in one file. Real encoders write a few thousand for 32 MiB; millions of empty ones cost time only.
 _MAX_PARTS: Final = 65_536
 #: Scans in one JPEG. A progressive one has about ten; each scan, however small, makes the decoder pass over the whole
-#: picture, so a small file with thousands of them would hold a core for minutes.
+#: image, so a small file with thousands of them would hold a core for minutes.
 _MAX_SCANS: Final = 64
 
 # What a browser's "accept anything" habit sends most often, so that the refusal can call it by its name.
@@ -58,8 +58,8 @@ _KNOWN_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An input picture that was checked and decodes."""
+class ImageInfo:
+    """An input image that was checked and decodes."""
 
     content_type: str  #: by its content: ``image/png``, ``image/jpeg`` or ``image/webp``
     width: int  #: pixels, the way it is seen: after the EXIF orientation
@@ -75,8 +75,8 @@ class _Header:
     height: int
 
 
-def inspect(data: bytes, settings: Settings | None = None, *, field: str = "image") -> Picture:
-    """Check an encoded picture from a client, and prove that it decodes.
+def inspect(data: bytes, settings: Settings | None = None, *, field: str = "image") -> ImageInfo:
+    """Check an encoded image from a client, and prove that it decodes.
 
     Args:
         data: the file as it came.
@@ -88,11 +88,11 @@ def inspect(data: bytes, settings: Settings | None = None, *, field: str = "imag
     """
     header = _checked(data, settings or process_settings(), field)
     image = _upright(_decoded(data, header, field), field)
-    return Picture(header.content_type, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
+    return ImageInfo(header.content_type, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
 
 
 def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "image") -> Image.Image:
-    """The picture upright and as ``RGB``.
+    """The image upright and as ``RGB``.
 
     16 bits per channel become 8; CMYK, grey and palettes are converted; transparent parts are laid on white, because
     what lies under them is whatever the drawing program left there.
@@ -109,7 +109,7 @@ def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "ima
 
 
 def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
-    """The picture upright and as ``L``: white is painted anew, black is kept.
+    """The image upright and as ``L``: white is painted anew, black is kept.
 
     Transparent parts count as black, so white strokes on a transparent layer do what they look like.
 
@@ -125,10 +125,10 @@ def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "ma
 
 
 def load_holes(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
-    """The picture upright and as a mask ``L``: white where it is transparent, black where it is opaque.
+    """The image upright and as a mask ``L``: white where it is transparent, black where it is opaque.
 
     Raises:
-        InputRefused: as :func:`inspect`, and for a picture that cannot be transparent.
+        InputRefused: as :func:`inspect`, and for an image that cannot be transparent.
     """
     image = _load(data, settings, field)
     if not image.has_transparency_data:
@@ -153,7 +153,7 @@ def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "d
 
 
 def as_png(image: Image.Image) -> bytes:
-    """The picture as a PNG file."""
+    """The image as a PNG file."""
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=1)
     return out.getvalue()
@@ -167,7 +167,7 @@ def _load(data: bytes, settings: Settings | None, field: str) -> Image.Image:
 def _checked(data: bytes, settings: Settings, field: str) -> _Header:
     """All that can be refused without decoding."""
     if not data:
-        raise _refused(field, "0 bytes", "the file is empty; send a PNG, JPEG or WebP picture")
+        raise _refused(field, "0 bytes", "the file is empty; send a PNG, JPEG or WebP image")
     if len(data) > settings.max_input_bytes:
         raise _refused(
             field,
@@ -182,7 +182,7 @@ def _checked(data: bytes, settings: Settings, field: str) -> _Header:
         header = _webp(data, field)
     else:
         what = _what(data)
-        raise _refused(field, what, f"the file is {what}; send a PNG, JPEG or WebP picture")
+        raise _refused(field, what, f"the file is {what}; send a PNG, JPEG or WebP image")
     if header.width < 1 or header.height < 1:
         raise _damaged(field, f"its header says {header.width}×{header.height} pixels")
     pixels = header.width * header.height
@@ -190,7 +190,7 @@ def _checked(data: bytes, settings: Settings, field: str) -> _Header:
         raise _refused(
             field,
             f"{header.width}×{header.height}",
-            f"the picture has {header.width}×{header.height} = {pixels:,} pixels; "
+            f"the image has {header.width}×{header.height} = {pixels:,} pixels; "
             f"at most {settings.max_input_pixels:,} are allowed",
         )
     return header
@@ -233,7 +233,7 @@ _JPEG_SCAN_END: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _jpeg(data: bytes, field: str) -> _Header:
-    """Walk the segments up to the end of the picture (ITU-T T.81, annex B)."""
+    """Walk the segments up to the end of the image (ITU-T T.81, annex B)."""
     header: _Header | None = None
     scans = 0
     at = 2
@@ -281,7 +281,7 @@ def _jpeg(data: bytes, field: str) -> _Header:
 
 
 def _nothing_after_jpeg(data: bytes, at: int, field: str) -> None:
-    # Phones append further JPEGs (thumbnails, depth, HDR gain maps) to the picture; a decoder never looks at them.
+    # Phones append further JPEGs (thumbnails, depth, HDR gain maps) to the image; a decoder never looks at them.
     rest = data[at:].strip(b"\x00")
     if rest.startswith(b"\xff\xd8\xff") and rest.endswith(b"\xff\xd9"):
         return
@@ -306,12 +306,12 @@ def _webp(data: bytes, field: str) -> _Header:
             raise _animated(field, "WebP")
         elif kind in (b"VP8 ", b"VP8L"):
             if frame is not None:
-                raise _damaged(field, "it has two pictures")
+                raise _damaged(field, "it has two images")
             frame = _webp_frame(kind, body, field)
     if frame is None:
         raise _damaged(field, "it has a header, but no pixels")
     if canvas is not None and canvas != frame:
-        raise _damaged(field, f"its canvas is {canvas.width}×{canvas.height}, its picture {frame.width}×{frame.height}")
+        raise _damaged(field, f"its canvas is {canvas.width}×{canvas.height}, its image {frame.width}×{frame.height}")
     _nothing_after(data, end, field)
     return frame
 
@@ -332,11 +332,11 @@ def _riff(data: bytes, end: int, field: str) -> Iterator[tuple[bytes, bytes]]:
 def _webp_frame(kind: bytes, body: bytes, field: str) -> _Header:
     if kind == b"VP8L":
         if len(body) < 5 or body[0] != 0x2F:
-            raise _damaged(field, "its lossless picture has no header")
+            raise _damaged(field, "its lossless image has no header")
         packed = int.from_bytes(body[1:5], "little")
         return _Header(WEBP, 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF))
     if len(body) < 10 or body[3:6] != b"\x9d\x01\x2a":
-        raise _damaged(field, "its lossy picture has no key frame")
+        raise _damaged(field, "its lossy image has no key frame")
     return _Header(WEBP, int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
 
 
@@ -387,27 +387,27 @@ def _what(data: bytes) -> str:
 
 
 def _nothing_after(data: bytes, at: int, field: str) -> None:
-    # A second file behind the picture is how one file is made to be two things to two readers.
+    # A second file behind the image is how one file is made to be two things to two readers.
     extra = len(data.rstrip(b"\x00")) - at
     if extra > 0:
         raise _refused(
             field,
             f"{extra} bytes after the end",
-            f"the file goes on for {extra:,} bytes after the picture's end, as a motion photo or a hidden archive "
-            "does; save it as a plain picture",
+            f"the file goes on for {extra:,} bytes after the image's end, as a motion photo or a hidden archive "
+            "does; save it as a plain image",
         )
 
 
 def _truncated(field: str) -> InputRefused:
-    return _refused(field, "a truncated file", "the picture is cut off: the file ends before the picture does")
+    return _refused(field, "a truncated file", "the image is cut off: the file ends before the image does")
 
 
 def _damaged(field: str, why: str) -> InputRefused:
-    return _refused(field, "a damaged file", f"the picture is damaged: {why}; send a PNG, JPEG or WebP that opens")
+    return _refused(field, "a damaged file", f"the image is damaged: {why}; send a PNG, JPEG or WebP that opens")
 
 
 def _animated(field: str, kind: str) -> InputRefused:
-    return _refused(field, f"an animated {kind}", f"the {kind} is animated; send one still picture")
+    return _refused(field, f"an animated {kind}", f"the {kind} is animated; send one still image")
 
 
 def _refused(field: str, value: str, message: str) -> InputRefused:

@@ -1,7 +1,7 @@
-"""From what a client refers to as an input picture to checked bytes in the storage.
+"""From what a client refers to as an input image to checked bytes in the storage.
 
-A picture comes as an upload, as a ``data:`` URL in the request, or as a URL to fetch. All three end in
-:func:`farm.objects.images.inspect`, and under a key made of the content's SHA-256: the same picture is stored once.
+An image comes as an upload, as a ``data:`` URL in the request, or as a URL to fetch. All three end in
+:func:`farm.objects.images.inspect`, and under a key made of the content's SHA-256: the same image is stored once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FETCH_SECONDS: Final = 20.0  #: for a whole input URL: resolving, connecting and
 
 @dataclass(frozen=True, slots=True)
 class StoredInput:
-    """An input picture in the storage."""
+    """An input image in the storage."""
 
     sha256: str  #: hex, of the encoded bytes
     key: str
@@ -38,7 +38,7 @@ class StoredInput:
 
 
 class Intake:
-    """Takes input pictures in. Safe to share between threads; every method blocks."""
+    """Takes input images in. Safe to share between threads; every method blocks."""
 
     def __init__(
         self,
@@ -59,42 +59,42 @@ class Intake:
     def from_bytes(
         self, tenant_id: str, data: bytes, filename: str | None = None, *, field: str = "image"
     ) -> StoredInput:
-        """Take in an encoded picture; ``filename`` only makes a refusal easier to read.
+        """Take in an encoded image; ``filename`` only makes a refusal easier to read.
 
         Raises:
-            InputRefused: it is not a picture that may be used.
+            InputRefused: it is not an image that may be used.
             StorageUnavailable: it could not be stored.
         """
         try:
-            picture = images.inspect(data, self._settings, field=field)
+            image = images.inspect(data, self._settings, field=field)
         except InputRefused as refused:
             if filename is None:
                 raise
             raise InputRefused(
                 *(FieldProblem(p.field, p.value, f"{filename[:100]!r}: {p.message}") for p in refused.problems)
             ) from refused
-        key = keys.input_key(tenant_id, picture.sha256, keys.extension(picture.content_type))
-        if not self._stored(key, picture.bytes):
-            self._storage.put(key, data, picture.content_type)
-        return StoredInput(picture.sha256, key, picture.content_type, picture.width, picture.height, picture.bytes)
+        key = keys.input_key(tenant_id, image.sha256, keys.extension(image.content_type))
+        if not self._stored(key, image.bytes):
+            self._storage.put(key, data, image.content_type)
+        return StoredInput(image.sha256, key, image.content_type, image.width, image.height, image.bytes)
 
     def from_data_url(self, tenant_id: str, url: str, *, field: str = "image") -> StoredInput:
-        """Take in a picture written as ``data:image/png;base64,…`` (RFC 2397, base64 only).
+        """Take in an image written as ``data:image/png;base64,…`` (RFC 2397, base64 only).
 
         The declared type is not looked at; the content decides.
 
         Raises:
-            InputRefused: it is not such a URL, or not of a picture that may be used.
+            InputRefused: it is not such a URL, or not of an image that may be used.
             StorageUnavailable: it could not be stored.
         """
         return self.from_bytes(tenant_id, self._decoded(url, field), field=field)
 
     def from_url(self, tenant_id: str, url: str, *, field: str = "image") -> StoredInput:
-        """Fetch a picture and take it in. Not to be called on an event loop's thread.
+        """Fetch an image and take it in. Not to be called on an event loop's thread.
 
         Raises:
             TargetRefused: the URL is not one that the farm connects to.
-            InputRefused: it could not be fetched in time and size, or is not a picture that may be used.
+            InputRefused: it could not be fetched in time and size, or is not an image that may be used.
             StorageUnavailable: it could not be stored.
         """
         target = guard.parse(url, self._settings, field=field)
@@ -144,10 +144,10 @@ class Intake:
             raise guard.TargetRefused(*(FieldProblem(field, p.value, p.message) for p in refused.problems)) from refused
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise _refused(
-                field, target.url, f"{target.host} did not send the picture within {self._fetch_seconds:g} seconds"
+                field, target.url, f"{target.host} did not send the image within {self._fetch_seconds:g} seconds"
             ) from error
         except httpx2.HTTPError as error:
-            raise _refused(field, target.url, f"the picture could not be fetched: {error}") from error
+            raise _refused(field, target.url, f"the image could not be fetched: {error}") from error
 
     async def _body(self, target: guard.Target, answer: httpx2.Response, field: str) -> bytes:
         if answer.is_redirect:
@@ -160,7 +160,7 @@ class Intake:
             )
         if answer.headers.get("content-encoding", "identity").lower() != "identity":
             # None was offered. Unpacking it would let a small answer become a large one.
-            raise _refused(field, target.url, f"{target.host} sent the picture in a compressed form")
+            raise _refused(field, target.url, f"{target.host} sent the image in a compressed form")
         limit = self._settings.max_input_bytes
         declared = answer.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:

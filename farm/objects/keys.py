@@ -1,6 +1,6 @@
 """The names of all objects in the bucket.
 
-Inputs are content-addressed, so the same picture sent twice is stored once. Outputs carry the epoch, so a worker that
+Inputs are content-addressed, so the same image sent twice is stored once. Outputs carry the epoch, so a worker that
 lost its right to a job cannot overwrite what the current one wrote::
 
     inputs/<tenant>/<sha256>.<extension>

@@ -1,4 +1,4 @@
-"""Reading the recipe back from a picture that the farm made. Pillow only: no pixel is decoded, nothing is rendered."""
+"""Reading the recipe back from an image that the farm made. Pillow only: no pixel is decoded, nothing is rendered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMENT_MARK: Final = b"farm:"  #: what a JPEG comment begins with that holds a 
 
 
 def read(data: bytes) -> str | None:
-    """The ``farm`` JSON inside a PNG, WebP or JPEG file; None if it is not there, or the file is no such picture."""
+    """The ``farm`` JSON inside a PNG, WebP or JPEG file; None if it is not there, or the file is no such image."""
     image = _opened(data)
     if image is None:
         return None
@@ -29,7 +29,7 @@ def read(data: bytes) -> str | None:
 
 
 def read_parameters(data: bytes) -> str | None:
-    """The ``parameters`` text, which other picture tools read too."""
+    """The ``parameters`` text, which other image tools read too."""
     image = _opened(data)
     if image is None:
         return None
@@ -44,7 +44,7 @@ def read_parameters(data: bytes) -> str | None:
 def _opened(data: bytes) -> Image.Image | None:
     try:
         return Image.open(io.BytesIO(data), formats=["PNG", "WEBP", "JPEG"])
-    except Exception:  # noqa: BLE001 - Pillow's parsers raise a dozen kinds on files that are no pictures
+    except Exception:  # noqa: BLE001 - Pillow's parsers raise a dozen kinds on files that are no images
         return None
 
 

@@ -264,7 +264,7 @@ class Storage:
     def presign_get(self, key: str, seconds: int, filename: str | None = None) -> str:
         """A URL that lets anyone read this object for ``seconds``; with ``filename``, saved under that name.
 
-        The picture opens in the browser; nothing is asked of the storage, so the object need not exist.
+        The image opens in the browser; nothing is asked of the storage, so the object need not exist.
         """
         with _translated("presign", key):
             return self._presigner.get(key, seconds, None if filename is None else content_disposition(filename))

@@ -87,7 +87,7 @@ class Stretch:
     """What ended in one stretch of time."""
 
     age: int  #: stretches ago: 0 is the one that ends now
-    pictures: float
+    outputs: float
     failed: dict[str, float]  #: jobs, by error code
 
 
@@ -100,9 +100,9 @@ class Tally:
     exact: bool  #: whether every event was read, rather than every n-th
 
     @property
-    def pictures(self) -> float:
+    def outputs(self) -> float:
         """In all of them."""
-        return sum(one.pictures for one in self.stretches)
+        return sum(one.outputs for one in self.stretches)
 
     @property
     def failed(self) -> dict[str, float]:
@@ -115,7 +115,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Picture:
+class RecentOutput:
     """An output to look at."""
 
     job_id: str
@@ -147,19 +147,20 @@ class Activity:
                 rows = self._session.execute(_WHOLE, values).all()
             for row in rows:
                 place = min(max(int(row.age), 0), stretches - 1)
-                pictures, failed = found[place]
+                outputs, failed = found[place]
                 if row.type == "job.succeeded":
-                    pictures += row.outputs * stride
+                    outputs += row.outputs * stride
                 else:
                     failed[row.code or "unknown"] = failed.get(row.code or "unknown", 0) + row.events * stride
-                found[place] = pictures, failed
+                found[place] = outputs, failed
         return Tally(seconds, tuple(Stretch(age, *one) for age, one in enumerate(found)), stride == 1)
 
-    def latest(self, limit: int, tenant_id: str | None = None) -> list[Picture]:
-        """The pictures that were finished last, newest first; of one tenant, or of all."""
+    def latest(self, limit: int, tenant_id: str | None = None) -> list[RecentOutput]:
+        """The outputs that were finished last, newest first; of one tenant, or of all."""
         rows = self._session.execute(_LATEST, {"limit": limit} | _whose(tenant_id))
         return [
-            Picture(row.id, row.number, row.prompt, row.width, row.height, row.seed, row.finished_at) for row in rows
+            RecentOutput(row.id, row.number, row.prompt, row.width, row.height, row.seed, row.finished_at)
+            for row in rows
         ]
 
 

@@ -162,7 +162,7 @@ class Gone:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a batch's archive a picture lies."""
+    """Where in a batch's archive an image lies."""
 
     seq: int  #: the job's place in the batch
     index: int  #: the output's place in the job
@@ -182,7 +182,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ArchiveEntry:
     """What an archive needs to know of one output."""
 
     seq: int
@@ -272,7 +272,9 @@ class Batches:
         ).one()
         return Holdings(jobs or 0, outputs, int(size))
 
-    def pictures(self, batch_id: str, after: tuple[int, int], limit: int, last: int = LAST) -> list[Picture]:
+    def archive_entries(
+        self, batch_id: str, after: tuple[int, int], limit: int, last: int = LAST
+    ) -> list[ArchiveEntry]:
         """A batch's outputs behind that place (job, output) up to the job ``last``, in the order of their places."""
         seq, index = after
         rows = self._session.execute(
@@ -297,7 +299,7 @@ class Batches:
             .limit(limit)
         )
         found: Sequence[Any] = rows.all()
-        return [Picture(row[0], row[1], row[2] or row[3], *row[4:]) for row in found]
+        return [ArchiveEntry(row[0], row[1], row[2] or row[3], *row[4:]) for row in found]
 
     def results(self, batch_id: str, states: Collection[JobState], after: int, limit: int) -> list[Ended]:
         """A batch's jobs in those terminal states with a place above ``after``, in the order of their places."""
@@ -388,7 +390,7 @@ class Batches:
         return None if row is None else Place(row[0], row[1], int(row[2]))
 
     def speed(self) -> float | None:
-        """Megapixel-steps that the farm rendered per second over its last 200 pictures; None while it has too few."""
+        """Megapixel-steps that the farm rendered per second over its last 200 images; None while it has too few."""
         found = self._session.execute(
             text("""
                 WITH lately AS (

@@ -56,7 +56,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class OnCard:
+class OnDevice:
     """A job at a worker."""
 
     job_id: str
@@ -283,7 +283,7 @@ class Search:
 
     # -- the farm now -------------------------------------------------------------------------------------------------
 
-    def on_cards(self, tenant_id: str | None = None) -> list[OnCard]:
+    def on_devices(self, tenant_id: str | None = None) -> list[OnDevice]:
         """Every job at a worker, the longest there first. They are as few as the farm has places."""
         statement = select(
             JobRow.id,
@@ -299,7 +299,7 @@ class Search:
         if tenant_id is not None:
             statement = statement.where(JobRow.tenant_id == tenant_id)
         rows = self._session.execute(statement.order_by(JobRow.dispatched_at, JobRow.id))
-        return [OnCard(row[0], row[1], row[2] or "", JobState(row[3]), *row[4:]) for row in rows]
+        return [OnDevice(row[0], row[1], row[2] or "", JobState(row[3]), *row[4:]) for row in rows]
 
     def queue(self, tenant_id: str | None = None) -> Queue:
         """What waits, counted up to `WINDOW` jobs; of one tenant, or of all."""

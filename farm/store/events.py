@@ -17,7 +17,7 @@ from farm.store.tables import EventRow
 
 QUEUE_CHANNEL: Final = "farm_queue"  #: a job waits, or a worker has room: the dispatcher looks
 JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, or of a batch that tells something
-PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its picture on the way
+PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its image on the way
 EVENT_CHANNEL: Final = "farm_event"  #: an event was written that somebody wants to hear of: the deliverer looks
 
 NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of what is told when it commits

@@ -1,4 +1,4 @@
-"""Input pictures: what a tenant has stored, by id and by content."""
+"""Input images: what a tenant has stored, by id and by content."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.tasks import InputPicture
+from farm.domain.tasks import InputImage
 from farm.store.tables import FileRow
 
 
 @dataclass(frozen=True)
 class File:
-    """A stored input picture."""
+    """A stored input image."""
 
     id: str
-    picture: InputPicture
+    image: InputImage
     filename: str | None
     size: int  #: bytes
     created_at: datetime
 
 
 def _file(row: FileRow) -> File:
-    picture = InputPicture(
+    image = InputImage(
         sha256=row.sha256, key=row.key, content_type=row.content_type, width=row.width, height=row.height
     )
-    return File(row.id, picture, row.filename, row.size, row.created_at)
+    return File(row.id, image, row.filename, row.size, row.created_at)
 
 
 class Files:
@@ -38,23 +38,23 @@ class Files:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, tenant_id: str, picture: InputPicture, size: int, filename: str | None) -> File:
-        """Record a stored picture; the same content again gives the file that is there. ``size`` in bytes."""
+    def add(self, tenant_id: str, image: InputImage, size: int, filename: str | None) -> File:
+        """Record a stored image; the same content again gives the file that is there. ``size`` in bytes."""
         values = {
             "id": ids.new(ids.FILE),
             "tenant_id": tenant_id,
-            "sha256": picture.sha256,
-            "key": picture.key,
+            "sha256": image.sha256,
+            "key": image.key,
             "filename": filename,
-            "content_type": picture.content_type,
+            "content_type": image.content_type,
             "size": size,
-            "width": picture.width,
-            "height": picture.height,
+            "width": image.width,
+            "height": image.height,
         }
         self._session.execute(
             insert(FileRow).values(values).on_conflict_do_nothing(index_elements=["tenant_id", "sha256"])
         )
-        found = self.by_content(tenant_id, picture.sha256)
+        found = self.by_content(tenant_id, image.sha256)
         assert found is not None  # inserted above, or there before
         return found
 

@@ -57,7 +57,7 @@ class Expired:
     epoch: int
     state: JobState
     worker: str | None
-    rendering: bool  #: whether the card had taken it up
+    rendering: bool  #: whether the device had taken it up
     losses: int
     deaths: int
     attempts: int
@@ -266,7 +266,7 @@ class Jobs:
 
         Nor is a running job that somebody wants stopped: it would wait for ever where its batch is to end.
 
-        ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the card.
+        ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the device.
         """
         states = (JobState.DISPATCHED,) if unclaimed else (JobState.DISPATCHED, JobState.RUNNING)
         # a dispatched job was never claimed, so there is no attempt to give back

@@ -62,7 +62,7 @@ _RENEW: Final = """
     UPDATE job SET lease_until = now() + make_interval(secs => %(lease)s) FROM mine WHERE job.id = mine.id
     RETURNING job.id, job.cancel_requested
 """
-# A quick job may end before it was noted that the card began with it: then that is noted here.
+# A quick job may end before it was noted that the device began with it: then that is noted here.
 _SUCCEED: Final = """
     WITH done AS (
         SELECT * FROM unnest(%(ids)s::uuid[], %(epochs)s::integer[], %(recipes)s::jsonb[], %(outputs)s::jsonb[],
@@ -119,7 +119,7 @@ class Attempts:
         return [job_of(row, ()) for row in rows]
 
     def take_up(self, begun: Mapping[Held, int]) -> set[str]:
-        """Note that the card begins with jobs of so many denoising steps; returns those still held at their epoch."""
+        """Note that the device begins with jobs of so many denoising steps; returns those still held at their epoch."""
         rows = self._rows(_TAKE_UP, _held(begun) | {"steps": list(begun.values())})
         return {ids.from_uuid(ids.JOB, row.id) for row in rows}
 

@@ -81,8 +81,8 @@ class TenantRow(Base):
     name: Mapped[str] = mapped_column(unique=True)
     weight: Mapped[float] = mapped_column(server_default=text("1"))  #: share of the farm, relative to the other tenants
     max_queued: Mapped[int | None]  #: jobs that may wait; None: no limit
-    max_running: Mapped[int | None]  #: jobs that may be on cards at once; None: no limit
-    card_seconds_per_day: Mapped[float | None]  #: beyond it nothing new is accepted until the next day (UTC)
+    max_running: Mapped[int | None]  #: jobs that may be on devices at once; None: no limit
+    device_seconds_per_day: Mapped[float | None]  #: beyond it nothing new is accepted until the next day (UTC)
     storage_bytes: Mapped[int | None] = mapped_column(BigInteger)  #: of outputs and inputs; None: no limit
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: as last measured
     strays_until: Mapped[datetime | None]  #: lost attempts of jobs that ended before have been cleaned up after
@@ -142,11 +142,11 @@ class UsageRow(Base):
     jobs: Mapped[int] = mapped_column(BigInteger)
     images: Mapped[int] = mapped_column(BigInteger)
     bytes: Mapped[int] = mapped_column(BigInteger)
-    card_seconds: Mapped[float]
+    device_seconds: Mapped[float]
 
 
 class FileRow(Base):
-    """A stored input picture of a tenant, one row per content."""
+    """A stored input image of a tenant, one row per content."""
 
     __tablename__ = "file"
     __table_args__ = (UniqueConstraint("tenant_id", "sha256"),)
@@ -256,7 +256,7 @@ class JobRow(Base):
     losses: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: run leases that ran out
     deaths: Mapped[int] = mapped_column(
         SmallInteger, server_default=text("0")
-    )  #: those of them while it was on the card
+    )  #: those of them while it was on the device
     worker: Mapped[str | None]
     lease_until: Mapped[datetime | None]
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
@@ -311,7 +311,7 @@ class EventRow(Base):
             unique=True,
             postgresql_where=text("type IN ('job.succeeded', 'job.failed', 'job.canceled')"),
         ),
-        # what ended lately, and the latest pictures, whatever else happened in between
+        # what ended lately, and the latest images, whatever else happened in between
         Index(
             "event_ended", "tenant_id", "type", "id", postgresql_where=text("type IN ('job.succeeded', 'job.failed')")
         ),
@@ -353,7 +353,7 @@ class WorkerRow(Base):
     boot_id: Mapped[str]
     state: Mapped[str]
     host: Mapped[str]
-    card: Mapped[dict[str, Any]]
+    device: Mapped[dict[str, Any]]
     slots: Mapped[int] = mapped_column(SmallInteger)
     look_ahead: Mapped[int] = mapped_column(SmallInteger)
     pid: Mapped[int]

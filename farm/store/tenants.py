@@ -48,7 +48,7 @@ class Tenant:
     weight: float
     max_queued: int | None
     max_running: int | None
-    card_seconds_per_day: float | None
+    device_seconds_per_day: float | None
     storage_bytes: int | None
     stored_bytes: int  #: as last measured
     retention_days: int | None
@@ -124,7 +124,7 @@ def _tenant(row: TenantRow) -> Tenant:
         row.weight,
         row.max_queued,
         row.max_running,
-        row.card_seconds_per_day,
+        row.device_seconds_per_day,
         row.storage_bytes,
         row.stored_bytes,
         row.retention_days,

@@ -136,7 +136,7 @@ class Unit:
 
     @cached_property
     def files(self) -> Files:
-        """Input pictures."""
+        """Input images."""
         return Files(self.session)
 
     @cached_property

@@ -17,7 +17,7 @@ from farm.store.tables import FileRow, JobRow, OutputRow, TenantRow, UsageRow
 SLOTS: Final = 16
 
 _COUNT: Final = """
-    INSERT INTO usage (tenant_id, day, model, slot, jobs, images, bytes, card_seconds)
+    INSERT INTO usage (tenant_id, day, model, slot, jobs, images, bytes, device_seconds)
     SELECT job.tenant_id, (now() AT TIME ZONE 'UTC')::date, job.model, %(slot)s, count(*), sum(made.images),
         sum(made.bytes), sum(greatest(0, extract(epoch FROM now() - coalesce(rendering_at, claimed_at, now()))))
     FROM unnest(%(ids)s::uuid[]) AS done (id) JOIN job ON job.id = done.id CROSS JOIN LATERAL (
@@ -27,7 +27,7 @@ _COUNT: Final = """
     ON CONFLICT (tenant_id, day, model, slot) DO UPDATE SET
         jobs = usage.jobs + excluded.jobs, images = usage.images + excluded.images,
         bytes = usage.bytes + excluded.bytes,
-        card_seconds = usage.card_seconds + excluded.card_seconds
+        device_seconds = usage.device_seconds + excluded.device_seconds
 """
 
 
@@ -41,7 +41,7 @@ class Used:
     jobs: int  #: that succeeded
     images: int
     bytes: int  #: of outputs
-    card_seconds: float  #: each job's own time on its card, whether or not it shared it
+    device_seconds: float  #: each job's own time on its device, whether or not it shared it
 
 
 class Usage:
@@ -63,7 +63,7 @@ class Usage:
             func.sum(UsageRow.jobs),
             func.sum(UsageRow.images),
             func.sum(UsageRow.bytes),
-            func.sum(UsageRow.card_seconds),
+            func.sum(UsageRow.device_seconds),
         )
         statement: Any = select(*keys, *sums).where(UsageRow.day.between(first, last)).group_by(*keys).order_by(*keys)
         if tenant_id is not None:
@@ -74,9 +74,9 @@ class Usage:
         ]
 
     def today(self, tenant_id: str) -> tuple[float, float]:
-        """Card-seconds used since midnight (UTC), and the seconds until the next."""
+        """Device-seconds used since midnight (UTC), and the seconds until the next."""
         used = (
-            select(func.coalesce(func.sum(UsageRow.card_seconds), 0.0))
+            select(func.coalesce(func.sum(UsageRow.device_seconds), 0.0))
             .where(UsageRow.tenant_id == tenant_id, UsageRow.day == text("(now() AT TIME ZONE 'UTC')::date"))
             .scalar_subquery()
         )

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from farm.domain.states import JobState
-from farm.domain.worker import Card, LoadedOn, Worker, WorkerInfo, WorkerState
+from farm.domain.worker import Device, LoadedOn, Worker, WorkerInfo, WorkerState
 from farm.store.tables import JobRow, WorkerRow
 
 HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
@@ -18,7 +18,7 @@ HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
 
 _WITH_ROOM: Final = """
     SELECT name, state = 'draining', slots + look_ahead, slots + look_ahead - coalesce(held.jobs, 0), look_ahead,
-        models || held.coming, (card ->> 'memory_bytes')::bigint, tags
+        models || held.coming, (device ->> 'memory_bytes')::bigint, tags
     FROM worker LEFT JOIN (
         SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS coming
         FROM job WHERE state IN ('dispatched', 'running') GROUP BY worker
@@ -41,13 +41,13 @@ class Room(NamedTuple):
 
 
 def _worker(row: WorkerRow, holds: int) -> Worker:
-    about = dict(row.card)
+    about = dict(row.device)
     loaded = tuple(LoadedOn(**one) for one in about.pop("loaded", ()))
     info = WorkerInfo(
         name=row.name,
         boot_id=row.boot_id,
         host=row.host,
-        card=Card(**about),
+        device=Device(**about),
         slots=row.slots,
         look_ahead=row.look_ahead,
         pid=row.pid,
@@ -114,7 +114,7 @@ class Workers:
             .values(
                 heartbeat_at=func.now(),
                 models=list(models),
-                card=WorkerRow.card.concat(told),
+                device=WorkerRow.device.concat(told),
                 # one that was given up for its silence is back
                 state=case((WorkerRow.state == WorkerState.OFFLINE.value, _present()), else_=WorkerRow.state),
             )

@@ -19,9 +19,9 @@ STEPS = ("--steps", "4")
 
 
 @pytest.fixture(scope="module")
-def picture(running_farm: RunningFarm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture that the farm rendered."""
-    directory = tmp_path_factory.mktemp("picture")
+def image(running_farm: RunningFarm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image that the farm rendered."""
+    directory = tmp_path_factory.mktemp("image")
     done = running_farm(
         "render", "a red ball on a blue background", "-o", "out.png", "--seed", "7", *STEPS, cwd=directory
     )
@@ -30,24 +30,24 @@ def picture(running_farm: RunningFarm, tmp_path_factory: pytest.TempPathFactory)
     return directory / "out.png"
 
 
-def test_a_rendered_picture_s_metadata_renders_it_again_bit_for_bit(
-    running_farm: RunningFarm, picture: Path, tmp_path: Path
+def test_a_rendered_image_s_metadata_renders_it_again_bit_for_bit(
+    running_farm: RunningFarm, image: Path, tmp_path: Path
 ) -> None:
-    with Image.open(picture) as image:
-        assert image.size == (128, 128)
-    done = running_farm("rerun", picture, "-o", "again.png", cwd=tmp_path)
+    with Image.open(image) as opened:
+        assert opened.size == (128, 128)
+    done = running_farm("rerun", image, "-o", "again.png", cwd=tmp_path)
     assert "bit-identical" in done.stdout
-    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+    assert (tmp_path / "again.png").read_bytes() == image.read_bytes()
 
 
-def test_a_picture_that_was_changed_is_found_out(running_farm: RunningFarm, picture: Path, tmp_path: Path) -> None:
+def test_a_image_that_was_changed_is_found_out(running_farm: RunningFarm, image: Path, tmp_path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text("farm", recipes.read(picture.read_bytes()) or "")
-    with Image.open(picture) as image:
-        image.putpixel((0, 0), (1, 2, 3))
-        image.save(tmp_path / "changed.png", pnginfo=info)
+    info.add_text("farm", recipes.read(image.read_bytes()) or "")
+    with Image.open(image) as opened:
+        opened.putpixel((0, 0), (1, 2, 3))
+        opened.save(tmp_path / "changed.png", pnginfo=info)
     done = running_farm("rerun", "changed.png", "--json", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert json.loads(done.stdout)["same"] == ["different"]
@@ -62,17 +62,17 @@ def test_a_job_is_rendered_again_by_its_id(running_farm: RunningFarm, tmp_path: 
         assert hashlib.sha256(file.read_bytes()).hexdigest() == told["sha256"]
     assert running_farm("rerun", job["id"], cwd=tmp_path).stdout.count("bit-identical") == 2
     alone = json.loads(running_farm("rerun", files[1], "--json", cwd=tmp_path).stdout)
-    assert alone["same"] == ["identical"], "the second picture of a job is a job of its own"
+    assert alone["same"] == ["identical"], "the second image of a job is a job of its own"
 
 
 @pytest.mark.parametrize("task", ["image-to-image", "inpainting", "depth-to-image"])
-def test_each_task_with_pictures_from_here(running_farm: RunningFarm, picture: Path, tmp_path: Path, task: str) -> None:
+def test_each_task_with_images_from_here(running_farm: RunningFarm, image: Path, tmp_path: Path, task: str) -> None:
     mask = Image.new("L", (128, 128))
     ImageDraw.Draw(mask).ellipse((16, 16, 48, 48), fill=255)
     mask.save(tmp_path / "mask.png")
     extra = {"inpainting": ("--mask", "mask.png"), "depth-to-image": ("--task", task)}.get(task, ())
     done = running_farm(
-        "render", "a green cube on a blue background", "--image", picture, *extra, "--strength", "0.9", "--json",
+        "render", "a green cube on a blue background", "--image", image, *extra, "--strength", "0.9", "--json",
         *STEPS, cwd=tmp_path,
     )  # fmt: skip
     job = json.loads(done.stdout)
@@ -81,7 +81,7 @@ def test_each_task_with_pictures_from_here(running_farm: RunningFarm, picture: P
     assert running_farm("rerun", file["path"], cwd=tmp_path).stdout.count("bit-identical") == 1
 
 
-def test_listing_and_showing(running_farm: RunningFarm, picture: Path, tmp_path: Path) -> None:
+def test_listing_and_showing(running_farm: RunningFarm, image: Path, tmp_path: Path) -> None:
     listed = json.loads(running_farm("ls", "--state", "succeeded", "--limit", "3", "--json", cwd=tmp_path).stdout)
     assert 1 <= len(listed) <= 3
     shown = running_farm("show", listed[0]["id"], cwd=tmp_path).stdout

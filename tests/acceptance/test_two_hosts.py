@@ -80,7 +80,7 @@ def test_a_worker_of_another_host_joins_by_one_command_and_outlives_a_cut_of_the
     try:
         with (there.home / "worker.log").open("wb") as log:
             worker = subprocess.Popen(
-                there.command("worker", "--join", told["outside_url"], "--card", "cpu"),
+                there.command("worker", "--join", told["outside_url"], "--device", "cpu"),
                 env=there.environment(FARM_JOIN_TOKEN=told["join_token"]), cwd=there.home, stdout=log, stderr=log,
             )  # fmt: skip
         try:
@@ -107,7 +107,7 @@ def _render_through_a_cut(here: Host, there: Host, worker: subprocess.Popen[byte
     def states() -> list[str]:
         return sorted(job["state"] for job in here.farm("ls", "--json") if job["batch_id"] == batch)
 
-    wait_until(lambda: "running" in states(), 60, every=0.2, what="a job on the card")
+    wait_until(lambda: "running" in states(), 60, every=0.2, what="a job on the device")
     ip("-n", there.name, "link", "set", "cable", "down")
     began = time.monotonic()
     # Its lease runs out and the job waits again; nobody else is there to take it.

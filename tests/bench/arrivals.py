@@ -5,7 +5,7 @@ the rate at which the loop renders such jobs, measured at the start. Jobs arrive
 round gets the same arrivals, one side after the other in an order that rotates; a ratio is the median over the rounds
 of a side to the loop. The whole takes about N x sides x loads x rounds seconds.
 
-Static batching is what a queue without steps does: when the card is free it takes the oldest job and those that wait
+Static batching is what a queue without steps does: when the device is free it takes the oldest job and those that wait
 with equal parameters, up to the engine's slots, as one call of the stock pipeline.
 """
 
@@ -31,7 +31,7 @@ from farm.domain.model import Model
 from farm.domain.tasks import JobSpec
 from tests.bench import peers
 from tests.bench.engine import popular
-from workers import device as cards
+from workers import device as devices
 from workers import pipelines
 from workers.engine import Engine
 from workers.pipelines import LoadedModel
@@ -125,7 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="in which jobs arrive, for each side and load")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--slots", type=int, default=0, help="jobs on the card at once; the card's default if absent")
+    parser.add_argument(
+        "--slots", type=int, default=0, help="jobs on the device at once; the device's default if absent"
+    )
     parser.add_argument("--side", type=int, default=0, help="pixels; the model's default size if absent")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--loads", type=float, nargs="*", default=[0.6, 0.9, 1.2])
@@ -133,16 +135,16 @@ def main() -> None:
 
     model = model_registry.load(None).models[0]
     side = asked.side or model.defaults.width
-    choice = cards.choose(None)
+    choice = devices.choose(None)
     pipelines.quiet()
     pipelines.be_deterministic(asked.threads)
     slots = asked.slots or SLOTS[choice.kind]
     engine = Engine(choice, asked.threads, slots, lessons_dir=OUT / "lessons")
     engine.start()
-    card = engine.card.result()
+    device = engine.device.result()
     sides: dict[str, Submit] = {
-        "loop": Static(pipelines.load(model, card), 1).submit,
-        "static": Static(pipelines.load(model, card), slots).submit,
+        "loop": Static(pipelines.load(model, device), 1).submit,
+        "static": Static(pipelines.load(model, device), slots).submit,
         "exact": through(engine, model, exact=True),
         "throughput": through(engine, model, exact=False),
     }
@@ -183,10 +185,10 @@ def main() -> None:
         for name in names
     ]
     OUT.mkdir(exist_ok=True)
-    about = vars(asked) | {"device": card.device, "side": side, "slots": slots, "loop_images_per_s": round(capacity, 3)}
+    about = vars(asked) | {"device": device.name, "side": side, "slots": slots, "loop_images_per_s": round(capacity, 3)}
     written = "-".join(["arrivals", *map(str, asked.loads)]) + ".json"
     (OUT / written).write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
-    print(f"jobs of {side}x{side}, {slots} slots, loop {capacity:.2f} images/s, {card.device}")
+    print(f"jobs of {side}x{side}, {slots} slots, loop {capacity:.2f} images/s, {device.name}")
     print(f"{'load':>5} {'side':12}{'jobs':>6}{'images/s':>9}{'mean s':>8}{'x loop':>8}{'mean ÷':>8}{'p95 ÷':>8}")
     for row in rows:
         print(

@@ -252,7 +252,7 @@ class Bench:
         self.note("cancel of all, each row", seconds, "s", seconds / 15, "15 s")
 
     def exporting(self, batch_id: str) -> None:
-        """Results without pictures, and, of a tenth as many jobs, with one each."""
+        """Results without images, and, of a tenth as many jobs, with one each."""
         self.memory.forget()
         took = timed(lambda: self._drained(f"/v1/batches/{batch_id}/results"))
         count = max(1_000, self.jobs // 10)
@@ -283,12 +283,8 @@ class Bench:
                 sdk.generate_presigned_url("get_object", Params=about)
 
         signatures = 1_000 / timed(sign)
-        self.note(
-            "results without pictures", self.jobs / took, "jobs/s", self.jobs / took / signatures, "SDK signatures"
-        )
-        self.note(
-            "results with a picture each", count / signed, "jobs/s", count / signed / signatures, "SDK signatures"
-        )
+        self.note("results without images", self.jobs / took, "jobs/s", self.jobs / took / signatures, "SDK signatures")
+        self.note("results with an image each", count / signed, "jobs/s", count / signed / signatures, "SDK signatures")
         grown = self.memory.grown()
         self.note("API memory at the peak of results", grown, "MB", grown / 64, "64 MB")
         length = p50(lambda: self.http.head(f"/v1/batches/{other}/archive?format=tar").raise_for_status())

@@ -24,9 +24,9 @@ from typing import Any
 from farm import model_registry
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from tests.bench import peers
-from workers import device as cards
+from workers import device as devices
 from workers import pipelines
 from workers.engine import Engine
 from workers.render_request import RenderWork
@@ -134,7 +134,7 @@ def main() -> None:
     model = model_registry.load(None).models[0]
     draw = mixed if asked.work == "mixed" else popular
     specs = draw(asked.jobs, model, asked.side or model.defaults.width)
-    choice = cards.choose(None)
+    choice = devices.choose(None)
     pipelines.quiet()
     pipelines.be_deterministic(asked.threads)
     lessons = OUT / "lessons"
@@ -142,9 +142,9 @@ def main() -> None:
     shared = Engine(choice, asked.threads, asked.slots, asked.rows, lessons)
     for engine in (one_slot, shared):
         engine.start()
-    card: Card = shared.card.result()
-    one_slot.card.result()
-    loaded = pipelines.load(model, card)
+    device: Device = shared.device.result()
+    one_slot.device.result()
+    loaded = pipelines.load(model, device)
 
     def side(name: str, jobs: list[JobSpec]) -> Taken:
         if name == "loop":
@@ -182,11 +182,11 @@ def main() -> None:
         for name in names
     }
     OUT.mkdir(exist_ok=True)
-    about = vars(asked) | {"rounds": len(taken["loop"]), "device": card.device, "side": specs[0].width}
+    about = vars(asked) | {"rounds": len(taken["loop"]), "device": device.name, "side": specs[0].width}
     written = f"engine-{asked.work}-{specs[0].width}.json"
     (OUT / written).write_text(json.dumps({"about": about, "sides": rows}, indent=2) + "\n")
     size = f"{specs[0].width}x{specs[0].height}"
-    print(f"{asked.jobs} {asked.work} jobs of {size}, {len(taken['loop'])} rounds, {card.device}")
+    print(f"{asked.jobs} {asked.work} jobs of {size}, {len(taken['loop'])} rounds, {device.name}")
     print(f"{'':12}{'images/s':>10}{'x loop':>9}{'x loop (cpu)':>14}{'x static':>10}{'latency ÷':>11}")
     for name, row in rows.items():
         widths = (10, 9, 14, 10, 11)

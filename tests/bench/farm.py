@@ -1,10 +1,10 @@
-"""Pictures a second through a whole farm, beside the engine alone on the same jobs, by turns in one run.
+"""Images a second through a whole farm, beside the engine alone on the same jobs, by turns in one run.
 
 ``python -m tests.bench.farm [--jobs N] [--rounds N]``. The farm's time runs from the request that submits the jobs to
-the commit of the last one: HTTP, dispatch, Redis, claim, the card, encoding, S3, commit. The engine's runs from its
-first job to its last picture, with as many slots and rows and as much look-ahead.
+the commit of the last one: HTTP, dispatch, Redis, claim, the device, encoding, S3, commit. The engine's runs from its
+first job to its last image, with as many slots and rows and as much look-ahead.
 
-On a machine without an accelerator the last processor is the card: the engine's thread has it for itself on both sides,
+On a machine without an accelerator the last core is the device: the engine's thread has it for itself on both sides,
 and everything else (servers, API, dispatcher, the worker's other threads, this bench) shares the others, as on a
 machine with a GPU. Where there are only two processors, those others are one, and what they take may be late.
 """
@@ -25,7 +25,7 @@ from farm.domain.tasks import JobSpec
 from tests.bench.engine import popular
 from tests.bench.pinning import pin_engines
 from tests.bench.whole import Whole, whole
-from workers import device as cards
+from workers import device as devices
 from workers import pipelines
 from workers.engine import Engine
 from workers.process import SLOTS
@@ -47,7 +47,7 @@ def through_farm(farm: Whole, specs: list[JobSpec]) -> float:
 
 
 def through_engine(engine: Engine, model: Model, specs: list[JobSpec]) -> float:
-    """Seconds from the first job to the last picture."""
+    """Seconds from the first job to the last image."""
     begun = time.perf_counter()
     works = [RenderWork(spec, model, {}, lambda: None, lambda _: None, Event()) for spec in specs]
     for future in [engine.submit(work) for work in works]:
@@ -66,7 +66,7 @@ def main() -> None:
     processors = os.sched_getaffinity(0)
     own = {max(processors)}
     rest = processors - own or own
-    os.environ["BENCH_CARD"] = str(max(own))
+    os.environ["BENCH_DEVICE"] = str(max(own))
     os.sched_setaffinity(0, rest)  # inherited by all that is started here
     pin_engines()
     model = model_registry.load(None).models[0]
@@ -74,12 +74,12 @@ def main() -> None:
         spec.model_copy(update={"exact": model.defaults.exact})
         for spec in popular(asked.jobs, model, asked.side or model.defaults.width)
     ]
-    choice = cards.choose(None)
+    choice = devices.choose(None)
     pipelines.quiet()
     pipelines.be_deterministic(1)
     engine = Engine(choice, 1, SLOTS[choice.kind], lessons_dir=OUT / "lessons")
     engine.start()
-    card = engine.card.result()
+    device = engine.device.result()
     farms, alone = [], []
     with whole() as farm:
         farm.start_worker(choice.index, "tests.bench.pinned")
@@ -93,7 +93,7 @@ def main() -> None:
                     alone.append(through_engine(engine, model, specs))
     engine.close()
     found = {
-        "about": vars(asked) | {"device": card.device, "side": specs[0].width, "processors": len(processors)},
+        "about": vars(asked) | {"device": device.name, "side": specs[0].width, "processors": len(processors)},
         "farm_images_per_s": round(asked.jobs / statistics.median(farms), 3),
         "engine_images_per_s": round(asked.jobs / statistics.median(alone), 3),
         "farm_to_engine": round(statistics.median(b / a for a, b in zip(farms, alone, strict=True)), 3),

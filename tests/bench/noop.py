@@ -1,7 +1,7 @@
 """A worker whose pipeline does nothing, for measuring what everything else costs: ``celery -A tests.bench.noop``.
 
 It is the farm's own worker (claim, engine thread, encode, upload, commit) with one thing replaced: loading any model
-gives a diffusers pipeline that returns a black picture without a step.
+gives a diffusers pipeline that returns a black image without a step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from farm.domain.model import Model
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from workers import pipelines
 from workers.app import app
 from workers.pipelines import LoadedModel
@@ -29,11 +29,11 @@ class DoNothing(diffusers.DiffusionPipeline):  # type: ignore[misc, unused-ignor
         self.register_modules(scheduler=scheduler)
 
     def __call__(self, *, width: int, height: int, **_: object) -> StableDiffusionPipelineOutput:
-        """A black picture, (1, H, W, 3)."""
+        """A black image, (1, H, W, 3)."""
         return StableDiffusionPipelineOutput(np.zeros((1, height, width, 3), np.float32), None)
 
 
-def _load(model: Model, _card: Card, *_: object) -> LoadedModel:
+def _load(model: Model, _device: Device, *_: object) -> LoadedModel:
     made = DoNothing(diffusers.DDIMScheduler())
     return LoadedModel(model, "float32", None, "sha256:0", 0, dict.fromkeys(model.tasks, made))
 

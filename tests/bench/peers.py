@@ -15,7 +15,7 @@ from workers.pipelines import LoadedModel
 
 
 def inputs(spec: JobSpec) -> dict[str, Image.Image]:
-    """Pictures for a task that takes some."""
+    """Images for a task that takes some."""
     size = spec.width, spec.height
     scene, mask = Image.new("RGB", size, (40, 60, 200)), Image.new("L", size, 0)
     ImageDraw.Draw(scene).ellipse((8, 8, spec.width // 2, spec.height // 2), (220, 40, 40))
@@ -45,7 +45,7 @@ def render_equal(loaded: LoadedModel, specs: Sequence[JobSpec]) -> None:
     first = specs[0]
     pipeline = copy.copy(loaded.pipeline(first.task))
     pipeline.scheduler = pipelines.make_scheduler(first.scheduler, pipeline.scheduler)
-    given = {name: [picture] * len(specs) for name, picture in inputs(first).items()}
+    given = {name: [image] * len(specs) for name, image in inputs(first).items()}
     if first.task in (Task.TEXT_TO_IMAGE, Task.INPAINTING):
         given |= {"width": first.width, "height": first.height}  # type: ignore[dict-item]
     if first.strength is not None:

@@ -1,4 +1,4 @@
-"""The engine's thread on a processor of its own: on a machine without an accelerator that processor is the card."""
+"""The engine's thread on a processor of its own: on a machine without an accelerator that processor is the device."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from workers.engine import Engine
 
 
 def pin_engines() -> None:
-    """Let every engine of this process run on the processor ``BENCH_CARD``; torch's kernels run on its thread, too."""
+    """Let every engine of this process run on the core ``BENCH_DEVICE``; torch's kernels run on its thread, too."""
     run = Engine.run
 
     def pinned(engine: Engine) -> None:
-        os.sched_setaffinity(0, {int(os.environ["BENCH_CARD"])})
+        os.sched_setaffinity(0, {int(os.environ["BENCH_DEVICE"])})
         run(engine)
 
     Engine.run = pinned  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Jobs of several models on one card: two that fit its memory and three that do not, with affinity and without.
+"""Jobs of several models on one device: two that fit its memory and three that do not, with affinity and without.
 
 ``python -m tests.bench.switching [--jobs N] [--rounds N]`` starts servers of its own, a dispatcher in this process and
 one worker that holds two models. The models are the built-in one under three ids. N jobs of the models by turns wait at
@@ -77,7 +77,7 @@ def measure(jobs: int, rounds: int) -> list[dict[str, Any]]:
         models = Path(name) / "models.toml"
         models.write_text(MODELS)
         log = Path(name) / "worker.log"
-        more = {"FARM_MODELS_FILE": str(models), "FARM_CARD": "cpu0", "FARM_TORCH_THREADS": "1"}
+        more = {"FARM_MODELS_FILE": str(models), "FARM_DEVICE": "cpu0", "FARM_TORCH_THREADS": "1"}
         environment = os.environ | farm.env | more | {"FARM_METRICS_WORKER_PORT": "0", "FARM_DATA_DIR": name}
         os.environ |= farm.env | {"FARM_MODELS_FILE": str(models)}
         settings.cache_clear()

@@ -1,4 +1,4 @@
-"""The farm's own worker on a card that holds two of the built-in model, not three: ``celery -A tests.bench.tight``."""
+"""The farm's worker on a device that holds two of the built-in model, not three: ``celery -A tests.bench.tight``."""
 
 from __future__ import annotations
 

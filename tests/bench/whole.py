@@ -46,8 +46,8 @@ class Whole:
         log = self._stack.enter_context((self._directory / "processes.log").open("ab"))
         return self._stack.enter_context(ending(subprocess.Popen(argv, env=os.environ | more, stdout=log, stderr=log)))
 
-    def start_worker(self, card: str, app: str = "workers.app", **more: str) -> subprocess.Popen[bytes]:
-        """A worker on a card of that name, which is online when this returns."""
+    def start_worker(self, device: str, app: str = "workers.app", **more: str) -> subprocess.Popen[bytes]:
+        """A worker on a device of that name, which is online when this returns."""
         s3 = self.up["s3"]
         own = {
             "FARM_DATABASE_URL": self.up["database_url"],
@@ -57,13 +57,13 @@ class Whole:
             "FARM_S3_SECRET_KEY": s3["secret_key"],
             "FARM_S3_BUCKET": s3["bucket"],
             "FARM_DATA_DIR": str(self._directory),
-            "FARM_CARD": card,
+            "FARM_DEVICE": device,
             "FARM_METRICS_WORKER_PORT": "0",
             "FARM_TORCH_THREADS": "1",
         }
         process = self.start(*CELERY, app, *QUIETLY, **(own | more))
         deadline = time.monotonic() + 120
-        while not any(one.name.endswith(f"/{card}") and one.state == "online" for one in self.client.workers()):
+        while not any(one.name.endswith(f"/{device}") and one.state == "online" for one in self.client.workers()):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit((self._directory / "processes.log").read_text()[-3_000:])
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Pictures of each page for the docs: ``make screenshots``. Desktop and light for all, phone and dark for some."""
+"""Images of each page for the docs: ``make screenshots``. Desktop and light for all, phone and dark for some."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_BYTES = 100_000
 
 
 def paths(farm: Furnished) -> dict[str, str]:
-    """Every page, by the name of its picture."""
+    """Every page, by the name of its image."""
     return {
         "overview": "/farm",
         "workers": "/farm/workers",
@@ -81,7 +81,7 @@ def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
             for name, path in paths(farm).items():
                 if (device, scheme) == ("desktop", "light") or (name, device, scheme) in MORE:
                     page.goto(path)
-                    wait_until(functools.partial(page.evaluate, SHOWN), what="its pictures are there")
+                    wait_until(functools.partial(page.evaluate, SHOWN), what="its images are there")
                     suffix = "" if (device, scheme) == ("desktop", "light") else f"-{device}-{scheme}"
                     _keep(page.screenshot(full_page=name == "job"), name + suffix)
             context.close()
@@ -103,7 +103,7 @@ def _day(api: Api) -> None:
         )
         unit.session.execute(
             text("""
-                INSERT INTO usage (day, tenant_id, model, slot, jobs, images, bytes, card_seconds)
+                INSERT INTO usage (day, tenant_id, model, slot, jobs, images, bytes, device_seconds)
                 SELECT (now() AT TIME ZONE 'UTC')::date - n, CAST(:tenant AS uuid), model, 0, images, images,
                        images * 21000, images * seconds
                 FROM generate_series(1, 29) AS n, (VALUES ('starter', 0.8), ('sdxl', 4.1)) AS used (model, seconds),
@@ -117,10 +117,10 @@ def _day(api: Api) -> None:
 
 def _keep(png: bytes, name: str) -> None:
     """Save as WebP, as good as fits."""
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    image = Image.open(io.BytesIO(png)).convert("RGB")
     for quality in (90, 80, 65, 50):
         out = io.BytesIO()
-        picture.save(out, "WEBP", quality=quality, method=6)
+        image.save(out, "WEBP", quality=quality, method=6)
         if len(out.getvalue()) <= MOST_BYTES:
             break
     (OUT / f"{name}.webp").write_bytes(out.getvalue())

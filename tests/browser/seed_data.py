@@ -18,19 +18,19 @@ from farm.domain.batch import Entry, NewBatch
 from farm.domain.job import HandOver, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, Priority
 from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
-from farm.domain.worker import Card, WorkerInfo
+from farm.domain.worker import Device, WorkerInfo
 from farm.objects import keys
 from farm.store.delivery_results import Outcome
 from farm.webhooks import signature
 from tests.api_server import Api
 from workers.starter import scenes
 
-GPU = Card(kind="cuda", index="cuda:0", device="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, dtype="bfloat16")
+GPU = Device(kind="cuda", index="cuda:0", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, dtype="bfloat16")
 
 
 @cache
 def scene(seed: int) -> tuple[str, bytes]:
-    """A prompt and its picture, drawn the way the built-in model learnt it."""
+    """A prompt and its image, drawn the way the built-in model learnt it."""
     rng = np.random.default_rng(seed)
     drawn = scenes.sample(rng)
     words = " and ".join(
@@ -63,13 +63,13 @@ def spec(seed: int) -> JobSpec:
 
 
 class Worker:
-    """A worker's hand that uploads pictures worth looking at."""
+    """A worker's hand that uploads images worth looking at."""
 
-    def __init__(self, api: Api, name: str, card: Card = GPU, models: tuple[str, ...] = ("starter",)) -> None:
+    def __init__(self, api: Api, name: str, device: Device = GPU, models: tuple[str, ...] = ("starter",)) -> None:
         self.api, self.name = api, name
         boot = uuid.uuid4().hex
         versions = {"torch": "2.13.0", "diffusers": "0.42.0"}
-        info = WorkerInfo(name, boot, name.partition("/")[0], card, 4, 2, 1, versions)
+        info = WorkerInfo(name, boot, name.partition("/")[0], device, 4, 2, 1, versions)
         with api.store.begin() as unit:
             lifecycle.join(unit, info)
             lifecycle.heartbeat(unit, name, boot, [], models, 3600)
@@ -121,7 +121,7 @@ class Furnished:
 def batch(
     api: Api, tenant_id: str, name: str, seeds: range, priority: Priority = Priority.NORMAL
 ) -> tuple[str, list[str]]:
-    """A batch of one picture per seed, and its jobs in order."""
+    """A batch of one image per seed, and its jobs in order."""
     made = ids.new(ids.BATCH)
     entries = [
         Entry(line, NewJob(spec(seed), priority, custom_id=f"{name}-{line:03}")) for line, seed in enumerate(seeds, 1)
@@ -179,7 +179,7 @@ def furnish(api: Api) -> Furnished:
     for number, job_id in enumerate(jobs):
         job = first.begin(job_id)
         if number in (5, 13, 17):
-            first.fail(job, "out_of_memory", "the card has too little memory for 1024 × 1024 at 4 pictures")
+            first.fail(job, "out_of_memory", "the device has too little memory for 1024 × 1024 at 4 images")
         elif number == 9:
             first.fail(job, "model_unavailable", "the model's files could not be read: unet is missing")
         else:

@@ -89,7 +89,7 @@ def test_a_tenant_sees_and_changes_its_own_alone(lived_in: LivedIn, enter) -> No
     page = enter(farm.tenant)
     page.goto("/farm/jobs")
     expect(page.locator("tbody tr")).to_have_count(2)
-    for path in (f"/farm/jobs/{farm.succeeded}", f"/farm/batches/{farm.batch}", f"/farm/pictures/{farm.succeeded}/0"):
+    for path in (f"/farm/jobs/{farm.succeeded}", f"/farm/batches/{farm.batch}", f"/farm/images/{farm.succeeded}/0"):
         assert page.goto(path).status == 404, path
     page.goto("/farm/batches")
     expect(page.get_by_text("No batch yet")).to_be_visible()
@@ -127,7 +127,7 @@ def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter) -> None:
     assert not found, json.dumps(found, indent=1)
 
 
-def test_a_jobs_page_follows_it_to_its_picture(lived_in: LivedIn, enter) -> None:
+def test_a_jobs_page_follows_it_to_its_image(lived_in: LivedIn, enter) -> None:
     api, farm = lived_in
     with api.store.begin() as unit:
         job_id = unit.backlog.heads(1)[-1].job_id
@@ -137,9 +137,9 @@ def test_a_jobs_page_follows_it_to_its_picture(lived_in: LivedIn, enter) -> None
     job = farm.worker.begin(job_id, 7)
     expect(page.get_by_text("Step 7 of 20")).to_be_visible()
     farm.worker.succeed(job)
-    picture = page.locator(".outputs img")
-    expect(picture).to_be_visible()
-    wait_until(lambda: picture.evaluate("one => one.naturalWidth") > 0, what="the picture is shown")
+    image = page.locator(".outputs img")
+    expect(image).to_be_visible()
+    wait_until(lambda: image.evaluate("one => one.naturalWidth") > 0, what="the image is shown")
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
     page.get_by_text("Python", exact=True).click()
     expect(page.locator("#as-python")).to_contain_text("farm.run(")
@@ -255,7 +255,7 @@ def test_an_edited_job_is_checked_and_submitted(lived_in: LivedIn, enter) -> Non
     assert (job.spec.prompt, job.spec.num_inference_steps) == ("a red cube on a blue background", 6)
 
 
-def test_pictures_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter) -> None:
+def test_images_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter) -> None:
     _, farm = lived_in
     page = enter(farm.operator)
     page.goto(f"/farm/batches/{farm.batch}")
@@ -274,12 +274,12 @@ def test_pictures_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter) 
     page.get_by_role("button", name="Rerun 2 jobs").click()
     expect(page.get_by_role("status")).to_contain_text("2 jobs submitted with another seed")
     base = f"/farm/batches/{farm.batch}"
-    assert page.request.get(f"{base}/pictures.zip").body().startswith(b"PK")
+    assert page.request.get(f"{base}/images.zip").body().startswith(b"PK")
     assert len(page.request.get(f"{base}/results.jsonl").text().splitlines()) == 24
     assert len(page.request.get(f"{base}/errors.jsonl").text().splitlines()) == 4
 
 
-def test_a_picture_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, enter) -> None:
+def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator)
     page.get_by_role("link", name="Render", exact=True).click()
@@ -303,7 +303,7 @@ def test_a_picture_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, e
     page.fill("[name=num_inference_steps]", "0")
     page.get_by_role("button", name="Render").click()
     expect(page.get_by_role("alert")).to_contain_text("1 field to correct")
-    page.fill("[name=num_inference_steps]", "5")  # the pictures are kept
+    page.fill("[name=num_inference_steps]", "5")  # the images are kept
     page.get_by_role("button", name="Render").click()
     expect(page.get_by_role("status")).to_have_text("Submitted.")
     with api.store.begin() as unit:

@@ -221,7 +221,7 @@ class ChaosFarm:
         for number in range(1, workers + 1):
             host = self._closing.enter_context(Namespace(number)) if unpluggable and number == workers else None
             name = f"worker-{number}"
-            made[name] = self._service(name, COMMAND, {**base, "FARM_CARD": f"cpu{number}"}, host=host)
+            made[name] = self._service(name, COMMAND, {**base, "FARM_DEVICE": f"cpu{number}"}, host=host)
         return made
 
     def _service(

@@ -24,7 +24,7 @@ class NoiseWorker(WorkerProcess):
     prefix: tuple[str, ...] = ()
 
     def start(self) -> NoiseWorker:
-        env = os.environ | self.farm.env | {"FARM_CARD": self.card, "FARM_WORKER_HOST": HOST} | self.env
+        env = os.environ | self.farm.env | {"FARM_DEVICE": self.device, "FARM_WORKER_HOST": HOST} | self.env
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.prefix, *COMMAND], env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True

@@ -30,10 +30,10 @@ def test_a_worker_that_dies_anywhere_costs_no_job_and_makes_no_second_result(far
     def at(point: str, number: int) -> WorkerProcess:
         # the model is loaded by the real renderer alone, so there the real worker dies
         kind = WorkerProcess if point == "loading_model" else NoiseWorker
-        return kind(farm, card=f"cpu{number}", env={"FARM_CRASH_AT": point, "FARM_BATCHING": "on"})
+        return kind(farm, device=f"cpu{number}", env={"FARM_CRASH_AT": point, "FARM_BATCHING": "on"})
 
     workers = {point: at(point, 20 + number) for number, point in enumerate(POINTS)}
-    again = NoiseWorker(farm, card="cpu40", env={"FARM_BATCHING": "on"})
+    again = NoiseWorker(farm, device="cpu40", env={"FARM_BATCHING": "on"})
     try:
         for worker in (*workers.values(), again):
             worker.start()

@@ -35,8 +35,8 @@ def test_a_worker_cut_off_for_longer_than_its_lease_writes_nothing_when_it_is_ba
             name: proxies.to(farm.env[name], host.gateway).url(farm.env[name])
             for name in ("FARM_DATABASE_URL", "FARM_REDIS_URL", "FARM_S3_ENDPOINT_URL")
         }
-        cut_off = NoiseWorker(farm, card="cpu1", env=urls, prefix=host.prefix)
-        other = NoiseWorker(farm, card="cpu2")
+        cut_off = NoiseWorker(farm, device="cpu1", env=urls, prefix=host.prefix)
+        other = NoiseWorker(farm, device="cpu2")
         try:
             cut_off.start()
             other.start()

@@ -23,9 +23,9 @@ from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.model import Model
-from farm.domain.worker import Card, LoadedOn
+from farm.domain.worker import Device, LoadedOn
 from farm.errors import JobCanceled
-from workers import device as cards
+from workers import device as devices
 from workers import failpoints
 from workers.device import Choice
 from workers.render_request import Rendered, RenderWork
@@ -36,7 +36,7 @@ STEP_SECONDS = 0.02
 class NoiseRenderer:
     """In place of `SharedRenderer`: a step of every job at each call, then noise of its seed."""
 
-    def __init__(self, _card: Card, _torch_threads: int, move: Callable[[], None], *_: object) -> None:
+    def __init__(self, _device: Device, _torch_threads: int, move: Callable[[], None], *_: object) -> None:
         self._move = move
         self._jobs: dict[RenderWork, int] = {}
         self._loaded: set[str] = set()
@@ -76,13 +76,13 @@ class NoiseRenderer:
             self._jobs[work] = done + 1
             work.on_step(done + 1)
             if done + 1 >= steps_run(work.spec) * work.spec.num_images_per_prompt:
-                ended.append((work, Rendered(_pictures(work), {"model": work.model.id, "dtype": "float32"})))
+                ended.append((work, Rendered(_images(work), {"model": work.model.id, "dtype": "float32"})))
         for work, _ in ended:
             del self._jobs[work]
         return ended
 
 
-def _pictures(work: RenderWork) -> list[Image.Image]:
+def _images(work: RenderWork) -> list[Image.Image]:
     spec = work.spec
     size = (spec.width, spec.height)
     return [
@@ -91,11 +91,11 @@ def _pictures(work: RenderWork) -> list[Image.Image]:
     ]
 
 
-def _describe(choice: Choice) -> Card:
-    return Card("cpu", choice.index, "a processor that paints noise", cards.main_memory(), "float32")
+def _describe(choice: Choice) -> Device:
+    return Device("cpu", choice.index, "a processor that paints noise", devices.main_memory(), "float32")
 
 
-cards.describe = _describe
+devices.describe = _describe
 _stand_in = types.ModuleType("workers.batched_renderer")
 _stand_in.SharedRenderer = NoiseRenderer  # type: ignore[attr-defined]
 sys.modules["workers.batched_renderer"] = _stand_in

@@ -1,4 +1,4 @@
-"""Renders what clients ask for, by what their prompts say, without a card."""
+"""Renders what clients ask for, by what their prompts say, without a device."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def jobs(api: Api) -> list[Job]:
     return found[::-1]
 
 
-def test_pictures_are_made_edited_and_refused_in_the_clients_own_terms(api: Api) -> None:
+def test_images_are_made_edited_and_refused_in_the_clients_own_terms(api: Api) -> None:
     run_client("openai_images.py", FARM_URL=api.url, FARM_KEY=api.key)
     made = jobs(api)
     first = made[0].spec

@@ -1,4 +1,4 @@
-"""What only a CUDA card can show. ``python -m pytest tests/gpu``; skipped, with a sentence, where there is none."""
+"""What only a CUDA device can show. ``python -m pytest tests/gpu``; skipped, with a sentence, where there is none."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Task
-from farm.domain.worker import Card
-from tests.unit.test_pipelines import pictures, spec
-from workers import device as cards
+from farm.domain.worker import Device
+from tests.unit.test_pipelines import images, spec
+from workers import device as devices
 from workers import pipelines
 from workers.batched_renderer import SharedRenderer
 from workers.device import Upkeep
@@ -26,7 +26,7 @@ from workers.render_request import Rendered, RenderWork
 pytestmark = [
     pytest.mark.skipif(
         not torch.cuda.is_available(),
-        reason="torch sees no CUDA card: half precision, memory limits and equal rows on a card are not tried here",
+        reason="torch sees no CUDA device: half precision, memory limits and equal rows on a device are not tried here",
     ),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -51,9 +51,7 @@ def mixed(*, exact: bool) -> list[JobSpec]:
 
 
 def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> list[np.ndarray[Any, Any]]:
-    jobs = [
-        RenderWork(one, model, pictures(one.task), lambda: None, lambda _: None, threading.Event()) for one in specs
-    ]
+    jobs = [RenderWork(one, model, images(one.task), lambda: None, lambda _: None, threading.Event()) for one in specs]
     ended: dict[RenderWork, Any] = {}
     for job in jobs:
         renderer.admit(job)
@@ -66,16 +64,16 @@ def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> li
     return [np.asarray(ended[job].images[0], int) for job in jobs]
 
 
-def test_the_card_is_described_by_what_it_can_do() -> None:
-    card = cards.describe(cards.choose("cuda:0"))
-    assert card.memory_bytes > 2**30
-    assert card.dtype in {"bfloat16", "float16", "float32"}
+def test_the_device_is_described_by_what_it_can_do() -> None:
+    device = devices.describe(devices.choose("cuda:0"))
+    assert device.memory_bytes > 2**30
+    assert device.dtype in {"bfloat16", "float16", "float32"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
-def test_exact_pictures_do_not_depend_on_their_company(dtype: Any) -> None:
+def test_exact_images_do_not_depend_on_their_company(dtype: Any) -> None:
     model = MODEL.model_copy(update={"dtype": dtype})
-    renderer = SharedRenderer(cards.describe(cards.choose("cuda:0")), 1, lambda: None, 8)
+    renderer = SharedRenderer(devices.describe(devices.choose("cuda:0")), 1, lambda: None, 8)
     first = rendered(renderer, model, mixed(exact=True))
     other_way = rendered(renderer, model, mixed(exact=True)[::-1])[::-1]
     (alone,) = rendered(renderer, model, mixed(exact=True)[4:5])
@@ -83,9 +81,9 @@ def test_exact_pictures_do_not_depend_on_their_company(dtype: Any) -> None:
     assert alone.tobytes() == first[4].tobytes()
 
 
-def test_shared_pictures_differ_by_rounding_alone() -> None:
+def test_shared_images_differ_by_rounding_alone() -> None:
     model = MODEL.model_copy(update={"dtype": "float32"})
-    renderer = SharedRenderer(cards.describe(cards.choose("cuda:0")), 1, lambda: None, 8)
+    renderer = SharedRenderer(devices.describe(devices.choose("cuda:0")), 1, lambda: None, 8)
     company = np.stack(rendered(renderer, model, mixed(exact=False)))
     alone = np.stack([rendered(renderer, model, [one])[0] for one in mixed(exact=False)])
     differences = np.abs(company - alone)
@@ -94,37 +92,37 @@ def test_shared_pictures_differ_by_rounding_alone() -> None:
     assert renderer.hub.rows > renderer.hub.forwards
 
 
-def test_a_model_that_left_the_card_comes_back_from_main_memory_with_the_same_pixels(
+def test_a_model_that_left_the_device_comes_back_from_main_memory_with_the_same_pixels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loads: list[str] = []
     real = pipelines.load
 
-    def load(model: Model, card: Card) -> LoadedModel:
+    def load(model: Model, device: Device) -> LoadedModel:
         loads.append(model.id)
-        return real(model, card)
+        return real(model, device)
 
     monkeypatch.setattr(pipelines, "load", load)
-    card = cards.describe(cards.choose("cuda:0"))
-    residency = Residency(replace(card, memory_bytes=100_000_000), upkeep=Upkeep(attic_bytes=2**30))  # holds one
+    device = devices.describe(devices.choose("cuda:0"))
+    residency = Residency(replace(device, memory_bytes=100_000_000), upkeep=Upkeep(attic_bytes=2**30))  # holds one
     models = [MODEL.model_copy(update={"id": name}) for name in ("one", "other")]
     wanted = mixed(exact=True)[0]
 
-    def picture(model: Model) -> bytes:
+    def image(model: Model) -> bytes:
         loaded = residency.get(model)
         return pipelines.render(loaded, wanted, 0, {}, lambda _: None, threading.Event()).tobytes()
 
-    first = picture(models[0])
+    first = image(models[0])
     held = torch.cuda.memory_allocated()
-    picture(models[1])
+    image(models[1])
     assert residency.ids == ("other",)
-    assert torch.cuda.memory_allocated() < 1.5 * held  # the first one's weights are off the card
-    assert picture(models[0]) == first
+    assert torch.cuda.memory_allocated() < 1.5 * held  # the first one's weights are off the device
+    assert image(models[0]) == first
     assert loads == ["one", "other"]
 
 
-def test_only_the_engines_thread_touches_the_card() -> None:
-    engine = Engine(cards.choose("cuda:0"), 1, slots=4)
+def test_only_the_engines_thread_touches_the_device() -> None:
+    engine = Engine(devices.choose("cuda:0"), 1, slots=4)
     engine.start()
     work = RenderWork(mixed(exact=True)[0], MODEL, {}, lambda: None, lambda _: None, threading.Event())
     assert len(engine.submit(work).result(300).images) == 1
@@ -133,16 +131,16 @@ def test_only_the_engines_thread_touches_the_card() -> None:
     assert not engine.is_alive()
 
 
-def test_a_model_whose_weights_are_moved_to_and_fro_makes_the_same_picture_and_comes_back() -> None:
-    loaded = pipelines.load(MODEL.model_copy(update={"dtype": "float32"}), cards.describe(cards.choose("cuda:0")))
+def test_a_model_whose_weights_are_moved_to_and_fro_makes_the_same_image_and_comes_back() -> None:
+    loaded = pipelines.load(MODEL.model_copy(update={"dtype": "float32"}), devices.describe(devices.choose("cuda:0")))
     unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
 
-    def picture() -> Any:
+    def image() -> Any:
         return pipelines.render(loaded, spec(Task.TEXT_TO_IMAGE), 0, {}, lambda _: None, threading.Event())
 
-    before = picture()
+    before = image()
     with pipelines.offloaded(loaded, Task.TEXT_TO_IMAGE, "cuda:0"):
         assert unet.device.type == "cpu"
-        assert picture().tobytes() == before.tobytes()
+        assert image().tobytes() == before.tobytes()
     assert unet.device.type == "cuda"
-    assert picture().tobytes() == before.tobytes()
+    assert image().tobytes() == before.tobytes()

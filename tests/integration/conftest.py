@@ -12,10 +12,10 @@ from farm import lifecycle
 from farm.domain.job import Job, NewJob
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
-from farm.domain.worker import Card, WorkerInfo
+from farm.domain.worker import Device, WorkerInfo
 from farm.store.unit_of_work import Store, make_engine
 
-CPU = Card(kind="cpu", index="cpu0", device="a processor", memory_bytes=2**30, dtype="float32")
+CPU = Device(kind="cpu", index="cpu0", name="a processor", memory_bytes=2**30, dtype="float32")
 
 
 def spec(prompt: str = "a red ball on a blue background", seed: int = 1) -> JobSpec:
@@ -39,7 +39,7 @@ def spec(prompt: str = "a red ball on a blue background", seed: int = 1) -> JobS
 
 def worker_info(name: str = "host/cpu0", *, slots: int = 1, look_ahead: int = 2) -> WorkerInfo:
     return WorkerInfo(
-        name=name, boot_id=uuid.uuid4().hex, host="host", card=CPU, slots=slots, look_ahead=look_ahead, pid=1
+        name=name, boot_id=uuid.uuid4().hex, host="host", device=CPU, slots=slots, look_ahead=look_ahead, pid=1
     )
 
 

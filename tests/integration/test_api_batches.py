@@ -256,7 +256,7 @@ def test_ten_thousand_lines_in_seconds_and_in_the_same_memory(api: Api, client: 
     assert client.get(f"/v1/batches/{batch['id']}/jobs?cursor=9999").json()["data"][0]["custom_id"] == "b9999"
 
 
-def test_pictures_are_named_by_file_or_content(client: httpx2.Client) -> None:
+def test_images_are_named_by_file_or_content(client: httpx2.Client) -> None:
     uploaded = client.post("/v1/files", files={"file": ("a.png", png())}).json()
     task = {"task": "image-to-image", "prompt": "x", "strength": 0.9}
     good = [task | {"image": uploaded["id"]}, task | {"image": f"sha256:{uploaded['sha256']}"}]

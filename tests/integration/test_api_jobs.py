@@ -87,7 +87,7 @@ def test_the_same_key_and_body_make_one_job_however_often_they_come_at_once(clie
     assert other.json()["errors"][0]["field"] == "Idempotency-Key"
 
 
-def test_a_repeated_request_returns_its_job_although_its_picture_is_gone(api: Api, client: httpx2.Client) -> None:
+def test_a_repeated_request_returns_its_job_although_its_image_is_gone(api: Api, client: httpx2.Client) -> None:
     body = {"task": "image-to-image", "prompt": "a ball", "image": "https://no-such-host.invalid/a.png"}
     headers = {"Idempotency-Key": "gone"}
     assert client.post("/v1/jobs", json=body, headers=headers).status_code == 422
@@ -122,24 +122,24 @@ def test_prefer_wait_gives_up_after_the_time_it_names(client: httpx2.Client) -> 
     assert answer.json()["state"] == "queued"
 
 
-def test_pictures_come_as_upload_content_or_data_url(client: httpx2.Client) -> None:
-    picture = png(64, 48)
-    uploaded = client.post("/v1/files", files={"file": ("a/../b.png", picture)})
+def test_images_come_as_upload_content_or_data_url(client: httpx2.Client) -> None:
+    image = png(64, 48)
+    uploaded = client.post("/v1/files", files={"file": ("a/../b.png", image)})
     assert uploaded.status_code == 201
     file = uploaded.json()
     assert file["filename"] == "b.png"
     assert (file["width"], file["height"], file["content_type"]) == (64, 48, "image/png")
-    again = client.post("/v1/files", content=picture, headers={"Content-Type": "image/png"})
+    again = client.post("/v1/files", content=image, headers={"Content-Type": "image/png"})
     assert (again.status_code, again.json()["id"]) == (200, file["id"])
     assert client.get(f"/v1/files/{file['id']}").json() == file
-    content = hashlib.sha256(picture).hexdigest()
-    data = "data:image/png;base64," + base64.b64encode(picture).decode()
+    content = hashlib.sha256(image).hexdigest()
+    data = "data:image/png;base64," + base64.b64encode(image).decode()
     for reference in (file["id"], f"sha256:{content}", data):
         job = submit(client, task="inpainting", image=reference, mask_image=file["id"])
         assert job["parameters"]["image"] == f"sha256:{content}"
 
 
-def test_all_pictures_that_cannot_be_used_are_named_at_once(client: httpx2.Client) -> None:
+def test_all_images_that_cannot_be_used_are_named_at_once(client: httpx2.Client) -> None:
     answer = client.post(
         "/v1/jobs",
         json={
@@ -170,9 +170,9 @@ def test_a_finished_job_shows_outputs_that_anyone_with_the_url_can_read(api: Api
     assert done["state"] == "succeeded"
     assert [output["seed"] for output in done["outputs"]] == [7, 8]
     for output in done["outputs"]:
-        picture = httpx2.get(output["url"], trust_env=False)
-        assert hashlib.sha256(picture.content).hexdigest() == output["sha256"]
-        assert picture.headers["content-type"] == output["content_type"]
+        image = httpx2.get(output["url"], trust_env=False)
+        assert hashlib.sha256(image.content).hexdigest() == output["sha256"]
+        assert image.headers["content-type"] == output["content_type"]
     assert all(seconds >= 0 for seconds in done["timings"].values())
     assert done["custom_id"] == "shot-1"
 
@@ -339,7 +339,7 @@ def test_a_model_that_was_found_to_run_alone_says_so(api: Api, client: httpx2.Cl
     assert client.get("/v1/models").json()["data"][0]["runs_alone"] == "its rows see each other"
     (worker,) = [one for one in client.get("/v1/workers").json()["data"] if one["name"] == info.name]
     assert worker["loaded"] == [{"model": model, "bytes": 1234, "runs_alone": "its rows see each other"}]
-    assert worker["card"]["kind"] == "cpu"
+    assert worker["device"]["kind"] == "cpu"
     with api.store.begin() as unit:
         lifecycle.leave(unit, info.name, info.boot_id)
 

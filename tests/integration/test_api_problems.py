@@ -111,7 +111,7 @@ def test_a_problem_names_the_field_as_the_client_wrote_it(client: httpx2.Client)
     assert "inpainting" in unknown["errors"][0]["message"]
 
 
-def test_all_refusals_that_need_no_picture_come_together(client: httpx2.Client) -> None:
+def test_all_refusals_that_need_no_image_come_together(client: httpx2.Client) -> None:
     body = {"task": "text-to-image", "prompt": "x", "model": "none", "webhook": "ftp://x"}
     found = problem(client.post("/v1/jobs", json=body), 422)
     assert [error["field"] for error in found["errors"]] == ["model", "webhook"]

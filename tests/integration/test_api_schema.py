@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.domain.worker import Card, WorkerInfo
+from farm.domain.worker import Device, WorkerInfo
 from farm.settings import Settings
 from tests.api_server import Hand, running
 
@@ -19,8 +19,8 @@ from tests.api_server import Hand, running
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "5"))
 SEED = int(os.environ.get("SCHEMA_SEED", "1"))
 
-# What a JSON Schema cannot say: that a named picture, job or model exists, that it has the mask's size, that the model
-# renders the size and leaves a step to take, that bytes are a picture, that a URL leads to a public host, that a cursor
+# What a JSON Schema cannot say: that a named image, job or model exists, that it has the mask's size, that the model
+# renders the size and leaves a step to take, that bytes are an image, that a URL leads to a public host, that a cursor
 # came from us, that a last day or place is not before the first, or that a batch's jobs differ in a parameter. Such
 # requests are valid by the schema and still answered with 422 (or 415, where a form is asked for with a part that is no
 # file).
@@ -82,7 +82,7 @@ def test_no_generated_request_breaks_the_contract(farm_env: dict[str, str], tmp_
     settings = Settings(max_wait_seconds=0.2)
     with running(settings) as api:
         hand = Hand(api)
-        info = WorkerInfo(hand.name, "boot", "test", Card("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1)
+        info = WorkerInfo(hand.name, "boot", "test", Device("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1)
         hand.join(info)
         stopping = threading.Event()
         # jobs come to an end, so that the streams of their events do

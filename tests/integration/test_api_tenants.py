@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from farm.domain.worker import Card, WorkerInfo
+from farm.domain.worker import Device, WorkerInfo
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
@@ -154,7 +154,7 @@ def test_both_keys_of_a_rotation_live_until_the_old_one_is_revoked(api: Api) -> 
 
 def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_refuse_more(api: Api) -> None:
     hand = Hand(api)
-    hand.join(WorkerInfo(hand.name, "boot", "test", Card("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1))
+    hand.join(WorkerInfo(hand.name, "boot", "test", Device("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1))
     with api.client() as client:
         for _ in range(2):
             job = client.post("/v1/jobs", json=JOB | {"num_images_per_prompt": 2}).raise_for_status().json()
@@ -165,7 +165,7 @@ def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_re
         assert (used["tenant"], used["model"], used["jobs"], used["images"]) == ("tests", "starter", 2, 4)
         (first, _) = client.get(f"/v1/jobs/{job['id']}").json()["outputs"]
         assert used["bytes"] == 4 * len(png(first["width"], first["height"]))
-        assert used["card_seconds"] > 0
+        assert used["device_seconds"] > 0
         sheet = client.get("/v1/usage?format=csv")
         assert sheet.headers["content-type"].startswith("text/csv")
         (row,) = csv.DictReader(io.StringIO(sheet.text))
@@ -177,10 +177,10 @@ def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_re
                 unit.usage.measure_storage()
             return client.post("/v1/jobs", json=JOB)
 
-        refused = submit(card_seconds_per_day=used["card_seconds"] / 2)
-        assert (refused.status_code, "card-seconds today" in refused.json()["detail"]) == (429, True)
+        refused = submit(device_seconds_per_day=used["device_seconds"] / 2)
+        assert (refused.status_code, "device-seconds today" in refused.json()["detail"]) == (429, True)
         assert 0 < int(refused.headers["retry-after"]) <= 24 * 3600
-        refused = submit(card_seconds_per_day=None, storage_bytes=used["bytes"])
+        refused = submit(device_seconds_per_day=None, storage_bytes=used["bytes"])
         assert (refused.status_code, "bytes" in refused.json()["detail"]) == (429, True)
         assert 0 < int(refused.headers["retry-after"]) <= 24 * 3600
         assert submit(storage_bytes=used["bytes"] + 1).status_code in (201, 202)

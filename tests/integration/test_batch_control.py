@@ -223,7 +223,7 @@ def test_a_cancel_that_comes_while_jobs_follow_a_pause_is_not_forgotten(
         assert (batch["id"], False) in unit.batches.unfinished()
 
 
-def test_a_batch_is_deleted_with_its_pictures_once_it_is_over(api: Api, client: httpx2.Client) -> None:
+def test_a_batch_is_deleted_with_its_images_once_it_is_over(api: Api, client: httpx2.Client) -> None:
     batch, other = submit(client, balls(3, num_images_per_prompt=2)), submit(client, balls(1))
     key = {"Idempotency-Key": "gone"}
     named = client.post("/v1/batches", json={"jobs": balls(1)}, headers=key).json()
@@ -285,7 +285,7 @@ def test_an_archive_that_broke_anywhere_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("form", ["zip", "tar"])
-def test_the_parts_of_an_archive_hold_each_picture_once(api: Api, client: httpx2.Client, form: str) -> None:
+def test_the_parts_of_an_archive_hold_each_image_once(api: Api, client: httpx2.Client, form: str) -> None:
     batch = submit(client, balls(7, num_images_per_prompt=2))
     finish(api)
     path = f"/v1/batches/{batch['id']}/archive?format={form}"
@@ -332,7 +332,7 @@ def test_a_contact_sheet_shows_a_sweep_as_a_grid(api: Api, client: httpx2.Client
         assert answer.headers["content-type"] == f"image/{form}"
         with Image.open(io.BytesIO(answer.content)) as page:
             page.load()
-            # three columns and two rows of red pictures, and paper below and beside them
+            # three columns and two rows of red images, and paper below and beside them
             shown = page.convert("RGB")
             colours = [
                 shown.getpixel((x, y)) for x in range(190 + 32, page.width, 72) for y in range(64 + 32, page.height, 72)

@@ -1,4 +1,4 @@
-"""Many lines on their way in, where something in the way is hostile or dies: pictures by URL, and a killed API."""
+"""Many lines on their way in, where something in the way is hostile or dies: images by URL, and a killed API."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ JSONL = {"Content-Type": "application/jsonl"}
 Count = Callable[[str], int]
 
 
-# -- pictures by URL -------------------------------------------------------------------------------------------------
+# -- images by URL -------------------------------------------------------------------------------------------------
 
 
-class Pictures:
-    """A host of pictures on 127.0.0.1, which the farm may fetch from, and a listener beside it, which it may not."""
+class Images:
+    """A host of images on 127.0.0.1, which the farm may fetch from, and a listener beside it, which it may not."""
 
     def __init__(self) -> None:
         self.fetched: Counter[str] = Counter()
-        pictures = self
+        images = self
 
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                pictures.fetched[self.path] += 1
+                images.fetched[self.path] += 1
                 if self.path.startswith("/gone"):
                     self.send_error(404)
                     return
@@ -76,8 +76,8 @@ class Pictures:
 
 
 @pytest.fixture
-def pictures() -> Iterator[Pictures]:
-    made = Pictures()
+def images() -> Iterator[Images]:
+    made = Images()
     yield made
     made.close()
 
@@ -95,10 +95,10 @@ def body(images: list[str]) -> bytes:
     return b"".join(json.dumps(job).encode() + b"\n" for job in jobs)
 
 
-def test_pictures_of_lines_are_fetched_once_each_and_never_from_inside(api: Api, pictures: Pictures) -> None:
-    red, blue = pictures.url("/red.png"), pictures.url("/blue.png")
-    inside = ["http://169.254.169.254/latest/meta-data", pictures.inside, "http://[::ffff:127.0.0.2]/x.png"]
-    lines = [red, blue] * 20 + inside + [pictures.url("/gone.png")] * 3
+def test_images_of_lines_are_fetched_once_each_and_never_from_inside(api: Api, images: Images) -> None:
+    red, blue = images.url("/red.png"), images.url("/blue.png")
+    inside = ["http://169.254.169.254/latest/meta-data", images.inside, "http://[::ffff:127.0.0.2]/x.png"]
+    lines = [red, blue] * 20 + inside + [images.url("/gone.png")] * 3
     with api.client(timeout=60) as client:
         refused = client.post("/v1/batches", content=body(lines), headers=JSONL)
         assert refused.status_code == 422
@@ -107,28 +107,28 @@ def test_pictures_of_lines_are_fetched_once_each_and_never_from_inside(api: Api,
         assert {field for field, _ in wrong.values()} == {"image"}
         assert all("404" in message for line, (_, message) in wrong.items() if line > 43)
         # what is refused is not asked for again, however many lines name it
-        assert pictures.fetched == {"/red.png": 1, "/blue.png": 1, "/gone.png": 1}
+        assert images.fetched == {"/red.png": 1, "/blue.png": 1, "/gone.png": 1}
         taken = client.post("/v1/batches?on_error=skip", content=body(lines), headers=JSONL).json()
         assert (taken["request_counts"]["total"], taken["skipped"]) == (40, 6)
         jobs = client.get(f"/v1/batches/{taken['id']}/jobs?limit=100").json()["data"]
         assert len({job["parameters"]["image"] for job in jobs}) == 2
     with pytest.raises(BlockingIOError):
-        pictures.private.accept()  # nobody came
+        images.private.accept()  # nobody came
 
 
 def test_a_body_that_names_too_many_urls_is_told_so_and_by_then_has_fetched_no_more(
-    api: Api, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+    api: Api, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farm.api.bulk.MAX_FETCHED", 3)
     with api.client(timeout=60) as client:
         answer = client.post(
-            "/v1/batches", content=body([pictures.url(f"/{n}.png") for n in range(5)] * 2), headers=JSONL
+            "/v1/batches", content=body([images.url(f"/{n}.png") for n in range(5)] * 2), headers=JSONL
         )
     assert answer.status_code == 422
     errors = answer.json()["errors"]
     assert [error["line"] for error in errors] == [4, 5, 9, 10]
     assert all("too many" in error["message"] and "POST /v1/files" in error["message"] for error in errors)
-    assert sum(pictures.fetched.values()) == 3
+    assert sum(images.fetched.values()) == 3
 
 
 # -- the API is killed -----------------------------------------------------------------------------------------------

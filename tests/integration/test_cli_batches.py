@@ -35,7 +35,7 @@ def farm(
     )
 
 
-def test_a_table_goes_out_and_its_pictures_come_back_whole(api: Api, tmp_path: Path) -> None:
+def test_a_table_goes_out_and_its_images_come_back_whole(api: Api, tmp_path: Path) -> None:
     table = tmp_path / "night.csv"
     table.write_text("custom_id,prompt,seed\n" + "".join(f"ball-{n},ball {n},{n}\n" for n in range(12)))
     size = ("--size", "64x64")
@@ -62,7 +62,7 @@ def test_a_table_goes_out_and_its_pictures_come_back_whole(api: Api, tmp_path: P
     out = tmp_path / "out"
     got = farm(api, "get", batch_id, "-o", str(out))
     assert got.returncode == 1, got.stderr
-    assert b"8 pictures" in got.stdout
+    assert b"8 images" in got.stdout
     assert got.stderr.count(b"it was not to be") == 4
     names = sorted(path.name for path in out.iterdir())
     assert len(names) == 8
@@ -76,7 +76,7 @@ def test_a_table_goes_out_and_its_pictures_come_back_whole(api: Api, tmp_path: P
     assert (again["downloaded"], again["already_here"]) == (2, 6)
     assert {hashlib.sha256(path.read_bytes()).digest() for path in out.iterdir()} == {whole}
     named = farm(api, "get", batch_id, "-o", str(tmp_path / "named"), "--name", "{custom_id}/{seed}{suffix}")
-    assert b"8 pictures" in named.stdout
+    assert b"8 images" in named.stdout
     assert (tmp_path / "named" / "ball-0" / "0.png").is_file()
     assert farm(api, "get", batch_id, "--name", "{colour}").returncode == 2
 
@@ -98,7 +98,7 @@ def test_bad_lines_are_told_and_skipped_only_on_demand(api: Api) -> None:
     assert farm(api, "cancel", batch_id).stdout.decode() == f"{batch_id}  canceled\n"
     again = farm(api, "retry", batch_id)
     assert again.stdout.decode().endswith(f"  retries {batch_id}\n"), again.stderr
-    assert b"1 jobs and 0 pictures" in farm(api, "delete", batch_id, "--dry-run").stdout
+    assert b"1 jobs and 0 images" in farm(api, "delete", batch_id, "--dry-run").stdout
     assert farm(api, "delete", batch_id, "--yes").returncode == 0
     assert farm(api, "watch", batch_id).returncode == 2
     assert farm(api, "submit", "-").returncode == 2

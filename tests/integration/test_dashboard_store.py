@@ -30,7 +30,7 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
     store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store.begin() as unit:
-        assert unit.activity.tally(3600, 4).pictures == 0  # of an empty farm, too
+        assert unit.activity.tally(3600, 4).outputs == 0  # of an empty farm, too
         other = unit.tenants.create("other").id
         lifecycle.join(unit, worker_info())
     for number in range(12):
@@ -46,10 +46,10 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
     with store.begin() as unit:
         day = unit.activity.tally(24 * 3600, 24)
         assert day.exact
-        assert [one.pictures for one in day.stretches[:13]] == [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 2, 0]
+        assert [one.images for one in day.stretches[:13]] == [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 2, 0]
         assert day.failed == {"broken": 2}
-        assert unit.activity.tally(3.5 * 3600, 7).pictures == 8
-        assert unit.activity.tally(24 * 3600, 24, other).pictures == 6
+        assert unit.activity.tally(3.5 * 3600, 7).outputs == 8
+        assert unit.activity.tally(24 * 3600, 24, other).outputs == 6
         assert len(unit.activity.latest(5)) == 5
         assert {one.job_id for one in unit.activity.latest(50, other)} == {
             job.id for job in unit.search.jobs(Wanted(other), None, 50)[0]
@@ -58,10 +58,10 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
     with store.begin() as unit:
         sampled = unit.activity.tally(24 * 3600, 24)
     assert not sampled.exact
-    assert 0 < sampled.pictures <= 48
+    assert 0 < sampled.outputs <= 48
 
 
-def test_a_flood_of_canceled_jobs_hides_no_picture_and_no_failure(
+def test_a_flood_of_canceled_jobs_hides_no_image_and_no_failure(
     store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(activity_stats, "SAMPLE", 100)
@@ -77,9 +77,9 @@ def test_a_flood_of_canceled_jobs_hides_no_picture_and_no_failure(
         assert lifecycle.cancel_selected(unit, tenant, Selection(wanted=JobFilter()))[0] == 2_000
     with store.begin() as unit:
         unit.jobs.insert(tenant, [NewJob(spec(seed=seed)) for seed in range(500)])  # and what waits hides none either
-        for whose, pictures in ((None, 8), (tenant, 6), (other, 2)):
+        for whose, images in ((None, 8), (tenant, 6), (other, 2)):
             tally = unit.activity.tally(3600, 6, whose)
-            assert (tally.pictures, tally.exact) == (pictures, True), whose
+            assert (tally.images, tally.exact) == (images, True), whose
             assert tally.failed == ({} if whose == other else {"broken": 1})
             latest = list(dict.fromkeys(one.job_id for one in unit.activity.latest(50, whose)))
             assert latest == [
@@ -121,5 +121,5 @@ def test_a_search_looks_through_a_window_and_goes_on_behind_it(
         # what is at workers has an index of its own: it is found however many jobs are newer
         (held,), _ = unit.search.jobs(Wanted(None, (JobState.DISPATCHED,)), None, 2)
         assert held.id == sent.job_id
-        assert [one.job_id for one in unit.search.on_cards()] == [sent.job_id]
+        assert [one.job_id for one in unit.search.on_devices()] == [sent.job_id]
         assert new.id == unit.search.jobs(Wanted(tenant), None, 1)[0][0].id

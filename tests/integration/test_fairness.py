@@ -94,7 +94,7 @@ def test_one_job_among_anothers_500_goes_in_the_next_round(store: Store, play: R
 
 
 @pytest.mark.parametrize("how", ["canceled", "paused", "held by somebody"])
-def test_a_batch_that_ends_or_waits_costs_its_tenant_nothing_and_no_card_waits_for_it(
+def test_a_batch_that_ends_or_waits_costs_its_tenant_nothing_and_no_device_waits_for_it(
     store: Store, play: Round, how: str
 ) -> None:
     mine, other = tenant(store, "mine"), tenant(store, "other", 30)

@@ -1,4 +1,4 @@
-"""Input pictures on their way into the bucket: as bytes, as a data URL, by URL."""
+"""Input images on their way into the bucket: as bytes, as a data URL, by URL."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LIMIT = 100_000  # bytes
 
 
-def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 24)) -> bytes:
+def image(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 24)) -> bytes:
     out = io.BytesIO()
     Image.effect_noise(size, 50 + seed).convert("RGB").save(out, kind)
     return out.getvalue()
@@ -76,7 +76,7 @@ def message(refused: pytest.ExceptionInfo[InputRefused]) -> str:
 
 
 def test_bytes_are_stored_under_their_hash(intake: Intake, storage: Storage, tenant: str) -> None:
-    data = picture(kind="JPEG")
+    data = image(kind="JPEG")
     sha256 = hashlib.sha256(data).hexdigest()
     stored = intake.from_bytes(tenant, data, "cat.png")
     assert stored == StoredInput(sha256, f"inputs/{tenant}/{sha256}.jpg", "image/jpeg", 40, 24, len(data))
@@ -84,7 +84,7 @@ def test_bytes_are_stored_under_their_hash(intake: Intake, storage: Storage, ten
     assert storage.head(stored.key).content_type == "image/jpeg", "the content decides, not the file's name"
 
 
-def test_the_same_picture_is_written_once(
+def test_the_same_image_is_written_once(
     intake: Intake, storage: Storage, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes: list[str] = []
@@ -95,7 +95,7 @@ def test_the_same_picture_is_written_once(
         return put(key, body, content_type)
 
     monkeypatch.setattr(storage, "put", counted)
-    data = picture()
+    data = image()
     first, second = intake.from_bytes(tenant, data), intake.from_bytes(tenant, data)
     other = intake.from_bytes(f"ten_{uuid4().hex}", data)
     assert first == second
@@ -103,7 +103,7 @@ def test_the_same_picture_is_written_once(
     assert writes == [first.key, other.key]
 
 
-def test_a_refused_picture_is_not_stored_and_names_its_file(intake: Intake, storage: Storage, tenant: str) -> None:
+def test_a_refused_image_is_not_stored_and_names_its_file(intake: Intake, storage: Storage, tenant: str) -> None:
     with pytest.raises(InputRefused) as refused:
         intake.from_bytes(tenant, b"<svg/>", "cat.svg", field="inputs.image")
     assert "'cat.svg': the file is an SVG" in message(refused)
@@ -118,7 +118,7 @@ def test_a_refused_picture_is_not_stored_and_names_its_file(intake: Intake, stor
     ["data:image/png;base64,", "DATA:;BASE64,", "data:image/svg+xml;base64,", "data:image/png;charset=utf-8;base64,"],
 )
 def test_a_data_url_is_taken_by_its_content(intake: Intake, storage: Storage, tenant: str, head: str) -> None:
-    data = picture(1)
+    data = image(1)
     text = base64.b64encode(data).decode()
     stored = intake.from_data_url(tenant, head + text)
     assert stored.content_type == "image/png"
@@ -229,8 +229,8 @@ def answering(status: str, *headers: str, body: bytes = b"") -> Callable[[socket
     return lambda connection: connection.sendall(head.encode() + body)
 
 
-def test_a_picture_is_fetched(intake: Intake, storage: Storage, tenant: str, host: Hosts) -> None:
-    data = picture(2)
+def test_a_image_is_fetched(intake: Intake, storage: Storage, tenant: str, host: Hosts) -> None:
+    data = image(2)
     # The declared type is a lie, and there is no length: the content decides.
     stored = intake.from_url(tenant, host(answering("200 OK", "Content-Type: text/html", body=data)).url)
     assert (stored.content_type, stored.bytes) == ("image/png", len(data))
@@ -245,11 +245,11 @@ def test_a_picture_is_fetched(intake: Intake, storage: Storage, tenant: str, hos
         (answering("206 Partial Content", "Content-Length: 0"), "answered 206"),
         (answering("200 OK", "Content-Length: 0"), "empty"),
         (answering("200 OK", "Content-Length: 6", body=b"<svg/>"), "SVG"),
-        (answering("200 OK", "Content-Length: 100001", body=picture(3)), "at most 100,000"),
-        (answering("200 OK", "Content-Length: " + "9" * 5000, body=picture(3)), "could not be fetched"),
+        (answering("200 OK", "Content-Length: 100001", body=image(3)), "at most 100,000"),
+        (answering("200 OK", "Content-Length: " + "9" * 5000, body=image(3)), "could not be fetched"),
         (answering("200 OK", body=bytes(LIMIT + 1)), "at most 100,000"),
         (answering("200 OK", "Content-Encoding: gzip", body=b"\x1f\x8b"), "compressed"),
-        (answering("200 OK", "Content-Length: 5000", body=picture(4)[:100]), "could not be fetched"),
+        (answering("200 OK", "Content-Length: 5000", body=image(4)[:100]), "could not be fetched"),
         (answering("what", "is: this"), "could not be fetched"),
         (answering("200 OK", "X: " + "x" * 300_000), "could not be fetched"),
         (lambda _: None, "could not be fetched"),

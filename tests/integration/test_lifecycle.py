@@ -39,11 +39,11 @@ def hand_over(store: Store, job: Job, worker: str = WORKER, lease: float = 30) -
     return sent.epoch
 
 
-def run(store: Store, job: Job, worker: str = WORKER, lease: float = 30, *, on_card: bool = True) -> int:
+def run(store: Store, job: Job, worker: str = WORKER, lease: float = 30, *, on_device: bool = True) -> int:
     epoch = hand_over(store, job, worker)
     with store.begin() as unit:
         lifecycle.claim(unit, job.id, epoch, worker, lease)
-        if on_card:
+        if on_device:
             lifecycle.take_up(unit, job.id, epoch, 4)
     return epoch
 
@@ -208,18 +208,18 @@ def test_a_job_that_kills_two_workers_is_not_given_to_a_third(store: Store, subm
 def test_a_job_that_only_waited_at_dying_workers_is_not_to_blame(store: Store, submit: Submit) -> None:
     job = submit(max_attempts=1)
     for _ in range(4):
-        run(store, job, on_card=False)
+        run(store, job, on_device=False)
         expire(store, job)
         reap(store)
     found = get(store, job)
     assert (found.state, found.attempts) == (JobState.QUEUED, 0)
 
 
-def test_what_kills_workers_before_the_card_is_capped_too(store: Store, submit: Submit) -> None:
+def test_what_kills_workers_before_the_device_is_capped_too(store: Store, submit: Submit) -> None:
     job = submit()
     for _ in range(lifecycle.MAX_LOSSES):
         assert get(store, job).state is JobState.QUEUED
-        run(store, job, on_card=False)
+        run(store, job, on_device=False)
         expire(store, job)
         reap(store)
     assert get(store, job).state is JobState.FAILED
@@ -417,7 +417,7 @@ def test_a_request_that_fails_leaves_its_key_free(store: Store, tenant: str) -> 
     def fails_after_submitting() -> None:
         with store.begin() as unit:
             lifecycle.submit(unit, tenant, NewJob(spec()), key)
-            raise NotFound("picture", "x")
+            raise NotFound("image", "x")
 
     with pytest.raises(NotFound):
         fails_after_submitting()

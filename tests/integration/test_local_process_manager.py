@@ -118,12 +118,12 @@ def test_what_a_service_has_forked_ends_with_it(keep: Callable[..., Keeper]) -> 
 
 
 def test_a_service_that_cannot_start_names_itself(keep: Callable[..., Keeper]) -> None:
-    keeper = keep(program("broken", "raise SystemExit('no such card')", ready=lambda: False))
+    keeper = keep(program("broken", "raise SystemExit('no such device')", ready=lambda: False))
     keeper.start()
     with pytest.raises(StartFailed, match="broken ended with exit code 1") as caught:
         keeper.wait_ready()
     assert caught.value.part == "broken"
-    assert logs.latest(keeper._directory.log("broken")) == ["no such card"]
+    assert logs.latest(keeper._directory.log("broken")) == ["no such device"]
 
 
 def test_services_die_with_their_supervisor_however_it_dies(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ def storage(farm_env: dict[str, str]) -> Iterator[Storage]:
 
 
 def attempt(store: Store, storage: Storage, job: Job) -> Output:
-    """Claim the job and store a picture under the new epoch, which nobody has recorded yet."""
+    """Claim the job and store an image under the new epoch, which nobody has recorded yet."""
     with store.begin() as unit:
         (sent,) = lifecycle.hand_over(unit, [HandOver(job.id, WORKER)], 30)
         lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
     key = keys.output_key(job.tenant_id, job.id, sent.epoch, 0, "png")
-    storage.put(key, b"a picture", "image/png")
+    storage.put(key, b"an image", "image/png")
     return Output(0, key, "0" * 64, 9, 64, 64, "image/png", 1)
 
 

@@ -83,7 +83,7 @@ def test_an_empty_object_is_an_object(storage: Storage, prefix: str) -> None:
 
 
 def test_a_file_is_put_from_disk(storage: Storage, prefix: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture.webp"
+    path = tmp_path / "image.webp"
     path.write_bytes(os.urandom(3_000_000))
     put = storage.put_file(prefix + "f.webp", path, "image/webp")
     assert put.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -136,10 +136,10 @@ def test_one_storage_serves_many_threads(storage: Storage, prefix: str) -> None:
 
 
 def test_a_presigned_url_lets_anyone_read_for_a_while(storage: Storage, prefix: str) -> None:
-    storage.put(prefix + "a.png", b"picture", "image/png")
+    storage.put(prefix + "a.png", b"image", "image/png")
     url = storage.presign_get(prefix + "a.png", 60, 'Straße "1"/2.png')
     status, body, disposition = fetch(url)
-    assert (status, body) == (200, b"picture")
+    assert (status, body) == (200, b"image")
     assert disposition == "inline; filename=\"Stra_e _1__2.png\"; filename*=UTF-8''Stra%C3%9Fe%20%221%22_2.png"
     assert fetch(url.split("?")[0])[0] == 403, "without the signature nobody reads"
     assert fetch(url.replace("a.png?", "b.png?"))[0] == 403, "the signature is for one object"
@@ -148,10 +148,10 @@ def test_a_presigned_url_lets_anyone_read_for_a_while(storage: Storage, prefix: 
 def test_a_presigned_url_is_for_the_host_that_clients_reach(servers: TestServers, prefix: str) -> None:
     port = urlsplit(servers.s3_endpoint_url).port
     public = Storage(of(servers, s3_public_url=f"http://localhost:{port}"))
-    public.put(prefix + "a.png", b"picture", "image/png")
+    public.put(prefix + "a.png", b"image", "image/png")
     url = public.presign_get(prefix + "a.png", 60)
     assert url.startswith(f"http://localhost:{port}/{servers.s3_bucket}/{prefix}a.png?")
-    assert fetch(url)[:2] == (200, b"picture")
+    assert fetch(url)[:2] == (200, b"image")
     public.close()
 
 

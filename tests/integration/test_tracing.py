@@ -23,7 +23,7 @@ from PIL import Image
 from farm import lifecycle, tracing
 from farm.domain.job import HandOver
 from farm.domain.states import JobState
-from farm.domain.worker import Card, WorkerInfo
+from farm.domain.worker import Device, WorkerInfo
 from farm.errors import SetupError
 from farm.log import configure
 from farm.settings import Settings
@@ -45,8 +45,8 @@ JOB = {"task": "text-to-image", "model": "starter", "prompt": "a red ball on a b
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class Card64:
-    """In place of the card: a black picture at once."""
+class Device64:
+    """In place of the device: a black image at once."""
 
     def submit(self, work: RenderWork) -> Future[Rendered]:
         work.on_take_up()
@@ -91,7 +91,9 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
         with api.client() as client:
             job = client.post("/v1/jobs", json=JOB, headers=headers).raise_for_status().json()["id"]
         hand = Hand(api)
-        hand.join(WorkerInfo(hand.name, "boot", "test", Card("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1))
+        hand.join(
+            WorkerInfo(hand.name, "boot", "test", Device("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1)
+        )
         with api.store.begin() as unit:
             (sent,) = lifecycle.hand_over(unit, [HandOver(job, hand.name)], 30)
         rights = Rights()
@@ -101,7 +103,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
             settings,
             api.store,
             api.storage,
-            cast("Engine", Card64()),
+            cast("Engine", Device64()),
             Ledger(api.store, hand.name, 30),
             Reporter(api.store, rights),
             rights,

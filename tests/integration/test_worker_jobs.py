@@ -64,11 +64,11 @@ def inputs_of(farm: Farm, task: Task) -> dict[str, object]:
         case Task.TEXT_TO_IMAGE:
             return {}
         case Task.IMAGE_TO_IMAGE:
-            return {"image": farm.picture(scene())}
+            return {"image": farm.store_input(scene())}
         case Task.INPAINTING:
-            return {"image": farm.picture(scene()), "mask_image": farm.picture(mask())}
+            return {"image": farm.store_input(scene()), "mask_image": farm.store_input(mask())}
         case Task.DEPTH_TO_IMAGE:
-            return {"image": farm.picture(scene())}
+            return {"image": farm.store_input(scene())}
 
 
 def rendered(farm: Farm, worker: WorkerProcess, wanted: JobSpec) -> list[bytes]:
@@ -94,22 +94,22 @@ def test_each_task_renders_and_its_recipe_renders_the_same_bytes_again(
     text = recipes.read(first)
     assert text is not None
     stored = json.loads(text)["spec"]
-    by_content = {picture.sha256: picture for picture in inputs.values()}  # type: ignore[attr-defined]
+    by_content = {image.sha256: image for image in inputs.values()}  # type: ignore[attr-defined]
     stored["inputs"] = {name: by_content[sha256] for name, sha256 in stored["inputs"].items()}
     (again,) = rendered(farm, worker, JobSpec.model_validate(stored))
     assert again == first
 
 
 def test_a_given_depth_map_is_followed(farm: Farm, worker: WorkerProcess) -> None:
-    picture = farm.picture(scene())
-    (estimated,) = rendered(farm, worker, spec(Task.DEPTH_TO_IMAGE, inputs={"image": picture}))
+    image = farm.store_input(scene())
+    (estimated,) = rendered(farm, worker, spec(Task.DEPTH_TO_IMAGE, inputs={"image": image}))
     (given,) = rendered(
-        farm, worker, spec(Task.DEPTH_TO_IMAGE, inputs={"image": picture, "depth_map": farm.picture(depth())})
+        farm, worker, spec(Task.DEPTH_TO_IMAGE, inputs={"image": image, "depth_map": farm.store_input(depth())})
     )
     assert estimated != given
 
 
-def test_each_picture_of_a_job_can_be_rendered_alone(farm: Farm, worker: WorkerProcess) -> None:
+def test_each_image_of_a_job_can_be_rendered_alone(farm: Farm, worker: WorkerProcess) -> None:
     files = rendered(farm, worker, spec(num_images_per_prompt=3, seed=20))
     (alone,) = rendered(farm, worker, spec(seed=22))
     assert files[2] == alone
@@ -179,9 +179,9 @@ def test_a_running_job_stops_at_the_next_steps_when_canceled(farm: Farm, worker:
     assert farm.events(job) == ["job.started", "job.canceled"]
 
 
-def test_a_job_that_waits_for_the_card_is_canceled_at_once(farm: Farm, worker: WorkerProcess) -> None:
+def test_a_job_that_waits_for_the_device_is_canceled_at_once(farm: Farm, worker: WorkerProcess) -> None:
     busy = farm.start(spec(num_inference_steps=150, num_images_per_prompt=8), worker.name)
-    wait_until(lambda: farm.job(busy.id).progress, 60, what="the card is busy")
+    wait_until(lambda: farm.job(busy.id).progress, 60, what="the device is busy")
     waiting = farm.start(spec(), worker.name)
     farm.wait(waiting, JobState.RUNNING)
     with farm.store.begin() as unit:
@@ -206,9 +206,9 @@ def test_a_broken_model_fails_its_job_and_nothing_else(farm: Farm, worker: Worke
 
 
 def test_a_lost_input_fails_its_job_without_another_try(farm: Farm, worker: WorkerProcess) -> None:
-    picture = farm.picture(scene().rotate(90))
-    farm.storage.delete(picture.key)
-    job = farm.wait(farm.start(spec(Task.IMAGE_TO_IMAGE, inputs={"image": picture}), worker.name), JobState.FAILED)
+    image = farm.store_input(scene().rotate(90))
+    farm.storage.delete(image.key)
+    job = farm.wait(farm.start(spec(Task.IMAGE_TO_IMAGE, inputs={"image": image}), worker.name), JobState.FAILED)
     assert job.error is not None
     assert job.error.code == "input_unavailable"
 
@@ -218,24 +218,24 @@ def test_the_worker_tells_what_it_is(farm: Farm, worker: WorkerProcess) -> None:
     wait_until(lambda: (found := farm.worker(worker.name)) and found.models == ("starter",), 10)
     found = farm.worker(worker.name)
     assert found is not None
-    assert found.info.card.kind == "cpu"
-    assert found.info.card.dtype == "float32"
-    assert found.info.card.memory_bytes > 2**28
+    assert found.info.device.kind == "cpu"
+    assert found.info.device.dtype == "float32"
+    assert found.info.device.memory_bytes > 2**28
     assert {"torch", "diffusers", "transformers", "celery", "farm"} <= set(found.info.versions)
     assert (found.info.slots, found.info.look_ahead) == (4, 2)
 
 
-def test_flower_would_show_the_worker_by_its_card(farm: Farm, worker: WorkerProcess) -> None:
+def test_flower_would_show_the_worker_by_its_device(farm: Farm, worker: WorkerProcess) -> None:
     answers = farm.app.control.inspect(timeout=5).active_queues()
     assert list(answers) == ["cpu0@testhost"]
     assert [queue["name"] for queue in answers["cpu0@testhost"]] == [f"worker.{worker.name}"]
 
 
-def test_jobs_are_on_the_card_together_and_exact_ones_keep_their_bytes(farm: Farm, worker: WorkerProcess) -> None:
+def test_jobs_are_on_the_device_together_and_exact_ones_keep_their_bytes(farm: Farm, worker: WorkerProcess) -> None:
     (exact,) = rendered(farm, worker, spec(seed=3))
     long = spec(num_inference_steps=150, num_images_per_prompt=8, exact=False)
     first, second, third = (farm.start(long.model_copy(update={"seed": seed}), worker.name) for seed in (1, 2, 3))
-    wait_until(lambda: all(begun(farm, job.id) for job in (first, second, third)), 60, what="all are on the card")
+    wait_until(lambda: all(begun(farm, job.id) for job in (first, second, third)), 60, what="all are on the device")
     assert rendered(farm, worker, spec(seed=3)) == [exact]
     assert begun(farm, second.id)  # it did not wait for the others
     for job in (first, second):
@@ -248,18 +248,18 @@ def test_jobs_are_on_the_card_together_and_exact_ones_keep_their_bytes(farm: Far
 def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(
     farm: Farm, worker: WorkerProcess
 ) -> None:
-    """After a death in company nobody knows whose fault it was, so each of them has the card for itself next time."""
-    process = WorkerProcess(farm, card="cpu1").start()
+    """After a death in company nobody knows whose fault it was, so each of them has the device for itself next time."""
+    process = WorkerProcess(farm, device="cpu1").start()
     long = spec(num_inference_steps=150, num_images_per_prompt=16)
     try:
         process.wait_online()
         poison, innocent = farm.start(long, process.name), farm.start(spec(num_inference_steps=150), process.name)
-        wait_until(lambda: begun(farm, poison.id) and begun(farm, innocent.id), 60, what="both are on the card")
+        wait_until(lambda: begun(farm, poison.id) and begun(farm, innocent.id), 60, what="both are on the device")
         process.kill()
         process.start().wait_online()
         assert [farm.job(job.id).deaths for job in (poison, innocent)] == [1, 1]
         farm.hand_over(poison, process.name)
-        wait_until(lambda: begun(farm, poison.id), 60, what="the suspect is on the card")
+        wait_until(lambda: begun(farm, poison.id), 60, what="the suspect is on the device")
         farm.hand_over(innocent, process.name)
         fresh = farm.start(spec(seed=8), process.name)
         for job in (innocent, fresh):
@@ -283,7 +283,7 @@ def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(
         process.kill()
 
 
-def test_a_job_shows_what_its_picture_looks_like_on_the_way(farm: Farm, worker: WorkerProcess) -> None:
+def test_a_job_shows_what_its_image_looks_like_on_the_way(farm: Farm, worker: WorkerProcess) -> None:
     listener = Listener(farm.env["FARM_DATABASE_URL"], [PREVIEW_CHANNEL])
     listener.connect()
     job = farm.start(spec(num_inference_steps=150, num_images_per_prompt=2, preview=True), worker.name)

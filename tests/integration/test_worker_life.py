@@ -49,14 +49,14 @@ def wires(farm: Farm) -> Iterator[dict[str, Wire]]:
 def steady(farm: Farm, wires: dict[str, Wire]) -> Iterator[WorkerProcess]:
     """One worker for the tests that leave it alive."""
     env = {name: wire.url for name, wire in wires.items()} | {"FARM_STORAGE_SECONDS": "15"}
-    worker = WorkerProcess(farm, card="cpu7", env=env).start()
+    worker = WorkerProcess(farm, device="cpu7", env=env).start()
     try:
         yield worker.wait_online()
     finally:
         worker.kill()
 
 
-def on_the_card(farm: Farm, job_id: str) -> bool:
+def on_the_device(farm: Farm, job_id: str) -> bool:
     progress = farm.job(job_id).progress
     return progress is not None and progress.step > 0
 
@@ -68,11 +68,11 @@ def reaped(farm: Farm) -> list[str]:
 
 def test_a_lost_job_stops_and_leaves_nothing(farm: Farm, steady: WorkerProcess) -> None:
     job = farm.start(spec(**LONG), steady.name)
-    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
     with farm.store.begin() as unit:  # as the reaper would, had it lost patience
         lifecycle.release(unit, job.id, job.epoch + 1, "for the test")
     other = farm.start(spec(seed=8), steady.name)
-    farm.wait(other, JobState.SUCCEEDED, timeout=20)  # the card is free again
+    farm.wait(other, JobState.SUCCEEDED, timeout=20)  # the device is free again
     assert farm.job(job.id).state is JobState.QUEUED
     assert list(farm.storage.list(job_prefix(farm.tenant, job.id))) == []
 
@@ -82,7 +82,7 @@ def test_jobs_stop_before_their_lease_ends_when_the_database_is_away(
 ) -> None:
     wire = wires["FARM_DATABASE_URL"]
     job = farm.start(spec(**LONG), steady.name)
-    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
     wire.cut()
     try:
         wait_until(lambda: "action=job_fenced" in steady.log(), 15, what="the job is fenced")
@@ -100,7 +100,7 @@ def shelved(farm: Farm) -> list[Path]:
     return [one for one in (farm.log_dir / "shelf").rglob("*") if one.is_file()]
 
 
-def test_a_finished_picture_waits_for_a_storage_that_is_away(
+def test_a_finished_image_waits_for_a_storage_that_is_away(
     farm: Farm, steady: WorkerProcess, wires: dict[str, Wire]
 ) -> None:
     wire = wires["FARM_S3_ENDPOINT_URL"]
@@ -136,12 +136,12 @@ def test_a_job_whose_storage_stays_away_is_given_back_without_counting(
 def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_given_back(
     farm: Farm, steady: WorkerProcess
 ) -> None:
-    newer = WorkerProcess(farm, card=steady.card, env={"FARM_DRAIN_SECONDS": "1"}).start()
+    newer = WorkerProcess(farm, device=steady.device, env={"FARM_DRAIN_SECONDS": "1"}).start()
     try:
         newer.wait_online()
         assert steady.wait(20) == 3
         job = farm.start(spec(**LONG), newer.name)
-        wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+        wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
         newer.signal(signal.SIGINT)
         assert farm.wait(job, JobState.QUEUED, timeout=15).attempts == 0
         newer.wait(30)
@@ -151,11 +151,11 @@ def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_gi
 
 def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_holds(farm: Farm) -> None:
     env = {"FARM_DEAF_SECONDS": "3", "FARM_DRAIN_SECONDS": "60"}
-    worker = WorkerProcess(farm, card="cpu4", env=env).start()
+    worker = WorkerProcess(farm, device="cpu4", env=env).start()
     try:
         worker.wait_online()
         held = farm.start(spec(num_inference_steps=40), worker.name)
-        wait_until(lambda: on_the_card(farm, held.id), 90, what="the job is on the card")
+        wait_until(lambda: on_the_device(farm, held.id), 90, what="the job is on the device")
         # Celery's own way to make a consumer stop listening: the process lives, beats and renders on
         (answer,) = farm.app.control.cancel_consumer(broker.queue_of(worker.name).name, reply=True, timeout=10)
         assert "ok" in next(iter(answer.values()))
@@ -173,19 +173,19 @@ def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_ho
         worker.kill()
 
 
-def test_a_worker_that_an_operator_stops_finishes_what_is_on_its_card_and_stays_drained(farm: Farm) -> None:
-    worker = WorkerProcess(farm, card="cpu5", env={"FARM_DRAIN_SECONDS": "60"}).start()
+def test_a_worker_that_an_operator_stops_finishes_what_is_on_its_device_and_stays_drained(farm: Farm) -> None:
+    worker = WorkerProcess(farm, device="cpu5", env={"FARM_DRAIN_SECONDS": "60"}).start()
     try:
         worker.wait_online()
         job = farm.start(spec(num_inference_steps=40), worker.name)
-        wait_until(lambda: on_the_card(farm, job.id), 90, what="the job is on the card")
+        wait_until(lambda: on_the_device(farm, job.id), 90, what="the job is on the device")
         with farm.store.begin() as unit:
             assert lifecycle.stop_worker(unit, worker.name, "enough").stopping
         assert worker.wait(90) == 0
         assert farm.job(job.id).state is JobState.SUCCEEDED
         with farm.store.begin() as unit, pytest.raises(Conflict, match="offline"):
             lifecycle.stop_worker(unit, worker.name, "again")
-        again = WorkerProcess(farm, card="cpu5").start()
+        again = WorkerProcess(farm, device="cpu5").start()
         try:
             wait_until(lambda: (found := farm.worker(worker.name)) and found.state is WorkerState.DRAINING, 60)
             with farm.store.begin() as unit:
@@ -199,7 +199,7 @@ def test_a_worker_that_an_operator_stops_finishes_what_is_on_its_card_and_stays_
 
 
 def test_the_jobs_of_a_killed_a_drained_and_a_hurried_worker_end_once(farm: Farm) -> None:
-    process = WorkerProcess(farm, card="cpu8", env={"FARM_DRAIN_SECONDS": "120", "FARM_BATCHING": "off"})
+    process = WorkerProcess(farm, device="cpu8", env={"FARM_DRAIN_SECONDS": "120", "FARM_BATCHING": "off"})
     try:
         process.start().wait_online()
         killed(farm, process)
@@ -213,7 +213,7 @@ def test_the_jobs_of_a_killed_a_drained_and_a_hurried_worker_end_once(farm: Farm
 def killed(farm: Farm, process: WorkerProcess) -> None:
     """What a killed process held is given back when the next one of its name begins."""
     job = farm.start(spec(**LONG), process.name)
-    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
     behind = farm.start(spec(seed=8), process.name)
     farm.wait(behind, JobState.RUNNING)
     unread = farm.submit(spec(seed=9))
@@ -222,7 +222,7 @@ def killed(farm: Farm, process: WorkerProcess) -> None:
     process.start().wait_online()
     back = [farm.job(one.id) for one in (job, behind, unread)]
     assert [one.state for one in back] == [JobState.QUEUED] * 3
-    assert [one.attempts for one in back] == [1, 0, 0]  # only the one on the card is held to account
+    assert [one.attempts for one in back] == [1, 0, 0]  # only the one on the device is held to account
     assert farm.queued_messages(process.name) == 0
     farm.hand_over(behind, process.name)
     done = farm.wait(behind, JobState.SUCCEEDED)
@@ -231,9 +231,9 @@ def killed(farm: Farm, process: WorkerProcess) -> None:
 
 
 def drained(farm: Farm, process: WorkerProcess) -> None:
-    """SIGTERM: the job on the card finishes, the waiting one is given back at once, the worker says goodbye."""
+    """SIGTERM: the job on the device finishes, the waiting one is given back at once, the worker says goodbye."""
     job = farm.start(spec(num_inference_steps=100, num_images_per_prompt=2), process.name)
-    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
     waiting = farm.start(spec(seed=8), process.name)
     farm.wait(waiting, JobState.RUNNING)
     process.signal(signal.SIGTERM)
@@ -251,7 +251,7 @@ def drained(farm: Farm, process: WorkerProcess) -> None:
 def hurried(farm: Farm, process: WorkerProcess) -> None:
     """A second SIGTERM gives everything back."""
     job = farm.start(spec(**LONG), process.name)
-    wait_until(lambda: on_the_card(farm, job.id), 60, what="the job is on the card")
+    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
     process.signal(signal.SIGTERM)
     wait_until(lambda: (found := farm.worker(process.name)) and found.state is WorkerState.DRAINING, 10)
     assert farm.job(job.id).state is JobState.RUNNING
@@ -270,11 +270,11 @@ def test_pools_that_would_break_it_are_refused_in_one_sentence(farm: Farm) -> No
     assert "Traceback" not in ran.stderr
 
 
-def test_a_card_that_is_not_there_is_said_in_one_sentence(farm: Farm) -> None:
-    process = WorkerProcess(farm, card="cuda:63").start()
+def test_a_device_that_is_not_there_is_said_in_one_sentence(farm: Farm) -> None:
+    process = WorkerProcess(farm, device="cuda:63").start()
     try:
         assert process.wait(60) != 0
-        assert "sees no such CUDA card" in process.log()
+        assert "sees no such CUDA device" in process.log()
         assert "Traceback" not in process.log()
     finally:
         process.kill()

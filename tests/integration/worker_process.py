@@ -23,7 +23,7 @@ from farm import lifecycle
 from farm.dispatch import broker
 from farm.domain.job import HandOver, Job, NewJob, Sent
 from farm.domain.states import JobState
-from farm.domain.tasks import InputPicture, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.tasks import InputImage, JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Worker, WorkerState
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
@@ -71,12 +71,12 @@ class Farm:
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def picture(self, image: Image.Image) -> InputPicture:
-        """Store an input picture."""
+    def store_input(self, image: Image.Image) -> InputImage:
+        """Store an input image."""
         target = io.BytesIO()
         image.save(target, "PNG")
         stored = Intake(self.storage, self.settings).from_bytes(self.tenant, target.getvalue())
-        return InputPicture(
+        return InputImage(
             sha256=stored.sha256,
             key=stored.key,
             content_type=stored.content_type,
@@ -132,25 +132,25 @@ class WorkerProcess:
     """One ``celery -A workers.app worker``."""
 
     farm: Farm
-    card: str = "cpu0"
+    device: str = "cpu0"
     env: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] = field(init=False)
 
     @property
     def name(self) -> str:
-        return f"{HOST}/{self.card}"
+        return f"{HOST}/{self.device}"
 
     @property
     def log_file(self) -> Path:
-        return self.farm.log_dir / f"worker-{self.card}.log"
+        return self.farm.log_dir / f"worker-{self.device}.log"
 
     def start(self) -> WorkerProcess:
         env = (
             os.environ
             | self.farm.env
             | {
-                "FARM_CARD": self.card,
+                "FARM_DEVICE": self.device,
                 "FARM_DATA_DIR": str(self.farm.log_dir),
                 "FARM_TORCH_THREADS": "1",
                 "FARM_WORKER_HOST": HOST,

@@ -21,7 +21,7 @@ pytestmark = [
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a processor with a C++ compiler")
-def test_compiled_blocks_give_the_same_picture_and_are_kept_for_the_next_process(
+def test_compiled_blocks_give_the_same_image_and_are_kept_for_the_next_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Other people's architectures, tiny and random, from a folder on disk through the renderer of a card."""
+"""Other people's architectures, tiny and random, from a folder on disk through the renderer of a device."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> li
 
 
 @pytest.mark.parametrize("build", [sdxl, sd3, flux])
-def test_an_architecture_from_a_folder_shares_the_card_and_keeps_both_promises(
+def test_an_architecture_from_a_folder_shares_the_device_and_keeps_both_promises(
     build: Callable[[], tuple[Any, Any]], tmp_path: Path
 ) -> None:
     pipelines.quiet()
@@ -117,7 +117,7 @@ def test_an_architecture_from_a_folder_shares_the_card_and_keeps_both_promises(
         for index in range(4)
     ]
     stock = [np.asarray(pipelines.render(loaded, one, 0, {}, lambda _: None, threading.Event()), int) for one in specs]
-    assert len({picture.tobytes() for picture in stock}) == len(specs)
+    assert len({image.tobytes() for image in stock}) == len(specs)
     renderer = SharedRenderer(CPU, 1, lambda: None, 8)
     company = np.stack(rendered(renderer, model, specs))
     assert np.abs(company - np.stack(stock)).max() <= 1

@@ -1,4 +1,4 @@
-"""Pictures that share forwards: what they may and may not notice of each other."""
+"""Images that share forwards: what they may and may not notice of each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.errors import JobCanceled, ModelUnavailable, NotANumber, OutOfMemory
-from tests.unit.test_pipelines import CPU, pictures, spec
+from tests.unit.test_pipelines import CPU, images, spec
 from workers import pipelines
 from workers.batch_profiles import Lesson, Lessons
 from workers.batched_renderer import SharedRenderer, parking
@@ -82,8 +82,8 @@ def hubs(starter: LoadedModel) -> Iterator[Callable[..., Hub]]:
     assert all("forward" not in module.__dict__ for _, module in modules.values())
 
 
-def picture(loaded: LoadedModel, wanted: JobSpec, on_step: Callable[[int], None] = lambda _: None) -> Any:
-    return lambda: pipelines.render(loaded, wanted, 0, pictures(wanted.task), on_step, threading.Event())
+def image_of(loaded: LoadedModel, wanted: JobSpec, on_step: Callable[[int], None] = lambda _: None) -> Any:
+    return lambda: pipelines.render(loaded, wanted, 0, images(wanted.task), on_step, threading.Event())
 
 
 def finish(hub: Hub) -> None:
@@ -118,7 +118,7 @@ def together(
     """The specs in one company; one more joins at every second forward, or when it is drawn."""
     runs: list[Run] = []
     for wanted in specs:
-        runs.append(hub.start(picture(loaded, wanted), sharing))
+        runs.append(hub.start(image_of(loaded, wanted), sharing))
         for _ in range(2 if draw is None else draw.randrange(5)):
             hub.advance()
     finish(hub)
@@ -144,17 +144,17 @@ def test_alone_every_task_gives_the_bytes_of_the_stock_pipeline(
         for index, task in enumerate(Task)
         for turn in range(2)
     ]
-    stock = [picture(starter, wanted)() for wanted in specs]
+    stock = [image_of(starter, wanted)() for wanted in specs]
     hub = hubs()
     for wanted, expected in zip(specs, stock, strict=True):
-        run = hub.start(picture(starter, wanted), sharing)
+        run = hub.start(image_of(starter, wanted), sharing)
         finish(hub)
         assert run.error is None
         assert run.result.tobytes() == expected.tobytes(), wanted
 
 
 def test_in_mixed_company_throughput_differs_by_rounding_alone(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
-    stock = [picture(starter, wanted)() for wanted in mixed()]
+    stock = [image_of(starter, wanted)() for wanted in mixed()]
     hub = hubs()
     shared = together(hub, starter, mixed(), Sharing.THROUGHPUT)
     differences = np.abs(
@@ -165,7 +165,7 @@ def test_in_mixed_company_throughput_differs_by_rounding_alone(starter: LoadedMo
     assert hub.rows / hub.forwards > 2.2  # they did share
 
 
-def test_exact_pictures_do_not_depend_on_their_neighbours(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
+def test_exact_images_do_not_depend_on_their_neighbours(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
     sharing = Sharing.EXACT
     specs = mixed()
     hub = hubs()
@@ -180,7 +180,7 @@ def test_exact_pictures_do_not_depend_on_their_neighbours(starter: LoadedModel, 
         assert alone.tobytes() == first[index].tobytes()
 
 
-def test_a_failing_a_canceled_and_a_nan_picture_end_alone(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
+def test_a_failing_a_canceled_and_a_nan_image_end_alone(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
     good = [spec(seed=seed, num_inference_steps=6, **SMALL) for seed in (1, 2)]
     hub = hubs()
     expected = together(hub, starter, good, Sharing.EXACT)
@@ -198,13 +198,13 @@ def test_a_failing_a_canceled_and_a_nan_picture_end_alone(starter: LoadedModel, 
 
     def canceled() -> Image.Image:
         try:
-            return picture(starter, spec(num_inference_steps=50, **SMALL))()
+            return image_of(starter, spec(num_inference_steps=50, **SMALL))()
         finally:
             unwound.append("yes")
 
-    runs = [hub.start(picture(starter, wanted), Sharing.EXACT) for wanted in good]
+    runs = [hub.start(image_of(starter, wanted), Sharing.EXACT) for wanted in good]
     failing, nan, stopped = (
-        hub.start(one, Sharing.EXACT) for one in (picture(starter, spec(**SMALL), fail), poisoned, canceled)
+        hub.start(one, Sharing.EXACT) for one in (image_of(starter, spec(**SMALL), fail), poisoned, canceled)
     )
     for _ in range(3):
         hub.advance()
@@ -260,7 +260,7 @@ class Toy(Hub):
 
 
 class Known(Lessons):
-    """What a card would have learnt on which every row costs nothing."""
+    """What a device would have learnt on which every row costs nothing."""
 
     def __init__(self, most: int) -> None:
         super().__init__(None)
@@ -627,7 +627,7 @@ def test_other_architectures_share_without_code_of_their_own(
 def work(wanted: JobSpec, model: Model = EXACT, priority: Priority = Priority.NORMAL) -> RenderWork:
     done: list[int] = []
     made = RenderWork(
-        wanted, model, pictures(wanted.task), lambda: None, done.append, threading.Event(), priority=priority
+        wanted, model, images(wanted.task), lambda: None, done.append, threading.Event(), priority=priority
     )
     made.__dict__["done"] = done
     return made
@@ -640,7 +640,7 @@ def carried_out(renderer: SharedRenderer) -> dict[RenderWork, Any]:
     return ended | dict(renderer.advance())
 
 
-def test_the_pictures_of_jobs_share_forwards_and_each_job_counts_its_own_steps(starter: LoadedModel) -> None:
+def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps(starter: LoadedModel) -> None:
     renderer = SharedRenderer(CPU, 1, lambda: None, 8)
     jobs = [
         work(spec(num_images_per_prompt=3, seed=4, exact=False, **SMALL)),
@@ -692,7 +692,7 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
         renderer.admit(job)
     renderer.advance()
     renderer.admit(short)
-    assert not renderer.takes(EXACT)  # it gets the card for itself once the others are done
+    assert not renderer.takes(EXACT)  # it gets the device for itself once the others are done
     stopped.stop.set()
     ended = carried_out(renderer)
     assert isinstance(ended[stopped], JobCanceled)
@@ -732,18 +732,18 @@ def test_the_engine_fills_its_slots_lets_a_waiting_person_in_and_ends_jobs_one_b
     second.stop.set()
     assert isinstance(second.future.exception(60), JobCanceled)
     assert isinstance(odd.future.exception(60), ModelUnavailable)
-    assert began[-1] == "odd"  # loading waits until the card is empty
+    assert began[-1] == "odd"  # loading waits until the device is empty
     engine.close()
     engine.join(30)
     assert not engine.is_alive()
     assert engine.idle_seconds == 0
 
 
-def test_a_card_takes_several_jobs_unless_told_not_to() -> None:
+def test_a_device_takes_several_jobs_unless_told_not_to() -> None:
     assert [slots(batching, kind) for batching in ("on", "off") for kind in ("cpu", "cuda")] == [4, 16, 1, 1]
 
 
-def test_a_suspect_has_the_card_for_itself_until_it_has_left_the_process() -> None:
+def test_a_suspect_has_the_device_for_itself_until_it_has_left_the_process() -> None:
     engine = Engine(choose("cpu0"), 1, slots=4)
     began: list[str] = []
 

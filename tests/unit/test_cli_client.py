@@ -25,7 +25,7 @@ from farm.client import client as module
 from farm.errors import BadInput
 from tests.unit.scripted_server import DROP, Answer, Asked, job, serving
 
-PICTURE = b"not really a picture"
+IMAGE = b"not really an image"
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def sse(*events: tuple[str, object, str | None]) -> bytes:
     )
 
 
-def output(url: str, data: bytes = PICTURE) -> dict[str, object]:
+def output(url: str, data: bytes = IMAGE) -> dict[str, object]:
     return {"url": url, "sha256": hashlib.sha256(data).hexdigest(), "seed": 3, "content_type": "image/png"}
 
 
@@ -116,14 +116,14 @@ def test_a_page_that_is_no_farm_is_unreachable() -> None:
         farm.models()
 
 
-def test_the_task_is_what_the_pictures_mean_and_pictures_are_uploaded() -> None:
+def test_the_task_is_what_the_images_mean_and_images_are_uploaded() -> None:
     def script(asked: Asked, number: int) -> Answer:
         return Answer(201, {"id": f"file_{number:032x}"}) if asked.path == "/v1/files" else Answer(201, job())
 
     with serving(script) as server, Farm(server.url, "k") as farm:
-        farm.submit("a cube", image=b"picture bytes", mask=Image.new("L", (8, 8)), strength=None)
+        farm.submit("a cube", image=b"image bytes", mask=Image.new("L", (8, 8)), strength=None)
     first, second, submitted = server.asked
-    assert b"picture bytes" in first.body
+    assert b"image bytes" in first.body
     assert b"\x89PNG" in second.body
     assert submitted.json() == {
         "task": "inpainting",
@@ -201,11 +201,11 @@ def test_a_download_is_checked_and_an_expired_url_is_asked_for_again() -> None:
     def script(asked: Asked, _: int) -> Answer:
         if asked.path.startswith("/v1/"):
             return Answer(200, job("succeeded", outputs=[output(f"{server.url}/fresh")]))
-        return Answer(403, b"expired") if asked.path == "/old" else Answer(200, PICTURE)
+        return Answer(403, b"expired") if asked.path == "/old" else Answer(200, IMAGE)
 
     with serving(script) as server, Farm(server.url, "secret") as farm:
         stale = Job.of(job("succeeded", outputs=[output(f"{server.url}/old")]))
-        assert farm.download(stale.outputs[0]) == PICTURE
+        assert farm.download(stale.outputs[0]) == IMAGE
         damaged = Job.of(job("succeeded", outputs=[output(f"{server.url}/fresh", b"other bytes")]))
         with pytest.raises(Corrupted):
             farm.download(damaged.outputs[0])
@@ -214,11 +214,11 @@ def test_a_download_is_checked_and_an_expired_url_is_asked_for_again() -> None:
 
 
 def test_running_a_job_that_fails_says_why() -> None:
-    failed = job("failed", error={"code": "out_of_memory", "message": "the card is too small"})
+    failed = job("failed", error={"code": "out_of_memory", "message": "the device is too small"})
     with (
         serving(lambda *_: Answer(201, failed)) as server,
         Farm(server.url, "k") as farm,
-        pytest.raises(JobFailed, match=r"the card is too small \(out_of_memory\)"),
+        pytest.raises(JobFailed, match=r"the device is too small \(out_of_memory\)"),
     ):
         farm.run("a cube")
 

@@ -13,7 +13,7 @@ from farm.cli import output_files
 from farm.cli.render import Verdict, compare, request_in, size_of
 from farm.client.requests import infer_task
 from farm.domain import recipe
-from farm.domain.tasks import InputPicture, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.tasks import InputImage, JobSpec, OutputFormat, Scheduler, Task
 from farm.errors import BadInput
 
 
@@ -26,12 +26,12 @@ from farm.errors import BadInput
         (True, False, True, "depth-to-image"),
     ],
 )
-def test_the_pictures_given_mean_a_task(image: bool, mask: bool, depth: bool, task: str) -> None:
+def test_the_images_given_mean_a_task(image: bool, mask: bool, depth: bool, task: str) -> None:
     assert infer_task(image=image, mask=mask, depth=depth) == task
 
 
 @pytest.mark.parametrize(("image", "mask", "depth"), [(False, True, False), (False, False, True), (True, True, True)])
-def test_pictures_that_mean_no_task_are_refused(image: bool, mask: bool, depth: bool) -> None:
+def test_images_that_mean_no_task_are_refused(image: bool, mask: bool, depth: bool) -> None:
     with pytest.raises(BadInput):
         infer_task(image=image, mask=mask, depth=depth)
 
@@ -72,8 +72,8 @@ def test_an_ending_that_contradicts_is_refused(output: str, given: str | None) -
     [
         ("a red ball on a blue background", "a-red-ball-on-a-blue-background"),
         ("  ../../etc/passwd ", "etc-passwd"),
-        ("!!!", "picture"),
-        ("", "picture"),
+        ("!!!", "image"),
+        ("", "image"),
         ("Ein grüner Würfel", "ein-grüner-würfel"),
     ],
 )
@@ -111,28 +111,28 @@ def png(colour: tuple[int, int, int], **texts: str) -> bytes:
     return buffer.getvalue()
 
 
-def test_two_pictures_are_identical_or_alike_or_different() -> None:
+def test_two_images_are_identical_or_alike_or_different() -> None:
     first = png((1, 2, 3))
     assert compare(first, png((1, 2, 3))) is Verdict.IDENTICAL
     assert compare(first, png((1, 2, 3), note="made later")) is Verdict.PIXELS
     assert compare(first, png((1, 2, 4))) is Verdict.DIFFERENT
 
 
-def test_the_recipe_of_a_picture_is_its_request() -> None:
+def test_the_recipe_of_a_image_is_its_request() -> None:
     spec = JobSpec(
         task=Task.IMAGE_TO_IMAGE, model="starter", prompt="a cube", negative_prompt="", num_inference_steps=5,
         guidance_scale=4.0, scheduler=Scheduler.DDIM, seed=9, num_images_per_prompt=3, width=64, height=64,
         strength=0.5, output_format=OutputFormat.PNG,
-        inputs={"image": InputPicture(sha256="ab" * 32, key="k", content_type="image/png", width=8, height=8)},
+        inputs={"image": InputImage(sha256="ab" * 32, key="k", content_type="image/png", width=8, height=8)},
     )  # fmt: skip
     data = png((0, 0, 0), farm=recipe.farm_json(spec, 2, {}))
     request = request_in(data, Path("x.png"))
-    assert request["seed"] == 11, "the seed of this picture, not of the job"
+    assert request["seed"] == 11, "the seed of this image, not of the job"
     assert request["num_images_per_prompt"] == 1
     assert request["image"] == f"sha256:{'ab' * 32}"
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", png((0, 0, 0)), png((0, 0, 0), farm="{}")])
-def test_a_picture_without_a_recipe_is_refused(data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"no image", png((0, 0, 0)), png((0, 0, 0), farm="{}")])
+def test_a_image_without_a_recipe_is_refused(data: bytes) -> None:
     with pytest.raises(BadInput):
         request_in(data, Path("x.png"))

@@ -103,11 +103,11 @@ def test_what_the_farm_refuses_is_exit_2_and_a_server_s_problem_exit_3(tmp_path:
 
 
 def test_a_failed_job_is_exit_1_and_says_why(tmp_path: Path) -> None:
-    failed = job("failed", error={"code": "out_of_memory", "message": "the card is too small"})
+    failed = job("failed", error={"code": "out_of_memory", "message": "the device is too small"})
     with serving(lambda *_: Answer(201, failed)) as server:
         done = run("render", "x", "--url", server.url, "--api-key", "k", cwd=tmp_path)
     assert done.returncode == 1
-    assert "the card is too small" in done.stderr
+    assert "the device is too small" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

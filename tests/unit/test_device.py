@@ -1,4 +1,4 @@
-"""Which card a worker owns, and what it hides from itself."""
+"""Which device a worker owns, and what it hides from itself."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ GPU = "GPU-8c1b0a5e-1111-2222-3333-444455556666"
         ("mps", Choice("mps", "mps", None)),
     ],
 )
-def test_a_card_is_named_in_many_ways(wanted: str, choice: Choice) -> None:
+def test_a_device_is_named_in_many_ways(wanted: str, choice: Choice) -> None:
     assert choose(wanted) == choice
 
 
 @pytest.mark.parametrize("wanted", ["gpu", "cuda:x", "-1", "cuda:0,1", "0;rm"])
 def test_any_other_name_is_refused(wanted: str) -> None:
-    with pytest.raises(SetupError, match="FARM_CARD"):
+    with pytest.raises(SetupError, match="FARM_DEVICE"):
         choose(wanted)
 
 
@@ -42,7 +42,7 @@ def test_any_other_name_is_refused(wanted: str) -> None:
         ("cpu", {"CUDA_VISIBLE_DEVICES": "4,6"}, ""),
     ],
 )
-def test_a_pinned_process_sees_its_card_alone(wanted: str, before: dict[str, str], after: str) -> None:
+def test_a_pinned_process_sees_its_device_alone(wanted: str, before: dict[str, str], after: str) -> None:
     environment = dict(before)
     pin(choose(wanted), environment)
     assert environment["CUDA_VISIBLE_DEVICES"] == after

@@ -1,4 +1,4 @@
-"""A recipe travels inside its picture, in every format."""
+"""A recipe travels inside its image, in every format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spec(kind: OutputFormat, **changes: object) -> JobSpec:
     return JobSpec.model_validate(values | changes)
 
 
-def picture() -> Image.Image:
+def noise() -> Image.Image:
     return Image.merge("RGB", [Image.linear_gradient("L").resize((64, 32)).rotate(turn) for turn in (0, 90, 180)])
 
 
@@ -54,7 +54,7 @@ def picture() -> Image.Image:
 )
 def test_the_recipe_comes_back_whole(kind: OutputFormat, prompt: str) -> None:
     wanted = spec(kind, prompt=prompt, negative_prompt=prompt)
-    data = encode(picture(), wanted, 2, MADE_WITH)
+    data = encode(noise(), wanted, 2, MADE_WITH)
     text = recipes.read(data)
     assert text == farm_json(wanted, 2, MADE_WITH)
     again = request_again(text)
@@ -66,12 +66,12 @@ def test_the_recipe_comes_back_whole(kind: OutputFormat, prompt: str) -> None:
 @FORMATS
 def test_other_tools_find_the_parameters(kind: OutputFormat) -> None:
     wanted = spec(kind, prompt="两个球 🦊", negative_prompt="blurry")
-    assert recipes.read_parameters(encode(picture(), wanted, 0, MADE_WITH)) == parameters_text(wanted, 0)
+    assert recipes.read_parameters(encode(noise(), wanted, 0, MADE_WITH)) == parameters_text(wanted, 0)
 
 
 @FORMATS
 def test_the_file_is_what_it_says_and_opens(kind: OutputFormat) -> None:
-    image = picture()
+    image = noise()
     decoded = Image.open(io.BytesIO(encode(image, spec(kind), 0, MADE_WITH)))
     assert decoded.get_format_mimetype() == kind.content_type
     assert decoded.size == (64, 32)
@@ -81,24 +81,24 @@ def test_the_file_is_what_it_says_and_opens(kind: OutputFormat) -> None:
 
 @FORMATS
 def test_the_same_recipe_gives_the_same_bytes(kind: OutputFormat) -> None:
-    assert encode(picture(), spec(kind), 1, MADE_WITH) == encode(picture(), spec(kind), 1, dict(MADE_WITH))
+    assert encode(noise(), spec(kind), 1, MADE_WITH) == encode(noise(), spec(kind), 1, dict(MADE_WITH))
 
 
 def test_nothing_belongs_to_one_job_or_moment() -> None:
-    text = recipes.read(encode(picture(), spec(OutputFormat.PNG), 0, MADE_WITH))
+    text = recipes.read(encode(noise(), spec(OutputFormat.PNG), 0, MADE_WITH))
     assert text is not None
     assert set(json.loads(text)) == {"version", "spec", "made_with"}
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00"])
-def test_what_is_no_picture_has_no_recipe(data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00"])
+def test_what_is_no_image_has_no_recipe(data: bytes) -> None:
     assert recipes.read(data) is None
     assert recipes.read_parameters(data) is None
 
 
 @FORMATS
-def test_a_strangers_picture_has_no_recipe(kind: OutputFormat) -> None:
+def test_a_strangers_image_has_no_recipe(kind: OutputFormat) -> None:
     target = io.BytesIO()
-    picture().save(target, kind.value)
+    noise().save(target, kind.value)
     assert recipes.read(target.getvalue()) is None
     assert recipes.read_parameters(target.getvalue()) is None

@@ -1,4 +1,4 @@
-"""Input pictures: what is refused before anything decodes it, and what a pipeline gets to see."""
+"""Input images: what is refused before anything decodes it, and what a pipeline gets to see."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ def refusal(data: bytes, limits: Settings = LIMITS) -> str:
         (encoded(scene("RGBA"), "WEBP", quality=80, exif=b"Exif\0\0"), "image/webp"),
     ],
 )
-def test_still_pictures_of_the_three_formats_are_taken(data: bytes, content_type: str) -> None:
-    picture = images.inspect(data, LIMITS)
-    assert picture == images.Picture(content_type, 48, 32, len(data), hashlib.sha256(data).hexdigest())
+def test_still_images_of_the_three_formats_are_taken(data: bytes, content_type: str) -> None:
+    image = images.inspect(data, LIMITS)
+    assert image == images.ImageInfo(content_type, 48, 32, len(data), hashlib.sha256(data).hexdigest())
     assert images.load_rgb(data, LIMITS).mode == "RGB"
     assert images.load_mask(data, LIMITS).mode == "L"
     assert images.load_depth(data, LIMITS).mode in ("L", "I;16")
 
 
-def test_a_picture_that_is_exactly_at_the_limits_is_taken() -> None:
+def test_a_image_that_is_exactly_at_the_limits_is_taken() -> None:
     exact = Settings(max_input_pixels=48 * 32, max_input_bytes=len(PNG))
     assert images.inspect(PNG, exact).width == 48
 
@@ -118,7 +118,7 @@ def test_padding_after_the_end_is_taken() -> None:
         assert images.inspect(data + bytes(10), LIMITS).width == 48
 
 
-def test_a_phone_picture_with_further_jpegs_behind_it_is_taken() -> None:
+def test_a_phone_image_with_further_jpegs_behind_it_is_taken() -> None:
     assert images.inspect(JPEG + bytes(3) + JPEG, LIMITS).width == 48
 
 
@@ -210,8 +210,8 @@ def test_other_formats_are_refused_by_name(data: bytes, name: str) -> None:
 @pytest.mark.usefixtures("no_decoder")
 @pytest.mark.parametrize("tail", [b"PK\x05\x06" + bytes(18) + b"\1", b"<?php system($_GET[0]); ?>", PNG, b"x"])
 @pytest.mark.parametrize("data", [PNG, JPEG, WEBP], ids=["png", "jpeg", "webp"])
-def test_a_second_file_behind_the_picture_is_refused(data: bytes, tail: bytes) -> None:
-    assert "after the picture's end" in refusal(data + tail)
+def test_a_second_file_behind_the_image_is_refused(data: bytes, tail: bytes) -> None:
+    assert "after the image's end" in refusal(data + tail)
 
 
 @pytest.mark.usefixtures("no_decoder")
@@ -246,7 +246,7 @@ def test_contradictory_headers_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.usefixtures("no_decoder")
-def test_a_canvas_cannot_hide_a_larger_picture() -> None:
+def test_a_canvas_cannot_hide_a_larger_image() -> None:
     image = scene("RGBA")
     image.putpixel((0, 0), (0, 0, 0, 0))
     data = bytearray(encoded(image, "WEBP", quality=80))
@@ -271,7 +271,7 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
 )
 @given(st.data())
 @budget(max_examples=60, deadline=None)
-def test_a_truncated_picture_is_refused(data: bytes, draw: st.DataObject) -> None:
+def test_a_truncated_image_is_refused(data: bytes, draw: st.DataObject) -> None:
     # Zero bytes at the end may be padding, so what is cut off must hold something.
     cut = draw.draw(st.integers(0, len(data.rstrip(b"\x00")) - 1))
     refusal(data[:cut])
@@ -280,7 +280,7 @@ def test_a_truncated_picture_is_refused(data: bytes, draw: st.DataObject) -> Non
 @pytest.mark.parametrize("data", [PNG, JPEG, WEBP], ids=["png", "jpeg", "webp"])
 @given(st.data())
 @budget(max_examples=150, deadline=None)
-def test_a_damaged_picture_is_taken_or_refused_but_never_crashes(data: bytes, draw: st.DataObject) -> None:
+def test_a_damaged_image_is_taken_or_refused_but_never_crashes(data: bytes, draw: st.DataObject) -> None:
     broken = bytearray(data)
     for at, value in draw.draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), min_size=1)):
         broken[at] = value
@@ -315,8 +315,8 @@ def test_the_exif_orientation_is_applied(kind: str) -> None:
     exif[0x0112] = 6  # lies on its side: to be turned clockwise
     options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     data = encoded(scene(), kind, exif=exif, **options)
-    picture = images.inspect(data, LIMITS)
-    assert (picture.width, picture.height) == (32, 48)
+    info = images.inspect(data, LIMITS)
+    assert (info.width, info.height) == (32, 48)
     image = images.load_rgb(data, LIMITS)
     assert image.size == (32, 48)
     corner = image.getpixel((28, 3))  # the yellow square was at the left, above
@@ -345,7 +345,7 @@ def test_16_bit_grey_with_a_transparent_value_loads() -> None:
     assert images.load_depth(data, LIMITS).getpixel((0, 0)) == 0x8042
 
 
-def test_transparency_is_white_in_a_picture_and_black_in_a_mask() -> None:
+def test_transparency_is_white_in_a_image_and_black_in_a_mask() -> None:
     image = Image.new("RGBA", (4, 4), (200, 10, 10, 0))
     image.putpixel((0, 0), (255, 255, 255, 255))
     for data in (encoded(image), encoded(image, "WEBP", lossless=True)):

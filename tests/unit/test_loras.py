@@ -1,4 +1,4 @@
-"""LoRAs by name: jobs on one card wear different ones and notice nothing of each other."""
+"""LoRAs by name: jobs on one device wear different ones and notice nothing of each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from farm.domain.model import LoraFile, Model
 from farm.domain.resolve import resolve
 from farm.domain.tasks import JobSpec, Task, TextToImageRequest
 from farm.errors import BadInput, ModelUnavailable
-from tests.unit.test_pipelines import CPU, pictures, spec
+from tests.unit.test_pipelines import CPU, images, spec
 from workers import pipelines
 from workers.batched_renderer import SharedRenderer
 from workers.render_request import Rendered, RenderWork
@@ -73,9 +73,7 @@ def wearing(*loras: tuple[str, float], task: Task = Task.TEXT_TO_IMAGE, **change
 
 
 def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> list[Any]:
-    jobs = [
-        RenderWork(one, model, pictures(one.task), lambda: None, lambda _: None, threading.Event()) for one in specs
-    ]
+    jobs = [RenderWork(one, model, images(one.task), lambda: None, lambda _: None, threading.Event()) for one in specs]
     for job in jobs:
         renderer.admit(job)
     ended: dict[RenderWork, Any] = {}
@@ -90,7 +88,7 @@ def image(outcome: Any) -> Image.Image:
     return outcome.images[0]
 
 
-def test_jobs_of_one_card_wear_what_each_asked_for_and_equal_ones_share(model: Model) -> None:
+def test_jobs_of_one_device_wear_what_each_asked_for_and_equal_ones_share(model: Model) -> None:
     renderer = SharedRenderer(CPU, 1, lambda: None, 8)
     plain, ink, soft, both = (
         wearing(),

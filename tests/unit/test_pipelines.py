@@ -15,7 +15,7 @@ from PIL import Image
 from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from farm.errors import InputUnfit, JobCanceled, ModelUnavailable
 from workers import pipelines
 from workers.cpu_model_cache import Attic, weights
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
 ]
 
-CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
+CPU = Device("cpu", "cpu0", "a processor", 2**33, "float32")
 STARTER = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype="float32")
 
 
@@ -65,7 +65,7 @@ def spec(task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
     return JobSpec.model_validate(values | changes)
 
 
-def pictures(task: Task, size: tuple[int, int] = (64, 64)) -> dict[str, Image.Image]:
+def images(task: Task, size: tuple[int, int] = (64, 64)) -> dict[str, Image.Image]:
     scene = Image.new("RGB", size, (40, 60, 200))
     scene.paste((220, 40, 40), (10, 10, 40, 40))
     found = {"image": scene}
@@ -97,15 +97,15 @@ def test_a_folder_in_the_usual_layout_serves_the_tasks_from_one_set_of_weights()
     with pytest.raises(ModelUnavailable, match="no depth estimator"):
         loaded.pipeline(Task.DEPTH_TO_IMAGE)
     for task in tasks:
-        assert render(loaded, spec(task), pictures(task)).size == (64, 64)
+        assert render(loaded, spec(task), images(task)).size == (64, 64)
 
 
 @pytest.mark.parametrize("task", Task)
 @pytest.mark.parametrize("scheduler", Scheduler)
 def test_every_scheduler_renders_every_task(starter: LoadedModel, task: Task, scheduler: Scheduler) -> None:
     steps: list[int] = []
-    wanted = spec(task, scheduler=scheduler, num_inference_steps=5, strength=None if not pictures(task) else 0.6)
-    image = pipelines.render(starter, wanted, 0, pictures(task), steps.append, threading.Event())
+    wanted = spec(task, scheduler=scheduler, num_inference_steps=5, strength=None if not images(task) else 0.6)
+    image = pipelines.render(starter, wanted, 0, images(task), steps.append, threading.Event())
     assert (image.mode, image.size) == ("RGB", (64, 64))
     assert steps == sorted(steps)
     assert steps[-1] == steps_run(wanted)
@@ -116,12 +116,12 @@ def test_every_scheduler_renders_every_task(starter: LoadedModel, task: Task, sc
 
 @pytest.mark.parametrize("task", Task)
 def test_the_same_spec_gives_the_same_pixels_whatever_ran_before(starter: LoadedModel, task: Task) -> None:
-    first = render(starter, spec(task), pictures(task))
+    first = render(starter, spec(task), images(task))
     render(starter, spec(scheduler=Scheduler.EULER_ANCESTRAL, guidance_scale=1.0, seed=99), {})
-    assert render(starter, spec(task), pictures(task)).tobytes() == first.tobytes()
+    assert render(starter, spec(task), images(task)).tobytes() == first.tobytes()
 
 
-def test_picture_i_is_the_picture_of_seed_plus_i(starter: LoadedModel) -> None:
+def test_image_i_is_the_image_of_seed_plus_i(starter: LoadedModel) -> None:
     second = render(starter, spec(num_images_per_prompt=2), {}, index=1)
     assert second.tobytes() == render(starter, spec(seed=8), {}).tobytes()
 
@@ -129,21 +129,21 @@ def test_picture_i_is_the_picture_of_seed_plus_i(starter: LoadedModel) -> None:
 @pytest.mark.parametrize("task", [task for task in Task if task is not Task.TEXT_TO_IMAGE])
 def test_inputs_are_brought_to_the_size_that_was_asked_for(starter: LoadedModel, task: Task) -> None:
     wanted = spec(task, width=48, height=80, num_inference_steps=1)
-    assert render(starter, wanted, pictures(task, (100, 60))).size == (48, 80)
+    assert render(starter, wanted, images(task, (100, 60))).size == (48, 80)
 
 
-def test_sixteen_and_eight_bits_of_the_same_depth_give_the_same_picture(starter: LoadedModel) -> None:
+def test_sixteen_and_eight_bits_of_the_same_depth_give_the_same_image(starter: LoadedModel) -> None:
     eight = Image.linear_gradient("L").resize((64, 64))
     sixteen = Image.frombytes("I;16", (64, 64), b"".join(bytes((value, value)) for value in eight.tobytes()))
     made = [
-        render(starter, spec(Task.DEPTH_TO_IMAGE), pictures(Task.DEPTH_TO_IMAGE) | {"depth_map": depth})
+        render(starter, spec(Task.DEPTH_TO_IMAGE), images(Task.DEPTH_TO_IMAGE) | {"depth_map": depth})
         for depth in (eight, sixteen)
     ]
     assert made[0].tobytes() == made[1].tobytes()
 
 
 def test_a_flat_depth_map_is_refused_and_not_turned_black(starter: LoadedModel) -> None:
-    inputs = pictures(Task.DEPTH_TO_IMAGE) | {"depth_map": Image.new("L", (64, 64), 9)}
+    inputs = images(Task.DEPTH_TO_IMAGE) | {"depth_map": Image.new("L", (64, 64), 9)}
     with pytest.raises(InputUnfit, match="same value everywhere"):
         render(starter, spec(Task.DEPTH_TO_IMAGE), inputs)
 
@@ -199,13 +199,13 @@ def test_models_stay_until_memory_is_short_and_the_oldest_goes_first(
 ) -> None:
     loads: list[str] = []
 
-    def load(model: Model, _card: Card) -> LoadedModel:
+    def load(model: Model, _device: Device) -> LoadedModel:
         loads.append(model.id)
         return LoadedModel(model, "float32", None, "", 100, {})
 
     monkeypatch.setattr(pipelines, "load", load)
     models = {name: STARTER.model_copy(update={"id": name}) for name in "abc"}
-    residency = Residency(Card("cpu", "cpu0", "", 500, "float32"))  # half of it is for weights
+    residency = Residency(Device("cpu", "cpu0", "", 500, "float32"))  # half of it is for weights
     for name in "abac":
         residency.get(models[name])
     assert loads == ["a", "b", "c"]
@@ -216,7 +216,7 @@ def test_models_stay_until_memory_is_short_and_the_oldest_goes_first(
     assert residency.get(changed).model == changed  # the registry says something else by now
 
 
-def test_a_model_that_left_the_card_is_back_with_its_weights_and_the_attic_keeps_to_its_bytes() -> None:
+def test_a_model_that_left_the_device_is_back_with_its_weights_and_the_attic_keeps_to_its_bytes() -> None:
     def loaded(name: str) -> LoadedModel:
         pipeline = SimpleNamespace(components={"unet": torch.nn.Linear(9, 10), "scheduler": None})  # 400 bytes
         model = STARTER.model_copy(update={"id": name})
@@ -224,7 +224,7 @@ def test_a_model_that_left_the_card_is_back_with_its_weights_and_the_attic_keeps
 
     models = {name: loaded(name) for name in "abc"}
     before = {name: [tensor.clone() for tensor in weights(model)] for name, model in models.items()}
-    attic = Attic(Card("cuda", "cuda:0", "a card", 2**30, "float16"), 800)
+    attic = Attic(Device("cuda", "cuda:0", "a device", 2**30, "float16"), 800)
     attic._where = "cpu"  # there is no other place here
     assert all(attic.keep(models[name]) for name in "abc")
     assert attic.bytes == 800
@@ -234,12 +234,12 @@ def test_a_model_that_left_the_card_is_back_with_its_weights_and_the_attic_keeps
     assert back is models["b"]
     assert all(torch.equal(here, there) for here, there in zip(weights(back), before["b"], strict=True))
     assert attic.bytes == 0
-    assert not Attic(Card("cuda", "cuda:0", "a card", 2**30, "float16"), 399).keep(models["a"])
-    assert not Attic(Card("cpu", "cpu0", "a processor", 2**30, "float32"), 2**30).keep(models["a"])
+    assert not Attic(Device("cuda", "cuda:0", "a device", 2**30, "float16"), 399).keep(models["a"])
+    assert not Attic(Device("cpu", "cpu0", "a processor", 2**30, "float32"), 2**30).keep(models["a"])
 
 
 def test_inpainting_leaves_every_pixel_outside_the_mask_as_it_was(starter: LoadedModel) -> None:
-    inputs = pictures(Task.INPAINTING)
+    inputs = images(Task.INPAINTING)
     painted = render(starter, spec(Task.INPAINTING), inputs)
     outside = inputs["mask_image"].point(lambda value: 0 if value >= 128 else 255)
     nothing = Image.new("RGB", painted.size)

@@ -1,4 +1,4 @@
-"""When the card's memory is short, and when the engine dies."""
+"""When the device's memory is short, and when the engine dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Task
-from farm.domain.worker import Card
+from farm.domain.worker import Device
 from farm.errors import OutOfMemory
 from farm.settings import Settings
 from workers import pipelines, single_renderer
@@ -27,7 +27,7 @@ from workers.heartbeat import stalled
 from workers.render_request import Rendered, RenderWork
 from workers.single_renderer import SerialRenderer
 
-CPU = Card("cpu", "cpu0", "a processor", 2**33, "float32")
+CPU = Device("cpu", "cpu0", "a processor", 2**33, "float32")
 MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
 
 
@@ -87,7 +87,7 @@ def outcome_of(wanted: RenderWork) -> Any:
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: …")],
-    ids=["card", "processor"],
+    ids=["device", "processor"],
 )
 def test_a_job_that_does_not_fit_is_tried_once_more_in_tiles_and_its_recipe_says_so(
     monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -106,42 +106,42 @@ def test_a_job_that_does_not_fit_in_tiles_either_fails_with_its_own_code(monkeyp
     assert "64x64" in str(error)
 
 
-def test_before_it_is_given_up_only_what_works_lies_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_before_it_is_given_up_only_what_works_lies_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = "cuda:0"  # it is asked for, and no more: this machine may have none
     loaded = pipelines.load(MODEL, CPU)
-    on_the_card: list[str] = []
+    on_the_device: list[str] = []
     tiled = failing(monkeypatch, torch.OutOfMemoryError(), None)
     offloaded = pipelines.offloaded
 
     @contextmanager
     def watched(*given: Any) -> Iterator[None]:
-        on_the_card.append(given[2])
+        on_the_device.append(given[2])
         with offloaded(loaded, given[1], "cpu"):
             yield
 
     monkeypatch.setattr(pipelines, "offloaded", watched)
-    monkeypatch.setattr(single_renderer, "device", lambda _: asked)
-    renderer = SerialRenderer(Card("cuda", "cuda0", "a card", 2**33, "float16"), 1, lambda: None)
+    monkeypatch.setattr(single_renderer, "torch_device", lambda _: asked)
+    renderer = SerialRenderer(Device("cuda", "cuda0", "a device", 2**33, "float16"), 1, lambda: None)
     rendered = renderer.render_with_less(loaded, work())
-    assert (len(rendered.images), tiled, on_the_card) == (1, [True, True], [asked])
+    assert (len(rendered.images), tiled, on_the_device) == (1, [True, True], [asked])
     assert rendered.made_with["vae"] == "tiled"
 
 
-def test_weights_that_were_moved_to_and_fro_lie_where_they_lay_and_the_picture_is_the_same() -> None:
+def test_weights_that_were_moved_to_and_fro_lie_where_they_lay_and_the_image_is_the_same() -> None:
     loaded = pipelines.load(MODEL, CPU)
     wanted = work()
 
-    def picture() -> Image.Image:
+    def image() -> Image.Image:
         return pipelines.render(loaded, wanted.spec, 0, {}, lambda _: None, threading.Event())
 
-    before = picture()
+    before = image()
     unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
     with pipelines.offloaded(loaded, Task.TEXT_TO_IMAGE, "cpu"):
         assert hasattr(unet, "_hf_hook")
-        assert picture().tobytes() == before.tobytes()
+        assert image().tobytes() == before.tobytes()
     assert not hasattr(unet, "_hf_hook")
     assert unet.device == torch.device("cpu")
-    assert picture().tobytes() == before.tobytes()
+    assert image().tobytes() == before.tobytes()
 
 
 def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +156,14 @@ import threading, workers.single_renderer
 from workers.device import choose
 from workers.engine import Engine
 class Broken:
-    def __init__(self, *_): raise RuntimeError("the card is on fire")
+    def __init__(self, *_): raise RuntimeError("the device is on fire")
 workers.single_renderer.SerialRenderer = Broken
 Engine(choose("cpu0"), 1).start()
 threading.Event().wait(60)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 70
-    assert "the card is on fire" in ran.stdout + ran.stderr
+    assert "the device is on fire" in ran.stdout + ran.stderr
 
 
 def test_an_engine_with_nothing_to_do_has_not_stalled_and_one_that_hangs_has() -> None:
@@ -183,7 +183,7 @@ def test_an_engine_with_nothing_to_do_has_not_stalled_and_one_that_hangs_has() -
     assert not stalled(engine, settings)
 
 
-def test_work_that_waits_for_the_card_is_taken_back_at_once() -> None:
+def test_work_that_waits_for_the_device_is_taken_back_at_once() -> None:
     engine = Engine(choose("cpu0"), 1)
     first, second = work(), work()
     future = engine.submit(first)

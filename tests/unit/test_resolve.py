@@ -9,25 +9,25 @@ from pydantic import TypeAdapter
 
 from farm import model_registry
 from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
-from farm.domain.tasks import AnyJobRequest, InputPicture, JobSpec
+from farm.domain.tasks import AnyJobRequest, InputImage, JobSpec
 from farm.errors import BadInput
 
 REGISTRY = model_registry.load(None)
 REQUEST: TypeAdapter[Any] = TypeAdapter(AnyJobRequest)
 
 
-def picture(width: int = 128, height: int = 128) -> InputPicture:
-    return InputPicture(sha256="0" * 64, key="k", content_type="image/png", width=width, height=height)
+def image(width: int = 128, height: int = 128) -> InputImage:
+    return InputImage(sha256="0" * 64, key="k", content_type="image/png", width=width, height=height)
 
 
-def resolved(given: dict[str, Any], pictures: dict[str, InputPicture] | None = None) -> JobSpec:
+def resolved(given: dict[str, Any], images: dict[str, InputImage] | None = None) -> JobSpec:
     request = REQUEST.validate_python({"prompt": "a red ball"} | given)
-    return resolve(request, choose_model(request, REGISTRY), pictures or {})
+    return resolve(request, choose_model(request, REGISTRY), images or {})
 
 
-def refused(given: dict[str, Any], pictures: dict[str, InputPicture] | None = None) -> list[str]:
+def refused(given: dict[str, Any], images: dict[str, InputImage] | None = None) -> list[str]:
     with pytest.raises(BadInput) as caught:
-        resolved(given, pictures)
+        resolved(given, images)
     return [problem.field for problem in caught.value.problems]
 
 
@@ -43,8 +43,8 @@ def test_every_gap_is_closed_and_a_seed_is_drawn() -> None:
     )
 
 
-def test_the_size_of_a_picture_decides_within_the_models_limits() -> None:
-    spec = resolved({"task": "image-to-image", "image": "sha256:x"}, {"image": picture(1000, 500)})
+def test_the_size_of_a_image_decides_within_the_models_limits() -> None:
+    spec = resolved({"task": "image-to-image", "image": "sha256:x"}, {"image": image(1000, 500)})
     limits = REGISTRY.models[0].limits
     assert spec.width <= limits.max_side
     assert spec.width * spec.height <= limits.max_pixels
@@ -53,24 +53,24 @@ def test_the_size_of_a_picture_decides_within_the_models_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "pictures", "fields"),
+    ("given", "images", "fields"),
     [
         ({"task": "text-to-image", "model": "nope"}, {}, ["model"]),
         ({"task": "text-to-image", "width": 4096}, {}, ["width"]),
         ({"task": "text-to-image", "scheduler": "pndm", "num_inference_steps": 3}, {}, ["num_inference_steps"]),
         (
             {"task": "image-to-image", "image": "x", "strength": 0.01, "num_inference_steps": 10},
-            {"image": picture()},
+            {"image": image()},
             ["strength"],
         ),
         (
             {"task": "inpainting", "image": "x", "mask_image": "y"},
-            {"image": picture(), "mask_image": picture(64, 64)},
+            {"image": image(), "mask_image": image(64, 64)},
             ["mask_image"],
         ),
     ],
 )
 def test_what_cannot_be_rendered_is_named(
-    given: dict[str, Any], pictures: dict[str, InputPicture], fields: list[str]
+    given: dict[str, Any], images: dict[str, InputImage], fields: list[str]
 ) -> None:
-    assert refused(given, pictures) == fields
+    assert refused(given, images) == fields

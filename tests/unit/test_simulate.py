@@ -33,6 +33,6 @@ def test_the_program_writes_a_report_and_a_plot(tmp_path: Path, capsys: pytest.C
     main(["--workers", "4", "--jobs", "1000", "--seconds", "60", "--seed", "7", "--out", str(tmp_path / "out")])
     report = json.loads((tmp_path / "out" / "simulation.json").read_text())
     assert report["scenario"]["seed"] == 7
-    with Image.open(tmp_path / "out" / "simulation.png") as picture:
-        assert picture.size == (960, 640)
+    with Image.open(tmp_path / "out" / "simulation.png") as image:
+        assert image.size == (960, 640)
     assert "4 workers, 1,000 jobs waiting" in capsys.readouterr().out

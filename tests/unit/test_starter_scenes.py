@@ -20,7 +20,7 @@ def _pixels_toward(point: np.ndarray, size: int) -> tuple[int, int]:
     return int(size / 2 - high * scale), int(size / 2 + across * scale)
 
 
-def test_the_same_seed_draws_the_same_picture() -> None:
+def test_the_same_seed_draws_the_same_image() -> None:
     first, second = (
         scenes.draw(scenes.sample(rng), rng, 64) for rng in (np.random.default_rng(7), np.random.default_rng(7))
     )
@@ -35,35 +35,35 @@ def test_depth_is_exact_on_a_known_sphere() -> None:
     grey = np.full(3, 0.5, np.float32)
     staged = Stage(grey, (Solid(Shape.SPHERE, centre, radius, 0.0, grey),), np.array([0, 1, 0], np.float32))
     size = 256
-    picture = scenes.cast(staged, size)
+    image = scenes.cast(staged, size)
     # The point of a sphere nearest to the eye lies on the line to its centre.
     toward = centre - scenes.EYE
     nearest = centre - radius * toward / np.linalg.norm(toward)
     along = np.array([0, -np.sin(scenes.PITCH), np.cos(scenes.PITCH)])
     row, column = _pixels_toward(nearest, size)
-    assert picture.cover[row, column]
-    assert picture.depth[row, column] == pytest.approx((nearest - scenes.EYE) @ along, abs=2e-3)
+    assert image.cover[row, column]
+    assert image.depth[row, column] == pytest.approx((nearest - scenes.EYE) @ along, abs=2e-3)
 
 
 def test_the_floor_is_nearer_at_the_bottom_and_the_wall_is_the_farthest() -> None:
     rng = np.random.default_rng(0)
-    picture = scenes.draw(Scene(Colour.WHITE, (RED_CUBE,)), rng, 64)
-    right_edge = picture.depth[:, -1]
+    image = scenes.draw(Scene(Colour.WHITE, (RED_CUBE,)), rng, 64)
+    right_edge = image.depth[:, -1]
     assert (np.diff(right_edge[40:]) < 0).all()
-    assert picture.depth[-1].min() < picture.depth[0].min()
-    assert np.unravel_index(picture.depth.argmax(), picture.depth.shape)[0] < 32
+    assert image.depth[-1].min() < image.depth[0].min()
+    assert np.unravel_index(image.depth.argmax(), image.depth.shape)[0] < 32
 
 
 @pytest.mark.parametrize("shape", list(Shape))
 @pytest.mark.parametrize("place", list(Place))
 def test_a_thing_stands_where_its_place_says_in_its_colour(shape: Shape, place: Place) -> None:
     rng = np.random.default_rng(3)
-    picture = scenes.draw(Scene(Colour.WHITE, (Thing(Colour.RED, shape, Size.MEDIUM, place),)), rng, 64)
-    rows, columns = np.nonzero(picture.cover)
+    image = scenes.draw(Scene(Colour.WHITE, (Thing(Colour.RED, shape, Size.MEDIUM, place),)), rng, 64)
+    rows, columns = np.nonzero(image.cover)
     third = {Place.LEFT: (0, 28), Place.CENTER: (26, 38), Place.RIGHT: (36, 64)}[place]
     assert third[0] < columns.mean() < third[1]
     assert 20 <= np.ptp(rows) + 1 <= 44, "a thing fills a third to two thirds of the height"
-    red, green, blue = picture.rgb[picture.cover].mean(0)
+    red, green, blue = image.rgb[image.cover].mean(0)
     assert red > 2 * green
     assert red > 2 * blue
 

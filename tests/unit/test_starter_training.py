@@ -14,8 +14,8 @@ from workers.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> images.Pictures:
-    return images.prepare(tmp_path_factory.mktemp("pictures"), seed=9, count=6)
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> images.Images:
+    return images.prepare(tmp_path_factory.mktemp("images"), seed=9, count=6)
 
 
 @pytest.mark.parametrize("words", ["zebra 🦓", "", "\t\n", "完全不明", "a" * 5000, "ÄÖ\u200b{}<|endoftext|>"])
@@ -41,8 +41,8 @@ def test_the_classes_of_a_scene_are_its_attributes_slot_by_slot() -> None:
     assert attributes.classes(scene) == [1, 0, 0, 0, 0, 0, 0, 2, 1, 3]
 
 
-def test_drawing_goes_on_where_it_stopped(tmp_path: Path, drawn: images.Pictures) -> None:
-    folder = tmp_path / "pictures"
+def test_drawing_goes_on_where_it_stopped(tmp_path: Path, drawn: images.Images) -> None:
+    folder = tmp_path / "images"
     images.prepare(folder, seed=9, count=6)
     (folder / "9-done.txt").write_text("3")
     kept = np.load(folder / "9-rgb.npy", mmap_mode="r+")
@@ -52,7 +52,7 @@ def test_drawing_goes_on_where_it_stopped(tmp_path: Path, drawn: images.Pictures
     assert np.array_equal(again.rgb, drawn.rgb)
 
 
-def test_the_hand_set_encoder_computes_the_thumbnail(drawn: images.Pictures) -> None:
+def test_the_hand_set_encoder_computes_the_thumbnail(drawn: images.Images) -> None:
     images = drawn.images(np.arange(4))
     exact = vae.encode(vae.build(), images)
     assert exact.shape == (4, 4, vae.CELLS, vae.CELLS)
@@ -62,7 +62,7 @@ def test_the_hand_set_encoder_computes_the_thumbnail(drawn: images.Pictures) -> 
     assert exact[0, 0, 1, 2].item() == pytest.approx(red * vae.SCALING, abs=0.03)
 
 
-def test_the_untrained_decoder_is_a_smooth_enlargement(drawn: images.Pictures) -> None:
+def test_the_untrained_decoder_is_a_smooth_enlargement(drawn: images.Images) -> None:
     assert vae.psnr(vae.build(), drawn, 4) > 18
 
 
@@ -135,14 +135,14 @@ def test_a_finished_course_does_not_train_again(tmp_path: Path) -> None:
     assert line.slope.item() == first
 
 
-def test_the_record_becomes_a_picture(tmp_path: Path) -> None:
+def test_the_record_becomes_a_image(tmp_path: Path) -> None:
     _trained(tmp_path, interrupted=False)
     target = tmp_path / "again.png"
     chart.draw(tmp_path / "line" / "metrics.csv", target)
     assert target.stat().st_size > 1000
 
 
-def test_latents_weigh_things_more(drawn: images.Pictures) -> None:
+def test_latents_weigh_things_more(drawn: images.Images) -> None:
     weight = drawn.weight(np.arange(6), vae.CELLS, 4.0)
     assert set(weight.unique().tolist()) == {1.0, 5.0}
     assert scenes.sample(np.random.default_rng((9, 0))) == drawn.scene(0)

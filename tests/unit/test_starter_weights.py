@@ -75,7 +75,7 @@ def test_all_four_tasks_render_the_declared_size(pipelines: dict[str, Any], sett
     assert [output.images[0].size for output in others] == [(size, size)] * 3
 
 
-def test_the_same_seed_renders_the_same_picture(pipelines: dict[str, Any], settings: dict[str, Any]) -> None:
+def test_the_same_seed_renders_the_same_image(pipelines: dict[str, Any], settings: dict[str, Any]) -> None:
     first, second = (
         pipelines["text-to-image"](
             settings["example_prompts"][0], num_inference_steps=2, generator=torch.Generator().manual_seed(3)

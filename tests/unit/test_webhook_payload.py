@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from farm.domain.job import Job, JobError, Output
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.tasks import MAX_SEED, InputPicture, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.tasks import MAX_SEED, InputImage, JobSpec, OutputFormat, Scheduler, Task
 from farm.webhooks.payload import MARKER, MAX_BYTES, body, stamp
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
@@ -31,7 +31,7 @@ SPEC = JobSpec(
     height=64,
     strength=0.5,
     output_format=OutputFormat.PNG,
-    inputs={"image": InputPicture(sha256="cd" * 32, key="secret/key", content_type="image/png", width=64, height=64)},
+    inputs={"image": InputImage(sha256="cd" * 32, key="secret/key", content_type="image/png", width=64, height=64)},
 )
 
 

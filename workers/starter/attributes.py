@@ -1,6 +1,6 @@
-"""A scene as class numbers, for the networks that must tell what is in a caption or a picture.
+"""A scene as class numbers, for the networks that must tell what is in a caption or an image.
 
-The picture is three slots from left to right, each empty or holding one thing. Every attribute is one classification:
+The image is three slots from left to right, each empty or holding one thing. Every attribute is one classification:
 the background's colour, and per slot shape, colour and size, where class 0 means an empty slot. A caption may leave an
 attribute open, which is one class more.
 """

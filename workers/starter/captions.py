@@ -1,4 +1,4 @@
-"""Captions of scenes: the many ways to say the same picture, and the plain one used for measuring.
+"""Captions of scenes: the many ways to say the same image, and the plain one used for measuring.
 
 A caption settles what it leaves out by convention, so that no two scenes compete for one prompt: a thing without a
 place stands in the centre, one without a size is medium, and of two things joined by "and" the first stands on the
@@ -36,7 +36,7 @@ SIZE_WORDS: Final[dict[Size, tuple[str, ...]]] = {
     Size.LARGE: ("large", "big", "huge"),
 }
 OPENINGS: Final = (
-    "a picture of",
+    "an image of",
     "an image of",
     "a photo of",
     "a render of",

@@ -1,4 +1,4 @@
-"""A training record as a picture: one curve per column of a CSV file, drawn with Pillow."""
+"""A training record as an image: one curve per column of a CSV file, drawn with Pillow."""
 
 import csv
 import math
@@ -10,12 +10,12 @@ WIDTH, HEIGHT, MARGIN = 900, 420, 48
 INKS = ("#1f5fbf", "#c2410c", "#15803d", "#7e22ce")
 
 
-def draw(table: Path, picture: Path) -> None:
+def draw(table: Path, image: Path) -> None:
     """Draws every column after the third over the first, each on its own logarithmic or linear scale.
 
     Args:
         table: a CSV file with a header; the columns are step, seconds, samples, then what was measured.
-        picture: the PNG file to write.
+        image: the PNG file to write.
     """
     with table.open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -43,4 +43,4 @@ def draw(table: Path, picture: Path) -> None:
         label = f"{name}: {values[0]:.4g} -> {values[-1]:.4g}  (from {min(values):.4g} to {max(values):.4g}, {scale})"
         pen.text((MARGIN + 260 * (number % 3), 8 + 16 * (number // 3)), label, fill=ink)
     pen.text((WIDTH // 2 - 60, HEIGHT - MARGIN + 14), f"steps {steps[0]:.0f} to {steps[-1]:.0f}", fill="#333333")
-    canvas.save(picture)
+    canvas.save(image)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
 from workers.starter.course import Chance
-from workers.starter.images import Pictures
+from workers.starter.images import SceneImages
 
 #: Pixels per side that the estimator looks at. The depth only has to fill 16 x 16 latent cells.
 SIGHT: Final = 64
@@ -36,7 +36,7 @@ def build(seed: int = 0) -> DPTForDepthEstimation:
 
 
 def processor() -> DPTImageProcessorPil:
-    """What turns a picture into the estimator's input."""
+    """What turns an image into the estimator's input."""
     return DPTImageProcessorPil(
         size={"height": SIGHT, "width": SIGHT},
         do_resize=True,
@@ -52,14 +52,14 @@ class Lesson:
 
     BATCH: Final = 16
 
-    def __init__(self, estimator: DPTForDepthEstimation, pictures: Pictures) -> None:
-        self._estimator, self._pictures = estimator, pictures
+    def __init__(self, estimator: DPTForDepthEstimation, dataset: SceneImages) -> None:
+        self._estimator, self._dataset = estimator, dataset
 
     def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
-        numbers = chance.numpy.integers(0, self._pictures.count, self.BATCH)
-        images = functional.interpolate(self._pictures.images(numbers), size=(SIGHT, SIGHT), mode="area")
-        wanted = functional.interpolate(self._pictures.nearness(numbers), size=(SIGHT, SIGHT), mode="area")[:, 0]
+        numbers = chance.numpy.integers(0, self._dataset.count, self.BATCH)
+        images = functional.interpolate(self._dataset.images(numbers), size=(SIGHT, SIGHT), mode="area")
+        wanted = functional.interpolate(self._dataset.nearness(numbers), size=(SIGHT, SIGHT), mode="area")[:, 0]
         error = estimate(self._estimator, images) - wanted
         slopes = error.diff(dim=1).abs().mean() + error.diff(dim=2).abs().mean()
         return error.abs().mean() + 0.5 * slopes, {"mean_error": error.abs().mean().item()}

@@ -1,7 +1,7 @@
 """Measures the built-in model: `python -m workers.starter.evaluate`.
 
 Prompts name combinations of colour, shape and background that no stage has seen. The judge says what each
-picture shows; it was trained on drawn scenes only, and its own accuracy is reported beside. Seeds are fixed: the same
+image shows; it was trained on drawn scenes only, and its own accuracy is reported beside. Seeds are fixed: the same
 weights on the same machine give the same figures.
 """
 
@@ -30,7 +30,7 @@ from workers.starter.captions import plain
 from workers.starter.images import pixels
 from workers.starter.judge import SHIPPED, Judge
 from workers.starter.load import load
-from workers.starter.scenes import COLOURS, Colour, Picture, Scene, draw, recolour, sample
+from workers.starter.scenes import COLOURS, Colour, DrawnScene, Scene, draw, recolour, sample
 
 SEED: Final = 4_000
 BATCH: Final = 10
@@ -42,7 +42,7 @@ _COLOURS: Final = (2, 5, 8)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How often the pictures show what was asked, each in the range 0 to 1; a thing counts as one case per slot."""
+    """How often the images show what was asked, each in the range 0 to 1; a thing counts as one case per slot."""
 
     background: float
     colour: float
@@ -54,10 +54,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One held-out scene with a drawn picture of it and the seed of its noise."""
+    """One held-out scene with a drawn image of it and the seed of its noise."""
 
     scene: Scene
-    picture: Picture
+    drawn: DrawnScene
     seed: int
 
 
@@ -78,9 +78,9 @@ def load_judge() -> Judge:
     return judge.eval()
 
 
-def verdict(judge: Judge, pictures: NDArray[np.uint8], scenes: list[Scene]) -> Verdict:
-    """Judges pictures (N, H, W, 3) of scenes."""
-    seen = judge.say(pixels(pictures))
+def verdict(judge: Judge, images: NDArray[np.uint8], scenes: list[Scene]) -> Verdict:
+    """Judges images (N, H, W, 3) of scenes."""
+    seen = judge.say(pixels(images))
     asked = torch.tensor([attributes.classes(scene) for scene in scenes])
     right = seen == asked
     filled = asked[:, _SHAPES] > 0
@@ -111,7 +111,7 @@ class Farm:
         return self._pipelines["text-to-image"].vae
 
     def render(self, task: str, prompts: list[str], seeds: list[int], **inputs: Any) -> NDArray[np.uint8]:
-        """Pictures (N, H, W, 3); the inputs are the pipeline's own, over the defaults."""
+        """Images (N, H, W, 3); the inputs are the pipeline's own, over the defaults."""
         made = []
         settings = {"guidance_scale": self.settings["guidance_scale"],
                     "num_inference_steps": self.settings["num_inference_steps"]}  # fmt: skip
@@ -135,24 +135,22 @@ def text_to_image(farm: Farm, judge: Judge, count: int, things: int, guidance: f
     """Asks for held-out scenes in plain words."""
     asked = cases(count, things)
     given = {} if guidance is None else {"guidance_scale": guidance}
-    pictures = farm.render(
-        "text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked], **given
-    )
-    return verdict(judge, pictures, [case.scene for case in asked])
+    images = farm.render("text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked], **given)
+    return verdict(judge, images, [case.scene for case in asked])
 
 
 def image_to_image(farm: Farm, judge: Judge, count: int, strength: float = 0.8) -> Verdict:
-    """Asks for another colour of the first thing, in a picture of a held-out scene."""
+    """Asks for another colour of the first thing, in an image of a held-out scene."""
     asked = cases(count, 1)
     wanted = [recolour(case.scene, _other_colour(case.scene)) for case in asked]
-    pictures = farm.render(
+    images = farm.render(
         "image-to-image",
         [plain(scene) for scene in wanted],
         [case.seed for case in asked],
-        image=[Image.fromarray(case.picture.rgb) for case in asked],
+        image=[Image.fromarray(case.drawn.rgb) for case in asked],
         strength=strength,
     )
-    return verdict(judge, pictures, wanted)
+    return verdict(judge, images, wanted)
 
 
 def inpainting(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
@@ -173,42 +171,42 @@ def inpainting(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
     half = farm.size // 2
     mask = np.zeros((farm.size, farm.size), np.uint8)
     mask[:, half:] = 255
-    pictures = farm.render(
+    images = farm.render(
         "inpainting",
         [plain(scene) for scene in wanted],
         [case.seed for case in asked],
-        image=[Image.fromarray(case.picture.rgb) for case in asked],
+        image=[Image.fromarray(case.drawn.rgb) for case in asked],
         mask_image=[Image.fromarray(mask)] * len(asked),
         strength=1.0,
     )
-    given = np.stack([case.picture.rgb for case in asked])
+    given = np.stack([case.drawn.rgb for case in asked])
     # One latent cell beside the seam is shared by both sides and left out.
-    kept = np.abs(pictures[:, :, : half - 8].astype(int) - given[:, :, : half - 8]).mean()
-    return verdict(judge, pictures, wanted), float(kept)
+    kept = np.abs(images[:, :, : half - 8].astype(int) - given[:, :, : half - 8]).mean()
+    return verdict(judge, images, wanted), float(kept)
 
 
 def depth_to_image(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
-    """Asks for another colour with the drawn picture's depth; the prompt names no place.
+    """Asks for another colour with the drawn image's depth; the prompt names no place.
 
     Returns:
         The verdict, and the mean correlation of the result's estimated depth with the input's.
     """
     asked = cases(count, 1)
     wanted = [recolour(case.scene, _other_colour(case.scene)) for case in asked]
-    pictures = farm.render(
+    images = farm.render(
         "depth-to-image",
         [plain(scene, placed=False) for scene in wanted],
         [case.seed for case in asked],
-        image=[Image.fromarray(case.picture.rgb) for case in asked],
+        image=[Image.fromarray(case.drawn.rgb) for case in asked],
         strength=1.0,
     )
     with torch.no_grad():
-        shrunk = functional.interpolate(pixels(pictures), size=(depth.SIGHT, depth.SIGHT), mode="area")
+        shrunk = functional.interpolate(pixels(images), size=(depth.SIGHT, depth.SIGHT), mode="area")
         found = depth.estimate(farm.depth_estimator, shrunk).flatten(1)
-    exact = torch.stack([torch.from_numpy(1 / case.picture.depth) for case in asked])
+    exact = torch.stack([torch.from_numpy(1 / case.drawn.depth) for case in asked])
     exact = functional.interpolate(exact[:, None], size=(depth.SIGHT, depth.SIGHT), mode="area").flatten(1)
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(found.numpy(), exact.numpy(), strict=True)]
-    return verdict(judge, pictures, wanted), float(np.mean(correlations))
+    return verdict(judge, images, wanted), float(np.mean(correlations))
 
 
 def _other_colour(scene: Scene) -> Colour:
@@ -221,12 +219,12 @@ def sheet(farm: Farm, path: Path, side: int = 8) -> None:
     """Writes `side` x `side` held-out prompts rendered at the defaults as one PNG."""
     count = side * side
     asked = [case for pair in zip(cases(count // 2, 1), cases(count // 2, 2), strict=True) for case in pair]
-    pictures = farm.render("text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked])
-    rows = [np.concatenate(list(pictures[start : start + side]), 1) for start in range(0, count, side)]
+    images = farm.render("text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked])
+    rows = [np.concatenate(list(images[start : start + side]), 1) for start in range(0, count, side)]
     Image.fromarray(np.concatenate(rows, 0)).save(path)
 
 
-def seconds_per_picture(farm: Farm) -> float:
+def seconds_per_image(farm: Farm) -> float:
     """The median time of five single text-to-image jobs, in seconds."""
     times = []
     for number in range(5):
@@ -252,7 +250,7 @@ def main() -> None:
     verdicts: dict[str, Verdict] = {}
     figures: dict[str, float] = {}
     drawn = [case for things in (1, 2) for case in cases(asked.count, things)]
-    given = np.stack([case.picture.rgb for case in drawn])
+    given = np.stack([case.drawn.rgb for case in drawn])
     verdicts["the judge on drawn, held-out scenes"] = verdict(judge, given, [case.scene for case in drawn])
     rebuilt = torch.cat(
         [vae.decode(farm.vae, vae.encode(farm.vae, some)) for some in torch.split(pixels(given[:64]), 8)]
@@ -272,7 +270,7 @@ def main() -> None:
         verdicts["depth-to-image, recolour"], figures["depth-to-image, correlation of depth"] = depth_to_image(
             farm, judge, asked.count
         )
-    figures["text-to-image, seconds per picture"] = seconds_per_picture(farm)
+    figures["text-to-image, seconds per image"] = seconds_per_image(farm)
 
     table = Table("", "background", "colour", "shape", "position", "everything", "prompts")
     for name, found in verdicts.items():

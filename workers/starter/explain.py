@@ -1,4 +1,4 @@
-"""Draws the pictures of `docs/how-diffusion-works.md` with the built-in model: `python -m workers.starter.explain`."""
+"""Draws the images of `docs/how-diffusion-works.md` with the built-in model: `python -m workers.starter.explain`."""
 
 import argparse
 from collections.abc import Sequence
@@ -26,24 +26,24 @@ SEED: Final = 7
 GAP, CAPTION = 8, 18
 
 
-def strip(pictures: Sequence[Image.Image], labels: Sequence[str], path: Path) -> None:
-    """Writes pictures side by side with a label under each."""
-    width, height = pictures[0].size
-    canvas = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height + CAPTION), "white")
+def strip(images: Sequence[Image.Image], labels: Sequence[str], path: Path) -> None:
+    """Writes images side by side with a label under each."""
+    width, height = images[0].size
+    canvas = Image.new("RGB", (len(images) * (width + GAP) - GAP, height + CAPTION), "white")
     pen = ImageDraw.Draw(canvas)
-    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        canvas.paste(picture, (number * (width + GAP), 0))
+    for number, (one, label) in enumerate(zip(images, labels, strict=True)):
+        canvas.paste(one, (number * (width + GAP), 0))
         pen.text((number * (width + GAP) + 4, height + 4), label, fill="black")
     canvas.save(path)
 
 
 def image(values: torch.Tensor) -> Image.Image:
-    """One picture (3, H, W) in the range -1 to 1."""
+    """One image (3, H, W) in the range -1 to 1."""
     return Image.fromarray(((values.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
 class Explainer:
-    """Runs the built-in model for the sake of pictures."""
+    """Runs the built-in model for the sake of images."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -51,7 +51,7 @@ class Explainer:
         self._drawn = draw(SCENE, np.random.default_rng(SEED)).rgb
 
     def noise(self) -> None:
-        """The forward process: one picture's latents at six noise levels, decoded."""
+        """The forward process: one image's latents at six noise levels, decoded."""
         clean = vae.encode(self._farm.vae, pixels(self._drawn[None]))
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(SEED))
         scheduler = unet.scheduler()
@@ -61,18 +61,18 @@ class Explainer:
         strip([image(vae.decode(self._farm.vae, latents)[0]) for latents in noisy], labels, self._folder / "noise.png")
 
     def latents(self) -> None:
-        """A picture, its four latent channels enlarged, and what the decoder makes of them."""
+        """An image, its four latent channels enlarged, and what the decoder makes of them."""
         found = vae.encode(self._farm.vae, pixels(self._drawn[None]))
         channels = [
             image((channel / vae.SCALING).expand(3, -1, -1)).resize((128, 128), Image.Resampling.NEAREST)
             for channel in found[0]
         ]
-        pictures = [Image.fromarray(self._drawn), *channels, image(vae.decode(self._farm.vae, found)[0])]
+        images = [Image.fromarray(self._drawn), *channels, image(vae.decode(self._farm.vae, found)[0])]
         labels = ["128 x 128 pixels", *(f"latent {number}, 16 x 16" for number in range(4)), "decoded"]
-        strip(pictures, labels, self._folder / "latents.png")
+        strip(images, labels, self._folder / "latents.png")
 
     def denoising(self) -> None:
-        """The reverse process: what the denoiser believes the picture is, and the noisy latents, at six of 20 steps."""
+        """The reverse process: what the denoiser believes the image is, and the noisy latents, at six of 20 steps."""
         kept: list[tuple[int, torch.Tensor]] = []
 
         def keep(
@@ -83,8 +83,8 @@ class Explainer:
 
         self._farm.render("text-to-image", [PROMPT], [SEED], callback_on_step_end=keep)
         shown = [kept[number] for number in (0, 3, 6, 9, 13, 19)]
-        pictures = [image(vae.decode(self._farm.vae, latents)[0]) for _, latents in shown]
-        strip(pictures, [f"after step {step + 1}" for step, _ in shown], self._folder / "denoising.png")
+        images = [image(vae.decode(self._farm.vae, latents)[0]) for _, latents in shown]
+        strip(images, [f"after step {step + 1}" for step, _ in shown], self._folder / "denoising.png")
 
     def guidance(self) -> None:
         """The same seed and prompt under six guidance scales."""
@@ -99,7 +99,7 @@ class Explainer:
         strip(made, [f"{count} steps" for count in counts], self._folder / "steps.png")
 
     def strength(self) -> None:
-        """A picture repainted with a little to very much noise."""
+        """An image repainted with a little to very much noise."""
         wanted = plain(recolour(SCENE, Colour.GREEN))
         strengths = (0.2, 0.4, 0.6, 0.8, 1.0)
         source = Image.fromarray(self._drawn)

@@ -1,4 +1,4 @@
-"""The training pictures: drawn once, kept as plain arrays on disk, and read without loading them whole."""
+"""The training images: drawn once, kept as plain arrays on disk, and read without loading them whole."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ from torch.nn import functional
 
 from workers.starter.scenes import Scene, draw, sample
 
-#: Pixels of a picture, per side.
+#: Pixels of an image, per side.
 SIZE: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """`count` pictures; number `k` is a function of the seed and `k` alone.
+class SceneImages:
+    """`count` images; number `k` is a function of the seed and `k` alone.
 
     `rgb` is (N, SIZE, SIZE, 3) of uint8, `disparity` is one over the depth, (N, SIZE, SIZE) of float16, and `cover`
     tells the pixels that show a thing, (N, SIZE, SIZE) of bool.
@@ -33,15 +33,15 @@ class Pictures:
     cover: NDArray[np.bool_]
 
     def scene(self, number: int) -> Scene:
-        """What picture `number` shows."""
+        """What image `number` shows."""
         return sample(np.random.default_rng((self.seed, number)))
 
     def images(self, numbers: NDArray[np.int64]) -> Tensor:
-        """Pictures as a network takes them: (B, 3, SIZE, SIZE) in the range -1 to 1."""
+        """Images as a network takes them: (B, 3, SIZE, SIZE) in the range -1 to 1."""
         return pixels(self.rgb[numbers])
 
     def nearness(self, numbers: NDArray[np.int64]) -> Tensor:
-        """Disparities (B, 1, SIZE, SIZE) stretched to the range 0 (farthest) to 1 (nearest) in each picture."""
+        """Disparities (B, 1, SIZE, SIZE) stretched to the range 0 (farthest) to 1 (nearest) in each image."""
         raw = torch.from_numpy(self.disparity[numbers].astype(np.float32))[:, None]
         low, high = raw.amin((1, 2, 3), keepdim=True), raw.amax((1, 2, 3), keepdim=True)
         return (raw - low) / (high - low)
@@ -57,21 +57,21 @@ def pixels(rgb: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def prepare(folder: Path, seed: int, count: int) -> Pictures:
-    """Opens the pictures of a seed, drawing first those that are not there yet (10 ms each). Safe to interrupt."""
+def prepare(folder: Path, seed: int, count: int) -> SceneImages:
+    """Opens the images of a seed, drawing first those that are not there yet (10 ms each). Safe to interrupt."""
     folder.mkdir(parents=True, exist_ok=True)
     rgb = _open(folder / f"{seed}-rgb.npy", (count, SIZE, SIZE, 3), np.uint8)
     disparity = _open(folder / f"{seed}-disparity.npy", (count, SIZE, SIZE), np.float16)
     cover = _open(folder / f"{seed}-cover.npy", (count, SIZE, SIZE), np.bool_)
     done = folder / f"{seed}-done.txt"
     start = int(done.read_text()) if done.exists() else 0
-    for number in track(range(start, count), f"drawing {count:,} pictures", disable=start >= count):
+    for number in track(range(start, count), f"drawing {count:,} images", disable=start >= count):
         rng = np.random.default_rng((seed, number))
-        picture = draw(sample(rng), rng, SIZE)
-        rgb[number], disparity[number], cover[number] = picture.rgb, 1 / picture.depth, picture.cover
+        image = draw(sample(rng), rng, SIZE)
+        rgb[number], disparity[number], cover[number] = image.rgb, 1 / image.depth, image.cover
         if number % 200 == 199 or number == count - 1:
             done.write_text(str(number + 1))
-    return Pictures(seed, count, rgb, disparity, cover)
+    return SceneImages(seed, count, rgb, disparity, cover)
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:

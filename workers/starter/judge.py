@@ -1,4 +1,4 @@
-"""The judge: a small classifier that says what a picture shows, trained on nothing but drawn scenes.
+"""The judge: a small classifier that says what an image shows, trained on nothing but drawn scenes.
 
 It measures the denoiser (`evaluate`), so it must not have learned from anything the denoiser made.
 """
@@ -14,16 +14,16 @@ from torch.nn import functional
 
 from workers.starter import WEIGHTS, attributes
 from workers.starter.course import Chance
-from workers.starter.images import Pictures
+from workers.starter.images import SceneImages
 
 #: Its weights. They lie beside the model's, of which they are no part.
 SHIPPED: Final = WEIGHTS.with_name("judge.safetensors")
-#: Pixels per side of what the judge looks at; pictures are averaged down to it.
+#: Pixels per side of what the judge looks at; images are averaged down to it.
 SIGHT: Final = 64
 
 
 class Judge(nn.Module):
-    """Pictures (B, 3, H, W) in the range -1 to 1 to the logits of every attribute; H and W are multiples of `SIGHT`."""
+    """Images (B, 3, H, W) in the range -1 to 1 to the logits of every attribute; H and W are multiples of `SIGHT`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,37 +53,37 @@ def build(seed: int = 0) -> Judge:
 
 
 class Lesson:
-    """One step of the judge's training: name the attributes of drawn pictures, some of them noisy or blurred."""
+    """One step of the judge's training: name the attributes of drawn images, some of them noisy or blurred."""
 
     BATCH: Final = 64
 
-    def __init__(self, judge: Judge, pictures: Pictures) -> None:
-        self._judge, self._pictures = judge, pictures
+    def __init__(self, judge: Judge, dataset: SceneImages) -> None:
+        self._judge, self._dataset = judge, dataset
 
     def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
-        numbers = chance.numpy.integers(0, self._pictures.count, self.BATCH)
+        numbers = chance.numpy.integers(0, self._dataset.count, self.BATCH)
         # Averaged to the judge's sight first: everything after is four times cheaper.
-        images = functional.avg_pool2d(self._pictures.images(numbers), 2)
+        images = functional.avg_pool2d(self._dataset.images(numbers), 2)
         strength = 0.08 * torch.rand((len(images), 1, 1, 1), generator=chance.torch)
         images = images + strength * torch.randn(images.shape, generator=chance.torch)
         if chance.numpy.random() < 0.3:
             images = functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
-        target = targets(self._pictures, numbers)
+        target = targets(self._dataset, numbers)
         logits = self._judge(images)
         correct = attributes.right(logits, target)
         return attributes.loss(logits, target), {"all_right": correct.all(-1).float().mean().item()}
 
 
-def targets(pictures: Pictures, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-    """The attributes of pictures, (B, attributes)."""
-    return torch.tensor([attributes.classes(pictures.scene(int(number))) for number in numbers])
+def targets(dataset: SceneImages, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+    """The attributes of images, (B, attributes)."""
+    return torch.tensor([attributes.classes(dataset.scene(int(number))) for number in numbers])
 
 
-def accuracy(judge: Judge, pictures: Pictures, count: int) -> float:
-    """The share of drawn pictures of which the judge tells everything but the sizes right."""
+def accuracy(judge: Judge, dataset: SceneImages, count: int) -> float:
+    """The share of drawn images of which the judge tells everything but the sizes right."""
     told = []
     for numbers in np.array_split(np.arange(count), max(1, count // 50)):
-        right = judge.say(pictures.images(numbers)) == targets(pictures, numbers)
+        right = judge.say(dataset.images(numbers)) == targets(dataset, numbers)
         told.append(right[:, [0, 1, 2, 4, 5, 7, 8]].all(1))
     return torch.cat(told).float().mean().item()

@@ -1,6 +1,6 @@
 """Small captionless 3-D scenes with exact depth: the world the built-in model knows.
 
-A `Scene` says what is in the picture; `draw` says how it looks, by casting one ray per pixel in plain numpy (and
+A `Scene` says what is in the image; `draw` says how it looks, by casting one ray per pixel in plain numpy (and
 sixteen where an edge runs through the pixel). Units are scene units: the whole frame is about three units wide where
 the things stand. x points right, y up, z away from the camera; the floor is y = 0.
 """
@@ -87,7 +87,7 @@ OFFSET_IN_PAIR: Final = {Place.LEFT: -0.74, Place.RIGHT: 0.74}
 
 EYE: Final = np.array([0.0, 1.75, -5.2], np.float32)
 PITCH: Final = 0.215  # radians, downwards
-HALF_WIDTH: Final = 0.30  # of the picture plane at distance 1, so the field of view is 33 degrees
+HALF_WIDTH: Final = 0.30  # of the image plane at distance 1, so the field of view is 33 degrees
 WALL: Final = 3.0  # z of the back wall
 SUN: Final = np.array([-0.50, 0.90, -0.60], np.float32)
 FAR: Final = np.float32(1e9)
@@ -106,7 +106,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture holds: a background colour and one or two things of other colours, from left to right."""
+    """What an image holds: a background colour and one or two things of other colours, from left to right."""
 
     background: Colour
     things: tuple[Thing, ...]
@@ -133,7 +133,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class DrawnScene:
     """A drawn scene.
 
     `rgb` is (H, W, 3); `depth` (H, W) is the exact distance from the eye along the viewing axis, in scene units, at
@@ -206,12 +206,12 @@ def stage(scene: Scene, rng: np.random.Generator) -> Stage:
     return Stage(shade(scene.background), tuple(solids), sun / np.linalg.norm(sun))
 
 
-def draw(scene: Scene, rng: np.random.Generator, size: int = 128) -> Picture:
-    """Draws one picture of the scene, `size` pixels wide and high. The same seed gives the same picture."""
+def draw(scene: Scene, rng: np.random.Generator, size: int = 128) -> DrawnScene:
+    """Draws one image of the scene, `size` pixels wide and high. The same seed gives the same image."""
     return cast(stage(scene, rng), size)
 
 
-def cast(staged: Stage, size: int) -> Picture:
+def cast(staged: Stage, size: int) -> DrawnScene:
     """Casts the rays of a stage."""
     rays, forward = _rays(size, 1)
     distance, normal, part = _hits(staged.solids, EYE, rays)
@@ -228,7 +228,7 @@ def cast(staged: Stage, size: int) -> Picture:
     _, fine_normal, fine_part = _hits(staged.solids, EYE, fine)
     blended = _shade(staged, shadow, fine, fine_normal, fine_part)
     rgb[rows, columns] = blended.reshape(len(rows), SUBPIXELS**2, 3).mean(1)
-    return Picture((rgb * 255 + 0.5).astype(np.uint8), depth.astype(np.float32), part >= 0)
+    return DrawnScene((rgb * 255 + 0.5).astype(np.uint8), depth.astype(np.float32), part >= 0)
 
 
 @lru_cache(maxsize=4)
@@ -425,7 +425,7 @@ def _shade(staged: Stage, shadow: _Shadow, rays: Floats, normal: Floats, part: N
     rgb = np.empty((len(rays), 3), np.float32)
     ground = part < 0
     point = EYE + _ground(rays[ground])[:, None] * rays[ground]
-    # The floor fades into the wall like a studio's paper roll, so that no line crosses the picture.
+    # The floor fades into the wall like a studio's paper roll, so that no line crosses the image.
     fade = np.clip((point[:, 2] - 0.6) / 2.2, 0, 1) ** 0.7
     floor = 0.10 + 0.82 * staged.background
     light = 0.55 + 0.45 * shadow(point)

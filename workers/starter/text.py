@@ -1,4 +1,4 @@
-"""The text encoder, taught to understand captions before any picture is drawn.
+"""The text encoder, taught to understand captions before any image is drawn.
 
 A denoiser that must learn language and drawing at once spends most of its time on the language. Here a linear reader of
 the encoder's output has to name every attribute of the scene from the caption alone; that takes minutes, and then the

@@ -17,7 +17,7 @@ LENGTH: Final = 32
 VOCABULARY: Final = 1200
 #: Words people type although the world does not hold them; whole tokens cost less of the 32 than their letters.
 FURTHER_WORDS: Final = (
-    "the of with in on at to and is a an this that photo picture image drawing painting render 3d object scene "
+    "the of with in on at to and is a an this that photo image image drawing painting render 3d object scene "
     "wall room floor table left right center middle front behind above below near gray grey brown gold silver "
     "light bright soft studio quality high very detailed two one three standing lying floating shiny matte glossy "
     "astronaut horse cat dog house tree car man woman sky sea mountain forest city night day portrait landscape"

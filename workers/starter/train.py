@@ -24,12 +24,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from workers.starter import depth, images, judge, ship, text, tokenizer, unet, vae
 from workers.starter.course import Course
-from workers.starter.images import Pictures
+from workers.starter.images import SceneImages
 
 FOLDER: Final = Path("data/starter")
 TRAINING_SEED: Final = 1
-CHECK_SEED: Final = 2  # pictures that no stage learns from
-PICTURES: Final = 30_000
+CHECK_SEED: Final = 2  # images that no stage learns from
+TRAINING_IMAGES: Final = 30_000
 CHECKS: Final = 1_000
 
 #: Steps of each stage's course, in the order in which the stages depend on each other.
@@ -51,14 +51,14 @@ class Studio:
         return tokenizer.load(path)
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def dataset(self) -> SceneImages:
         """What every stage learns from."""
-        return images.prepare(self.folder / "pictures", TRAINING_SEED, PICTURES)
+        return images.prepare(self.folder / "images", TRAINING_SEED, TRAINING_IMAGES)
 
     @cached_property
-    def checks(self) -> Pictures:
+    def checks(self) -> SceneImages:
         """What no stage learns from."""
-        return images.prepare(self.folder / "pictures", CHECK_SEED, CHECKS)
+        return images.prepare(self.folder / "images", CHECK_SEED, CHECKS)
 
     @cached_property
     def encoder(self) -> CLIPTextModel:
@@ -70,17 +70,17 @@ class Studio:
         """What the denoiser learns from, computed once: latents, depths and weights, each (N, ., CELLS, CELLS)."""
         path = self.folder / "latents.pt"
         if not path.exists():
-            blocks = np.array_split(np.arange(PICTURES), PICTURES // 250)
-            parts = [self._block(numbers) for numbers in track(blocks, "reducing pictures to latents")]
+            blocks = np.array_split(np.arange(TRAINING_IMAGES), TRAINING_IMAGES // 250)
+            parts = [self._block(numbers) for numbers in track(blocks, "reducing images to latents")]
             torch.save({key: torch.cat([part[key] for part in parts]) for key in parts[0]}, path)
         cells: dict[str, Tensor] = torch.load(path, weights_only=True)
         return cells
 
     def _block(self, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[str, Tensor]:
         return {
-            "latents": vae.thumbnail(self.pictures.images(numbers)).half(),
-            "depths": unet.depth_channel(self.pictures.nearness(numbers)).half(),
-            "weights": self.pictures.weight(numbers, vae.CELLS, unet.EXTRA_WEIGHT).half(),
+            "latents": vae.thumbnail(self.dataset.images(numbers)).half(),
+            "depths": unet.depth_channel(self.dataset.nearness(numbers)).half(),
+            "weights": self.dataset.weight(numbers, vae.CELLS, unet.EXTRA_WEIGHT).half(),
         }
 
 
@@ -98,10 +98,10 @@ def train_vae(studio: Studio, steps: int) -> None:
     """Teaches the decoder to undo the encoder."""
     model = vae.build()
     course = Course("vae", studio.folder, {"vae": model}, steps=steps, rate=1e-3, samples=vae.Lesson.WINDOWS)
-    course.run(vae.Lesson(model, studio.pictures, whole_from=steps * 3 // 4))
+    course.run(vae.Lesson(model, studio.dataset, whole_from=steps * 3 // 4))
     course.average()
     model.save_pretrained(studio.folder / "vae" / "model")
-    Console().print(f"rebuilt pictures: {vae.psnr(model, studio.checks, 128):.1f} dB")
+    Console().print(f"rebuilt images: {vae.psnr(model, studio.checks, 128):.1f} dB")
 
 
 def train_unet(studio: Studio, steps: int) -> None:
@@ -126,7 +126,7 @@ def _denoising(studio: Studio, model: UNet2DConditionModel) -> unet.Lesson:
     cells = studio.cells
     depths = cells["depths"] if model.config.in_channels == 5 else None
     return unet.Lesson(
-        model, studio.encoder, studio.tokenizer, studio.pictures, cells["latents"], cells["weights"], depths
+        model, studio.encoder, studio.tokenizer, studio.dataset, cells["latents"], cells["weights"], depths
     )
 
 
@@ -134,19 +134,19 @@ def train_depth(studio: Studio, steps: int) -> None:
     """Teaches the estimator to see depth."""
     model = depth.build()
     course = Course("depth", studio.folder, {"depth": model}, steps=steps, rate=2e-3, samples=depth.Lesson.BATCH)
-    course.run(depth.Lesson(model, studio.pictures))
+    course.run(depth.Lesson(model, studio.dataset))
     course.average()
     model.save_pretrained(studio.folder / "depth" / "model")
 
 
 def train_judge(studio: Studio, steps: int) -> None:
-    """Teaches the judge to say what a picture shows."""
+    """Teaches the judge to say what an image shows."""
     model = judge.build()
     course = Course("judge", studio.folder, {"judge": model}, steps=steps, rate=2e-3, samples=judge.Lesson.BATCH)
-    course.run(judge.Lesson(model, studio.pictures))
+    course.run(judge.Lesson(model, studio.dataset))
     course.average()
     torch.save(model.state_dict(), studio.folder / "judge" / "model.pt")
-    Console().print(f"judge right on {judge.accuracy(model, studio.checks, CHECKS):.1%} of new pictures")
+    Console().print(f"judge right on {judge.accuracy(model, studio.checks, CHECKS):.1%} of new images")
 
 
 def reship(studio: Studio) -> None:

@@ -1,7 +1,7 @@
 """The denoiser: a small UNet that turns noise into latents, step by step, as the caption asks.
 
 It predicts velocity (Salimans & Ho 2022, arXiv:2202.00512) on a noise schedule that ends in pure noise (Lin et al.
-2023, arXiv:2305.08891). Otherwise the trace of the picture left at the noisiest step would tell the background's colour
+2023, arXiv:2305.08891). Otherwise the trace of the image left at the noisiest step would tell the background's colour
 during training, and the model would not learn to take it from the prompt.
 
 The caption reaches it twice: by cross-attention, as in Stable Diffusion, and pooled into the time embedding, which
@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from workers.starter import text
 from workers.starter.captions import caption, plain
 from workers.starter.course import Chance
-from workers.starter.images import Pictures
+from workers.starter.images import SceneImages
 from workers.starter.scenes import Scene
 from workers.starter.vae import CELLS
 
@@ -90,7 +90,7 @@ def depth_channel(nearness: Tensor) -> Tensor:
 class Lesson:
     """One step of the denoiser's training: find the velocity in noised latents.
 
-    Cells that show a thing count several times: they are a fifth of the picture and all of what the prompt asks for.
+    Cells that show a thing count several times: they are a fifth of the image and all of what the prompt asks for.
     At first half of the timesteps come from the noisy end, where colour, shape and place are decided; once the denoiser
     can tell what to draw, most of its time goes into how to draw it cleanly.
 
@@ -98,9 +98,9 @@ class Lesson:
         unet: the denoiser; with five input channels it is also given the depth, and its captions name no place.
         encoder: the frozen text encoder.
         tokenizer: its tokenizer.
-        pictures: what to learn from.
-        latents: scaled latents of those pictures, (N, 4, CELLS, CELLS).
-        depths: the depth channel of those pictures, (N, 1, CELLS, CELLS), if the denoiser takes it.
+        images: what to learn from.
+        latents: scaled latents of those images, (N, 4, CELLS, CELLS).
+        depths: the depth channel of those images, (N, 1, CELLS, CELLS), if the denoiser takes it.
         weights: how much each cell counts, (N, 1, CELLS, CELLS).
     """
 
@@ -115,20 +115,20 @@ class Lesson:
         unet: UNet2DConditionModel,
         encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        pictures: Pictures,
+        images: SceneImages,
         latents: Tensor,
         weights: Tensor,
         depths: Tensor | None = None,
     ) -> None:
         self._unet, self._encoder, self._tokenizer = unet, encoder, tokenizer
-        self._pictures, self._latents, self._weights, self._depths = pictures, latents, weights, depths
+        self._images, self._latents, self._weights, self._depths = images, latents, weights, depths
         self._noiser = DDPMScheduler(**SCHEDULE)
 
     def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
-        numbers = chance.numpy.integers(0, self._pictures.count, self.BATCH)
+        numbers = chance.numpy.integers(0, self._images.count, self.BATCH)
         clean = self._latents[numbers].float()
-        said = [self._caption(self._pictures.scene(int(number)), chance.numpy) for number in numbers]
+        said = [self._caption(self._images.scene(int(number)), chance.numpy) for number in numbers]
         hidden = text.encode(self._encoder, self._tokenizer, said)
         timesteps = self._timesteps(self.NOISY_SHARE[step >= self.WHAT_BEFORE_HOW], chance.torch)
         noise = torch.randn(clean.shape, generator=chance.torch)

@@ -1,6 +1,6 @@
 """The autoencoder: an encoder set by hand, and a decoder trained to undo it.
 
-The latents are a picture's thumbnail: channels 0 to 2 are red, green and blue averaged over 8 x 8 pixels, channel 3 is
+The latents are an image's thumbnail: channels 0 to 2 are red, green and blue averaged over 8 x 8 pixels, channel 3 is
 how much brighter the right half of each such square is than its left. A denoiser works in colours it can see, and
 training it does not wait for the autoencoder. An encoder trained from random weights for minutes lost the colours.
 
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workers.starter.course import Chance
-from workers.starter.images import SIZE, Pictures
+from workers.starter.images import SIZE, SceneImages
 
 WIDTHS: Final = (16, 32, 64, 96)
 GROUPS: Final = 2
-#: Latent cells per side of a picture.
+#: Latent cells per side of an image.
 CELLS: Final = SIZE // 8
 #: The constant of the two dominating channels, in the encoder and in the decoder's start.
 ENCODER_CONSTANT: Final = 16.0
@@ -60,7 +60,7 @@ def build(seed: int = 0) -> AutoencoderKL:
     return vae
 
 
-#: One over the standard deviation of the latents of the training pictures.
+#: One over the standard deviation of the latents of the training images.
 SCALING: Final = 1.7
 
 
@@ -185,32 +185,32 @@ def _spread(constant: float, width: int) -> float:
 
 
 class Lesson:
-    """One step of the decoder's training: rebuild pictures from latents with a little noise on them.
+    """One step of the decoder's training: rebuild images from latents with a little noise on them.
 
     The noise (up to a twelfth of the latents' spread) makes the decoder forgive what a denoiser gets slightly wrong.
-    Pixels near edges count five times: they are few, and they decide whether a picture looks sharp. For the same reason
-    most of the course looks at windows around things. The last part sees whole pictures, as the decoder will in use,
+    Pixels near edges count five times: they are few, and they decide whether an image looks sharp. For the same reason
+    most of the course looks at windows around things. The last part sees whole images, as the decoder will in use,
     and edges count twice there: what is flat has to come back as it was.
 
     Args:
         vae: its encoder is left alone.
-        pictures: what to rebuild.
-        whole_from: the step from which on whole pictures are rebuilt.
+        dataset: what to rebuild.
+        whole_from: the step from which on whole images are rebuilt.
     """
 
     WINDOW: Final = SIZE // 2
     WINDOWS: Final = 8
     WHOLES: Final = 2  # as many pixels as the windows have
 
-    def __init__(self, vae: AutoencoderKL, pictures: Pictures, whole_from: int) -> None:
-        self._vae, self._pictures, self._whole_from = vae, pictures, whole_from
+    def __init__(self, vae: AutoencoderKL, dataset: SceneImages, whole_from: int) -> None:
+        self._vae, self._dataset, self._whole_from = vae, dataset, whole_from
 
     def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
         whole = step >= self._whole_from
         count = self.WHOLES if whole else self.WINDOWS
-        numbers = chance.numpy.integers(0, self._pictures.count, count)
-        wanted = self._pictures.images(numbers)
+        numbers = chance.numpy.integers(0, self._dataset.count, count)
+        wanted = self._dataset.images(numbers)
         if not whole:
             wanted = self._windows(wanted, numbers, chance.numpy)
         latents = thumbnail(wanted)
@@ -224,10 +224,10 @@ class Lesson:
         return loss, {"mse": (error**2).mean().item()}
 
     def _windows(self, images: Tensor, numbers: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """Cuts one window from each picture, around a random pixel of a thing, in steps of a latent cell."""
+        """Cuts one window from each image, around a random pixel of a thing, in steps of a latent cell."""
         cut = []
         for image, number in zip(images, numbers, strict=True):
-            rows, columns = np.nonzero(self._pictures.cover[number])
+            rows, columns = np.nonzero(self._dataset.cover[number])
             pixel = rng.integers(len(rows))
             top, left = (
                 int(np.clip((at[pixel] + rng.integers(-24, 25) - self.WINDOW // 2) // 8 * 8, 0, SIZE - self.WINDOW))
@@ -243,11 +243,11 @@ def _near_edges(images: Tensor) -> Tensor:
     return (functional.max_pool2d(change, 3, 1, 1) > 0.08).float()
 
 
-def psnr(vae: AutoencoderKL, pictures: Pictures, count: int) -> float:
-    """Peak signal to noise of rebuilt pictures, in decibels, over the first `count`."""
+def psnr(vae: AutoencoderKL, dataset: SceneImages, count: int) -> float:
+    """Peak signal to noise of rebuilt images, in decibels, over the first `count`."""
     numbers = torch.split(torch.arange(count), 8)
     squares = []
     for some in numbers:
-        wanted = pictures.images(some.numpy())
+        wanted = dataset.images(some.numpy())
         squares.append(((decode(vae, encode(vae, wanted)) - wanted) ** 2).mean((1, 2, 3)))
     return 10 * math.log10(4 / torch.cat(squares).mean().item())

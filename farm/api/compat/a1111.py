@@ -91,7 +91,7 @@ _MOOT: Final[Mapping[str, Moot | None]] = {
     "mask_blur": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
     "mask_blur_x": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
     "mask_blur_y": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
-    "inpainting_fill": Moot((0, 1), "the farm starts from the picture itself"),
+    "inpainting_fill": Moot((0, 1), "the farm starts from the image itself"),
     "initial_noise_multiplier": Moot((1,), _SAMPLING),
     "image_cfg_scale": Moot((0, 1.5), _SAMPLING),
 }
@@ -151,7 +151,7 @@ def application(main: FastAPI) -> Starlette:
     )
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------------
 
 
 async def txt2img(call: Call) -> Response:
@@ -168,22 +168,22 @@ async def img2img(call: Call) -> Response:
     inverted = given.pop("inpainting_mask_invert", None) in (1, True)
     if not isinstance(images, list) or len(images) != 1:
         shown = len(images) if isinstance(images, list) else images
-        raise BadInput.of("init_images", shown, "must be a list of one picture: base64, a data URL or an https URL")
-    asked: dict[str, Any] = {"image": await _picture(call, images[0], "init_images")}
+        raise BadInput.of("init_images", shown, "must be a list of one image: base64, a data URL or an https URL")
+    asked: dict[str, Any] = {"image": await _image(call, images[0], "init_images")}
     if mask is None:
         asked["task"] = Task.IMAGE_TO_IMAGE.value
         asked["strength"] = given.pop("denoising_strength", 0.75)
     else:
         asked["task"] = Task.INPAINTING.value
         asked["strength"] = given.pop("denoising_strength", 0.75)
-        asked["mask_image"] = await _picture(call, mask, "mask", inverted=inverted)
+        asked["mask_image"] = await _image(call, mask, "mask", inverted=inverted)
     return await _answer(call, given, asked)
 
 
-async def _picture(call: Call, text: object, field: str, *, inverted: bool = False) -> str:
-    """How a job names a picture that came as base64, with or without the head of a data URL, or as a URL."""
+async def _image(call: Call, text: object, field: str, *, inverted: bool = False) -> str:
+    """How a job names an image that came as base64, with or without the head of a data URL, or as a URL."""
     if not isinstance(text, str):
-        raise BadInput.of(field, text, "must be a picture as base64 text")
+        raise BadInput.of(field, text, "must be an image as base64 text")
     if text.startswith(("https://", "http://")) and not inverted:
         return text
     try:
@@ -201,7 +201,7 @@ def _inverted(data: bytes, field: str, settings: Settings) -> bytes:
 
 
 def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Put into ``asked`` what a request asks for; returns whether its pictures are to be sent. Raises `BadInput`."""
+    """Put into ``asked`` what a request asks for; returns whether its images are to be sent. Raises `BadInput`."""
     sampler = given.pop("sampler_name", None) or given.get("sampler_index")
     found = drop_moot(given, _MOOT)
     if sampler and str(sampler).lower() != "automatic":

@@ -1,7 +1,7 @@
 """fal's queue, as its client speaks it: submit, ask, fetch, cancel. Off unless ``FARM_COMPAT_FAL`` says otherwise.
 
 The client always speaks HTTPS: it is told the host and this adapter's path by ``FAL_RUN_HOST`` and
-``FAL_QUEUE_RUN_HOST``. An app's name is ``<anything>/<model>``; the pictures that a request holds decide its task.
+``FAL_QUEUE_RUN_HOST``. An app's name is ``<anything>/<model>``; the images that a request holds decide its task.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIZES: Final = {
 }
 _MOOT: Final[Mapping[str, Moot | None]] = {
     "enable_safety_checker": ANY,
-    "sync_mode": Moot((False,), "pictures are answered as URLs"),
+    "sync_mode": Moot((False,), "images are answered as URLs"),
     "loras": Moot(([],), "name the LoRAs of the farm's own registry over POST /v1/jobs"),
     "embeddings": Moot(([],), "the farm has none"),
     "controlnets": Moot(([],), "the farm has none"),
@@ -177,7 +177,7 @@ def _ended(job: Job) -> Refusal:
 
 
 def result(call: Call) -> Response:
-    """The pictures of a request that is over."""
+    """The images of a request that is over."""
     job = own(call, call.path("request"), "request")
     if not job.state.terminal:
         raise Refused(400, "in_progress", "the request is still in progress")

@@ -1,4 +1,4 @@
-"""OpenAI's image API: what its official clients send for pictures, files, batches and models.
+"""OpenAI's image API: what its official clients send for images, files, batches and models.
 
 The clients' base URL is this adapter's, ``…/compat/openai/v1``. Parameters of the farm's own that OpenAI does not have
 (``seed``, ``num_inference_steps``, ``guidance_scale``…) travel in the clients' ``extra_body``.
@@ -66,17 +66,17 @@ def application(main: FastAPI) -> Starlette:
     )
 
 
-# -- pictures --------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------------
 
 
 async def generate(call: Call) -> Response:
-    """``POST /images/generations``: a picture from words."""
+    """``POST /images/generations``: an image from words."""
     images = read_request(await call.json(), Task.TEXT_TO_IMAGE, Priority.INTERACTIVE)
     return await _answer(call, images)
 
 
 async def edit(call: Call) -> Response:
-    """``POST /images/edits``: with a mask its transparent part is painted anew, without one the picture is varied."""
+    """``POST /images/edits``: with a mask its transparent part is painted anew, without one the image is varied."""
     async with call.request.form(max_files=4, max_fields=40) as form:
         files: dict[str, list[bytes]] = {}
         given: dict[str, Any] = {}
@@ -92,10 +92,10 @@ async def edit(call: Call) -> Response:
     if unknown:
         raise BadInput.of(unknown[0], None, "is not a file of this request: it takes image and mask")
     if "image" not in files:
-        raise BadInput.of("image", None, "is required: the picture, as a file of the form")
+        raise BadInput.of("image", None, "is required: the image, as a file of the form")
     for field, found in files.items():
         if len(found) > 1:
-            raise BadInput.of(field, len(found), "the farm edits one picture at a time")
+            raise BadInput.of(field, len(found), "the farm edits one image at a time")
     task = Task.INPAINTING if "mask" in files else Task.IMAGE_TO_IMAGE
     images = read_request(given, task, Priority.INTERACTIVE)
     images.asked["image"] = await stored(call, files["image"][0], "image")

@@ -1,7 +1,7 @@
 """OpenAI's files and batches: a file of requests goes in, and a file of answers comes out, one line each.
 
 An uploaded file is an object in the storage and nothing else; a batch names it in its metadata. The files that come out
-are written while they are read, from the batch's jobs, so their pictures' URLs are always fresh.
+are written while they are read, from the batch's jobs, so their images' URLs are always fresh.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ AT_ONCE: Final = 8  #: objects asked about at once
 
 #: In a batch's metadata, beside the client's own: the file that it was made from.
 INPUT: Final = "openai.input_file_id"
-#: In a job's metadata: how its picture is answered, where it is not by URL.
+#: In a job's metadata: how its image is answered, where it is not by URL.
 FORM: Final = "openai.response_format"
 _OUTPUT, _ERRORS = "output_", "errors_"
 
@@ -277,7 +277,7 @@ def _failures(farm: Services, batch: Batch) -> Iterator[str]:
                 yield _line(name, custom_id, _response(400, name, body), None)
     for job in _jobs(farm, batch.id, (JobState.FAILED, JobState.CANCELED)):
         if job.state is JobState.CANCELED:
-            gone = {"code": "batch_cancelled", "message": "the request was canceled before it had its pictures"}
+            gone = {"code": "batch_cancelled", "message": "the request was canceled before it had its images"}
             yield _line(job.id, job.custom_id, None, gone)
         else:
             assert job.error is not None

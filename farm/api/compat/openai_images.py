@@ -1,4 +1,4 @@
-"""One OpenAI request for pictures, and the answer to it: the same alone and as a line of a batch."""
+"""One OpenAI request for images, and the answer to it: the same alone and as a line of a batch."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from farm.errors import BadInput, FieldProblem
 NAMES: Final = {"num_images_per_prompt": "n", "mask_image": "mask", "width": "size", "height": "size"}
 
 _SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
-_PNG_ONLY: Final = "the farm renders single pictures: png, jpeg or webp"
+_PNG_ONLY: Final = "the farm renders single images: png, jpeg or webp"
 _MOOT: Final[Mapping[str, Moot | None]] = {
     "moderation": ANY,
-    "background": Moot(("auto", "opaque"), "the farm's pictures are opaque"),
+    "background": Moot(("auto", "opaque"), "the farm's images are opaque"),
     "complexity": Moot((), "the farm has steps instead: send num_inference_steps, in extra_body"),
     "frame_count": Moot((), _PNG_ONLY),
     "frame_duration_ms": Moot((), _PNG_ONLY),
     "svg": Moot((), _PNG_ONLY),
     "input_fidelity": Moot((), "the farm has strength instead: send it in extra_body, from 0 (keep) to 1 (ignore)"),
     "output_compression": Moot((100,), "the farm chooses how its files are compressed; choose output_format"),
-    "partial_images": Moot((0,), "pictures come whole"),
+    "partial_images": Moot((0,), "images come whole"),
     "quality": Moot(("auto", "standard"), "the farm has steps instead: send num_inference_steps, in extra_body"),
-    "stream": Moot((False,), "pictures come whole"),
+    "stream": Moot((False,), "images come whole"),
     "style": Moot(("vivid",), "say it in the prompt"),
 }
 
 
 class Form(StrEnum):
-    """How a picture is answered."""
+    """How an image is answered."""
 
     URL = "url"
     B64 = "b64_json"
@@ -46,7 +46,7 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class Images:
-    """A request for pictures."""
+    """A request for images."""
 
     asked: dict[str, Any]  #: in the farm's own fields
     form: Form | None  #: None: both
@@ -86,7 +86,7 @@ def read_request(body: Mapping[str, Any], task: Task, priority: Priority) -> Ima
 
 
 def images_of(farm: Services, job: Job, form: Form | None) -> dict[str, Any]:
-    """The answer with a job's pictures; blocks. Without a form each picture has its URL and its bytes."""
+    """The answer with a job's images; blocks. Without a form each image has its URL and its bytes."""
     data = []
     for output in job.outputs:
         one: dict[str, Any] = {"revised_prompt": None, "seed": output.seed}

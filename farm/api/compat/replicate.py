@@ -1,7 +1,7 @@
 """Replicate's API: models, predictions, files and webhooks, as its clients use them.
 
 The clients' base URL is this adapter's, ``…/compat/replicate``, without a version. A model of the farm is
-``farm/<model>``; the pictures in a prediction's input decide the task.
+``farm/<model>``; the images in a prediction's input decide the task.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _asked(call: Call, model: Model, body: dict[str, Any]) -> dict[str, Any]:
     found = drop_moot(given, _MOOT)
     stream = body.pop("stream", None)
     if stream not in (None, False):
-        found.append(FieldProblem("stream", stream, "pictures come whole"))
+        found.append(FieldProblem("stream", stream, "images come whole"))
     for ours, theirs in NAMES.items():
         value = given.pop(theirs, None)
         if value is not None:
@@ -356,11 +356,11 @@ def get_output(farm: Services, request: Request) -> Response:
 
 
 async def create_file(call: Call) -> Response:
-    """``POST /v1/files``: a picture for the inputs of predictions."""
+    """``POST /v1/files``: an image for the inputs of predictions."""
     async with call.request.form(max_files=1, max_fields=2) as form:
         part = form.get("content")
         if not isinstance(part, UploadFile):
-            raise BadInput.of("content", None, "is required: the picture, as a file of the form")
+            raise BadInput.of("content", None, "is required: the image, as a file of the form")
         data, filename = await part.read(), part.filename
 
     def keep() -> File:
@@ -381,14 +381,14 @@ def get_file(call: Call) -> Response:
 
 
 def _file(call: Call, file: File) -> dict[str, Any]:
-    picture = file.picture
+    image = file.image
     return {
         "id": file.id,
         "name": file.filename or file.id,
-        "content_type": picture.content_type,
+        "content_type": image.content_type,
         "size": file.size,
-        "etag": picture.sha256,
-        "checksums": {"sha256": picture.sha256},
+        "etag": image.sha256,
+        "checksums": {"sha256": image.sha256},
         "metadata": {},
         "created_at": stamp(file.created_at),
         "expires_at": None,

@@ -1,4 +1,4 @@
-"""From a foreign request to a job and, where the client holds the line, to its pictures."""
+"""From a foreign request to a job and, where the client holds the line, to its images."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ async def finished(call: Call, job: Job) -> Job:
             raise Refused(
                 504,
                 "timeout",
-                f"the pictures were not ready within {seconds:g} seconds, so the job was canceled; "
+                f"the images were not ready within {seconds:g} seconds, so the job was canceled; "
                 "submit it over POST /v1/jobs and ask for it later",
             )
 
 
 async def rendered(call: Call, asked: Mapping[str, Any], names: Mapping[str, str]) -> Job:
-    """Queue a job and wait for its pictures. Raises `Refused` if there are none."""
+    """Queue a job and wait for its images. Raises `Refused` if there are none."""
     job = await finished(call, await submit(call, asked, names))
     if job.state is JobState.CANCELED:
         raise Refused(422, "canceled", f"the job {job.id} was canceled")
@@ -106,11 +106,11 @@ def url_of(call: Call, output: Output) -> str:
 
 
 async def stored(call: Call, data: bytes, field: str) -> str:
-    """Keep a picture as the tenant's; returns how a job names it. Raises `BadInput`."""
+    """Keep an image as the tenant's; returns how a job names it. Raises `BadInput`."""
 
     def keep() -> str:
         taken = call.farm.intake.from_bytes(call.tenant_id, data, field=field)
         file, _ = inputs.keep(call.farm.store, call.tenant_id, taken, None)
-        return f"sha256:{file.picture.sha256}"
+        return f"sha256:{file.image.sha256}"
 
     return await anyio.to_thread.run_sync(keep, limiter=call.farm.fetching)

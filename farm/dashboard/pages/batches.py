@@ -1,4 +1,4 @@
-"""Batches: how far each is, its pictures, its failures by kind."""
+"""Batches: how far each is, its images, its failures by kind."""
 
 from __future__ import annotations
 
@@ -112,15 +112,15 @@ def errors(farm: Farm, who: Who, batch_id: str) -> Response:
     return api.get_batch_errors(farm, _theirs(farm, who, batch_id), batch_id)
 
 
-@router.get("/{batch_id}/pictures.{form}")
+@router.get("/{batch_id}/images.{form}")
 def archive(farm: Farm, who: Who, batch_id: str, form: api.Form) -> Response:
-    """All pictures as one download."""
+    """All images as one download."""
     return api.get_batch_archive(farm, _theirs(farm, who, batch_id), batch_id, form)
 
 
 @router.get("/{batch_id}/sheet.jpeg")
 async def sheet(farm: Farm, who: Who, batch_id: str) -> Response:
-    """The pictures side by side."""
+    """The images side by side."""
     key = await run_in_threadpool(_theirs, farm, who, batch_id)
     return await api.get_contact_sheet(farm, key, batch_id, None, None, 192, SheetFormat.JPEG)
 
@@ -174,9 +174,9 @@ def weigh(request: Request, farm: Farm, who: Who, batch_id: str) -> Response:
 
 @router.post("/{batch_id}/delete")
 def delete(farm: Farm, who: Who, batch_id: str) -> Response:
-    """Remove it with its jobs and their pictures."""
+    """Remove it with its jobs and their images."""
     gone = api.delete_batch(farm, _steered(farm, who, batch_id), batch_id)
-    return see(PATH, f"Deleted: {gone.jobs:,} jobs and {gone.outputs:,} pictures.")
+    return see(PATH, f"Deleted: {gone.jobs:,} jobs and {gone.outputs:,} images.")
 
 
 def _theirs(farm: Services, who: Visitor, batch_id: str) -> Key:

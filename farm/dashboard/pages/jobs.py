@@ -1,4 +1,4 @@
-"""Jobs: finding them, and one of them with its pictures, its parameters, its history, live."""
+"""Jobs: finding them, and one of them with its images, its parameters, its history, live."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _python(parameters: dict[str, Any], base: str) -> str:
         "import os\nfrom farm.client import Farm\n\n"
         f'farm = Farm({base!r}, os.environ["FARM_API_KEY"])\n'
         f"rendered = farm.run(\n    {parameters['prompt']!r},\n{given})\n"
-        'open("picture.png", "wb").write(rendered.pictures[0])\n'
+        'open("image.png", "wb").write(rendered.images[0])\n'
     )
 
 
@@ -234,7 +234,7 @@ def edit(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
 
 @router.post("/{job_id}/edit")
 async def resubmit(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
-    """Submit what the form says, with the old job's input pictures."""
+    """Submit what the form says, with the old job's input images."""
     form = await request.form(max_files=0, max_fields=40)
     given = {name: value for name, value in form.items() if isinstance(value, str)}
     return await run_in_threadpool(_resubmit, request, farm, who, job_id, given)

@@ -24,7 +24,7 @@ OfTenant = Annotated[str, Form(alias="tenant", max_length=60)]
 #: What the scopes allow, for the form.
 MEANING: Final = {
     Scope.SUBMIT: "send jobs and files, cancel and retry its own",
-    Scope.READ: "see its tenant's jobs, pictures and usage",
+    Scope.READ: "see its tenant's jobs, images and usage",
     Scope.OPERATE: "steer the whole farm: pause, drain, everybody's jobs",
     Scope.ADMIN: "tenants, their keys and limits",
 }

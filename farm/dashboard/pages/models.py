@@ -24,7 +24,7 @@ def models(request: Request, farm: Farm, who: Who) -> Response:
     with farm.store.begin() as unit:
         workers = [one for one in unit.workers.all() if one.state is not WorkerState.OFFLINE]
         stopped = unit.pauses.now()
-        held = unit.search.on_cards(who.tenant)
+        held = unit.search.on_devices(who.tenant)
     loaded = {model.id: [one.info.name for one in workers if model.id in one.models] for model in farm.registry.models}
     return render(request, "models.html", models=farm.registry.models, loaded=loaded, stopped=stopped.models, held=held)
 

@@ -1,4 +1,4 @@
-"""Render: one job from a form, with pictures from the reader's disk and a mask that may be painted in the page."""
+"""Render: one job from a form, with images from the reader's disk and a mask that may be painted in the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATH: Final = f"{HOME}/render"
 LINK: Final = Link("Work", "Render", PATH, -20, (Scope.SUBMIT,))
 router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
 
-#: What the form says in words; the pictures come beside it.
+#: What the form says in words; the images come beside it.
 FIELDS: Final = (
     "task",
     "model",
@@ -41,7 +41,7 @@ FIELDS: Final = (
     "priority",
     "preview",
 )
-PICTURES: Final = ("image", "mask_image", "depth_map")
+IMAGES: Final = ("image", "mask_image", "depth_map")
 _REQUEST: Final[TypeAdapter[Any]] = TypeAdapter(AnyJobRequest)
 Text = Annotated[str, Query(max_length=10_000)]
 
@@ -55,13 +55,13 @@ def form(request: Request, farm: Farm, who: Who, task: Text = "", model: Text = 
 
 @router.post("")
 async def submit(request: Request, farm: Farm, who: Who) -> Response:
-    """Keep the pictures, check the rest as the API does, and submit."""
+    """Keep the images, check the rest as the API does, and submit."""
     who.must(Scope.SUBMIT)
     tenant = who.key.tenant_id
     uploads: dict[str, bytes] = {}
-    async with request.form(max_files=len(PICTURES), max_fields=40) as sent:
+    async with request.form(max_files=len(IMAGES), max_fields=40) as sent:
         given = {name: value for name, value in sent.items() if isinstance(value, str)}
-        for name in PICTURES:
+        for name in IMAGES:
             part = sent.get(name)
             if isinstance(part, UploadFile) and part.size:
                 uploads[name] = await part.read()
@@ -119,7 +119,7 @@ def _form(
         chosen=chosen,
         models=registry.models,
         tasks=list(Task),
-        fields=[*FIELDS, *PICTURES],
+        fields=[*FIELDS, *IMAGES],
         schedulers=list(Scheduler),
         formats=list(OutputFormat),
         priorities=list(Priority),

@@ -1,4 +1,4 @@
-"""The farm at a glance: its pace, its queue, its cards, its latest pictures; and the switch that stops it."""
+"""The farm at a glance: its pace, its queue, its devices, its latest images; and the switch that stops it."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from farm.dashboard.session import Visitor
 from farm.domain.states import JobState
 from farm.domain.worker import Worker, WorkerState
 from farm.store.activity_stats import Tally
-from farm.store.dashboard_queries import OnCard
+from farm.store.dashboard_queries import OnDevice
 from farm.store.events import QUEUE_CHANNEL
 from farm.store.tenants import Scope
 
 LINK: Final = Link("Farm", "Overview", HOME, 0)
 router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
 
-CARDS: Final = 120  #: cells that are drawn; more workers are on their own page
+DEVICES: Final = 120  #: cells that are drawn; more workers are on their own page
 LATEST: Final = 24
-PACE_MINUTES: Final = 5  #: that the pictures per minute are measured over
+PACE_MINUTES: Final = 5  #: that the images per minute are measured over
 DAY: Final = 24 * 3600
 QUARTERS: Final = 96  #: stretches of the day's chart
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A card and what it is doing."""
+    """A device and what it is doing."""
 
     worker: Worker
-    jobs: tuple[OnCard, ...]  #: running, then waiting at the worker
+    jobs: tuple[OnDevice, ...]  #: running, then waiting at the worker
 
     @property
-    def running(self) -> OnCard | None:
+    def running(self) -> OnDevice | None:
         """The job it has rendered longest."""
         return next((job for job in self.jobs if job.state is JobState.RUNNING), None)
 
     @property
     def waiting(self) -> int:
-        """Jobs at the worker that its card has not taken up."""
+        """Jobs at the worker that its device has not taken up."""
         return sum(job.state is not JobState.RUNNING for job in self.jobs)
 
 
@@ -56,13 +56,13 @@ def overview(request: Request, farm: Farm, who: Who) -> Response:
 
 @router.get("/now")
 def now(request: Request, farm: Farm, who: Who) -> Response:
-    """The numbers and the cards, as they are now."""
+    """The numbers and the devices, as they are now."""
     return render(request, "overview_now.html", **_now(farm, who))
 
 
 @router.get("/latest")
 def latest(request: Request, farm: Farm, who: Who) -> Response:
-    """The latest pictures."""
+    """The latest images."""
     return render(request, "overview_latest.html", **_latest(farm, who))
 
 
@@ -80,7 +80,7 @@ def pause(farm: Farm, who: Who) -> Response:
     who.must(Scope.OPERATE, Scope.ADMIN)
     with farm.store.begin() as unit:
         unit.pauses.pause()
-    return see(HOME, "The farm is paused: what is on cards goes on, nothing new is handed over.")
+    return see(HOME, "The farm is paused: what is on devices goes on, nothing new is handed over.")
 
 
 @router.post("/resume")
@@ -95,30 +95,30 @@ def resume(farm: Farm, who: Who) -> Response:
 
 def _latest(farm: Services, who: Visitor) -> dict[str, Any]:
     with farm.store.begin() as unit:
-        return {"pictures": unit.activity.latest(LATEST, who.tenant)}
+        return {"images": unit.activity.latest(LATEST, who.tenant)}
 
 
 def _now(farm: Services, who: Visitor) -> dict[str, Any]:
     with farm.store.begin() as unit:
         hour = unit.activity.tally(3600, 60, who.tenant)
         queue = unit.search.queue(who.tenant)
-        held = unit.search.on_cards(who.tenant)
+        held = unit.search.on_devices(who.tenant)
         workers = [one for one in unit.workers.all() if one.state is not WorkerState.OFFLINE]
         stopped = unit.pauses.now()
         speed = unit.batches.speed()
         moment = unit.now()
-    at: dict[str, list[OnCard]] = {}
+    at: dict[str, list[OnDevice]] = {}
     for job in sorted(held, key=lambda job: job.state is not JobState.RUNNING):
         at.setdefault(job.worker, []).append(job)
     cells = [Cell(one, tuple(at.get(one.info.name, ()))) for one in workers]
     cells.sort(key=lambda cell: (cell.running is None, cell.worker.info.name))
     return {
-        "per_minute": sum(one.pictures for one in hour.stretches[:PACE_MINUTES]) / PACE_MINUTES,
+        "per_minute": sum(one.outputs for one in hour.stretches[:PACE_MINUTES]) / PACE_MINUTES,
         "hour": hour,
         "queue": queue,
         "oldest": None if queue.oldest is None else max(0.0, (moment - queue.oldest).total_seconds()),
         "eta": queue.cost / speed if speed and queue.jobs else None,
-        "cells": cells[:CARDS],
+        "cells": cells[:DEVICES],
         "workers": len(workers),
         "busy": sum(cell.running is not None for cell in cells),
         "running": sum(job.state is JobState.RUNNING for job in held),
@@ -128,11 +128,11 @@ def _now(farm: Services, who: Visitor) -> dict[str, Any]:
 
 
 def _chart(day: Tally) -> dict[str, Any]:
-    """Columns, oldest first: minutes before now, pictures per minute, failed jobs per minute."""
+    """Columns, oldest first: minutes before now, images per minute, failed jobs per minute."""
     stretch = day.seconds / len(day.stretches)
     ordered = list(reversed(day.stretches))
     return {
         "before": [round((one.age + 0.5) * stretch) for one in ordered],
-        "pictures": [round(one.pictures / (stretch / 60), 2) for one in ordered],
+        "images": [round(one.outputs / (stretch / 60), 2) for one in ordered],
         "failed": [round(sum(one.failed.values()) / (stretch / 60), 2) for one in ordered],
     }

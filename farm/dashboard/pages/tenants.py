@@ -28,7 +28,7 @@ DAYS: Final = 30
 LIMITS: Final = {
     "max_queued": "Jobs that may wait",
     "max_running": "Jobs at workers at once",
-    "card_seconds_per_day": "Card-seconds per day",
+    "device_seconds_per_day": "Device-seconds per day",
     "storage_bytes": "Bytes of storage",
     "retention_days": "Days until ended jobs go",
 }
@@ -77,7 +77,7 @@ def usage(farm: Farm, who: Who, tenant_id: str) -> Response:
 
 @router.get("/{tenant_id}/usage.json")
 def chart(farm: Farm, who: Who, tenant_id: str) -> Any:
-    """The last days' card-seconds and pictures, as columns for the chart."""
+    """The last days' device-seconds and images, as columns for the chart."""
     _may_see(who, tenant_id)
     first, last = _days()
     with farm.store.begin() as unit:
@@ -94,7 +94,7 @@ def change(
     weight: Annotated[str, Form(max_length=40)] = "",
     max_queued: Annotated[str, Form(max_length=40)] = "",
     max_running: Annotated[str, Form(max_length=40)] = "",
-    card_seconds_per_day: Annotated[str, Form(max_length=40)] = "",
+    device_seconds_per_day: Annotated[str, Form(max_length=40)] = "",
     storage_bytes: Annotated[str, Form(max_length=40)] = "",
     retention_days: Annotated[str, Form(max_length=40)] = "",
 ) -> Response:
@@ -105,7 +105,7 @@ def change(
         "weight": weight,
         "max_queued": max_queued,
         "max_running": max_running,
-        "card_seconds_per_day": card_seconds_per_day,
+        "device_seconds_per_day": device_seconds_per_day,
         "storage_bytes": storage_bytes,
         "retention_days": retention_days,
     }
@@ -198,7 +198,7 @@ def _days() -> tuple[date, date]:
 
 
 def _sum(rows: list[Used]) -> dict[str, float]:
-    return {name: sum(getattr(one, name) for one in rows) for name in ("jobs", "images", "bytes", "card_seconds")}
+    return {name: sum(getattr(one, name) for one in rows) for name in ("jobs", "images", "bytes", "device_seconds")}
 
 
 def _totals(used: list[Used]) -> dict[str, dict[str, float]]:
@@ -212,7 +212,7 @@ def _chart(used: list[Used], first: date, last: date) -> dict[str, Any]:
     days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
     seconds: dict[date, float] = defaultdict(float)
     for one in used:
-        seconds[one.day] += one.card_seconds
+        seconds[one.day] += one.device_seconds
     return {
         "at": [int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) for day in days],
         "values": [round(seconds[day] / 60, 2) for day in days],

@@ -1,4 +1,4 @@
-"""Pictures for the pages: outputs through this process, so that browsers keep them and need not reach the storage."""
+"""Images for the pages: outputs through this process, so that browsers keep them and need not reach the storage."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from farm.errors import NotFound
 from farm.objects import keys
 from farm.objects.storage import content_disposition
 
-router: Final = APIRouter(prefix=f"{HOME}/pictures", include_in_schema=False, route_class=PageRoute)
+router: Final = APIRouter(prefix=f"{HOME}/images", include_in_schema=False, route_class=PageRoute)
 
 SIDES: Final = (160, 320, 640)  #: pixels of the longer side that a small one may have
-#: A picture never changes. Kept by the browser that was allowed to see it, and by nothing on the way.
+#: An image never changes. Kept by the browser that was allowed to see it, and by nothing on the way.
 KEPT: Final = "private, max-age=86400, immutable"
 
 
 @router.get("/{job_id}/{index}")
-async def picture(
+async def image(
     farm: Farm, who: Who, job_id: str, index: int, side: Annotated[int, Query(ge=0, le=640)] = 0
 ) -> Response:
     """An output, whole or made small."""
-    return await run_in_threadpool(_picture, farm, who.tenant, job_id, index, side)
+    return await run_in_threadpool(_image, farm, who.tenant, job_id, index, side)
 
 
 @router.get("/{job_id}/inputs/{name}")
 async def given(
     farm: Farm, who: Who, job_id: str, name: str, side: Annotated[int, Query(ge=0, le=640)] = 0
 ) -> Response:
-    """A picture that the job begins with."""
+    """An image that the job begins with."""
     return await run_in_threadpool(_given, farm, who.tenant, job_id, name, side)
 
 
@@ -43,21 +43,21 @@ def _given(farm: Services, tenant_id: str | None, job_id: str, name: str, side: 
         job = unit.jobs.get(job_id, tenant_id)
     found = None if job is None else job.spec.inputs.get(name)
     if found is None:
-        raise NotFound("picture", f"{job_id}/inputs/{name}")
+        raise NotFound("image", f"{job_id}/inputs/{name}")
     return _answer(farm.storage.get(found.key), found.content_type, side, f"{job_id}_{name}")
 
 
-def _picture(farm: Services, tenant_id: str | None, job_id: str, index: int, side: int) -> Response:
+def _image(farm: Services, tenant_id: str | None, job_id: str, index: int, side: int) -> Response:
     with farm.store.begin() as unit:
         job = unit.jobs.get(job_id, tenant_id)
     output = next((one for one in job.outputs if one.index == index), None) if job is not None else None
     if job is None or output is None:
-        raise NotFound("picture", f"{job_id}/{index}")
+        raise NotFound("image", f"{job_id}/{index}")
     return _answer(farm.storage.get(output.key), output.content_type, side, f"{job.id}_{index}")
 
 
 def _answer(data: bytes, content_type: str, side: int, name: str) -> Response:
-    """The file, or the picture made small."""
+    """The file, or the image made small."""
     headers = {
         "Cache-Control": KEPT,
         "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -71,7 +71,7 @@ def _answer(data: bytes, content_type: str, side: int, name: str) -> Response:
 
 
 def _small(data: bytes, side: int) -> bytes:
-    """The picture with its longer side of at most ``side`` pixels, as WebP."""
+    """The image with its longer side of at most ``side`` pixels, as WebP."""
     with Image.open(io.BytesIO(data)) as opened:
         opened.draft("RGB", (side, side))
         shown = opened.convert("RGB") if opened.mode not in ("RGB", "RGBA") else opened

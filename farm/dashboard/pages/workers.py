@@ -25,7 +25,7 @@ def workers(request: Request, farm: Farm, who: Who) -> Response:
     """All of them, those that are there first."""
     with farm.store.begin() as unit:
         found = unit.workers.all()
-        held = unit.search.on_cards(who.tenant)
+        held = unit.search.on_devices(who.tenant)
         moment = unit.now()
     found.sort(key=lambda one: (one.state is WorkerState.OFFLINE, one.info.name))
     return render(request, "workers.html", workers=found, held=held, moment=moment)
@@ -38,7 +38,7 @@ def worker(request: Request, farm: Farm, who: Who, name: Annotated[str, Query(ma
         found = next((one for one in unit.workers.all() if one.info.name == name), None)
         if found is None:
             raise NotFound("worker", name)
-        held = [one for one in unit.search.on_cards(who.tenant) if one.worker == name]
+        held = [one for one in unit.search.on_devices(who.tenant) if one.worker == name]
         last = unit.search.last_on(name, HISTORY)
         jobs = [job for job in unit.jobs.many(last).values() if who.tenant in (None, job.tenant_id)]
     jobs.sort(key=lambda job: job.id, reverse=True)
@@ -60,7 +60,7 @@ def stop(farm: Farm, who: Who, name: Annotated[str, Form(max_length=300)]) -> Re
     who.must(Scope.OPERATE, Scope.ADMIN)
     with farm.store.begin() as unit:
         lifecycle.stop_worker(unit, name, f"stopped by the key {who.key.name!r}")
-    return see(PATH, f"{name} finishes what is on its card and ends.")
+    return see(PATH, f"{name} finishes what is on its device and ends.")
 
 
 @router.post("/resume")

@@ -4,7 +4,7 @@
 document.documentElement.classList.add("js");
 
 // -- polling --------------------------------------------------------------------------------------------------------
-// A hidden tab asks for nothing, nor does a page on which somebody is typing, ticking or reading a picture.
+// A hidden tab asks for nothing, nor does a page on which somebody is typing, ticking or reading an image.
 document.addEventListener("htmx:config:request", (event) => {
   const source = event.detail.ctx.sourceElement;
   const polls = (source.getAttribute("hx-trigger") || "").startsWith("every");
@@ -31,7 +31,7 @@ function day(at) {
 function columns(told) {
   if (told.at) return [told.at, told.values];
   const now = Date.now() / 1000;
-  return [told.before.map((seconds) => now - seconds), told.pictures, told.failed];
+  return [told.before.map((seconds) => now - seconds), told.images, told.failed];
 }
 
 function draw(box, told) {
@@ -44,7 +44,7 @@ function draw(box, told) {
     axes: [{ ...axis, size: 30, space: 70, values: (_, all) => all.map(hour) }, { ...axis, size: 44 }],
     series: [
       { label: "At", value: (_, at) => (at == null ? "–" : hour(at)) },
-      { label: "pictures per minute", value: (_, found) => found ?? "–", stroke: colour("--run-fill"), fill: colour("--accent-soft"), width: 2, points: { show: false } },
+      { label: "images per minute", value: (_, found) => found ?? "–", stroke: colour("--run-fill"), fill: colour("--accent-soft"), width: 2, points: { show: false } },
       { label: "failed per minute", value: (_, found) => found ?? "–", stroke: colour("--bad-fill"), width: 1.5, points: { show: false } },
     ],
   };
@@ -73,7 +73,7 @@ async function refresh(box) {
   charts.get(box)?.setData(columns(JSON.parse(box.dataset.first)));
 }
 
-// -- one picture, large ---------------------------------------------------------------------------------------------
+// -- one image, large ---------------------------------------------------------------------------------------------
 let box = null;
 let shown = null;
 
@@ -81,11 +81,11 @@ function lightbox() {
   if (box) return box;
   box = document.createElement("dialog");
   box.className = "lightbox";
-  box.setAttribute("aria-label", "Picture");
+  box.setAttribute("aria-label", "Image");
   box.innerHTML =
     '<figure><img alt=""><figcaption><span></span><p></p></figcaption></figure>' +
-    '<button type="button" class="earlier" aria-label="Picture before">‹</button>' +
-    '<button type="button" class="later" aria-label="Next picture">›</button>' +
+    '<button type="button" class="earlier" aria-label="Image before">‹</button>' +
+    '<button type="button" class="later" aria-label="Next image">›</button>' +
     '<button type="button" class="close" aria-label="Close">×</button>';
   box.querySelector(".close").addEventListener("click", () => box.close());
   box.querySelector(".earlier").addEventListener("click", () => move(-1));
@@ -108,7 +108,7 @@ function show(link) {
   const about = dialog.querySelector("p");
   about.textContent = link.dataset.about + " · ";
   const there = document.createElement("a");
-  there.href = link.dataset.lightbox.replace("/pictures/", "/jobs/").replace(/\/\d+$/, "");
+  there.href = link.dataset.lightbox.replace("/images/", "/jobs/").replace(/\/\d+$/, "");
   there.textContent = "the job";
   about.append(there);
   if (!dialog.open) dialog.showModal();

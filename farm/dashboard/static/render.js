@@ -1,4 +1,4 @@
-// The form of one job: example prompts, and a mask painted over the chosen picture. All of it works without this, too.
+// The form of one job: example prompts, and a mask painted over the chosen image. All of it works without this, too.
 "use strict";
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -29,8 +29,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const clear = painter.querySelector("[data-clear]");
   const told = painter.querySelector("[data-told]");
   const maskInput = form.elements.mask_image;
-  let picture = null;
-  let strokes = []; // each: the brush's radius and its points, in pixels of the picture
+  let image = null;
+  let strokes = []; // each: the brush's radius and its points, in pixels of the image
   let at = null; // where the keyboard's brush is
   let drawing = false;
 
@@ -63,11 +63,11 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   function show() {
-    if (!picture) return;
+    if (!image) return;
     const painted = sheet();
     lines(painted.getContext("2d"), "#ff2d78");
     pen.clearRect(0, 0, canvas.width, canvas.height);
-    pen.drawImage(picture, 0, 0);
+    pen.drawImage(image, 0, 0);
     pen.globalAlpha = 0.6;
     pen.drawImage(painted, 0, 0);
     pen.globalAlpha = 1;
@@ -82,7 +82,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
   }
 
-  // The mask goes where a chosen file would: white where it was painted, as large as the picture.
+  // The mask goes where a chosen file would: white where it was painted, as large as the image.
   function keep() {
     const files = new DataTransfer();
     if (strokes.length) {
@@ -107,14 +107,14 @@ document.addEventListener("DOMContentLoaded", () => {
 
   form.elements.image.addEventListener("change", async (event) => {
     const [file] = event.target.files;
-    if (picture) strokes = [];
-    picture = null;
+    if (image) strokes = [];
+    image = null;
     painter.hidden = true;
     if (!file) { keep(); return; }
     const image = new Image();
     image.src = URL.createObjectURL(file);
     try { await image.decode(); } catch { return; } // the server says what is wrong with it
-    picture = image;
+    image = image;
     canvas.width = image.naturalWidth;
     canvas.height = image.naturalHeight;
     at = [canvas.width / 2, canvas.height / 2];

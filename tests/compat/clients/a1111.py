@@ -38,14 +38,14 @@ assert made.parameters["prompt"] == "a red ball"
 drawn = api.txt2img(prompt="a red ball", width=64, height=64, override_settings={"sd_model_checkpoint": "starter"})
 assert drawn.info["seed"] >= 0
 
-picture = Image.new("RGB", (64, 64), "red")
+image = Image.new("RGB", (64, 64), "red")
 mask = Image.new("L", (64, 64), 0)
 mask.paste(255, (0, 0, 32, 64))
-varied = api.img2img(images=[picture], prompt="a blue ball", width=64, height=64, denoising_strength=0.5, seed=1)
+varied = api.img2img(images=[image], prompt="a blue ball", width=64, height=64, denoising_strength=0.5, seed=1)
 assert varied.info["denoising_strength"] == 0.5
-painted = api.img2img(images=[picture], mask_image=mask, prompt="a blue ball", width=64, height=64, seed=2)
+painted = api.img2img(images=[image], mask_image=mask, prompt="a blue ball", width=64, height=64, seed=2)
 inverse = api.img2img(
-    images=[picture], mask_image=mask, inpainting_mask_invert=1, prompt="a blue ball", width=64, height=64, seed=3
+    images=[image], mask_image=mask, inpainting_mask_invert=1, prompt="a blue ball", width=64, height=64, seed=3
 )
 assert painted.image.size == inverse.image.size == (64, 64)
 
@@ -71,7 +71,7 @@ assert (progress["state"]["job_count"], progress["progress"]) == (1, 0.5)
 assert progress["eta_relative"] > 0
 assert api.interrupt() == {}
 thread.join(20)
-assert ended, "the interrupted picture did not end"
+assert ended, "the interrupted image did not end"
 assert ended[0][0] == 422
 assert "canceled" in ended[0][1]
 assert api.get_progress()["state"]["job_count"] == 0

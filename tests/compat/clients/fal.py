@@ -18,13 +18,13 @@ result = handle.get()
 assert isinstance(handle.status(), fal_client.Completed)
 assert [(image["width"], image["height"]) for image in result["images"]] == [(64, 128)] * 2
 assert result["seed"] == 7
-picture = httpx.get(result["images"][0]["url"])
-assert picture.headers["content-type"] == "image/png"
+image = httpx.get(result["images"][0]["url"])
+assert image.headers["content-type"] == "image/png"
 assert client.result("farm/starter", handle.request_id)["images"][1]["file_size"] > 0
 
-# the line that is held until the picture is there
+# the line that is held until the image is there
 varied = client.run(
-    "farm/starter", {"prompt": "x", "image_url": fal_client.encode(picture.content, "image/png"), "strength": 0.5}
+    "farm/starter", {"prompt": "x", "image_url": fal_client.encode(image.content, "image/png"), "strength": 0.5}
 )
 assert varied["images"][0]["content_type"] == "image/png"
 

@@ -1,4 +1,4 @@
-"""The official client of OpenAI for Python, against a farm: pictures and models."""
+"""The official client of OpenAI for Python, against a farm: images and models."""
 
 import base64
 import io
@@ -32,7 +32,7 @@ def refusal(kind, **arguments):
 assert [model.id for model in client.models.list()] == ["starter"]
 assert client.models.retrieve("starter").owned_by == "farm"
 
-# without a format each picture has both
+# without a format each image has both
 made = client.images.generate(
     prompt="a red ball", n=2, size="128x64", model="starter", extra_body={"seed": 7, "steps": 3, "guidance_scale": 1.5}
 )
@@ -49,17 +49,17 @@ assert opened(base64.b64decode(only.data[0].b64_json)).size == (128, 128)
 only = client.images.generate(prompt="a red ball", response_format="url", output_format="png", moderation="low")
 assert only.data[0].b64_json is None
 
-picture = png("RGB", "red")
+image = png("RGB", "red")
 mask = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
 mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
 out = io.BytesIO()
 mask.save(out, "PNG")
 out.seek(0)
 edited = client.images.edit(
-    image=("in.png", picture), mask=("mask.png", out), prompt="a blue ball", extra_body={"seed": 3}
+    image=("in.png", image), mask=("mask.png", out), prompt="a blue ball", extra_body={"seed": 3}
 )
 assert edited.data[0].seed == 3
-varied = client.images.edit(image=picture, prompt="a blue ball", n=1, extra_body={"strength": 0.5, "steps": 4})
+varied = client.images.edit(image=image, prompt="a blue ball", n=1, extra_body={"strength": 0.5, "steps": 4})
 assert opened(base64.b64decode(varied.data[0].b64_json)).size == (64, 64)
 
 # refusals, in OpenAI's shape, each naming the field as the client knows it
@@ -72,7 +72,7 @@ assert refusal(openai.BadRequestError, prompt="x", extra_body={"sampler": "x"})[
 assert refusal(openai.BadRequestError, prompt="x", model="dall-e-3")["param"] == "model"
 assert refusal(openai.UnprocessableEntityError, prompt="please fail")["code"] == "render_failed"
 with refused(openai.BadRequestError) as caught:
-    client.images.edit(image=picture, mask=png("RGB", "white"), prompt="x")
+    client.images.edit(image=image, mask=png("RGB", "white"), prompt="x")
 assert caught.error.body["param"] == "mask"
 with refused(openai.NotFoundError) as caught:
     client.chat.completions.create(model="starter", messages=[])

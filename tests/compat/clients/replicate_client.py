@@ -36,7 +36,7 @@ assert [one.name for one in client.models.list()] == ["starter"]
 version = model.latest_version
 assert version.id == model.versions.get(version.id).id
 
-# run: by name, and by version; the input's pictures decide the task
+# run: by name, and by version; the input's images decide the task
 urls = client.run(
     "farm/starter", input={"prompt": "a red ball", "width": 64, "height": 128, "num_outputs": 2, "seed": 7}
 )

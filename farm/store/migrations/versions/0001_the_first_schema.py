@@ -29,7 +29,7 @@ def upgrade() -> None:
         sa.Column("boot_id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
-        sa.Column("card", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("device", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("slots", sa.SmallInteger(), nullable=False),
         sa.Column("look_ahead", sa.SmallInteger(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),

@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("tenant", sa.Column("card_seconds_per_day", sa.Double()))
+    op.add_column("tenant", sa.Column("device_seconds_per_day", sa.Double()))
     op.add_column("tenant", sa.Column("storage_bytes", sa.BigInteger()))
     op.add_column("tenant", sa.Column("stored_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
     op.add_column("tenant", sa.Column("retention_days", sa.Integer()))
@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("jobs", sa.BigInteger(), nullable=False),
         sa.Column("images", sa.BigInteger(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
-        sa.Column("card_seconds", sa.Double(), nullable=False),
+        sa.Column("device_seconds", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"], name="usage_tenant_id_fkey", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("tenant_id", "day", "model", "slot", name="usage_pkey"),
         postgresql_with={"fillfactor": "50"},
@@ -40,5 +40,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("job_finished", table_name="job")
     op.drop_table("usage")
-    for name in ("strays_until", "retention_days", "stored_bytes", "storage_bytes", "card_seconds_per_day"):
+    for name in ("strays_until", "retention_days", "stored_bytes", "storage_bytes", "device_seconds_per_day"):
         op.drop_column("tenant", name)
