@@ -46,7 +46,7 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
     with store.begin() as unit:
         day = unit.activity.tally(24 * 3600, 24)
         assert day.exact
-        assert [one.images for one in day.stretches[:13]] == [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 2, 0]
+        assert [one.outputs for one in day.stretches[:13]] == [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 2, 0]
         assert day.failed == {"broken": 2}
         assert unit.activity.tally(3.5 * 3600, 7).outputs == 8
         assert unit.activity.tally(24 * 3600, 24, other).outputs == 6
@@ -79,7 +79,7 @@ def test_a_flood_of_canceled_jobs_hides_no_image_and_no_failure(
         unit.jobs.insert(tenant, [NewJob(spec(seed=seed)) for seed in range(500)])  # and what waits hides none either
         for whose, images in ((None, 8), (tenant, 6), (other, 2)):
             tally = unit.activity.tally(3600, 6, whose)
-            assert (tally.images, tally.exact) == (images, True), whose
+            assert (tally.outputs, tally.exact) == (images, True), whose
             assert tally.failed == ({} if whose == other else {"broken": 1})
             latest = list(dict.fromkeys(one.job_id for one in unit.activity.latest(50, whose)))
             assert latest == [
