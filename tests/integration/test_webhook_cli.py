@@ -180,7 +180,7 @@ def test_what_a_killed_listener_left_is_removed_by_the_next_one(api: Api, farm: 
 
 
 def test_the_receiver_of_the_documentation_verifies(api: Api, farm: Farm, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs/05-webhooks.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/guides/webhooks.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

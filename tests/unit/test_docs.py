@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 
 
 def test_each_promise_names_tests_that_exist() -> None:
-    page = (ROOT / "docs" / "03-promises.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "promises.md").read_text("utf-8")
     sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
     assert len(sections) >= 8
     for section in sections:
@@ -27,7 +27,7 @@ def test_each_promise_names_tests_that_exist() -> None:
 
 
 def test_each_failure_names_tests_and_faults_that_exist() -> None:
-    page = (ROOT / "docs" / "03-failures.md").read_text("utf-8")
+    page = (ROOT / "docs" / "concepts" / "failures.md").read_text("utf-8")
     sources = "".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
     there = set(re.findall(r"def (test_\w+)\(", sources))
     faults: set[str] = set()
