@@ -1,4 +1,4 @@
-"""Draws the images of `docs/concepts/how-diffusion-works.md` with the built-in model: `python -m workers.starter.explain`."""
+"""Draws the images of `how-diffusion-works.md` with the built-in model: `python -m workers.starter.explain`."""
 
 import argparse
 from collections.abc import Sequence
