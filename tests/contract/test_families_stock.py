@@ -18,6 +18,7 @@ FAST = (
     "StableDiffusionInpaintPipeline",
     "WanPipeline",
     "WanImageToVideoPipeline",
+    "LTXPipeline",
 )
 
 

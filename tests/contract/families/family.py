@@ -28,6 +28,7 @@ class Output:
     #: image: width, height. video: frames, width, height. audio: channels, samples. embedding: the tensor's shape.
     size: tuple[int, ...]
     count: int = 1  #: how many outputs one call returns
+    sound: tuple[int, int] | None = None  #: channels and samples of the sound of a video
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def image(width: int, height: int, count: int = 1) -> Output:
     return Output(Media.IMAGE, (width, height), count)
 
 
-def video(frames: int, width: int, height: int) -> Output:
+def video(frames: int, width: int, height: int, sound: tuple[int, int] | None = None) -> Output:
     """The output of a call that returns one clip."""
-    return Output(Media.VIDEO, (frames, width, height))
+    return Output(Media.VIDEO, (frames, width, height), sound=sound)
 
 
 def audio(channels: int, samples: int) -> Output:

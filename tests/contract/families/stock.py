@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,12 @@ class Rendered:
 
     output: Output
     values: np.ndarray  #: all outputs, in the range 0 to 1 for images and videos
+    sound: np.ndarray  #: of a video, (channels, samples); empty where there is none
     seconds: float
+
+    def equals(self, other: Rendered) -> bool:
+        """Whether all values of both are equal."""
+        return np.array_equal(self.values, other.values) and np.array_equal(self.sound, other.sound)
 
 
 def load(family: Family, pipeline_class: str, folder: Path) -> DiffusionPipeline:
@@ -65,20 +70,25 @@ def check(family: Family, pipeline_class: str, folder: Path) -> Rendered:
     rendered = render(pipeline, call.arguments())
     assert rendered.output == call.output, f"{rendered.output} instead of {call.output}"
     if rendered.output.media is not Media.TEXT:
-        assert np.isfinite(rendered.values).all(), "the output is not finite"
-        assert rendered.values.std() > _CONTRAST, f"the output is constant: {rendered.values.std():.4f}"
-    again = render(pipeline, call.arguments())
-    assert np.array_equal(rendered.values, again.values), "two equal calls gave different outputs"
+        _check_values(rendered.values)
+    if rendered.output.sound:
+        _check_values(rendered.sound)
+    assert rendered.equals(render(pipeline, call.arguments())), "two equal calls gave different outputs"
     for name, arguments in _variations(call):
-        changed = not np.array_equal(rendered.values, render(pipeline, arguments).values)
+        changed = not rendered.equals(render(pipeline, arguments))
         assert changed is not (name in call.without_effect), f"{name} has {'an' if changed else 'no'} effect"
     return rendered
+
+
+def _check_values(values: np.ndarray) -> None:
+    assert np.isfinite(values).all(), "the output is not finite"
+    assert values.std() > _CONTRAST, f"the output is constant: {values.std():.4f}"
 
 
 def _variations(call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
     """The arguments of a call with one prompt, image or clip replaced by another."""
     for name, value in call.arguments().items():
-        other = _other(value) if isinstance(value, list | Image.Image) or "prompt" in name else value
+        other = value if isinstance(value, str) and "prompt" not in name else _other(value)
         if other is not value:
             yield name, call.arguments() | {name: other}
 
@@ -92,15 +102,27 @@ def _other(value: Any) -> Any:
             return ImageOps.invert(value)
         case [Image.Image() | str() | list(), *_]:
             return [_other(item) for item in value]
+        case [first, *_] if is_dataclass(first):
+            return [replace(item, **_changes(item)) for item in value]
     return value
 
 
-def _read(result: Any) -> tuple[Output, np.ndarray]:
-    """The medium, size and values of a pipeline's output."""
+def _changes(value: Any) -> dict[str, Any]:
+    """Other values for the fields of a condition that are images."""
+    named = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: _other(item) for name, item in named.items() if isinstance(item, list | Image.Image)}
+
+
+def _read(result: Any) -> tuple[Output, np.ndarray, np.ndarray]:
+    """The medium, size and values of a pipeline's output, and the sound of a video."""
     for name, media in _FIELDS.items():
         value = getattr(result, name, None)
         if value is not None:
-            return _measure(media, value)
+            output, values = _measure(media, value)
+            if media is not Media.VIDEO or getattr(result, "audio", None) is None:
+                return output, values, np.empty(0)
+            sound = np.asarray(result.audio[0].float())
+            return replace(output, sound=sound.shape), values, sound
     raise AssertionError(f"{type(result).__name__} has none of {', '.join(_FIELDS)}")
 
 

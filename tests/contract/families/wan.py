@@ -19,13 +19,9 @@ from diffusers import (
 
 from tests.contract.families.family import Call, Family, video
 from tests.contract.families.inputs import NEGATIVE_PROMPT, PROMPT, clip, picture
-from tests.contract.families.text_encoders import WIDTH
-from tests.contract.families.text_encoders_video import (
-    clip_image_encoder,
-    clip_image_processor,
-    t5_tokenizer,
-    umt5_encoder,
-)
+from tests.contract.families.text_encoders import WIDTH, clip_image_processor, umt5_encoder
+from tests.contract.families.text_encoders_video import clip_vision_model
+from tests.contract.families.tokenizers import t5_tokenizer
 
 SIDE = 32
 FRAMES = 5  #: 4 k + 1
@@ -71,9 +67,10 @@ def scheduler() -> UniPCMultistepScheduler:
 
 def components(**changes: Any) -> dict[str, Any]:
     """What every pipeline of Wan 2.1 takes."""
+    tokenizer = t5_tokenizer()
     return {
-        "tokenizer": t5_tokenizer(),
-        "text_encoder": umt5_encoder(),
+        "tokenizer": tokenizer,
+        "text_encoder": umt5_encoder(tokenizer),
         "vae": vae(),
         "scheduler": scheduler(),
         "transformer": WanTransformer3DModel(**transformer_config()),
@@ -82,7 +79,7 @@ def components(**changes: Any) -> dict[str, Any]:
 
 def image_encoder() -> dict[str, Any]:
     """CLIP's vision model and its preprocessing."""
-    return {"image_encoder": clip_image_encoder(), "image_processor": clip_image_processor()}
+    return {"image_encoder": clip_vision_model(), "image_processor": clip_image_processor()}
 
 
 def _text_to_video() -> DiffusionPipeline:
