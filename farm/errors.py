@@ -11,7 +11,7 @@
     ├── Unauthorized        no key, or not a live one
     ├── Forbidden           the key's scopes do not reach this far
     ├── QuotaExceeded       the tenant's own limit
-    ├── RightLost           a fenced write found another epoch: stop, write nothing
+    ├── LeaseLost           a fenced write found another epoch: stop, write nothing
     ├── Unavailable         a server that the farm leans on does not answer
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
@@ -19,9 +19,9 @@
     ├── RenderError         a job's own failure, with a stable code
     │   ├── ModelUnavailable
     │   ├── OutOfMemory
-    │   ├── InputLost
-    │   ├── InputUnfit
-    │   ├── NotANumber
+    │   ├── InputUnavailable
+    │   ├── UnsuitableInput
+    │   ├── NanOutput
     │   └── JobCanceled
     └── SetupError          this machine cannot run what was asked; the message says what to do
 
@@ -103,7 +103,7 @@ class QuotaExceeded(FarmError):
         super().__init__(message)
 
 
-class RightLost(FarmError):
+class LeaseLost(FarmError):
     """A fenced write changed no row: another epoch owns the job now. Stop, and write nothing."""
 
 
@@ -143,21 +143,21 @@ class OutOfMemory(RenderError):
     code = "out_of_memory"
 
 
-class InputLost(RenderError):
+class InputUnavailable(RenderError):
     """An input image that was accepted is no longer in storage or no longer decodes."""
 
     code = "input_unavailable"
     retryable = False
 
 
-class InputUnfit(RenderError):
+class UnsuitableInput(RenderError):
     """An input image decodes, but the pipeline can make nothing of it."""
 
-    code = "input_unfit"
+    code = "unsuitable_input"
     retryable = False
 
 
-class NotANumber(RenderError):
+class NanOutput(RenderError):
     """The model's arithmetic overflowed, so there is no image; another attempt would end the same way."""
 
     code = "nan_output"

@@ -1,6 +1,6 @@
 """The story of a job: one function per edge of its state machine. No other module changes a job's state.
 
-    submit ─► queued ──hand_over──► dispatched ──claim──► running ──succeed──► succeeded
+    submit ─► queued ──dispatch──► dispatched ──claim──► running ──succeed──► succeeded
                 ▲                       │                    │─────fail──────► failed
                 │◄────────reap──────────┘                    │
                 │◄──release, fail (retryable), reap, worker_lost
@@ -8,7 +8,7 @@
               expire ──► failed
 
 Each function works inside a unit of work that the caller opens, so that a state, its outputs and its event are one
-transaction. A fenced change that touches no row raises `RightLost`: the caller holds nothing any more and must stop.
+transaction. A fenced change that touches no row raises `LeaseLost`: the caller holds nothing any more and must stop.
 Times are the database's: no function reads a clock of this machine.
 """
 
@@ -20,10 +20,21 @@ from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
-from farm.domain.job import Done, HandOver, Held, Job, JobError, JobFilter, NewJob, Output, Selection, Sent
+from farm.domain.job import (
+    Assignment,
+    DispatchedJob,
+    HeldJob,
+    Job,
+    JobError,
+    JobFilter,
+    JobResult,
+    NewJob,
+    Output,
+    Selection,
+)
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
-from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
+from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
 from farm.objects import keys
 from farm.store import bulk_actions
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
@@ -33,13 +44,13 @@ from farm.store.tables import IdempotencyRow
 from farm.store.unit_of_work import Unit
 
 #: A job that was on the device when its worker died this often is not given to a third one.
-MAX_DEATHS: Final = 2
+MAX_CRASHES: Final = 2
 #: A job that this many different workers failed is not given to another one.
 MAX_FAILING_WORKERS: Final = 3
 #: A worker that failed this many jobs which others completed then gets no more.
 MAX_REFUTED: Final = 3
 #: Run leases that may run out before the device took the job up: a limit for what kills workers even earlier.
-MAX_LOSSES: Final = 8
+MAX_LOST: Final = 8
 #: Seconds before another attempt, by attempts made: other jobs go first, and a passing trouble may pass.
 RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
 #: Between two webhooks about one job's steps, where an endpoint asks for them.
@@ -222,7 +233,7 @@ def _batch_made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Bat
 # -- to a worker -----------------------------------------------------------------------------------------------------
 
 
-def hand_over(unit: Unit, chosen: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
+def dispatch(unit: Unit, chosen: Sequence[Assignment], lease_seconds: float) -> list[DispatchedJob]:
     """queued → dispatched, with a new epoch. Send the messages after the commit; a lost one is offered again."""
     if not chosen:
         return []
@@ -231,7 +242,7 @@ def hand_over(unit: Unit, chosen: Sequence[HandOver], lease_seconds: float) -> l
     return sent
 
 
-def take_back(unit: Unit, unsent: Collection[Sent], reason: str) -> list[str]:
+def requeue_unsent(unit: Unit, unsent: Collection[DispatchedJob], reason: str) -> list[str]:
     """dispatched → queued for hand-overs whose message could not be sent; those claimed all the same stay as they are.
 
     Returns the jobs taken back.
@@ -244,7 +255,7 @@ def take_back(unit: Unit, unsent: Collection[Sent], reason: str) -> list[str]:
     return [one.job_id for one in back]
 
 
-def claim_all(unit: Unit, asked: Sequence[Held], worker: str, lease_seconds: float) -> list[Job]:
+def claim_all(unit: Unit, asked: Sequence[HeldJob], worker: str, lease_seconds: float) -> list[Job]:
     """dispatched → running for those that are the worker's to claim: it holds run leases now, and the attempts count.
 
     Returns them; the right to the others is lost.
@@ -262,30 +273,30 @@ def claim_all(unit: Unit, asked: Sequence[Held], worker: str, lease_seconds: flo
 
 
 def claim(unit: Unit, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
-    """`claim_all` of one job. Raises `RightLost`."""
-    for job in claim_all(unit, [Held(job_id, epoch)], worker, lease_seconds):
+    """`claim_all` of one job. Raises `LeaseLost`."""
+    for job in claim_all(unit, [HeldJob(job_id, epoch)], worker, lease_seconds):
         return job
-    raise RightLost(f"{job_id} is not to be claimed at epoch {epoch}")
+    raise LeaseLost(f"{job_id} is not to be claimed at epoch {epoch}")
 
 
-def take_up_all(unit: Unit, begun: Mapping[Held, int]) -> set[str]:
+def start_all(unit: Unit, begun: Mapping[HeldJob, int]) -> set[str]:
     """Note that the device begins with jobs of so many denoising steps: a worker's death counts against them from here.
 
     Returns those still held; the right to the others is lost.
     """
-    held = unit.attempts.take_up(begun)
+    held = unit.attempts.start(begun)
     for job_id in held:
         unit.events.notify(JOB_CHANNEL, job_id)
     return held
 
 
-def take_up(unit: Unit, job_id: str, epoch: int, steps: int) -> None:
-    """`take_up_all` of one job. Raises `RightLost`."""
-    if not take_up_all(unit, {Held(job_id, epoch): steps}):
-        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+def start(unit: Unit, job_id: str, epoch: int, steps: int) -> None:
+    """`start_all` of one job. Raises `LeaseLost`."""
+    if not start_all(unit, {HeldJob(job_id, epoch): steps}):
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
 
 
-def progress_all(unit: Unit, reached: Mapping[Held, int], previews: Mapping[str, str]) -> dict[str, bool]:
+def progress_all(unit: Unit, reached: Mapping[HeldJob, int], previews: Mapping[str, str]) -> dict[str, bool]:
     """Note the steps done; returns the jobs still held, and whether somebody wants each of them stopped.
 
     ``previews``: by job, small data URLs for those who watch it now; they are told and not stored.
@@ -301,11 +312,11 @@ def progress_all(unit: Unit, reached: Mapping[Held, int], previews: Mapping[str,
 
 
 def progress(unit: Unit, job_id: str, epoch: int, step: int, preview: str | None = None) -> bool:
-    """`progress_all` of one job: returns whether somebody wants it stopped. Raises `RightLost`."""
+    """`progress_all` of one job: returns whether somebody wants it stopped. Raises `LeaseLost`."""
     previews = {} if preview is None else {job_id: preview}
-    for cancel_requested in progress_all(unit, {Held(job_id, epoch): step}, previews).values():
+    for cancel_requested in progress_all(unit, {HeldJob(job_id, epoch): step}, previews).values():
         return cancel_requested
-    raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
 
 
 # -- a worker's life -------------------------------------------------------------------------------------------------
@@ -316,7 +327,7 @@ def join(unit: Unit, info: WorkerInfo) -> list[str]:
     before = unit.workers.join(info)
     lost = unit.jobs.held_by(info.name) if before is not None else []
     for one in lost:
-        _take_back(unit, one)
+        _requeue_expired(unit, one)
     unit.events.notify(QUEUE_CHANNEL)
     return [one.job_id for one in lost]
 
@@ -325,15 +336,15 @@ def heartbeat(
     unit: Unit,
     worker: str,
     boot_id: str,
-    held: Collection[Held],
+    held: Collection[HeldJob],
     models: tuple[str, ...],
     lease_seconds: float,
     loaded: tuple[LoadedOn, ...] = (),
 ) -> Heartbeat:
-    """A sign of life: renews the run leases of ``held``. Raises `RightLost` if another process has the name."""
+    """A sign of life: renews the run leases of ``held``. Raises `LeaseLost` if another process has the name."""
     heard = unit.workers.beat(worker, boot_id, models, loaded)
     if heard is None:
-        raise RightLost(f"another process is worker {worker} now")
+        raise LeaseLost(f"another process is worker {worker} now")
     state, stop = heard
     renewed = unit.attempts.renew(worker, held, lease_seconds)
     canceled = frozenset(job for job, wanted in renewed.items() if wanted)
@@ -346,7 +357,7 @@ def leave(unit: Unit, worker: str, boot_id: str) -> list[str]:
         return []  # a newer process has the name, and what it holds is its own
     left = unit.jobs.held_by(worker)
     for one in left:
-        _requeue(unit, one.tenant_id, Held(one.job_id, one.epoch), "worker stopped", refund=True)
+        _requeue(unit, one.tenant_id, HeldJob(one.job_id, one.epoch), "worker stopped", refund=True)
     return [one.job_id for one in left]
 
 
@@ -388,7 +399,7 @@ def _existing_worker(unit: Unit, name: str) -> Worker:
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
-def succeed_all(unit: Unit, done: Sequence[Done]) -> list[str]:
+def succeed_all(unit: Unit, done: Sequence[JobResult]) -> list[str]:
     """running → succeeded with their outputs and their events, in one transaction, for those still held.
 
     Returns them; the right to the others is lost.
@@ -413,9 +424,9 @@ def succeed_all(unit: Unit, done: Sequence[Done]) -> list[str]:
 
 
 def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job:
-    """`succeed_all` of one job. Raises `RightLost`."""
-    if not succeed_all(unit, [Done(Held(job_id, epoch), tuple(outputs), recipe)]):
-        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+    """`succeed_all` of one job. Raises `LeaseLost`."""
+    if not succeed_all(unit, [JobResult(HeldJob(job_id, epoch), tuple(outputs), recipe)]):
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
     return _existing(unit, job_id)
 
 
@@ -423,18 +434,18 @@ def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: boo
     """running → failed, or → queued while another attempt may help and is left. Returns the new state.
 
     → canceled if that was asked for just now. No attempt is left once `MAX_FAILING_WORKERS` different workers have
-    failed it. Raises `RightLost`.
+    failed it. Raises `LeaseLost`.
     """
     job = unit.jobs.get(job_id)
     if job is None or job.epoch != epoch or job.state is not JobState.RUNNING:
-        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
     failed_by = unit.failures.note(job_id, job.worker) if retryable and job.worker is not None else 0
     again = retryable and not job.cancel_requested and job.attempts < job.max_attempts
     if again and failed_by < MAX_FAILING_WORKERS:
         delay = RETRY_DELAYS[min(job.attempts, len(RETRY_DELAYS)) - 1]
-        return _requeue(unit, job.tenant_id, Held(job_id, epoch), error.code, error=error, delay_seconds=delay)
+        return _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), error.code, error=error, delay_seconds=delay)
     if not unit.jobs.fail(job_id, epoch, error):
-        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
     _ended(unit, job.tenant_id, job_id, epoch, EventType.FAILED, {"code": error.code, "message": error.message})
     return JobState.FAILED
 
@@ -442,18 +453,18 @@ def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: boo
 def release(unit: Unit, job_id: str, epoch: int, reason: str) -> None:
     """running → queued through no fault of the job: the attempt does not count. → canceled if that was asked for.
 
-    Raises `RightLost`.
+    Raises `LeaseLost`.
     """
     job = unit.jobs.get(job_id)
     if job is None:
-        raise RightLost(f"{job_id} is gone")
-    _requeue(unit, job.tenant_id, Held(job_id, epoch), reason, refund=True)
+        raise LeaseLost(f"{job_id} is gone")
+    _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), reason, refund=True)
 
 
 def canceled(unit: Unit, job_id: str, epoch: int) -> None:
-    """running → canceled: the worker stopped because it was asked to. Raises `RightLost`."""
+    """running → canceled: the worker stopped because it was asked to. Raises `LeaseLost`."""
     if not unit.jobs.cancel_running(job_id, epoch):
-        raise RightLost(f"{job_id} is no longer ours at epoch {epoch}")
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
     job = _existing(unit, job_id)
     _ended(unit, job.tenant_id, job_id, epoch, EventType.CANCELED, {"worker": job.worker})
 
@@ -703,7 +714,7 @@ def reap(unit: Unit, limit: int = 1_000) -> list[str]:
     """Take back the jobs whose lease ran out; returns them."""
     expired = unit.jobs.expired(limit)
     for one in expired:
-        _take_back(unit, one)
+        _requeue_expired(unit, one)
     return [one.job_id for one in expired]
 
 
@@ -719,9 +730,9 @@ def expire(unit: Unit, limit: int = 1_000) -> list[str]:
     return [one.job_id for one in overdue]
 
 
-def _take_back(unit: Unit, one: Expired) -> None:
+def _requeue_expired(unit: Unit, one: Expired) -> None:
     """A job whose holder is gone: queued again, or at its end."""
-    held = Held(one.job_id, one.epoch)
+    held = HeldJob(one.job_id, one.epoch)
     if one.state is JobState.DISPATCHED:
         # the message or its worker got lost before the claim: no attempt was made
         _requeue(unit, one.tenant_id, held, "hand-over expired")
@@ -729,26 +740,26 @@ def _take_back(unit: Unit, one: Expired) -> None:
     if one.cancel_requested:
         canceled(unit, one.job_id, one.epoch)
         return
-    deaths, losses = one.deaths + int(one.rendering), one.losses + 1
-    exhausted = one.rendering and one.attempts >= one.max_attempts
-    if deaths >= MAX_DEATHS or losses >= MAX_LOSSES or exhausted:
+    crash_count, lost_count = one.crash_count + int(one.started), one.lost_count + 1
+    exhausted = one.started and one.attempts >= one.max_attempts
+    if crash_count >= MAX_CRASHES or lost_count >= MAX_LOST or exhausted:
         error = JobError(
-            "worker_lost", f"its worker died {losses} times while it held the job; it is not given to another"
+            "worker_lost", f"its worker died {lost_count} times while it held the job; it is not given to another"
         )
         if not unit.jobs.fail(one.job_id, one.epoch, error):
-            raise RightLost(f"{one.job_id} changed while it was taken back")
+            raise LeaseLost(f"{one.job_id} changed while it was taken back")
         _ended(
             unit, one.tenant_id, one.job_id, one.epoch, EventType.FAILED, {"code": error.code, "message": error.message}
         )
         return
     # a job that only waited at the worker is not to blame for its death
-    _requeue(unit, one.tenant_id, held, "worker lost", refund=not one.rendering, lost=True, died=one.rendering)
+    _requeue(unit, one.tenant_id, held, "worker lost", refund=not one.started, lost=True, died=one.started)
 
 
 def _requeue(
     unit: Unit,
     tenant_id: str,
-    held: Held,
+    held: HeldJob,
     reason: str,
     *,
     refund: bool = False,

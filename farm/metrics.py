@@ -33,15 +33,15 @@ REQUEST_SECONDS: Final = Histogram(
 )
 
 # -- the dispatcher --------------------------------------------------------------------------------------------------
-LEADS: Final = Gauge("farm_dispatcher_leads", "1 while this dispatcher leads, 0 while it stands by.")
+DISPATCHER_LEADER: Final = Gauge("farm_dispatcher_leader", "1 while this dispatcher leads, 0 while it stands by.")
 ROUND_SECONDS: Final = Histogram(
     "farm_dispatcher_round_duration_seconds", "One look at the state and what followed from it.", buckets=_QUICK
 )
-LAST_ROUND: Final = Gauge(
+LAST_ROUND_TIMESTAMP: Final = Gauge(
     "farm_dispatcher_last_round_timestamp_seconds", "When this dispatcher last ended a round: its age is the lag."
 )
-HAND_OVERS: Final = Counter("farm_job_hand_overs_total", "Jobs handed over to workers.")
-REAPED: Final = Counter("farm_leases_reaped_total", "Jobs taken back because their lease ran out.")
+JOBS_DISPATCHED: Final = Counter("farm_jobs_dispatched_total", "Jobs handed over to workers.")
+LEASES_EXPIRED: Final = Counter("farm_leases_expired_total", "Jobs taken back because their lease ran out.")
 
 # -- the worker ------------------------------------------------------------------------------------------------------
 STAGE_SECONDS: Final = Histogram(
@@ -50,21 +50,21 @@ STAGE_SECONDS: Final = Histogram(
     ["stage"],
     buckets=_LONG,
 )
-LEDGER_GROUP: Final = Histogram(
-    "farm_ledger_group_jobs", "Claims and successes that shared a transaction.", buckets=(1, 2, 4, 8, 16, 32)
+GROUP_COMMIT_JOBS: Final = Histogram(
+    "farm_group_commit_jobs", "Claims and successes that shared a transaction.", buckets=(1, 2, 4, 8, 16, 32)
 )
-FINISHED: Final = Counter("farm_jobs_finished_total", "Attempts, by how they ended.", ["outcome", "model"])
-IMAGES: Final = Counter("farm_images_total", "Images of jobs that succeeded.", ["model"])
+JOB_ATTEMPTS: Final = Counter("farm_job_attempts_total", "Attempts, by how they ended.", ["outcome", "model"])
+OUTPUTS: Final = Counter("farm_outputs_total", "Images of jobs that succeeded.", ["model"])
 FORWARD_ROWS: Final = Histogram(
     "farm_forward_rows", "Rows of one shared forward, without padding.", buckets=(1, 2, 4, 8, 16, 32, 64)
 )
-LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
+MODEL_LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
 DEVICE_MEMORY: Final = Gauge("farm_device_memory_bytes", "Memory of the device.")
 DEVICE_MEMORY_USED: Final = Gauge("farm_device_memory_used_bytes", "Memory of the device in use, by all processes.")
-DEVICE_BUSY: Final = Gauge("farm_device_utilization_ratio", "How much of the time the device computes, 0 to 1.")
+DEVICE_UTILIZATION: Final = Gauge("farm_device_utilization_ratio", "How much of the time the device computes, 0 to 1.")
 
 # -- the deliverer ---------------------------------------------------------------------------------------------------
-TRY_SECONDS: Final = Histogram(
+WEBHOOK_ATTEMPT_SECONDS: Final = Histogram(
     "farm_webhook_attempt_duration_seconds", "POSTs of webhooks, by how they ended.", ["outcome"], buckets=_QUICK
 )
 

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     dispatch_lease_seconds: float = Field(30, gt=0)  #: a hand-over that nobody claimed in this time is offered again
     run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is taken back
     heartbeat_seconds: float = Field(5, gt=0)  #: how often a worker renews its leases
-    look_ahead: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its device renders
+    prefetch: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its device renders
     max_attempts: int = Field(3, ge=1)
 
     # the worker
@@ -62,13 +62,16 @@ class Settings(BaseSettings):
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
     batching: Literal["on", "off"] = "on"  #: several jobs on a device at once, which share forwards
     batch_rows: int = Field(16, ge=2)  #: tried for one shared forward, on a device whose memory is not measured
-    attic_bytes: int = Field(0, ge=0)  #: main memory for models that leave a CUDA device, for a quick return; 0: none
+    #: main memory for models that leave a CUDA device, so that they come back quickly; 0: none
+    cpu_model_cache_bytes: int = Field(0, ge=0)
     compile: bool = False  #: torch.compile of what a denoiser repeats: the first job of a model waits for it
     drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the device may take to finish
-    stall_seconds: float = Field(300, gt=0)  #: a device without a denoising step for this long is given up
-    load_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download
-    deaf_seconds: float = Field(45, gt=0)  #: a worker that takes no message for this long, while some wait, starts anew
-    storage_seconds: float = Field(300, gt=0)  #: how long a finished image waits for a storage that does not answer
+    step_timeout_seconds: float = Field(300, gt=0)  #: a device without a denoising step for this long is given up
+    load_timeout_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download
+    #: a worker that takes no message for this long, while some wait, is restarted
+    consumer_stall_seconds: float = Field(45, gt=0)
+    #: how long a finished image waits for a storage that does not answer
+    storage_retry_seconds: float = Field(300, gt=0)
 
     # webhooks and inputs by URL
     webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached all the same

@@ -4,7 +4,7 @@ A job's id is a UUID, and so is a trace's: the trace of ``job_0199…`` is ``019
 (the API, the dispatcher, a worker) adds to its trace without a word from the others: nothing is stored or sent along.
 
     job                      the request that made it; its id is the second half of the job's
-    ├── hand over            the dispatcher
+    ├── dispatch             the dispatcher
     ├── attempt              one epoch at a worker
     │   └── claim, inputs, denoise, encode, upload, commit
     └── webhook              one try of a deliverer to tell an endpoint
@@ -47,10 +47,10 @@ def configure(settings: Settings, service: str) -> None:
             "or unset it"
         ) from error
     exporter = OTLPSpanExporter(endpoint=f"{settings.otel_endpoint.rstrip('/')}/v1/traces")
-    start(service, BatchSpanProcessor(exporter))
+    set_processor(service, BatchSpanProcessor(exporter))
 
 
-def start(service: str, processor: SpanProcessor) -> None:
+def set_processor(service: str, processor: SpanProcessor) -> None:
     """Give this process's spans to a processor."""
     global _tracer  # noqa: PLW0603 - one process has one place where its spans go, as it has one log
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - optional
@@ -75,13 +75,13 @@ def start(service: str, processor: SpanProcessor) -> None:
     _tracer = provider.get_tracer("farm")
 
 
-def stop() -> None:
+def reset() -> None:
     """Forget where spans go."""
     global _tracer  # noqa: PLW0603
     _tracer = None
 
 
-def accepted(job_id: str, traceparent: str | None, began: float, **attributes: str | int) -> None:
+def record_submission(job_id: str, traceparent: str | None, began: float, **attributes: str | int) -> None:
     """A request made a job: the first span of its trace, from ``began`` (Unix time) until now."""
     if _tracer is None:
         return
@@ -103,19 +103,19 @@ def accepted(job_id: str, traceparent: str | None, began: float, **attributes: s
     span.end()
 
 
-def of_job(name: str, job_id: str, **attributes: str | int) -> AbstractContextManager[None]:
+def job_span(name: str, job_id: str, **attributes: str | int) -> AbstractContextManager[None]:
     """A span of a job's trace, under its first span."""
     return _NOTHING if _tracer is None else _spanned(name, _under(job_id), _named(job_id, attributes))
 
 
-def point(name: str, job_id: str, **attributes: str | int) -> None:
+def job_event(name: str, job_id: str, **attributes: str | int) -> None:
     """Something that happened to a job just now."""
     if _tracer is not None:
-        with of_job(name, job_id, **attributes):
+        with job_span(name, job_id, **attributes):
             pass
 
 
-def step(name: str) -> AbstractContextManager[None]:
+def span(name: str) -> AbstractContextManager[None]:
     """A span within the one that this thread is in."""
     return _NOTHING if _tracer is None else _spanned(name, None, {})
 

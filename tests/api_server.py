@@ -17,9 +17,9 @@ from PIL import Image
 from farm import lifecycle
 from farm.api.serve import Server, make_server
 from farm.dashboard.app import create_app
-from farm.domain.job import HandOver, Job, JobError, Output
+from farm.domain.job import Assignment, Job, JobError, Output
 from farm.domain.worker import WorkerInfo
-from farm.errors import RightLost
+from farm.errors import LeaseLost
 from farm.objects import keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
@@ -103,11 +103,11 @@ class Hand:
     def begin(self, job_id: str, steps: int = 20) -> Job:
         """queued → running, taken up by the device."""
         with self.api.store.begin() as unit:
-            (sent,) = lifecycle.hand_over(unit, [HandOver(job_id, self.name)], 30)
+            (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, self.name)], 30)
         with self.api.store.begin() as unit:
             job = lifecycle.claim(unit, job_id, sent.epoch, self.name, 30)
         with self.api.store.begin() as unit:
-            lifecycle.take_up(unit, job_id, job.epoch, steps)
+            lifecycle.start(unit, job_id, job.epoch, steps)
         return job
 
     def step(self, job: Job, step: int) -> None:
@@ -157,5 +157,5 @@ class Hand:
                     else:
                         self.step(job, 10)
                         self.succeed(job)
-                except (RightLost, ValueError):  # canceled in between, by the very requests under test
+                except (LeaseLost, ValueError):  # canceled in between, by the very requests under test
                     continue

@@ -34,7 +34,7 @@ from greenlet import getcurrent, greenlet  # type: ignore[import-untyped, unused
 from torch.utils.weak import WeakIdKeyDictionary
 
 from farm import metrics
-from farm.errors import NotANumber
+from farm.errors import NanOutput
 from workers.batch_profiles import Lesson, Lessons
 
 log = structlog.stdlib.get_logger()
@@ -462,7 +462,7 @@ class Hub:
 
     def _hand_over(self, call: Call, outcome: Outcome) -> None:
         if call.hook.checked and not _is_finite(outcome):
-            self._go_on(call.run, error=NotANumber("the image came out as NaN"))
+            self._go_on(call.run, error=NanOutput("the image came out as NaN"))
         else:
             self._go_on(call.run, outcome)
 

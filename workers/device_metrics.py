@@ -21,7 +21,7 @@ def watch(device: Device) -> None:
     except Exception:  # noqa: BLE001 - a number that is missing must not keep a device from rendering
         return
     metrics.DEVICE_MEMORY_USED.set_function(lambda: float(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
-    metrics.DEVICE_BUSY.set_function(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+    metrics.DEVICE_UTILIZATION.set_function(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
 
 
 def _handle(pynvml: Any, index: str) -> Any:

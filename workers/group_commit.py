@@ -15,8 +15,8 @@ from typing import Final
 import structlog
 
 from farm import lifecycle, metrics
-from farm.domain.job import Done, Held, Job
-from farm.errors import DatabaseUnavailable, RightLost
+from farm.domain.job import HeldJob, Job, JobResult
+from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.store.unit_of_work import Store
 
 log = structlog.stdlib.get_logger()
@@ -26,8 +26,8 @@ log = structlog.stdlib.get_logger()
 class Entry:
     """One job's line in the ledger."""
 
-    held: Held
-    done: Done | None  #: None: it is to be claimed
+    held: HeldJob
+    done: JobResult | None  #: None: it is to be claimed
     outcome: Future[Job | None] = field(default_factory=Future)  #: the job claimed; None: it succeeded
     turn: threading.Event = field(default_factory=threading.Event)  #: set when its thread may go on
 
@@ -43,14 +43,14 @@ class Ledger:
         self._carried = False  #: whether a thread carries at this moment
         self._lock = threading.Lock()
 
-    def claim(self, held: Held) -> Job:
-        """dispatched → running. Raises `RightLost`, `DatabaseUnavailable`."""
+    def claim(self, held: HeldJob) -> Job:
+        """dispatched → running. Raises `LeaseLost`, `DatabaseUnavailable`."""
         job = self._write(Entry(held, None))
         assert job is not None  # of a claim
         return job
 
-    def succeed(self, done: Done) -> None:
-        """running → succeeded. Raises `RightLost`, `DatabaseUnavailable`."""
+    def succeed(self, done: JobResult) -> None:
+        """running → succeeded. Raises `LeaseLost`, `DatabaseUnavailable`."""
         self._write(Entry(done.held, done))
 
     def _write(self, entry: Entry) -> Job | None:
@@ -104,12 +104,12 @@ class Ledger:
                 won = lifecycle.succeed_all(unit, done)
             if claims:
                 claimed = lifecycle.claim_all(unit, claims, self._worker, self._lease_seconds)
-        metrics.LEDGER_GROUP.observe(len(group))
-        jobs = {Held(job.id, job.epoch): job for job in claimed}
+        metrics.GROUP_COMMIT_JOBS.observe(len(group))
+        jobs = {HeldJob(job.id, job.epoch): job for job in claimed}
         for entry in group:
             job = jobs.pop(entry.held, None) if entry.done is None else None  # a message that came twice claims once
             if job is None and (entry.done is None or entry.held.job_id not in won):
-                error = RightLost(f"{entry.held.job_id} is not ours at epoch {entry.held.epoch}")
+                error = LeaseLost(f"{entry.held.job_id} is not ours at epoch {entry.held.epoch}")
                 entry.outcome.set_exception(error)
             else:
                 entry.outcome.set_result(job)

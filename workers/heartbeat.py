@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from farm import lifecycle
-from farm.errors import DatabaseUnavailable, RightLost
+from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.settings import Settings
 from workers.engine import Engine
 from workers.job_runner import Bench
@@ -56,7 +56,7 @@ class Heartbeat(threading.Thread):
             except DatabaseUnavailable as error:
                 log.warning("the heartbeat does not reach the database", action="heartbeat_missed", error=str(error))
                 pause = min(1.0, every)
-            except RightLost as error:
+            except LeaseLost as error:
                 if self._closing.is_set():
                     return
                 # Two processes of one name would take each other's messages. The newer one has the row.
@@ -66,7 +66,7 @@ class Heartbeat(threading.Thread):
                 log.exception("the heartbeat failed", action="heartbeat_missed")
 
     def beat(self) -> None:
-        """One sign of life. Raises `DatabaseUnavailable`, or `RightLost` if another process has the name."""
+        """One sign of life. Raises `DatabaseUnavailable`, or `LeaseLost` if another process has the name."""
         bench = self._bench
         asked = [right for right in bench.rights.all() if gets_further(right, bench.engine, bench.settings)]
         asked_at = time.monotonic()
@@ -120,11 +120,11 @@ class Watch(threading.Thread):
 
 def stalled(engine: Engine, settings: Settings) -> bool:
     """Whether the device has had work for too long without getting further."""
-    return engine.idle_seconds > (settings.load_seconds if engine.loading else settings.stall_seconds)
+    return engine.idle_seconds > (settings.load_timeout_seconds if engine.loading else settings.step_timeout_seconds)
 
 
 def gets_further(right: Right, engine: Engine, settings: Settings) -> bool:
     """Whether a job's lease is worth renewing."""
     if right.stage in (Stage.WAITING, Stage.RENDERING):
         return not stalled(engine, settings)
-    return time.monotonic() - right.moved_at < settings.stall_seconds
+    return time.monotonic() - right.moved_at < settings.step_timeout_seconds

@@ -18,20 +18,20 @@ import structlog
 from PIL import Image
 
 from farm import lifecycle, metrics, tracing
-from farm.domain.job import Done, Held, Job, JobError, Output
+from farm.domain.job import HeldJob, Job, JobError, JobResult, Output
 from farm.domain.model import Model
 from farm.domain.states import JobState
 from farm.domain.tasks import InputImage
 from farm.errors import (
     DatabaseUnavailable,
     FarmError,
-    InputLost,
     InputRefused,
+    InputUnavailable,
     JobCanceled,
+    LeaseLost,
     ModelUnavailable,
     NotFound,
     RenderError,
-    RightLost,
     StorageUnavailable,
 )
 from farm.objects import images, keys
@@ -57,7 +57,7 @@ class GivenBack(FarmError):
     """The job goes back to the queue through no fault of its own; the text is the reason."""
 
 
-class Unsure(RightLost):
+class Unsure(LeaseLost):
     """Nobody can say whether the commit arrived, so what was stored must stay."""
 
 
@@ -86,9 +86,9 @@ def render(bench: Bench, job_id: str, epoch: int) -> None:
     """Do the job that a message names, if it is ours to do. Raises nothing: what happens is in the job's row."""
     with (
         structlog.contextvars.bound_contextvars(worker=bench.worker, job=job_id, epoch=epoch),
-        tracing.of_job("attempt", job_id, worker=bench.worker, epoch=epoch),
+        tracing.job_span("attempt", job_id, worker=bench.worker, epoch=epoch),
     ):
-        with tracing.step("claim"):
+        with tracing.span("claim"):
             right = claim(bench, job_id, epoch)
         if right is None:
             return
@@ -117,7 +117,7 @@ def carry_out(bench: Bench, right: Right) -> None:
             commit(bench, right, stored, rendered)
     except JobCanceled:
         stopped(bench, right)
-    except RightLost as error:
+    except LeaseLost as error:
         log.info("the right is lost", action="right_lost", reason=str(error))
         if isinstance(error, Unsure):
             return
@@ -142,8 +142,8 @@ def claim(bench: Bench, job_id: str, epoch: int) -> Right | None:
     for pause in pauses():
         asked_at = time.monotonic()
         try:
-            job = bench.ledger.claim(Held(job_id, epoch))
-        except RightLost:
+            job = bench.ledger.claim(HeldJob(job_id, epoch))
+        except LeaseLost:
             log.info("not ours to claim", action="claim_refused")
             return None
         except DatabaseUnavailable:
@@ -169,15 +169,15 @@ def fetch(bench: Bench, right: Right) -> dict[str, Image.Image]:
 
 
 def fetch_one(bench: Bench, right: Right, name: str, image: InputImage) -> Image.Image:
-    """One input. Raises `InputLost` if it is gone or broken, `GivenBack` if the storage stays away."""
+    """One input. Raises `InputUnavailable` if it is gone or broken, `GivenBack` if the storage stays away."""
     load = {"mask_image": images.load_mask, "depth_map": images.load_depth}.get(name, images.load_rgb)
     try:
         data = while_storage_is_away(bench, right, lambda: bench.storage.get(image.key))
         return load(data, bench.settings, field=name)
     except NotFound as error:
-        raise InputLost(f"{name} is no longer in the storage") from error
+        raise InputUnavailable(f"{name} is no longer in the storage") from error
     except InputRefused as error:
-        raise InputLost(f"{name} cannot be used: {error}") from error
+        raise InputUnavailable(f"{name} cannot be used: {error}") from error
 
 
 def on_the_device(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> Rendered:
@@ -206,7 +206,7 @@ def on_the_device(bench: Bench, right: Right, inputs: dict[str, Image.Image]) ->
         right.stopped,
         right.job.priority,
         owner=right.held,
-        suspect=right.job.deaths > 0,
+        suspect=right.job.crash_count > 0,
         on_preview=(lambda preview: bench.reporter.preview(right, preview)) if spec.preview else None,
     )
     future = bench.engine.submit(work)
@@ -280,18 +280,18 @@ def put(bench: Bench, right: Right, output: Output, body: bytes) -> Output:
 
 
 def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered) -> None:
-    """running → succeeded, with outputs and event, in one transaction. Raises `RightLost`."""
+    """running → succeeded, with outputs and event, in one transaction. Raises `LeaseLost`."""
     right.enter(Stage.COMMITTING)
     steps, begun_at = bench.reporter.unwritten(right)  # a job may be quicker than the report that it began
 
     def succeed() -> None:
         seconds = None if begun_at is None else time.monotonic() - begun_at
-        bench.ledger.succeed(Done(right.held, tuple(outputs), rendered.made_with, steps, seconds))
+        bench.ledger.succeed(JobResult(right.held, tuple(outputs), rendered.made_with, steps, seconds))
 
     failpoints.at("before_commit", right.job.spec.prompt)
     try:
         insist(right, succeed)
-    except RightLost as error:
+    except LeaseLost as error:
         # A commit may have reached the database although its answer never came back, and then the second try finds the
         # job succeeded: by us. Its outputs must not be thrown away.
         job = read(bench, right)
@@ -300,7 +300,7 @@ def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered
         if job.state is not JobState.SUCCEEDED or job.epoch != right.epoch:
             raise
     failpoints.at("after_commit", right.job.spec.prompt)
-    metrics.IMAGES.labels(right.job.spec.model).inc(len(outputs))
+    metrics.OUTPUTS.labels(right.job.spec.model).inc(len(outputs))
     finished(right, "succeeded")
     log.info("succeeded", action="job_succeeded", outputs=len(outputs))
 
@@ -347,13 +347,13 @@ def discard(bench: Bench, outputs: list[Output]) -> None:
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Measure a stage."""
-    with metrics.timed(metrics.STAGE_SECONDS.labels(name)), tracing.step(name):
+    with metrics.timed(metrics.STAGE_SECONDS.labels(name)), tracing.span(name):
         yield
 
 
 def finished(right: Right, outcome: str) -> None:
     """Count how an attempt ended here."""
-    metrics.FINISHED.labels(outcome, right.job.spec.model).inc()
+    metrics.JOB_ATTEMPTS.labels(outcome, right.job.spec.model).inc()
 
 
 # -- waiting for servers ---------------------------------------------------------------------------------------------
@@ -368,12 +368,12 @@ def ended(bench: Bench, right: Right, change: Callable[[Unit], object]) -> None:
 
     try:
         insist(right, end)
-    except RightLost as error:
+    except LeaseLost as error:
         log.info("the right is lost", action="right_lost", reason=str(error))
 
 
 def insist(right: Right, change: Callable[[], None]) -> None:
-    """Make a fenced change, trying again while the database is away and the lease lasts. Raises `RightLost`."""
+    """Make a fenced change, trying again while the database is away and the lease lasts. Raises `LeaseLost`."""
     for pause in pauses():
         if right.seconds_left <= 0 or right.why is Why.LOST:
             break
@@ -384,7 +384,7 @@ def insist(right: Right, change: Callable[[], None]) -> None:
             time.sleep(min(pause, max(0.0, right.seconds_left)))
         else:
             return
-    raise RightLost(f"the lease of {right.job.id} ended before the database could be told")
+    raise LeaseLost(f"the lease of {right.job.id} ended before the database could be told")
 
 
 def read(bench: Bench, right: Right) -> Job | None:
@@ -404,10 +404,13 @@ def read(bench: Bench, right: Right) -> Job | None:
 def while_storage_is_away(bench: Bench, right: Right, action: Callable[[], T]) -> T:
     """Do something with the storage, trying again while it is away.
 
-    The heartbeat keeps the lease alive meanwhile. Raises `GivenBack` after ``storage_seconds``, `JobCanceled` if the
-    job is stopped.
+    The heartbeat keeps the lease alive meanwhile.
+
+    Raises:
+        GivenBack: the storage stayed away for ``storage_retry_seconds``.
+        JobCanceled: the job was stopped.
     """
-    give_up_at = time.monotonic() + bench.settings.storage_seconds
+    give_up_at = time.monotonic() + bench.settings.storage_retry_seconds
     for pause in pauses():
         if right.stopped.is_set():
             raise JobCanceled("the job was stopped")

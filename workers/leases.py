@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from enum import StrEnum
 
-from farm.domain.job import Held, Job
+from farm.domain.job import HeldJob, Job
 
 
 class Stage(StrEnum):
@@ -39,7 +39,7 @@ class Right:
     def __init__(self, job: Job, until: float) -> None:
         """``until``: the monotonic time at which the work must have stopped."""
         self.job = job
-        self.held = Held(job.id, job.epoch)
+        self.held = HeldJob(job.id, job.epoch)
         self.stopped = threading.Event()
         self.why: Why | None = None
         self.stage = Stage.FETCHING
@@ -94,7 +94,7 @@ class Rights:
     """All rights of this process. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._held: dict[Held, Right] = {}
+        self._held: dict[HeldJob, Right] = {}
         self._changed = threading.Condition()
 
     def add(self, right: Right) -> None:

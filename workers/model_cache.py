@@ -60,7 +60,7 @@ class Residency:
             if not pipelines.is_out_of_memory(error) or not self.drop_others(model.id):
                 raise
             loaded = self._load(model)
-        metrics.LOAD_SECONDS.labels(model.id).observe(time.monotonic() - started)
+        metrics.MODEL_LOAD_SECONDS.labels(model.id).observe(time.monotonic() - started)
         log.info(
             "model loaded",
             action="model_loaded",

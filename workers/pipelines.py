@@ -29,7 +29,7 @@ from farm.domain.cost import steps_run
 from farm.domain.model import LoraFile, Model
 from farm.domain.tasks import JobSpec, Lora, Scheduler, Task
 from farm.domain.worker import Device
-from farm.errors import InputUnfit, JobCanceled, ModelUnavailable, NotANumber
+from farm.errors import JobCanceled, ModelUnavailable, NanOutput, UnsuitableInput
 from workers import previews
 from workers.device import torch_device
 
@@ -418,9 +418,9 @@ def render(
     where the pipeline does not pack them. The image is RGB, (height, width).
 
     Raises:
-        NotANumber: the arithmetic overflowed.
+        NanOutput: the arithmetic overflowed.
         JobCanceled: ``stop`` was set; nothing is left of the run.
-        InputUnfit: an input leaves the pipeline nothing to work with.
+        UnsuitableInput: an input leaves the pipeline nothing to work with.
     """
     # A copy shares the components and nothing else, so a run leaves no state behind that another one could see.
     pipeline = copy.copy(loaded.pipeline(spec.task))
@@ -455,7 +455,7 @@ def render(
     )
     pixels = called.images
     if not np.isfinite(pixels).all():  # a black image is what Pillow would make of it
-        raise NotANumber("the image came out as NaN")
+        raise NanOutput("the image came out as NaN")
     image: Image.Image = diffusers.image_processor.VaeImageProcessor.numpy_to_pil(pixels)[0]
     if spec.task is Task.INPAINTING:
         image = _kept_outside(image, given["image"], given["mask_image"])
@@ -494,7 +494,7 @@ def _depth(image: Image.Image) -> torch.Tensor:
     """A depth image, ``L`` or ``I;16``, as (1, H, W); brighter is nearer, which is what depth estimators give too."""
     low, high = image.getextrema()
     if low == high:
-        raise InputUnfit("the depth map has the same value everywhere, so it says nothing about depth")
+        raise UnsuitableInput("the depth map has the same value everywhere, so it says nothing about depth")
     width, height = image.size
     if image.mode == "I;16":
         # through bytes: torch reads no Pillow image, and 16 bit pixels are little-endian there

@@ -73,7 +73,7 @@ class Shift:
         self._boot_id = uuid.uuid4().hex
         self._models: Registry = model_registry.load(settings.models_file)
         self._slots = slots(settings.batching, choice.kind)
-        self.capacity = self._slots + settings.look_ahead  #: jobs in this process at once
+        self.capacity = self._slots + settings.prefetch  #: jobs in this process at once
         rights = Rights()
         # each job's thread, the heartbeat and the reporter may each hold a connection
         database = Store.connect(settings, pool=self.capacity + 2)
@@ -88,7 +88,7 @@ class Shift:
                 self._slots,
                 settings.batch_rows,
                 settings.data_dir / "lessons",
-                Upkeep(settings.attic_bytes, settings.data_dir / "compiled" if settings.compile else None),
+                Upkeep(settings.cpu_model_cache_bytes, settings.data_dir / "compiled" if settings.compile else None),
             ),
             ledger=Ledger(database, self.name, settings.run_lease_seconds),
             reporter=Reporter(database, rights),
@@ -99,7 +99,7 @@ class Shift:
         self._ear = Ear(
             app,
             self.name,
-            settings.deaf_seconds,
+            settings.consumer_stall_seconds,
             lambda: len(rights.all()) >= self.capacity,
             lambda: self._signals.put(End.DEAF),
         )
@@ -121,7 +121,7 @@ class Shift:
             host=self.host,
             device=device,
             slots=self._slots,
-            look_ahead=self.settings.look_ahead,
+            prefetch=self.settings.prefetch,
             pid=os.getpid(),
             versions=devices.versions(),
         )

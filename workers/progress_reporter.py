@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from farm import lifecycle
-from farm.domain.job import Held
+from farm.domain.job import HeldJob
 from farm.errors import DatabaseUnavailable
 from farm.store.unit_of_work import Store
 from workers.leases import Right, Rights, Why
@@ -95,7 +95,7 @@ class Reporter(threading.Thread):
             return True
         try:
             with self._store.begin() as unit:
-                ours = lifecycle.take_up_all(unit, {one: begun[right][0] for one, right in held.items()})
+                ours = lifecycle.start_all(unit, {one: begun[right][0] for one, right in held.items()})
         except DatabaseUnavailable:
             log.warning("progress is not written", action="progress_unwritten", jobs=len(held))
             with self._news:
@@ -134,7 +134,7 @@ class Reporter(threading.Thread):
                     right.stop(Why.CANCELED)
         return True
 
-    def _stop_lost(self, held: dict[Held, Right], ours: Collection[str]) -> None:
+    def _stop_lost(self, held: dict[HeldJob, Right], ours: Collection[str]) -> None:
         for one, right in held.items():
             if one.job_id not in ours and self._rights.holds(right):  # or else it ended while this was on its way
                 right.stop(Why.LOST)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from farm.domain.job import Held
+from farm.domain.job import HeldJob
 
 log = structlog.stdlib.get_logger()
 
@@ -25,7 +25,7 @@ class Shelf:
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
 
-    def keep(self, held: Held, index: int, body: bytes) -> Callable[[], bytes]:
+    def keep(self, held: HeldJob, index: int, body: bytes) -> Callable[[], bytes]:
         """Put an image down; returns how to get it. It stays in memory where the disk takes nothing."""
         place = self._place(held) / str(index)
         try:
@@ -38,9 +38,9 @@ class Shelf:
             return lambda: body
         return place.read_bytes
 
-    def clear(self, held: Held) -> None:
+    def clear(self, held: HeldJob) -> None:
         """Throw away what was kept for a job."""
         shutil.rmtree(self._place(held), ignore_errors=True)
 
-    def _place(self, held: Held) -> Path:
+    def _place(self, held: HeldJob) -> Path:
         return self._folder / f"{held.job_id}.{held.epoch}"

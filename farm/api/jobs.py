@@ -130,7 +130,7 @@ async def submit_job(
         job, created = await run_in_threadpool(store_job, farm, key.tenant_id, new, name)
         structlog.contextvars.bind_contextvars(job=job.id)
         if created:
-            tracing.accepted(job.id, traceparent, began, tenant=key.tenant_id, model=job.spec.model)
+            tracing.record_submission(job.id, traceparent, began, tenant=key.tenant_id, model=job.spec.model)
     else:
         job, created = known, False
     seconds = wait_of(prefer, farm.settings.max_wait_seconds)

@@ -66,12 +66,12 @@ class Timings(Shape):
     @classmethod
     def of(cls, job: Job) -> Self:
         """Derived from the job's times."""
-        dispatched, claimed, rendering = _times(job)
+        dispatched, claimed, started = _times(job)
         return cls(
             queued_seconds=_between(job.created_at, dispatched),
             dispatch_seconds=_between(dispatched, claimed),
-            waiting_seconds=_between(claimed, rendering),
-            rendering_seconds=_between(rendering, job.finished_at),
+            waiting_seconds=_between(claimed, started),
+            rendering_seconds=_between(started, job.finished_at),
             total_seconds=_between(job.created_at, job.finished_at),
         )
 
@@ -80,7 +80,7 @@ def _times(job: Job) -> tuple[datetime | None, datetime | None, datetime | None]
     """When the attempt was handed over, claimed and taken up; a queued job's row still has those of the last one."""
     if job.state is JobState.QUEUED:
         return None, None, None
-    return job.dispatched_at, job.claimed_at, job.rendering_at
+    return job.dispatched_at, job.claimed_at, job.started_at
 
 
 def _between(start: datetime | None, end: datetime | None) -> float | None:
@@ -118,13 +118,14 @@ class JobShape(Shape):
     )
     deadline: datetime | None = Field(description="If it still waits then, it fails as `deadline_exceeded`.")
     dispatched_at: datetime | None
-    started_at: datetime | None = Field(description="When a worker claimed it.")
+    claimed_at: datetime | None = Field(description="When its worker claimed it.")
+    started_at: datetime | None = Field(description="When the device started it.")
     finished_at: datetime | None
 
     @classmethod
     def of(cls, job: Job, storage: Storage, settings: Settings) -> Self:
         """The job as its tenant sees it, with fresh URLs."""
-        dispatched, claimed, _ = _times(job)
+        dispatched, claimed, started = _times(job)
         progress = None
         if job.progress is not None:
             step, steps = job.progress.step, job.progress.steps
@@ -154,7 +155,8 @@ class JobShape(Shape):
             available_at=job.available_at,
             deadline=job.deadline,
             dispatched_at=dispatched,
-            started_at=claimed,
+            claimed_at=claimed,
+            started_at=started,
             finished_at=job.finished_at,
         )
 
@@ -272,7 +274,7 @@ class WorkerShape(Shape):
     state: WorkerState
     device: DeviceShape
     slots: int = Field(description="Jobs that its device renders at once.")
-    look_ahead: int = Field(description="Jobs that may wait beside them.")
+    prefetch: int = Field(description="Jobs that may wait beside them.")
     holds: int = Field(description="Jobs handed over to it or running on it.")
     models: list[str] = Field(description="Models in its memory.")
     loaded: list[LoadedShape] = Field(description="What it tells of them.")
@@ -300,7 +302,7 @@ class WorkerShape(Shape):
                 dtype=device.dtype,
             ),
             slots=worker.info.slots,
-            look_ahead=worker.info.look_ahead,
+            prefetch=worker.info.prefetch,
             holds=worker.holds,
             models=list(worker.models),
             loaded=[LoadedShape(model=one.model, bytes=one.bytes, runs_alone=one.alone) for one in worker.loaded],

@@ -59,7 +59,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "FARM_S3_BUCKET": settings.s3_bucket,
         "FARM_RUN_LEASE_SECONDS": str(settings.run_lease_seconds),
         "FARM_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
-        "FARM_LOOK_AHEAD": str(settings.look_ahead),
+        "FARM_PREFETCH": str(settings.prefetch),
     }
     found = {name: value.get_secret_value() for name, value in secret.items() if value is not None}
     found |= {name: value for name, value in plain.items() if value is not None}

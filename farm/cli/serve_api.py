@@ -15,7 +15,7 @@ def api(
     from farm import metrics, tracing
     from farm.api.serve import serve
     from farm.dashboard.app import create_app
-    from farm.gc_tuning import settle
+    from farm.gc_tuning import freeze_modules
     from farm.log import configure
     from farm.settings import settings
 
@@ -23,5 +23,5 @@ def api(
     tracing.configure(settings(), "api")
     metrics.serve(settings(), settings().metrics_api_port)
     app = create_app(settings())
-    settle()
+    freeze_modules()
     serve(app, settings(), host, port)

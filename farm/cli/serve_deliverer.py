@@ -8,7 +8,7 @@ import signal
 def deliverer() -> None:
     """Send webhooks. Any number may run at once; SIGTERM ends one with what it has in flight."""
     from farm import metrics, tracing
-    from farm.gc_tuning import settle
+    from farm.gc_tuning import freeze_modules
     from farm.log import configure
     from farm.objects.storage import Storage
     from farm.settings import settings
@@ -21,6 +21,6 @@ def deliverer() -> None:
     metrics.serve(settings(), settings().metrics_deliverer_port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: one.stop())
-    settle()
+    freeze_modules()
     one.run()
     storage.close()

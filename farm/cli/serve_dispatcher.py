@@ -9,7 +9,7 @@ def dispatcher() -> None:
     """Hand waiting jobs over to workers. Several may run: one leads, the others stand by."""
     from farm import metrics, tracing
     from farm.dispatch.dispatcher import Dispatcher
-    from farm.gc_tuning import settle
+    from farm.gc_tuning import freeze_modules
     from farm.log import configure
     from farm.settings import settings
 
@@ -19,5 +19,5 @@ def dispatcher() -> None:
     metrics.serve(settings(), settings().metrics_dispatcher_port, one.gauges)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: one.stop())
-    settle()
+    freeze_modules()
     one.run()

@@ -25,7 +25,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from farm.domain.job import Sent
+from farm.domain.job import DispatchedJob
 from farm.errors import BrokerUnavailable, SetupError
 from farm.settings import Settings
 
@@ -86,15 +86,15 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def send(app: Celery, hand_overs: Sequence[Sent]) -> None:
+def send(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
     """Send a message for each hand-over, in one round trip. Raises `BrokerUnavailable`; a part may have been sent.
 
     The message's id holds the job's, so that Celery's own tools show it.
     """
     try:
         with app.producer_or_acquire() as producer, producer.channel.conn_or_acquire() as client:
-            lists: dict[str, list[str]] = {one.worker: [] for one in hand_overs}
-            for one, message in zip(hand_overs, _messages(app, producer.channel, hand_overs), strict=True):
+            lists: dict[str, list[str]] = {one.worker: [] for one in jobs}
+            for one, message in zip(jobs, _messages(app, producer.channel, jobs), strict=True):
                 lists[one.worker].append(message)
             going = client.pipeline(transaction=False)
             for worker, messages in lists.items():
@@ -104,7 +104,7 @@ def send(app: Celery, hand_overs: Sequence[Sent]) -> None:
         raise BrokerUnavailable("Redis does not answer") from error
 
 
-def tell(app: Celery, hand_overs: Sequence[Sent]) -> None:
+def tell(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
     """Tell Celery's monitors what was sent, in one event of many parts. Raises `BrokerUnavailable`."""
     name = anon_nodename()
     part = _Form(
@@ -133,7 +133,7 @@ def tell(app: Celery, hand_overs: Sequence[Sent]) -> None:
         with app.producer_or_acquire() as producer:
             exchange = get_exchange(producer.connection)
             producer.publish(
-                f"[{','.join(part.filled(_words(hand_overs)))}]",
+                f"[{','.join(part.filled(_words(jobs)))}]",
                 exchange=exchange.name,
                 routing_key="task.multi",
                 declare=[exchange],
@@ -174,10 +174,10 @@ class _Form:
         return [text % pick(one) for one in words]
 
 
-_SAMPLE: Final = Sent("<job>", 7777, "")  #: of a hand-over, to be made the text of others
+_SAMPLE: Final = DispatchedJob("<job>", 7777, "")  #: of a hand-over, to be made the text of others
 
 
-def _messages(app: Celery, channel: Any, hand_overs: Sequence[Sent]) -> list[str]:
+def _messages(app: Celery, channel: Any, jobs: Sequence[DispatchedJob]) -> list[str]:
     """Celery's messages, as it would put them into the lists of the workers."""
     headers, properties, body, _ = app.amqp.as_task_v2("", RENDER, kwargs=contents(_SAMPLE))
     headers |= {"id": "<id>", "root_id": "<id>", "kwargsrepr": "<shown>"}
@@ -189,15 +189,15 @@ def _messages(app: Celery, channel: Any, hand_overs: Sequence[Sent]) -> list[str
         "delivery_info": {"exchange": DIRECT.name, "routing_key": "<queue>"},
         "body_encoding": "base64",
     }
-    return _Form(message).filled(_words(hand_overs, json.dumps(body)))
+    return _Form(message).filled(_words(jobs, json.dumps(body)))
 
 
-def _words(hand_overs: Iterable[Sent], body: str | None = None) -> Iterator[_Words]:
+def _words(jobs: Iterable[DispatchedJob], body: str | None = None) -> Iterator[_Words]:
     """The words of each, with the bodies only where that of the sample is given."""
     shown = _of_any(repr(contents(_SAMPLE)))
     body = None if body is None else _of_any(body)
     queues: dict[str, str] = {}
-    for job_id, epoch, worker in hand_overs:
+    for job_id, epoch, worker in jobs:
         queue = queues.get(worker) or queues.setdefault(worker, json.dumps(queue_name(worker))[1:-1])
         written = "" if body is None else b2a_base64((body % (job_id, epoch)).encode(), newline=False).decode()
         yield _Words(message_id(job_id, epoch), shown % (job_id, epoch), queue, written)
@@ -208,7 +208,7 @@ def _of_any(sample: str) -> str:
     return sample.replace("%", "%%").replace(_SAMPLE.job_id, "%s").replace(str(_SAMPLE.epoch), "%d")
 
 
-def contents(one: Sent) -> dict[str, Any]:
+def contents(one: DispatchedJob) -> dict[str, Any]:
     """What a message says: the keyword arguments of the task."""
     return {"job": one.job_id, "epoch": one.epoch, "version": MESSAGE_VERSION}
 

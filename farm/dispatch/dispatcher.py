@@ -22,7 +22,7 @@ from farm.dispatch.leadership import Leadership
 from farm.dispatch.metrics import FarmGauges
 from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, choose
 from farm.dispatch.reaper import Reaper
-from farm.domain.job import Sent
+from farm.domain.job import DispatchedJob
 from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
 from farm.settings import Settings
 from farm.store import queue
@@ -58,7 +58,7 @@ class Dispatcher:
         self._rules = Rules()
         self._stopping = threading.Event()
         self._broker_trouble = 0  #: sends that failed in a row
-        self._untold: list[Sent] = []  #: sent, and Celery's monitors do not know it yet
+        self._untold: list[DispatchedJob] = []  #: sent, and Celery's monitors do not know it yet
         self._leads = False
         self.gauges = FarmGauges(self._store, lambda: self._leads)
 
@@ -75,7 +75,7 @@ class Dispatcher:
                 if leads != self._leads:
                     log.info("leads" if leads else "stands by", action="leadership", leads=leads)
                 self._leads = leads
-                metrics.LEADS.set(leads)
+                metrics.DISPATCHER_LEADER.set(leads)
                 if not leads:
                     self._stopping.wait(STANDBY_SECONDS)
                     continue
@@ -85,7 +85,7 @@ class Dispatcher:
                 with metrics.timed(metrics.ROUND_SECONDS):
                     more = self.round() if self._broker_ready() else False
                 ended = time.monotonic()
-                metrics.LAST_ROUND.set_to_current_time()
+                metrics.LAST_ROUND_TIMESTAMP.set_to_current_time()
                 database_trouble = 0
                 self._tell()
                 if not more:
@@ -100,7 +100,7 @@ class Dispatcher:
                 database_trouble += 1
                 self._reaper.hold()
                 self._leads = False
-                metrics.LEADS.set(0)
+                metrics.DISPATCHER_LEADER.set(0)
         self._leadership.give_up()
         self._listener.close()
         self._store.close()
@@ -112,9 +112,9 @@ class Dispatcher:
         """
         try:
             try:
-                sent, decision = self._hand_over(careful=False)
+                sent, decision = self._dispatch(careful=False)
             except _NotToBeHad:
-                sent, decision = self._hand_over(careful=True)
+                sent, decision = self._dispatch(careful=True)
         except BrokerUnavailable as error:
             self._broker_trouble += 1
             log.warning("cannot look at the lists", action="broker_unavailable", error=str(error))
@@ -124,7 +124,7 @@ class Dispatcher:
         self._send(sent, decision.charged)
         return decision.more
 
-    def _hand_over(self, *, careful: bool) -> tuple[list[Sent], Decision]:
+    def _dispatch(self, *, careful: bool) -> tuple[list[DispatchedJob], Decision]:
         """Decide and hand over, in one transaction.
 
         Some of the chosen may not be to be had: a batch that is paused or canceled holds its jobs from that moment on,
@@ -134,8 +134,8 @@ class Dispatcher:
         """
         with self._store.begin() as unit:
             decision = self._decide(unit, careful=careful)
-            sent = lifecycle.hand_over(unit, decision.hand_overs, self._settings.dispatch_lease_seconds)
-            if len(sent) < len(decision.hand_overs) and not careful:
+            sent = lifecycle.dispatch(unit, decision.assignments, self._settings.dispatch_lease_seconds)
+            if len(sent) < len(decision.assignments) and not careful:
                 raise _NotToBeHad
             unit.tenants.keep_standings(
                 [Standing(one.tenant_id, one.vtime, one.backlogged) for one in decision.standings]
@@ -152,8 +152,8 @@ class Dispatcher:
         """
         rooms = unit.workers.with_room()
         seats = [
-            Seat(worker, room, models, look_ahead, memory, tags, draining)
-            for worker, draining, _, room, look_ahead, models, memory, tags in rooms
+            Seat(worker, room, models, prefetch, memory, tags, draining)
+            for worker, draining, _, room, prefetch, models, memory, tags in rooms
         ]
         room = sum(seat.room for seat in seats if not seat.draining)
         if not room:
@@ -163,7 +163,7 @@ class Dispatcher:
             for tenant_id, weight, max_running, paused, vtime, backlogged, held in unit.tenants.shares()
         ]
         # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
-        limit = 2 * min(room, self._rules.max_hand_overs)
+        limit = 2 * min(room, self._rules.max_assignments)
         found = unit.backlog.to_be_had(limit) if careful else unit.backlog.lines(limit)
         failed = unit.failures.of([job_id for line in found for job_id in line.failed])
         stopped = unit.pauses.now()
@@ -188,7 +188,7 @@ class Dispatcher:
         Messages of dead epochs lie there too, for as long as a worker does not read: without this, each lease that ends
         unread would add another one. Asked of those that would get something first; of all, if one of them has less.
         """
-        chosen = sorted({one.worker for one in decision.hand_overs})
+        chosen = sorted({one.worker for one in decision.assignments})
         room = {seat.worker: seat.room for seat in seats}
         for workers in (chosen, sorted(room)):
             unread = broker.unread(self._app, workers) if workers else {}
@@ -203,14 +203,14 @@ class Dispatcher:
             seat._replace(room=less.get(seat.worker, seat.room)) for seat in seats if less.get(seat.worker, 1) > 0
         ], True
 
-    def _send(self, sent: list[Sent], charged: Mapping[str, tuple[str, float]]) -> None:
+    def _send(self, sent: list[DispatchedJob], charged: Mapping[str, tuple[str, float]]) -> None:
         try:
             broker.send(self._app, sent)
             self._broker_trouble = 0
             self._untold = sent
-            metrics.HAND_OVERS.inc(len(sent))
+            metrics.JOBS_DISPATCHED.inc(len(sent))
             for one in sent:
-                tracing.point("hand over", one.job_id, worker=one.worker, epoch=one.epoch)
+                tracing.job_event("dispatch", one.job_id, worker=one.worker, epoch=one.epoch)
             for one in sent if len(sent) <= LOGGED else ():
                 log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
             if len(sent) > LOGGED:
@@ -225,7 +225,7 @@ class Dispatcher:
             log.warning("cannot send, giving back", action="broker_unavailable", error=str(error), jobs=len(sent))
             # Some may have arrived all the same; unless claimed by now, their epoch is over and they will be dropped.
             with self._store.begin() as unit:
-                for job_id in lifecycle.take_back(unit, sent, "broker unavailable"):
+                for job_id in lifecycle.requeue_unsent(unit, sent, "broker unavailable"):
                     unit.tenants.refund(*charged[job_id])
 
     def _tell(self) -> None:

@@ -16,7 +16,7 @@ The rules, in the order in which they bind:
    virtual time of those that had: idleness saves up nothing.
 4. **Within a tenant** the oldest head of the highest class goes first.
 5. **Where.** A worker with a free slot and the model loaded; else one with a free slot; else the model's own queue for
-   look-ahead; else any look-ahead. Only workers whose memory holds the model and whose tags include the model's.
+   prefetch; else any prefetch. Only workers whose memory holds the model and whose tags include the model's.
    A worker that failed the job before gets it again only if no other one with room fits.
 6. **Passing over.** A job that would make a worker load its model steps aside for jobs that find theirs loaded, but
    never for a lower class, at most ``max_skips`` hand-overs long, counted over rounds, and only for tenants that are
@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from farm.domain.job import HandOver, Waiting
+from farm.domain.job import Assignment, QueuedJob
 from farm.domain.states import Priority
 
 HIGHEST: Final = max(priority.rank for priority in Priority)
@@ -49,7 +49,7 @@ class Rules:
 
     age_seconds: float = 300.0  #: of waiting that raise a head by one class
     max_skips: int = 16  #: hand-overs that a line may be passed over for the sake of loaded models
-    max_hand_overs: int = 1_000  #: per round: bounds the transaction, the next round follows at once
+    max_assignments: int = 1_000  #: per round: bounds the transaction, the next round follows at once
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Line:
     tenant_id: str
     model: str
     priority: Priority
-    heads: Sequence[Waiting]
+    heads: Sequence[QueuedJob]
     more: bool = False  #: whether others may wait behind these
     skips: int = 0  #: hand-overs since it was last served that passed it over
     served_at: float | None = None  #: its last hand-over
@@ -82,9 +82,9 @@ class Seat(NamedTuple):
     """A worker that may be handed jobs. A tuple: each round makes one for each worker."""
 
     worker: str
-    room: int  #: how many more jobs it takes: slots + look-ahead, less what it holds
+    room: int  #: how many more jobs it takes: slots + prefetch, less what it holds
     models: frozenset[str] = frozenset()  #: in its memory, or of the jobs that it holds
-    look_ahead: int = 0  #: the last so many of ``room`` wait at the worker instead of running
+    prefetch: int = 0  #: the last so many of ``room`` wait at the worker instead of running
     memory_bytes: int | None = None  #: of its device; None: unknown, and taken to be enough
     tags: frozenset[str] = frozenset()
     draining: bool = False
@@ -135,7 +135,7 @@ class Standing:
 class Decision:
     """What one round decided: store all of it, or nothing."""
 
-    hand_overs: tuple[HandOver, ...] = ()  #: in the order in which they should be sent
+    assignments: tuple[Assignment, ...] = ()  #: in the order in which they should be sent
     standings: tuple[Standing, ...] = ()  #: of the tenants where something changed
     marks: tuple[Mark, ...] = ()  #: of the lines where something changed
     charged: Mapping[str, tuple[str, float]] = field(default_factory=dict)  #: by job: (tenant, cost / weight)
@@ -166,8 +166,8 @@ class _Place:
 
     def __init__(self, seat: Seat) -> None:
         self.worker = seat.worker
-        self.free = max(0, seat.room - seat.look_ahead)  #: slots
-        self.ahead = seat.room - self.free  #: look-ahead
+        self.free = max(0, seat.room - seat.prefetch)  #: slots
+        self.ahead = seat.room - self.free  #: prefetch
         self.models = set(seat.models)
         self.key = self._key()
 
@@ -274,7 +274,7 @@ class _Queue:
     """A line while a round walks it."""
 
     line: Line
-    heads: Sequence[Waiting]  #: candidates only
+    heads: Sequence[QueuedJob]  #: candidates only
     at: int = 0  #: of ``heads``
     served: int = 0
     skips: int = 0
@@ -307,7 +307,7 @@ class _Tenant:
     queues: list[tuple[tuple[int, float, str], int]] = field(default_factory=list)  #: a heap: (key, index of the queue)
     version: int = 0
 
-    def charge(self, job: Waiting) -> float:
+    def charge(self, job: QueuedJob) -> float:
         """What a job adds to the virtual time."""
         return job.cost / max(self.account.weight, LEAST_WEIGHT)
 
@@ -356,7 +356,7 @@ class _Round:
         # the queues that stand aside, as two heaps; entries of those that came back are void
         self._until_made: list[tuple[float, int]] = []  #: (hand-overs made when its patience ends, index of the queue)
         self._until_ahead: list[tuple[float, int]] = []  #: (virtual time it makes way for, index of the queue)
-        self._chosen: list[HandOver] = []
+        self._chosen: list[Assignment] = []
         self._charged: dict[str, tuple[str, float]] = {}
 
     def _lift(self) -> None:
@@ -381,7 +381,7 @@ class _Round:
         stopped = False
         rank = HIGHEST  # of the queues that stepped aside
         while self._places.room:
-            if len(self._chosen) >= self._rules.max_hand_overs:
+            if len(self._chosen) >= self._rules.max_assignments:
                 stopped = True
                 break
             if self._until_made:
@@ -406,7 +406,7 @@ class _Round:
             if place is None:
                 heapq.heappop(tenant.queues)  # nothing of it fits anywhere in this round
             elif loaded or queue.forced or queue.skips >= self._rules.max_skips:
-                self._hand_over(tenant, queue, place)
+                self._assign(tenant, queue, place)
             else:
                 heapq.heappop(tenant.queues)
                 queue.aside, queue.aside_at = True, len(self._chosen)
@@ -451,9 +451,9 @@ class _Round:
                 self._enter(queue.line.tenant_id)
         return any_back
 
-    def _hand_over(self, tenant: _Tenant, queue: _Queue, place: _Place) -> None:
+    def _assign(self, tenant: _Tenant, queue: _Queue, place: _Place) -> None:
         head = queue.heads[queue.at]
-        self._chosen.append(HandOver(head.job_id, place.worker))
+        self._chosen.append(Assignment(head.job_id, place.worker))
         self._places.take(place, queue.line.model)
         charge = tenant.charge(head)
         self._charged[head.job_id] = (tenant.account.tenant_id, charge)

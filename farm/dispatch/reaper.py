@@ -59,7 +59,7 @@ class Reaper:
             silent = unit.workers.silent(self.settings.heartbeat_seconds * MISSED_BEATS)
             reaped = lifecycle.reap(unit)
             expired = lifecycle.expire(unit)
-        metrics.REAPED.inc(len(reaped))
+        metrics.LEASES_EXPIRED.inc(len(reaped))
         for worker in silent:
             log.warning("worker is silent", action="worker_silent", worker=worker)
         for job_id in reaped:

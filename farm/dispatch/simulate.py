@@ -29,7 +29,7 @@ from typing import Any, Final
 from PIL import Image, ImageDraw
 
 from farm.dispatch.policy import Account, Decision, Line, Mark, Need, Rules, Seat, Standing, choose
-from farm.domain.job import Waiting
+from farm.domain.job import QueuedJob
 from farm.domain.states import Priority
 
 GIB: Final = 2**30
@@ -48,7 +48,7 @@ class Scenario:
     studios: int = 5  #: tenants that compete, of weights 1, 2, 3, …
     models: int = 6
     slots: int = 2
-    look_ahead: int = 2
+    prefetch: int = 2
     load_seconds: float = 20.0  #: to bring 8 GiB of model into a device's memory
     loss_hours: float = 12.0  #: mean time until a worker is lost
     lease_seconds: float = 30.0  #: until its jobs are taken back
@@ -78,7 +78,7 @@ class Stream:
     rate: float | None  #: arrivals per second; None: all wait from the start
     seed: int
     following: int = 0  #: the first job that was never read
-    known: deque[Waiting] = field(default_factory=deque)  #: read and waiting
+    known: deque[QueuedJob] = field(default_factory=deque)  #: read and waiting
     skips: int = 0
     served_at: float | None = None
 
@@ -89,7 +89,7 @@ class Stream:
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
         return ((x ^ (x >> 31)) >> 11) / 2**53
 
-    def heads(self, now: float, limit: int) -> tuple[Waiting, ...]:
+    def heads(self, now: float, limit: int) -> tuple[QueuedJob, ...]:
         """The first ``limit`` waiting jobs."""
         while len(self.known) < limit and self.following < self.count:
             n = self.following
@@ -97,7 +97,7 @@ class Stream:
             since = 0.0 if self.rate is None else (n + noise) / self.rate
             if since > now:
                 break
-            self.known.append(Waiting(f"{n:012d}.{self.number}", self.model.cost * (0.5 + noise), since))
+            self.known.append(QueuedJob(f"{n:012d}.{self.number}", self.model.cost * (0.5 + noise), since))
             self.following += 1
         known = self.known
         return tuple(known) if len(known) <= limit else tuple(known[index] for index in range(limit))
@@ -113,7 +113,7 @@ class Running:
     """A job in a slot."""
 
     stream: Stream
-    job: Waiting
+    job: QueuedJob
     began_at: float
     loaded_at: float  #: when its model is there
     ends_at: float
@@ -128,7 +128,7 @@ class Device:
     speed: float  #: megapixel-steps per second
     there: bool = True
     boots: int = 0  #: events of an earlier one are void
-    queue: deque[tuple[Stream, Waiting]] = field(default_factory=deque)
+    queue: deque[tuple[Stream, QueuedJob]] = field(default_factory=deque)
     running: dict[str, Running] = field(default_factory=dict)  #: by job
     loaded: dict[str, int] = field(default_factory=dict)  #: bytes by model, least recently used first
 
@@ -205,11 +205,11 @@ class Simulation:
         names = sorted({stream.tenant for stream in self.streams})
         self.accounts = {name: Account(name, float(name[7:]) if name.startswith("studio-") else 1.0) for name in names}
         self._events: list[tuple[float, int, str, int, int, str]] = []  #: (when, number, what, device, boots, job)
-        self._returning: dict[str, tuple[Stream, Waiting]] = {}
+        self._returning: dict[str, tuple[Stream, QueuedJob]] = {}
         self._number = 0
         self.waits = {name: Waits() for name in names}
         self.cost: dict[str, float] = dict.fromkeys(names, 0.0)  #: handed over, by tenant, while all studios compete
-        self.handed_over: Counter[str] = Counter()
+        self.dispatched: Counter[str] = Counter()
         self.competing_until: float | None = None
         self.switches = 0
         self.losses = 0
@@ -267,10 +267,10 @@ class Simulation:
         seats = []
         for index in sorted(self._open):
             device = self.devices[index]
-            room = s.slots + s.look_ahead - device.holds
-            seats.append(Seat(device.name, room, device.models(), s.look_ahead, device.memory_bytes))
+            room = s.slots + s.prefetch - device.holds
+            seats.append(Seat(device.name, room, device.models(), s.prefetch, device.memory_bytes))
         room = sum(seat.room for seat in seats)
-        read = max(8, 2 * min(room, self.rules.max_hand_overs) // len(self.streams))
+        read = max(8, 2 * min(room, self.rules.max_assignments) // len(self.streams))
         lines = []
         for stream in self.streams:
             heads = stream.heads(self.now, read)
@@ -298,17 +298,17 @@ class Simulation:
             self._stand(standing)
         for mark in decision.marks:
             self._mark(mark)
-        for one in decision.hand_overs:
+        for one in decision.assignments:
             stream = self.streams[int(one.job_id[13:])]
             job = stream.known.popleft()  # a line is served from its front
             index = self._device_of[one.worker]
             device = self.devices[index]
             device.queue.append((stream, job))
-            self.handed_over[stream.tenant] += 1
+            self.dispatched[stream.tenant] += 1
             if self.competing_until is None:
                 self.cost[stream.tenant] += job.cost
             self._start(index)
-            if device.holds >= self.scenario.slots + self.scenario.look_ahead:
+            if device.holds >= self.scenario.slots + self.scenario.prefetch:
                 self._open.discard(index)
         if self.competing_until is None:
             waiting = {stream.tenant for stream in self.streams if not stream.dry}
@@ -417,11 +417,11 @@ class Simulation:
         weights = {name: self.accounts[name].weight for name in self._shares()}
         shares = self._shares()
         target = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        made = sum(self.handed_over.values())
+        made = sum(self.dispatched.values())
         return {
             "scenario": asdict(self.scenario),
             "results": {
-                "hand_overs": made,
+                "assignments": made,
                 "rounds": self.rounds,
                 "rendering": round(self.rendering / self.there, 4),
                 "loading": round(self.loading / self.there, 4),
@@ -433,7 +433,7 @@ class Simulation:
                 "tenants": {
                     name: {
                         "weight": account.weight,
-                        "jobs": self.handed_over[name],
+                        "jobs": self.dispatched[name],
                         "share": round(shares[name], 5) if name in shares else None,
                         "fair_share": round(target[name], 5) if name in target else None,
                         "wait_seconds": self.waits[name].summary(),
@@ -511,7 +511,7 @@ def describe(report: dict[str, Any]) -> str:
     s, r, m = report["scenario"], report["results"], report["measured"]
     lines = [
         f"{s['workers']:,} workers, {s['jobs']:,} jobs waiting, {s['seconds']:g} s simulated, seed {s['seed']}",
-        f"hand-overs      {r['hand_overs']:,} in {r['rounds']:,} rounds; {r['workers_lost']:,} workers lost",
+        f"hand-overs      {r['assignments']:,} in {r['rounds']:,} rounds; {r['workers_lost']:,} workers lost",
         f"slots           {r['rendering']:.1%} rendering, {r['loading']:.1%} loading models",
         f"model loads     {r['model_loads']:,}, {r['model_loads_per_job']:.2%} of the jobs",
         f"the policy      {m['policy_microseconds_per_hand_over']:.1f} us per hand-over",

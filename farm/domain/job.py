@@ -82,12 +82,12 @@ class Job:
     available_at: datetime  #: not handed over before this time
     dispatched_at: datetime | None
     claimed_at: datetime | None
-    rendering_at: datetime | None  #: when the device took it up
+    started_at: datetime | None  #: when the device took it up
     finished_at: datetime | None
     deadline: datetime | None = None  #: fails if it still waits then
     batch_id: str | None = None  #: the batch it was submitted in
     batch_seq: int | None = None  #: its place there, from 1
-    deaths: int = 0  #: workers that died while it was on their device
+    crash_count: int = 0  #: workers that died while it was on their device
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Selection:
     wanted: JobFilter = JobFilter()  #: where none are named
 
 
-class Waiting(NamedTuple):
+class QueuedJob(NamedTuple):
     """A waiting job, as the dispatcher weighs it; times are seconds. A tuple: each round makes thousands."""
 
     job_id: str  #: time-ordered, so the smaller is the older
@@ -123,14 +123,14 @@ class Waiting(NamedTuple):
     failed_by: frozenset[str] = frozenset()  #: workers that failed it: others are preferred
 
 
-class HandOver(NamedTuple):
+class Assignment(NamedTuple):
     """A decision of the dispatcher: this job goes to that worker."""
 
     job_id: str
     worker: str
 
 
-class Sent(NamedTuple):
+class DispatchedJob(NamedTuple):
     """A hand-over that was recorded and whose message may be sent."""
 
     job_id: str
@@ -139,7 +139,7 @@ class Sent(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldJob:
     """A job in a worker's hands."""
 
     job_id: str
@@ -147,10 +147,10 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Done:
+class JobResult:
     """What a worker made of a job that it holds."""
 
-    held: Held
+    held: HeldJob
     outputs: tuple[Output, ...]
     recipe: dict[str, Any]
     steps: int | None = None  #: denoising steps, where it is not noted yet that the device took the job up

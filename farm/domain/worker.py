@@ -35,7 +35,7 @@ class WorkerInfo:
     host: str
     device: Device
     slots: int  #: jobs its device renders at once
-    look_ahead: int  #: jobs that may wait beside them
+    prefetch: int  #: jobs that may wait beside them
     pid: int
     versions: dict[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
@@ -67,4 +67,4 @@ class Worker:
     @property
     def room(self) -> int:
         """How many more jobs it may be handed."""
-        return max(0, self.info.slots + self.info.look_ahead - self.holds)
+        return max(0, self.info.slots + self.info.prefetch - self.holds)

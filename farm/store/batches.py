@@ -63,7 +63,7 @@ _DROP_TWICE: Final = text("""
 """)
 _INSERT: Final = """
     INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
-                     webhook, available_at, in_line_since, deadline, batch_id, batch_seq)
+                     webhook, available_at, queued_at, deadline, batch_id, batch_seq)
     SELECT id, :tenant, 'queued', task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook,
            greatest(not_before, now()), greatest(not_before, now()), deadline, :batch, {place}
     FROM staged
@@ -94,13 +94,13 @@ _MOVE: Final = text(f"""
     ), stray AS (
         SELECT job.id, wanted.priority, wanted.paused FROM job, wanted
         WHERE job.batch_id = wanted.id AND job.state IN ('queued', 'dispatched', 'running')
-          AND (job.priority <> wanted.priority OR (job.in_line_since > now() + {_CENTURIES} / 2) <> wanted.paused)
+          AND (job.priority <> wanted.priority OR (job.queued_at > now() + {_CENTURIES} / 2) <> wanted.paused)
         LIMIT :at_once FOR UPDATE OF job SKIP LOCKED
     ), moved AS (
-        UPDATE job SET priority = coalesce(stray.priority, job.priority), in_line_since = CASE
-            WHEN stray.paused AND job.in_line_since < now() + {_CENTURIES} / 2 THEN job.in_line_since + {_CENTURIES}
-            WHEN NOT stray.paused AND job.in_line_since > now() + {_CENTURIES} / 2 THEN job.in_line_since - {_CENTURIES}
-            ELSE job.in_line_since END
+        UPDATE job SET priority = coalesce(stray.priority, job.priority), queued_at = CASE
+            WHEN stray.paused AND job.queued_at < now() + {_CENTURIES} / 2 THEN job.queued_at + {_CENTURIES}
+            WHEN NOT stray.paused AND job.queued_at > now() + {_CENTURIES} / 2 THEN job.queued_at - {_CENTURIES}
+            ELSE job.queued_at END
         FROM stray WHERE job.id = stray.id RETURNING job.id
     )
     SELECT count(*) FROM moved
@@ -110,7 +110,7 @@ _STRAY: Final = text(f"""
         SELECT FROM job JOIN batch ON batch.id = job.batch_id
         WHERE batch.id = :batch AND job.state IN ('queued', 'dispatched', 'running')
           AND (job.priority <> batch.priority
-               OR (job.in_line_since > now() + {_CENTURIES} / 2) <> (batch.paused_at IS NOT NULL)))
+               OR (job.queued_at > now() + {_CENTURIES} / 2) <> (batch.paused_at IS NOT NULL)))
 """).bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
 
 # The jobs at workers are counted over all batches, because they are few, rather than over the batch's jobs, which may

@@ -126,13 +126,13 @@ _LINES: Final = text(f"""
     )
     SELECT tenant_id, priority, model,
            (SELECT count(*) FROM (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND in_line_since <= now()
+                AND job.priority = found.priority AND job.model = found.model AND queued_at <= now()
                 LIMIT :most + 1) AS counted) AS waiting,
            EXISTS (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND in_line_since > now()) AS later,
-           (SELECT in_line_since FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND in_line_since <= now()
-                ORDER BY in_line_since, id LIMIT 1) AS oldest,
+                AND job.priority = found.priority AND job.model = found.model AND queued_at > now()) AS later,
+           (SELECT queued_at FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
+                AND job.priority = found.priority AND job.model = found.model AND queued_at <= now()
+                ORDER BY queued_at, id LIMIT 1) AS oldest,
            coalesce(held.jobs, 0) AS held
     FROM found FULL JOIN held USING (tenant_id, priority, model)
     ORDER BY priority DESC, oldest NULLS LAST, tenant_id, model LIMIT :lines
@@ -303,12 +303,12 @@ class Search:
 
     def queue(self, tenant_id: str | None = None) -> Queue:
         """What waits, counted up to `WINDOW` jobs; of one tenant, or of all."""
-        statement = select(JobRow.cost, JobRow.in_line_since).where(JobRow.state == JobState.QUEUED.value)
+        statement = select(JobRow.cost, JobRow.queued_at).where(JobRow.state == JobState.QUEUED.value)
         if tenant_id is not None:
             statement = statement.where(JobRow.tenant_id == tenant_id)
         some = statement.limit(WINDOW + 1).subquery("some")
         count, cost, since = self._session.execute(
-            select(func.count(), func.coalesce(func.sum(some.c.cost), 0.0), func.min(some.c.in_line_since))
+            select(func.count(), func.coalesce(func.sum(some.c.cost), 0.0), func.min(some.c.queued_at))
         ).one()
         if count > WINDOW:  # the oldest may be among those that were not read: the head of each line is
             lines = [one for one in Backlog(self._session).lines(1) if tenant_id in (None, one.mark.tenant_id)]

@@ -57,9 +57,9 @@ class Expired:
     epoch: int
     state: JobState
     worker: str | None
-    rendering: bool  #: whether the device had taken it up
-    losses: int
-    deaths: int
+    started: bool  #: whether the device had taken it up
+    lost_count: int
+    crash_count: int
     attempts: int
     max_attempts: int
     cancel_requested: bool
@@ -95,12 +95,12 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         available_at=row.available_at,
         dispatched_at=row.dispatched_at,
         claimed_at=row.claimed_at,
-        rendering_at=row.rendering_at,
+        started_at=row.started_at,
         finished_at=row.finished_at,
         deadline=row.deadline,
         batch_id=row.batch_id,
         batch_seq=row.batch_seq,
-        deaths=row.deaths,
+        crash_count=row.crash_count,
     )
 
 
@@ -198,7 +198,7 @@ class Jobs:
                 "retry_of": job.retry_of,
                 "deadline": job.deadline,
             }
-            | ({} if job.not_before is None else {"available_at": job.not_before, "in_line_since": job.not_before})
+            | ({} if job.not_before is None else {"available_at": job.not_before, "queued_at": job.not_before})
             for job in jobs
         ]
         self._session.execute(insert(JobRow), rows)
@@ -207,7 +207,7 @@ class Jobs:
             self._session.execute(
                 update(JobRow)
                 .where(JobRow.id.in_([row["id"] for row in rows]), JobRow.available_at < func.now())
-                .values(available_at=func.now(), in_line_since=func.now())
+                .values(available_at=func.now(), queued_at=func.now())
                 .execution_options(synchronize_session=False)
             )
         return [str(row["id"]) for row in rows]
@@ -277,8 +277,8 @@ class Jobs:
             .values(
                 state=QUEUED,
                 attempts=refunded if refund else JobRow.attempts,
-                losses=JobRow.losses + int(lost),
-                deaths=JobRow.deaths + int(died),
+                lost_count=JobRow.lost_count + int(lost),
+                crash_count=JobRow.crash_count + int(died),
                 available_at=func.now() + seconds(delay_seconds),
                 lease_until=null(),
                 step=null(),
@@ -375,9 +375,9 @@ class Jobs:
                 row.epoch,
                 JobState(row.state),
                 row.worker,
-                row.rendering_at is not None,
-                row.losses,
-                row.deaths,
+                row.started_at is not None,
+                row.lost_count,
+                row.crash_count,
                 row.attempts,
                 row.max_attempts,
                 row.cancel_requested,

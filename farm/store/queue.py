@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.job import HandOver, Sent, Waiting
+from farm.domain.job import Assignment, DispatchedJob, QueuedJob
 from farm.domain.states import Priority
 
 FEW_HEADS: Final = 8  #: jobs read of each line at least
@@ -48,17 +48,17 @@ _HEADS: Final = f"""
         AS passed (tenant_id, priority, model, since) USING (tenant_id, priority, model)
     CROSS JOIN LATERAL (
         SELECT count(*) AS jobs, string_agg('job_' || encode(uuid_send(id), 'hex'), ' ') AS ids,
-               array_agg(cost) AS costs, array_agg(date_part('epoch', in_line_since)) AS since,
+               array_agg(cost) AS costs, array_agg(date_part('epoch', queued_at)) AS since,
                CASE WHEN count(deadline) > 0 THEN array_agg(date_part('epoch', deadline)) END AS deadlines,
                string_agg('job_' || encode(uuid_send(id), 'hex'), ' ')
                    FILTER (WHERE epoch > 0 AND id IN (SELECT job_id FROM job_failure)) AS failed
         FROM (
-            SELECT id, cost, in_line_since, deadline, epoch FROM job
+            SELECT id, cost, queued_at, deadline, epoch FROM job
             WHERE state = 'queued' AND job.tenant_id = waiting.tenant_id AND job.priority = waiting.priority
-              AND job.model = waiting.model AND in_line_since <= now() AND available_at <= now()
-              AND in_line_since > coalesce(to_timestamp(passed.since), '-infinity')
+              AND job.model = waiting.model AND queued_at <= now() AND available_at <= now()
+              AND queued_at > coalesce(to_timestamp(passed.since), '-infinity')
               AND (deadline IS NULL OR deadline > now())
-            ORDER BY in_line_since, id LIMIT (SELECT read FROM share)
+            ORDER BY queued_at, id LIMIT (SELECT read FROM share)
         ) AS first
     ) AS head
     WHERE head.jobs > 0 AND (passed.since IS NOT NULL OR cardinality(%(tenants)s::uuid[]) = 0)
@@ -91,7 +91,7 @@ _DISPATCH: Final = f"""
     )
     UPDATE job SET state = 'dispatched', epoch = job.epoch + 1, worker = (%(workers)s::text[])[free.worker],
         lease_until = now() + make_interval(secs => %(lease)s), dispatched_at = now(), claimed_at = NULL,
-        rendering_at = NULL, step = NULL, steps = NULL
+        started_at = NULL, step = NULL, steps = NULL
     FROM free WHERE job.id = free.id
     RETURNING free.place, job.epoch
 """  # noqa: S608 - of constants
@@ -113,7 +113,7 @@ class Line:
     """The first waiting jobs of one tenant, class and model, oldest first."""
 
     mark: Mark
-    heads: list[Waiting]  #: not yet with who failed them
+    heads: list[QueuedJob]  #: not yet with who failed them
     more: bool  #: whether others may wait behind these
     failed: frozenset[str] = frozenset()  #: the heads that a worker failed before
 
@@ -145,12 +145,12 @@ class Backlog:
         found = []
         for row in self._rows(_HEADS, values):
             tenant_id, rank, model, skips, served_at, more, job_ids, costs, since, deadlines, failed = row
-            heads = map(Waiting, job_ids.split(), costs, since, deadlines or repeat(None))
+            heads = map(QueuedJob, job_ids.split(), costs, since, deadlines or repeat(None))
             mark = Mark(tenant_id, Priority.of_rank(rank), model, skips, served_at)
             found.append(Line(mark, list(heads), more, frozenset(failed.split() if failed else ())))
         return found
 
-    def heads(self, limit: int) -> list[Waiting]:
+    def heads(self, limit: int) -> list[QueuedJob]:
         """The jobs of `lines`, one after the other."""
         return [head for line in self.lines(limit) for head in line.heads]
 
@@ -186,20 +186,20 @@ class Backlog:
         }
         self._session.connection().exec_driver_sql(_KEEP_MARKS, values)
 
-    def dispatch(self, hand_overs: Sequence[HandOver], lease_seconds: float) -> list[Sent]:
+    def dispatch(self, assignments: Sequence[Assignment], lease_seconds: float) -> list[DispatchedJob]:
         """queued → dispatched for each that still waits, in one statement; returns what was, in that order."""
-        workers = list(dict.fromkeys(one.worker for one in hand_overs))
+        workers = list(dict.fromkeys(one.worker for one in assignments))
         places = {worker: place for place, worker in enumerate(workers, 1)}
         values = {
-            "ids": _array([one.job_id for one in hand_overs]),
-            "places": "{" + ",".join([str(places[one.worker]) for one in hand_overs]) + "}",
+            "ids": _array([one.job_id for one in assignments]),
+            "places": "{" + ",".join([str(places[one.worker]) for one in assignments]) + "}",
             "workers": workers,
             "lease": lease_seconds,
         }
         epochs: dict[int, int] = {row[0]: row[1] for row in self._rows(_DISPATCH, values)}
         return [
-            Sent(one.job_id, epoch, one.worker)
-            for place, one in enumerate(hand_overs, 1)
+            DispatchedJob(one.job_id, epoch, one.worker)
+            for place, one in enumerate(assignments, 1)
             if (epoch := epochs.get(place)) is not None
         ]
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 # one branch for each of the partial indexes of jobs that are not over
 _JOBS: Final = text("""
-    SELECT 'queued', model, count(*), extract(epoch FROM now() - min(in_line_since))
+    SELECT 'queued', model, count(*), extract(epoch FROM now() - min(queued_at))
     FROM job WHERE state = 'queued' GROUP BY model
     UNION ALL
     SELECT state, model, count(*), 0 FROM job WHERE state IN ('dispatched', 'running') GROUP BY state, model

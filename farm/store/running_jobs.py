@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.job import Done, Held, Job
+from farm.domain.job import HeldJob, Job, JobResult
 from farm.store.jobs import job_of
 from farm.store.tables import JobRow
 
@@ -32,14 +32,14 @@ _CLAIM: Final = text("""
     FROM mine WHERE job.id = mine.id
     RETURNING job.*
 """)
-_TAKE_UP: Final = """
+_START: Final = """
     WITH mine AS (
-        SELECT job.id, taken.steps FROM job
-        JOIN unnest(%(ids)s::uuid[], %(epochs)s::integer[], %(steps)s::smallint[]) AS taken (id, epoch, steps)
-            ON job.id = taken.id AND job.epoch = taken.epoch
+        SELECT job.id, started.steps FROM job
+        JOIN unnest(%(ids)s::uuid[], %(epochs)s::integer[], %(steps)s::smallint[]) AS started (id, epoch, steps)
+            ON job.id = started.id AND job.epoch = started.epoch
         WHERE job.state = 'running' ORDER BY job.id FOR NO KEY UPDATE OF job
     )
-    UPDATE job SET rendering_at = now(), step = 0, steps = mine.steps FROM mine WHERE job.id = mine.id
+    UPDATE job SET started_at = now(), step = 0, steps = mine.steps FROM mine WHERE job.id = mine.id
     RETURNING job.id
 """
 _PROGRESS: Final = """
@@ -75,7 +75,7 @@ _SUCCEED: Final = """
         UPDATE job SET state = 'succeeded', recipe = done.recipe, lease_until = NULL, error_code = NULL,
             error_message = NULL, finished_at = now(), steps = coalesce(done.steps, job.steps),
             step = coalesce(done.steps, job.steps),
-            rendering_at = coalesce(job.rendering_at, now() - make_interval(secs => done.seconds))
+            started_at = coalesce(job.started_at, now() - make_interval(secs => done.seconds))
         FROM mine JOIN done ON mine.id = done.id WHERE job.id = mine.id
         RETURNING job.id, job.tenant_id, job.epoch, job.worker, job.attempts,
             jsonb_array_length(done.outputs) AS outputs
@@ -110,7 +110,7 @@ class Attempts:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def claim(self, asked: Sequence[Held], worker: str, lease_seconds: float) -> list[Job]:
+    def claim(self, asked: Sequence[HeldJob], worker: str, lease_seconds: float) -> list[Job]:
         """dispatched → running, one attempt more, for those that are the worker's to claim; returns them."""
         values = _held(asked) | {"worker": worker, "lease": lease_seconds}
         rows = self._session.scalars(
@@ -118,24 +118,24 @@ class Attempts:
         )
         return [job_of(row, ()) for row in rows]
 
-    def take_up(self, begun: Mapping[Held, int]) -> set[str]:
+    def start(self, begun: Mapping[HeldJob, int]) -> set[str]:
         """Note that the device begins with jobs of so many denoising steps; returns those still held at their epoch."""
-        rows = self._rows(_TAKE_UP, _held(begun) | {"steps": list(begun.values())})
+        rows = self._rows(_START, _held(begun) | {"steps": list(begun.values())})
         return {ids.from_uuid(ids.JOB, row.id) for row in rows}
 
-    def progress(self, reached: Mapping[Held, int]) -> dict[str, bool]:
+    def progress(self, reached: Mapping[HeldJob, int]) -> dict[str, bool]:
         """Note how many denoising steps are done; returns the jobs still held, and whether a cancel is asked for."""
         rows = self._rows(_PROGRESS, _held(reached) | {"steps": list(reached.values())})
         return {ids.from_uuid(ids.JOB, row.id): row.cancel_requested for row in rows}
 
-    def renew(self, worker: str, held: Collection[Held], lease_seconds: float) -> dict[str, bool]:
+    def renew(self, worker: str, held: Collection[HeldJob], lease_seconds: float) -> dict[str, bool]:
         """Extend the run leases of what a worker holds; returns those still its own, and if a cancel is asked for."""
         if not held:
             return {}
         rows = self._rows(_RENEW, _held(held) | {"worker": worker, "lease": lease_seconds})
         return {ids.from_uuid(ids.JOB, row.id): row.cancel_requested for row in rows}
 
-    def succeed(self, done: Sequence[Done]) -> list[Won]:
+    def succeed(self, done: Sequence[JobResult]) -> list[Won]:
         """running → succeeded with their outputs, for those still held at their epoch; returns them."""
         values = _held([one.held for one in done]) | {
             "recipes": [_JSON(one.recipe) for one in done],
@@ -152,5 +152,5 @@ class Attempts:
         return self._session.connection().exec_driver_sql(statement, values).all()
 
 
-def _held(held: Collection[Held]) -> dict[str, Any]:
+def _held(held: Collection[HeldJob]) -> dict[str, Any]:
     return {"ids": [ids.to_uuid(ids.JOB, one.job_id) for one in held], "epochs": [one.epoch for one in held]}

@@ -217,7 +217,7 @@ class JobRow(Base):
             "tenant_id",
             "priority",
             "model",
-            "in_line_since",
+            "queued_at",
             "id",
             postgresql_where=text("state = 'queued'"),
         ),
@@ -253,8 +253,8 @@ class JobRow(Base):
     epoch: Mapped[int] = mapped_column(server_default=text("0"))
     attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
     max_attempts: Mapped[int] = mapped_column(SmallInteger)
-    losses: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: run leases that ran out
-    deaths: Mapped[int] = mapped_column(
+    lost_count: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: run leases that ran out
+    crash_count: Mapped[int] = mapped_column(
         SmallInteger, server_default=text("0")
     )  #: those of them while it was on the device
     worker: Mapped[str | None]
@@ -274,11 +274,11 @@ class JobRow(Base):
     batch_seq: Mapped[int | None]  #: its place in the batch, from 1
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     available_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    in_line_since: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its line; a retry keeps it
+    queued_at: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its line; a retry keeps it
     deadline: Mapped[datetime | None]  #: not handed over from then on
     dispatched_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime | None]
-    rendering_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
 
@@ -355,7 +355,7 @@ class WorkerRow(Base):
     host: Mapped[str]
     device: Mapped[dict[str, Any]]
     slots: Mapped[int] = mapped_column(SmallInteger)
-    look_ahead: Mapped[int] = mapped_column(SmallInteger)
+    prefetch: Mapped[int] = mapped_column(SmallInteger)
     pid: Mapped[int]
     versions: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     tags: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))

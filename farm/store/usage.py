@@ -19,7 +19,7 @@ SLOTS: Final = 16
 _COUNT: Final = """
     INSERT INTO usage (tenant_id, day, model, slot, jobs, images, bytes, device_seconds)
     SELECT job.tenant_id, (now() AT TIME ZONE 'UTC')::date, job.model, %(slot)s, count(*), sum(made.images),
-        sum(made.bytes), sum(greatest(0, extract(epoch FROM now() - coalesce(rendering_at, claimed_at, now()))))
+        sum(made.bytes), sum(greatest(0, extract(epoch FROM now() - coalesce(started_at, claimed_at, now()))))
     FROM unnest(%(ids)s::uuid[]) AS done (id) JOIN job ON job.id = done.id CROSS JOIN LATERAL (
         SELECT count(*) AS images, coalesce(sum(size), 0) AS bytes FROM output WHERE job_id = job.id) AS made
     GROUP BY job.tenant_id, job.model

@@ -17,13 +17,13 @@ HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
 
 
 _WITH_ROOM: Final = """
-    SELECT name, state = 'draining', slots + look_ahead, slots + look_ahead - coalesce(held.jobs, 0), look_ahead,
+    SELECT name, state = 'draining', slots + prefetch, slots + prefetch - coalesce(held.jobs, 0), prefetch,
         models || held.coming, (device ->> 'memory_bytes')::bigint, tags
     FROM worker LEFT JOIN (
         SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS coming
         FROM job WHERE state IN ('dispatched', 'running') GROUP BY worker
     ) AS held ON held.worker = worker.name
-    WHERE state <> 'offline' AND slots + look_ahead > coalesce(held.jobs, 0) ORDER BY name
+    WHERE state <> 'offline' AND slots + prefetch > coalesce(held.jobs, 0) ORDER BY name
 """
 
 
@@ -32,9 +32,9 @@ class Room(NamedTuple):
 
     worker: str
     draining: bool
-    window: int  #: the most that it holds: slots + look-ahead
+    window: int  #: the most that it holds: slots + prefetch
     room: int  #: how many more jobs it takes: its window, less what it holds
-    look_ahead: int
+    prefetch: int
     models: frozenset[str]  #: in its memory, or of jobs that it holds
     memory_bytes: int
     tags: frozenset[str]
@@ -49,7 +49,7 @@ def _worker(row: WorkerRow, holds: int) -> Worker:
         host=row.host,
         device=Device(**about),
         slots=row.slots,
-        look_ahead=row.look_ahead,
+        prefetch=row.prefetch,
         pid=row.pid,
         versions={name: str(version) for name, version in row.versions.items()},
         tags=tuple(row.tags),
@@ -186,8 +186,8 @@ class Workers:
         """The workers that are there and hold less than they take, by name."""
         rows = self._session.connection().exec_driver_sql(_WITH_ROOM).all()
         return [
-            Room(worker, draining, window, room, look_ahead, frozenset(models), memory, frozenset(tags))
-            for worker, draining, window, room, look_ahead, models, memory, tags in rows
+            Room(worker, draining, window, room, prefetch, frozenset(models), memory, frozenset(tags))
+            for worker, draining, window, room, prefetch, models, memory, tags in rows
         ]
 
     def _with_load(self, statement: Any) -> list[Worker]:

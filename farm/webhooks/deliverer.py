@@ -331,14 +331,14 @@ class Deliverer:
             if one.job_id is None:
                 answer = await self._post(line, ready)
             else:
-                with tracing.of_job("webhook", one.job_id, delivery=one.id, event=one.type.value, number=one.number):
+                with tracing.job_span("webhook", one.job_id, delivery=one.id, event=one.type.value, number=one.number):
                     answer = await self._post(line, ready)
         except asyncio.CancelledError:  # the end of this process, which its outcome must not miss
             answer = Answer(None, Failure.INTERRUPTED, time.monotonic() - started)
         except Exception:  # whatever it was, it must not end the others
             log.exception("a try failed in itself", action="webhook_try_failed", delivery=one.id)
             answer = Answer(None, Failure.INTERNAL, time.monotonic() - started)
-        metrics.TRY_SECONDS.labels(answer.error or "delivered").observe(answer.seconds)
+        metrics.WEBHOOK_ATTEMPT_SECONDS.labels(answer.error or "delivered").observe(answer.seconds)
         self._hand.outcomes.append(self._outcome(one, answer))
         self._hand.ended.set()
         if answer.error is not None:

@@ -41,11 +41,11 @@ def prediction(job: Job, urls: Sequence[str], base: str, version: str = "") -> d
         given.pop(name, None)
     own = f"{base}/v1/predictions/{job.id}"
     metrics = {}
-    if job.rendering_at is not None and job.finished_at is not None:
-        metrics["predict_time"] = (job.finished_at - job.rendering_at).total_seconds()
+    if job.started_at is not None and job.finished_at is not None:
+        metrics["predict_time"] = (job.finished_at - job.started_at).total_seconds()
     if job.finished_at is not None:
         metrics["total_time"] = (job.finished_at - job.created_at).total_seconds()
-    started = job.rendering_at or job.claimed_at if job.state is not JobState.QUEUED else None
+    started = job.started_at or job.claimed_at if job.state is not JobState.QUEUED else None
     failed = job.state is JobState.FAILED and job.error is not None
     return {
         "id": job.id,

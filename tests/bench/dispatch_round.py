@@ -23,7 +23,7 @@ import redis
 from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.dispatcher import Dispatcher
-from farm.domain.job import NewJob, Sent
+from farm.domain.job import DispatchedJob, NewJob
 from farm.domain.states import Priority
 from farm.settings import Settings
 from tests.bench.webhooks import Farm, farm_servers
@@ -33,14 +33,14 @@ OUT = Path("bench-out")
 WORKERS = 250
 ROOM = 4
 TENANTS = 20
-HAND_OVERS = WORKERS * ROOM
+ASSIGNMENTS = WORKERS * ROOM
 
 
 def lay(farm: Farm, waiting: int) -> None:
     """Workers with room, and tenants with jobs that wait."""
     with farm.store.begin() as unit:
         for number in range(WORKERS):
-            lifecycle.join(unit, worker_info(f"host{number}/cpu0", slots=2, look_ahead=ROOM - 2))
+            lifecycle.join(unit, worker_info(f"host{number}/cpu0", slots=2, prefetch=ROOM - 2))
     for number in range(TENANTS):
         with farm.store.begin() as unit:
             tenant = unit.tenants.create(f"tenant {number}").id
@@ -66,9 +66,9 @@ def bare(farm: Farm) -> None:
     """The oldest jobs of each tenant, found by an index, and one UPDATE by id: what the rows alone take."""
     oldest = """
         SELECT id FROM job WHERE state = 'queued' AND tenant_id = %s AND priority = %s AND model = %s
-        ORDER BY in_line_since, id LIMIT %s
+        ORDER BY queued_at, id LIMIT %s
     """
-    values = (Priority.NORMAL.rank, spec().model, HAND_OVERS // TENANTS)
+    values = (Priority.NORMAL.rank, spec().model, ASSIGNMENTS // TENANTS)
     with farm.store.begin() as unit:
         cursor = unit.session.connection().connection.cursor()
         chosen = []
@@ -82,10 +82,10 @@ def bare(farm: Farm) -> None:
             """,
             (chosen,),
         ).fetchall()
-        assert len(taken) == HAND_OVERS, len(taken)
+        assert len(taken) == ASSIGNMENTS, len(taken)
 
 
-def one_by_one(dispatcher: Dispatcher, sent: list[Sent]) -> None:
+def one_by_one(dispatcher: Dispatcher, sent: list[DispatchedJob]) -> None:
     """What one would write first."""
     app = dispatcher._app
     for one in sent:
@@ -98,27 +98,27 @@ def one_by_one(dispatcher: Dispatcher, sent: list[Sent]) -> None:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Milliseconds for `HAND_OVERS` hand-overs."""
+    """Milliseconds for `ASSIGNMENTS` hand-overs."""
     whole, sending, celery, rows = [], [], [], []
     with tempfile.TemporaryDirectory() as directory, farm_servers(Path(directory) / "data") as (farm, redis_url):
         settings = Settings(database_url=farm.database_url, redis_url=redis_url)
         with redis.Redis.from_url(redis_url) as client:
-            lay(farm, waiting=2 * HAND_OVERS * (rounds + 2))
+            lay(farm, waiting=2 * ASSIGNMENTS * (rounds + 2))
             dispatcher = Dispatcher(settings)
             parts: list[float] = []
             real = broker.send
-            sent: list[Sent] = []
+            sent: list[DispatchedJob] = []
 
-            def send(app: Any, hand_overs: list[Sent]) -> None:
-                sent[:] = hand_overs
-                parts.append(timed(lambda: real(app, hand_overs)))
+            def send(app: Any, assignments: list[DispatchedJob]) -> None:
+                sent[:] = assignments
+                parts.append(timed(lambda: real(app, assignments)))
 
             broker.send = send  # type: ignore[assignment]
             for number in range(rounds + 1):
                 took = timed(dispatcher.round)
-                assert len(sent) == HAND_OVERS, len(sent)
+                assert len(sent) == ASSIGNMENTS, len(sent)
                 waiting = sum(client.llen(name) for name in client.scan_iter("worker.*", count=1_000))
-                assert waiting == HAND_OVERS, waiting
+                assert waiting == ASSIGNMENTS, waiting
                 client.flushdb()
                 alone = timed(lambda: one_by_one(dispatcher, sent))
                 free(farm, client)
@@ -133,7 +133,7 @@ def measure(rounds: int) -> dict[str, Any]:
     p50 = statistics.median
     return {
         "rounds": rounds,
-        "hand_overs_per_round": HAND_OVERS,
+        "assignments_per_round": ASSIGNMENTS,
         "round_p50_ms": p50(whole),
         "of_it_sending_p50_ms": p50(sending),
         "celery_send_task_p50_ms": p50(celery),

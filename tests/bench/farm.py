@@ -2,7 +2,7 @@
 
 ``python -m tests.bench.farm [--jobs N] [--rounds N]``. The farm's time runs from the request that submits the jobs to
 the commit of the last one: HTTP, dispatch, Redis, claim, the device, encoding, S3, commit. The engine's runs from its
-first job to its last image, with as many slots and rows and as much look-ahead.
+first job to its last image, with as many slots and rows and as much prefetch.
 
 On a machine without an accelerator the last core is the device: the engine's thread has it for itself on both sides,
 and everything else (servers, API, dispatcher, the worker's other threads, this bench) shares the others, as on a

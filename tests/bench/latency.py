@@ -49,7 +49,7 @@ def measure(url: str, api_key: str, redis_url: str, jobs: int) -> dict[str, floa
         nothing.delay().get(timeout=10)
         for number in range(jobs):
             job = client.run("a red ball", num_inference_steps=1, seed=number).job.raw
-            starts.append(moments(job, "created_at", "started_at"))
+            starts.append(moments(job, "created_at", "claimed_at"))
             ends.append(moments(job, "created_at", "finished_at"))
             begun = time.perf_counter()
             nothing.delay().get(timeout=10)

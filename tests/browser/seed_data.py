@@ -15,7 +15,7 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import Entry, NewBatch
-from farm.domain.job import HandOver, Job, JobError, NewJob, Output
+from farm.domain.job import Assignment, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, Priority
 from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Device, WorkerInfo
@@ -76,9 +76,9 @@ class Worker:
 
     def begin(self, job_id: str, step: int = 0) -> Job:
         with self.api.store.begin() as unit:
-            (sent,) = lifecycle.hand_over(unit, [HandOver(job_id, self.name)], 3600)
+            (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, self.name)], 3600)
             job = lifecycle.claim(unit, job_id, sent.epoch, self.name, 3600)
-            lifecycle.take_up(unit, job_id, job.epoch, job.spec.num_inference_steps)
+            lifecycle.start(unit, job_id, job.epoch, job.spec.num_inference_steps)
             if step:
                 lifecycle.progress(unit, job_id, job.epoch, step)
         return job
@@ -190,7 +190,7 @@ def furnish(api: Api) -> Furnished:
     running = second.begin(rest[11], 13)
     first.begin(rest[12], 4)
     with api.store.begin() as unit:
-        lifecycle.hand_over(unit, [HandOver(rest[13], second.name)], 3600)
+        lifecycle.dispatch(unit, [Assignment(rest[13], second.name)], 3600)
         theirs, _ = lifecycle.submit(unit, other, NewJob(spec(301), Priority.INTERACTIVE))
         canceled, _ = lifecycle.submit(unit, other, NewJob(spec(302)))
         lifecycle.cancel(unit, other, canceled.id)

@@ -28,7 +28,7 @@ import redis
 
 from farm.domain.states import Priority
 from farm.errors import StorageUnavailable
-from tests.chaos.farm import LOOK_AHEAD, SLOTS, ChaosFarm
+from tests.chaos.farm import PREFETCH, SLOTS, ChaosFarm
 from tests.chaos.faults import FAULTS
 from tests.chaos.history import History, Sample, Violation, check, look, read
 from tests.chaos.partition import allowed
@@ -204,7 +204,7 @@ class Run:
                         posts=tuple(self.farm.receiver.posts),
                         samples=tuple(self.samples),
                         accepted=frozenset(self.submitter.accepted),
-                        window=SLOTS + LOOK_AHEAD,
+                        window=SLOTS + PREFETCH,
                     )
             except (psycopg.Error, StorageUnavailable):
                 if time.monotonic() > give_up_at:

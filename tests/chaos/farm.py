@@ -46,7 +46,7 @@ from tests.chaos.proxy import Mode, Proxies, Proxy
 POISON = "poison"  #: a prompt with this word kills the process that denoises it
 LEASE = 6.0  #: seconds, of a run
 DISPATCH_LEASE = 6.0
-SLOTS, LOOK_AHEAD = 4, 2
+SLOTS, PREFETCH = 4, 2
 WAYS = {"database": "FARM_DATABASE_URL", "redis": "FARM_REDIS_URL", "storage": "FARM_S3_ENDPOINT_URL"}
 CAPS = {"free": None, "capped": 3, "heavy": None}  #: by tenant
 
@@ -203,10 +203,10 @@ class ChaosFarm:
             "FARM_HEARTBEAT_SECONDS": "1",
             "FARM_RUN_LEASE_SECONDS": str(LEASE),
             "FARM_DISPATCH_LEASE_SECONDS": str(DISPATCH_LEASE),
-            "FARM_STORAGE_SECONDS": "15",
+            "FARM_STORAGE_RETRY_SECONDS": "15",
             "FARM_DRAIN_SECONDS": "3",
             "FARM_BATCHING": "on",
-            "FARM_LOOK_AHEAD": str(LOOK_AHEAD),
+            "FARM_PREFETCH": str(PREFETCH),
             "FARM_WORKER_HOST": "chaos",
             "FARM_CRASH_AT": f"mid_denoise={POISON}",
             "PYTHONUNBUFFERED": "1",

@@ -47,7 +47,7 @@ def test_a_worker_that_dies_anywhere_costs_no_job_and_makes_no_second_result(far
             with farm.store.begin() as unit:
                 back = lifecycle.reap(unit)
             for job_id in back:
-                farm.hand_over(farm.job(job_id), again.name)
+                farm.dispatch(farm.job(job_id), again.name)
             return all(farm.job(job.id).state is JobState.SUCCEEDED for job in jobs.values())
 
         # the message that died unclaimed comes back when its dispatch lease ends; here it is not waited for
@@ -55,7 +55,7 @@ def test_a_worker_that_dies_anywhere_costs_no_job_and_makes_no_second_result(far
             held = farm.job(jobs["after_receive"].id)
             assert held.state is JobState.DISPATCHED
             lifecycle.release(unit, held.id, held.epoch, "for the test")
-        farm.hand_over(held, again.name)
+        farm.dispatch(held, again.name)
         wait_until(over, 60, every=0.1, what="all jobs succeeded")
         for point, job in jobs.items():
             check(farm, point, job.id)

@@ -48,7 +48,7 @@ def test_a_worker_cut_off_for_longer_than_its_lease_writes_nothing_when_it_is_ba
             host.unplug()
             back = wait_until(lambda: _reap(farm), 20, every=0.1, what="its lease ran out")
             assert back == [job.id]
-            farm.hand_over(farm.job(job.id), other.name)
+            farm.dispatch(farm.job(job.id), other.name)
             done = farm.wait(job, JobState.SUCCEEDED, timeout=30)
             assert done.worker == other.name
             host.plug_in()

@@ -31,9 +31,9 @@ from hypothesis.stateful import (
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import Entry, NewBatch
-from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output, Sent
+from farm.domain.job import Assignment, DispatchedJob, HeldJob, Job, JobError, NewJob, Output
 from farm.domain.worker import WorkerState
-from farm.errors import Conflict, RightLost
+from farm.errors import Conflict, LeaseLost
 from farm.objects.keys import output_key
 from farm.store.unit_of_work import Store, Unit, make_engine
 from tests.chaos.farm import uuid_of
@@ -60,7 +60,7 @@ class Process:
     """A worker process: its boot, and the jobs in its memory."""
 
     boot: str
-    held: dict[Held, Job]
+    held: dict[HeldJob, Job]
 
 
 class Farm(RuleBasedStateMachine):
@@ -71,9 +71,9 @@ class Farm(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.messages: list[Sent] = []  # on their way to workers, in the broker
+        self.messages: list[DispatchedJob] = []  # on their way to workers, in the broker
         self.processes: dict[str, Process] = {}
-        self.zombies: list[tuple[str, Held, Job]] = []  # what dead or fenced processes may still try to write
+        self.zombies: list[tuple[str, HeldJob, Job]] = []  # what dead or fenced processes may still try to write
         self.samples: list[Sample] = []
         self.accepted: list[str] = []
         self.batches: list[str] = []
@@ -149,11 +149,11 @@ class Farm(RuleBasedStateMachine):
         return next(share.held for share in unit.tenants.shares() if share.tenant_id == self.tenant)
 
     @rule(name=st.sampled_from(NAMES), most=st.integers(1, 2))
-    def hand_over(self, name: str, most: int) -> None:
+    def dispatch(self, name: str, most: int) -> None:
         with self.store.begin() as unit:
             held = self.held(unit)
             heads = unit.backlog.heads(10)[: max(0, min(most, CAP - held))]
-            sent = lifecycle.hand_over(unit, [HandOver(head.job_id, name) for head in heads], LEASE)
+            sent = lifecycle.dispatch(unit, [Assignment(head.job_id, name) for head in heads], LEASE)
         ended = self.connection.execute(
             "SELECT count(*) FROM job JOIN batch ON batch.id = batch_id"
             " WHERE job.id = ANY(%s) AND cancel_requested_at IS NOT NULL",
@@ -164,10 +164,10 @@ class Farm(RuleBasedStateMachine):
 
     @precondition(lambda self: self.messages)
     @rule(data=st.data())
-    def take_back(self, data: st.DataObject) -> None:
+    def requeue_unsent(self, data: st.DataObject) -> None:
         """The broker did not answer; the message may have arrived all the same."""
         with self.store.begin() as unit:
-            lifecycle.take_back(unit, [data.draw(st.sampled_from(self.messages))], "broker unavailable")
+            lifecycle.requeue_unsent(unit, [data.draw(st.sampled_from(self.messages))], "broker unavailable")
 
     @rule()
     def reap(self) -> None:
@@ -196,10 +196,10 @@ class Farm(RuleBasedStateMachine):
         with self.store.begin() as unit:
             try:
                 job = lifecycle.claim(unit, one.job_id, one.epoch, name, LEASE)
-            except RightLost:
+            except LeaseLost:
                 return
         assert (name, one.epoch) == (one.worker, job.epoch)
-        self.processes[name].held[Held(job.id, job.epoch)] = job
+        self.processes[name].held[HeldJob(job.id, job.epoch)] = job
 
     # -- a worker -----------------------------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ class Farm(RuleBasedStateMachine):
                 if self.write(NAMES[0], held, self.processes[NAMES[0]].held[held], how):
                     del self.processes[NAMES[0]].held[held]
 
-    def start(self, name: str) -> tuple[Held, Job]:
+    def start(self, name: str) -> tuple[HeldJob, Job]:
         """A job gets to a worker without a detour."""
         self.make_room()
         with self.store.begin() as unit:
@@ -300,14 +300,14 @@ class Farm(RuleBasedStateMachine):
             self.advance(LEASE + 1)
             self.reap()
 
-    def hand_to(self, name: str, job_id: str) -> list[Sent]:
+    def hand_to(self, name: str, job_id: str) -> list[DispatchedJob]:
         with self.store.begin() as unit:
-            return lifecycle.hand_over(unit, [HandOver(job_id, name)], LEASE)
+            return lifecycle.dispatch(unit, [Assignment(job_id, name)], LEASE)
 
-    def claim(self, sent: Sent) -> Held:
+    def claim(self, sent: DispatchedJob) -> HeldJob:
         with self.store.begin() as unit:
             job = lifecycle.claim(unit, sent.job_id, sent.epoch, sent.worker, LEASE)
-        held = Held(job.id, job.epoch)
+        held = HeldJob(job.id, job.epoch)
         self.processes[sent.worker].held[held] = job
         return held
 
@@ -321,7 +321,7 @@ class Farm(RuleBasedStateMachine):
         """A process that lost its right does not know it yet."""
         self.write(*data.draw(st.sampled_from(self.zombies)), how)
 
-    def write(self, name: str, held: Held, job: Job, how: str) -> bool:
+    def write(self, name: str, held: HeldJob, job: Job, how: str) -> bool:
         """One fenced change. It takes effect exactly if the job runs at that epoch, whoever asks."""
         before = self.row(held.job_id)
         ours = before == ("running", held.epoch)
@@ -330,7 +330,7 @@ class Farm(RuleBasedStateMachine):
             with self.store.begin() as unit:
                 match how:
                     case "take up":
-                        lifecycle.take_up(unit, held.job_id, held.epoch, 4)
+                        lifecycle.start(unit, held.job_id, held.epoch, 4)
                     case "step":
                         lifecycle.progress(unit, held.job_id, held.epoch, 1)
                     case "succeed":
@@ -342,7 +342,7 @@ class Farm(RuleBasedStateMachine):
                         lifecycle.release(unit, held.job_id, held.epoch, "for the test")
                     case "canceled":
                         lifecycle.canceled(unit, held.job_id, held.epoch)
-        except RightLost:
+        except LeaseLost:
             assert not ours or how == "canceled", f"{how} was refused, and {held} is {before}"
             return False
         assert ours, f"{name} changed {held} by {how}, which is {before}"
@@ -384,16 +384,16 @@ class Farm(RuleBasedStateMachine):
             for batch_id, _ in unfinished:
                 with self.store.begin() as unit:
                     lifecycle.rearrange(unit, batch_id)
-            self.hand_over(NAMES[0], 2)
+            self.dispatch(NAMES[0], 2)
             for one in [*self.messages]:
                 self.messages.remove(one)
                 try:
                     with self.store.begin() as unit:
                         job = lifecycle.claim(unit, one.job_id, one.epoch, one.worker, LEASE)
-                        lifecycle.take_up(unit, job.id, job.epoch, 4)
-                except RightLost:
+                        lifecycle.start(unit, job.id, job.epoch, 4)
+                except LeaseLost:
                     continue
-                self.write(one.worker, Held(job.id, job.epoch), job, "succeed")
+                self.write(one.worker, HeldJob(job.id, job.epoch), job, "succeed")
             self.samples.append(look(self.connection))
             if all(state in TERMINAL for state, _ in self.samples[-1].states.values()):
                 break

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from farm import lifecycle
 from farm.domain.job import Job
-from farm.errors import RightLost
+from farm.errors import LeaseLost
 from tests.api_server import Api, Hand
 
 
@@ -35,7 +35,7 @@ class Painter:
                     self._hand.fail(begun)
                 else:
                     self._hand.succeed(begun)
-            except (RightLost, ValueError):
+            except (LeaseLost, ValueError):
                 continue  # canceled in between
         for job in tuple(self._slow):
             with self._api.store.begin() as unit:

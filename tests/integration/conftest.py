@@ -37,9 +37,9 @@ def spec(prompt: str = "a red ball on a blue background", seed: int = 1) -> JobS
     )
 
 
-def worker_info(name: str = "host/cpu0", *, slots: int = 1, look_ahead: int = 2) -> WorkerInfo:
+def worker_info(name: str = "host/cpu0", *, slots: int = 1, prefetch: int = 2) -> WorkerInfo:
     return WorkerInfo(
-        name=name, boot_id=uuid.uuid4().hex, host="host", device=CPU, slots=slots, look_ahead=look_ahead, pid=1
+        name=name, boot_id=uuid.uuid4().hex, host="host", device=CPU, slots=slots, prefetch=prefetch, pid=1
     )
 
 

@@ -26,8 +26,8 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.api import batches
 from farm.domain import ids
-from farm.domain.job import HandOver, JobError
-from farm.errors import RightLost
+from farm.domain.job import Assignment, JobError
+from farm.errors import LeaseLost
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
@@ -400,7 +400,7 @@ def test_the_counters_are_the_rows_after_any_endings(api: Api, client: httpx2.Cl
                         hand.begin(job_id)  # and its worker is never heard of again
                     case _:
                         hand.succeed(hand.begin(job_id))
-            except (RightLost, ValueError):
+            except (LeaseLost, ValueError):
                 continue
 
     with ThreadPoolExecutor(3) as pool:
@@ -426,7 +426,7 @@ def test_twenty_thousand_waiting_jobs_are_canceled_quickly_each_with_one_event(a
         waiting = [head.job_id for head in unit.backlog.heads(100)][:8]
     running_jobs = [hand.begin(job_id) for job_id in waiting[:3]]
     with api.store.begin() as unit:
-        lifecycle.hand_over(unit, [HandOver(job_id, "other/cpu0") for job_id in waiting[3:]], 30)
+        lifecycle.dispatch(unit, [Assignment(job_id, "other/cpu0") for job_id in waiting[3:]], 30)
     started = time.monotonic()
     answer = client.post(f"/v1/batches/{batch['id']}/cancel")
     seconds = time.monotonic() - started
@@ -454,9 +454,9 @@ def test_a_batch_is_canceled_whole_while_jobs_are_handed_over(api: Api, client: 
         while not stopping.is_set():
             try:
                 with api.store.begin() as unit:
-                    chosen = [HandOver(head.job_id, f"w{number}/cpu0") for head in unit.backlog.heads(200)]
+                    chosen = [Assignment(head.job_id, f"w{number}/cpu0") for head in unit.backlog.heads(200)]
                     random.shuffle(chosen)
-                    lifecycle.hand_over(unit, chosen[:60], 30)
+                    lifecycle.dispatch(unit, chosen[:60], 30)
             except BaseException as error:  # noqa: BLE001
                 mistakes.append(error)
                 return

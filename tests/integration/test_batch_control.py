@@ -28,7 +28,7 @@ from farm.api.batches import PAGE
 from farm.client import AsyncFarm, Farm, Job, WaitedTooLong
 from farm.domain import ids
 from farm.domain.batch import MILESTONES, BatchState
-from farm.domain.job import HandOver
+from farm.domain.job import Assignment
 from farm.errors import BadInput
 from farm.objects.presign import Credentials, Presigner
 from farm.objects.storage import content_disposition
@@ -156,7 +156,7 @@ def test_a_paused_batch_waits_and_takes_its_old_place_when_it_goes_on(api: Api, 
         lifecycle.release(unit, begun.id, begun.epoch, "drained")
     assert hand.queued() == order[6:]
     with api.store.begin() as unit:  # nor is one handed over that was chosen a moment before
-        assert lifecycle.hand_over(unit, [HandOver(order[1], "test/cpu0")], 30) == []
+        assert lifecycle.dispatch(unit, [Assignment(order[1], "test/cpu0")], 30) == []
     found = client.get(f"/v1/batches/{first['id']}").json()
     assert (found["state"], found["request_counts"]["queued"], found["eta_seconds"]) == ("paused", 6, None)
     assert client.post(f"/v1/batches/{first['id']}/resume").json()["state"] == "in_progress"
@@ -183,8 +183,8 @@ def test_nothing_of_a_canceled_batch_begins_however_long_its_rows_take(
     with api.store.begin() as unit:  # the request ends here, and its process with it
         assert lifecycle.cancel_batch(unit, api.tenant_id, batch["id"]).state is BatchState.CANCELING
     with api.store.begin() as unit:
-        assert lifecycle.hand_over(unit, [HandOver(job_id, "test/cpu0") for job_id in order[1:4]], 30) == []
-        sent = lifecycle.hand_over(unit, [HandOver(order[9], "test/cpu0")], 30)
+        assert lifecycle.dispatch(unit, [Assignment(job_id, "test/cpu0") for job_id in order[1:4]], 30) == []
+        sent = lifecycle.dispatch(unit, [Assignment(order[9], "test/cpu0")], 30)
     assert [one.job_id for one in sent] == [order[9]]
     assert client.post(f"/v1/batches/{batch['id']}/pause").status_code == 409
     with api.store.begin() as unit:  # and three at a time

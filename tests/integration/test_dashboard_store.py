@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.domain.job import HandOver, JobError, JobFilter, NewJob, Output, Selection
+from farm.domain.job import Assignment, JobError, JobFilter, NewJob, Output, Selection
 from farm.domain.states import JobState
 from farm.store import activity_stats, dashboard_queries
 from farm.store.dashboard_queries import Wanted
@@ -16,9 +16,9 @@ from tests.integration.conftest import Submit, spec, worker_info
 
 def _end(store: Store, job_id: str, code: str | None = None) -> None:
     with store.begin() as unit:
-        (sent,) = lifecycle.hand_over(unit, [HandOver(job_id, "host/cpu0")], 60)
+        (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, "host/cpu0")], 60)
         lifecycle.claim(unit, job_id, sent.epoch, "host/cpu0", 60)
-        lifecycle.take_up(unit, job_id, sent.epoch, 4)
+        lifecycle.start(unit, job_id, sent.epoch, 4)
         if code is None:
             outputs = [Output(n, f"outputs/{job_id}/{n}", "0" * 64, 1, 64, 64, "image/png", n) for n in range(2)]
             lifecycle.succeed(unit, job_id, sent.epoch, outputs, {})
@@ -116,7 +116,7 @@ def test_a_search_looks_through_a_window_and_goes_on_behind_it(
         assert oldest is not None
         assert queue.oldest == oldest.created_at
         new, _ = lifecycle.submit(unit, tenant, NewJob(spec()))
-        (sent,) = lifecycle.hand_over(unit, [HandOver(jobs[2], "host/cpu0")], 60)
+        (sent,) = lifecycle.dispatch(unit, [Assignment(jobs[2], "host/cpu0")], 60)
     with store.begin() as unit:
         # what is at workers has an index of its own: it is found however many jobs are newer
         (held,), _ = unit.search.jobs(Wanted(None, (JobState.DISPATCHED,)), None, 2)

@@ -20,7 +20,7 @@ from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.reaper import Reaper
 from farm.domain import ids
-from farm.domain.job import HandOver, Job, Sent
+from farm.domain.job import Assignment, DispatchedJob, Job
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.settings import Settings
@@ -68,7 +68,7 @@ def queue(redis_url: str) -> Iterator[Callable[[], list[tuple[str, int]]]]:
 @pytest.fixture
 def worker(store: Store) -> str:
     with store.begin() as unit:
-        lifecycle.join(unit, worker_info(WORKER, slots=1, look_ahead=2))
+        lifecycle.join(unit, worker_info(WORKER, slots=1, prefetch=2))
     return WORKER
 
 
@@ -105,7 +105,7 @@ def test_jobs_reach_the_workers_own_queue_oldest_first_and_never_more_than_its_w
 @pytest.fixture
 def beating(store: Store) -> Iterator[None]:
     """The worker lives for as long as the test, however long the machine needs for it."""
-    info, ended = worker_info(WORKER, slots=1, look_ahead=2), threading.Event()
+    info, ended = worker_info(WORKER, slots=1, prefetch=2), threading.Event()
     with store.begin() as unit:
         lifecycle.join(unit, info)
 
@@ -216,7 +216,7 @@ def test_jobs_are_given_back_while_the_broker_takes_nothing(
 
 def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) -> None:
     app = broker.make_app(Settings(redis_url=redis_url))  # type: ignore[arg-type]
-    broker.send(app, [Sent("job_x", 3, WORKER)])
+    broker.send(app, [DispatchedJob("job_x", 3, WORKER)])
     with redis.Redis.from_url(redis_url) as client:
         assert client.keys("*") == [f"worker.{WORKER}".encode()]  # no bindings that a wipe could lose
         (raw,) = client.lrange(f"worker.{WORKER}", 0, -1)
@@ -233,7 +233,7 @@ def test_celerys_monitors_are_told_what_was_sent(redis_url: str, start: Start, w
         with receiver.consumer_context(wakeup=False) as (listening, _, _):
             with contextlib.suppress(TimeoutError):
                 listening.drain_events(timeout=0.5)  # it subscribes when it first looks
-            broker.tell(app, [Sent("job_x", 3, 'odd"/cpu0')])
+            broker.tell(app, [DispatchedJob("job_x", 3, 'odd"/cpu0')])
             job = submit()
             start()
             while len(heard) < 2:
@@ -250,7 +250,7 @@ def test_after_an_outage_of_the_database_workers_may_speak_before_anything_is_ta
 ) -> None:
     job = submit()
     with store.begin() as unit:
-        lifecycle.hand_over(unit, [HandOver(job.id, worker)], 30)
+        lifecycle.dispatch(unit, [Assignment(job.id, worker)], 30)
         lifecycle.claim(unit, job.id, 1, worker, 0.001)
     reaper = Reaper(store, Settings(heartbeat_seconds=0.4))
     with store.begin() as unit:

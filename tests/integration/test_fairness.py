@@ -61,9 +61,9 @@ def insert(store: Store, tenant_id: str, count: int = 1, **fields: object) -> li
         return unit.jobs.insert(tenant_id, [NewJob(spec(), **fields)] * count)  # type: ignore[arg-type]
 
 
-def join(store: Store, slots: int = 1, look_ahead: int = 0) -> None:
+def join(store: Store, slots: int = 1, prefetch: int = 0) -> None:
     with store.begin() as unit:
-        lifecycle.join(unit, worker_info(WORKER, slots=slots, look_ahead=look_ahead))
+        lifecycle.join(unit, worker_info(WORKER, slots=slots, prefetch=prefetch))
 
 
 def finish(store: Store, job_ids: list[str]) -> None:

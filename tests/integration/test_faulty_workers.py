@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from farm import lifecycle
 from farm.dispatch.dispatcher import Dispatcher
-from farm.domain.job import HandOver, Job, JobError, NewJob, Output
+from farm.domain.job import Assignment, Job, JobError, NewJob, Output
 from farm.domain.states import JobState
 from farm.domain.worker import Worker, WorkerState
 from farm.settings import Settings
@@ -51,7 +51,7 @@ def submit(store: Store, tenant_id: str, max_attempts: int = 9) -> Job:
 def claim(store: Store, job_id: str, name: str) -> int:
     with store.begin() as unit:
         unit.session.execute(text("UPDATE job SET available_at = now()"))
-        (sent,) = lifecycle.hand_over(unit, [HandOver(job_id, name)], 30)
+        (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, name)], 30)
         lifecycle.claim(unit, job_id, sent.epoch, name, 30)
     return sent.epoch
 
@@ -83,7 +83,7 @@ def test_what_an_operator_pauses_or_drains_is_not_handed_over_until_he_resumes_i
     join(api.store)
     dispatcher = Dispatcher(api.settings)
 
-    def handed_over() -> int:
+    def dispatched() -> int:
         with api.store.begin() as unit:
             before = len(unit.jobs.held_by(WORKER))
         dispatcher.round()
@@ -107,12 +107,12 @@ def test_what_an_operator_pauses_or_drains_is_not_handed_over_until_he_resumes_i
                     assert answer.json().items() >= told.items()
                 if "pauses" in path:
                     assert client.get("/v1/pauses").json().items() >= told.items()
-                assert handed_over() == 0, path
+                assert dispatched() == 0, path
                 for _ in range(2):
                     answer = client.delete(path)
                     assert answer.status_code == 200, answer.text
                     assert all(none[name] == value for name, value in answer.json().items() if name in told)
-                assert handed_over() == 1, path
+                assert dispatched() == 1, path
     finally:
         dispatcher._store.close()
         dispatcher._listener.close()

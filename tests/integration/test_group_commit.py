@@ -13,9 +13,9 @@ import pytest
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import NewBatch, Staged
-from farm.domain.job import Done, HandOver, Held, Job, Output
+from farm.domain.job import Assignment, HeldJob, Job, JobResult, Output
 from farm.domain.states import EventType, JobState
-from farm.errors import DatabaseUnavailable, RightLost
+from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.store.tables import JobRow
 from farm.store.unit_of_work import Store, Unit
 from workers.group_commit import Ledger
@@ -47,18 +47,18 @@ def gate(store: Store) -> Gate:
     return Gate(store)
 
 
-def hand_over(store: Store, jobs: list[Job]) -> list[Held]:
+def dispatch(store: Store, jobs: list[Job]) -> list[HeldJob]:
     with store.begin() as unit:
-        sent = lifecycle.hand_over(unit, [HandOver(job.id, WORKER) for job in jobs], 30)
-    return [Held(one.job_id, one.epoch) for one in sent]
+        sent = lifecycle.dispatch(unit, [Assignment(job.id, WORKER) for job in jobs], 30)
+    return [HeldJob(one.job_id, one.epoch) for one in sent]
 
 
-def output(held: Held, key: str | None = None) -> Output:
+def output(held: HeldJob, key: str | None = None) -> Output:
     return Output(0, key or f"outputs/{held.job_id}.png", "ab" * 32, 10, 64, 64, "image/png", 1)
 
 
-def done(held: Held, key: str | None = None) -> Done:
-    return Done(held, (output(held, key),), {"made": "here"}, steps=4, seconds=2.5)
+def done(held: HeldJob, key: str | None = None) -> JobResult:
+    return JobResult(held, (output(held, key),), {"made": "here"}, steps=4, seconds=2.5)
 
 
 def soon(gate: Gate) -> None:
@@ -71,7 +71,7 @@ def jobs_of(store: Store, submit: Submit, count: int = JOBS) -> list[Job]:
 
 
 def test_what_comes_meanwhile_shares_the_next_transaction(store: Store, submit: Submit, gate: Gate) -> None:
-    held = hand_over(store, jobs_of(store, submit))
+    held = dispatch(store, jobs_of(store, submit))
     ledger = Ledger(gate, WORKER, 30)
     with ThreadPoolExecutor(JOBS) as pool:
         claims = [pool.submit(ledger.claim, one) for one in held]
@@ -91,9 +91,9 @@ def test_what_comes_meanwhile_shares_the_next_transaction(store: Store, submit: 
             assert (job.state, job.attempts, job.outputs) == (JobState.SUCCEEDED, 1, (output(one),))
             assert job.progress is not None
             assert (job.progress.step, job.progress.steps) == (4, 4)
-            assert job.rendering_at is not None
+            assert job.started_at is not None
             assert job.finished_at is not None
-            assert (job.finished_at - job.rendering_at).total_seconds() == pytest.approx(2.5)
+            assert (job.finished_at - job.started_at).total_seconds() == pytest.approx(2.5)
             kinds = Counter(event.type for event in unit.events.of_job(one.job_id))
             assert (kinds[EventType.STARTED], kinds[EventType.SUCCEEDED]) == (1, 1)
         used = unit.usage.today(job.tenant_id)[0]
@@ -101,12 +101,12 @@ def test_what_comes_meanwhile_shares_the_next_transaction(store: Store, submit: 
 
 
 def test_a_message_that_came_twice_claims_once(store: Store, submit: Submit, gate: Gate) -> None:
-    first, second = hand_over(store, jobs_of(store, submit, 2))
+    first, second = dispatch(store, jobs_of(store, submit, 2))
     ledger = Ledger(gate, WORKER, 30)
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(ledger.claim, one) for one in (first, second, second, second)]
         soon(gate)
-    assert [outcome(one) for one in calls].count(RightLost) == 2
+    assert [outcome(one) for one in calls].count(LeaseLost) == 2
     with store.begin() as unit:
         job = unit.jobs.get(second.job_id)
     assert job is not None
@@ -114,12 +114,12 @@ def test_a_message_that_came_twice_claims_once(store: Store, submit: Submit, gat
 
 
 def test_what_one_job_brings_costs_the_others_nothing(store: Store, submit: Submit, gate: Gate) -> None:
-    held = hand_over(store, jobs_of(store, submit, 4))
+    held = dispatch(store, jobs_of(store, submit, 4))
     gate.open.set()
     ledger = Ledger(gate, WORKER, 30)
     for one in held:
         ledger.claim(one)
-    stale = Held(held[3].job_id, held[3].epoch + 1)
+    stale = HeldJob(held[3].job_id, held[3].epoch + 1)
     gate.open.clear()
     with ThreadPoolExecutor(4) as pool:
         # PostgreSQL takes no zero byte in a text; and one right is lost
@@ -127,8 +127,8 @@ def test_what_one_job_brings_costs_the_others_nothing(store: Store, submit: Subm
         calls.append(pool.submit(ledger.succeed, done(stale)))
         soon(gate)
     assert [outcome(one) for one in calls[:2]] == [None, None]
-    assert outcome(calls[2]) not in (None, RightLost, DatabaseUnavailable)
-    assert outcome(calls[3]) is RightLost
+    assert outcome(calls[2]) not in (None, LeaseLost, DatabaseUnavailable)
+    assert outcome(calls[3]) is LeaseLost
     with store.begin() as unit:
         states = [unit.jobs.many([one.job_id])[one.job_id].state for one in held]
     assert states == [JobState.SUCCEEDED, JobState.SUCCEEDED, JobState.RUNNING, JobState.RUNNING]
@@ -146,7 +146,7 @@ def test_a_batch_counts_a_group_and_tells_each_thing_once(
             row.batch_id, row.batch_seq = batch_id, place
     gate.open.set()
     ledger = Ledger(gate, WORKER, 30)
-    held = hand_over(store, jobs)
+    held = dispatch(store, jobs)
     for one in held:
         ledger.claim(one)
     for group in (held[:4], held[4:]):

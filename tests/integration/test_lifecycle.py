@@ -13,9 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from farm import lifecycle
-from farm.domain.job import HandOver, Held, Job, JobError, NewJob, Output
+from farm.domain.job import Assignment, HeldJob, Job, JobError, NewJob, Output
 from farm.domain.states import EDGES, EventType, JobState
-from farm.errors import BadInput, Conflict, NotFound, QuotaExceeded, RightLost
+from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
 from farm.store import quotas
 from farm.store.unit_of_work import Store
 
@@ -33,18 +33,18 @@ def get(store: Store, job: Job) -> Job:
     return found
 
 
-def hand_over(store: Store, job: Job, worker: str = WORKER, lease: float = 30) -> int:
+def dispatch(store: Store, job: Job, worker: str = WORKER, lease: float = 30) -> int:
     with store.begin() as unit:
-        (sent,) = lifecycle.hand_over(unit, [HandOver(job.id, worker)], lease)
+        (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, worker)], lease)
     return sent.epoch
 
 
 def run(store: Store, job: Job, worker: str = WORKER, lease: float = 30, *, on_device: bool = True) -> int:
-    epoch = hand_over(store, job, worker)
+    epoch = dispatch(store, job, worker)
     with store.begin() as unit:
         lifecycle.claim(unit, job.id, epoch, worker, lease)
         if on_device:
-            lifecycle.take_up(unit, job.id, epoch, 4)
+            lifecycle.start(unit, job.id, epoch, 4)
     return epoch
 
 
@@ -96,23 +96,23 @@ def test_a_stale_epoch_cannot_commit(store: Store, submit: Submit) -> None:
         lambda unit: lifecycle.fail(unit, job.id, stale, BROKEN, retryable=True),
         lambda unit: lifecycle.release(unit, job.id, stale, "x"),
         lambda unit: lifecycle.progress(unit, job.id, stale, 1),
-        lambda unit: lifecycle.take_up(unit, job.id, stale, 1),
+        lambda unit: lifecycle.start(unit, job.id, stale, 1),
         lambda unit: lifecycle.claim(unit, job.id, stale, WORKER, 30),
     ):
-        with pytest.raises(RightLost), store.begin() as unit:
+        with pytest.raises(LeaseLost), store.begin() as unit:
             act(unit)
     assert succeed(store, job, fresh).state is JobState.SUCCEEDED
 
 
 def test_a_doubled_message_is_claimed_once(store: Store, submit: Submit) -> None:
     job = submit()
-    epoch = hand_over(store, job)
+    epoch = dispatch(store, job)
 
     def claim(_: int) -> bool:
         try:
             with store.begin() as unit:
                 lifecycle.claim(unit, job.id, epoch, WORKER, 30)
-        except RightLost:
+        except LeaseLost:
             return False
         return True
 
@@ -123,8 +123,8 @@ def test_a_doubled_message_is_claimed_once(store: Store, submit: Submit) -> None
 
 def test_another_worker_cannot_claim_a_hand_over(store: Store, submit: Submit) -> None:
     job = submit()
-    epoch = hand_over(store, job, "host/cpu0")
-    with pytest.raises(RightLost), store.begin() as unit:
+    epoch = dispatch(store, job, "host/cpu0")
+    with pytest.raises(LeaseLost), store.begin() as unit:
         lifecycle.claim(unit, job.id, epoch, "host/cpu1", 30)
 
 
@@ -134,19 +134,19 @@ def test_a_hand_over_passes_over_what_somebody_holds(store: Store, submit: Submi
         other.session.execute(text("SELECT FROM job WHERE id = :id FOR UPDATE"), {"id": held.id.removeprefix("job_")})
         with store.begin() as unit:
             unit.session.execute(text("SET LOCAL lock_timeout = '1s'"))
-            sent = lifecycle.hand_over(unit, [HandOver(held.id, WORKER), HandOver(free.id, WORKER)], 30)
+            sent = lifecycle.dispatch(unit, [Assignment(held.id, WORKER), Assignment(free.id, WORKER)], 30)
     assert [one.job_id for one in sent] == [free.id]
-    assert hand_over(store, held) == 1
+    assert dispatch(store, held) == 1
 
 
 def test_a_hand_over_that_nobody_claims_is_offered_again_without_counting(store: Store, submit: Submit) -> None:
     job = submit()
-    hand_over(store, job)
+    dispatch(store, job)
     expire(store, job)
     assert reap(store) == [job.id]
     found = get(store, job)
     assert (found.state, found.attempts) == (JobState.QUEUED, 0)
-    assert hand_over(store, job) == 2
+    assert dispatch(store, job) == 2
 
 
 def test_two_reapers_take_a_job_back_once(store: Store, submit: Submit) -> None:
@@ -164,7 +164,7 @@ def test_heartbeats_keep_a_lease_and_tell_what_is_lost_or_canceled(store: Store,
     with store.begin() as unit:
         lifecycle.join(unit, info)
     kept, lost, canceled = submit(), submit(), submit()
-    held = [Held(job.id, run(store, job)) for job in (kept, lost, canceled)]
+    held = [HeldJob(job.id, run(store, job)) for job in (kept, lost, canceled)]
     with store.begin() as unit:
         lifecycle.release(unit, lost.id, held[1].epoch, "taken away")
         lifecycle.cancel(unit, tenant, canceled.id)
@@ -217,7 +217,7 @@ def test_a_job_that_only_waited_at_dying_workers_is_not_to_blame(store: Store, s
 
 def test_what_kills_workers_before_the_device_is_capped_too(store: Store, submit: Submit) -> None:
     job = submit()
-    for _ in range(lifecycle.MAX_LOSSES):
+    for _ in range(lifecycle.MAX_LOST):
         assert get(store, job).state is JobState.QUEUED
         run(store, job, on_device=False)
         expire(store, job)
@@ -234,8 +234,8 @@ def test_a_worker_that_joins_again_gives_back_what_its_last_process_held(store: 
     with store.begin() as unit:
         assert lifecycle.join(unit, second) == [job.id]
     assert get(store, job).state is JobState.QUEUED
-    with pytest.raises(RightLost), store.begin() as unit:
-        lifecycle.heartbeat(unit, WORKER, first.boot_id, [Held(job.id, epoch)], (), 30)
+    with pytest.raises(LeaseLost), store.begin() as unit:
+        lifecycle.heartbeat(unit, WORKER, first.boot_id, [HeldJob(job.id, epoch)], (), 30)
     with store.begin() as unit:
         assert lifecycle.leave(unit, WORKER, first.boot_id) == []
 
@@ -246,7 +246,7 @@ def test_a_worker_that_leaves_gives_its_jobs_back_without_counting(store: Store,
         lifecycle.join(unit, info)
     running, waiting = submit(), submit()
     run(store, running)
-    hand_over(store, waiting)
+    dispatch(store, waiting)
     with store.begin() as unit:
         assert set(lifecycle.leave(unit, WORKER, info.boot_id)) == {running.id, waiting.id}
     assert [get(store, job).attempts for job in (running, waiting)] == [0, 0]
@@ -256,11 +256,11 @@ def test_a_worker_that_leaves_gives_its_jobs_back_without_counting(store: Store,
 def test_messages_that_could_not_be_sent_are_taken_back_unless_claimed(store: Store, submit: Submit) -> None:
     claimed, unsent = submit(), submit()
     with store.begin() as unit:
-        sent = lifecycle.hand_over(unit, [HandOver(claimed.id, WORKER), HandOver(unsent.id, WORKER)], 30)
+        sent = lifecycle.dispatch(unit, [Assignment(claimed.id, WORKER), Assignment(unsent.id, WORKER)], 30)
     with store.begin() as unit:
         lifecycle.claim(unit, claimed.id, 1, WORKER, 30)
     with store.begin() as unit:
-        assert lifecycle.take_back(unit, sent, "broker unavailable") == [unsent.id]
+        assert lifecycle.requeue_unsent(unit, sent, "broker unavailable") == [unsent.id]
     assert get(store, claimed).state is JobState.RUNNING
     assert get(store, unsent).state is JobState.QUEUED
 
@@ -268,10 +268,10 @@ def test_messages_that_could_not_be_sent_are_taken_back_unless_claimed(store: St
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.DISPATCHED])
 def test_a_waiting_job_is_canceled_at_once(store: Store, tenant: str, submit: Submit, state: JobState) -> None:
     job = submit()
-    epoch = hand_over(store, job) if state is JobState.DISPATCHED else 0
+    epoch = dispatch(store, job) if state is JobState.DISPATCHED else 0
     with store.begin() as unit:
         assert lifecycle.cancel(unit, tenant, job.id).state is JobState.CANCELED
-    with pytest.raises(RightLost), store.begin() as unit:
+    with pytest.raises(LeaseLost), store.begin() as unit:
         lifecycle.claim(unit, job.id, epoch, WORKER, 30)
     with store.begin() as unit:  # again: nothing more happens
         lifecycle.cancel(unit, tenant, job.id)
@@ -299,7 +299,7 @@ def test_a_job_that_was_asked_to_stop_is_canceled_when_its_worker_gives_it_back(
     with store.begin() as unit:
         lifecycle.release(unit, job.id, epoch, "drained")
     assert get(store, job).state is JobState.CANCELED
-    with pytest.raises(RightLost), store.begin() as unit:
+    with pytest.raises(LeaseLost), store.begin() as unit:
         lifecycle.release(unit, job.id, epoch, "drained")
 
 
@@ -347,7 +347,7 @@ def test_cancel_and_success_have_one_winner(store: Store, tenant: str, submit: S
                         lifecycle.canceled(unit, job.id, epoch)
                     else:
                         lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {})
-            except RightLost:
+            except LeaseLost:
                 return False
             return True
 
@@ -367,10 +367,10 @@ def test_a_terminal_state_never_changes(store: Store, tenant: str, submit: Submi
         lambda unit: lifecycle.cancel(unit, tenant, job.id),
     ]
     for act in acts:
-        with pytest.raises((RightLost, Conflict)), store.begin() as unit:
+        with pytest.raises((LeaseLost, Conflict)), store.begin() as unit:
             act(unit)
     with store.begin() as unit:
-        assert lifecycle.hand_over(unit, [HandOver(job.id, WORKER)], 30) == []
+        assert lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30) == []
     assert get(store, job).state is JobState.SUCCEEDED
 
 

@@ -14,7 +14,7 @@ from farm import lifecycle
 from farm.domain import ids
 from farm.domain.job import Output
 from farm.domain.states import JobState
-from farm.errors import RightLost
+from farm.errors import LeaseLost
 from farm.store import migrate
 from farm.store.unit_of_work import Store, make_engine, sqlalchemy_url
 from tests.conftest import TestServers
@@ -82,7 +82,7 @@ class OldRelease:
         )
         assert done.rowcount == 1
 
-    def hand_over(self, job: str) -> None:
+    def dispatch(self, job: str) -> None:
         self._edge(
             job, "state = 'dispatched', epoch = epoch + 1, worker = 'host/cpu0', dispatched_at = now(), "
             "lease_until = now() + interval '30 s'", "state = 'queued'",
@@ -112,7 +112,7 @@ def test_an_upgrade_with_jobs_in_flight_loses_none_and_lets_the_old_processes_fi
     old = OldRelease(old_database)
     jobs = {name: old.submit() for name in ("queued", "dispatched", "running", "done", "theirs")}
     for name in ("dispatched", "running", "done", "theirs"):
-        old.hand_over(jobs[name])
+        old.dispatch(jobs[name])
     for name in ("running", "done", "theirs"):
         old.claim(jobs[name])
     old.succeed(jobs["done"])
@@ -137,6 +137,6 @@ def test_an_upgrade_with_jobs_in_flight_loses_none_and_lets_the_old_processes_fi
         assert lifecycle.claim(unit, jobs["dispatched"], 1, "host/cpu0", 30).state is JobState.RUNNING
         assert lifecycle.succeed(unit, jobs["running"], 1, [output], {}).state is JobState.SUCCEEDED
         lifecycle.cancel(unit, old.tenant, jobs["queued"])
-    with pytest.raises(RightLost), store.begin() as unit:
+    with pytest.raises(LeaseLost), store.begin() as unit:
         lifecycle.succeed(unit, jobs["theirs"], 1, [output], {})
     store.close()

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from farm import lifecycle
 from farm.api.cleanup import Sweeper
-from farm.domain.job import HandOver, Job, Output
+from farm.domain.job import Assignment, Job, Output
 from farm.domain.states import JobState
 from farm.objects import keys
 from farm.objects.storage import Storage
@@ -31,7 +31,7 @@ def storage(farm_env: dict[str, str]) -> Iterator[Storage]:
 def attempt(store: Store, storage: Storage, job: Job) -> Output:
     """Claim the job and store an image under the new epoch, which nobody has recorded yet."""
     with store.begin() as unit:
-        (sent,) = lifecycle.hand_over(unit, [HandOver(job.id, WORKER)], 30)
+        (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
         lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
     key = keys.output_key(job.tenant_id, job.id, sent.epoch, 0, "png")
     storage.put(key, b"an image", "image/png")

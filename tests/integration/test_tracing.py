@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 
 from farm import lifecycle, tracing
-from farm.domain.job import HandOver
+from farm.domain.job import Assignment
 from farm.domain.states import JobState
 from farm.domain.worker import Device, WorkerInfo
 from farm.errors import SetupError
@@ -62,9 +62,9 @@ class Device64:
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
-    tracing.start("test", SimpleSpanProcessor(exporter))
+    tracing.set_processor("test", SimpleSpanProcessor(exporter))
     yield exporter
-    tracing.stop()
+    tracing.reset()
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
             WorkerInfo(hand.name, "boot", "test", Device("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1)
         )
         with api.store.begin() as unit:
-            (sent,) = lifecycle.hand_over(unit, [HandOver(job, hand.name)], 30)
+            (sent,) = lifecycle.dispatch(unit, [Assignment(job, hand.name)], 30)
         rights = Rights()
         model = api.server.config.app.state.services.registry.get  # type: ignore[union-attr]
         bench = Bench(
@@ -164,7 +164,7 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_imported_and_without_th
     code = (
         "import sys; from farm import tracing; from farm.settings import Settings\n"
         "tracing.configure(Settings(), 'api')\n"
-        "with tracing.of_job('attempt', 'job_' + '0' * 32), tracing.step('claim'): pass\n"
+        "with tracing.job_span('attempt', 'job_' + '0' * 32), tracing.span('claim'): pass\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

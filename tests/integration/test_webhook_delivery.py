@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from farm import __version__, lifecycle
 from farm.domain.endpoint import DeliveryState, Disabled, Endpoint
-from farm.domain.job import HandOver, Job, JobError, NewJob, Output
+from farm.domain.job import Assignment, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, JobState
 from farm.settings import Settings
 from farm.store.deliveries import Attempt, Delivery
@@ -82,7 +82,7 @@ def succeed(store: Store, tenant: str) -> Succeed:
         new = NewJob(spec(), webhook=webhook, custom_id=custom_id, metadata=(("sku", "A-1"),))
         with store.begin() as unit:
             job, _ = lifecycle.submit(unit, tenant_id, new)
-            (sent,) = lifecycle.hand_over(unit, [HandOver(job.id, WORKER)], 30)
+            (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
         with store.begin() as unit:
             lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
         output = Output(0, f"outputs/{job.id}/1/0.png", "ab" * 32, 1234, 64, 64, "image/png", 1)
@@ -210,7 +210,7 @@ def test_failed_and_canceled_jobs_are_told_and_filters_hold(
     succeed()
     with store.begin() as unit:
         doomed, _ = lifecycle.submit(unit, tenant, NewJob(spec()))
-        (sent,) = lifecycle.hand_over(unit, [HandOver(doomed.id, WORKER)], 30)
+        (sent,) = lifecycle.dispatch(unit, [Assignment(doomed.id, WORKER)], 30)
         lifecycle.claim(unit, doomed.id, sent.epoch, WORKER, 30)
     with store.begin() as unit:
         error = JobError("model_unavailable", "no such weights")

@@ -132,7 +132,7 @@ def test_the_row_tells_how_the_job_went(farm: Farm, worker: WorkerProcess) -> No
     assert job.attempts == 1
     assert job.progress is not None
     assert (job.progress.step, job.progress.steps) == (4, 4)
-    assert job.rendering_at is not None
+    assert job.started_at is not None
     assert job.recipe is not None
     assert job.recipe["device"] == "cpu"
     assert farm.events(job) == ["job.started", "job.succeeded"]
@@ -140,10 +140,10 @@ def test_the_row_tells_how_the_job_went(farm: Farm, worker: WorkerProcess) -> No
 
 def test_a_stale_epoch_message_is_dropped(farm: Farm, worker: WorkerProcess) -> None:
     job = farm.submit(spec())
-    stale = farm.hand_over(job, worker.name, send=False)
+    stale = farm.dispatch(job, worker.name, send=False)
     with farm.store.begin() as unit:
-        lifecycle.take_back(unit, [stale], "for the test")
-    fresh = farm.hand_over(job, worker.name, send=False)
+        lifecycle.requeue_unsent(unit, [stale], "for the test")
+    fresh = farm.dispatch(job, worker.name, send=False)
     broker.send(farm.app, [stale])
     # a later job on the same queue is done: the stale message has been looked at
     rendered(farm, worker, spec())
@@ -156,7 +156,7 @@ def test_a_stale_epoch_message_is_dropped(farm: Farm, worker: WorkerProcess) -> 
 
 def test_a_message_of_another_version_is_left_unclaimed(farm: Farm, worker: WorkerProcess) -> None:
     job = farm.submit(spec())
-    sent = farm.hand_over(job, worker.name, send=False)
+    sent = farm.dispatch(job, worker.name, send=False)
     farm.app.send_task(
         broker.RENDER,
         kwargs={"job": sent.job_id, "epoch": sent.epoch, "version": 99, "more": True},
@@ -222,7 +222,7 @@ def test_the_worker_tells_what_it_is(farm: Farm, worker: WorkerProcess) -> None:
     assert found.info.device.dtype == "float32"
     assert found.info.device.memory_bytes > 2**28
     assert {"torch", "diffusers", "transformers", "celery", "farm"} <= set(found.info.versions)
-    assert (found.info.slots, found.info.look_ahead) == (4, 2)
+    assert (found.info.slots, found.info.prefetch) == (4, 2)
 
 
 def test_flower_would_show_the_worker_by_its_device(farm: Farm, worker: WorkerProcess) -> None:
@@ -257,10 +257,10 @@ def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(
         wait_until(lambda: begun(farm, poison.id) and begun(farm, innocent.id), 60, what="both are on the device")
         process.kill()
         process.start().wait_online()
-        assert [farm.job(job.id).deaths for job in (poison, innocent)] == [1, 1]
-        farm.hand_over(poison, process.name)
+        assert [farm.job(job.id).crash_count for job in (poison, innocent)] == [1, 1]
+        farm.dispatch(poison, process.name)
         wait_until(lambda: begun(farm, poison.id), 60, what="the suspect is on the device")
-        farm.hand_over(innocent, process.name)
+        farm.dispatch(innocent, process.name)
         fresh = farm.start(spec(seed=8), process.name)
         for job in (innocent, fresh):
             farm.wait(job, JobState.RUNNING)
@@ -277,7 +277,7 @@ def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(
         ended = farm.job(poison.id)
         assert (ended.state, ended.error and ended.error.code) == (JobState.FAILED, "worker_lost")
         for job in (innocent, fresh):
-            farm.hand_over(job, worker.name)
+            farm.dispatch(job, worker.name)
             assert farm.wait(job, JobState.SUCCEEDED, timeout=60).attempts <= 2
     finally:
         process.kill()

@@ -48,7 +48,7 @@ def wires(farm: Farm) -> Iterator[dict[str, Wire]]:
 @pytest.fixture(scope="module")
 def steady(farm: Farm, wires: dict[str, Wire]) -> Iterator[WorkerProcess]:
     """One worker for the tests that leave it alive."""
-    env = {name: wire.url for name, wire in wires.items()} | {"FARM_STORAGE_SECONDS": "15"}
+    env = {name: wire.url for name, wire in wires.items()} | {"FARM_STORAGE_RETRY_SECONDS": "15"}
     worker = WorkerProcess(farm, device="cpu7", env=env).start()
     try:
         yield worker.wait_online()
@@ -150,7 +150,7 @@ def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_gi
 
 
 def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_holds(farm: Farm) -> None:
-    env = {"FARM_DEAF_SECONDS": "3", "FARM_DRAIN_SECONDS": "60"}
+    env = {"FARM_CONSUMER_STALL_SECONDS": "3", "FARM_DRAIN_SECONDS": "60"}
     worker = WorkerProcess(farm, device="cpu4", env=env).start()
     try:
         worker.wait_online()
@@ -218,13 +218,13 @@ def killed(farm: Farm, process: WorkerProcess) -> None:
     farm.wait(behind, JobState.RUNNING)
     unread = farm.submit(spec(seed=9))
     process.kill()
-    farm.hand_over(unread, process.name)
+    farm.dispatch(unread, process.name)
     process.start().wait_online()
     back = [farm.job(one.id) for one in (job, behind, unread)]
     assert [one.state for one in back] == [JobState.QUEUED] * 3
     assert [one.attempts for one in back] == [1, 0, 0]  # only the one on the device is held to account
     assert farm.queued_messages(process.name) == 0
-    farm.hand_over(behind, process.name)
+    farm.dispatch(behind, process.name)
     done = farm.wait(behind, JobState.SUCCEEDED)
     assert farm.events(behind).count("job.succeeded") == 1
     assert [one.key for one in farm.storage.list(job_prefix(farm.tenant, behind.id))] == [done.outputs[0].key]

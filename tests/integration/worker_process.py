@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from farm import lifecycle
 from farm.dispatch import broker
-from farm.domain.job import HandOver, Job, NewJob, Sent
+from farm.domain.job import Assignment, DispatchedJob, Job, NewJob
 from farm.domain.states import JobState
 from farm.domain.tasks import InputImage, JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Worker, WorkerState
@@ -88,16 +88,16 @@ class Farm:
         with self.store.begin() as unit:
             return lifecycle.submit(unit, self.tenant, NewJob(spec, max_attempts=max_attempts))[0]
 
-    def hand_over(self, job: Job, worker: str, *, send: bool = True) -> Sent:
+    def dispatch(self, job: Job, worker: str, *, send: bool = True) -> DispatchedJob:
         with self.store.begin() as unit:
-            (sent,) = lifecycle.hand_over(unit, [HandOver(job.id, worker)], self.settings.dispatch_lease_seconds)
+            (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, worker)], self.settings.dispatch_lease_seconds)
         if send:
             broker.send(self.app, [sent])
         return sent
 
     def start(self, spec: JobSpec, worker: str, **kwargs: Any) -> Job:
         job = self.submit(spec, **kwargs)
-        self.hand_over(job, worker)
+        self.dispatch(job, worker)
         return job
 
     def job(self, job_id: str) -> Job:

@@ -16,7 +16,7 @@ from PIL import Image
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Scheduler, Task
-from farm.errors import JobCanceled, ModelUnavailable, NotANumber, OutOfMemory
+from farm.errors import JobCanceled, ModelUnavailable, NanOutput, OutOfMemory
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import pipelines
 from workers.batch_profiles import Lesson, Lessons
@@ -211,7 +211,7 @@ def test_a_failing_a_canceled_and_a_nan_image_end_alone(starter: LoadedModel, hu
     hub.stop(stopped, JobCanceled("enough"))
     finish(hub)
     assert isinstance(failing.error, ValueError)
-    assert isinstance(nan.error, NotANumber)
+    assert isinstance(nan.error, NanOutput)
     assert isinstance(stopped.error, JobCanceled)
     assert unwound == ["yes"]
     assert [run.result.tobytes() for run in runs] == [image.tobytes() for image in expected]

@@ -16,7 +16,7 @@ from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Device
-from farm.errors import InputUnfit, JobCanceled, ModelUnavailable
+from farm.errors import JobCanceled, ModelUnavailable, UnsuitableInput
 from workers import pipelines
 from workers.cpu_model_cache import Attic, weights
 from workers.model_cache import Residency
@@ -144,7 +144,7 @@ def test_sixteen_and_eight_bits_of_the_same_depth_give_the_same_image(starter: L
 
 def test_a_flat_depth_map_is_refused_and_not_turned_black(starter: LoadedModel) -> None:
     inputs = images(Task.DEPTH_TO_IMAGE) | {"depth_map": Image.new("L", (64, 64), 9)}
-    with pytest.raises(InputUnfit, match="same value everywhere"):
+    with pytest.raises(UnsuitableInput, match="same value everywhere"):
         render(starter, spec(Task.DEPTH_TO_IMAGE), inputs)
 
 

@@ -167,7 +167,7 @@ threading.Event().wait(60)
 
 
 def test_an_engine_with_nothing_to_do_has_not_stalled_and_one_that_hangs_has() -> None:
-    settings = Settings(stall_seconds=0.05)
+    settings = Settings(step_timeout_seconds=0.05)
     engine = Engine(choose("cpu0"), 1)  # never started: it takes nothing up, as if it hung
     engine.loading = False
     engine.moved_at = time.monotonic() - 10

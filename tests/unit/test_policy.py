@@ -18,7 +18,7 @@ from farm.dispatch.policy import (
     Seat,
     choose,
 )
-from farm.domain.job import Waiting
+from farm.domain.job import QueuedJob
 from farm.domain.states import Priority
 
 NOW = 1_000.0
@@ -26,8 +26,8 @@ MODELS = ["a", "b", "c"]
 DEFAULT = Rules()
 
 
-def waiting(number: int, cost: float = 1.0, since: float = NOW, deadline: float | None = None) -> Waiting:
-    return Waiting(f"job_{number:032x}", cost, since, deadline)
+def waiting(number: int, cost: float = 1.0, since: float = NOW, deadline: float | None = None) -> QueuedJob:
+    return QueuedJob(f"job_{number:032x}", cost, since, deadline)
 
 
 def line(tenant: str, *numbers: int, priority: Priority = Priority.NORMAL, model: str = "a", cost: float = 1.0) -> Line:
@@ -35,11 +35,11 @@ def line(tenant: str, *numbers: int, priority: Priority = Priority.NORMAL, model
 
 
 def workers(decision: Decision) -> list[str]:
-    return [one.worker for one in decision.hand_overs]
+    return [one.worker for one in decision.assignments]
 
 
 def numbers(decision: Decision) -> list[int]:
-    return [int(one.job_id[4:], 16) for one in decision.hand_overs]
+    return [int(one.job_id[4:], 16) for one in decision.assignments]
 
 
 class Backlog:
@@ -76,8 +76,8 @@ class Backlog:
             )
         for mark in decision.marks:
             self.marks[mark.tenant_id, mark.model, mark.priority] = (mark.skips, mark.served_at)
-        for hand_over in decision.hand_overs:
-            key = kind[hand_over.job_id]
+        for dispatch in decision.assignments:
+            key = kind[dispatch.job_id]
             self.served[key[0]] += self.lines[key]
             self.taken[key] = self.taken.get(key, 0) + 1
         return decision
@@ -134,7 +134,7 @@ def lines_(draw: st.DrawFn) -> list[Line]:
         count = draw(st.integers(1, 5))
         since = sorted(draw(st.lists(st.floats(0, NOW + 100), min_size=count, max_size=count)))
         heads = tuple(
-            Waiting(
+            QueuedJob(
                 f"job_{index}_{number}",
                 draw(st.floats(0.1, 50)),
                 since[number],
@@ -170,7 +170,7 @@ def test_whatever_the_state_no_rule_is_broken(
     job_of = {head.job_id: head for one in lines for head in one.heads}
     to_worker: Counter[str] = Counter()
     to_tenant: Counter[str] = Counter()
-    for one in decision.hand_overs:
+    for one in decision.assignments:
         seat, from_line, job = seat_of[one.worker], line_of[one.job_id], job_of[one.job_id]
         to_worker[one.worker] += 1
         to_tenant[from_line.tenant_id] += 1
@@ -187,11 +187,11 @@ def test_whatever_the_state_no_rule_is_broken(
             assert not to_tenant[account.tenant_id]
         if account.max_running is not None:
             assert to_tenant[account.tenant_id] <= max(0, account.max_running - account.held)
-    assert len({one.job_id for one in decision.hand_overs}) == len(decision.hand_overs)
+    assert len({one.job_id for one in decision.assignments}) == len(decision.assignments)
     # a line is served from its front
     for from_line in lines:
         able = [head.job_id for head in from_line.heads if head.since <= NOW and (head.deadline or NOW + 1) > NOW]
-        sent = [one.job_id for one in decision.hand_overs if line_of[one.job_id] is from_line]
+        sent = [one.job_id for one in decision.assignments if line_of[one.job_id] is from_line]
         assert sent == able[: len(sent)]
     assert all(one.vtime >= 0 for one in decision.standings)
     assert all(0 <= mark.skips <= 20 for mark in decision.marks)
@@ -204,7 +204,7 @@ def test_no_seat_stays_empty_while_a_job_fits_it(
 ) -> None:
     lines = [dataclasses.replace(one, more=False) for one in lines]
     decision = choose(seats, lines, accounts, NOW, needs=needs)
-    sent = {one.job_id for one in decision.hand_overs}
+    sent = {one.job_id for one in decision.assignments}
     to_worker = Counter(workers(decision))
     free = [seat for seat in seats if not seat.draining and seat.room > to_worker[seat.worker]]
     of = {account.tenant_id: account for account in accounts}
@@ -225,7 +225,7 @@ def test_the_same_state_gives_the_same_decision_in_whatever_order_it_is_told(
 ) -> None:
     first = choose(seats, lines, accounts, NOW, needs=needs)
     again = choose(seats[::-1], lines[::-1], accounts[::-1], NOW, needs=needs)
-    assert first.hand_overs == again.hand_overs
+    assert first.assignments == again.assignments
     assert set(first.standings) == set(again.standings)
     assert set(first.marks) == set(again.marks)
 
@@ -349,7 +349,7 @@ def test_shares_do_not_depend_on_how_many_heads_are_read() -> None:
 
 
 def test_a_worker_that_has_the_model_is_preferred_while_it_has_a_free_slot() -> None:
-    seats = [Seat("cold", 4, look_ahead=2), Seat("warm", 3, frozenset("a"), look_ahead=2)]
+    seats = [Seat("cold", 4, prefetch=2), Seat("warm", 3, frozenset("a"), prefetch=2)]
     assert workers(choose(seats, [line("t", 1, 2)], [], NOW)) == ["warm", "cold"]
 
 
@@ -359,7 +359,7 @@ def test_among_workers_that_have_it_the_freest_is_served_first() -> None:
 
 
 def test_slots_are_filled_before_look_ahead() -> None:
-    seats = [Seat(name, 3, frozenset("a"), look_ahead=2) for name in "xyz"]
+    seats = [Seat(name, 3, frozenset("a"), prefetch=2) for name in "xyz"]
     assert sorted(workers(choose(seats, [line("t", 1, 2, 3)], [], NOW))) == ["x", "y", "z"]
 
 
@@ -367,8 +367,8 @@ def test_models_are_not_reloaded_while_each_job_can_find_its_own() -> None:
     seats = [Seat("x", 2, frozenset("a")), Seat("y", 2, frozenset("b"))]
     lines = [line("t", 1, 2, model="b"), line("u", 3, 4, model="a")]
     decision = choose(seats, lines, [], NOW)
-    place = {one.worker: set() for one in decision.hand_overs}
-    for one, number in zip(decision.hand_overs, numbers(decision), strict=True):
+    place = {one.worker: set() for one in decision.assignments}
+    for one, number in zip(decision.assignments, numbers(decision), strict=True):
         place[one.worker].add(number)
     assert place == {"x": {3, 4}, "y": {1, 2}}
 
@@ -409,7 +409,7 @@ def test_shares_hold_when_every_tenant_uses_another_model() -> None:
         name = "vwxyz"[number % 5]
         decision = farm.round([Seat(name, 1, frozenset(loaded[name]))], seconds=0.1)
         newest = max(farm.marks.items(), key=lambda item: item[1][1] or 0)[0]
-        assert len(decision.hand_overs) == 1
+        assert len(decision.assignments) == 1
         loaded[name] = newest[1]
     total = sum(farm.served.values())
     for name, weight in weights.items():
@@ -434,7 +434,7 @@ def test_a_job_goes_to_a_worker_that_failed_it_only_if_no_other_takes_it() -> No
     warm = Seat("w", 1, frozenset({"a"}))
     seats = [warm, Seat("v", 1)]
     decision = choose(seats, lines, [], NOW)
-    assert {one.job_id: one.worker for one in decision.hand_overs} == {failed.job_id: "v", waiting(2).job_id: "w"}
+    assert {one.job_id: one.worker for one in decision.assignments} == {failed.job_id: "v", waiting(2).job_id: "w"}
     assert workers(choose([warm], lines, [], NOW)) == ["w"]
     unfit = {"a": Need(memory_bytes=10)}
     small = Seat("v", 1, memory_bytes=5)
@@ -443,11 +443,11 @@ def test_a_job_goes_to_a_worker_that_failed_it_only_if_no_other_takes_it() -> No
 
 def test_paused_and_drained_get_nothing() -> None:
     lines = [line("t", 1)]
-    assert choose([Seat("w", 1)], lines, [], NOW).hand_overs
-    assert not choose([Seat("w", 1, draining=True)], lines, [], NOW).hand_overs
-    assert not choose([Seat("w", 1)], lines, [Account("t", paused=True)], NOW).hand_overs
-    assert not choose([Seat("w", 1)], lines, [], NOW, paused=Paused(farm=True)).hand_overs
-    assert not choose([Seat("w", 1)], lines, [], NOW, paused=Paused(models=frozenset("a"))).hand_overs
+    assert choose([Seat("w", 1)], lines, [], NOW).assignments
+    assert not choose([Seat("w", 1, draining=True)], lines, [], NOW).assignments
+    assert not choose([Seat("w", 1)], lines, [Account("t", paused=True)], NOW).assignments
+    assert not choose([Seat("w", 1)], lines, [], NOW, paused=Paused(farm=True)).assignments
+    assert not choose([Seat("w", 1)], lines, [], NOW, paused=Paused(models=frozenset("a"))).assignments
 
 
 def test_too_early_and_too_late_are_no_candidates() -> None:
@@ -456,6 +456,6 @@ def test_too_early_and_too_late_are_no_candidates() -> None:
 
 
 def test_a_round_is_bounded_and_says_that_more_can_go() -> None:
-    decision = choose([Seat("w", 50)], [line("t", *range(50))], [], NOW, rules=Rules(max_hand_overs=10))
-    assert len(decision.hand_overs) == 10
+    decision = choose([Seat("w", 50)], [line("t", *range(50))], [], NOW, rules=Rules(max_assignments=10))
+    assert len(decision.assignments) == 10
     assert decision.more

@@ -63,7 +63,7 @@ JOB = Job(
     available_at=AT,
     dispatched_at=AT,
     claimed_at=AT,
-    rendering_at=AT,
+    started_at=AT,
     finished_at=AT + timedelta(seconds=2),
 )
 

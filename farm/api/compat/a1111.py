@@ -333,8 +333,8 @@ def progress(call: Call) -> Response:
     if oldest is not None and oldest.progress is not None:
         step, steps = oldest.progress.step, oldest.progress.steps
         fraction = step / steps if steps else 0.0
-        if fraction and oldest.rendering_at is not None:
-            eta = (datetime.now(UTC) - oldest.rendering_at).total_seconds() * (1 - fraction) / fraction
+        if fraction and oldest.started_at is not None:
+            eta = (datetime.now(UTC) - oldest.started_at).total_seconds() * (1 - fraction) / fraction
     state = {
         "skipped": False,
         "interrupted": oldest is not None and oldest.cancel_requested,

@@ -161,8 +161,8 @@ def status(call: Call) -> Response:
     if not job.state.terminal:
         return JSONResponse({"status": "IN_PROGRESS", "logs": logs}, 202)
     metrics = {}
-    if job.rendering_at is not None and job.finished_at is not None:
-        metrics["inference_time"] = (job.finished_at - job.rendering_at).total_seconds()
+    if job.started_at is not None and job.finished_at is not None:
+        metrics["inference_time"] = (job.finished_at - job.started_at).total_seconds()
     failed = {}
     if job.state is not JobState.SUCCEEDED:
         refusal = _ended(job)

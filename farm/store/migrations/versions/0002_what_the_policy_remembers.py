@@ -17,13 +17,11 @@ def upgrade() -> None:
     op.add_column("tenant", sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("job", sa.Column("deadline", sa.DateTime(timezone=True), nullable=True))
     op.add_column(
-        "job", sa.Column("in_line_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
+        "job", sa.Column("queued_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
     )
     # those that wait keep their order; the previous release ordered by id, which is the order of submission
-    op.execute("UPDATE job SET in_line_since = created_at WHERE state IN ('queued', 'dispatched', 'running')")
-    op.create_index(
-        "job_line", "job", ["tenant_id", "priority", "model", "in_line_since", "id"], postgresql_where=WAITING
-    )
+    op.execute("UPDATE job SET queued_at = created_at WHERE state IN ('queued', 'dispatched', 'running')")
+    op.create_index("job_line", "job", ["tenant_id", "priority", "model", "queued_at", "id"], postgresql_where=WAITING)
     op.create_index(
         "job_deadline",
         "job",
