@@ -72,7 +72,7 @@ def running(settings: Settings) -> Iterator[Api]:
     try:
         wait_until(lambda: server.started or not thread.is_alive(), 20, what="the API starts")
         assert server.started
-        storage = server.config.app.state.services.storage  # type: ignore[union-attr]
+        storage = server.config.app.state.context.storage  # type: ignore[union-attr]
         yield Api(f"http://127.0.0.1:{port}", settings, store, storage, tenant.id, key, server)
     finally:
         server.should_exit = True

@@ -30,11 +30,11 @@ from farm.api import (
     worker_enrollment,
     workers,
 )
-from farm.api.cleanup import Sweeper
-from farm.api.dependencies import Services
-from farm.api.middleware import Edge
-from farm.api.notifications import Changes
-from farm.api.rate_limit import Rates
+from farm.api.cleanup import CleanupThread
+from farm.api.dependencies import AppContext
+from farm.api.middleware import RequestMiddleware
+from farm.api.notifications import ChangeNotifier
+from farm.api.rate_limit import RateLimiter
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.settings import Settings
@@ -57,15 +57,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = _open(settings)
-        app.state.services = services
-        services.changes.start()
-        services.sweeper.start()
+        context = _open(settings)
+        app.state.context = context
+        context.notifier.start()
+        context.cleanup.start()
         try:
             yield
         finally:
-            services.changes.end_waits()
-            await anyio.to_thread.run_sync(_close, services)
+            context.notifier.close_subscriptions()
+            await anyio.to_thread.run_sync(_close, context)
 
     app = FastAPI(
         title="Diffusion render farm",
@@ -96,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     compat.mount(app, settings)
     problems.install(app)
     app.add_middleware(
-        Edge,
+        RequestMiddleware,
         # three images as data URLs, which are a third longer than their bytes
         limit=settings.max_input_bytes * 4 // 3 * 3 + 2**20,
         limits={
@@ -109,7 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _open(settings: Settings) -> Services:
+def _open(settings: Settings) -> AppContext:
     store = Store.connect(settings)
     assert settings.database_url is not None  # Store.connect has refused that
     storage = Storage(settings)
@@ -118,29 +118,29 @@ def _open(settings: Settings) -> Services:
         broker = redis.Redis.from_url(
             settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2, health_check_interval=0
         )
-    return Services(
+    return AppContext(
         settings=settings,
         store=store,
         storage=storage,
         registry=model_registry.load(settings.models_file),
         intake=Intake(storage, settings),
-        changes=Changes(settings.database_url.get_secret_value()),
+        notifier=ChangeNotifier(settings.database_url.get_secret_value()),
         broker=broker,
         fetching=anyio.CapacityLimiter(FETCHING_THREADS),
-        sweeper=Sweeper(store, storage),
-        rates=Rates(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None,
+        cleanup=CleanupThread(store, storage),
+        rate_limiter=RateLimiter(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None,
         drawing=anyio.CapacityLimiter(DRAWING_THREADS),
         bulk=anyio.CapacityLimiter(BULK_THREADS),
     )
 
 
-def _close(services: Services) -> None:
-    services.changes.stop()
-    services.sweeper.stop()
-    if services.broker is not None:
-        services.broker.close()
-    services.storage.close()
-    services.store.close()
+def _close(context: AppContext) -> None:
+    context.notifier.stop()
+    context.cleanup.stop()
+    if context.broker is not None:
+        context.broker.close()
+    context.storage.close()
+    context.store.close()
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Member:
     modified: datetime
 
 
-def zipped(members: Iterable[Member]) -> Iterator[bytes]:
+def write_zip(members: Iterable[Member]) -> Iterator[bytes]:
     """A zip file (APPNOTE 6.3), with the 64-bit fields where it needs them; about 100 bytes are kept per member."""
     directory = bytearray()
     offset, count = 0, 0
@@ -84,7 +84,7 @@ def tar_header(name: str, size: int, modified: datetime) -> bytes:
     return about.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
 
 
-def tarred(members: Iterable[Member]) -> Iterator[bytes]:
+def write_tar(members: Iterable[Member]) -> Iterator[bytes]:
     """A tar file; nothing is kept, however many members there are."""
     for member in members:
         yield tar_header(member.name, len(member.data), member.modified)

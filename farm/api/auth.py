@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from farm.api.dependencies import Services
+from farm.api.dependencies import AppContext
 from farm.errors import Forbidden, Unauthorized
 from farm.store.tenants import Key, Scope
 from farm.store.unit_of_work import Store
@@ -32,14 +32,14 @@ def authenticate(store: Store, header: str | None) -> Key:
         return unit.tenants.authenticate(text.strip())
 
 
-def count(services: Services, key: Key, request: Request) -> None:
+def count(context: AppContext, key: Key, request: Request) -> None:
     """Count the request against its tenant's rate; the answer's headers tell. Raises `QuotaExceeded`."""
-    if services.rates is not None:
-        request.state.rate = standing = services.rates.take(key.tenant_id)
-        standing.admit()
+    if context.rate_limiter is not None:
+        request.state.rate = state = context.rate_limiter.take(key.tenant_id)
+        state.admit()
 
 
-class Requires:
+class RequireScope:
     """A dependency that lets in only keys with one of the scopes, and gives the key to the endpoint."""
 
     def __init__(self, *scopes: Scope) -> None:
@@ -47,9 +47,9 @@ class Requires:
 
     def admit(self, request: Request) -> Key:
         """The request's key, if it has such a scope. Raises `Unauthorized`, `QuotaExceeded` or `Forbidden`."""
-        services: Services = request.app.state.services
-        key = authenticate(services.store, request.headers.get("authorization"))
-        count(services, key, request)
+        context: AppContext = request.app.state.context
+        key = authenticate(context.store, request.headers.get("authorization"))
+        count(context, key, request)
         if key.scopes.isdisjoint(self.scopes):
             needed = " or ".join(repr(scope.value) for scope in self.scopes)
             raise Forbidden(f"this needs a key with the scope {needed}")
@@ -59,13 +59,13 @@ class Requires:
     async def __call__(
         self, request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)] = None
     ) -> Key:
-        """The key of a request that `farm.api.route.Guarded` has admitted."""
+        """The key of a request that `farm.api.route.AuthenticatedRoute` has admitted."""
         key: Key = request.state.key
         return key
 
 
-Submitter = Annotated[Key, Depends(Requires(Scope.SUBMIT))]
-Reader = Annotated[Key, Depends(Requires(Scope.READ))]
-Operator = Annotated[Key, Depends(Requires(Scope.OPERATE))]
-Admin = Annotated[Key, Depends(Requires(Scope.ADMIN))]
-SecretReader = Annotated[Key, Depends(Requires(Scope.SUBMIT, Scope.ADMIN))]
+Submitter = Annotated[Key, Depends(RequireScope(Scope.SUBMIT))]
+Reader = Annotated[Key, Depends(RequireScope(Scope.READ))]
+Operator = Annotated[Key, Depends(RequireScope(Scope.OPERATE))]
+Admin = Annotated[Key, Depends(RequireScope(Scope.ADMIN))]
+SecretReader = Annotated[Key, Depends(RequireScope(Scope.SUBMIT, Scope.ADMIN))]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api import problems
-from farm.api.schemas import Shape
+from farm.api.schemas import Schema
 from farm.domain.batch import Batch, BatchState, Estimate, Holdings, OnError, SeedPlan
 from farm.domain.states import Priority
 from farm.domain.tasks import (
@@ -107,7 +107,7 @@ class SweepBody(_BatchBody):
     )
 
 
-class RequestCounts(Shape):
+class RequestCounts(Schema):
     """Jobs by state."""
 
     total: int
@@ -119,7 +119,7 @@ class RequestCounts(Shape):
     canceled: int
 
 
-class BatchShape(Shape):
+class BatchSchema(Schema):
     """Many jobs submitted together."""
 
     id: str
@@ -176,7 +176,7 @@ class BatchShape(Shape):
         )
 
 
-class BatchChange(_Input):
+class BatchUpdate(_Input):
     """What to change of a batch; what is left out or null stays as it is."""
 
     name: Name | None = None
@@ -184,7 +184,7 @@ class BatchChange(_Input):
     priority: Priority | None = Field(None, description="Of all its jobs that are not over.")
 
 
-class DeletionShape(Shape):
+class DeletionSchema(Schema):
     """What deleting a batch removes, or would."""
 
     id: str
@@ -199,14 +199,14 @@ class DeletionShape(Shape):
         return cls(id=batch_id, dry_run=dry_run, jobs=found.jobs, outputs=found.outputs, bytes=found.bytes)
 
 
-class BatchPage(Shape):
+class BatchPage(Schema):
     """Some of the tenant's batches, newest first."""
 
-    data: list[BatchShape]
+    data: list[BatchSchema]
     next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
 
 
-class DryRunShape(Shape):
+class DryRunSchema(Schema):
     """What a batch would be."""
 
     dry_run: bool = True

@@ -27,24 +27,24 @@ from farm.api import archive, bulk, bulk_parsers, contact_sheet, problems, sse
 from farm.api.archive import Member
 from farm.api.auth import Reader, Submitter
 from farm.api.batch_schemas import (
-    BatchChange,
     BatchPage,
     BatchQuery,
-    BatchShape,
-    DeletionShape,
-    DryRunShape,
+    BatchSchema,
+    BatchUpdate,
+    DeletionSchema,
+    DryRunSchema,
     JobListBody,
     SweepBody,
 )
-from farm.api.bulk import Order
-from farm.api.bulk_parsers import Line
-from farm.api.contact_sheet import Cell, SheetFormat
-from farm.api.dependencies import Farm, Services
+from farm.api.bulk import BatchOptions
+from farm.api.bulk_parsers import BulkLine
+from farm.api.contact_sheet import SheetCell, SheetFormat
+from farm.api.dependencies import AppContext, Context
 from farm.api.jobs import Cursor, Key
-from farm.api.middleware import TooLarge
+from farm.api.middleware import BodyTooLarge
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded, media_type, parse_json
-from farm.api.schemas import ErrorShape, JobPage, JobShape, output_shape
+from farm.api.route import AuthenticatedRoute, media_type, parse_json
+from farm.api.schemas import ErrorSchema, JobPage, JobSchema, output_schema
 from farm.domain import ids
 from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
 from farm.domain.states import TERMINAL, JobState
@@ -52,7 +52,7 @@ from farm.errors import BadInput, FarmError, NotFound
 from farm.objects import keys
 from farm.store.batches import LAST, ArchiveEntry, Ended
 
-router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=AuthenticatedRoute)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -115,14 +115,14 @@ _LIST: Final = TypeAdapter(JobListBody)
 _SWEEP: Final = TypeAdapter(SweepBody)
 
 
-class Form(StrEnum):
+class ArchiveFormat(StrEnum):
     """The kinds of archive."""
 
     ZIP = "zip"
     TAR = "tar"
 
 
-class Stalled(HTTPException):
+class BodyTimeout(HTTPException):
     """A body that stopped coming, or comes too slowly."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class _Body:
         self._until = time.monotonic() + BODY_SECONDS
 
     async def next(self) -> bytes | None:
-        """The next chunk; None at the end. Raises `Stalled` and `ClientDisconnect`."""
+        """The next chunk; None at the end. Raises `BodyTimeout` and `ClientDisconnect`."""
         if self._over:
             return None
         try:
@@ -152,7 +152,7 @@ class _Body:
             return None
         except TimeoutError:
             self._over = True
-            raise Stalled from None
+            raise BodyTimeout from None
         except BaseException:
             self._over = True
             raise
@@ -163,14 +163,14 @@ class _Body:
             yield chunk
 
     async def whole(self, limit: int) -> bytes:
-        """All of it, at most ``limit`` bytes. Raises `TooLarge`."""
+        """All of it, at most ``limit`` bytes. Raises `BodyTooLarge`."""
         parts, size = [], 0
         while (chunk := await self.next()) is not None:
             parts.append(chunk)
             size += len(chunk)
             if size > limit:
                 await self.drain()
-                raise TooLarge(limit)
+                raise BodyTooLarge(limit)
         return b"".join(parts)
 
     async def drain(self) -> None:
@@ -180,7 +180,7 @@ class _Body:
             async with asyncio.timeout(DRAIN_SECONDS):
                 while passed < DRAIN_BYTES and (chunk := await self.next()) is not None:
                     passed += len(chunk)
-        except (TimeoutError, Stalled):
+        except (TimeoutError, BodyTimeout):
             pass
 
 
@@ -189,24 +189,24 @@ class _Body:
     status_code=201,
     summary="Submit a batch",
     openapi_extra=_BODY,
-    response_model=BatchShape | DryRunShape,
+    response_model=BatchSchema | DryRunSchema,
     responses={
         200: {
             "description": "The batch that an earlier request with this Idempotency-Key made, or what a dry run found.",
-            "model": BatchShape | DryRunShape,
+            "model": BatchSchema | DryRunSchema,
         },
-        201: {"description": "The new batch.", "model": BatchShape, "headers": _LOCATION},
+        201: {"description": "The new batch.", "model": BatchSchema, "headers": _LOCATION},
         **responses(*ALWAYS, 408, 409, 413, 415, 429),
     },
 )
 async def submit_batch(
-    farm: Farm,
+    context: Context,
     key: Submitter,
     request: Request,
     response: Response,
     query: Annotated[BatchQuery, Query()],
     idempotency_key: Key = None,
-) -> BatchShape | DryRunShape | Response:
+) -> BatchSchema | DryRunSchema | Response:
     """Queue many jobs, all of them or none; with `on_error=skip`, those that can be taken.
 
     Every bad line is reported with its field and value: the first 1,000 in the answer, all of them in a file. A
@@ -220,7 +220,7 @@ async def submit_batch(
             headers={"Accept-Post": ", ".join(TAKEN)},
         )
     body = _Body(request)
-    order = Order(NewBatch(query.name, webhook=query.webhook), query.defaults(), query.on_error, query.dry_run)
+    order = BatchOptions(NewBatch(query.name, webhook=query.webhook), query.defaults(), query.on_error, query.dry_run)
     try:
         if given == JSON:
             raw = await body.whole(MAX_JSON)
@@ -233,9 +233,9 @@ async def submit_batch(
             chunks = bulk.hashed(body.chunks(), digest)
             found = bulk_parsers.table(chunks) if given == bulk_parsers.CSV else bulk_parsers.jsonl(chunks)
         # what is here already takes no sender's time, so it need not wait for a place among the streams
-        place = None if given == JSON else farm.bulk
+        place = None if given == JSON else context.bulk
         made, new = await anyio.to_thread.run_sync(
-            bulk.submit, farm, key.tenant_id, order, found, idempotency_key, digest.digest, limiter=place
+            bulk.submit, context, key.tenant_id, order, found, idempotency_key, digest.digest, limiter=place
         )
     except ClientDisconnect:
         return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it
@@ -247,12 +247,12 @@ async def submit_batch(
         raise
     response.status_code = 201 if new else 200
     if isinstance(made, Estimate):
-        return DryRunShape.of(made)
+        return DryRunSchema.of(made)
     response.headers["Location"] = f"/v1/batches/{made.id}"
-    return BatchShape.of(made)
+    return BatchSchema.of(made)
 
 
-def _read_json(parsed: Any, order: Order) -> tuple[Order, Iterable[Line]]:
+def _read_json(parsed: Any, order: BatchOptions) -> tuple[BatchOptions, Iterable[BulkLine]]:
     """What a JSON body asks for, and its jobs. Raises `BadInput`."""
     if not isinstance(parsed, dict) or ("jobs" in parsed) == ("sweep" in parsed):
         raise BadInput.of("body", parsed, "must be a JSON object with either `jobs` or `sweep`")
@@ -262,7 +262,7 @@ def _read_json(parsed: Any, order: Order) -> tuple[Order, Iterable[Line]]:
         raise BadInput(*problems.of_body(error)) from None
     webhook = asked.webhook or order.new.webhook
     own = {"webhook": webhook} if asked.webhook_jobs and webhook is not None else {}
-    order = Order(
+    order = BatchOptions(
         NewBatch(asked.name or order.new.name, asked.metadata, webhook=webhook),
         bulk_parsers.merged(order.defaults, own | asked.defaults),
         asked.on_error or order.on_error,
@@ -274,8 +274,8 @@ def _read_json(parsed: Any, order: Order) -> tuple[Order, Iterable[Line]]:
     return order, enumerate(asked.jobs, start=1)
 
 
-def _own(farm: Services, tenant_id: str, batch_id: str) -> Batch:
-    with farm.store.look() as unit:
+def _own(context: AppContext, tenant_id: str, batch_id: str) -> Batch:
+    with context.store.look() as unit:
         batch = unit.batches.get(batch_id, tenant_id)
     if batch is None:
         raise NotFound("batch", batch_id)
@@ -284,23 +284,23 @@ def _own(farm: Services, tenant_id: str, batch_id: str) -> Batch:
 
 @router.get("", summary="List batches", responses=responses(*ALWAYS))
 def list_batches(
-    farm: Farm, key: Reader, limit: Annotated[int, Query(ge=1, le=200)] = 50, cursor: Cursor = None
+    context: Context, key: Reader, limit: Annotated[int, Query(ge=1, le=200)] = 50, cursor: Cursor = None
 ) -> BatchPage:
     """The tenant's batches, newest first."""
-    with farm.store.look() as unit:
+    with context.store.look() as unit:
         found, following = unit.batches.page(key.tenant_id, cursor, limit)
-    return BatchPage(data=[BatchShape.of(batch) for batch in found], next=following)
+    return BatchPage(data=[BatchSchema.of(batch) for batch in found], next=following)
 
 
 @router.get("/{batch_id}", summary="Look at a batch", responses=responses(*ALWAYS, 404))
-def get_batch(farm: Farm, key: Reader, batch_id: BatchId) -> BatchShape:
+def get_batch(context: Context, key: Reader, batch_id: BatchId) -> BatchSchema:
     """How far the batch is: its jobs by state, the measured speed, and when it will be over."""
-    return BatchShape.of(_own(farm, key.tenant_id, batch_id))
+    return BatchSchema.of(_own(context, key.tenant_id, batch_id))
 
 
 @router.get("/{batch_id}/jobs", summary="List a batch's jobs", responses=responses(*ALWAYS, 404))
 def list_batch_jobs(
-    farm: Farm,
+    context: Context,
     key: Reader,
     batch_id: BatchId,
     state: Annotated[list[JobState], Query(description="Repeat it for several states.", max_length=6)] = [],  # noqa: B006
@@ -308,11 +308,11 @@ def list_batch_jobs(
     cursor: Place = None,
 ) -> JobPage:
     """The batch's jobs, in the order in which they were written."""
-    _own(farm, key.tenant_id, batch_id)
-    with farm.store.begin() as unit:
+    _own(context, key.tenant_id, batch_id)
+    with context.store.begin() as unit:
         found = unit.jobs.of_batch(batch_id, state, int(cursor or 0), limit + 1)
     following = str(found[limit - 1].batch_seq) if len(found) > limit else None
-    return JobPage(data=[JobShape.of(job, farm.storage, farm.settings) for job in found[:limit]], next=following)
+    return JobPage(data=[JobSchema.of(job, context.storage, context.settings) for job in found[:limit]], next=following)
 
 
 # -- all that came of it ---------------------------------------------------------------------------------------------
@@ -325,8 +325,8 @@ _RESULT: Final[dict[str, Any]] = {
         "id": {"type": "string"},
         "custom_id": {"type": ["string", "null"]},
         "state": {"type": "string", "enum": ["succeeded", "failed", "canceled"]},
-        "outputs": {"type": "array", "items": {"$ref": "#/components/schemas/OutputShape"}},
-        "error": {"anyOf": [{"$ref": "#/components/schemas/ErrorShape"}, {"type": "null"}]},
+        "outputs": {"type": "array", "items": {"$ref": "#/components/schemas/OutputSchema"}},
+        "error": {"anyOf": [{"$ref": "#/components/schemas/ErrorSchema"}, {"type": "null"}]},
     },
 }
 _ERROR: Final[dict[str, Any]] = {
@@ -348,13 +348,13 @@ def _json_lines(description: str, schema: Mapping[str, Any]) -> dict[int | str, 
     response_class=StreamingResponse,
     responses=_json_lines("One line for each job that is over, in the order of the batch.", _RESULT),
 )
-def get_batch_results(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingResponse:
+def get_batch_results(context: Context, key: Reader, batch_id: BatchId) -> StreamingResponse:
     """Every job that is over, as JSON lines, with fresh URLs of its images."""
-    _own(farm, key.tenant_id, batch_id)
+    _own(context, key.tenant_id, batch_id)
 
     def written() -> Iterator[str]:
-        for page in _ended(farm, batch_id, TERMINAL):
-            yield "".join(_result(farm, job) for job in page)
+        for page in _ended(context, batch_id, TERMINAL):
+            yield "".join(_result(context, job) for job in page)
 
     return StreamingResponse(written(), media_type=bulk_parsers.JSONL[0], headers=_named(f"{batch_id}-results.jsonl"))
 
@@ -365,16 +365,16 @@ def get_batch_results(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingRe
     response_class=StreamingResponse,
     responses=_json_lines("One line for each refused line and each failed job.", _ERROR),
 )
-def get_batch_errors(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingResponse:
+def get_batch_errors(context: Context, key: Reader, batch_id: BatchId) -> StreamingResponse:
     """What went wrong, as JSON lines: the lines that were refused first, then the jobs that failed so far."""
-    batch = _own(farm, key.tenant_id, batch_id)
-    refused = None if batch.error_key is None else farm.storage.open(batch.error_key)
+    batch = _own(context, key.tenant_id, batch_id)
+    refused = None if batch.error_key is None else context.storage.open(batch.error_key)
 
     def written() -> Iterator[str | bytes]:
         if refused is not None:
             with refused:
                 yield from refused
-        for page in _ended(farm, batch_id, (JobState.FAILED,)):
+        for page in _ended(context, batch_id, (JobState.FAILED,)):
             yield "".join(
                 _line({"seq": job.seq, "id": job.id, "custom_id": job.custom_id, "error": _error(job)}) for job in page
             )
@@ -382,11 +382,11 @@ def get_batch_errors(farm: Farm, key: Reader, batch_id: BatchId) -> StreamingRes
     return StreamingResponse(written(), media_type=bulk_parsers.JSONL[0], headers=_named(f"{batch_id}-errors.jsonl"))
 
 
-def _ended(farm: Services, batch_id: str, states: Collection[JobState]) -> Iterator[list[Ended]]:
+def _ended(context: AppContext, batch_id: str, states: Collection[JobState]) -> Iterator[list[Ended]]:
     """A batch's jobs in those terminal states, some at a time, each time in a transaction of its own."""
     after = 0
     while True:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             page = unit.batches.results(batch_id, states, after, PAGE)
         if page:
             yield page
@@ -395,8 +395,8 @@ def _ended(farm: Services, batch_id: str, states: Collection[JobState]) -> Itera
         after = page[-1].seq
 
 
-def _result(farm: Services, job: Ended) -> str:
-    shown = [output_shape(job.id, output, farm.storage, farm.settings).model_dump() for output in job.outputs]
+def _result(context: AppContext, job: Ended) -> str:
+    shown = [output_schema(job.id, output, context.storage, context.settings).model_dump() for output in job.outputs]
     return _line(
         {
             "seq": job.seq,
@@ -410,7 +410,7 @@ def _result(farm: Services, job: Ended) -> str:
 
 
 def _error(job: Ended) -> dict[str, Any] | None:
-    return None if job.error is None else ErrorShape(code=job.error.code, message=job.error.message).model_dump()
+    return None if job.error is None else ErrorSchema(code=job.error.code, message=job.error.message).model_dump()
 
 
 def _line(value: Mapping[str, object]) -> str:
@@ -441,7 +441,7 @@ _ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     206: {"description": "The part that `Range` asked for.", "content": _ARCHIVES, "headers": _RANGES},
     **responses(*ALWAYS, 404, 416),
 }
-Kind = Annotated[Form, Query(alias="format", description="`tar`: for very many images, and to go on later.")]
+Kind = Annotated[ArchiveFormat, Query(alias="format", description="`tar`: for very many images, and to go on later.")]
 FirstPlace = Annotated[int, Query(ge=1, le=LAST, description="Of the jobs of a part: the first one's place.")]
 LastPlace = Annotated[int, Query(ge=1, le=LAST, description="The last one's place; to the end if absent.")]
 Asked = Annotated[str | None, Header(alias="Range", description="One range of bytes, of a tar.", max_length=100)]
@@ -455,10 +455,10 @@ Unchanged = Annotated[str | None, Header(alias="If-Range", description="The `ETa
     responses=_ARCHIVE_ANSWERS,
 )
 def get_batch_archive(
-    farm: Farm,
+    context: Context,
     key: Reader,
     batch_id: BatchId,
-    form: Kind = Form.ZIP,
+    form: Kind = ArchiveFormat.ZIP,
     first: FirstPlace = 1,
     last: LastPlace = LAST,
     asked: Asked = None,
@@ -469,7 +469,7 @@ def get_batch_archive(
     `first` and `last` ask for a part: the images of the jobs with places from the one to the other, as an archive of
     its own. The tar of a batch that is over also goes on where a download broke, by `Range`.
     """
-    return _archive(farm, _own(farm, key.tenant_id, batch_id), form, (first, last), asked, unchanged)
+    return _archive(context, _own(context, key.tenant_id, batch_id), form, (first, last), asked, unchanged)
 
 
 @router.head(
@@ -482,16 +482,26 @@ def get_batch_archive(
     },
 )
 def head_batch_archive(
-    farm: Farm, key: Reader, batch_id: BatchId, form: Kind = Form.ZIP, first: FirstPlace = 1, last: LastPlace = LAST
+    context: Context,
+    key: Reader,
+    batch_id: BatchId,
+    form: Kind = ArchiveFormat.ZIP,
+    first: FirstPlace = 1,
+    last: LastPlace = LAST,
 ) -> Response:
     """The size of a download, and whether it can be had in parts."""
-    found = _archive(farm, _own(farm, key.tenant_id, batch_id), form, (first, last), None, None)
+    found = _archive(context, _own(context, key.tenant_id, batch_id), form, (first, last), None, None)
     # the stream was not begun, and is not
     return Response(headers={name: value for name, value in found.headers.items() if name != "content-type"})
 
 
 def _archive(
-    farm: Services, batch: Batch, form: Form, jobs: tuple[int, int], asked: str | None, unchanged: str | None
+    context: AppContext,
+    batch: Batch,
+    form: ArchiveFormat,
+    jobs: tuple[int, int],
+    asked: str | None,
+    unchanged: str | None,
 ) -> Response:
     if jobs[0] > jobs[1]:
         raise BadInput.of("last", jobs[1], "must not be less than first")
@@ -499,16 +509,16 @@ def _archive(
     name = f"{batch.id}{some}.{form.value}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Accel-Buffering": "no"}
     start = jobs[0], -1
-    if form is Form.ZIP:
+    if form is ArchiveFormat.ZIP:
         headers["Accept-Ranges"] = "none"  # a file's checksum stands before its content, and is not known before it
-        members = _members(farm, batch.id, start, jobs[1])
-        return StreamingResponse(archive.zipped(members), media_type="application/zip", headers=headers)
+        members = _members(context, batch.id, start, jobs[1])
+        return StreamingResponse(archive.write_zip(members), media_type="application/zip", headers=headers)
     media = "application/x-tar"
     if batch.finished_at is None:  # what is there grows, in the middle too
         headers["Accept-Ranges"] = "none"
-        members = _members(farm, batch.id, start, jobs[1])
-        return StreamingResponse(archive.tarred(members), media_type=media, headers=headers)
-    with farm.store.begin() as unit:
+        members = _members(context, batch.id, start, jobs[1])
+        return StreamingResponse(archive.write_tar(members), media_type=media, headers=headers)
+    with context.store.begin() as unit:
         unit.batches.allow_long()
         size = unit.batches.archive_bytes(batch.id, archive.BLOCK, jobs)
     total = size + len(archive.TAR_END)
@@ -526,7 +536,7 @@ def _archive(
         headers["Content-Range"] = f"bytes {first}-{end - 1}/{total}"
     status = HTTPStatus.OK if part is None else HTTPStatus.PARTIAL_CONTENT
     return StreamingResponse(
-        _tar_part(farm, batch.id, jobs, first, end - first, size),
+        _tar_part(context, batch.id, jobs, first, end - first, size),
         status_code=int(status),
         media_type=media,
         headers=headers,
@@ -534,33 +544,33 @@ def _archive(
 
 
 def _tar_part(
-    farm: Services, batch_id: str, jobs: tuple[int, int], first: int, length: int, size: int
+    context: AppContext, batch_id: str, jobs: tuple[int, int], first: int, length: int, size: int
 ) -> Iterator[bytes]:
     """Bytes of a tar whose members take ``size`` bytes: what is before them is not read."""
     after, start = (jobs[0], -1), 0
     if first:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             unit.batches.allow_long()
             place = unit.batches.archive_place(batch_id, archive.BLOCK, first, jobs)
         if place is None:
             yield from archive.cut([archive.TAR_END], first - size, length)
             return
         after, start = (place.seq, place.index - 1), place.start
-    yield from archive.cut(archive.tarred(_members(farm, batch_id, after, jobs[1])), first - start, length)
+    yield from archive.cut(archive.write_tar(_members(context, batch_id, after, jobs[1])), first - start, length)
 
 
-def _members(farm: Services, batch_id: str, after: tuple[int, int], last: int) -> Iterator[Member]:
+def _members(context: AppContext, batch_id: str, after: tuple[int, int], last: int) -> Iterator[Member]:
     """A batch's images behind that place, the next ones fetched while one is sent."""
 
     def member(one: ArchiveEntry) -> Member:
-        return Member(file_name(one), farm.storage.get(one.key), one.ended_at)
+        return Member(file_name(one), context.storage.get(one.key), one.ended_at)
 
-    return _ahead(member, _archive_entries(farm, batch_id, after, last))
+    return _ahead(member, _archive_entries(context, batch_id, after, last))
 
 
-def _archive_entries(farm: Services, batch_id: str, after: tuple[int, int], last: int) -> Iterator[ArchiveEntry]:
+def _archive_entries(context: AppContext, batch_id: str, after: tuple[int, int], last: int) -> Iterator[ArchiveEntry]:
     while True:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             page = unit.batches.archive_entries(batch_id, after, PAGE, last)
         yield from page
         if len(page) < PAGE:
@@ -603,7 +613,7 @@ def file_name(one: ArchiveEntry) -> str:
     },
 )
 async def get_contact_sheet(
-    farm: Farm,
+    context: Context,
     key: Reader,
     batch_id: BatchId,
     columns: Annotated[
@@ -617,22 +627,28 @@ async def get_contact_sheet(
 ) -> Response:
     """The images of a sweep side by side."""
     drawn = await anyio.to_thread.run_sync(
-        _sheet, farm, key.tenant_id, batch_id, columns, rows, tile, form, limiter=farm.drawing
+        _sheet, context, key.tenant_id, batch_id, columns, rows, tile, form, limiter=context.drawing
     )
     return Response(drawn, media_type=f"image/{form.value}")
 
 
 def _sheet(
-    farm: Services, tenant_id: str, batch_id: str, across: str | None, down: str | None, tile: int, form: SheetFormat
+    context: AppContext,
+    tenant_id: str,
+    batch_id: str,
+    across: str | None,
+    down: str | None,
+    tile: int,
+    form: SheetFormat,
 ) -> bytes:
-    batch = _own(farm, tenant_id, batch_id)
-    with farm.store.begin() as unit:
+    batch = _own(context, tenant_id, batch_id)
+    with context.store.begin() as unit:
         jobs = unit.jobs.of_batch(batch_id, (JobState.SUCCEEDED,), 0, contact_sheet.MAX_IMAGES)
-    planned = contact_sheet.plan(jobs, across, down)
+    planned = contact_sheet.lay_out(jobs, across, down)
     counted = f"{len(planned.cells):,} images of {batch.counts.succeeded:,} jobs"
 
-    def fetched(cells: Iterable[Cell]) -> Iterator[tuple[Cell, bytes]]:
-        return _ahead(lambda cell: (cell, farm.storage.get(cell.output.key)), cells)
+    def fetched(cells: Iterable[SheetCell]) -> Iterator[tuple[SheetCell, bytes]]:
+        return _ahead(lambda cell: (cell, context.storage.get(cell.output.key)), cells)
 
     return contact_sheet.draw(planned, f"{batch.name or batch.id}   {counted}", fetched, tile, form)
 
@@ -641,15 +657,15 @@ def _sheet(
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=responses(*ALWAYS, 404, 409))
-def cancel_batch(farm: Farm, key: Submitter, batch_id: BatchId) -> BatchShape:
+def cancel_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSchema:
     """Stop every job of the batch: at once what waits, at the next denoising step what runs.
 
     Nothing of it begins any more, from now on. The rows of a very large one follow in some seconds more: it is
     `canceling` until they have. Canceling again changes nothing. Jobs that are over stay as they ended.
     """
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         lifecycle.cancel_batch(unit, key.tenant_id, batch_id)
-    return _rearranged(farm, key.tenant_id, batch_id)
+    return _rearranged(context, key.tenant_id, batch_id)
 
 
 @router.post(
@@ -658,34 +674,34 @@ def cancel_batch(farm: Farm, key: Submitter, batch_id: BatchId) -> BatchShape:
     summary="Retry a batch",
     responses={201: {"description": "The new batch.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409, 429)},
 )
-def retry_batch(farm: Farm, key: Submitter, batch_id: BatchId, response: Response) -> BatchShape:
+def retry_batch(context: Context, key: Submitter, batch_id: BatchId, response: Response) -> BatchSchema:
     """Submit again what failed or was canceled in a batch that is over, as a new batch. The old one stays as it is."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         batch = lifecycle.retry_batch(unit, key.tenant_id, batch_id)
     response.headers["Location"] = f"/v1/batches/{batch.id}"
-    return BatchShape.of(batch)
+    return BatchSchema.of(batch)
 
 
 @router.post("/{batch_id}/pause", summary="Pause a batch", responses=responses(*ALWAYS, 404, 409))
-def pause_batch(farm: Farm, key: Submitter, batch_id: BatchId) -> BatchShape:
+def pause_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSchema:
     """Hand none of its jobs over any more; what a worker holds goes on to its end. Pausing again changes nothing."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         lifecycle.pause_batch(unit, key.tenant_id, batch_id)
-    return _rearranged(farm, key.tenant_id, batch_id)
+    return _rearranged(context, key.tenant_id, batch_id)
 
 
 @router.post("/{batch_id}/resume", summary="Resume a batch", responses=responses(*ALWAYS, 404))
-def resume_batch(farm: Farm, key: Submitter, batch_id: BatchId) -> BatchShape:
+def resume_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSchema:
     """Let a paused batch go on, from the place in the queue that it had. One that is not paused stays as it is."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         lifecycle.resume_batch(unit, key.tenant_id, batch_id)
-    return _rearranged(farm, key.tenant_id, batch_id)
+    return _rearranged(context, key.tenant_id, batch_id)
 
 
 @router.patch("/{batch_id}", summary="Change a batch", responses=responses(*ALWAYS, 404, 409, 413, 415))
-def change_batch(farm: Farm, key: Submitter, batch_id: BatchId, change: BatchChange) -> BatchShape:
+def change_batch(context: Context, key: Submitter, batch_id: BatchId, change: BatchUpdate) -> BatchSchema:
     """Give it another name, other metadata, or all its jobs that are not over another priority."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         batch = lifecycle.change_batch(
             unit,
             key.tenant_id,
@@ -694,41 +710,41 @@ def change_batch(farm: Farm, key: Submitter, batch_id: BatchId, change: BatchCha
             metadata=change.metadata,
             priority=change.priority,
         )
-    return BatchShape.of(batch) if change.priority is None else _rearranged(farm, key.tenant_id, batch_id)
+    return BatchSchema.of(batch) if change.priority is None else _rearranged(context, key.tenant_id, batch_id)
 
 
-def _rearranged(farm: Services, tenant_id: str, batch_id: str) -> BatchShape:
+def _rearranged(context: AppContext, tenant_id: str, batch_id: str) -> BatchSchema:
     """The batch when its jobs follow; if that takes long, as it is, and the sweeper goes on."""
     until = time.monotonic() + FOLLOW_SECONDS
     while True:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             if lifecycle.rearrange(unit, batch_id):
                 break
         if time.monotonic() > until:
-            farm.sweeper.hurry()
+            context.cleanup.wake()
             break
         time.sleep(0.01)
-    return BatchShape.of(_own(farm, tenant_id, batch_id))
+    return BatchSchema.of(_own(context, tenant_id, batch_id))
 
 
 @router.delete("/{batch_id}", summary="Delete a batch", responses=responses(*ALWAYS, 404, 409))
 def delete_batch(
-    farm: Farm,
+    context: Context,
     key: Submitter,
     batch_id: BatchId,
     dry_run: Annotated[bool, Query(description="Only say what would be deleted.")] = False,
-) -> DeletionShape:
+) -> DeletionSchema:
     """Delete a batch that is over, with its jobs, their history and their images. Nobody sees it from then on.
 
     Rows go first and images after them, in the background: what breaks in between goes on by itself.
     """
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found = lifecycle.batch_holdings(unit, key.tenant_id, batch_id)
         if not dry_run:
             lifecycle.delete_batch(unit, key.tenant_id, batch_id)
     if not dry_run:
-        farm.sweeper.hurry()
-    return DeletionShape.of(batch_id, found, dry_run=dry_run)
+        context.cleanup.wake()
+    return DeletionSchema.of(batch_id, found, dry_run=dry_run)
 
 
 @router.get(
@@ -747,7 +763,7 @@ def delete_batch(
     },
 )
 async def follow_batch(
-    farm: Farm,
+    context: Context,
     key: Reader,
     batch_id: BatchId,
     last_event_id: Annotated[
@@ -755,5 +771,5 @@ async def follow_batch(
     ] = None,
 ) -> StreamingResponse:
     """See a batch's progress as it happens. A batch that is over sends its history and ends."""
-    batch = await run_in_threadpool(_own, farm, key.tenant_id, batch_id)
-    return sse.batch_response(farm, batch, sse.position(last_event_id))
+    batch = await run_in_threadpool(_own, context, key.tenant_id, batch_id)
+    return sse.batch_response(context, batch, sse.position(last_event_id))

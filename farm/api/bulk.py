@@ -24,8 +24,8 @@ from pydantic import TypeAdapter, ValidationError, create_model
 
 from farm import lifecycle
 from farm.api import bulk_parsers, inputs, problems
-from farm.api.bulk_parsers import Line, Unfit
-from farm.api.dependencies import Services
+from farm.api.bulk_parsers import BulkLine, RefusedLine
+from farm.api.dependencies import AppContext
 from farm.domain import ids
 from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Own, Staged
 from farm.domain.job import NewJob
@@ -43,19 +43,23 @@ KNOWN_INPUTS: Final = 10_000  #: images and webhooks that are remembered while a
 MAX_FETCHED: Final = 1_000  #: images that one bulk request may name by URL
 FETCHING_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
-MOULDS: Final = 1_000  #: kinds of line that are remembered while a body is read
+MAX_TEMPLATES: Final = 1_000  #: kinds of line that are remembered while a body is read
 #: What lines differ in, and nothing else follows from.
-OWN: Final = frozenset({"prompt", "negative_prompt", "seed", "custom_id", "metadata"})
+PER_LINE_FIELDS: Final = frozenset({"prompt", "negative_prompt", "seed", "custom_id", "metadata"})
 
 _REQUEST: Final[TypeAdapter[AnyJobRequest]] = TypeAdapter(AnyJobRequest)
 _FIELDS: Final[dict[str, Any]] = {
-    name: (field.rebuild_annotation(), field) for name, field in JobRequest.model_fields.items() if name in OWN
+    name: (field.rebuild_annotation(), field)
+    for name, field in JobRequest.model_fields.items()
+    if name in PER_LINE_FIELDS
 }
-_OWN: Final[TypeAdapter[Any]] = TypeAdapter(create_model("Own", __config__=JobRequest.model_config, **_FIELDS))
+_PER_LINE_FIELDS: Final[TypeAdapter[Any]] = TypeAdapter(
+    create_model("Own", __config__=JobRequest.model_config, **_FIELDS)
+)
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchOptions:
     """What a bulk request asks for beside its jobs."""
 
     new: NewBatch
@@ -64,7 +68,7 @@ class Order:
     dry_run: bool
 
 
-class Reports:
+class ErrorReport:
     """What is wrong with the lines of one body. Leave the ``with`` block to remove its file."""
 
     def __init__(self) -> None:
@@ -89,11 +93,11 @@ class Reports:
         body = json.dumps(told, ensure_ascii=False)
         self._file.write(problems.encodable(body) + "\n")
 
-    def store(self, farm: Services, tenant_id: str, batch_id: str) -> str:
+    def store(self, context: AppContext, tenant_id: str, batch_id: str) -> str:
         """Put the whole report into the object storage; returns its key."""
         self._file.flush()
         key = keys.batch_errors_key(tenant_id, batch_id)
-        farm.storage.put_file(key, Path(self._file.name), "application/jsonl")
+        context.storage.put_file(key, Path(self._file.name), "application/jsonl")
         return key
 
     def __enter__(self) -> Self:
@@ -105,49 +109,49 @@ class Reports:
         self._file.close()
 
 
-class Checker:
+class LineValidator:
     """Checks requests as they come, for one tenant, with defaults for what they leave open."""
 
-    def __init__(self, farm: Services, tenant_id: str, defaults: Mapping[str, Any]) -> None:
-        self._farm = farm
+    def __init__(self, context: AppContext, tenant_id: str, defaults: Mapping[str, Any]) -> None:
+        self._context = context
         self._tenant_id = tenant_id
         self._defaults = defaults
-        self._own_defaults = {name: value for name, value in defaults.items() if name in OWN}
+        self._own_defaults = {name: value for name, value in defaults.items() if name in PER_LINE_FIELDS}
         # A column of a million cells names few images and fewer webhooks: each is looked up once.
         self._image = lru_cache(KNOWN_INPUTS)(self._look_up)
         self._webhook = lru_cache(KNOWN_INPUTS)(self._check_webhook)
         self._fetched = 0
         self._fetching_seconds = 0.0
-        self._moulds: dict[tuple[Any, ...], NewJob] = {}
+        self._templates: dict[tuple[Any, ...], NewJob] = {}
 
     def job(self, body: Mapping[str, Any]) -> tuple[NewJob, Own | None]:
         """The job that a request asks for, and what it has instead of it. Raises `BadInput` with every problem found.
 
-        Lines of one body mostly differ in what is `OWN` to each: what the rest comes to is worked out once.
+        Lines of one body mostly differ in what is `PER_LINE_FIELDS` to each: what the rest comes to is worked out once.
         """
         own, rest = self._own_defaults.copy(), []
         for name, value in body.items():
-            if name in OWN:
+            if name in PER_LINE_FIELDS:
                 own[name] = value
             else:
                 rest.append((name, type(value), value))  # with its type: 1 == 1.0 == True, but a field minds
         kind = tuple(rest)
         try:
-            mould = self._moulds.get(kind)
+            template = self._templates.get(kind)
         except TypeError:  # a list or an object among them
             return self._whole(body), None
-        if mould is None:
+        if template is None:
             job = self._whole(body)
-            if len(self._moulds) >= MOULDS:
-                self._moulds.clear()
-            self._moulds[kind] = job
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
+            self._templates[kind] = job
             return job, None
         try:
-            checked = _OWN.validate_python(own)
+            checked = _PER_LINE_FIELDS.validate_python(own)
         except ValidationError:
             return self._whole(body), None  # tells of everything that is wrong
         seed = secrets.randbelow(DRAWN_SEEDS) if checked.seed is None else checked.seed
-        return mould, Own(checked.prompt, checked.negative_prompt, seed, checked.custom_id, checked.metadata)
+        return template, Own(checked.prompt, checked.negative_prompt, seed, checked.custom_id, checked.metadata)
 
     def _whole(self, body: Mapping[str, Any]) -> NewJob:
         try:
@@ -157,7 +161,7 @@ class Checker:
         found: list[FieldProblem] = []
         model = None
         try:
-            model = choose_model(request, self._farm.registry)
+            model = choose_model(request, self._context.registry)
         except BadInput as refused:
             found += refused.problems
         found += check_times(request, datetime.now(UTC))
@@ -178,7 +182,7 @@ class Checker:
             custom_id=request.custom_id,
             metadata=tuple(request.metadata.items()),
             webhook=request.webhook,
-            max_attempts=self._farm.settings.max_attempts,
+            max_attempts=self._context.settings.max_attempts,
             not_before=request.not_before,
             deadline=request.deadline,
         )
@@ -204,13 +208,13 @@ class Checker:
 
     def _gathered(self, field: str, reference: str) -> InputImage | tuple[FieldProblem, ...]:
         try:
-            return inputs.gather({field: reference}, self._tenant_id, self._farm.store, self._farm.intake)[field]
+            return inputs.gather({field: reference}, self._tenant_id, self._context.store, self._context.intake)[field]
         except BadInput as refused:
             return refused.problems
 
     def _check_webhook(self, url: str) -> tuple[FieldProblem, ...]:
         try:
-            guard.parse(url, self._farm.settings, field="webhook")
+            guard.parse(url, self._context.settings, field="webhook")
         except BadInput as refused:
             return refused.problems
         return ()
@@ -223,7 +227,7 @@ def hashed(chunks: Iterable[bytes], into: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def new_hash(order: Order, media_type: str) -> Any:
+def new_hash(order: BatchOptions, media_type: str) -> Any:
     """The hash of a request, up to its body. The body counts byte by byte: it may be too large for more."""
     about = {
         "kind": "batch",
@@ -237,10 +241,10 @@ def new_hash(order: Order, media_type: str) -> Any:
 
 
 def submit(
-    farm: Services,
+    context: AppContext,
     tenant_id: str,
-    order: Order,
-    found: Iterable[Line],
+    order: BatchOptions,
+    found: Iterable[BulkLine],
     name: str | None,
     digest: Callable[[], bytes],
 ) -> tuple[Batch | Estimate, bool]:
@@ -251,16 +255,16 @@ def submit(
     `lifecycle.submit_batch` does.
     """
     if name is not None and not order.dry_run:
-        known = _before(farm, tenant_id, name, found, digest)
+        known = _before(context, tenant_id, name, found, digest)
         if known is not None:
             return known, False
     if order.new.webhook is not None:
-        guard.parse(order.new.webhook, farm.settings, field="webhook")
+        guard.parse(order.new.webhook, context.settings, field="webhook")
     batch_id = ids.new(ids.BATCH)
-    checker = Checker(farm, tenant_id, order.defaults)
-    limit = None if order.dry_run else _limit(farm, tenant_id)
-    with Reports() as reports, contextlib.ExitStack() as stack:
-        unit = stack.enter_context(farm.store.begin())
+    checker = LineValidator(context, tenant_id, order.defaults)
+    limit = None if order.dry_run else _limit(context, tenant_id)
+    with ErrorReport() as reports, contextlib.ExitStack() as stack:
+        unit = stack.enter_context(context.store.begin())
         whole = True
         try:
             staged = unit.batches.stage(_entries(checker, found, reports, limit))
@@ -269,7 +273,7 @@ def submit(
                 reports.add(one.line or 1, [one])
             whole = False
         if not whole:
-            raise _refused(farm, tenant_id, batch_id, reports)
+            raise _refused(context, tenant_id, batch_id, reports)
         staged = _without_twice(unit, staged, reports)
         if order.dry_run:
             speed = unit.batches.speed()
@@ -277,8 +281,8 @@ def submit(
             estimate = Estimate(staged.total, staged.cost, seconds, reports.lines, tuple(reports.first))
             return estimate, False
         if reports.lines and (order.on_error is OnError.STOP or not staged.total):
-            raise _refused(farm, tenant_id, batch_id, reports)
-        error_key = reports.store(farm, tenant_id, batch_id) if reports.lines else None
+            raise _refused(context, tenant_id, batch_id, reports)
+        error_key = reports.store(context, tenant_id, batch_id) if reports.lines else None
         batch, made = lifecycle.submit_batch(
             unit,
             tenant_id,
@@ -293,26 +297,28 @@ def submit(
 
 
 def _before(
-    farm: Services, tenant_id: str, name: str, found: Iterable[Line], digest: Callable[[], bytes]
+    context: AppContext, tenant_id: str, name: str, found: Iterable[BulkLine], digest: Callable[[], bytes]
 ) -> Batch | None:
     """The batch that an earlier request with this key made, once the body is read and known to be the same."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         if unit.jobs.held_key(tenant_id, name) is None:
             return None
     with contextlib.suppress(BadInput):
         for _ in found:
             pass
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         return lifecycle.batch_submitted(unit, tenant_id, IdempotencyKey(name, digest()))
 
 
-def _entries(checker: Checker, found: Iterable[Line], reports: Reports, limit: int | None) -> Iterator[Entry]:
+def _entries(
+    checker: LineValidator, found: Iterable[BulkLine], reports: ErrorReport, limit: int | None
+) -> Iterator[Entry]:
     taken = 0
     for number, body in found:
         if isinstance(body, FieldProblem):
             reports.add(number, [body])
             continue
-        if isinstance(body, Unfit):
+        if isinstance(body, RefusedLine):
             reports.add(number, body.problems, body.custom_id)
             continue
         try:
@@ -326,7 +332,7 @@ def _entries(checker: Checker, found: Iterable[Line], reports: Reports, limit: i
         yield Entry(number, job, own)
 
 
-def _without_twice(unit: Unit, staged: Staged, reports: Reports) -> Staged:
+def _without_twice(unit: Unit, staged: Staged, reports: ErrorReport) -> Staged:
     """Report every ``custom_id`` that came before, and drop its later entries."""
     twice = False
     for line, custom_id, first in unit.batches.twice():
@@ -335,18 +341,18 @@ def _without_twice(unit: Unit, staged: Staged, reports: Reports) -> Staged:
     return unit.batches.drop_twice() if twice else staged
 
 
-def _limit(farm: Services, tenant_id: str) -> int | None:
+def _limit(context: AppContext, tenant_id: str) -> int | None:
     """How many jobs the tenant may still queue; None: any number."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         tenant = unit.tenants.get(tenant_id)
         if tenant is None or tenant.max_queued is None:
             return None
         return tenant.max_queued - unit.quotas.waiting(tenant_id, tenant.max_queued)
 
 
-def _refused(farm: Services, tenant_id: str, batch_id: str, reports: Reports) -> BatchRefused:
+def _refused(context: AppContext, tenant_id: str, batch_id: str, reports: ErrorReport) -> BatchRefused:
     url = None
     if reports.count > SHOWN:
-        key = reports.store(farm, tenant_id, batch_id)
-        url = farm.storage.presign_get(key, farm.settings.presign_seconds, "errors.jsonl")
+        key = reports.store(context, tenant_id, batch_id)
+        url = context.storage.presign_get(key, context.settings.presign_seconds, "errors.jsonl")
     return BatchRefused(reports.first, reports.count, url)

@@ -11,16 +11,16 @@ from pydantic.json_schema import SkipJsonSchema
 
 from farm import lifecycle
 from farm.api.auth import Submitter
-from farm.api.dependencies import Farm, Services
+from farm.api.dependencies import AppContext, Context
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded
-from farm.api.schemas import Shape
+from farm.api.route import AuthenticatedRoute
+from farm.api.schemas import Schema
 from farm.domain import ids
 from farm.domain.job import JobFilter, Selection
 from farm.domain.states import JobState
 from farm.domain.tasks import CustomId, Moment, NoNul, Storable, Task
 
-router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
 MOST_NAMED: Final = 10_000  #: jobs that one request names
 CANCEL_SECONDS: Final = 20.0  #: how long one request goes on stopping jobs
@@ -29,7 +29,7 @@ JobId = Annotated[str, StringConstraints(pattern=ids.pattern(ids.JOB))]
 Text = Annotated[str, StringConstraints(max_length=200), Storable, NoNul]
 
 
-class FilterShape(BaseModel):
+class FilterSchema(BaseModel):
     """Which jobs. A field that is absent does not filter."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,7 +54,7 @@ class SelectionRequest(BaseModel):
     )
 
     ids: Annotated[list[JobId], Field(min_length=1, max_length=MOST_NAMED)] | SkipJsonSchema[None] = None
-    filter: FilterShape | SkipJsonSchema[None] = Field(None, description="`{}` is every job of the tenant.")
+    filter: FilterSchema | SkipJsonSchema[None] = Field(None, description="`{}` is every job of the tenant.")
     dry_run: bool = Field(False, strict=True, description="Count, and change nothing.")
 
     @model_validator(mode="before")
@@ -75,7 +75,7 @@ class SelectionRequest(BaseModel):
         """What is meant."""
         if self.ids is not None:
             return Selection(job_ids=tuple(self.ids))
-        wanted = self.filter or FilterShape()
+        wanted = self.filter or FilterSchema()
         return Selection(
             wanted=JobFilter(
                 states=tuple(wanted.state),
@@ -90,7 +90,7 @@ class SelectionRequest(BaseModel):
         )
 
 
-class CancelReport(Shape):
+class CancelReport(Schema):
     """What came of stopping many jobs."""
 
     matched: int = Field(description="Jobs that were meant and not over.")
@@ -99,7 +99,7 @@ class CancelReport(Shape):
     complete: bool = Field(description="false: some could not be reached in time; send the request again.")
 
 
-class RetryReport(Shape):
+class RetryReport(Schema):
     """What came of retrying many jobs."""
 
     matched: int = Field(description="Jobs that were meant, failed or were canceled, and were not retried since.")
@@ -107,27 +107,27 @@ class RetryReport(Shape):
 
 
 @router.post("/cancel", summary="Cancel many jobs", responses=responses(*ALWAYS, 413, 415))
-def cancel_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> CancelReport:
+def cancel_jobs(context: Context, key: Submitter, request: SelectionRequest) -> CancelReport:
     """Stop all that is meant: at once what waits, at the next denoising step what runs.
 
     Jobs that are over stay as they ended, and names that are not the tenant's are passed over.
     """
     chosen = request.selection()
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         unit.batches.allow_long()
         matched = unit.selections.cancelable(key.tenant_id, chosen)
     if request.dry_run or not matched:
         return CancelReport(matched=matched, canceled=0, stopping=0, complete=True)
-    return cancel_all(farm, key.tenant_id, chosen, matched)
+    return cancel_selection(context, key.tenant_id, chosen, matched)
 
 
-def cancel_all(farm: Services, tenant_id: str, chosen: Selection, matched: int) -> CancelReport:
+def cancel_selection(context: AppContext, tenant_id: str, chosen: Selection, matched: int) -> CancelReport:
     """Stop them, in as many transactions as it takes, for `CANCEL_SECONDS` at most."""
     canceled = stopping = 0
     left = True
     until = time.monotonic() + CANCEL_SECONDS
     while left and time.monotonic() < until:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             ended, asked, left = lifecycle.cancel_selected(unit, tenant_id, chosen)
         canceled += ended
         stopping += asked
@@ -137,13 +137,13 @@ def cancel_all(farm: Services, tenant_id: str, chosen: Selection, matched: int) 
 
 
 @router.post("/retry", summary="Retry many jobs", responses=responses(*ALWAYS, 413, 415, 429))
-def retry_jobs(farm: Farm, key: Submitter, request: SelectionRequest) -> RetryReport:
+def retry_jobs(context: Context, key: Submitter, request: SelectionRequest) -> RetryReport:
     """Submit again, as new jobs, all that is meant and failed or was canceled. All of them are queued, or none.
 
     A job that was retried already is passed over, so sending the request again makes nothing twice.
     """
     chosen = request.selection()
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         if request.dry_run:
             unit.batches.allow_long()
             return RetryReport(matched=unit.selections.repeatable(key.tenant_id, chosen).total, submitted=0)

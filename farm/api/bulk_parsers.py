@@ -38,7 +38,7 @@ _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9
 
 
 @dataclass(frozen=True)
-class Unfit:
+class RefusedLine:
     """A line whose request cannot be taken, known before it is checked as a job."""
 
     custom_id: str
@@ -46,7 +46,7 @@ class Unfit:
 
 
 #: One line of a body: its number, and its request or what is wrong with the line as a whole.
-Line = tuple[int, dict[str, Any] | FieldProblem | Unfit]
+BulkLine = tuple[int, dict[str, Any] | FieldProblem | RefusedLine]
 
 
 def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -66,7 +66,7 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def jsonl(chunks: Iterable[bytes]) -> Iterator[Line]:
+def jsonl(chunks: Iterable[bytes]) -> Iterator[BulkLine]:
     """One JSON object per line; empty lines are passed over."""
     for number, line in enumerate(split(chunks), start=1):
         raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -99,7 +99,7 @@ def _no_constant(name: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def table(chunks: Iterable[bytes]) -> Iterator[Line]:
+def table(chunks: Iterable[bytes]) -> Iterator[BulkLine]:
     """CSV (RFC 4180) whose first row names the parameters; an empty cell leaves its parameter open.
 
     Raises `BadInput` for a header that cannot be used, and where the text stops being CSV.

@@ -18,11 +18,11 @@ from farm.store.unit_of_work import Store
 
 log = structlog.get_logger(__name__)
 
-SWEEP_SECONDS: Final = 30.0  #: between two looks, when nobody asks for one
+INTERVAL_SECONDS: Final = 30.0  #: between two looks, when nobody asks for one
 AT_ONCE: Final = 500  #: objects removed by one request
 
 
-class Sweeper:
+class CleanupThread:
     """One thread of the API's process."""
 
     def __init__(self, store: Store, storage: Storage) -> None:
@@ -30,14 +30,14 @@ class Sweeper:
         self._storage = storage
         self._wanted = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="cleanup", daemon=True)
 
     def start(self) -> None:
         """Begin, with what earlier processes left."""
         self._wanted.set()
         self._thread.start()
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Look now: there is something to do."""
         self._wanted.set()
 
@@ -48,7 +48,7 @@ class Sweeper:
         if self._thread.is_alive():
             self._thread.join(5)
 
-    def sweep(self) -> None:
+    def run_once(self) -> None:
         """Do all that there is to do. Raises FarmError where a server does not answer; the next look goes on."""
         with self._store.begin() as unit:
             unfinished = unit.batches.unfinished()
@@ -58,7 +58,7 @@ class Sweeper:
                 with self._store.begin() as unit:
                     if step(unit, batch_id):
                         break
-            log.info("a batch is done with", action="batch_swept", batch=batch_id, deleted=deleted)
+            log.info("a batch is done with", action="batch_cleaned_up", batch=batch_id, deleted=deleted)
         while not self._stopping and self._remove():
             pass
 
@@ -76,13 +76,13 @@ class Sweeper:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._wanted.wait(SWEEP_SECONDS)
+            self._wanted.wait(INTERVAL_SECONDS)
             self._wanted.clear()
             if self._stopping:
                 return
             try:
-                self.sweep()
+                self.run_once()
             except FarmError as error:
-                log.warning("cannot finish what was begun", action="sweep_failed", error=str(error))
+                log.warning("cannot finish what was begun", action="cleanup_failed", error=str(error))
             except Exception:
-                log.exception("the sweeper made a mistake", action="sweep_failed")
+                log.exception("the sweeper made a mistake", action="cleanup_failed")

@@ -44,7 +44,7 @@ class SheetFormat(StrEnum):
 
 
 @dataclass(frozen=True)
-class Cell:
+class SheetCell:
     """One image and its place."""
 
     output: Output
@@ -53,15 +53,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SheetLayout:
     """What goes where."""
 
     columns: tuple[str, ...]
     rows: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[SheetCell, ...]
 
 
-def plan(jobs: Sequence[Job], across: str | None, down: str | None) -> Plan:
+def lay_out(jobs: Sequence[Job], across: str | None, down: str | None) -> SheetLayout:
     """A grid of the jobs' images: one column for each value of ``across``, rows for all else that differs.
 
     With ``down``, rows are of that parameter alone. Without ``across`` a parameter is chosen that has few values.
@@ -85,7 +85,7 @@ def plan(jobs: Sequence[Job], across: str | None, down: str | None) -> Plan:
     columns = values[across]
     rows: list[str] = []
     first: dict[str, list[int]] = {}  # the rows that have a label: a second image in one place takes another row
-    cells: list[Cell] = []
+    cells: list[SheetCell] = []
     taken: set[tuple[int, int]] = set()
     for (_, output), one in zip(images, about, strict=True):
         label = " · ".join(_named(name, _text(one.get(name))) for name in others)
@@ -97,28 +97,28 @@ def plan(jobs: Sequence[Job], across: str | None, down: str | None) -> Plan:
             rows.append(label)
             mine.append(row)
         taken.add((row, column))
-        cells.append(Cell(output, row, column))
-    return Plan(tuple(_named(across, value) for value in columns), tuple(rows), tuple(cells))
+        cells.append(SheetCell(output, row, column))
+    return SheetLayout(tuple(_named(across, value) for value in columns), tuple(rows), tuple(cells))
 
 
-def _plain(images: Sequence[tuple[Job, Output]]) -> Plan:
+def _plain(images: Sequence[tuple[Job, Output]]) -> SheetLayout:
     """A grid in the order of the batch, where nothing makes columns."""
     across = max(1, math.ceil(math.sqrt(len(images))))
-    cells = tuple(Cell(output, place // across, place % across) for place, (_, output) in enumerate(images))
+    cells = tuple(SheetCell(output, place // across, place % across) for place, (_, output) in enumerate(images))
     names = [job.custom_id or f"#{job.batch_seq}" for job, _ in images]
     rows = tuple(names[start] for start in range(0, len(names), across))
-    return Plan(("",) * min(across, len(images)), rows, cells)
+    return SheetLayout(("",) * min(across, len(images)), rows, cells)
 
 
 def draw(
-    plan: Plan,
+    layout: SheetLayout,
     title: str,
-    fetched: Callable[[Iterable[Cell]], Iterator[tuple[Cell, bytes]]],
+    fetched: Callable[[Iterable[SheetCell]], Iterator[tuple[SheetCell, bytes]]],
     tile: int,
     form: SheetFormat,
 ) -> bytes:
     """The encoded sheet. ``fetched`` gives each cell's file; ``tile`` is an image's longest side, at most."""
-    columns, rows = max(1, len(plan.columns)), max(1, len(plan.rows))
+    columns, rows = max(1, len(layout.columns)), max(1, len(layout.rows))
     size = _size(columns, rows, tile)
     while tile > _SMALLEST and (math.prod(size) > MAX_PIXELS or max(size) > MAX_SIDE):
         tile -= 4
@@ -127,13 +127,13 @@ def draw(
     page = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((_GAP, _GAP), title, font=_font(15), fill=_INK)
-    for number, label in enumerate(plan.columns):
+    for number, label in enumerate(layout.columns):
         text = _fitted(pen, label, tile, 1)
         pen.text((_LABEL + number * step, _HEAD - _LINE - _GAP // 2), text, font=_font(12), fill=_INK)
-    for number, label in enumerate(plan.rows):
+    for number, label in enumerate(layout.rows):
         text = _fitted(pen, label, _LABEL - 2 * _GAP, max(1, tile // _LINE - 1))
         pen.multiline_text((_GAP, _HEAD + number * step), text, font=_font(12), fill=_QUIET, spacing=2)
-    for cell, data in fetched(plan.cells):
+    for cell, data in fetched(layout.cells):
         with Image.open(io.BytesIO(data)) as image:
             image.draft("RGB", (tile, tile))  # a JPEG is decoded at a fraction of its size
             image.thumbnail((tile, tile))

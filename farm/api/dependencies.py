@@ -9,9 +9,9 @@ import anyio
 import redis
 from fastapi import Depends, Request
 
-from farm.api.cleanup import Sweeper
-from farm.api.notifications import Changes
-from farm.api.rate_limit import Rates
+from farm.api.cleanup import CleanupThread
+from farm.api.notifications import ChangeNotifier
+from farm.api.rate_limit import RateLimiter
 from farm.domain.model import Registry
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
@@ -20,7 +20,7 @@ from farm.store.unit_of_work import Store
 
 
 @dataclass(frozen=True)
-class Services:
+class AppContext:
     """The API's connections. One of each per process."""
 
     settings: Settings
@@ -28,18 +28,18 @@ class Services:
     storage: Storage
     registry: Registry
     intake: Intake
-    changes: Changes
+    notifier: ChangeNotifier
     broker: redis.Redis | None  #: asked whether it answers, and nothing else
     fetching: anyio.CapacityLimiter  #: threads of their own, so that slow image URLs do not hold up everybody else
-    sweeper: Sweeper
+    cleanup: CleanupThread
     drawing: anyio.CapacityLimiter  #: threads that draw contact sheets, few because each holds a large image
-    rates: Rates | None  #: None: tenants may send as many requests as they like
+    rate_limiter: RateLimiter | None  #: None: tenants may send as many requests as they like
     bulk: anyio.CapacityLimiter  #: threads for streamed bodies, each with a connection to the database while it comes
 
 
-async def _services(request: Request) -> Services:
-    return cast("Services", request.app.state.services)
+async def _context(request: Request) -> AppContext:
+    return cast("AppContext", request.app.state.context)
 
 
 #: What an endpoint asks for to get them.
-Farm = Annotated[Services, Depends(_services)]
+Context = Annotated[AppContext, Depends(_context)]

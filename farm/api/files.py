@@ -13,16 +13,16 @@ from starlette.exceptions import HTTPException
 
 from farm.api import inputs
 from farm.api.auth import Reader, Submitter
-from farm.api.dependencies import Farm, Services
+from farm.api.dependencies import AppContext, Context
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded, media_type
-from farm.api.schemas import FileShape
+from farm.api.route import AuthenticatedRoute, media_type
+from farm.api.schemas import FileSchema
 from farm.domain import ids
 from farm.errors import BadInput, NotFound
 from farm.objects import images
 from farm.store.files import File
 
-router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=AuthenticatedRoute)
 
 RAW: Final = (images.PNG, images.JPEG, images.WEBP, "application/octet-stream")
 FileId = Annotated[str, Path(description="The file's id.", json_schema_extra={"pattern": ids.pattern(ids.FILE)})]
@@ -58,17 +58,17 @@ class _Upload:
     summary="Upload an image",
     openapi_extra=_BODY,
     responses={
-        200: {"description": "The same image was uploaded before.", "model": FileShape},
+        200: {"description": "The same image was uploaded before.", "model": FileSchema},
         **responses(*ALWAYS, 400, 413, 415),
     },
 )
-async def upload_file(farm: Farm, key: Submitter, request: Request, response: Response) -> FileShape:
+async def upload_file(context: Context, key: Submitter, request: Request, response: Response) -> FileSchema:
     """Store a PNG, JPEG or WebP image, as the field `file` of a form or as the body itself."""
     upload = await _read(request)
-    file, new = await anyio.to_thread.run_sync(_store, farm, key.tenant_id, upload, limiter=farm.fetching)
+    file, new = await anyio.to_thread.run_sync(_store, context, key.tenant_id, upload, limiter=context.fetching)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/files/{file.id}"
-    return FileShape.of(file)
+    return FileSchema.of(file)
 
 
 async def _read(request: Request) -> _Upload:
@@ -96,16 +96,16 @@ def _name(filename: str | None) -> str | None:
     return text.encode("utf-8", "replace").decode()[:200] or None
 
 
-def _store(farm: Services, tenant_id: str, upload: _Upload) -> tuple[File, bool]:
-    stored = farm.intake.from_bytes(tenant_id, upload.data, upload.filename, field="file")
-    return inputs.keep(farm.store, tenant_id, stored, upload.filename)
+def _store(context: AppContext, tenant_id: str, upload: _Upload) -> tuple[File, bool]:
+    stored = context.intake.from_bytes(tenant_id, upload.data, upload.filename, field="file")
+    return inputs.keep(context.store, tenant_id, stored, upload.filename)
 
 
 @router.get("/{file_id}", summary="Look at a file", responses=responses(*ALWAYS, 404))
-def get_file(farm: Farm, key: Reader, file_id: FileId) -> FileShape:
+def get_file(context: Context, key: Reader, file_id: FileId) -> FileSchema:
     """What is known about an uploaded image."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         file = unit.files.get(key.tenant_id, file_id)
     if file is None:
         raise NotFound("file", file_id)
-    return FileShape.of(file)
+    return FileSchema.of(file)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from farm import __version__
-from farm.api.dependencies import Farm, Services
+from farm.api.dependencies import AppContext, Context
 from farm.errors import BrokerUnavailable, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -50,7 +50,7 @@ async def healthz() -> Health:
     summary="Can it work?",
     responses={503: {"description": "A server that the API leans on does not answer.", "model": Readiness}},
 )
-async def readyz(farm: Farm, response: Response) -> Readiness:
+async def readyz(context: Context, response: Response) -> Readiness:
     """Asks the database, Redis and the object storage, all at once and not for long."""
     parts: dict[str, Part] = {}
 
@@ -64,9 +64,9 @@ async def readyz(farm: Farm, response: Response) -> Readiness:
             parts[name] = "ok"
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ask, "database", farm.store.check)
-        group.start_soon(ask, "redis", lambda: _ping(farm))
-        group.start_soon(ask, "storage", farm.storage.check)
+        group.start_soon(ask, "database", context.store.check)
+        group.start_soon(ask, "redis", lambda: _ping(context))
+        group.start_soon(ask, "storage", context.storage.check)
     ready = set(parts.values()) == {"ok"}
     response.status_code = 200 if ready else 503
     response.headers["Cache-Control"] = "no-store"
@@ -78,10 +78,10 @@ async def readyz(farm: Farm, response: Response) -> Readiness:
     )
 
 
-def _ping(farm: Services) -> None:
-    if farm.broker is None:
+def _ping(context: AppContext) -> None:
+    if context.broker is None:
         raise BrokerUnavailable("FARM_REDIS_URL is not set")
     try:
-        farm.broker.ping()
+        context.broker.ping()
     except (RedisError, OSError) as error:
         raise BrokerUnavailable("Redis does not answer") from error

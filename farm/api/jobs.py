@@ -21,11 +21,11 @@ from starlette.responses import StreamingResponse
 from farm import lifecycle, tracing
 from farm.api import inputs, sse
 from farm.api.auth import Reader, Submitter
-from farm.api.dependencies import Farm, Services
+from farm.api.dependencies import AppContext, Context
 from farm.api.notifications import REREAD_SECONDS
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded
-from farm.api.schemas import JobPage, JobShape
+from farm.api.route import AuthenticatedRoute
+from farm.api.schemas import JobPage, JobSchema
 from farm.domain import ids
 from farm.domain.job import Job, JobFilter, NewJob
 from farm.domain.model import Model
@@ -53,7 +53,7 @@ class _OneJob(Convertor[str]):
 
 register_url_convertor("job", _OneJob())
 
-router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
 # The pattern is for the reader of the document: an id that could not exist is as absent as one that does not.
 JobId = Annotated[str, Path(description="The job's id.", json_schema_extra={"pattern": ids.pattern(ids.JOB)})]
@@ -105,7 +105,7 @@ _EXAMPLES: Final[dict[str, Any]] = {
     responses={
         200: {
             "description": "The job that an earlier request with this Idempotency-Key made.",
-            "model": JobShape,
+            "model": JobSchema,
             "headers": _LOCATION | _APPLIED,
         },
         201: {"description": "The new job.", "headers": _LOCATION | _APPLIED},
@@ -113,43 +113,43 @@ _EXAMPLES: Final[dict[str, Any]] = {
     },
 )
 async def submit_job(
-    farm: Farm,
+    context: Context,
     key: Submitter,
     request: Annotated[AnyJobRequest, Body(openapi_examples=_EXAMPLES)],
     response: Response,
     idempotency_key: Key = None,
     prefer: Prefer = None,
     traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
-) -> JobShape:
+) -> JobSchema:
     """Accept one job. Once this has answered, the job reaches exactly one end: succeeded, failed or canceled."""
     name = None if idempotency_key is None else IdempotencyKey(idempotency_key, _hash(request))
     began = time.time()
-    known = None if name is None else await run_in_threadpool(_before, farm, key.tenant_id, name)
+    known = None if name is None else await run_in_threadpool(_before, context, key.tenant_id, name)
     if known is None:
-        new = await resolved(farm, key.tenant_id, request)
-        job, created = await run_in_threadpool(store_job, farm, key.tenant_id, new, name)
+        new = await resolved(context, key.tenant_id, request)
+        job, created = await run_in_threadpool(store_job, context, key.tenant_id, new, name)
         structlog.contextvars.bind_contextvars(job=job.id)
         if created:
             tracing.record_submission(job.id, traceparent, began, tenant=key.tenant_id, model=job.spec.model)
     else:
         job, created = known, False
-    seconds = wait_of(prefer, farm.settings.max_wait_seconds)
+    seconds = parse_prefer_wait(prefer, context.settings.max_wait_seconds)
     if seconds is not None:
-        job = await over(farm, job, seconds)
+        job = await over(context, job, seconds)
         response.headers["Preference-Applied"] = "wait"
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return JobShape.of(job, farm.storage, farm.settings)
+    return JobSchema.of(job, context.storage, context.settings)
 
 
-async def resolved(farm: Services, tenant_id: str, request: AnyJobRequest) -> NewJob:
+async def resolved(context: AppContext, tenant_id: str, request: AnyJobRequest) -> NewJob:
     """The job that the request asks for, with its images stored."""
-    model = _model(farm, request)
+    model = _model(context, request)
     given = inputs.references(request)
     images: dict[str, InputImage] = {}
     if given:
         images = await anyio.to_thread.run_sync(
-            inputs.gather, given, tenant_id, farm.store, farm.intake, limiter=farm.fetching
+            inputs.gather, given, tenant_id, context.store, context.intake, limiter=context.fetching
         )
     return NewJob(
         spec=resolve(request, model, images),
@@ -157,35 +157,35 @@ async def resolved(farm: Services, tenant_id: str, request: AnyJobRequest) -> Ne
         custom_id=request.custom_id,
         metadata=tuple(request.metadata.items()),
         webhook=request.webhook,
-        max_attempts=farm.settings.max_attempts,
+        max_attempts=context.settings.max_attempts,
         not_before=request.not_before,
         deadline=request.deadline,
     )
 
 
-def _before(farm: Services, tenant_id: str, name: IdempotencyKey) -> Job | None:
-    with farm.store.begin() as unit:
+def _before(context: AppContext, tenant_id: str, name: IdempotencyKey) -> Job | None:
+    with context.store.begin() as unit:
         return lifecycle.submitted(unit, tenant_id, name)
 
 
-def store_job(farm: Services, tenant_id: str, new: NewJob, name: IdempotencyKey | None) -> tuple[Job, bool]:
+def store_job(context: AppContext, tenant_id: str, new: NewJob, name: IdempotencyKey | None) -> tuple[Job, bool]:
     """Queue it. Returns the job, and whether this call made it."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         return lifecycle.submit(unit, tenant_id, new, name)
 
 
-def _model(farm: Services, request: AnyJobRequest) -> Model:
+def _model(context: AppContext, request: AnyJobRequest) -> Model:
     """The request's model; refuses what can be refused before any image is fetched."""
     problems: list[FieldProblem] = []
     model: Model | None = None
     try:
-        model = choose_model(request, farm.registry)
+        model = choose_model(request, context.registry)
     except BadInput as refused:
         problems += refused.problems
     problems += check_times(request, datetime.now(UTC))
     if request.webhook is not None:
         try:
-            guard.parse(request.webhook, farm.settings, field="webhook")
+            guard.parse(request.webhook, context.settings, field="webhook")
         except BadInput as refused:
             problems += refused.problems
     if model is None or problems:
@@ -201,7 +201,7 @@ def _hash(request: AnyJobRequest) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def wait_of(prefer: str | None, longest: float) -> float | None:
+def parse_prefer_wait(prefer: str | None, longest: float) -> float | None:
     """The seconds that a ``Prefer`` header asks to wait for (RFC 7240), or None. What is unknown is ignored."""
     for part in (prefer or "").split(","):
         found = _WAIT.fullmatch(part.split(";", 1)[0])
@@ -210,21 +210,21 @@ def wait_of(prefer: str | None, longest: float) -> float | None:
     return None
 
 
-async def over(farm: Services, job: Job, seconds: float) -> Job:
+async def over(context: AppContext, job: Job, seconds: float) -> Job:
     """The job when it is over, or as it is after that many seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
-    with farm.changes.subscribe(job.id) as changes:
+    with context.notifier.subscribe(job.id) as changes:
         while True:
-            now = await run_in_threadpool(_own, farm, job.tenant_id, job.id)
+            now = await run_in_threadpool(_own, context, job.tenant_id, job.id)
             left = deadline - loop.time()
             if now.state.terminal or left <= 0 or changes.closing:
                 return now
             await changes.wait(min(left, REREAD_SECONDS))
 
 
-def _own(farm: Services, tenant_id: str, job_id: str) -> Job:
-    with farm.store.look() as unit:
+def _own(context: AppContext, tenant_id: str, job_id: str) -> Job:
+    with context.store.look() as unit:
         job = unit.jobs.get(job_id, tenant_id)
     if job is None:
         raise NotFound("job", job_id)
@@ -233,7 +233,7 @@ def _own(farm: Services, tenant_id: str, job_id: str) -> Job:
 
 @router.get("", summary="List jobs", responses=responses(*ALWAYS))
 def list_jobs(
-    farm: Farm,
+    context: Context,
     key: Reader,
     state: Annotated[list[JobState], Query(description="Repeat it for several states.", max_length=6)] = [],  # noqa: B006
     task: Task | None = None,
@@ -259,23 +259,23 @@ def list_jobs(
         created_after=created_after,
         created_before=created_before,
     )
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         jobs, following = unit.jobs.page(key.tenant_id, wanted, cursor, limit)
-    return JobPage(data=[JobShape.of(job, farm.storage, farm.settings) for job in jobs], next=following)
+    return JobPage(data=[JobSchema.of(job, context.storage, context.settings) for job in jobs], next=following)
 
 
 @router.get("/{job_id:job}", summary="Look at a job", responses=responses(*ALWAYS, 404))
-def get_job(farm: Farm, key: Reader, job_id: JobId) -> JobShape:
+def get_job(context: Context, key: Reader, job_id: JobId) -> JobSchema:
     """The job as it is now, with fresh URLs of its outputs."""
-    return JobShape.of(_own(farm, key.tenant_id, job_id), farm.storage, farm.settings)
+    return JobSchema.of(_own(context, key.tenant_id, job_id), context.storage, context.settings)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=responses(*ALWAYS, 404, 409))
-def cancel_job(farm: Farm, key: Submitter, job_id: JobId) -> JobShape:
+def cancel_job(context: Context, key: Submitter, job_id: JobId) -> JobSchema:
     """Stop a job: at once while it waits, at the next denoising step while it runs. Canceling again changes nothing."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         job = lifecycle.cancel(unit, key.tenant_id, job_id)
-    return JobShape.of(job, farm.storage, farm.settings)
+    return JobSchema.of(job, context.storage, context.settings)
 
 
 @router.post(
@@ -284,12 +284,12 @@ def cancel_job(farm: Farm, key: Submitter, job_id: JobId) -> JobShape:
     summary="Retry a job",
     responses={201: {"description": "The new job.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409, 429)},
 )
-def retry_job(farm: Farm, key: Submitter, job_id: JobId, response: Response) -> JobShape:
+def retry_job(context: Context, key: Submitter, job_id: JobId, response: Response) -> JobSchema:
     """Submit again what a failed or canceled job asked for, as a new job. The old one stays as it ended."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         job = lifecycle.retry(unit, key.tenant_id, job_id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return JobShape.of(job, farm.storage, farm.settings)
+    return JobSchema.of(job, context.storage, context.settings)
 
 
 @router.get(
@@ -309,7 +309,7 @@ def retry_job(farm: Farm, key: Submitter, job_id: JobId, response: Response) -> 
     },
 )
 async def follow_job(
-    farm: Farm,
+    context: Context,
     key: Reader,
     job_id: JobId,
     last_event_id: Annotated[
@@ -317,5 +317,5 @@ async def follow_job(
     ] = None,
 ) -> StreamingResponse:
     """See a job's progress as it happens. A job that is over sends its history and ends."""
-    job = await run_in_threadpool(_own, farm, key.tenant_id, job_id)
-    return sse.response(farm, job, sse.position(last_event_id))
+    job = await run_in_threadpool(_own, context, key.tenant_id, job_id)
+    return sse.response(context, job, sse.position(last_event_id))

@@ -8,15 +8,15 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
-from farm.api.dependencies import Farm
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded
-from farm.api.schemas import KeyList, KeyShape, NewKeyShape
+from farm.api.route import AuthenticatedRoute
+from farm.api.schemas import KeyList, KeySchema, NewKeySchema
 from farm.domain import ids
 from farm.domain.tasks import NoNul, Storable
 from farm.store.tenants import Scope
 
-router: Final = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=AuthenticatedRoute)
 
 KeyId = Annotated[str, Path(description="The key's id.", json_schema_extra={"pattern": ids.pattern(ids.KEY)})]
 Of = Annotated[
@@ -29,7 +29,7 @@ Of = Annotated[
 ]
 
 
-class KeyRequest(BaseModel):
+class KeyCreate(BaseModel):
     """A key to make."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,34 +43,34 @@ class KeyRequest(BaseModel):
 
 
 @router.get("", summary="List keys", responses=responses(*ALWAYS, 404))
-def list_keys(farm: Farm, admin: Admin, tenant: Of = None) -> KeyList:
+def list_keys(context: Context, admin: Admin, tenant: Of = None) -> KeyList:
     """A tenant's keys, newest first, without their secrets."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
-        return KeyList(data=[KeyShape.of(key) for key in unit.tenants.keys(of.id)])
+        return KeyList(data=[KeySchema.of(key) for key in unit.tenants.keys(of.id)])
 
 
 @router.post("", status_code=201, summary="Make a key", responses=responses(*ALWAYS, 404, 413, 415))
-def make_key(farm: Farm, admin: Admin, request: KeyRequest, tenant: Of = None) -> NewKeyShape:
+def create_key(context: Context, admin: Admin, request: KeyCreate, tenant: Of = None) -> NewKeySchema:
     """A new key of a tenant. Its text is in this answer and nowhere else."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         key, text = unit.tenants.create_key(of.id, request.name, frozenset(request.scopes))
-    return NewKeyShape(**KeyShape.of(key).model_dump(), key=text)
+    return NewKeySchema(**KeySchema.of(key).model_dump(), key=text)
 
 
 @router.post("/{key_id}/rotate", status_code=201, summary="Rotate a key", responses=responses(*ALWAYS, 404, 409))
-def rotate_key(farm: Farm, admin: Admin, key_id: KeyId, tenant: Of = None) -> NewKeyShape:
+def rotate_key(context: Context, admin: Admin, key_id: KeyId, tenant: Of = None) -> NewKeySchema:
     """A second key of the same name and scopes. Both live until the old one is revoked."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         key, text = unit.tenants.rotate(of.id, key_id)
-    return NewKeyShape(**KeyShape.of(key).model_dump(), key=text)
+    return NewKeySchema(**KeySchema.of(key).model_dump(), key=text)
 
 
 @router.delete("/{key_id}", summary="Revoke a key", responses=responses(*ALWAYS, 404))
-def revoke_key(farm: Farm, admin: Admin, key_id: KeyId, tenant: Of = None) -> KeyShape:
+def revoke_key(context: Context, admin: Admin, key_id: KeyId, tenant: Of = None) -> KeySchema:
     """End a key at once. Revoking it again changes nothing."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
-        return KeyShape.of(unit.tenants.revoke(of.id, key_id))
+        return KeySchema.of(unit.tenants.revoke(of.id, key_id))

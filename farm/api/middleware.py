@@ -26,14 +26,14 @@ DRAIN_SECONDS: Final = 5.0
 DRAIN_BYTES: Final = 256 * 2**20
 
 
-class TooLarge(HTTPException):
+class BodyTooLarge(HTTPException):
     """A body beyond the limit. An HTTPException, because FastAPI lets nothing else out of reading a body."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"the request's body is too large; at most {limit:,} bytes are allowed here")
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware around the whole app.
 
     Args:
@@ -112,14 +112,14 @@ class Edge:
                 received += len(message.get("body", b""))
                 if received > limit:
                     await _drain(receive, message.get("more_body", False))
-                    raise TooLarge(limit)
+                    raise BodyTooLarge(limit)
             return message
 
         if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
             # a client that still sends would see a broken connection instead of the answer
             if "expect" not in headers and len(declared) <= 18 and int(declared) <= DRAIN_BYTES:
                 await _drain(receive, more=True)
-            refused = TooLarge(limit)
+            refused = BodyTooLarge(limit)
             answer = problems.problem(Request(scope), 413, str(refused.detail), headers={"Connection": "close"})
             await answer(scope, receive, send)
             return

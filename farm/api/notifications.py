@@ -27,8 +27,8 @@ RECONNECT_SECONDS: Final = 1.0
 class Subscription:
     """One request's ear for one job."""
 
-    def __init__(self, changes: Changes) -> None:
-        self._changes = changes
+    def __init__(self, notifier: ChangeNotifier) -> None:
+        self._notifier = notifier
         self._event = asyncio.Event()
         self.preview: str | None = None  #: the newest that was heard of, as a data URL; whoever shows it takes it
 
@@ -39,7 +39,7 @@ class Subscription:
     @property
     def closing(self) -> bool:
         """Whether the process is about to end: whoever waits answers with what there is."""
-        return self._changes.closing
+        return self._notifier.closing
 
     async def wait(self, at_most: float) -> bool:
         """Wait for a change, for ``at_most`` seconds; returns whether one was heard of."""
@@ -52,7 +52,7 @@ class Subscription:
         return True
 
 
-class Changes:
+class ChangeNotifier:
     """The process's one listener. `start` and `subscribe` belong to the event loop's thread."""
 
     def __init__(self, database_url: str) -> None:
@@ -60,7 +60,7 @@ class Changes:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, set[Subscription]] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
         self.closing = False
 
     def start(self) -> None:
@@ -68,7 +68,7 @@ class Changes:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def end_waits(self) -> None:
+    def close_subscriptions(self) -> None:
         """Let every request that waits answer now: the process is about to end."""
         self.closing = True
         for job_id in list(self._waiting):

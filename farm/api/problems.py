@@ -94,7 +94,7 @@ class Problem(BaseModel):
     error_file: str | None = Field(None, description="Where all of them are, as JSON lines, for a limited time.")
 
 
-class Unreadable(HTTPException):
+class UnreadableBody(HTTPException):
     """A body that cannot be read as what it claims to be. An HTTPException, because FastAPI lets nothing else out."""
 
     def __init__(self, message: str, value: str = "") -> None:
@@ -245,7 +245,7 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     detail = str(error.detail)
-    if isinstance(error, Unreadable):
+    if isinstance(error, UnreadableBody):
         return problem(request, error.status_code, detail, errors=[error.problem])
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_allowed(request))

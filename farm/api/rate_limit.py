@@ -19,7 +19,7 @@ KEPT: Final = 10_000  #: buckets, before the full ones are thrown away
 
 
 @dataclass(frozen=True)
-class Standing:
+class RateLimitState:
     """Where a tenant stands after a request."""
 
     burst: int  #: requests that a full bucket holds
@@ -45,7 +45,7 @@ class Standing:
             )
 
 
-class Rates:
+class RateLimiter:
     """The buckets of one process.
 
     Args:
@@ -61,7 +61,7 @@ class Rates:
         self._full_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def take(self, tenant_id: str) -> Standing:
+    def take(self, tenant_id: str) -> RateLimitState:
         """Count one request of a tenant, unless it comes too early: a refused one costs nothing."""
         window = self._burst * self._one
         with self._lock:
@@ -71,7 +71,7 @@ class Rates:
             gap = max(0.0, self._full_at.get(tenant_id, now) - now)
             early = gap + self._one - window
             if early > 1e-9:
-                return Standing(self._burst, window, 0, gap, early)
+                return RateLimitState(self._burst, window, 0, gap, early)
             gap += self._one
             self._full_at[tenant_id] = now + gap
-        return Standing(self._burst, window, int((window - gap) / self._one + 1e-6), gap)
+        return RateLimitState(self._burst, window, int((window - gap) / self._one + 1e-6), gap)

@@ -15,8 +15,8 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from farm.api.auth import Requires
-from farm.api.problems import Unreadable
+from farm.api.auth import RequireScope
+from farm.api.problems import UnreadableBody
 from farm.domain import ids
 
 
@@ -24,31 +24,31 @@ class StrictRequest(Request):
     """A request whose JSON is JSON: no NaN, no Infinity, no broken UTF-8, no nesting that exhausts the parser."""
 
     async def json(self) -> Any:
-        """The body. Raises `Unreadable`."""
+        """The body. Raises `UnreadableBody`."""
         if not hasattr(self, "_strict"):
             self._strict = parse_json(await self.body())
         return self._strict
 
 
 def parse_json(body: bytes) -> Any:
-    """A body as JSON, read strictly. Raises `Unreadable`."""
+    """A body as JSON, read strictly. Raises `UnreadableBody`."""
     try:
         return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
-        raise Unreadable("the body is not valid UTF-8", f"byte {error.start}") from error
+        raise UnreadableBody("the body is not valid UTF-8", f"byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise Unreadable(f"the body is not valid JSON: {error.msg} at character {error.pos}") from error
+        raise UnreadableBody(f"the body is not valid JSON: {error.msg} at character {error.pos}") from error
     except RecursionError as error:
-        raise Unreadable("the body is nested too deeply") from error
+        raise UnreadableBody("the body is nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
-        raise Unreadable("the body holds a number with too many digits") from error
+        raise UnreadableBody("the body holds a number with too many digits") from error
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise Unreadable(f"the body is not valid JSON: {name} is not a JSON value", name)
+    raise UnreadableBody(f"the body is not valid JSON: {name} is not a JSON value", name)
 
 
-class Guarded(APIRoute):
+class AuthenticatedRoute(APIRoute):
     """A route that admits first and reads second: a stranger's megabytes are not even received."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -70,9 +70,9 @@ class Guarded(APIRoute):
         return guarded
 
 
-def _guards(dependant: Dependant) -> Iterator[Requires]:
+def _guards(dependant: Dependant) -> Iterator[RequireScope]:
     for one in dependant.dependencies:
-        if isinstance(one.call, Requires):
+        if isinstance(one.call, RequireScope):
             yield one.call
 
 

@@ -19,13 +19,13 @@ from farm.store.files import File
 from farm.store.tenants import Key, Scope
 
 
-class Shape(BaseModel):
+class Schema(BaseModel):
     """Base of all answers."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
 
-class ProgressShape(Shape):
+class ProgressSchema(Schema):
     """How far the current attempt is."""
 
     step: int = Field(description="Denoising steps done.")
@@ -33,7 +33,7 @@ class ProgressShape(Shape):
     fraction: float = Field(description="From 0 to 1.")
 
 
-class OutputShape(Shape):
+class OutputSchema(Schema):
     """One image."""
 
     url: str = Field(
@@ -47,14 +47,14 @@ class OutputShape(Shape):
     bytes: int
 
 
-class ErrorShape(Shape):
+class ErrorSchema(Schema):
     """Why the job failed, or why its last attempt did."""
 
     code: str = Field(description="Stable, for programs.")
     message: str = Field(description="One sentence, for people.")
 
 
-class Timings(Shape):
+class TimingsSchema(Schema):
     """How long each part took, in seconds; null while unknown. Of the last attempt, but for the total."""
 
     queued_seconds: float | None = Field(description="From the submission to the last hand-over to a worker.")
@@ -87,7 +87,7 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
     return None if start is None or end is None else max(0.0, round((end - start).total_seconds(), 6))
 
 
-class JobShape(Shape):
+class JobSchema(Schema):
     """One request to one pipeline, and what became of it."""
 
     id: str
@@ -95,14 +95,14 @@ class JobShape(Shape):
     task: Task
     model: str
     priority: Priority
-    progress: ProgressShape | None
-    outputs: list[OutputShape]
-    error: ErrorShape | None
+    progress: ProgressSchema | None
+    outputs: list[OutputSchema]
+    error: ErrorSchema | None
     attempts: int
     max_attempts: int
     worker: str | None = Field(description="Who holds or held it last.")
     parameters: dict[str, Any] = Field(description="Sent again, they give the same images.")
-    timings: Timings
+    timings: TimingsSchema
     custom_id: str | None
     metadata: dict[str, str]
     webhook: str | None
@@ -129,7 +129,7 @@ class JobShape(Shape):
         progress = None
         if job.progress is not None:
             step, steps = job.progress.step, job.progress.steps
-            progress = ProgressShape(step=step, steps=steps, fraction=round(step / steps, 4) if steps else 0.0)
+            progress = ProgressSchema(step=step, steps=steps, fraction=round(step / steps, 4) if steps else 0.0)
         return cls(
             id=job.id,
             state=job.state,
@@ -137,13 +137,13 @@ class JobShape(Shape):
             model=job.spec.model,
             priority=job.priority,
             progress=progress,
-            outputs=[output_shape(job.id, output, storage, settings) for output in job.outputs],
-            error=None if job.error is None else ErrorShape(code=job.error.code, message=job.error.message),
+            outputs=[output_schema(job.id, output, storage, settings) for output in job.outputs],
+            error=None if job.error is None else ErrorSchema(code=job.error.code, message=job.error.message),
             attempts=job.attempts,
             max_attempts=job.max_attempts,
             worker=job.worker,
             parameters=job.spec.parameters(),
-            timings=Timings.of(job),
+            timings=TimingsSchema.of(job),
             custom_id=job.custom_id,
             metadata=job.metadata,
             webhook=job.webhook,
@@ -161,10 +161,10 @@ class JobShape(Shape):
         )
 
 
-def output_shape(job_id: str, output: Output, storage: Storage, settings: Settings) -> OutputShape:
+def output_schema(job_id: str, output: Output, storage: Storage, settings: Settings) -> OutputSchema:
     """One output of a job, with a fresh URL."""
     name = f"{job_id}_{output.index}.{keys.extension(output.content_type)}"
-    return OutputShape(
+    return OutputSchema(
         url=storage.presign_get(output.key, settings.presign_seconds, name),
         sha256=output.sha256,
         width=output.width,
@@ -175,14 +175,14 @@ def output_shape(job_id: str, output: Output, storage: Storage, settings: Settin
     )
 
 
-class JobPage(Shape):
+class JobPage(Schema):
     """Some of the tenant's jobs, newest first."""
 
-    data: list[JobShape]
+    data: list[JobSchema]
     next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
 
 
-class FileShape(Shape):
+class FileSchema(Schema):
     """A stored input image."""
 
     id: str
@@ -210,7 +210,7 @@ class FileShape(Shape):
         )
 
 
-class ModelShape(Shape):
+class ModelSchema(Schema):
     """Something to render with."""
 
     id: str
@@ -243,13 +243,13 @@ class ModelShape(Shape):
         )
 
 
-class ModelList(Shape):
+class ModelList(Schema):
     """All models, in the registry's order: the first that does a task is its default."""
 
-    data: list[ModelShape]
+    data: list[ModelSchema]
 
 
-class DeviceShape(Shape):
+class DeviceSchema(Schema):
     """The accelerator that a worker owns."""
 
     kind: str = Field(description="`cuda`, `mps` or `cpu`.")
@@ -259,7 +259,7 @@ class DeviceShape(Shape):
     dtype: str
 
 
-class LoadedShape(Shape):
+class LoadedSchema(Schema):
     """A model in a worker's memory."""
 
     model: str
@@ -267,17 +267,17 @@ class LoadedShape(Shape):
     runs_alone: str | None = Field(description="Why its jobs do not share forwards, if that was seen.")
 
 
-class WorkerShape(Shape):
+class WorkerSchema(Schema):
     """One process on one device."""
 
     name: str
     state: WorkerState
-    device: DeviceShape
+    device: DeviceSchema
     slots: int = Field(description="Jobs that its device renders at once.")
     prefetch: int = Field(description="Jobs that may wait beside them.")
     holds: int = Field(description="Jobs handed over to it or running on it.")
     models: list[str] = Field(description="Models in its memory.")
-    loaded: list[LoadedShape] = Field(description="What it tells of them.")
+    loaded: list[LoadedSchema] = Field(description="What it tells of them.")
     tags: list[str]
     versions: dict[str, str]
     started_at: datetime
@@ -294,7 +294,7 @@ class WorkerShape(Shape):
         return cls(
             name=worker.info.name,
             state=worker.state,
-            device=DeviceShape(
+            device=DeviceSchema(
                 kind=device.kind,
                 index=device.index,
                 name=device.name,
@@ -305,7 +305,7 @@ class WorkerShape(Shape):
             prefetch=worker.info.prefetch,
             holds=worker.holds,
             models=list(worker.models),
-            loaded=[LoadedShape(model=one.model, bytes=one.bytes, runs_alone=one.alone) for one in worker.loaded],
+            loaded=[LoadedSchema(model=one.model, bytes=one.bytes, runs_alone=one.alone) for one in worker.loaded],
             tags=list(worker.info.tags),
             versions=worker.info.versions,
             started_at=worker.started_at,
@@ -315,13 +315,13 @@ class WorkerShape(Shape):
         )
 
 
-class WorkerList(Shape):
+class WorkerList(Schema):
     """All workers that ever joined, by name."""
 
-    data: list[WorkerShape]
+    data: list[WorkerSchema]
 
 
-class KeyShape(Shape):
+class KeySchema(Schema):
     """An API key without its secret."""
 
     id: str
@@ -338,13 +338,13 @@ class KeyShape(Shape):
         )
 
 
-class NewKeyShape(KeyShape):
+class NewKeySchema(KeySchema):
     """A fresh API key."""
 
     key: str = Field(description="The key's text. It is shown this once.")
 
 
-class KeyList(Shape):
+class KeyList(Schema):
     """The tenant's keys, newest first."""
 
-    data: list[KeyShape]
+    data: list[KeySchema]

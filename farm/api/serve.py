@@ -19,9 +19,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """End what waits, then the rest."""
         app = self.config.app
-        services = getattr(app.state, "services", None) if isinstance(app, FastAPI) else None
-        if services is not None:
-            services.changes.end_waits()
+        context = getattr(app.state, "context", None) if isinstance(app, FastAPI) else None
+        if context is not None:
+            context.notifier.close_subscriptions()
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
 

@@ -12,10 +12,10 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from farm.api.batch_schemas import BatchShape
-from farm.api.dependencies import Services
+from farm.api.batch_schemas import BatchSchema
+from farm.api.dependencies import AppContext
 from farm.api.notifications import REREAD_SECONDS
-from farm.api.schemas import JobShape
+from farm.api.schemas import JobSchema
 from farm.domain.batch import Batch
 from farm.domain.job import Job, Progress
 from farm.domain.states import BATCH_EVENTS, HISTORY, JobState
@@ -51,14 +51,14 @@ def position(last_event_id: str | None) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
 
 
-def response(farm: Services, job: Job, after: int) -> StreamingResponse:
+def response(context: AppContext, job: Job, after: int) -> StreamingResponse:
     """The stream of a job's changes, with the history after event ``after``."""
-    return _streamed(_events(farm, job, after))
+    return _streamed(_events(context, job, after))
 
 
-def batch_response(farm: Services, batch: Batch, after: int) -> StreamingResponse:
+def batch_response(context: AppContext, batch: Batch, after: int) -> StreamingResponse:
     """The stream of a batch's changes, with what it told after event ``after``."""
-    return _streamed(_batch_events(farm, batch, after))
+    return _streamed(_batch_events(context, batch, after))
 
 
 def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
@@ -70,13 +70,13 @@ def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
     )
 
 
-async def _batch_events(farm: Services, batch: Batch, after: int) -> AsyncIterator[bytes]:
+async def _batch_events(context: AppContext, batch: Batch, after: int) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     told: Batch | None = None
     sent_at = loop.time()
-    with farm.changes.subscribe(batch.id) as changes:
+    with context.notifier.subscribe(batch.id) as changes:
         while True:
-            now, history = await run_in_threadpool(_read_batch, farm, batch, after)
+            now, history = await run_in_threadpool(_read_batch, context, batch, after)
             if now is None:
                 return  # deleted, with its history
             parts: list[bytes] = []
@@ -86,7 +86,7 @@ async def _batch_events(farm: Services, batch: Batch, after: int) -> AsyncIterat
                 after = event.id
             # its speed and the time left change with every look; that alone is no news
             if told is None or replace(now, read_at=told.read_at) != told:
-                parts.append(format_sse_event(event="batch", data_str=BatchShape.of(now).model_dump_json()))
+                parts.append(format_sse_event(event="batch", data_str=BatchSchema.of(now).model_dump_json()))
                 told = now
             if parts:
                 yield b"".join(parts)
@@ -99,32 +99,32 @@ async def _batch_events(farm: Services, batch: Batch, after: int) -> AsyncIterat
             await changes.wait(REREAD_SECONDS)
 
 
-def _read_batch(farm: Services, batch: Batch, after: int) -> tuple[Batch | None, list[BatchEvent]]:
-    with farm.store.begin() as unit:
+def _read_batch(context: AppContext, batch: Batch, after: int) -> tuple[Batch | None, list[BatchEvent]]:
+    with context.store.begin() as unit:
         # the batch first, as in `_read`
         now = unit.batches.get(batch.id, batch.tenant_id)
         return now, unit.events.of_batch(batch.id, after)
 
 
-async def _events(farm: Services, job: Job, after: int) -> AsyncIterator[bytes]:
+async def _events(context: AppContext, job: Job, after: int) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     told: tuple[JobState, int, bool] | None = None
     stepped: Progress | None = None
     sent_at = loop.time()
-    with farm.changes.subscribe(job.id) as changes:
+    with context.notifier.subscribe(job.id) as changes:
         while True:
-            now, history = await run_in_threadpool(_read, farm, job.id, after)
+            now, history = await run_in_threadpool(_read, context, job.id, after)
             if now is None:
                 return  # deleted, with its history
             parts: list[bytes] = []
             if told is None:
-                parts.append(_job(farm, now))
+                parts.append(_job(context, now))
                 told = _face(now)
             for event in history:
                 parts.append(_history(event))
                 after = event.id
             if _face(now) != told:
-                parts.append(_job(farm, now))
+                parts.append(_job(context, now))
                 told = _face(now)
             if now.progress is not None and now.progress != stepped:
                 body: dict[str, Any] = {"step": now.progress.step, "steps": now.progress.steps}
@@ -143,8 +143,8 @@ async def _events(farm: Services, job: Job, after: int) -> AsyncIterator[bytes]:
             await changes.wait(REREAD_SECONDS)
 
 
-def _read(farm: Services, job_id: str, after: int) -> tuple[Job | None, list[Event]]:
-    with farm.store.begin() as unit:
+def _read(context: AppContext, job_id: str, after: int) -> tuple[Job | None, list[Event]]:
+    with context.store.begin() as unit:
         # The job first: an end that is seen in the job has its event by then, so the stream never ends without it.
         job = unit.jobs.get(job_id)
         return job, unit.events.of_job(job_id, after)
@@ -154,8 +154,8 @@ def _face(job: Job) -> tuple[JobState, int, bool]:
     return job.state, job.epoch, job.cancel_requested
 
 
-def _job(farm: Services, job: Job) -> bytes:
-    body = JobShape.of(job, farm.storage, farm.settings).model_dump_json()
+def _job(context: AppContext, job: Job) -> bytes:
+    body = JobSchema.of(job, context.storage, context.settings).model_dump_json()
     return format_sse_event(event="job", data_str=body)
 
 

@@ -9,15 +9,15 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
-from farm.api.dependencies import Farm
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded
-from farm.api.schemas import Shape
+from farm.api.route import AuthenticatedRoute
+from farm.api.schemas import Schema
 from farm.domain import ids
 from farm.domain.tasks import NoNul, Storable
 from farm.store.tenants import Tenant
 
-router: Final = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=AuthenticatedRoute)
 
 TenantId = Annotated[str, Path(description="The tenant's id.", json_schema_extra={"pattern": ids.pattern(ids.TENANT)})]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=100), Storable, NoNul]
@@ -38,7 +38,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False), Numeric]
 Days = Annotated[int, Field(ge=1, le=36_500), Numeric]
 
 
-class Caps(BaseModel):
+class TenantLimits(BaseModel):
     """What a tenant may have at most; null: no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,21 +52,21 @@ class Caps(BaseModel):
     retention_days: Days | None = Field(None, description="Ended jobs and their outputs are deleted after so long.")
 
 
-class TenantRequest(Caps):
+class TenantCreate(TenantLimits):
     """A tenant to make."""
 
     name: Name = Field(description="Unique in the farm.")
     weight: Weight = Field(1.0, description="Its share of the farm, relative to the other tenants.")
 
 
-class TenantChange(Caps):
+class TenantUpdate(TenantLimits):
     """What to change; a field that is absent stays as it is, null removes a cap. Name and weight stay at null, too."""
 
     name: Name | None = Field(None, description="Unique in the farm.")
     weight: Weight | None = Field(None, description="Its share of the farm, relative to the other tenants.")
 
 
-class TenantShape(Shape):
+class TenantSchema(Schema):
     """A tenant as an administrator sees it."""
 
     id: str
@@ -99,16 +99,16 @@ class TenantShape(Shape):
         )
 
 
-class TenantList(Shape):
+class TenantList(Schema):
     """Tenants, oldest first."""
 
-    data: list[TenantShape]
+    data: list[TenantSchema]
     next_cursor: str | None = Field(description="`cursor` of the next page; null: this is the last one.")
 
 
 @router.get("", summary="List tenants", responses=responses(*ALWAYS))
 def list_tenants(
-    farm: Farm,
+    context: Context,
     admin: Admin,  # noqa: ARG001 - it guards
     cursor: Annotated[
         str | None, Query(pattern=ids.pattern(ids.TENANT), description="The page after this one's `next_cursor`.")
@@ -116,44 +116,44 @@ def list_tenants(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> TenantList:
     """All tenants of the farm, oldest first."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found = unit.tenants.page(cursor, limit + 1)
     more = found[limit - 1].id if len(found) > limit else None
-    return TenantList(data=[TenantShape.of(one) for one in found[:limit]], next_cursor=more)
+    return TenantList(data=[TenantSchema.of(one) for one in found[:limit]], next_cursor=more)
 
 
 @router.post("", status_code=201, summary="Make a tenant", responses=responses(*ALWAYS, 409, 413, 415))
-def make_tenant(farm: Farm, admin: Admin, request: TenantRequest) -> TenantShape:  # noqa: ARG001 - it guards
+def create_tenant(context: Context, admin: Admin, request: TenantCreate) -> TenantSchema:  # noqa: ARG001 - it guards
     """A new tenant. It has no key yet: make one with `POST /v1/keys?tenant=…`."""
-    with farm.store.begin() as unit:
-        return TenantShape.of(unit.tenants.create(**request.model_dump()))
+    with context.store.begin() as unit:
+        return TenantSchema.of(unit.tenants.create(**request.model_dump()))
 
 
 @router.get("/{tenant_id}", summary="Show a tenant", responses=responses(*ALWAYS, 404))
-def show_tenant(farm: Farm, admin: Admin, tenant_id: TenantId) -> TenantShape:  # noqa: ARG001 - it guards
+def get_tenant(context: Context, admin: Admin, tenant_id: TenantId) -> TenantSchema:  # noqa: ARG001 - it guards
     """One tenant with its caps."""
-    with farm.store.begin() as unit:
-        return TenantShape.of(unit.tenants.existing(tenant_id))
+    with context.store.begin() as unit:
+        return TenantSchema.of(unit.tenants.existing(tenant_id))
 
 
 @router.patch("/{tenant_id}", summary="Change a tenant", responses=responses(*ALWAYS, 404, 409, 413, 415))
 def change_tenant(
-    farm: Farm,
+    context: Context,
     admin: Admin,  # noqa: ARG001 - it guards
     tenant_id: TenantId,
-    request: TenantChange,
-) -> TenantShape:
+    request: TenantUpdate,
+) -> TenantSchema:
     """Change name, weight or caps; what was accepted already is not taken back."""
     kept = {name for name in ("name", "weight") if getattr(request, name) is None}
     changes = request.model_dump(exclude_unset=True, exclude=kept)
-    with farm.store.begin() as unit:
-        return TenantShape.of(unit.tenants.change(tenant_id, **changes))
+    with context.store.begin() as unit:
+        return TenantSchema.of(unit.tenants.change(tenant_id, **changes))
 
 
 @router.delete("/{tenant_id}", summary="Remove a tenant", responses=responses(*ALWAYS, 404, 409))
-def remove_tenant(farm: Farm, admin: Admin, tenant_id: TenantId) -> TenantShape:  # noqa: ARG001 - it guards
+def remove_tenant(context: Context, admin: Admin, tenant_id: TenantId) -> TenantSchema:  # noqa: ARG001 - it guards
     """Remove a tenant that has nothing any more, with its keys and its usage. Answers with what it was."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         gone = unit.tenants.existing(tenant_id)
         unit.tenants.remove(tenant_id)
-    return TenantShape.of(gone)
+    return TenantSchema.of(gone)

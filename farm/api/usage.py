@@ -11,16 +11,16 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BeforeValidator, Field
 
-from farm.api.auth import Requires
-from farm.api.dependencies import Farm
+from farm.api.auth import RequireScope
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded
-from farm.api.schemas import Shape
+from farm.api.route import AuthenticatedRoute
+from farm.api.schemas import Schema
 from farm.domain import ids
 from farm.errors import BadInput, Forbidden
 from farm.store.tenants import Key, Scope
 
-router: Final = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=AuthenticatedRoute)
 
 COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "images", "bytes", "device_seconds")
 MOST_DAYS: Final = 366
@@ -34,10 +34,10 @@ def _written(value: object) -> object:
 
 
 Day = Annotated[date, BeforeValidator(_written)]
-Asking = Annotated[Key, Depends(Requires(Scope.READ, Scope.ADMIN))]
+Asking = Annotated[Key, Depends(RequireScope(Scope.READ, Scope.ADMIN))]
 
 
-class UsedShape(Shape):
+class UsageSchema(Schema):
     """What one tenant used of one model on one day."""
 
     day: date = Field(description="In UTC.")
@@ -50,10 +50,10 @@ class UsedShape(Shape):
     device_seconds: float = Field(description="Each job's own time on its device, also while others shared the device.")
 
 
-class UsageList(Shape):
+class UsageList(Schema):
     """Usage by day, tenant and model."""
 
-    data: list[UsedShape]
+    data: list[UsageSchema]
 
 
 @router.get(
@@ -66,7 +66,7 @@ class UsageList(Shape):
     },
 )
 def usage(
-    farm: Farm,
+    context: Context,
     key: Asking,
     first: Annotated[Day | None, Query(alias="from", description="First day, UTC; 30 days ago if absent.")] = None,
     last: Annotated[Day | None, Query(alias="to", description="Last day, UTC; today if absent.")] = None,
@@ -87,12 +87,12 @@ def usage(
     of = key.tenant_id if tenant is None else tenant
     if of != key.tenant_id and Scope.ADMIN not in key.scopes:
         raise Forbidden("the usage of other tenants needs a key with the scope 'admin'")
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         whose = None if of == "all" else unit.tenants.existing(of).id
         used = unit.usage.between(first, last, whose)
         names = unit.tenants.names({one.tenant_id for one in used})
     data = [
-        UsedShape(
+        UsageSchema(
             day=one.day,
             tenant_id=one.tenant_id,
             tenant=names[one.tenant_id],

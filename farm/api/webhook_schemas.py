@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from farm.api.schemas import Shape
+from farm.api.schemas import Schema
 from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, Disabled, Endpoint, Secret
 from farm.domain.states import EventType
 from farm.domain.tasks import Moment, NoNul, Storable
@@ -37,7 +37,7 @@ DEFAULT_EVENTS: Final[list[Subscribable]] = [EventType.SUCCEEDED, EventType.FAIL
 assert tuple(DEFAULT_EVENTS) == WEBHOOK_EVENTS
 
 
-class EndpointRequest(BaseModel):
+class EndpointCreate(BaseModel):
     """An endpoint to make."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class EndpointRequest(BaseModel):
     )
 
 
-class EndpointChange(BaseModel):
+class EndpointUpdate(BaseModel):
     """What to change of an endpoint; what is left out or null stays as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,13 +79,13 @@ class ResendRequest(BaseModel):
     created_before: Moment | None = None
 
 
-class Resent(Shape):
+class ResendReport(Schema):
     """What was done."""
 
     count: int = Field(description="Deliveries that are sent again.")
 
 
-class PublicKeyShape(Shape):
+class PublicKeySchema(Schema):
     """What `v1a` signatures are checked with."""
 
     key: str = Field(description="`whpk_` and base64 of an ed25519 public key.")
@@ -97,7 +97,7 @@ class PublicKeyShape(Shape):
         return cls(key=signature.public_key(key.text), expires_at=key.expires_at)
 
 
-class EndpointShape(Shape):
+class EndpointSchema(Schema):
     """Where events are sent."""
 
     id: str
@@ -113,7 +113,7 @@ class EndpointShape(Shape):
     disabled_reason: Disabled | None = Field(
         description="`gone`: it answered 410. `failing`: for days. `asked`: by one of your keys."
     )
-    public_keys: list[PublicKeyShape] = Field(
+    public_keys: list[PublicKeySchema] = Field(
         description="Where `v1a` signatures were asked for: those that sign now, newest first."
     )
     created_at: datetime
@@ -133,25 +133,25 @@ class EndpointShape(Shape):
             paused_until=endpoint.paused_until,
             disabled_at=endpoint.disabled_at,
             disabled_reason=endpoint.disabled_reason,
-            public_keys=list(map(PublicKeyShape.of, endpoint.keys)),
+            public_keys=list(map(PublicKeySchema.of, endpoint.keys)),
             created_at=endpoint.created_at,
         )
 
 
-class NewEndpointShape(EndpointShape):
+class NewEndpointSchema(EndpointSchema):
     """A fresh endpoint."""
 
     secret: str = Field(description="What its webhooks are signed with.")
 
 
-class EndpointPage(Shape):
+class EndpointPage(Schema):
     """Some of the tenant's endpoints, newest first."""
 
-    data: list[EndpointShape]
+    data: list[EndpointSchema]
     next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
 
 
-class OldSecretShape(Shape):
+class OldSecretSchema(Schema):
     """A secret that was replaced and still signs."""
 
     secret: str
@@ -164,20 +164,20 @@ class OldSecretShape(Shape):
         return cls(secret=secret.text, expires_at=secret.expires_at)
 
 
-class SecretShape(Shape):
+class SecretSchema(Schema):
     """What an endpoint's webhooks are signed with."""
 
     secret: str = Field(description="The current secret: `whsec_` and base64.")
-    previous: list[OldSecretShape] = Field(description="Older ones that sign as well until they expire, newest first.")
+    previous: list[OldSecretSchema] = Field(description="Older ones that sign as well until they expire, newest first.")
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Self:
         """The endpoint's secrets."""
         current, *old = endpoint.signing
-        return cls(secret=current.text, previous=list(map(OldSecretShape.of, old)))
+        return cls(secret=current.text, previous=list(map(OldSecretSchema.of, old)))
 
 
-class DeliveryShape(Shape):
+class DeliverySchema(Schema):
     """One event on its way to one endpoint."""
 
     id: str = Field(description="The `webhook-id` of each of its requests.")
@@ -212,14 +212,14 @@ class DeliveryShape(Shape):
         )
 
 
-class DeliveryPage(Shape):
+class DeliveryPage(Schema):
     """Some of the tenant's deliveries, newest event first."""
 
-    data: list[DeliveryShape]
+    data: list[DeliverySchema]
     next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
 
 
-class AttemptShape(Shape):
+class AttemptSchema(Schema):
     """One request and what came back."""
 
     number: int
@@ -242,7 +242,7 @@ class AttemptShape(Shape):
         )
 
 
-class DeliveryWithAttempts(DeliveryShape):
+class DeliveryWithAttempts(DeliverySchema):
     """One delivery and everything that was tried for it."""
 
-    attempts: list[AttemptShape]
+    attempts: list[AttemptSchema]

@@ -9,23 +9,23 @@ from pydantic import StringConstraints
 from starlette.convertors import Convertor, register_url_convertor
 
 from farm.api.auth import Reader, SecretReader, Submitter
-from farm.api.dependencies import Farm
+from farm.api.dependencies import Context
 from farm.api.jobs import Cursor as ShortCursor
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded
+from farm.api.route import AuthenticatedRoute
 from farm.api.webhook_schemas import (
-    AttemptShape,
+    AttemptSchema,
     DeliveryPage,
-    DeliveryShape,
+    DeliverySchema,
     DeliveryWithAttempts,
-    EndpointChange,
+    EndpointCreate,
     EndpointPage,
-    EndpointRequest,
-    EndpointShape,
-    NewEndpointShape,
+    EndpointSchema,
+    EndpointUpdate,
+    NewEndpointSchema,
+    ResendReport,
     ResendRequest,
-    Resent,
-    SecretShape,
+    SecretSchema,
     Sendable,
 )
 from farm.domain import ids
@@ -52,7 +52,7 @@ class _OneDelivery(Convertor[str]):
 
 register_url_convertor("delivery", _OneDelivery())
 
-router: Final = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=AuthenticatedRoute)
 
 OVERLAP_SECONDS: Final = 24 * 3600  #: how long a rotated secret still signs, unless another time is asked for
 _AT_ONCE: Final = 5_000  #: deliveries changed in one transaction
@@ -101,15 +101,15 @@ _RESEND: Final[dict[str, Any]] = {
     summary="Make an endpoint",
     responses={201: {"description": "The new endpoint.", "headers": _LOCATION}, **responses(*ALWAYS, 409, 413, 415)},
 )
-def make_endpoint(
-    farm: Farm,
+def create_endpoint(
+    context: Context,
     key: Submitter,
-    request: Annotated[EndpointRequest, Body(openapi_examples=_ENDPOINT)],
+    request: Annotated[EndpointCreate, Body(openapi_examples=_ENDPOINT)],
     response: Response,
-) -> NewEndpointShape:
+) -> NewEndpointSchema:
     """Have events sent to a URL, from now on. The URL's host is resolved at once, and refused if it is not public."""
-    url = guard.check(request.url, farm.settings).url
-    with farm.store.begin() as unit:
+    url = guard.check(request.url, context.settings).url
+    with context.store.begin() as unit:
         made = unit.webhooks.create_endpoint(
             key.tenant_id,
             url,
@@ -117,49 +117,49 @@ def make_endpoint(
             frozenset(request.events),
             request.description,
             key=signature.new_key() if request.asymmetric else None,
-            limit=farm.settings.max_endpoints,
+            limit=context.settings.max_endpoints,
         )
         if not request.enabled:
             made = unit.webhooks.disable(key.tenant_id, made.id)
     response.headers["Location"] = f"/v1/webhooks/endpoints/{made.id}"
-    return NewEndpointShape(**EndpointShape.of(made).model_dump(), secret=made.secrets[0])
+    return NewEndpointSchema(**EndpointSchema.of(made).model_dump(), secret=made.secrets[0])
 
 
 @router.get("/endpoints", summary="List endpoints", responses=responses(*ALWAYS))
 def list_endpoints(
-    farm: Farm,
+    context: Context,
     key: Reader,
     one_off: Annotated[bool | None, Query(description="Only those made for the `webhook` of jobs, or none.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: ShortCursor = None,
 ) -> EndpointPage:
     """The tenant's endpoints, newest first, without their secrets."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found, following = unit.webhooks.endpoint_page(key.tenant_id, cursor, limit, one_off=one_off)
-    return EndpointPage(data=list(map(EndpointShape.of, found)), next=following)
+    return EndpointPage(data=list(map(EndpointSchema.of, found)), next=following)
 
 
 @router.get("/endpoints/{endpoint_id}", summary="Look at an endpoint", responses=responses(*ALWAYS, 404))
-def get_endpoint(farm: Farm, key: Reader, endpoint_id: EndpointId) -> EndpointShape:
+def get_endpoint(context: Context, key: Reader, endpoint_id: EndpointId) -> EndpointSchema:
     """The endpoint and how it fares."""
-    with farm.store.begin() as unit:
-        return EndpointShape.of(unit.webhooks.endpoint(key.tenant_id, endpoint_id))
+    with context.store.begin() as unit:
+        return EndpointSchema.of(unit.webhooks.endpoint(key.tenant_id, endpoint_id))
 
 
 @router.patch(
     "/endpoints/{endpoint_id}", summary="Change an endpoint", responses=responses(*ALWAYS, 404, 409, 413, 415)
 )
 def change_endpoint(
-    farm: Farm,
+    context: Context,
     key: Submitter,
     endpoint_id: EndpointId,
-    request: Annotated[EndpointChange, Body(openapi_examples=_CHANGE)],
-) -> EndpointShape:
+    request: Annotated[EndpointUpdate, Body(openapi_examples=_CHANGE)],
+) -> EndpointSchema:
     """Change its URL, description, events or signatures, and switch it off or on. What waits goes to its new URL."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         unit.webhooks.endpoint(key.tenant_id, endpoint_id)  # a stranger's guesses are not resolved for him
-    url = None if request.url is None else guard.check(request.url, farm.settings).url
-    with farm.store.begin() as unit:
+    url = None if request.url is None else guard.check(request.url, context.settings).url
+    with context.store.begin() as unit:
         now = unit.webhooks.edit(
             key.tenant_id,
             endpoint_id,
@@ -172,47 +172,47 @@ def change_endpoint(
         if request.enabled is not None:
             switch = unit.webhooks.enable if request.enabled else unit.webhooks.disable
             now = switch(key.tenant_id, endpoint_id)
-    return EndpointShape.of(now)
+    return EndpointSchema.of(now)
 
 
 @router.delete("/endpoints/{endpoint_id}", summary="Delete an endpoint", responses=responses(*ALWAYS, 404))
-def delete_endpoint(farm: Farm, key: Submitter, endpoint_id: EndpointId) -> EndpointShape:
+def delete_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId) -> EndpointSchema:
     """Send it nothing more, and forget what was sent. One that jobs name as `webhook` comes back with the next one."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         last = unit.webhooks.disable(key.tenant_id, endpoint_id)
     cleared = _AT_ONCE
     while cleared == _AT_ONCE:  # in parts: a million deliveries must not be one transaction
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             cleared = unit.webhooks.clear(key.tenant_id, endpoint_id, _AT_ONCE)
             if cleared < _AT_ONCE:
                 unit.webhooks.remove(key.tenant_id, endpoint_id)
-    return EndpointShape.of(last)
+    return EndpointSchema.of(last)
 
 
 @router.get("/endpoints/{endpoint_id}/secret", summary="Read an endpoint's secret", responses=responses(*ALWAYS, 404))
-def get_secret(farm: Farm, key: SecretReader, endpoint_id: EndpointId) -> SecretShape:
+def get_secret(context: Context, key: SecretReader, endpoint_id: EndpointId) -> SecretSchema:
     """What its webhooks are signed with, also of an endpoint that was made for the `webhook` of jobs."""
-    with farm.store.begin() as unit:
-        return SecretShape.of(unit.webhooks.endpoint(key.tenant_id, endpoint_id))
+    with context.store.begin() as unit:
+        return SecretSchema.of(unit.webhooks.endpoint(key.tenant_id, endpoint_id))
 
 
 @router.post(
     "/endpoints/{endpoint_id}/rotate", summary="Rotate an endpoint's secret", responses=responses(*ALWAYS, 404, 409)
 )
 def rotate_secret(
-    farm: Farm,
+    context: Context,
     key: Submitter,
     endpoint_id: EndpointId,
     overlap_seconds: Annotated[
         int, Query(ge=0, le=7 * 24 * 3600, description="How long the old secret signs beside the new one.")
     ] = OVERLAP_SECONDS,
-) -> SecretShape:
+) -> SecretSchema:
     """Give it a new secret, and a new key pair if it has one. Until the old ones expire each webhook carries all."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         now = unit.webhooks.rotate(
             key.tenant_id, endpoint_id, signature.new_secret(), overlap_seconds, signature.new_key()
         )
-    return SecretShape.of(now)
+    return SecretSchema.of(now)
 
 
 @router.post(
@@ -221,13 +221,13 @@ def rotate_secret(
     summary="Send a test event",
     responses={201: {"description": "The delivery.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409)},
 )
-def test_endpoint(farm: Farm, key: Submitter, endpoint_id: EndpointId, response: Response) -> DeliveryShape:
-    """Send a `farm.test` event to this endpoint alone, whatever events it asks for."""
-    with farm.store.begin() as unit:
+def test_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId, response: Response) -> DeliverySchema:
+    """Send a `context.test` event to this endpoint alone, whatever events it asks for."""
+    with context.store.begin() as unit:
         delivery_id = unit.webhooks.send_test(key.tenant_id, endpoint_id)
         made = unit.deliveries.get(key.tenant_id, delivery_id)
     response.headers["Location"] = f"/v1/webhooks/deliveries/{made.id}"
-    return DeliveryShape.of(made)
+    return DeliverySchema.of(made)
 
 
 # -- deliveries --------------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_endpoint(farm: Farm, key: Submitter, endpoint_id: EndpointId, response:
 
 @router.get("/deliveries", summary="List deliveries", responses=responses(*ALWAYS))
 def list_deliveries(
-    farm: Farm,
+    context: Context,
     key: Reader,
     endpoint_id: IdFilter = None,
     state: DeliveryState | None = None,
@@ -248,15 +248,15 @@ def list_deliveries(
 ) -> DeliveryPage:
     """What was sent or is to be sent to the tenant's endpoints, newest event first."""
     wanted = DeliveryFilter(endpoint_id, state, job_id, type, created_after, created_before)
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found, following = unit.deliveries.page(key.tenant_id, wanted, cursor, limit)
-    return DeliveryPage(data=list(map(DeliveryShape.of, found)), next=following)
+    return DeliveryPage(data=list(map(DeliverySchema.of, found)), next=following)
 
 
 @router.post("/deliveries/resend", summary="Send dead deliveries again", responses=responses(*ALWAYS, 413, 415))
 def resend_dead(
-    farm: Farm, key: Submitter, request: Annotated[ResendRequest, Body(openapi_examples=_RESEND)]
-) -> Resent:
+    context: Context, key: Submitter, request: Annotated[ResendRequest, Body(openapi_examples=_RESEND)]
+) -> ResendReport:
     """Send again what was given up, under the same ids and by the whole schedule. Disabled endpoints are left out."""
     wanted = DeliveryFilter(
         endpoint_id=request.endpoint_id,
@@ -265,29 +265,29 @@ def resend_dead(
         created_after=request.created_after,
         created_before=request.created_before,
     )
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         begun = unit.now()
     count, some = 0, _AT_ONCE
     while some == _AT_ONCE:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             some = unit.deliveries.resend_dead(key.tenant_id, wanted, begun, _AT_ONCE)
         count += some
-    return Resent(count=count)
+    return ResendReport(count=count)
 
 
 @router.get("/deliveries/{delivery_id:delivery}", summary="Look at a delivery", responses=responses(*ALWAYS, 404))
-def get_delivery(farm: Farm, key: Reader, delivery_id: DeliveryId) -> DeliveryWithAttempts:
+def get_delivery(context: Context, key: Reader, delivery_id: DeliveryId) -> DeliveryWithAttempts:
     """The delivery and everything that was tried for it."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found = unit.deliveries.get(key.tenant_id, delivery_id)
         attempts = unit.deliveries.attempts(delivery_id)
-    return DeliveryWithAttempts(**DeliveryShape.of(found).model_dump(), attempts=list(map(AttemptShape.of, attempts)))
+    return DeliveryWithAttempts(**DeliverySchema.of(found).model_dump(), attempts=list(map(AttemptSchema.of, attempts)))
 
 
 @router.post(
     "/deliveries/{delivery_id:delivery}/resend", summary="Send a delivery again", responses=responses(*ALWAYS, 404, 409)
 )
-def resend_delivery(farm: Farm, key: Submitter, delivery_id: DeliveryId) -> DeliveryShape:
+def resend_delivery(context: Context, key: Submitter, delivery_id: DeliveryId) -> DeliverySchema:
     """Send it now, delivered before or not, under the same `webhook-id`, and by the whole schedule if that fails."""
-    with farm.store.begin() as unit:
-        return DeliveryShape.of(unit.deliveries.resend(key.tenant_id, delivery_id))
+    with context.store.begin() as unit:
+        return DeliverySchema.of(unit.deliveries.resend(key.tenant_id, delivery_id))

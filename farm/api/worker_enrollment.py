@@ -14,7 +14,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from farm.api.dependencies import Farm
+from farm.api.dependencies import Context
 from farm.errors import NotFound, Unauthorized
 from farm.settings import Settings
 
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 router: Final = APIRouter(tags=["workers"])
 
 
-class Joining(BaseModel):
+class WorkerEnvironment(BaseModel):
     """What a worker's environment needs, and the registry of models when it is not the built-in one."""
 
     environment: dict[str, str]
@@ -31,9 +31,9 @@ class Joining(BaseModel):
 
 
 @router.get("/v1/join", include_in_schema=False)
-def join(farm: Farm, request: Request, response: Response) -> Joining:
+def join(context: Context, request: Request, response: Response) -> WorkerEnvironment:
     """The servers' addresses and secrets, as a worker on another machine reaches them."""
-    token = farm.settings.join_token
+    token = context.settings.join_token
     if token is None:
         raise NotFound("route", "/v1/join")
     scheme, _, given = (request.headers.get("authorization") or "").partition(" ")
@@ -41,8 +41,10 @@ def join(farm: Farm, request: Request, response: Response) -> Joining:
         raise Unauthorized("this is for workers that join: send the farm's join token, `Authorization: Bearer join_…`")
     log.info("a worker asks to join", action="join_asked", address=request.client.host if request.client else None)
     response.headers["Cache-Control"] = "no-store"
-    file = farm.settings.models_file
-    return Joining(environment=environment(farm.settings), models=None if file is None else file.read_text("utf-8"))
+    file = context.settings.models_file
+    return WorkerEnvironment(
+        environment=environment(context.settings), models=None if file is None else file.read_text("utf-8")
+    )
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -64,12 +66,12 @@ def environment(settings: Settings) -> dict[str, str]:
     found = {name: value.get_secret_value() for name, value in secret.items() if value is not None}
     found |= {name: value for name, value in plain.items() if value is not None}
     return {
-        name: seen_from_outside(value, settings.join_host) if name.endswith("_URL") else value
+        name: external_url(value, settings.join_host) if name.endswith("_URL") else value
         for name, value in found.items()
     }
 
 
-def seen_from_outside(url: str, host: str | None) -> str:
+def external_url(url: str, host: str | None) -> str:
     """A URL whose loopback host is replaced by the name that other machines know this one by."""
     parts = urlsplit(url)
     if host is None or parts.hostname not in ("127.0.0.1", "::1", "localhost"):

@@ -8,42 +8,42 @@ from fastapi import APIRouter, Path
 
 from farm import lifecycle
 from farm.api.auth import Operator, Reader
-from farm.api.dependencies import Farm
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
-from farm.api.route import Guarded
-from farm.api.schemas import WorkerList, WorkerShape
+from farm.api.route import AuthenticatedRoute
+from farm.api.schemas import WorkerList, WorkerSchema
 
-router: Final = APIRouter(prefix="/v1/workers", tags=["workers"], route_class=Guarded)
+router: Final = APIRouter(prefix="/v1/workers", tags=["workers"], route_class=AuthenticatedRoute)
 
 Name = Annotated[str, Path(description="The worker's name, `HOST/DEVICE`.", max_length=300)]
 
 
 @router.get("", summary="List workers", responses=responses(*ALWAYS))
-def list_workers(farm: Farm, _: Reader) -> WorkerList:
+def list_workers(context: Context, _: Reader) -> WorkerList:
     """Every worker that ever joined, with its device, what it holds and when it was last heard of."""
-    with farm.store.begin() as unit:
-        return WorkerList(data=[WorkerShape.of(worker) for worker in unit.workers.all()])
+    with context.store.begin() as unit:
+        return WorkerList(data=[WorkerSchema.of(worker) for worker in unit.workers.all()])
 
 
 @router.put("/{name:path}/drain", summary="Drain a worker", responses=responses(*ALWAYS, 404))
-def drain_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
+def drain_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
     """Let it finish what it holds and give it nothing new, also after a restart. Draining again changes nothing."""
-    with farm.store.begin() as unit:
-        return WorkerShape.of(lifecycle.drain_worker(unit, name, "an operator asked for it"))
+    with context.store.begin() as unit:
+        return WorkerSchema.of(lifecycle.drain_worker(unit, name, "an operator asked for it"))
 
 
 @router.put("/{name:path}/stop", summary="Stop a worker", responses=responses(*ALWAYS, 404, 409))
-def stop_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
+def stop_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
     """Drain it, and let its process end when it has finished what is on its device, or after its time to drain.
 
     It hears of it by its next heartbeat. If something starts the process again, it stays drained until it is resumed.
     """
-    with farm.store.begin() as unit:
-        return WorkerShape.of(lifecycle.stop_worker(unit, name, "an operator stopped it"))
+    with context.store.begin() as unit:
+        return WorkerSchema.of(lifecycle.stop_worker(unit, name, "an operator stopped it"))
 
 
 @router.delete("/{name:path}/drain", summary="Resume a worker", responses=responses(*ALWAYS, 404))
-def resume_worker(farm: Farm, _: Operator, name: Name) -> WorkerShape:
+def resume_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
     """Give it jobs again, and forget what it was drained or stopped for."""
-    with farm.store.begin() as unit:
-        return WorkerShape.of(lifecycle.resume_worker(unit, name))
+    with context.store.begin() as unit:
+        return WorkerSchema.of(lifecycle.resume_worker(unit, name))

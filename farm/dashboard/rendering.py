@@ -21,9 +21,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from farm.api import problems
-from farm.api.dependencies import Services
+from farm.api.dependencies import AppContext
 from farm.dashboard import filters, session
-from farm.dashboard.session import Visitor
+from farm.dashboard.session import User
 from farm.errors import BadInput, FarmError, Forbidden, NotFound, Unauthorized, Unavailable
 from farm.store.tenants import Scope
 
@@ -97,14 +97,14 @@ def render(
     request: Request, template: str, *, status: int = 200, headers: dict[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
     """A page, or a part of one: ``visitor``, the navigation and a note from the last action come by themselves."""
-    who: Visitor | None = getattr(request.state, "visitor", None)
+    user: User | None = getattr(request.state, "user", None)
     # a part of a page, which htmx asks for, leaves the note to the next whole page
     noted = NOTE in request.cookies and "hx-request" not in request.headers
     text = TEMPLATES.get_template(template).render(
-        visitor=who,
-        navigation=_navigation(request.url.path, who),
+        user=user,
+        navigation=_navigation(request.url.path, user),
         path=request.url.path,
-        flower=request.app.state.services.settings.flower_url,
+        flower=request.app.state.context.settings.flower_url,
         note=unquote(request.cookies[NOTE])[:500] if noted else "",
         **values,
     )
@@ -114,11 +114,11 @@ def render(
     return response
 
 
-def _navigation(path: str, who: Visitor | None) -> list[tuple[str, list[tuple[Link, bool]]]]:
+def _navigation(path: str, user: User | None) -> list[tuple[str, list[tuple[Link, bool]]]]:
     """The links that the visitor may follow, by group, and which of them is open."""
-    if who is None:
+    if user is None:
         return []
-    shown = [link for link in LINKS if not link.scopes or who.may(*link.scopes)]
+    shown = [link for link in LINKS if not link.scopes or user.has_scope(*link.scopes)]
     under = [link for link in shown if path == link.path or path.startswith(f"{link.path}/")]
     here = max(under, key=lambda link: len(link.path), default=None)
     groups = []
@@ -149,11 +149,11 @@ class PageRoute(APIRoute):
                 if request.method not in ("GET", "HEAD"):
                     session.same_site(request)
                 if not self.path.startswith(LOGIN):
-                    services: Services = request.app.state.services
-                    request.state.visitor = await run_in_threadpool(session.visitor, services.store, request)
-                    request.state.key = request.state.visitor.key  # for the log
+                    context: AppContext = request.app.state.context
+                    request.state.user = await run_in_threadpool(session.current_user, context.store, request)
+                    request.state.key = request.state.user.key  # for the log
                     if not self.path.endswith("/logout"):
-                        request.state.visitor.must(Scope.READ, Scope.OPERATE, Scope.ADMIN)
+                        request.state.user.require(Scope.READ, Scope.OPERATE, Scope.ADMIN)
                 return await handle(request)
             except Unauthorized:
                 return _to_login(request)
@@ -196,12 +196,24 @@ def _mistake(request: Request, error: Exception) -> Response:
 # -- what pages ask for ----------------------------------------------------------------------------------------------
 
 
-async def _visitor(request: Request) -> Visitor:
-    who: Visitor = request.state.visitor
-    return who
+async def _current_user(request: Request) -> User:
+    user: User = request.state.user
+    return user
 
 
-Who = Annotated[Visitor, Depends(_visitor)]
+CurrentUser = Annotated[User, Depends(_current_user)]
 Ids = Annotated[list[str], Form()]
 
-__all__ = ["GROUPS", "HOME", "LINKS", "Forbidden", "Ids", "Link", "NotFound", "PageRoute", "Who", "render", "see"]
+__all__ = [
+    "GROUPS",
+    "HOME",
+    "LINKS",
+    "CurrentUser",
+    "Forbidden",
+    "Ids",
+    "Link",
+    "NotFound",
+    "PageRoute",
+    "render",
+    "see",
+]

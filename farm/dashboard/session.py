@@ -26,44 +26,44 @@ _FORM: Final = re.compile(r"(key_[0-9a-f]{32})\.([0-9]{1,12})\.([0-9a-f]{64})", 
 
 
 @dataclass(frozen=True)
-class Visitor:
+class User:
     """Whoever looks, and what may be shown and done."""
 
     key: Key
 
     @property
-    def operates(self) -> bool:
+    def is_operator(self) -> bool:
         """Whether the whole farm is shown, and may be steered: else only what is the key's tenant's."""
-        return self.may(Scope.OPERATE, Scope.ADMIN)
+        return self.has_scope(Scope.OPERATE, Scope.ADMIN)
 
     @property
     def tenant(self) -> str | None:
         """The tenant whose things are shown; None: everybody's."""
-        return None if self.operates else self.key.tenant_id
+        return None if self.is_operator else self.key.tenant_id
 
-    def may(self, *scopes: Scope | str) -> bool:
-        """Whether the key has one of the scopes: templates hide what this denies, and `must` refuses it."""
+    def has_scope(self, *scopes: Scope | str) -> bool:
+        """Whether the key has one of the scopes: templates hide what this denies, and `require` refuses it."""
         return not self.key.scopes.isdisjoint({Scope(scope) for scope in scopes})
 
-    def must(self, *scopes: Scope) -> None:
+    def require(self, *scopes: Scope) -> None:
         """Raise `Forbidden` unless the key has one of the scopes."""
-        if not self.may(*scopes):
+        if not self.has_scope(*scopes):
             needed = " or ".join(repr(scope.value) for scope in scopes)
             raise Forbidden(f"this needs a key with the scope {needed}; sign in with another key")
 
-    def acting(self, tenant_id: str) -> Key:
+    def key_for(self, tenant_id: str) -> Key:
         """The key as that tenant's, for the API's own functions; the caller has checked that it may."""
         return replace(self.key, tenant_id=tenant_id)
 
-    def may_change(self, tenant_id: str) -> bool:
+    def can_change(self, tenant_id: str) -> bool:
         """Whether the key may change that tenant's jobs and batches: templates hide what this denies."""
-        return self.operates or (tenant_id == self.key.tenant_id and self.may(Scope.SUBMIT))
+        return self.is_operator or (tenant_id == self.key.tenant_id and self.has_scope(Scope.SUBMIT))
 
-    def changes(self, tenant_id: str) -> str:
+    def require_change(self, tenant_id: str) -> str:
         """The tenant whose job or batch is about to be changed, if this key may. Raises `Forbidden`."""
-        if not self.may_change(tenant_id):
+        if not self.can_change(tenant_id):
             own = tenant_id == self.key.tenant_id
-            self.must(*(Scope.SUBMIT,) if own else (), Scope.OPERATE, Scope.ADMIN)
+            self.require(*(Scope.SUBMIT,) if own else (), Scope.OPERATE, Scope.ADMIN)
         return tenant_id
 
 
@@ -87,7 +87,7 @@ def end(response: Response) -> None:
     response.delete_cookie(COOKIE, path="/farm", httponly=True, samesite="lax")
 
 
-def visitor(store: Store, request: Request) -> Visitor:
+def current_user(store: Store, request: Request) -> User:
     """Whoever the request's cookie names. Raises `Unauthorized`: no cookie, an old one, or a key that was revoked."""
     found = _FORM.fullmatch(request.cookies.get(COOKIE, ""))
     if found is None:
@@ -99,7 +99,7 @@ def visitor(store: Store, request: Request) -> Visitor:
         raise Unauthorized("sign in with an API key")
     if int(until) < time.time():
         raise Unauthorized("the session is over; sign in again")
-    return Visitor(key)
+    return User(key)
 
 
 def _mac(secret_hash: bytes, text: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from farm.api.rate_limit import Rates
+from farm.api.rate_limit import RateLimiter
 from farm.client import Farm
 from farm.local import servers as local
 from farm.local.ports import Claims
@@ -30,7 +30,7 @@ JOB = {"task": "text-to-image", "model": "starter", "prompt": "a red ball on a b
 
 def test_a_bucket_lets_a_burst_through_and_then_its_rate_and_a_refused_request_costs_nothing() -> None:
     now = 0.0
-    rates = Rates(2, 4, lambda: now)
+    rates = RateLimiter(2, 4, lambda: now)
     assert [rates.take("a").left for _ in range(4)] == [3, 2, 1, 0]
     for _ in range(3):
         refused = rates.take("a")

@@ -189,7 +189,7 @@ def test_headers_are_checked(client: httpx2.Client) -> None:
 def test_a_database_that_is_away_is_503_and_its_return_is_noticed(api: Api) -> None:
     with api.client() as client:
         assert client.get("/v1/jobs").status_code == 200
-        services = api.server.config.app.state.services  # type: ignore[union-attr]
+        services = api.server.config.app.state.context  # type: ignore[union-attr]
         engine, services.store.engine = services.store.engine, _closed_engine()
         answer = client.get("/v1/jobs")
         problem(answer, 503)

@@ -191,8 +191,8 @@ def test_nothing_of_a_canceled_batch_begins_however_long_its_rows_take(
         assert not lifecycle.rearrange(unit, batch["id"])
     found = client.get(f"/v1/batches/{batch['id']}").json()
     assert (found["state"], found["rearranging"], found["request_counts"]["canceled"]) == ("canceling", True, 3)
-    services = api.server.config.app.state.services  # type: ignore[union-attr]
-    services.sweeper.hurry()
+    services = api.server.config.app.state.context  # type: ignore[union-attr]
+    services.cleanup.wake()
     wait_until(lambda: not client.get(f"/v1/batches/{batch['id']}").json()["rearranging"], 20, what="all follow")
     with api.store.begin() as unit:
         lifecycle.canceled(unit, begun.id, begun.epoch)
@@ -387,9 +387,9 @@ def test_of_a_hundred_thousand_lines_the_one_bad_line_is_named_and_can_be_skippe
 
 
 def test_lines_that_are_alike_come_to_what_each_alone_would(api: Api) -> None:
-    services = api.server.config.app.state.services  # type: ignore[union-attr]
+    services = api.server.config.app.state.context  # type: ignore[union-attr]
     common = {"task": "text-to-image", "width": 64, "height": 64, "priority": "bulk", "num_inference_steps": 7}
-    checker = bulk.Checker(services, api.tenant_id, common | {"negative_prompt": "unless said"})
+    checker = bulk.LineValidator(services, api.tenant_id, common | {"negative_prompt": "unless said"})
     assert checker.job({"prompt": "the first of its kind"})[1] is None
     for own in (
         {"prompt": 'a\\b\t"c"\nd é', "seed": 5, "custom_id": "x\ty\\z", "metadata": {"k": "\\t\n"}},
@@ -397,7 +397,9 @@ def test_lines_that_are_alike_come_to_what_each_alone_would(api: Api) -> None:
     ):
         job, mine = checker.job(own)
         assert mine is not None
-        alone, _ = bulk.Checker(services, api.tenant_id, {}).job(common | {"negative_prompt": "unless said"} | own)
+        alone, _ = bulk.LineValidator(services, api.tenant_id, {}).job(
+            common | {"negative_prompt": "unless said"} | own
+        )
         texts = {"prompt": mine.prompt, "negative_prompt": mine.negative_prompt, "seed": mine.seed}
         assert job.spec.model_copy(update=texts) == alone.spec
         assert (mine.custom_id, tuple(mine.metadata.items())) == (alone.custom_id, alone.metadata)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.api.cleanup import Sweeper
+from farm.api.cleanup import CleanupThread
 from farm.domain.job import Assignment, Job, Output
 from farm.domain.states import JobState
 from farm.objects import keys
@@ -58,16 +58,16 @@ def test_lost_attempts_are_cleaned_up_after_and_old_jobs_are_forgotten(
         lifecycle.succeed(unit, good.id, 2, [kept], {})
         lifecycle.cancel(unit, tenant, bad.id)
         lifecycle.canceled(unit, bad.id, 1)
-    sweeper = Sweeper(store, storage)
+    cleanup = CleanupThread(store, storage)
 
     with store.begin() as unit:
         assert lifecycle.clean_up(unit) == 0  # too early: somebody may still be writing
-    sweeper.sweep()
+    cleanup.run_once()
     assert stored(storage, good) == {lost.key, kept.key}
     with store.begin() as unit:
         assert lifecycle.clean_up(unit, settled_seconds=0) == 2
     # whoever removes the objects may be another process, after a restart
-    Sweeper(store, storage).sweep()
+    CleanupThread(store, storage).run_once()
     assert stored(storage, good) == {kept.key}
     assert stored(storage, bad) == set()
     assert half.key not in stored(storage, bad)
@@ -80,7 +80,7 @@ def test_lost_attempts_are_cleaned_up_after_and_old_jobs_are_forgotten(
         assert lifecycle.forget(unit) == 0
         unit.session.execute(text("UPDATE job SET finished_at = finished_at - interval '2 hours'"))
         assert lifecycle.forget(unit) == 2
-    sweeper.sweep()
+    cleanup.run_once()
     assert stored(storage, good) == set()
     with store.begin() as unit:
         assert unit.jobs.get(good.id) is None

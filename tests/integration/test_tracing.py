@@ -97,7 +97,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
         with api.store.begin() as unit:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job, hand.name)], 30)
         rights = Rights()
-        model = api.server.config.app.state.services.registry.get  # type: ignore[union-attr]
+        model = api.server.config.app.state.context.registry.get  # type: ignore[union-attr]
         bench = Bench(
             hand.name,
             settings,

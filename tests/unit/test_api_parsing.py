@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from farm.api.jobs import wait_of
+from farm.api.jobs import parse_prefer_wait
 from farm.api.problems import MAX_VALUE, shown
 from farm.api.sse import position
 
@@ -29,7 +29,7 @@ from farm.api.sse import position
     ],
 )
 def test_prefer_is_read_as_rfc_7240_says(header: str | None, seconds: float | None) -> None:
-    assert wait_of(header, 60) == seconds
+    assert parse_prefer_wait(header, 60) == seconds
 
 
 @pytest.mark.parametrize(

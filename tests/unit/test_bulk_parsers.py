@@ -126,11 +126,11 @@ def members(count: int) -> Iterator[Member]:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 70_000])  # above 65,535 a zip needs its 64-bit end
 def test_archives_hold_what_was_put_in(count: int) -> None:
-    with zipfile.ZipFile(io.BytesIO(b"".join(archive.zipped(members(count))))) as packed:
+    with zipfile.ZipFile(io.BytesIO(b"".join(archive.write_zip(members(count))))) as packed:
         assert packed.namelist() == [one.name for one in members(count)]
         for one in list(members(count))[:: max(1, count // 50)]:
             assert packed.read(one.name) == one.data
         assert all(info.date_time == (2026, 1, 31, 12, 30, 10) for info in packed.infolist())
     if count < 1_000:
-        with tarfile.open(fileobj=io.BytesIO(b"".join(archive.tarred(members(count))))) as tape:
+        with tarfile.open(fileobj=io.BytesIO(b"".join(archive.write_tar(members(count))))) as tape:
             assert tape.getnames() == [one.name for one in members(count)]

@@ -21,8 +21,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from farm.api.compat import adapter
-from farm.api.compat.adapter import ANY, Call, Dialect, Moot, Refusal, drop_moot, reads, submits
-from farm.api.compat.submission import cancel, rendered, stored
+from farm.api.compat.adapter import (
+    IGNORED,
+    Adapter,
+    AdapterCall,
+    ErrorInfo,
+    UnsupportedParameter,
+    drop_unsupported,
+    reads,
+    submits,
+)
+from farm.api.compat.submission import cancel, render, store_image
 from farm.domain.job import Job, JobFilter
 from farm.domain.model import Model
 from farm.domain.recipe import SAMPLER_NAMES, parameters_text
@@ -35,7 +44,7 @@ from farm.settings import Settings
 PREFIX: Final = "/sdapi/v1"
 
 #: The ``custom_id`` of every job that came this way: how progress and interrupt find them.
-MARK: Final = "sdapi"
+CUSTOM_ID: Final = "sdapi"
 AT_ONCE: Final = 100  #: jobs that one interrupt stops
 _ACTIVE: Final = (JobState.QUEUED, JobState.DISPATCHED, JobState.RUNNING)
 
@@ -57,8 +66,8 @@ _NO_SCRIPTS: Final = "the farm has no scripts"
 _SINGLE: Final = "the farm renders in one pass: ask for the size itself"
 _SAMPLING: Final = "the farm's samplers have no such parameter; leave it out"
 #: What clients send of their own accord, and its values that ask for nothing.
-_MOOT: Final[Mapping[str, Moot | None]] = {
-    "enable_hr": Moot((False,), _SINGLE),
+_UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
+    "enable_hr": UnsupportedParameter((False,), _SINGLE),
     **dict.fromkeys(
         (
             *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name"),
@@ -68,32 +77,34 @@ _MOOT: Final[Mapping[str, Moot | None]] = {
             *("disable_extra_networks", "force_task_id", "infotext", "include_init_images", "mask_round"),
             *("inpaint_full_res", "inpaint_full_res_padding"),
         ),
-        ANY,
+        IGNORED,
     ),
-    "firstphase_width": Moot((0,), _SINGLE),
-    "firstphase_height": Moot((0,), _SINGLE),
-    "refiner_checkpoint": Moot(("", "None"), _SINGLE),
-    "refiner_switch_at": ANY,
-    "latent_mask": Moot((), "send mask"),
-    "styles": Moot(([],), "the farm has no saved styles; say it in the prompt"),
-    "subseed_strength": Moot((0,), "the farm renders from one seed"),
-    "scheduler": Moot(("", "automatic", "Automatic", "Use same scheduler"), "the farm's samplers come with their own"),
-    "restore_faces": Moot((False,), "the farm does not restore faces"),
-    "tiling": Moot((False,), "the farm does not tile"),
-    "eta": Moot((0, 1), _SAMPLING),
-    "s_churn": Moot((0,), _SAMPLING),
-    "s_tmax": Moot((0,), _SAMPLING),
-    "s_tmin": Moot((0,), _SAMPLING),
-    "s_noise": Moot((1,), _SAMPLING),
-    "s_min_uncond": Moot((0,), _SAMPLING),
-    "script_name": Moot(("", "None"), _NO_SCRIPTS),
-    "resize_mode": Moot((0,), "the farm just resizes (mode 0)"),
-    "mask_blur": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
-    "mask_blur_x": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
-    "mask_blur_y": Moot((0, 4), "a mask's edge stays an edge here: leave it out"),
-    "inpainting_fill": Moot((0, 1), "the farm starts from the image itself"),
-    "initial_noise_multiplier": Moot((1,), _SAMPLING),
-    "image_cfg_scale": Moot((0, 1.5), _SAMPLING),
+    "firstphase_width": UnsupportedParameter((0,), _SINGLE),
+    "firstphase_height": UnsupportedParameter((0,), _SINGLE),
+    "refiner_checkpoint": UnsupportedParameter(("", "None"), _SINGLE),
+    "refiner_switch_at": IGNORED,
+    "latent_mask": UnsupportedParameter((), "send mask"),
+    "styles": UnsupportedParameter(([],), "the farm has no saved styles; say it in the prompt"),
+    "subseed_strength": UnsupportedParameter((0,), "the farm renders from one seed"),
+    "scheduler": UnsupportedParameter(
+        ("", "automatic", "Automatic", "Use same scheduler"), "the farm's samplers come with their own"
+    ),
+    "restore_faces": UnsupportedParameter((False,), "the farm does not restore faces"),
+    "tiling": UnsupportedParameter((False,), "the farm does not tile"),
+    "eta": UnsupportedParameter((0, 1), _SAMPLING),
+    "s_churn": UnsupportedParameter((0,), _SAMPLING),
+    "s_tmax": UnsupportedParameter((0,), _SAMPLING),
+    "s_tmin": UnsupportedParameter((0,), _SAMPLING),
+    "s_noise": UnsupportedParameter((1,), _SAMPLING),
+    "s_min_uncond": UnsupportedParameter((0,), _SAMPLING),
+    "script_name": UnsupportedParameter(("", "None"), _NO_SCRIPTS),
+    "resize_mode": UnsupportedParameter((0,), "the farm just resizes (mode 0)"),
+    "mask_blur": UnsupportedParameter((0, 4), "a mask's edge stays an edge here: leave it out"),
+    "mask_blur_x": UnsupportedParameter((0, 4), "a mask's edge stays an edge here: leave it out"),
+    "mask_blur_y": UnsupportedParameter((0, 4), "a mask's edge stays an edge here: leave it out"),
+    "inpainting_fill": UnsupportedParameter((0, 1), "the farm starts from the image itself"),
+    "initial_noise_multiplier": UnsupportedParameter((1,), _SAMPLING),
+    "image_cfg_scale": UnsupportedParameter((0, 1.5), _SAMPLING),
 }
 
 
@@ -109,11 +120,11 @@ def _key(request: Request) -> str | None:
     return password or user or None
 
 
-def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
-    return {"error": refusal.code, "detail": refusal.message, "body": "", "errors": refusal.message}
+def _body(info: ErrorInfo, _: Request) -> Mapping[str, Any]:
+    return {"error": info.code, "detail": info.message, "body": "", "errors": info.message}
 
 
-DIALECT: Final = Dialect(
+ADAPTER: Final = Adapter(
     name="A1111",
     credentials=_key,
     ask="send an API key as the password of any user name, as `--api-auth` has it",
@@ -130,7 +141,7 @@ def application(main: FastAPI) -> Starlette:
     )
     return adapter.application(
         main,
-        DIALECT,
+        ADAPTER,
         [
             submits("/txt2img", txt2img),
             submits("/img2img", img2img),
@@ -154,14 +165,14 @@ def application(main: FastAPI) -> Starlette:
 # -- images --------------------------------------------------------------------------------------------------------
 
 
-async def txt2img(call: Call) -> Response:
+async def txt2img(call: AdapterCall) -> Response:
     """``POST /txt2img``."""
     given = await call.json()
     given.pop("denoising_strength", None)  # of the second pass
     return await _answer(call, given, {"task": Task.TEXT_TO_IMAGE.value})
 
 
-async def img2img(call: Call) -> Response:
+async def img2img(call: AdapterCall) -> Response:
     """``POST /img2img``: with a mask its white part is painted anew."""
     given = await call.json()
     images, mask = given.pop("init_images", None), given.pop("mask", None)
@@ -180,7 +191,7 @@ async def img2img(call: Call) -> Response:
     return await _answer(call, given, asked)
 
 
-async def _image(call: Call, text: object, field: str, *, inverted: bool = False) -> str:
+async def _image(call: AdapterCall, text: object, field: str, *, inverted: bool = False) -> str:
     """How a job names an image that came as base64, with or without the head of a data URL, or as a URL."""
     if not isinstance(text, str):
         raise BadInput.of(field, text, "must be an image as base64 text")
@@ -191,8 +202,8 @@ async def _image(call: Call, text: object, field: str, *, inverted: bool = False
     except (binascii.Error, ValueError):
         raise BadInput.of(field, text[:60], "is not valid base64") from None
     if inverted:
-        data = await run_in_threadpool(_inverted, data, field, call.farm.settings)
-    return await stored(call, data, field)
+        data = await run_in_threadpool(_inverted, data, field, call.context.settings)
+    return await store_image(call, data, field)
 
 
 def _inverted(data: bytes, field: str, settings: Settings) -> bytes:
@@ -203,7 +214,7 @@ def _inverted(data: bytes, field: str, settings: Settings) -> bytes:
 def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Put into ``asked`` what a request asks for; returns whether its images are to be sent. Raises `BadInput`."""
     sampler = given.pop("sampler_name", None) or given.get("sampler_index")
-    found = drop_moot(given, _MOOT)
+    found = drop_unsupported(given, _UNSUPPORTED)
     if sampler and str(sampler).lower() != "automatic":
         scheduler = _SAMPLERS.get(str(sampler).lower())
         if scheduler is None:
@@ -238,7 +249,7 @@ def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
     if found:
         raise BadInput(*found)
     asked.setdefault("prompt", "")
-    asked |= {"priority": Priority.INTERACTIVE.value, "custom_id": MARK}
+    asked |= {"priority": Priority.INTERACTIVE.value, "custom_id": CUSTOM_ID}
     return send is not False
 
 
@@ -266,13 +277,13 @@ def _overrides(settings: object, asked: dict[str, Any]) -> list[FieldProblem]:
     return found
 
 
-async def _answer(call: Call, given: dict[str, Any], asked: dict[str, Any]) -> Response:
+async def _answer(call: AdapterCall, given: dict[str, Any], asked: dict[str, Any]) -> Response:
     told = {name: value for name, value in given.items() if name != "alwayson_scripts"}
     send = _read(given, asked)
-    job = await rendered(call, asked, NAMES)
+    job = await render(call, asked, NAMES)
 
     def read() -> list[str]:
-        return [base64.b64encode(call.farm.storage.get(output.key)).decode() for output in job.outputs]
+        return [base64.b64encode(call.context.storage.get(output.key)).decode() for output in job.outputs]
 
     images = await run_in_threadpool(read) if send else []
     return JSONResponse({"images": images, "parameters": told, "info": json.dumps(_info(job), ensure_ascii=False)})
@@ -318,14 +329,14 @@ def _info(job: Job) -> dict[str, Any]:
 # -- what is under way -------------------------------------------------------------------------------------------------
 
 
-def _active(call: Call) -> list[Job]:
+def _active(call: AdapterCall) -> list[Job]:
     """The tenant's jobs that came this way and are not over, newest first."""
-    with call.farm.store.begin() as unit:
-        found, _ = unit.jobs.page(call.tenant_id, JobFilter(states=_ACTIVE, custom_id=MARK), None, AT_ONCE)
+    with call.context.store.begin() as unit:
+        found, _ = unit.jobs.page(call.tenant_id, JobFilter(states=_ACTIVE, custom_id=CUSTOM_ID), None, AT_ONCE)
     return found
 
 
-def progress(call: Call) -> Response:
+def progress(call: AdapterCall) -> Response:
     """``GET /progress``: of the tenant's oldest job that came this way and is not over."""
     active = _active(call)
     oldest = active[-1] if active else None
@@ -351,7 +362,7 @@ def progress(call: Call) -> Response:
     )
 
 
-def interrupt(call: Call) -> Response:
+def interrupt(call: AdapterCall) -> Response:
     """``POST /interrupt``: stop the tenant's jobs that came this way."""
     for job in _active(call):
         cancel(call, job.id)
@@ -361,16 +372,16 @@ def interrupt(call: Call) -> Response:
 # -- what there is -----------------------------------------------------------------------------------------------------
 
 
-def _default(call: Call) -> Model:
-    return call.farm.registry.default_for(Task.TEXT_TO_IMAGE) or call.farm.registry.models[0]
+def _default(call: AdapterCall) -> Model:
+    return call.context.registry.default_for(Task.TEXT_TO_IMAGE) or call.context.registry.models[0]
 
 
-def get_options(call: Call) -> Response:
+def get_options(call: AdapterCall) -> Response:
     """``GET /options``: those that mean something here."""
     return JSONResponse(_options(call))
 
 
-def _options(call: Call) -> dict[str, Any]:
+def _options(call: AdapterCall) -> dict[str, Any]:
     return {
         "sd_model_checkpoint": _default(call).id,
         "sd_checkpoint_hash": None,
@@ -379,7 +390,7 @@ def _options(call: Call) -> dict[str, Any]:
     }
 
 
-async def set_options(call: Call) -> Response:
+async def set_options(call: AdapterCall) -> Response:
     """``POST /options``: accepts what is so already; one client's choice must not become another's."""
     now = _options(call)
     found = [
@@ -394,14 +405,14 @@ async def set_options(call: Call) -> Response:
     return JSONResponse({})
 
 
-def list_models(call: Call) -> Response:
+def list_models(call: AdapterCall) -> Response:
     """``GET /sd-models``."""
     nothing = {"hash": None, "sha256": None, "config": None}
-    names = [model.id for model in call.farm.registry.models]
+    names = [model.id for model in call.context.registry.models]
     return JSONResponse([{"title": name, "model_name": name, "filename": name, **nothing} for name in names])
 
 
-def list_samplers(_: Call) -> Response:
+def list_samplers(_: AdapterCall) -> Response:
     """``GET /samplers``."""
     return JSONResponse([{"name": SAMPLER_NAMES[one], "aliases": [one.value], "options": {}} for one in Scheduler])
 

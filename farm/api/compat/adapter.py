@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from farm.api import problems
 from farm.api.auth import count
-from farm.api.dependencies import Services
+from farm.api.dependencies import AppContext
 from farm.api.route import parse_json
 from farm.errors import (
     BadInput,
@@ -41,7 +41,7 @@ CLIENT_GONE: Final = 499  #: what the log says of a request whose client hung up
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ErrorInfo:
     """Why a request got no result, before it takes a dialect's shape."""
 
     status: int
@@ -52,19 +52,19 @@ class Refusal:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Refused(FarmError):
+class AdapterError(FarmError):
     """A request that an adapter refuses with a status of its own."""
 
     def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
-        self.refusal = Refusal(status, code, message, field)
+        self.info = ErrorInfo(status, code, message, field)
         super().__init__(message)
 
 
 @dataclass(frozen=True)
-class Call:
+class AdapterCall:
     """One request by a known caller."""
 
-    farm: Services
+    context: AppContext
     key: Key
     request: Request
 
@@ -84,7 +84,7 @@ class Call:
         return f"{url.scheme}://{url.netloc}{self.request.scope['root_path']}"
 
     async def json(self) -> dict[str, Any]:
-        """The body, which is a JSON object. Raises `BadInput` and `problems.Unreadable`."""
+        """The body, which is a JSON object. Raises `BadInput` and `problems.UnreadableBody`."""
         found = parse_json(await self.request.body() or b"null")
         if not isinstance(found, dict):
             raise BadInput.of("body", found, "must be a JSON object")
@@ -92,7 +92,7 @@ class Call:
 
 
 #: Answers a call: a coroutine, or a plain function, which then runs in a thread.
-Handler = Callable[[Call], Response | Awaitable[Response]]
+Handler = Callable[[AdapterCall], Response | Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -116,33 +116,33 @@ def submits(path: str, handler: Handler, method: str = "POST") -> Operation:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Adapter:
     """How one foreign API names its callers and its errors."""
 
     name: str
     credentials: Callable[[Request], str | None]  #: the API key that a request carries
     ask: str  #: the sentence for who sends none
-    body: Callable[[Refusal, Request], Mapping[str, Any]]
+    body: Callable[[ErrorInfo, Request], Mapping[str, Any]]
     conflict: int = HTTPStatus.CONFLICT  #: some clients send a 409 again by themselves
     invalid: int = HTTPStatus.UNPROCESSABLE_ENTITY
     challenge: str = 'Bearer realm="farm"'
 
-    def answer(self, refusal: Refusal, request: Request) -> Response:
+    def answer(self, info: ErrorInfo, request: Request) -> Response:
         """The answer that refuses a request."""
-        shown = replace(refusal, message=problems.encodable(refusal.message))
+        shown = replace(info, message=problems.encodable(info.message))
         return JSONResponse(self.body(shown, request), shown.status, headers=dict(shown.headers))
 
-    def refusal_of(self, error: FarmError) -> Refusal:
+    def error_info(self, error: FarmError) -> ErrorInfo:
         """What one of the farm's own errors means to a client. Raises it again if it is no client's business."""
         match error:
-            case Refused():
-                return error.refusal
+            case AdapterError():
+                return error.info
             case BadInput():
                 first = error.problems[0]
                 line = "" if first.line is None else f"line {first.line}: "
                 more = "" if len(error.problems) == 1 else f" (and {len(error.problems) - 1} more)"
                 value = "" if first.value is None else f" (given: {problems.shown(first.value)})"
-                return Refusal(
+                return ErrorInfo(
                     self.invalid,
                     "invalid_value",
                     f"{line}{first.field}: {first.message}{value}{more}",
@@ -150,20 +150,22 @@ class Dialect:
                     error.problems,
                 )
             case Unauthorized():
-                return Refusal(401, "invalid_api_key", str(error), headers={"WWW-Authenticate": self.challenge})
+                return ErrorInfo(401, "invalid_api_key", str(error), headers={"WWW-Authenticate": self.challenge})
             case Forbidden():
-                return Refusal(403, "forbidden", str(error))
+                return ErrorInfo(403, "forbidden", str(error))
             case NotFound():
-                return Refusal(404, "not_found", str(error))
+                return ErrorInfo(404, "not_found", str(error))
             case Conflict():
-                return Refusal(self.conflict, "conflict", str(error))
+                return ErrorInfo(self.conflict, "conflict", str(error))
             case QuotaExceeded():
                 retry = {"Retry-After": problems.retry_after(error)}
-                return Refusal(429, "quota_exceeded", str(error), headers=retry)
+                return ErrorInfo(429, "quota_exceeded", str(error), headers=retry)
             case Unavailable():
                 log.warning("a server does not answer", action="server_unavailable", error=str(error))
                 retry = {"Retry-After": str(problems.RETRY_SECONDS)}
-                return Refusal(503, "unavailable", "A part of the farm does not answer; try again soon.", headers=retry)
+                return ErrorInfo(
+                    503, "unavailable", "A part of the farm does not answer; try again soon.", headers=retry
+                )
             case _:
                 raise error
 
@@ -177,9 +179,9 @@ def bearer(request: Request, *schemes: str) -> str | None:
 
 def application(
     main: FastAPI,
-    dialect: Dialect,
+    adapter: Adapter,
     operations: Sequence[Operation],
-    unkeyed: Mapping[str, Callable[[Services, Request], Response]] | None = None,
+    unkeyed: Mapping[str, Callable[[AppContext, Request], Response]] | None = None,
 ) -> Starlette:
     """An adapter's app: every request is admitted first, and every error leaves in the dialect's shape.
 
@@ -191,29 +193,29 @@ def application(
         status = error.status_code
         message = str(error.detail)
         if status == HTTPStatus.NOT_FOUND:
-            message = f"{request.method} {request.url.path} is not a part of the {dialect.name} API that the farm has"
+            message = f"{request.method} {request.url.path} is not a part of the {adapter.name} API that the farm has"
         elif status == HTTPStatus.METHOD_NOT_ALLOWED:
             message = f"{request.method} is not allowed here"
-        if isinstance(error, problems.Unreadable):
-            status = dialect.invalid
+        if isinstance(error, problems.UnreadableBody):
+            status = adapter.invalid
         code = HTTPStatus(status).phrase.lower().replace(" ", "_")
-        return dialect.answer(Refusal(status, code, message, headers=dict(error.headers or {})), request)
+        return adapter.answer(ErrorInfo(status, code, message, headers=dict(error.headers or {})), request)
 
     def endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         handler = operation.handler
 
         async def handled(request: Request) -> Response:
-            farm = cast("Services", main.state.services)
+            context = cast("AppContext", main.state.context)
             try:
-                key = await run_in_threadpool(_admit, farm, dialect, operation, request)
+                key = await run_in_threadpool(_admit, context, adapter, operation, request)
                 request.state.key = key
                 structlog.contextvars.bind_contextvars(tenant=key.tenant_id)
-                call = Call(farm, key, request)
+                call = AdapterCall(context, key, request)
                 if inspect.iscoroutinefunction(handler):
                     return cast("Response", await handler(call))
                 return cast("Response", await run_in_threadpool(handler, call))
             except FarmError as error:
-                return dialect.answer(dialect.refusal_of(error), request)
+                return adapter.answer(adapter.error_info(error), request)
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
             except HTTPException:
@@ -221,17 +223,17 @@ def application(
             except Exception:
                 asked = getattr(request.state, "request_id", None)
                 log.exception("a request failed", action="request_failed", request=asked, path=request.url.path)
-                refusal = Refusal(500, "internal_error", "The farm made a mistake; its log has the details.")
-                return dialect.answer(refusal, request)
+                info = ErrorInfo(500, "internal_error", "The farm made a mistake; its log has the details.")
+                return adapter.answer(info, request)
 
         return handled
 
-    def signed(handler: Callable[[Services, Request], Response]) -> Callable[[Request], Awaitable[Response]]:
+    def signed(handler: Callable[[AppContext, Request], Response]) -> Callable[[Request], Awaitable[Response]]:
         async def handled(request: Request) -> Response:
             try:
-                return await run_in_threadpool(handler, cast("Services", main.state.services), request)
+                return await run_in_threadpool(handler, cast("AppContext", main.state.context), request)
             except FarmError as error:
-                return dialect.answer(dialect.refusal_of(error), request)
+                return adapter.answer(adapter.error_info(error), request)
 
         return handled
 
@@ -242,13 +244,13 @@ def application(
     return made
 
 
-def _admit(farm: Services, dialect: Dialect, operation: Operation, request: Request) -> Key:
-    text = dialect.credentials(request)
+def _admit(context: AppContext, adapter: Adapter, operation: Operation, request: Request) -> Key:
+    text = adapter.credentials(request)
     if text is None:
-        raise Unauthorized(dialect.ask)
-    with farm.store.begin() as unit:
+        raise Unauthorized(adapter.ask)
+    with context.store.begin() as unit:
         key = unit.tenants.authenticate(text)
-    count(farm, key, request)
+    count(context, key, request)
     if operation.scopes and key.scopes.isdisjoint(operation.scopes):
         raise Forbidden(f"this needs a key with the scope {' or '.join(sorted(operation.scopes))}")
     return key
@@ -258,22 +260,22 @@ def _admit(farm: Services, dialect: Dialect, operation: Operation, request: Requ
 
 
 @dataclass(frozen=True)
-class Moot:
+class UnsupportedParameter:
     """A parameter that the farm does not have, and the values of it that ask for nothing."""
 
-    harmless: tuple[object, ...]
+    allowed: tuple[object, ...]
     reason: str  #: why any other is refused
 
     def allows(self, value: object) -> bool:
         """Whether the value asks for nothing."""
-        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in (None, *self.harmless))
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in (None, *self.allowed))
 
 
 #: A parameter that means nothing here, whatever it says.
-ANY: Final = None
+IGNORED: Final = None
 
 
-def drop_moot(given: dict[str, Any], moot: Mapping[str, Moot | None]) -> list[FieldProblem]:
+def drop_unsupported(given: dict[str, Any], moot: Mapping[str, UnsupportedParameter | None]) -> list[FieldProblem]:
     """Take out of a request what asks for nothing; returns what asks for something that the farm cannot do."""
     found: list[FieldProblem] = []
     for name, rule in moot.items():

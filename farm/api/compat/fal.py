@@ -16,8 +16,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from farm.api.compat import adapter
-from farm.api.compat.adapter import ANY, Call, Dialect, Moot, Refusal, Refused, drop_moot, reads, submits
-from farm.api.compat.submission import cancel, own, rendered, submit, url_of
+from farm.api.compat.adapter import (
+    IGNORED,
+    Adapter,
+    AdapterCall,
+    AdapterError,
+    ErrorInfo,
+    UnsupportedParameter,
+    drop_unsupported,
+    reads,
+    submits,
+)
+from farm.api.compat.submission import cancel, get_job, render, submit, url_of
 from farm.domain.job import Job
 from farm.domain.model import Model
 from farm.domain.states import JobState, Priority
@@ -43,23 +53,23 @@ SIZES: Final = {
     "landscape_4_3": (1024, 768),
     "landscape_16_9": (1024, 576),
 }
-_MOOT: Final[Mapping[str, Moot | None]] = {
-    "enable_safety_checker": ANY,
-    "sync_mode": Moot((False,), "images are answered as URLs"),
-    "loras": Moot(([],), "name the LoRAs of the farm's own registry over POST /v1/jobs"),
-    "embeddings": Moot(([],), "the farm has none"),
-    "controlnets": Moot(([],), "the farm has none"),
+_UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
+    "enable_safety_checker": IGNORED,
+    "sync_mode": UnsupportedParameter((False,), "images are answered as URLs"),
+    "loras": UnsupportedParameter(([],), "name the LoRAs of the farm's own registry over POST /v1/jobs"),
+    "embeddings": UnsupportedParameter(([],), "the farm has none"),
+    "controlnets": UnsupportedParameter(([],), "the farm has none"),
 }
 
 
-def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
-    if refusal.problems:
-        code = refusal.code
-        return {"detail": [{"loc": ["body", p.field], "msg": p.message, "type": code} for p in refusal.problems]}
-    return {"detail": refusal.message}
+def _body(info: ErrorInfo, _: Request) -> Mapping[str, Any]:
+    if info.problems:
+        code = info.code
+        return {"detail": [{"loc": ["body", p.field], "msg": p.message, "type": code} for p in info.problems]}
+    return {"detail": info.message}
 
 
-DIALECT: Final = Dialect(
+ADAPTER: Final = Adapter(
     name="fal",
     credentials=lambda request: adapter.bearer(request, "key", "bearer"),
     ask="send an API key: FAL_KEY=farm_…, which travels as `Authorization: Key farm_…`",
@@ -73,7 +83,7 @@ def application(main: FastAPI) -> Starlette:
     """The adapter's app."""
     return adapter.application(
         main,
-        DIALECT,
+        ADAPTER,
         [
             reads("/{owner}/{model}/requests/{request}/status", status),
             submits("/{owner}/{model}/requests/{request}/cancel", stop, "PUT"),
@@ -84,22 +94,22 @@ def application(main: FastAPI) -> Starlette:
     )
 
 
-def _model(call: Call) -> Model:
+def _model(call: AdapterCall) -> Model:
     """The model that an app's name ends in; what stands after it is a variant that the farm does not need."""
     name = call.path("model")
     full = f"{call.path('owner')}/{name}"
     for one in (full, name, name.partition("/")[0]):
-        model = call.farm.registry.get(one)
+        model = call.context.registry.get(one)
         if model is not None:
             return model
-    names = ", ".join(model.id for model in call.farm.registry.models)
-    raise Refused(404, "not_found", f"there is no app {full!r}; the farm's are <anything>/<model> of: {names}")
+    names = ", ".join(model.id for model in call.context.registry.models)
+    raise AdapterError(404, "not_found", f"there is no app {full!r}; the farm's are <anything>/<model> of: {names}")
 
 
-async def _asked(call: Call) -> dict[str, Any]:
+async def _asked(call: AdapterCall) -> dict[str, Any]:
     """A request in the farm's own fields. Raises `BadInput`."""
     given = await call.json()
-    found = drop_moot(given, _MOOT)
+    found = drop_unsupported(given, _UNSUPPORTED)
     asked: dict[str, Any] = {"model": _model(call).id, "priority": Priority.NORMAL.value}
     if call.request.headers.get("x-fal-queue-priority") == "low":
         asked["priority"] = Priority.BULK.value
@@ -127,7 +137,7 @@ async def _asked(call: Call) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None} | asked | {"task": task.value}
 
 
-async def enqueue(call: Call) -> Response:
+async def enqueue(call: AdapterCall) -> Response:
     """Queue a request."""
     job = await submit(call, await _asked(call), NAMES)
     url = f"{call.base}/{call.path('owner')}/{job.spec.model.rpartition('/')[2]}/requests/{job.id}"
@@ -143,15 +153,15 @@ async def enqueue(call: Call) -> Response:
     )
 
 
-async def run(call: Call) -> Response:
+async def run(call: AdapterCall) -> Response:
     """Render while the client waits."""
-    job = await rendered(call, await _asked(call), NAMES)
+    job = await render(call, await _asked(call), NAMES)
     return JSONResponse(await run_in_threadpool(_output, call, job))
 
 
-def status(call: Call) -> Response:
+def status(call: AdapterCall) -> Response:
     """How far a request is."""
-    job = own(call, call.path("request"), "request")
+    job = get_job(call, call.path("request"), "request")
     logs: list[dict[str, Any]] | None = None
     if call.request.query_params.get("logs") in ("1", "true") and job.progress is not None:
         message = f"step {job.progress.step} of {job.progress.steps}"
@@ -165,29 +175,29 @@ def status(call: Call) -> Response:
         metrics["inference_time"] = (job.finished_at - job.started_at).total_seconds()
     failed = {}
     if job.state is not JobState.SUCCEEDED:
-        refusal = _ended(job)
-        failed = {"error": refusal.message, "error_type": refusal.code}
+        info = _ended(job)
+        failed = {"error": info.message, "error_type": info.code}
     return JSONResponse({"status": "COMPLETED", "logs": logs, "metrics": metrics} | failed)
 
 
-def _ended(job: Job) -> Refusal:
+def _ended(job: Job) -> ErrorInfo:
     if job.error is not None and job.state is JobState.FAILED:
-        return Refusal(422, job.error.code, job.error.message)
-    return Refusal(422, "canceled", "the request was canceled")
+        return ErrorInfo(422, job.error.code, job.error.message)
+    return ErrorInfo(422, "canceled", "the request was canceled")
 
 
-def result(call: Call) -> Response:
+def result(call: AdapterCall) -> Response:
     """The images of a request that is over."""
-    job = own(call, call.path("request"), "request")
+    job = get_job(call, call.path("request"), "request")
     if not job.state.terminal:
-        raise Refused(400, "in_progress", "the request is still in progress")
+        raise AdapterError(400, "in_progress", "the request is still in progress")
     if job.state is not JobState.SUCCEEDED:
-        refusal = _ended(job)
-        raise Refused(refusal.status, refusal.code, refusal.message)
+        info = _ended(job)
+        raise AdapterError(info.status, info.code, info.message)
     return JSONResponse(_output(call, job))
 
 
-def _output(call: Call, job: Job) -> dict[str, Any]:
+def _output(call: AdapterCall, job: Job) -> dict[str, Any]:
     return {
         "images": [
             {
@@ -206,9 +216,9 @@ def _output(call: Call, job: Job) -> dict[str, Any]:
     }
 
 
-def stop(call: Call) -> Response:
+def stop(call: AdapterCall) -> Response:
     """Cancel a request."""
-    job = own(call, call.path("request"), "request")
+    job = get_job(call, call.path("request"), "request")
     if job.state.terminal:
         return JSONResponse({"status": "ALREADY_COMPLETED"}, 400)
     cancel(call, job.id)

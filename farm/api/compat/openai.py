@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from farm.api import bulk_parsers
 from farm.api.compat import adapter, openai_batches
-from farm.api.compat.adapter import Call, Dialect, Refusal, Refused, reads, submits
-from farm.api.compat.openai_images import NAMES, Images, images_of, read_request
-from farm.api.compat.submission import rendered, stored
+from farm.api.compat.adapter import Adapter, AdapterCall, AdapterError, ErrorInfo, reads, submits
+from farm.api.compat.openai_images import NAMES, ImagesRequest, images_of, read_request
+from farm.api.compat.submission import render, store_image
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import Task
@@ -34,14 +34,14 @@ MAX_FILE_BYTES: Final = openai_batches.MAX_FILE_BYTES
 _NUMBERS: Final = frozenset({"n", "output_compression", "partial_images", "steps"})
 
 
-def _body(refusal: Refusal, _: Request) -> Mapping[str, Any]:
+def _body(info: ErrorInfo, _: Request) -> Mapping[str, Any]:
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
-        refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error"
+        info.status, "invalid_request_error" if info.status < 500 else "server_error"
     )
-    return {"error": {"message": refusal.message, "type": kind, "param": refusal.field, "code": refusal.code}}
+    return {"error": {"message": info.message, "type": kind, "param": info.field, "code": info.code}}
 
 
-DIALECT: Final = Dialect(
+ADAPTER: Final = Adapter(
     name="OpenAI",
     credentials=adapter.bearer,
     ask="send an API key: OpenAI(api_key='farm_…'), which travels as `Authorization: Bearer farm_…`",
@@ -55,7 +55,7 @@ def application(main: FastAPI) -> Starlette:
     """The adapter's app."""
     return adapter.application(
         main,
-        DIALECT,
+        ADAPTER,
         [
             submits("/images/generations", generate),
             submits("/images/edits", edit),
@@ -69,13 +69,13 @@ def application(main: FastAPI) -> Starlette:
 # -- images --------------------------------------------------------------------------------------------------------
 
 
-async def generate(call: Call) -> Response:
+async def generate(call: AdapterCall) -> Response:
     """``POST /images/generations``: an image from words."""
     images = read_request(await call.json(), Task.TEXT_TO_IMAGE, Priority.INTERACTIVE)
     return await _answer(call, images)
 
 
-async def edit(call: Call) -> Response:
+async def edit(call: AdapterCall) -> Response:
     """``POST /images/edits``: with a mask its transparent part is painted anew, without one the image is varied."""
     async with call.request.form(max_files=4, max_fields=40) as form:
         files: dict[str, list[bytes]] = {}
@@ -98,10 +98,10 @@ async def edit(call: Call) -> Response:
             raise BadInput.of(field, len(found), "the farm edits one image at a time")
     task = Task.INPAINTING if "mask" in files else Task.IMAGE_TO_IMAGE
     images = read_request(given, task, Priority.INTERACTIVE)
-    images.asked["image"] = await stored(call, files["image"][0], "image")
+    images.asked["image"] = await store_image(call, files["image"][0], "image")
     if "mask" in files:
         mask = await run_in_threadpool(_painted_anew, call, files["mask"][0])
-        images.asked["mask_image"] = await stored(call, mask, "mask")
+        images.asked["mask_image"] = await store_image(call, mask, "mask")
     return await _answer(call, images)
 
 
@@ -113,14 +113,14 @@ def _form_value(field: str, text: str) -> object:
     return bulk_parsers.value(field, text)
 
 
-def _painted_anew(call: Call, mask: bytes) -> bytes:
+def _painted_anew(call: AdapterCall, mask: bytes) -> bytes:
     """The farm's mask, white where OpenAI's is transparent, as PNG."""
-    return images.as_png(images.load_holes(mask, call.farm.settings, field="mask"))
+    return images.as_png(images.load_holes(mask, call.context.settings, field="mask"))
 
 
-async def _answer(call: Call, images: Images) -> Response:
-    job = await rendered(call, images.asked, NAMES)
-    return JSONResponse(await run_in_threadpool(images_of, call.farm, job, images.form))
+async def _answer(call: AdapterCall, images: ImagesRequest) -> Response:
+    job = await render(call, images.asked, NAMES)
+    return JSONResponse(await run_in_threadpool(images_of, call.context, job, images.form))
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -130,15 +130,17 @@ def _model(model: Model) -> dict[str, Any]:
     return {"id": model.id, "object": "model", "created": 0, "owned_by": "farm"}
 
 
-def list_models(call: Call) -> Response:
+def list_models(call: AdapterCall) -> Response:
     """``GET /models``."""
-    return JSONResponse({"object": "list", "data": [_model(model) for model in call.farm.registry.models]})
+    return JSONResponse({"object": "list", "data": [_model(model) for model in call.context.registry.models]})
 
 
-def get_model(call: Call) -> Response:
+def get_model(call: AdapterCall) -> Response:
     """``GET /models/{model}``."""
-    model = call.farm.registry.get(call.path("model"))
+    model = call.context.registry.get(call.path("model"))
     if model is None:
-        names = ", ".join(one.id for one in call.farm.registry.models)
-        raise Refused(404, "model_not_found", f"there is no model {call.path('model')!r}; there are: {names}", "model")
+        names = ", ".join(one.id for one in call.context.registry.models)
+        raise AdapterError(
+            404, "model_not_found", f"there is no model {call.path('model')!r}; there are: {names}", "model"
+        )
     return JSONResponse(_model(model))

@@ -25,12 +25,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from farm.api import batches as native
 from farm.api import bulk, bulk_parsers, problems
-from farm.api.bulk import Order
-from farm.api.bulk_parsers import Line, Unfit
-from farm.api.compat.adapter import Call, Refused, reads, submits
-from farm.api.compat.openai_images import NAMES, Form, images_of, read_request
-from farm.api.compat.submission import renamed
-from farm.api.dependencies import Services
+from farm.api.bulk import BatchOptions
+from farm.api.bulk_parsers import BulkLine, RefusedLine
+from farm.api.compat.adapter import AdapterCall, AdapterError, reads, submits
+from farm.api.compat.openai_images import NAMES, ResponseFormat, images_of, read_request
+from farm.api.compat.submission import rename_fields
+from farm.api.dependencies import AppContext
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Estimate, NewBatch, OnError
 from farm.domain.job import Job
@@ -95,7 +95,7 @@ def _made_at(file_id: str) -> int:
     return int(file_id.rpartition("_")[2][:12], 16) // 1000
 
 
-async def create_file(call: Call) -> Response:
+async def create_file(call: AdapterCall) -> Response:
     """``POST /files``: an upload with the purpose ``batch``."""
     async with call.request.form(max_files=1, max_fields=10) as form:
         given = dict(form)
@@ -111,7 +111,7 @@ async def create_file(call: Call) -> Response:
     return JSONResponse(upload.shape())
 
 
-def _store(call: Call, content: IO[bytes], filename: str) -> Upload:
+def _store(call: AdapterCall, content: IO[bytes], filename: str) -> Upload:
     file_id = ids.new(ids.FILE)
     name = filename.replace("\\", "/").rpartition("/")[2][:200] or "requests.jsonl"
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:
@@ -121,24 +121,24 @@ def _store(call: Call, content: IO[bytes], filename: str) -> Upload:
         if not size:
             raise BadInput.of("file", name, "is empty")
         told = {"filename": quote(name.encode("utf-8", "replace"))}
-        call.farm.storage.put_file(
+        call.context.storage.put_file(
             keys.lines_key(call.tenant_id, file_id), Path(copy.name), bulk_parsers.JSONL[0], told
         )
     return Upload(file_id, name, size)
 
 
-def _upload(call: Call, file_id: str) -> Upload:
+def _upload(call: AdapterCall, file_id: str) -> Upload:
     """The tenant's upload of that id. Raises `NotFound`."""
     if not ids.is_id(ids.FILE, file_id):
         raise NotFound("file", file_id)
     try:
-        about = call.farm.storage.head(keys.lines_key(call.tenant_id, file_id))
+        about = call.context.storage.head(keys.lines_key(call.tenant_id, file_id))
     except NotFound:
         raise NotFound("file", file_id) from None
     return Upload(file_id, unquote(about.metadata.get("filename", "")) or "requests.jsonl", about.bytes)
 
 
-def list_files(call: Call) -> Response:
+def list_files(call: AdapterCall) -> Response:
     """``GET /files``: uploads, or with ``purpose=batch_output`` what batches gave; newest first."""
     limit, after = _place(call)
     purpose = call.request.query_params.get("purpose")
@@ -148,7 +148,7 @@ def list_files(call: Call) -> Response:
     if purpose not in (None, "batch"):
         return _listed([], more=False)
     prefix = keys.lines_prefix(call.tenant_id)
-    names = sorted(one.key[len(prefix) :].removesuffix(".jsonl") for one in call.farm.storage.list(prefix))
+    names = sorted(one.key[len(prefix) :].removesuffix(".jsonl") for one in call.context.storage.list(prefix))
     if call.request.query_params.get("order") != "asc":
         names.reverse()
     if after is not None:
@@ -158,7 +158,7 @@ def list_files(call: Call) -> Response:
     return _listed([upload.shape() for upload in uploads], more=len(names) > limit)
 
 
-def _place(call: Call) -> tuple[int, str | None]:
+def _place(call: AdapterCall) -> tuple[int, str | None]:
     text = call.request.query_params.get("limit", "20")
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 10_000):
         raise BadInput.of("limit", text, "must be a number from 1 to 10000")
@@ -170,7 +170,7 @@ def _listed(data: Sequence[Mapping[str, Any]], *, more: bool) -> Response:
     return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 
 
-def get_file(call: Call) -> Response:
+def get_file(call: AdapterCall) -> Response:
     """``GET /files/{file}``."""
     file_id = call.path("file")
     batch = _batch_of(call, file_id)
@@ -179,30 +179,32 @@ def get_file(call: Call) -> Response:
     return JSONResponse(next(shape for shape in _results_of(batch) if shape["id"] == file_id))
 
 
-def get_content(call: Call) -> Response:
+def get_content(call: AdapterCall) -> Response:
     """``GET /files/{file}/content``: as it was uploaded, or written from the batch's jobs."""
     file_id = call.path("file")
     batch = _batch_of(call, file_id)
     if batch is None:
         _upload(call, file_id)
-        opened = call.farm.storage.open(keys.lines_key(call.tenant_id, file_id))
+        opened = call.context.storage.open(keys.lines_key(call.tenant_id, file_id))
 
         def content() -> Iterator[bytes]:
             with opened:
                 yield from opened
 
         return StreamingResponse(content(), media_type=bulk_parsers.JSONL[0])
-    written = _answers(call.farm, batch) if file_id.startswith(_OUTPUT) else _failures(call.farm, batch)
+    written = _answers(call.context, batch) if file_id.startswith(_OUTPUT) else _failures(call.context, batch)
     return StreamingResponse(written, media_type=bulk_parsers.JSONL[0])
 
 
-def delete_file(call: Call) -> Response:
+def delete_file(call: AdapterCall) -> Response:
     """``DELETE /files/{file}``: only uploads; what batches gave goes with the batch."""
     file_id = call.path("file")
     if _batch_of(call, file_id) is not None:
-        raise Refused(400, "not_deletable", "this file is written from a batch's jobs and stays as long as they do")
+        raise AdapterError(
+            400, "not_deletable", "this file is written from a batch's jobs and stays as long as they do"
+        )
     _upload(call, file_id)
-    call.farm.storage.delete(keys.lines_key(call.tenant_id, file_id))
+    call.context.storage.delete(keys.lines_key(call.tenant_id, file_id))
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
@@ -224,7 +226,7 @@ def _results_of(batch: Batch) -> list[dict[str, Any]]:
     ]
 
 
-def _batch_of(call: Call, file_id: str) -> Batch | None:
+def _batch_of(call: AdapterCall, file_id: str) -> Batch | None:
     """The batch that gave a file; None for an upload. Raises `NotFound`."""
     for kind in (_OUTPUT, _ERRORS):
         if file_id.startswith(kind):
@@ -235,10 +237,10 @@ def _batch_of(call: Call, file_id: str) -> Batch | None:
     return None
 
 
-def _jobs(farm: Services, batch_id: str, states: Sequence[JobState]) -> Iterator[Job]:
+def _jobs(context: AppContext, batch_id: str, states: Sequence[JobState]) -> Iterator[Job]:
     after = 0
     while True:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             page = unit.jobs.of_batch(batch_id, states, after, PAGE)
         yield from page
         if len(page) < PAGE:
@@ -259,15 +261,15 @@ def _refusal(message: str, code: str, field: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": field, "code": code}}
 
 
-def _answers(farm: Services, batch: Batch) -> Iterator[str]:
-    for job in _jobs(farm, batch.id, (JobState.SUCCEEDED,)):
-        form = Form.B64 if job.metadata.get(FORM) == Form.B64 else Form.URL
-        yield _line(job.id, job.custom_id, _response(200, job.id, images_of(farm, job, form)), None)
+def _answers(context: AppContext, batch: Batch) -> Iterator[str]:
+    for job in _jobs(context, batch.id, (JobState.SUCCEEDED,)):
+        form = ResponseFormat.B64 if job.metadata.get(FORM) == ResponseFormat.B64 else ResponseFormat.URL
+        yield _line(job.id, job.custom_id, _response(200, job.id, images_of(context, job, form)), None)
 
 
-def _failures(farm: Services, batch: Batch) -> Iterator[str]:
+def _failures(context: AppContext, batch: Batch) -> Iterator[str]:
     if batch.error_key is not None:
-        with farm.storage.open(batch.error_key) as report:
+        with context.storage.open(batch.error_key) as report:
             for raw in bulk_parsers.split(report):
                 told = json.loads(raw)
                 first = told["errors"][0]
@@ -275,7 +277,7 @@ def _failures(farm: Services, batch: Batch) -> Iterator[str]:
                 body = _refusal(f"{first['field']}: {first['message']}", "invalid_value", first["field"])
                 name = f"{batch.id}_{told['line']}"
                 yield _line(name, custom_id, _response(400, name, body), None)
-    for job in _jobs(farm, batch.id, (JobState.FAILED, JobState.CANCELED)):
+    for job in _jobs(context, batch.id, (JobState.FAILED, JobState.CANCELED)):
         if job.state is JobState.CANCELED:
             gone = {"code": "batch_cancelled", "message": "the request was canceled before it had its images"}
             yield _line(job.id, job.custom_id, None, gone)
@@ -288,7 +290,7 @@ def _failures(farm: Services, batch: Batch) -> Iterator[str]:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-async def create_batch(call: Call) -> Response:
+async def create_batch(call: AdapterCall) -> Response:
     """``POST /batches``: every line of the file becomes a job; those that cannot be taken go to the error file."""
     given = await call.json()
     file_id, endpoint = given.pop("input_file_id", None), given.pop("endpoint", None)
@@ -308,16 +310,16 @@ async def create_batch(call: Call) -> Response:
         raise BadInput(*(_of_metadata(one) for one in problems.of_body(error))) from None
     upload = await run_in_threadpool(_upload, call, file_id)
     new = NewBatch(name=upload.filename, metadata=metadata | {INPUT: file_id})
-    order = Order(new=new, defaults={}, on_error=OnError.SKIP, dry_run=False)
+    order = BatchOptions(new=new, defaults={}, on_error=OnError.SKIP, dry_run=False)
 
     def submit() -> Batch:
-        with call.farm.storage.open(keys.lines_key(call.tenant_id, file_id)) as opened:
-            made, _ = bulk.submit(call.farm, call.tenant_id, order, _requests(opened), None, bytes)
+        with call.context.storage.open(keys.lines_key(call.tenant_id, file_id)) as opened:
+            made, _ = bulk.submit(call.context, call.tenant_id, order, _requests(opened), None, bytes)
         assert not isinstance(made, Estimate)  # only dry runs are estimated
         return made
 
     try:
-        batch = await anyio.to_thread.run_sync(submit, limiter=call.farm.bulk)
+        batch = await anyio.to_thread.run_sync(submit, limiter=call.context.bulk)
     except BatchRefused as refused:
         raise BadInput(*refused.problems) from None
     return JSONResponse(_shape(batch))
@@ -328,7 +330,7 @@ def _of_metadata(one: FieldProblem) -> FieldProblem:
     return FieldProblem(field, one.value, one.message)
 
 
-def _requests(chunks: Iterator[bytes] | Any) -> Iterator[Line]:
+def _requests(chunks: Iterator[bytes] | Any) -> Iterator[BulkLine]:
     """The farm's own requests for the lines of a file. Raises `BadInput` for a line that is no request at all."""
     for number, line in bulk_parsers.jsonl(chunks):
         if isinstance(line, FieldProblem):
@@ -346,49 +348,49 @@ def _requests(chunks: Iterator[bytes] | Any) -> Iterator[Line]:
         try:
             images = read_request(body, Task.TEXT_TO_IMAGE, Priority.BULK)
         except BadInput as refused:
-            yield number, Unfit(custom_id, renamed(refused, NAMES).problems)
+            yield number, RefusedLine(custom_id, rename_fields(refused, NAMES).problems)
             continue
         asked = images.asked | {"custom_id": custom_id}
-        if images.form is Form.B64:
-            own = asked.get("metadata", {})
-            asked["metadata"] = {**own, FORM: Form.B64.value} if isinstance(own, dict) else own
+        if images.form is ResponseFormat.B64:
+            get_job = asked.get("metadata", {})
+            asked["metadata"] = {**get_job, FORM: ResponseFormat.B64.value} if isinstance(get_job, dict) else get_job
         yield number, asked
 
 
-def _own(call: Call, batch_id: str, shown: str | None = None) -> Batch:
-    with call.farm.store.begin() as unit:
+def _own(call: AdapterCall, batch_id: str, shown: str | None = None) -> Batch:
+    with call.context.store.begin() as unit:
         batch = unit.batches.get(batch_id, call.tenant_id)
     if batch is None:
         raise NotFound("batch" if shown is None else "file", shown or batch_id)
     return batch
 
 
-def _page(call: Call, limit: int, after: str | None) -> tuple[list[Batch], bool]:
+def _page(call: AdapterCall, limit: int, after: str | None) -> tuple[list[Batch], bool]:
     cursor = None
     if after is not None:
         batch_id = after.removeprefix(_OUTPUT).removeprefix(_ERRORS)
         if not ids.is_id(ids.BATCH, batch_id):
             raise BadInput.of("after", after, "must be the id of the last one on the page before")
         cursor = cursors.encode(ids.to_uuid(ids.BATCH, batch_id).bytes)
-    with call.farm.store.begin() as unit:
+    with call.context.store.begin() as unit:
         found, following = unit.batches.page(call.tenant_id, cursor, limit)
     return found, following is not None
 
 
-def list_batches(call: Call) -> Response:
+def list_batches(call: AdapterCall) -> Response:
     """``GET /batches``: newest first, also those that were not made here."""
     found, more = _page(call, *_place(call))
     return _listed([_shape(batch) for batch in found], more=more)
 
 
-def get_batch(call: Call) -> Response:
+def get_batch(call: AdapterCall) -> Response:
     """``GET /batches/{batch}``."""
     return JSONResponse(_shape(_own(call, call.path("batch"))))
 
 
-def cancel_batch(call: Call) -> Response:
+def cancel_batch(call: AdapterCall) -> Response:
     """``POST /batches/{batch}/cancel``."""
-    native.cancel_batch(call.farm, call.key, call.path("batch"))
+    native.cancel_batch(call.context, call.key, call.path("batch"))
     return JSONResponse(_shape(_own(call, call.path("batch"))))
 
 

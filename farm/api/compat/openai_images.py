@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from farm.api.compat.adapter import ANY, Moot, drop_moot
-from farm.api.dependencies import Services
+from farm.api.compat.adapter import IGNORED, UnsupportedParameter, drop_unsupported
+from farm.api.dependencies import AppContext
 from farm.domain.job import Job
 from farm.domain.states import Priority
 from farm.domain.tasks import Task
@@ -21,23 +21,29 @@ NAMES: Final = {"num_images_per_prompt": "n", "mask_image": "mask", "width": "si
 
 _SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
 _PNG_ONLY: Final = "the farm renders single images: png, jpeg or webp"
-_MOOT: Final[Mapping[str, Moot | None]] = {
-    "moderation": ANY,
-    "background": Moot(("auto", "opaque"), "the farm's images are opaque"),
-    "complexity": Moot((), "the farm has steps instead: send num_inference_steps, in extra_body"),
-    "frame_count": Moot((), _PNG_ONLY),
-    "frame_duration_ms": Moot((), _PNG_ONLY),
-    "svg": Moot((), _PNG_ONLY),
-    "input_fidelity": Moot((), "the farm has strength instead: send it in extra_body, from 0 (keep) to 1 (ignore)"),
-    "output_compression": Moot((100,), "the farm chooses how its files are compressed; choose output_format"),
-    "partial_images": Moot((0,), "images come whole"),
-    "quality": Moot(("auto", "standard"), "the farm has steps instead: send num_inference_steps, in extra_body"),
-    "stream": Moot((False,), "images come whole"),
-    "style": Moot(("vivid",), "say it in the prompt"),
+_UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
+    "moderation": IGNORED,
+    "background": UnsupportedParameter(("auto", "opaque"), "the farm's images are opaque"),
+    "complexity": UnsupportedParameter((), "the farm has steps instead: send num_inference_steps, in extra_body"),
+    "frame_count": UnsupportedParameter((), _PNG_ONLY),
+    "frame_duration_ms": UnsupportedParameter((), _PNG_ONLY),
+    "svg": UnsupportedParameter((), _PNG_ONLY),
+    "input_fidelity": UnsupportedParameter(
+        (), "the farm has strength instead: send it in extra_body, from 0 (keep) to 1 (ignore)"
+    ),
+    "output_compression": UnsupportedParameter(
+        (100,), "the farm chooses how its files are compressed; choose output_format"
+    ),
+    "partial_images": UnsupportedParameter((0,), "images come whole"),
+    "quality": UnsupportedParameter(
+        ("auto", "standard"), "the farm has steps instead: send num_inference_steps, in extra_body"
+    ),
+    "stream": UnsupportedParameter((False,), "images come whole"),
+    "style": UnsupportedParameter(("vivid",), "say it in the prompt"),
 }
 
 
-class Form(StrEnum):
+class ResponseFormat(StrEnum):
     """How an image is answered."""
 
     URL = "url"
@@ -45,19 +51,19 @@ class Form(StrEnum):
 
 
 @dataclass(frozen=True)
-class Images:
+class ImagesRequest:
     """A request for images."""
 
     asked: dict[str, Any]  #: in the farm's own fields
-    form: Form | None  #: None: both
+    form: ResponseFormat | None  #: None: both
 
 
-def read_request(body: Mapping[str, Any], task: Task, priority: Priority) -> Images:
+def read_request(body: Mapping[str, Any], task: Task, priority: Priority) -> ImagesRequest:
     """What a request asks for. Raises `BadInput`."""
     given = dict(body)
-    found = drop_moot(given, _MOOT)
+    found = drop_unsupported(given, _UNSUPPORTED)
     form = given.pop("response_format", None)
-    if form is not None and form not in tuple(Form):
+    if form is not None and form not in tuple(ResponseFormat):
         found.append(FieldProblem("response_format", form, "must be url or b64_json"))
     asked: dict[str, Any] = {"task": task.value, "priority": priority.value}
     size = given.pop("size", None)
@@ -82,18 +88,18 @@ def read_request(body: Mapping[str, Any], task: Task, priority: Priority) -> Ima
     if user:
         metadata = asked.get("metadata", {})
         asked["metadata"] = {"user": user, **metadata} if isinstance(metadata, dict) else metadata
-    return Images(asked, None if form is None else Form(form))
+    return ImagesRequest(asked, None if form is None else ResponseFormat(form))
 
 
-def images_of(farm: Services, job: Job, form: Form | None) -> dict[str, Any]:
+def images_of(context: AppContext, job: Job, form: ResponseFormat | None) -> dict[str, Any]:
     """The answer with a job's images; blocks. Without a form each image has its URL and its bytes."""
     data = []
     for output in job.outputs:
         one: dict[str, Any] = {"revised_prompt": None, "seed": output.seed}
-        if form is not Form.B64:
-            one["url"] = farm.storage.presign_get(output.key, farm.settings.presign_seconds)
-        if form is not Form.URL:
-            one["b64_json"] = base64.b64encode(farm.storage.get(output.key)).decode()
+        if form is not ResponseFormat.B64:
+            one["url"] = context.storage.presign_get(output.key, context.settings.presign_seconds)
+        if form is not ResponseFormat.URL:
+            one["b64_json"] = base64.b64encode(context.storage.get(output.key)).decode()
         data.append(one)
     return {
         "created": int((job.finished_at or job.created_at).timestamp()),

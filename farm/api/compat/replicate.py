@@ -22,10 +22,20 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from farm.api import inputs
 from farm.api.compat import adapter
-from farm.api.compat.adapter import ANY, Call, Dialect, Moot, Refusal, Refused, drop_moot, reads, submits
-from farm.api.compat.submission import cancel, own, submit
-from farm.api.dependencies import Services
-from farm.api.jobs import over, wait_of
+from farm.api.compat.adapter import (
+    IGNORED,
+    Adapter,
+    AdapterCall,
+    AdapterError,
+    ErrorInfo,
+    UnsupportedParameter,
+    drop_unsupported,
+    reads,
+    submits,
+)
+from farm.api.compat.submission import cancel, get_job, submit
+from farm.api.dependencies import AppContext
+from farm.api.jobs import over, parse_prefer_wait
 from farm.domain.job import Job, JobFilter, Output
 from farm.domain.model import Model
 from farm.domain.states import Priority
@@ -60,27 +70,29 @@ _SCHEDULERS: Final = {
     "dpmsolvermultistep": Scheduler.DPM_SOLVER,
     "unipcmultistep": Scheduler.UNIPC,
 }
-_MOOT: Final[Mapping[str, Moot | None]] = {
-    "apply_watermark": ANY,
-    "disable_safety_checker": ANY,
-    "go_fast": ANY,
-    "refine": Moot(("no_refiner",), "the farm renders in one pass"),
-    "output_quality": Moot((100,), "the farm chooses how its files are compressed; choose output_format"),
+_UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
+    "apply_watermark": IGNORED,
+    "disable_safety_checker": IGNORED,
+    "go_fast": IGNORED,
+    "refine": UnsupportedParameter(("no_refiner",), "the farm renders in one pass"),
+    "output_quality": UnsupportedParameter(
+        (100,), "the farm chooses how its files are compressed; choose output_format"
+    ),
 }
 
 
-def _body(refusal: Refusal, request: Request) -> Mapping[str, Any]:
+def _body(info: ErrorInfo, request: Request) -> Mapping[str, Any]:
     return {
-        "title": refusal.code.replace("_", " ").capitalize(),
-        "detail": refusal.message,
-        "status": refusal.status,
-        "type": f"urn:farm:problem:{refusal.code.replace('_', '-')}",
+        "title": info.code.replace("_", " ").capitalize(),
+        "detail": info.message,
+        "status": info.status,
+        "type": f"urn:farm:problem:{info.code.replace('_', '-')}",
         "instance": request.url.path[:500],
-        "invalid_fields": [{"field": one.field, "description": one.message} for one in refusal.problems],
+        "invalid_fields": [{"field": one.field, "description": one.message} for one in info.problems],
     }
 
 
-DIALECT: Final = Dialect(
+ADAPTER: Final = Adapter(
     name="Replicate",
     credentials=lambda request: adapter.bearer(request, "bearer", "token"),
     ask="send an API key: Client(api_token='farm_…'), which travels as `Authorization: Bearer farm_…`",
@@ -92,7 +104,7 @@ def application(main: FastAPI) -> Starlette:
     """The adapter's app."""
     return adapter.application(
         main,
-        DIALECT,
+        ADAPTER,
         [
             submits("/v1/predictions", create_prediction),
             reads("/v1/predictions", list_predictions),
@@ -148,36 +160,36 @@ def _model(model: Model) -> dict[str, Any]:
     }
 
 
-def _named(call: Call) -> Model:
-    """The model in the path. Raises `Refused`."""
+def _named(call: AdapterCall) -> Model:
+    """The model in the path. Raises `AdapterError`."""
     wanted = f"{call.path('owner')}/{call.path('name')}"
-    for model in call.farm.registry.models:
+    for model in call.context.registry.models:
         if reference(model.id) == wanted:
             return model
-    names = ", ".join(reference(model.id) for model in call.farm.registry.models)
-    raise Refused(404, "not_found", f"there is no model {wanted}; there are: {names}")
+    names = ", ".join(reference(model.id) for model in call.context.registry.models)
+    raise AdapterError(404, "not_found", f"there is no model {wanted}; there are: {names}")
 
 
-def list_models(call: Call) -> Response:
+def list_models(call: AdapterCall) -> Response:
     """``GET /v1/models``."""
-    return _results([_model(model) for model in call.farm.registry.models])
+    return _results([_model(model) for model in call.context.registry.models])
 
 
-def get_model(call: Call) -> Response:
+def get_model(call: AdapterCall) -> Response:
     """``GET /v1/models/{owner}/{name}``."""
     return JSONResponse(_model(_named(call)))
 
 
-def list_versions(call: Call) -> Response:
+def list_versions(call: AdapterCall) -> Response:
     """``GET /v1/models/{owner}/{name}/versions``: there is one."""
     return _results([_version(_named(call))])
 
 
-def get_version(call: Call) -> Response:
+def get_version(call: AdapterCall) -> Response:
     """``GET /v1/models/{owner}/{name}/versions/{version}``."""
     model = _named(call)
     if call.path("version") not in (_version_id(model), model.id):
-        raise Refused(404, "not_found", f"{reference(model.id)} has the version {_version_id(model)} and no other")
+        raise AdapterError(404, "not_found", f"{reference(model.id)} has the version {_version_id(model)} and no other")
     return JSONResponse(_version(model))
 
 
@@ -185,7 +197,7 @@ def _results(found: list[dict[str, Any]], following: str | None = None) -> Respo
     return JSONResponse({"previous": None, "next": following, "results": found})
 
 
-def get_account(_: Call) -> Response:
+def get_account(_: AdapterCall) -> Response:
     """``GET /v1/account``."""
     return JSONResponse({"type": "organization", "username": "farm", "name": "farm", "github_url": None})
 
@@ -193,7 +205,7 @@ def get_account(_: Call) -> Response:
 # -- predictions -----------------------------------------------------------------------------------------------------
 
 
-async def create_prediction(call: Call) -> Response:
+async def create_prediction(call: AdapterCall) -> Response:
     """``POST /v1/predictions`` and ``POST /v1/models/{owner}/{name}/predictions``."""
     body = await call.json()
     named = call.request.path_params.get("owner") is not None
@@ -207,32 +219,32 @@ async def create_prediction(call: Call) -> Response:
     if hears:
         await run_in_threadpool(_share_secret, call, asked["webhook"])
     job = await submit(call, asked, NAMES)
-    seconds = wait_of(call.request.headers.get("prefer"), MAX_WAIT)
+    seconds = parse_prefer_wait(call.request.headers.get("prefer"), MAX_WAIT)
     if seconds is not None:
-        job = await over(call.farm, job, seconds)
+        job = await over(call.context, job, seconds)
     told = await run_in_threadpool(_shape, call, job)
     if seconds is not None and not job.state.terminal:
         told["status"] = "starting"  # the clients take anything else for the end of a wait that was long enough
     return JSONResponse(told, 201 if job.state.terminal or seconds is None else 202)
 
 
-def _of_version(call: Call, version: object) -> Model:
+def _of_version(call: AdapterCall, version: object) -> Model:
     """The model of a version: its id, the model's own id, or ``owner/name:version``. Raises `BadInput`."""
     wanted = version.rpartition(":")[2] if isinstance(version, str) else version
-    for model in call.farm.registry.models:
+    for model in call.context.registry.models:
         if wanted in (_version_id(model), model.id, reference(model.id)):
             return model
-    names = ", ".join(reference(model.id) for model in call.farm.registry.models)
+    names = ", ".join(reference(model.id) for model in call.context.registry.models)
     raise BadInput.of("version", version, f"is no version of a model of this farm; name one of: {names}")
 
 
-def _asked(call: Call, model: Model, body: dict[str, Any]) -> dict[str, Any]:
+def _asked(call: AdapterCall, model: Model, body: dict[str, Any]) -> dict[str, Any]:
     """A prediction's input in the farm's own fields. Raises `BadInput`."""
     given = body.pop("input", None)
     if not isinstance(given, dict):
         raise BadInput.of("input", given, "is required: a JSON object with the model's inputs")
     given = dict(given)
-    found = drop_moot(given, _MOOT)
+    found = drop_unsupported(given, _UNSUPPORTED)
     stream = body.pop("stream", None)
     if stream not in (None, False):
         found.append(FieldProblem("stream", stream, "images come whole"))
@@ -269,7 +281,7 @@ def _asked(call: Call, model: Model, body: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None} | asked
 
 
-def _webhook(call: Call, body: dict[str, Any], asked: dict[str, Any]) -> bool:
+def _webhook(call: AdapterCall, body: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Put the webhook that a request names into ``asked``; returns whether there is one. Raises `BadInput`."""
     url, wanted = body.pop("webhook", None), body.pop("webhook_events_filter", None)
     older = body.pop("webhook_completed", None)
@@ -286,28 +298,28 @@ def _webhook(call: Call, body: dict[str, Any], asked: dict[str, Any]) -> bool:
     return True
 
 
-def _shape(call: Call, job: Job) -> dict[str, Any]:
-    model = call.farm.registry.get(job.spec.model)
+def _shape(call: AdapterCall, job: Job) -> dict[str, Any]:
+    model = call.context.registry.get(job.spec.model)
     return prediction(job, _urls(call, job), call.base, "" if model is None else _version_id(model))
 
 
-def list_predictions(call: Call) -> Response:
+def list_predictions(call: AdapterCall) -> Response:
     """``GET /v1/predictions``: the tenant's jobs, newest first, also those that were not made here."""
     cursor = call.request.query_params.get("cursor")
-    with call.farm.store.begin() as unit:
+    with call.context.store.begin() as unit:
         jobs, following = unit.jobs.page(call.tenant_id, JobFilter(), cursor, PAGE)
     link = None if following is None else f"{call.base}/v1/predictions?cursor={following}"
     return _results([_shape(call, job) for job in jobs], link)
 
 
-def get_prediction(call: Call) -> Response:
+def get_prediction(call: AdapterCall) -> Response:
     """``GET /v1/predictions/{prediction}``."""
-    return JSONResponse(_shape(call, own(call, call.path("prediction"), "prediction")))
+    return JSONResponse(_shape(call, get_job(call, call.path("prediction"), "prediction")))
 
 
-def cancel_prediction(call: Call) -> Response:
+def cancel_prediction(call: AdapterCall) -> Response:
     """``POST /v1/predictions/{prediction}/cancel``; one that is over stays as it is."""
-    own(call, call.path("prediction"), "prediction")
+    get_job(call, call.path("prediction"), "prediction")
     return JSONResponse(_shape(call, cancel(call, call.path("prediction"))))
 
 
@@ -316,12 +328,12 @@ def cancel_prediction(call: Call) -> Response:
 # outputs have URLs of this adapter, signed for a limited time, which work with a key and without one.
 
 
-def _urls(call: Call, job: Job) -> list[str]:
+def _urls(call: AdapterCall, job: Job) -> list[str]:
     if not job.outputs:
         return []
-    with call.farm.store.begin() as unit:
+    with call.context.store.begin() as unit:
         secret = _secret(unit, call.tenant_id)
-    until = int(time.time()) + call.farm.settings.presign_seconds
+    until = int(time.time()) + call.context.settings.presign_seconds
     return [
         f"{call.base}/v1/outputs/{job.id}/{output.index}.{keys.extension(output.content_type)}"
         f"?expires={until}&signature={_signed(secret, output, until)}"
@@ -333,12 +345,12 @@ def _signed(secret: str, output: Output, until: int) -> str:
     return hmac.new(secret.encode(), f"output {output.key} {until}".encode(), hashlib.sha256).hexdigest()
 
 
-def get_output(farm: Services, request: Request) -> Response:
+def get_output(context: AppContext, request: Request) -> Response:
     """``GET /v1/outputs/{job}/{index}``: an output, for who has its signed URL."""
     given = request.query_params
     until = given.get("expires", "")
     job = None
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         job = unit.jobs.get(str(request.path_params["job"]))
         secret = None if job is None else _secret(unit, job.tenant_id)
     output = None if job is None else next((o for o in job.outputs if o.index == request.path_params["index"]), None)
@@ -348,14 +360,14 @@ def get_output(farm: Services, request: Request) -> Response:
         raise NotFound("output", request.url.path[-100:])
     if not hmac.compare_digest(_signed(secret, output, int(until)), given.get("signature", "")):
         raise NotFound("output", request.url.path[-100:])
-    opened = farm.storage.open(output.key)
+    opened = context.storage.open(output.key)
     return StreamingResponse(opened, media_type=output.content_type, headers={"Content-Length": str(output.size)})
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-async def create_file(call: Call) -> Response:
+async def create_file(call: AdapterCall) -> Response:
     """``POST /v1/files``: an image for the inputs of predictions."""
     async with call.request.form(max_files=1, max_fields=2) as form:
         part = form.get("content")
@@ -364,23 +376,23 @@ async def create_file(call: Call) -> Response:
         data, filename = await part.read(), part.filename
 
     def keep() -> File:
-        stored = call.farm.intake.from_bytes(call.tenant_id, data, filename, field="content")
-        return inputs.keep(call.farm.store, call.tenant_id, stored, (filename or "")[:200] or None)[0]
+        store_image = call.context.intake.from_bytes(call.tenant_id, data, filename, field="content")
+        return inputs.keep(call.context.store, call.tenant_id, store_image, (filename or "")[:200] or None)[0]
 
-    file = await anyio.to_thread.run_sync(keep, limiter=call.farm.fetching)
+    file = await anyio.to_thread.run_sync(keep, limiter=call.context.fetching)
     return JSONResponse(_file(call, file), 201)
 
 
-def get_file(call: Call) -> Response:
+def get_file(call: AdapterCall) -> Response:
     """``GET /v1/files/{file}``."""
-    with call.farm.store.begin() as unit:
+    with call.context.store.begin() as unit:
         file = unit.files.get(call.tenant_id, call.path("file"))
     if file is None:
         raise NotFound("file", call.path("file"))
     return JSONResponse(_file(call, file))
 
 
-def _file(call: Call, file: File) -> dict[str, Any]:
+def _file(call: AdapterCall, file: File) -> dict[str, Any]:
     image = file.image
     return {
         "id": file.id,
@@ -399,9 +411,9 @@ def _file(call: Call, file: File) -> dict[str, Any]:
 # -- webhooks ----------------------------------------------------------------------------------------------------------
 
 
-def get_secret(call: Call) -> Response:
+def get_secret(call: AdapterCall) -> Response:
     """``GET /v1/webhooks/default/secret``: what signs all webhooks that are asked for here."""
-    with call.farm.store.begin() as unit:
+    with call.context.store.begin() as unit:
         return JSONResponse({"key": _secret(unit, call.tenant_id)})
 
 
@@ -411,12 +423,12 @@ def _secret(unit: Unit, tenant_id: str) -> str:
     return unit.webhooks.one_off(tenant_id, DEFAULT_URL, signature.new_secret(), about).secrets[0]
 
 
-def _share_secret(call: Call, url: object) -> None:
+def _share_secret(call: AdapterCall, url: object) -> None:
     """Have webhooks to a URL signed with the tenant's default secret. Raises `BadInput`."""
     if not isinstance(url, str):
         raise BadInput.of("webhook", url, "must be a URL")
-    guard.parse(url, call.farm.settings, field="webhook")
-    with call.farm.store.begin() as unit:
+    guard.parse(url, call.context.settings, field="webhook")
+    with call.context.store.begin() as unit:
         secret = _secret(unit, call.tenant_id)
         endpoint = unit.webhooks.one_off(call.tenant_id, url, secret, "")
         if endpoint.secrets[0] != secret and endpoint.disabled_at is None:

@@ -13,10 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from farm import lifecycle
 from farm.api import bulk_actions
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.pages.jobs import with_another_seed
-from farm.dashboard.rendering import HOME, PageRoute, Who, render
-from farm.dashboard.session import Visitor
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.pages.jobs import with_new_seed
+from farm.dashboard.rendering import HOME, CurrentUser, PageRoute, render
+from farm.dashboard.session import User
 from farm.domain.job import Job, JobFilter, Selection
 from farm.domain.states import JobState
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, QuotaExceeded
@@ -37,7 +37,7 @@ class Action:
     verb: str
     done: str
     explain: str
-    do: Callable[[Unit, Visitor, Job], str | None]  #: returns the new job's id, if it makes one
+    do: Callable[[Unit, User, Job], str | None]  #: returns the new job's id, if it makes one
 
 
 @dataclass
@@ -50,20 +50,20 @@ class Report:
     unnamed: bool = False  #: new jobs were made, too many to name
 
 
-def _cancel(unit: Unit, who: Visitor, job: Job) -> None:
+def _cancel(unit: Unit, user: User, job: Job) -> None:
     if job.state.terminal:
         raise Conflict(f"had {job.state} already")
-    lifecycle.cancel(unit, who.changes(job.tenant_id), job.id)
+    lifecycle.cancel(unit, user.require_change(job.tenant_id), job.id)
 
 
-def _retry(unit: Unit, who: Visitor, job: Job) -> str:
+def _retry(unit: Unit, user: User, job: Job) -> str:
     if job.state not in (JobState.FAILED, JobState.CANCELED):
         raise Conflict(f"{job.state}: only failed and canceled jobs are retried")
-    return lifecycle.retry(unit, who.changes(job.tenant_id), job.id).id
+    return lifecycle.retry(unit, user.require_change(job.tenant_id), job.id).id
 
 
-def _rerun(unit: Unit, who: Visitor, job: Job) -> str:
-    made, _ = lifecycle.submit(unit, who.changes(job.tenant_id), with_another_seed(job))
+def _rerun(unit: Unit, user: User, job: Job) -> str:
+    made, _ = lifecycle.submit(unit, user.require_change(job.tenant_id), with_new_seed(job))
     return made.id
 
 
@@ -83,30 +83,30 @@ WHOLE: Final = frozenset({"cancel", "retry"})
 
 
 @router.post("/act")
-async def act(request: Request, farm: Farm, who: Who) -> Response:
+async def act(request: Request, context: Context, user: CurrentUser) -> Response:
     """Ask, or do it and tell."""
     form = await request.form(max_files=0, max_fields=MOST + 50)
     given = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-    return await run_in_threadpool(_act, request, farm, who, given)
+    return await run_in_threadpool(_act, request, context, user, given)
 
 
-def _act(request: Request, farm: Services, who: Visitor, given: list[tuple[str, str]]) -> Response:
+def _act(request: Request, context: AppContext, user: User, given: list[tuple[str, str]]) -> Response:
     only = dict(given)
     action = ACTIONS.get(only.get("action", ""))
     if action is None:
         raise BadInput.of("action", only.get("action"), f"must be one of {', '.join(ACTIONS)}")
     everything = only.get("all") == "1"
-    wanted = _wanted(who, given)
+    wanted = _wanted(user, given)
     sure = only.get("sure") == "1"
     if everything and only["action"] in WHOLE:
-        count, report = _do_all(farm, who, only["action"], wanted, sure=sure)
+        count, report = _do_all(context, user, only["action"], wanted, sure=sure)
     else:
         chosen = [value for name, value in given if name == "job"][:MOST]
         if everything:
-            with farm.store.begin() as unit:
-                _owners(unit, who, wanted)
+            with context.store.begin() as unit:
+                _owners(unit, user, wanted)
                 chosen = unit.search.matching(wanted, MOST)
-        count, report = len(chosen), _do(farm, who, action, chosen) if sure else None
+        count, report = len(chosen), _do(context, user, action, chosen) if sure else None
     names = {"action", "state", *FILTERS} | ({"all"} if everything else {"job"})
     return render(
         request,
@@ -124,13 +124,13 @@ def _act(request: Request, farm: Services, who: Visitor, given: list[tuple[str, 
     )
 
 
-def _wanted(who: Visitor, given: list[tuple[str, str]]) -> Wanted:
+def _wanted(user: User, given: list[tuple[str, str]]) -> Wanted:
     only = dict(given)
     try:
         states = tuple(JobState(value) for name, value in given if name == "state")
     except ValueError as error:
         raise BadInput.of("state", only.get("state"), "is not a state of a job") from error
-    return Wanted(who.tenant, states, **{name: only.get(name, "")[:300] for name in FILTERS})
+    return Wanted(user.tenant, states, **{name: only.get(name, "")[:300] for name in FILTERS})
 
 
 def _back(wanted: Wanted) -> str:
@@ -140,33 +140,33 @@ def _back(wanted: Wanted) -> str:
     return f"{HOME}/batches/{wanted.batch_id}{query}" if wanted.batch_id else f"{HOME}/jobs{query}"
 
 
-def _owners(unit: Unit, who: Visitor, wanted: Wanted) -> list[str]:
+def _owners(unit: Unit, user: User, wanted: Wanted) -> list[str]:
     """Whose jobs may match. Raises `NotFound` for the batch of somebody else."""
     if wanted.batch_id:
         owner = unit.search.owner(wanted.batch_id)
-        if owner is None or who.tenant not in (None, owner):
+        if owner is None or user.tenant not in (None, owner):
             raise NotFound("batch", wanted.batch_id)
         return [owner]
-    if who.tenant is not None:
-        return [who.tenant]
+    if user.tenant is not None:
+        return [user.tenant]
     found: list[str] = []
     while page := unit.tenants.page(found[-1] if found else None, 1_000):
         found += [tenant.id for tenant in page]
     return found
 
 
-def _do_all(farm: Services, who: Visitor, action: str, wanted: Wanted, *, sure: bool) -> tuple[int, Report | None]:
+def _do_all(context: AppContext, user: User, action: str, wanted: Wanted, *, sure: bool) -> tuple[int, Report | None]:
     """Cancel or retry all that match, by few statements for each tenant; or only count them."""
     chosen = Selection(
         wanted=JobFilter(states=wanted.states, **{name: getattr(wanted, name) or None for name in FILTERS})
     )
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         unit.batches.allow_long()
         matching = {
             owner: unit.selections.cancelable(owner, chosen)
             if action == "cancel"
             else unit.selections.repeatable(owner, chosen).total
-            for owner in _owners(unit, who, wanted)
+            for owner in _owners(unit, user, wanted)
         }
     count = sum(matching.values())
     if not sure:
@@ -175,15 +175,15 @@ def _do_all(farm: Services, who: Visitor, action: str, wanted: Wanted, *, sure: 
     for owner, matched in matching.items():
         if not matched:
             continue
-        who.changes(owner)
+        user.require_change(owner)
         if action == "cancel":
-            told = bulk_actions.cancel_all(farm, owner, chosen, matched)
+            told = bulk_actions.cancel_selection(context, owner, chosen, matched)
             report.done += told.canceled + told.stopping
             if not told.complete:
                 report.skipped["are left for another time: do it again"] += max(0, matched - told.canceled)
             continue
         try:
-            with farm.store.begin() as unit:
+            with context.store.begin() as unit:
                 report.done += lifecycle.retry_selected(unit, owner, chosen)
             report.unnamed = True
         except QuotaExceeded as refused:
@@ -191,19 +191,19 @@ def _do_all(farm: Services, who: Visitor, action: str, wanted: Wanted, *, sure: 
     return count, report
 
 
-def _do(farm: Services, who: Visitor, action: Action, chosen: list[str]) -> Report:
+def _do(context: AppContext, user: User, action: Action, chosen: list[str]) -> Report:
     report = Report()
     for start in range(0, len(chosen), TOGETHER):
         part = chosen[start : start + TOGETHER]
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             found = unit.jobs.many(part)
             for job_id in part:
                 job = found.get(job_id)
-                if job is None or who.tenant not in (None, job.tenant_id):
+                if job is None or user.tenant not in (None, job.tenant_id):
                     report.skipped["are gone"] += 1
                     continue
                 try:
-                    made = action.do(unit, who, job)
+                    made = action.do(unit, user, job)
                 except (Conflict, QuotaExceeded, NotFound, Forbidden) as refused:
                     report.skipped[str(refused)] += 1
                     continue

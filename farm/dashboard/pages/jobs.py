@@ -18,9 +18,9 @@ from starlette.responses import StreamingResponse
 
 from farm import lifecycle
 from farm.api import problems
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.rendering import HEADERS, HOME, TEMPLATES, Link, PageRoute, Who, render, see
-from farm.dashboard.session import Visitor
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.rendering import HEADERS, HOME, TEMPLATES, CurrentUser, Link, PageRoute, render, see
+from farm.dashboard.session import User
 from farm.domain.job import Job, NewJob
 from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
 from farm.domain.states import JobState, Priority
@@ -49,8 +49,8 @@ States = Annotated[list[JobState], Query(max_length=6)]
 @router.get("")
 def jobs(
     request: Request,
-    farm: Farm,
-    who: Who,
+    context: Context,
+    user: CurrentUser,
     state: States = [],  # noqa: B006
     task: Text = "",
     model: Text = "",
@@ -60,10 +60,10 @@ def jobs(
     cursor: Cursor = "",
 ) -> Response:
     """The newest that match, a page at a time."""
-    wanted = Wanted(who.tenant, tuple(state), task, model, worker, custom_id.strip(), error_code.strip())
-    with farm.store.begin() as unit:
+    wanted = Wanted(user.tenant, tuple(state), task, model, worker, custom_id.strip(), error_code.strip())
+    with context.store.begin() as unit:
         found, following = unit.search.jobs(wanted, cursor or None, PAGE)
-        names = unit.search.tenant_names([job.tenant_id for job in found]) if who.operates else {}
+        names = unit.search.tenant_names([job.tenant_id for job in found]) if user.is_operator else {}
     return render(
         request,
         "jobs.html",
@@ -72,7 +72,7 @@ def jobs(
         wanted=wanted,
         states=list(JobState),
         tasks=list(Task),
-        models=[one.id for one in farm.registry.models],
+        models=[one.id for one in context.registry.models],
         query=_query(request),
         first=not cursor,
         following=following,
@@ -90,59 +90,59 @@ def _query(request: Request) -> str:
 
 
 @router.get("/{job_id}")
-def job(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+def job(request: Request, context: Context, user: CurrentUser, job_id: str) -> Response:
     """The page of one job."""
-    return render(request, "job.html", **_about(farm, who, job_id, str(request.base_url).rstrip("/")))
+    return render(request, "job.html", **_about(context, user, job_id, str(request.base_url).rstrip("/")))
 
 
 @router.get("/{job_id}/live")
-async def live(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+async def live(request: Request, context: Context, user: CurrentUser, job_id: str) -> Response:
     """The body of the page again at each change, until the job is over."""
     base = str(request.base_url).rstrip("/")
-    await run_in_threadpool(_about, farm, who, job_id, base)
+    await run_in_threadpool(_about, context, user, job_id, base)
     headers = {**HEADERS, "X-Accel-Buffering": "no"}
-    return StreamingResponse(_changes(farm, who, job_id, base), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_changes(context, user, job_id, base), media_type="text/event-stream", headers=headers)
 
 
-async def _changes(farm: Services, who: Visitor, job_id: str, base: str) -> AsyncIterator[bytes]:
+async def _changes(context: AppContext, user: User, job_id: str, base: str) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     begun = sent_at = loop.time()
     told, preview = "", None
-    with farm.changes.subscribe(job_id) as changes:
+    with context.notifier.subscribe(job_id) as require_change:
         while loop.time() - begun < STREAM_SECONDS:
-            preview = changes.preview or preview
+            preview = require_change.preview or preview
             try:
-                text, over = await run_in_threadpool(_body, farm, who, job_id, base, preview)
+                text, over = await run_in_threadpool(_body, context, user, job_id, base, preview)
             except NotFound:
                 return
             if text != told:
                 yield format_sse_event(data_str=text)
                 told, sent_at = text, loop.time()
-            if over or changes.closing:
+            if over or require_change.closing:
                 yield format_sse_event(event="over", data_str="{}")
                 return
             if loop.time() - sent_at >= HEARTBEAT_SECONDS:
                 yield KEEPALIVE_COMMENT
                 sent_at = loop.time()
             await asyncio.sleep(PAUSE_SECONDS)
-            await changes.wait(REREAD_SECONDS)
+            await require_change.wait(REREAD_SECONDS)
 
 
-def _body(farm: Services, who: Visitor, job_id: str, base: str, preview: str | None) -> tuple[str, bool]:
-    values = _about(farm, who, job_id, base)
-    text = TEMPLATES.get_template("job_body.html").render(visitor=who, preview=preview, **values)
+def _body(context: AppContext, user: User, job_id: str, base: str, preview: str | None) -> tuple[str, bool]:
+    values = _about(context, user, job_id, base)
+    text = TEMPLATES.get_template("job_body.html").render(user=user, preview=preview, **values)
     return text, values["job"].state.terminal
 
 
-def _about(farm: Services, who: Visitor, job_id: str, base: str) -> dict[str, Any]:
-    with farm.store.begin() as unit:
-        found = unit.jobs.get(job_id, who.tenant)
+def _about(context: AppContext, user: User, job_id: str, base: str) -> dict[str, Any]:
+    with context.store.begin() as unit:
+        found = unit.jobs.get(job_id, user.tenant)
         if found is None:
             raise NotFound("job", job_id)
         history = unit.events.of_job(job_id)
         wanted = DeliveryFilter(job_id=job_id)
         deliveries, _ = unit.deliveries.page(found.tenant_id, wanted, None, DELIVERIES)
-        names = unit.search.tenant_names([found.tenant_id]) if who.operates else {}
+        names = unit.search.tenant_names([found.tenant_id]) if user.is_operator else {}
     parameters = found.spec.parameters()
     return {
         "job": found,
@@ -168,7 +168,7 @@ def _curl(parameters: dict[str, Any], base: str) -> str:
 def _python(parameters: dict[str, Any], base: str) -> str:
     given = "".join(f"    {name}={value!r},\n" for name, value in parameters.items() if name != "prompt")
     return (
-        "import os\nfrom farm.client import Farm\n\n"
+        "import os\nfrom farm.client import Context\n\n"
         f'farm = Farm({base!r}, os.environ["FARM_API_KEY"])\n'
         f"rendered = farm.run(\n    {parameters['prompt']!r},\n{given})\n"
         'open("image.png", "wb").write(rendered.images[0])\n'
@@ -179,34 +179,34 @@ def _python(parameters: dict[str, Any], base: str) -> str:
 
 
 @router.post("/{job_id}/cancel")
-def cancel(farm: Farm, who: Who, job_id: str) -> Response:
+def cancel(context: Context, user: CurrentUser, job_id: str) -> Response:
     """Stop it."""
-    with farm.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
-        lifecycle.cancel(unit, who.changes(old.tenant_id), job_id)
+    with context.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
+        lifecycle.cancel(unit, user.require_change(old.tenant_id), job_id)
     return see(f"{PATH}/{job_id}", "The job is canceled, or stops at its next step.")
 
 
 @router.post("/{job_id}/retry")
-def retry(farm: Farm, who: Who, job_id: str) -> Response:
+def retry(context: Context, user: CurrentUser, job_id: str) -> Response:
     """The same again, as a new job."""
-    with farm.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
-        new = lifecycle.retry(unit, who.changes(old.tenant_id), job_id)
+    with context.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
+        new = lifecycle.retry(unit, user.require_change(old.tenant_id), job_id)
     return see(f"{PATH}/{new.id}", "This job repeats the one that did not succeed.")
 
 
 @router.post("/{job_id}/rerun")
-def rerun(farm: Farm, who: Who, job_id: str) -> Response:
+def rerun(context: Context, user: CurrentUser, job_id: str) -> Response:
     """The same with another seed, as a new job."""
-    with farm.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
-        who.changes(old.tenant_id)
-        new, _ = lifecycle.submit(unit, old.tenant_id, with_another_seed(old))
+    with context.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
+        user.require_change(old.tenant_id)
+        new, _ = lifecycle.submit(unit, old.tenant_id, with_new_seed(old))
     return see(f"{PATH}/{new.id}", "This job asks for the same with another seed.")
 
 
-def with_another_seed(old: Job) -> NewJob:
+def with_new_seed(old: Job) -> NewJob:
     """What the job asked for, with a seed that is drawn now."""
     return NewJob(
         spec=old.spec.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)}),
@@ -223,37 +223,37 @@ def _own(found: Job | None, job_id: str) -> Job:
 
 
 @router.get("/{job_id}/edit")
-def edit(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+def edit(request: Request, context: Context, user: CurrentUser, job_id: str) -> Response:
     """A form with what it asked for."""
-    with farm.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
-    who.changes(old.tenant_id)
+    with context.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
+    user.require_change(old.tenant_id)
     given = {name: "" if value is None else str(value) for name, value in old.spec.parameters().items()}
     return _form(request, old, given | {"priority": old.priority.value}, ())
 
 
 @router.post("/{job_id}/edit")
-async def resubmit(request: Request, farm: Farm, who: Who, job_id: str) -> Response:
+async def resubmit(request: Request, context: Context, user: CurrentUser, job_id: str) -> Response:
     """Submit what the form says, with the old job's input images."""
     form = await request.form(max_files=0, max_fields=40)
     given = {name: value for name, value in form.items() if isinstance(value, str)}
-    return await run_in_threadpool(_resubmit, request, farm, who, job_id, given)
+    return await run_in_threadpool(_resubmit, request, context, user, job_id, given)
 
 
-def _resubmit(request: Request, farm: Services, who: Visitor, job_id: str, given: dict[str, str]) -> Response:
-    with farm.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, who.tenant), job_id)
-    who.changes(old.tenant_id)
+def _resubmit(request: Request, context: AppContext, user: User, job_id: str, given: dict[str, str]) -> Response:
+    with context.store.begin() as unit:
+        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
+    user.require_change(old.tenant_id)
     body = old.spec.parameters() | {name: _typed(name, text) for name, text in given.items() if name in _FIELDS}
     try:
         asked = _REQUEST.validate_python(body)
-        spec = resolve(asked, choose_model(asked, farm.registry), dict(old.spec.inputs))
+        spec = resolve(asked, choose_model(asked, context.registry), dict(old.spec.inputs))
     except ValidationError as error:
         return _form(request, old, given, problems.of_body(error))
     except BadInput as error:
         return _form(request, old, given, error.problems)
     new = NewJob(spec, asked.priority, metadata=tuple(old.metadata.items()), max_attempts=old.max_attempts)
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         job, _ = lifecycle.submit(unit, old.tenant_id, new)
     return see(f"{PATH}/{job.id}", "Submitted.")
 

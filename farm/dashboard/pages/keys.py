@@ -8,9 +8,9 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import ValidationError
 
 from farm.api import keys as api
-from farm.api.dependencies import Farm
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
-from farm.dashboard.session import Visitor
+from farm.api.dependencies import Context
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
+from farm.dashboard.session import User
 from farm.errors import BadInput
 from farm.store.tenants import Scope
 
@@ -31,11 +31,11 @@ MEANING: Final = {
 
 
 @router.get("")
-def keys(request: Request, farm: Farm, who: Who, tenant: Tenant = "") -> Response:
+def keys(request: Request, context: Context, user: CurrentUser, tenant: Tenant = "") -> Response:
     """A tenant's keys, those that live first."""
-    who.must(Scope.ADMIN)
-    with farm.store.begin() as unit:
-        of = unit.tenants.existing(tenant or who.key.tenant_id)
+    user.require(Scope.ADMIN)
+    with context.store.begin() as unit:
+        of = unit.tenants.existing(tenant or user.key.tenant_id)
         found = unit.tenants.keys(of.id)
         tenants = unit.tenants.page(None, 200)
     found.sort(key=lambda one: one.revoked_at is not None)
@@ -45,43 +45,53 @@ def keys(request: Request, farm: Farm, who: Who, tenant: Tenant = "") -> Respons
 @router.post("")
 def make(
     request: Request,
-    farm: Farm,
-    who: Who,
+    context: Context,
+    user: CurrentUser,
     name: Annotated[str, Form(max_length=200)] = "",
     scope: Annotated[list[Scope], Form()] = [],  # noqa: B006
     tenant: OfTenant = "",
 ) -> Response:
     """A new key, whose text is shown this once."""
-    who.must(Scope.ADMIN)
+    user.require(Scope.ADMIN)
     try:
-        asked = api.KeyRequest(name=name.strip(), scopes=scope)
+        asked = api.KeyCreate(name=name.strip(), scopes=scope)
     except ValidationError as error:
         raise BadInput.of("name", name, "a key needs a name and at least one scope") from error
     return _shown(
-        request, farm, who, tenant, api.make_key(farm, who.key, asked, tenant or None).key, f"the key {name!r}"
+        request,
+        context,
+        user,
+        tenant,
+        api.create_key(context, user.key, asked, tenant or None).key,
+        f"the key {name!r}",
     )
 
 
 @router.post("/{key_id}/rotate")
-def rotate(request: Request, farm: Farm, who: Who, key_id: str, tenant: OfTenant = "") -> Response:
+def rotate(request: Request, context: Context, user: CurrentUser, key_id: str, tenant: OfTenant = "") -> Response:
     """A second key of the same name and scopes, beside the first one."""
-    who.must(Scope.ADMIN)
-    made = api.rotate_key(farm, who.key, key_id, tenant or None)
+    user.require(Scope.ADMIN)
+    made = api.rotate_key(context, user.key, key_id, tenant or None)
     return _shown(
-        request, farm, who, tenant, made.key, f"the second key {made.name!r}; the first one lives until you revoke it"
+        request,
+        context,
+        user,
+        tenant,
+        made.key,
+        f"the second key {made.name!r}; the first one lives until you revoke it",
     )
 
 
 @router.post("/{key_id}/revoke")
-def revoke(farm: Farm, who: Who, key_id: str, tenant: OfTenant = "") -> Response:
+def revoke(context: Context, user: CurrentUser, key_id: str, tenant: OfTenant = "") -> Response:
     """End a key at once."""
-    who.must(Scope.ADMIN)
-    gone = api.revoke_key(farm, who.key, key_id, tenant or None)
+    user.require(Scope.ADMIN)
+    gone = api.revoke_key(context, user.key, key_id, tenant or None)
     return see(f"{PATH}?tenant={tenant}" if tenant else PATH, f"The key {gone.name!r} opens nothing any more.")
 
 
-def _shown(request: Request, farm: Farm, who: Visitor, tenant: str, secret: str, what: str) -> Response:
-    with farm.store.begin() as unit:
-        of = unit.tenants.existing(tenant or who.key.tenant_id)
+def _shown(request: Request, context: Context, user: User, tenant: str, secret: str, what: str) -> Response:
+    with context.store.begin() as unit:
+        of = unit.tenants.existing(tenant or user.key.tenant_id)
     back = f"{PATH}?tenant={of.id}"
     return render(request, "secret.html", title="API key", secret=secret, what=f"{what} of {of.name}", back=back)

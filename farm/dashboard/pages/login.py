@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from farm.api.dependencies import Farm
+from farm.api.dependencies import Context
 from farm.dashboard import session
 from farm.dashboard.rendering import HOME, LOGIN, PageRoute, render
 from farm.errors import Unauthorized
@@ -29,13 +29,13 @@ def form(request: Request, there: Annotated[str, Query(alias="next", max_length=
 @router.post("/login")
 def sign_in(
     request: Request,
-    farm: Farm,
+    context: Context,
     api_key: Annotated[str, Form(max_length=300)] = "",
     there: Annotated[str, Form(alias="next", max_length=500)] = HOME,
 ) -> Response:
     """Begin a session."""
     try:
-        with farm.store.begin() as unit:
+        with context.store.begin() as unit:
             key = unit.tenants.authenticate(api_key.strip())
             _, secret_hash = unit.tenants.live_key(key.id)
     except Unauthorized as refused:

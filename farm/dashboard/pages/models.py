@@ -6,8 +6,8 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Form, Request, Response
 
-from farm.api.dependencies import Farm
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import Context
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.worker import WorkerState
 from farm.errors import NotFound
 from farm.store.events import QUEUE_CHANNEL
@@ -19,36 +19,40 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 
 
 @router.get("")
-def models(request: Request, farm: Farm, who: Who) -> Response:
+def models(request: Request, context: Context, user: CurrentUser) -> Response:
     """The registry, and who has what in memory."""
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         workers = [one for one in unit.workers.all() if one.state is not WorkerState.OFFLINE]
         stopped = unit.pauses.now()
-        held = unit.search.on_devices(who.tenant)
-    loaded = {model.id: [one.info.name for one in workers if model.id in one.models] for model in farm.registry.models}
-    return render(request, "models.html", models=farm.registry.models, loaded=loaded, stopped=stopped.models, held=held)
+        held = unit.search.on_devices(user.tenant)
+    loaded = {
+        model.id: [one.info.name for one in workers if model.id in one.models] for model in context.registry.models
+    }
+    return render(
+        request, "models.html", models=context.registry.models, loaded=loaded, stopped=stopped.models, held=held
+    )
 
 
 @router.post("/pause")
-def pause(farm: Farm, who: Who, model: Annotated[str, Form(max_length=200)]) -> Response:
+def pause(context: Context, user: CurrentUser, model: Annotated[str, Form(max_length=200)]) -> Response:
     """Hand over nothing that needs this model."""
-    _known(farm, who, model)
-    with farm.store.begin() as unit:
+    _known(context, user, model)
+    with context.store.begin() as unit:
         unit.pauses.pause(model)
     return see(PATH, f"Jobs for {model} wait until it is resumed.")
 
 
 @router.post("/resume")
-def resume(farm: Farm, who: Who, model: Annotated[str, Form(max_length=200)]) -> Response:
+def resume(context: Context, user: CurrentUser, model: Annotated[str, Form(max_length=200)]) -> Response:
     """Hand its jobs over again."""
-    _known(farm, who, model)
-    with farm.store.begin() as unit:
+    _known(context, user, model)
+    with context.store.begin() as unit:
         unit.pauses.resume(model)
         unit.events.notify(QUEUE_CHANNEL)
     return see(PATH, f"Jobs for {model} are handed over again.")
 
 
-def _known(farm: Farm, who: Who, model: str) -> None:
-    who.must(Scope.OPERATE, Scope.ADMIN)
-    if farm.registry.get(model) is None:
+def _known(context: Context, user: CurrentUser, model: str) -> None:
+    user.require(Scope.OPERATE, Scope.ADMIN)
+    if context.registry.get(model) is None:
         raise NotFound("model", model)

@@ -15,9 +15,9 @@ from starlette.datastructures import UploadFile
 
 from farm.api import bulk, bulk_parsers, problems
 from farm.api.batch_schemas import BatchQuery
-from farm.api.bulk import Order
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
+from farm.api.bulk import BatchOptions
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.batch import Batch, Estimate, NewBatch, OnError
 from farm.domain.states import Priority
 from farm.domain.tasks import OutputFormat, Scheduler, Task
@@ -49,7 +49,7 @@ FIELDS: Final = (
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """What a dry run, or a refusal, has to say."""
 
     estimate: Estimate | None
@@ -59,53 +59,53 @@ class Checked:
 
 
 @router.get("")
-def form(request: Request, farm: Farm, who: Who) -> Response:
+def form(request: Request, context: Context, user: CurrentUser) -> Response:
     """The form."""
-    who.must(Scope.SUBMIT)
-    return _form(request, farm, {}, None)
+    user.require(Scope.SUBMIT)
+    return _form(request, context, {}, None)
 
 
 @router.post("")
-async def submit(request: Request, farm: Farm, who: Who) -> Response:
+async def submit(request: Request, context: Context, user: CurrentUser) -> Response:
     """Look through the file, and submit it unless only that was asked for."""
-    who.must(Scope.SUBMIT)
+    user.require(Scope.SUBMIT)
     async with request.form(max_files=1, max_fields=40) as sent:
         given = {name: value for name, value in sent.items() if isinstance(value, str)}
         part = sent.get("file")
         dry = given.get("act") != "submit"
-        found: Batch | Checked
+        found: Batch | CheckResult
         if isinstance(part, UploadFile) and part.size:
             found = await anyio.to_thread.run_sync(
-                _take, farm, who.key.tenant_id, given, part.file, part.filename or "", dry
+                _take, context, user.key.tenant_id, given, part.file, part.filename or "", dry
             )
         else:
-            found = Checked(None, (FieldProblem("file", None, "choose a CSV or JSONL file"),), 1)
+            found = CheckResult(None, (FieldProblem("file", None, "choose a CSV or JSONL file"),), 1)
     if isinstance(found, Batch):
         return see(f"{HOME}/batches/{found.id}", f"Submitted: {found.counts.total:,} jobs.")
-    return await anyio.to_thread.run_sync(_form, request, farm, given, found)
+    return await anyio.to_thread.run_sync(_form, request, context, given, found)
 
 
 def _take(
-    farm: Services, tenant_id: str, given: dict[str, str], file: IO[bytes], filename: str, dry: bool
-) -> Batch | Checked:
+    context: AppContext, tenant_id: str, given: dict[str, str], file: IO[bytes], filename: str, dry: bool
+) -> Batch | CheckResult:
     try:
         query = BatchQuery.model_validate({name: given[name] for name in FIELDS if given.get(name, "").strip()})
     except ValidationError as error:
         wrong = problems.of_body(error)
-        return Checked(None, tuple(wrong), len(wrong))
-    order = Order(NewBatch(query.name), query.defaults(), query.on_error, dry)
+        return CheckResult(None, tuple(wrong), len(wrong))
+    order = BatchOptions(NewBatch(query.name), query.defaults(), query.on_error, dry)
     kind = _kind(file, filename)
     digest = bulk.new_hash(order, kind)
     chunks = bulk.hashed(_chunks(file), digest)
     found = bulk_parsers.table(chunks) if kind == bulk_parsers.CSV else bulk_parsers.jsonl(chunks)
     try:
-        made, _ = bulk.submit(farm, tenant_id, order, found, given.get("once") or None, digest.digest)
+        made, _ = bulk.submit(context, tenant_id, order, found, given.get("once") or None, digest.digest)
     except BatchRefused as refused:
-        return Checked(None, refused.problems[:SHOWN], refused.count, refused.error_file)
+        return CheckResult(None, refused.problems[:SHOWN], refused.count, refused.error_file)
     except BadInput as refused:
-        return Checked(None, refused.problems[:SHOWN], len(refused.problems))
+        return CheckResult(None, refused.problems[:SHOWN], len(refused.problems))
     if isinstance(made, Estimate):
-        return Checked(made, made.problems[:SHOWN], made.refused)
+        return CheckResult(made, made.problems[:SHOWN], made.refused)
     return made
 
 
@@ -126,7 +126,7 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _form(request: Request, farm: Services, given: dict[str, str], checked: Checked | None) -> Response:
+def _form(request: Request, context: AppContext, given: dict[str, str], checked: CheckResult | None) -> Response:
     part = "hx-request" in request.headers
     refused = checked is not None and checked.estimate is None
     return render(
@@ -139,7 +139,7 @@ def _form(request: Request, farm: Services, given: dict[str, str], checked: Chec
         on_error=given.get("on_error", ""),
         once=given.get("once") or f"page-{secrets.token_urlsafe(18)}",
         tasks=list(Task),
-        models=[one.id for one in farm.registry.models],
+        models=[one.id for one in context.registry.models],
         schedulers=list(Scheduler),
         formats=list(OutputFormat),
         priorities=list(Priority),

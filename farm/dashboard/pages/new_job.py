@@ -12,8 +12,8 @@ from starlette.datastructures import UploadFile
 
 from farm.api import bulk_parsers, inputs, problems
 from farm.api import jobs as api
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.states import Priority
 from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem
@@ -47,17 +47,19 @@ Text = Annotated[str, Query(max_length=10_000)]
 
 
 @router.get("")
-def form(request: Request, farm: Farm, who: Who, task: Text = "", model: Text = "", prompt: Text = "") -> Response:
+def form(
+    request: Request, context: Context, user: CurrentUser, task: Text = "", model: Text = "", prompt: Text = ""
+) -> Response:
     """The form, empty but for what the address says."""
-    who.must(Scope.SUBMIT)
-    return _form(request, farm, {"task": task, "model": model, "prompt": prompt}, ())
+    user.require(Scope.SUBMIT)
+    return _form(request, context, {"task": task, "model": model, "prompt": prompt}, ())
 
 
 @router.post("")
-async def submit(request: Request, farm: Farm, who: Who) -> Response:
+async def submit(request: Request, context: Context, user: CurrentUser) -> Response:
     """Keep the images, check the rest as the API does, and submit."""
-    who.must(Scope.SUBMIT)
-    tenant = who.key.tenant_id
+    user.require(Scope.SUBMIT)
+    tenant = user.key.tenant_id
     uploads: dict[str, bytes] = {}
     async with request.form(max_files=len(IMAGES), max_fields=40) as sent:
         given = {name: value for name, value in sent.items() if isinstance(value, str)}
@@ -72,7 +74,7 @@ async def submit(request: Request, farm: Farm, who: Who) -> Response:
         if name in uploads:
             try:
                 given[f"{name}_id"] = await anyio.to_thread.run_sync(
-                    _keep, farm, tenant, name, uploads[name], limiter=farm.fetching
+                    _keep, context, tenant, name, uploads[name], limiter=context.fetching
                 )
             except BadInput as refused:
                 wrong += refused.problems
@@ -82,13 +84,13 @@ async def submit(request: Request, farm: Farm, who: Who) -> Response:
     body.setdefault("prompt", "")
     body |= {name: given[f"{name}_id"] for name in wanted if given.get(f"{name}_id")}
     if wrong:
-        return await run_in_threadpool(_form, request, farm, given, wrong)
+        return await run_in_threadpool(_form, request, context, given, wrong)
     try:
         asked = _asked(body)
-        new = await api.resolved(farm, tenant, asked)
-        job, _ = await run_in_threadpool(api.store_job, farm, tenant, new, None)
+        new = await api.resolved(context, tenant, asked)
+        job, _ = await run_in_threadpool(api.store_job, context, tenant, new, None)
     except BadInput as refused:
-        return await run_in_threadpool(_form, request, farm, given, refused.problems)
+        return await run_in_threadpool(_form, request, context, given, refused.problems)
     return see(f"{HOME}/jobs/{job.id}", "Submitted.")
 
 
@@ -99,16 +101,16 @@ def _asked(body: dict[str, Any]) -> Any:
         raise BadInput(*problems.of_body(error)) from None
 
 
-def _keep(farm: Services, tenant_id: str, field: str, data: bytes) -> str:
-    stored = farm.intake.from_bytes(tenant_id, data, None, field=field)
-    file, _ = inputs.keep(farm.store, tenant_id, stored, None)
+def _keep(context: AppContext, tenant_id: str, field: str, data: bytes) -> str:
+    stored = context.intake.from_bytes(tenant_id, data, None, field=field)
+    file, _ = inputs.keep(context.store, tenant_id, stored, None)
     return file.id
 
 
 def _form(
-    request: Request, farm: Services, given: dict[str, str], wrong: tuple[FieldProblem, ...] | list[FieldProblem]
+    request: Request, context: AppContext, given: dict[str, str], wrong: tuple[FieldProblem, ...] | list[FieldProblem]
 ) -> Response:
-    registry = farm.registry
+    registry = context.registry
     chosen = registry.get(given.get("model", "")) or registry.models[0]
     return render(
         request,

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
-from farm.dashboard.session import Visitor
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
+from farm.dashboard.session import User
 from farm.domain.states import JobState
 from farm.domain.worker import Worker, WorkerState
 from farm.store.activity_stats import Tally
@@ -29,7 +29,7 @@ QUARTERS: Final = 96  #: stretches of the day's chart
 
 
 @dataclass(frozen=True)
-class Cell:
+class DeviceTile:
     """A device and what it is doing."""
 
     worker: Worker
@@ -47,62 +47,62 @@ class Cell:
 
 
 @router.get("")
-def overview(request: Request, farm: Farm, who: Who) -> Response:
+def overview(request: Request, context: Context, user: CurrentUser) -> Response:
     """The page."""
-    with farm.store.begin() as unit:
-        day = unit.activity.tally(DAY, QUARTERS, who.tenant)
-    return render(request, "overview.html", chart=_chart(day), day=day, **_now(farm, who), **_latest(farm, who))
+    with context.store.begin() as unit:
+        day = unit.activity.tally(DAY, QUARTERS, user.tenant)
+    return render(request, "overview.html", chart=_chart(day), day=day, **_now(context, user), **_latest(context, user))
 
 
 @router.get("/now")
-def now(request: Request, farm: Farm, who: Who) -> Response:
+def now(request: Request, context: Context, user: CurrentUser) -> Response:
     """The numbers and the devices, as they are now."""
-    return render(request, "overview_now.html", **_now(farm, who))
+    return render(request, "overview_now.html", **_now(context, user))
 
 
 @router.get("/latest")
-def latest(request: Request, farm: Farm, who: Who) -> Response:
+def latest(request: Request, context: Context, user: CurrentUser) -> Response:
     """The latest images."""
-    return render(request, "overview_latest.html", **_latest(farm, who))
+    return render(request, "overview_latest.html", **_latest(context, user))
 
 
 @router.get("/pace.json")
-def pace(farm: Farm, who: Who) -> Response:
+def pace(context: Context, user: CurrentUser) -> Response:
     """The day's chart, as columns for uPlot."""
-    with farm.store.begin() as unit:
-        day = unit.activity.tally(DAY, QUARTERS, who.tenant)
+    with context.store.begin() as unit:
+        day = unit.activity.tally(DAY, QUARTERS, user.tenant)
     return Response(json.dumps(_chart(day)), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 @router.post("/pause")
-def pause(farm: Farm, who: Who) -> Response:
+def pause(context: Context, user: CurrentUser) -> Response:
     """Stop hand-overs."""
-    who.must(Scope.OPERATE, Scope.ADMIN)
-    with farm.store.begin() as unit:
+    user.require(Scope.OPERATE, Scope.ADMIN)
+    with context.store.begin() as unit:
         unit.pauses.pause()
     return see(HOME, "The farm is paused: what is on devices goes on, nothing new is handed over.")
 
 
 @router.post("/resume")
-def resume(farm: Farm, who: Who) -> Response:
+def resume(context: Context, user: CurrentUser) -> Response:
     """Go on."""
-    who.must(Scope.OPERATE, Scope.ADMIN)
-    with farm.store.begin() as unit:
+    user.require(Scope.OPERATE, Scope.ADMIN)
+    with context.store.begin() as unit:
         unit.pauses.resume()
         unit.events.notify(QUEUE_CHANNEL)
     return see(HOME, "The farm goes on.")
 
 
-def _latest(farm: Services, who: Visitor) -> dict[str, Any]:
-    with farm.store.begin() as unit:
-        return {"images": unit.activity.latest(LATEST, who.tenant)}
+def _latest(context: AppContext, user: User) -> dict[str, Any]:
+    with context.store.begin() as unit:
+        return {"images": unit.activity.latest(LATEST, user.tenant)}
 
 
-def _now(farm: Services, who: Visitor) -> dict[str, Any]:
-    with farm.store.begin() as unit:
-        hour = unit.activity.tally(3600, 60, who.tenant)
-        queue = unit.search.queue(who.tenant)
-        held = unit.search.on_devices(who.tenant)
+def _now(context: AppContext, user: User) -> dict[str, Any]:
+    with context.store.begin() as unit:
+        hour = unit.activity.tally(3600, 60, user.tenant)
+        queue = unit.search.queue(user.tenant)
+        held = unit.search.on_devices(user.tenant)
         workers = [one for one in unit.workers.all() if one.state is not WorkerState.OFFLINE]
         stopped = unit.pauses.now()
         speed = unit.batches.speed()
@@ -110,7 +110,7 @@ def _now(farm: Services, who: Visitor) -> dict[str, Any]:
     at: dict[str, list[OnDevice]] = {}
     for job in sorted(held, key=lambda job: job.state is not JobState.RUNNING):
         at.setdefault(job.worker, []).append(job)
-    cells = [Cell(one, tuple(at.get(one.info.name, ()))) for one in workers]
+    cells = [DeviceTile(one, tuple(at.get(one.info.name, ()))) for one in workers]
     cells.sort(key=lambda cell: (cell.running is None, cell.worker.info.name))
     return {
         "per_minute": sum(one.outputs for one in hour.stretches[:PACE_MINUTES]) / PACE_MINUTES,

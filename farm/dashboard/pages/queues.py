@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render
-from farm.dashboard.session import Visitor
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render
+from farm.dashboard.session import User
 from farm.store.dashboard_queries import LINES
 
 PATH: Final = f"{HOME}/queues"
@@ -17,24 +17,24 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 
 
 @router.get("")
-def queues(request: Request, farm: Farm, who: Who) -> Response:
+def queues(request: Request, context: Context, user: CurrentUser) -> Response:
     """The page."""
-    return render(request, "queues.html", **_now(farm, who))
+    return render(request, "queues.html", **_now(context, user))
 
 
 @router.get("/now")
-def now(request: Request, farm: Farm, who: Who) -> Response:
+def now(request: Request, context: Context, user: CurrentUser) -> Response:
     """The lines as they are now."""
-    return render(request, "queues_now.html", **_now(farm, who))
+    return render(request, "queues_now.html", **_now(context, user))
 
 
-def _now(farm: Services, who: Visitor) -> dict[str, Any]:
-    with farm.store.begin() as unit:
-        lines = unit.search.lines(who.tenant)
-        queue = unit.search.queue(who.tenant)
+def _now(context: AppContext, user: User) -> dict[str, Any]:
+    with context.store.begin() as unit:
+        lines = unit.search.lines(user.tenant)
+        queue = unit.search.queue(user.tenant)
         speed = unit.batches.speed()
         stopped = unit.pauses.now()
-        names = unit.search.tenant_names([one.tenant_id for one in lines]) if who.operates else {}
+        names = unit.search.tenant_names([one.tenant_id for one in lines]) if user.is_operator else {}
     return {
         "lines": lines,
         "most": LINES,

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from farm.api import tenants as api
 from farm.api import usage as api_usage
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
-from farm.dashboard.session import Visitor
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
+from farm.dashboard.session import User
 from farm.errors import BadInput, FieldProblem, Forbidden
 from farm.store.events import QUEUE_CHANNEL
 from farm.store.tenants import Scope
@@ -35,60 +35,60 @@ LIMITS: Final = {
 
 
 @router.get("")
-def tenants(request: Request, farm: Farm, who: Who) -> Response:
+def tenants(request: Request, context: Context, user: CurrentUser) -> Response:
     """All of them for who runs the farm; else one's own."""
-    if not who.may(Scope.ADMIN):
-        return see(f"{PATH}/{who.key.tenant_id}")
+    if not user.has_scope(Scope.ADMIN):
+        return see(f"{PATH}/{user.key.tenant_id}")
     first, last = _days()
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found = unit.tenants.page(None, 500)
         used = unit.usage.between(first, last)
     return render(request, "tenants.html", tenants=found, used=_totals(used), days=DAYS, given={}, wrong={})
 
 
 @router.post("")
-def make(farm: Farm, who: Who, name: Annotated[str, Form(max_length=200)] = "") -> Response:
+def make(context: Context, user: CurrentUser, name: Annotated[str, Form(max_length=200)] = "") -> Response:
     """A new tenant, without limits and without a key."""
-    who.must(Scope.ADMIN)
+    user.require(Scope.ADMIN)
     try:
-        asked = api.TenantRequest(name=name.strip())
+        asked = api.TenantCreate(name=name.strip())
     except ValidationError as error:
         raise BadInput.of("name", name, "a tenant needs a name of at most 100 characters") from error
-    made = api.make_tenant(farm, who.key, asked)
+    made = api.create_tenant(context, user.key, asked)
     return see(f"{PATH}/{made.id}", "It has no key yet: make one under “API keys”.")
 
 
 @router.get("/{tenant_id}")
-def tenant(request: Request, farm: Farm, who: Who, tenant_id: str) -> Response:
+def tenant(request: Request, context: Context, user: CurrentUser, tenant_id: str) -> Response:
     """One tenant: limits, what it has now, what it used."""
-    return _page(request, farm, who, tenant_id, {}, {})
+    return _page(request, context, user, tenant_id, {}, {})
 
 
 @router.get("/{tenant_id}/usage.csv")
-def usage(farm: Farm, who: Who, tenant_id: str) -> Response:
+def usage(context: Context, user: CurrentUser, tenant_id: str) -> Response:
     """The last days by day and model, for a spreadsheet."""
-    _may_see(who, tenant_id)
+    _may_see(user, tenant_id)
     first, last = _days()
-    found = api_usage.usage(farm, who.key, first, last, tenant_id, "csv")
+    found = api_usage.usage(context, user.key, first, last, tenant_id, "csv")
     assert isinstance(found, Response)
     found.headers["Content-Disposition"] = f'attachment; filename="usage-{last}.csv"'
     return found
 
 
 @router.get("/{tenant_id}/usage.json")
-def chart(farm: Farm, who: Who, tenant_id: str) -> Any:
+def chart(context: Context, user: CurrentUser, tenant_id: str) -> Any:
     """The last days' device-seconds and images, as columns for the chart."""
-    _may_see(who, tenant_id)
+    _may_see(user, tenant_id)
     first, last = _days()
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         return _chart(unit.usage.between(first, last, tenant_id), first, last)
 
 
 @router.post("/{tenant_id}")
 def change(
     request: Request,
-    farm: Farm,
-    who: Who,
+    context: Context,
+    user: CurrentUser,
     tenant_id: str,
     name: Annotated[str, Form(max_length=200)] = "",
     weight: Annotated[str, Form(max_length=40)] = "",
@@ -99,7 +99,7 @@ def change(
     retention_days: Annotated[str, Form(max_length=40)] = "",
 ) -> Response:
     """Another name, share or limits; an empty limit is none."""
-    who.must(Scope.ADMIN)
+    user.require(Scope.ADMIN)
     given = {
         "name": name.strip(),
         "weight": weight,
@@ -110,25 +110,25 @@ def change(
         "retention_days": retention_days,
     }
     try:
-        asked = api.TenantChange.model_validate({field: _value(field, text) for field, text in given.items()})
-        api.change_tenant(farm, who.key, tenant_id, asked)
+        asked = api.TenantUpdate.model_validate({field: _value(field, text) for field, text in given.items()})
+        api.change_tenant(context, user.key, tenant_id, asked)
     except ValidationError as error:
         wrong = {str(one["loc"][0]): one["msg"] for one in error.errors()}
-        return _page(request, farm, who, tenant_id, given, wrong, status=422)
+        return _page(request, context, user, tenant_id, given, wrong, status=422)
     except BadInput as error:
         return _page(
-            request, farm, who, tenant_id, given, {one.field: one.message for one in error.problems}, status=422
+            request, context, user, tenant_id, given, {one.field: one.message for one in error.problems}, status=422
         )
     return see(f"{PATH}/{tenant_id}", "Saved. What was accepted already is not taken back.")
 
 
 @router.post("/{tenant_id}/{switch}")
-def pause(farm: Farm, who: Who, tenant_id: str, switch: str) -> Response:
+def pause(context: Context, user: CurrentUser, tenant_id: str, switch: str) -> Response:
     """Hand none of its jobs over, or hand them over again."""
-    who.must(Scope.OPERATE, Scope.ADMIN)
+    user.require(Scope.OPERATE, Scope.ADMIN)
     if switch not in ("pause", "resume"):
         raise BadInput.of("action", switch, "is pause or resume")
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         unit.tenants.existing(tenant_id)
         (unit.tenants.pause if switch == "pause" else unit.tenants.resume)(tenant_id)
         unit.events.notify(QUEUE_CHANNEL)
@@ -138,16 +138,16 @@ def pause(farm: Farm, who: Who, tenant_id: str, switch: str) -> Response:
 
 def _page(
     request: Request,
-    farm: Services,
-    who: Visitor,
+    context: AppContext,
+    user: User,
     tenant_id: str,
     given: dict[str, str],
     wrong: dict[str, str],
     status: int = 200,
 ) -> Response:
-    _may_see(who, tenant_id)
+    _may_see(user, tenant_id)
     first, last = _days()
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found = unit.tenants.existing(tenant_id)
         used = unit.usage.between(first, last, tenant_id)
         today, _ = unit.usage.today(tenant_id)
@@ -187,8 +187,8 @@ def _value(field: str, text: str) -> object:
         raise BadInput(FieldProblem(field, text, "must be a number, or nothing for no limit")) from error
 
 
-def _may_see(who: Visitor, tenant_id: str) -> None:
-    if tenant_id != who.key.tenant_id and not who.may(Scope.ADMIN):
+def _may_see(user: User, tenant_id: str) -> None:
+    if tenant_id != user.key.tenant_id and not user.has_scope(Scope.ADMIN):
         raise Forbidden("other tenants need a key with the scope 'admin'; sign in with another key")
 
 

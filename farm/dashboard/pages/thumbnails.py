@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Response
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from farm.api.dependencies import Farm, Services
-from farm.dashboard.rendering import HOME, PageRoute, Who
+from farm.api.dependencies import AppContext, Context
+from farm.dashboard.rendering import HOME, CurrentUser, PageRoute
 from farm.errors import NotFound
 from farm.objects import keys
 from farm.objects.storage import content_disposition
@@ -24,36 +24,36 @@ KEPT: Final = "private, max-age=86400, immutable"
 
 @router.get("/{job_id}/{index}")
 async def image(
-    farm: Farm, who: Who, job_id: str, index: int, side: Annotated[int, Query(ge=0, le=640)] = 0
+    context: Context, user: CurrentUser, job_id: str, index: int, side: Annotated[int, Query(ge=0, le=640)] = 0
 ) -> Response:
     """An output, whole or made small."""
-    return await run_in_threadpool(_image, farm, who.tenant, job_id, index, side)
+    return await run_in_threadpool(_image, context, user.tenant, job_id, index, side)
 
 
 @router.get("/{job_id}/inputs/{name}")
 async def given(
-    farm: Farm, who: Who, job_id: str, name: str, side: Annotated[int, Query(ge=0, le=640)] = 0
+    context: Context, user: CurrentUser, job_id: str, name: str, side: Annotated[int, Query(ge=0, le=640)] = 0
 ) -> Response:
     """An image that the job begins with."""
-    return await run_in_threadpool(_given, farm, who.tenant, job_id, name, side)
+    return await run_in_threadpool(_given, context, user.tenant, job_id, name, side)
 
 
-def _given(farm: Services, tenant_id: str | None, job_id: str, name: str, side: int) -> Response:
-    with farm.store.begin() as unit:
+def _given(context: AppContext, tenant_id: str | None, job_id: str, name: str, side: int) -> Response:
+    with context.store.begin() as unit:
         job = unit.jobs.get(job_id, tenant_id)
     found = None if job is None else job.spec.inputs.get(name)
     if found is None:
         raise NotFound("image", f"{job_id}/inputs/{name}")
-    return _answer(farm.storage.get(found.key), found.content_type, side, f"{job_id}_{name}")
+    return _answer(context.storage.get(found.key), found.content_type, side, f"{job_id}_{name}")
 
 
-def _image(farm: Services, tenant_id: str | None, job_id: str, index: int, side: int) -> Response:
-    with farm.store.begin() as unit:
+def _image(context: AppContext, tenant_id: str | None, job_id: str, index: int, side: int) -> Response:
+    with context.store.begin() as unit:
         job = unit.jobs.get(job_id, tenant_id)
     output = next((one for one in job.outputs if one.index == index), None) if job is not None else None
     if job is None or output is None:
         raise NotFound("image", f"{job_id}/{index}")
-    return _answer(farm.storage.get(output.key), output.content_type, side, f"{job.id}_{index}")
+    return _answer(context.storage.get(output.key), output.content_type, side, f"{job.id}_{index}")
 
 
 def _answer(data: bytes, content_type: str, side: int, name: str) -> Response:

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from starlette.responses import Response as Answer
 
 from farm.api import webhooks as api
-from farm.api.dependencies import Farm, Services
-from farm.api.webhook_schemas import DEFAULT_EVENTS, EndpointChange, EndpointRequest, ResendRequest
-from farm.dashboard.rendering import HOME, Link, PageRoute, Who, render, see
-from farm.dashboard.session import Visitor
+from farm.api.dependencies import AppContext, Context
+from farm.api.webhook_schemas import DEFAULT_EVENTS, EndpointCreate, EndpointUpdate, ResendRequest
+from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
+from farm.dashboard.session import User
 from farm.domain.endpoint import SUBSCRIBABLE, DeliveryState, Disabled, Endpoint
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.store.deliveries import DeliveryFilter
@@ -39,16 +39,20 @@ Events = Annotated[list[str], Form()]
 
 @router.get("")
 def endpoints(
-    request: Request, farm: Farm, who: Who, tenant: Annotated[str, Query(max_length=60)] = "", cursor: Cursor = ""
+    request: Request,
+    context: Context,
+    user: CurrentUser,
+    tenant: Annotated[str, Query(max_length=60)] = "",
+    cursor: Cursor = "",
 ) -> Response:
     """A tenant's endpoints: one's own, or for who runs the farm anybody's."""
-    of_id = tenant or who.key.tenant_id
-    if who.tenant not in (None, of_id):
+    of_id = tenant or user.key.tenant_id
+    if user.tenant not in (None, of_id):
         raise NotFound("tenant", of_id)
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         of = unit.tenants.existing(of_id)
         found, following = unit.webhooks.endpoint_page(of.id, cursor or None, PAGE)
-        tenants = unit.tenants.page(None, 200) if who.operates else []
+        tenants = unit.tenants.page(None, 200) if user.is_operator else []
     return render(
         request,
         "webhooks.html",
@@ -60,63 +64,63 @@ def endpoints(
         reasons=REASONS,
         kinds=KINDS,
         chosen=[kind.value for kind in DEFAULT_EVENTS],
-        may_change=who.may_change(of.id),
+        can_change=user.can_change(of.id),
     )
 
 
 @router.post("")
 def make(
     request: Request,
-    farm: Farm,
-    who: Who,
+    context: Context,
+    user: CurrentUser,
     url: Text = "",
     description: Text = "",
     event: Events = [],  # noqa: B006
     tenant: Text = "",
 ) -> Response:
     """A new endpoint, whose secret is shown this once."""
-    key = who.acting(who.changes(tenant or who.key.tenant_id))
-    asked = _checked(EndpointRequest, url=url.strip(), description=description.strip(), events=event)
-    made = api.make_endpoint(farm, key, asked, Answer())
+    key = user.key_for(user.require_change(tenant or user.key.tenant_id))
+    asked = _checked(EndpointCreate, url=url.strip(), description=description.strip(), events=event)
+    made = api.create_endpoint(context, key, asked, Answer())
     return _secret(request, made.id, made.secret, f"what webhooks to {made.url} are signed with")
 
 
 @router.get("/deliveries/{delivery_id}")
-def delivery(request: Request, farm: Farm, who: Who, delivery_id: str) -> Response:
+def delivery(request: Request, context: Context, user: CurrentUser, delivery_id: str) -> Response:
     """One event on its way to one endpoint, and each try."""
-    key = _of_delivery(farm, who, delivery_id)
-    with farm.store.begin() as unit:
+    key = _of_delivery(context, user, delivery_id)
+    with context.store.begin() as unit:
         sent = unit.deliveries.get(key.tenant_id, delivery_id)
         attempts = unit.deliveries.attempts(delivery_id)
         endpoint = unit.webhooks.endpoint(key.tenant_id, sent.endpoint_id)
-    may = who.may_change(key.tenant_id)
-    return render(request, "delivery.html", sent=sent, attempts=attempts, endpoint=endpoint, may_change=may)
+    has_scope = user.can_change(key.tenant_id)
+    return render(request, "delivery.html", sent=sent, attempts=attempts, endpoint=endpoint, can_change=has_scope)
 
 
 @router.post("/deliveries/{delivery_id}/resend")
-def resend(farm: Farm, who: Who, delivery_id: str) -> Response:
+def resend(context: Context, user: CurrentUser, delivery_id: str) -> Response:
     """Send it now, by the whole schedule if that fails."""
-    key = _of_delivery(farm, who, delivery_id)
-    who.changes(key.tenant_id)
-    api.resend_delivery(farm, key, delivery_id)
+    key = _of_delivery(context, user, delivery_id)
+    user.require_change(key.tenant_id)
+    api.resend_delivery(context, key, delivery_id)
     return see(f"{PATH}/deliveries/{delivery_id}", "It is sent again, under the same id.")
 
 
 @router.get("/{endpoint_id}")
 def endpoint(
     request: Request,
-    farm: Farm,
-    who: Who,
+    context: Context,
+    user: CurrentUser,
     endpoint_id: str,
     state: Annotated[str, Query(max_length=20)] = "",
     cursor: Cursor = "",
 ) -> Response:
     """One endpoint and what was sent to it."""
-    one = _found(farm, who, endpoint_id)
+    one = _found(context, user, endpoint_id)
     if state not in ("", *DeliveryState):
         raise BadInput.of("state", state, f"must be one of {', '.join(DeliveryState)}")
     wanted = DeliveryFilter(endpoint_id=one.id, state=DeliveryState(state) if state else None)
-    with farm.store.begin() as unit:
+    with context.store.begin() as unit:
         found, following = unit.deliveries.page(one.tenant_id, wanted, cursor or None, PAGE)
         dead = unit.deliveries.count_dead(one.tenant_id, DeliveryFilter(endpoint_id=one.id), MOST)
     return render(
@@ -131,72 +135,72 @@ def endpoint(
         most=MOST,
         reasons=REASONS,
         kinds=KINDS,
-        may_change=who.may_change(one.tenant_id),
+        can_change=user.can_change(one.tenant_id),
     )
 
 
 @router.post("/{endpoint_id}")
 def change(
-    farm: Farm,
-    who: Who,
+    context: Context,
+    user: CurrentUser,
     endpoint_id: str,
     url: Text = "",
     description: Text = "",
     event: Events = [],  # noqa: B006
 ) -> Response:
     """Another URL, description or choice of events."""
-    key = _steered(farm, who, endpoint_id)
-    asked = _checked(EndpointChange, url=url.strip(), description=description.strip(), events=event)
-    api.change_endpoint(farm, key, endpoint_id, asked)
+    key = _steered(context, user, endpoint_id)
+    asked = _checked(EndpointUpdate, url=url.strip(), description=description.strip(), events=event)
+    api.change_endpoint(context, key, endpoint_id, asked)
     return see(f"{PATH}/{endpoint_id}", "Saved. What waits goes to the URL that it has now.")
 
 
 @router.post("/{endpoint_id}/test")
-def test(farm: Farm, who: Who, endpoint_id: str) -> Response:
+def test(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """A test event."""
-    api.test_endpoint(farm, _steered(farm, who, endpoint_id), endpoint_id, Answer())
+    api.test_endpoint(context, _steered(context, user, endpoint_id), endpoint_id, Answer())
     return see(f"{PATH}/{endpoint_id}", "A farm.test event is on its way; reload to see how it went.")
 
 
 @router.post("/{endpoint_id}/rotate")
-def rotate(request: Request, farm: Farm, who: Who, endpoint_id: str) -> Response:
+def rotate(request: Request, context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """A new secret; the old one signs beside it for a day."""
-    now = api.rotate_secret(farm, _steered(farm, who, endpoint_id), endpoint_id)
+    now = api.rotate_secret(context, _steered(context, user, endpoint_id), endpoint_id)
     return _secret(request, endpoint_id, now.secret, "the new secret; the old one signs beside it for a day")
 
 
 @router.post("/{endpoint_id}/enable")
-def enable(farm: Farm, who: Who, endpoint_id: str) -> Response:
+def enable(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """Send to it again."""
-    api.change_endpoint(farm, _steered(farm, who, endpoint_id), endpoint_id, EndpointChange(enabled=True))
+    api.change_endpoint(context, _steered(context, user, endpoint_id), endpoint_id, EndpointUpdate(enabled=True))
     return see(f"{PATH}/{endpoint_id}", "Enabled: what happens from now on is sent.")
 
 
 @router.post("/{endpoint_id}/disable")
-def disable(farm: Farm, who: Who, endpoint_id: str) -> Response:
+def disable(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """Send nothing more to it."""
-    api.change_endpoint(farm, _steered(farm, who, endpoint_id), endpoint_id, EndpointChange(enabled=False))
+    api.change_endpoint(context, _steered(context, user, endpoint_id), endpoint_id, EndpointUpdate(enabled=False))
     return see(f"{PATH}/{endpoint_id}", "Disabled: nothing is sent to it.")
 
 
 @router.post("/{endpoint_id}/resend")
-def resend_dead(farm: Farm, who: Who, endpoint_id: str, since: Text = "") -> Response:
+def resend_dead(context: Context, user: CurrentUser, endpoint_id: str, since: Text = "") -> Response:
     """Send again what was given up, all of it or since a time."""
-    key = _steered(farm, who, endpoint_id)
+    key = _steered(context, user, endpoint_id)
     try:
         after = datetime.fromisoformat(since).replace(tzinfo=UTC) if since else None
     except ValueError as error:
         raise BadInput.of("since", since, "is not a time") from error
-    done = api.resend_dead(farm, key, ResendRequest(endpoint_id=endpoint_id, created_after=after))
+    done = api.resend_dead(context, key, ResendRequest(endpoint_id=endpoint_id, created_after=after))
     told = "1 delivery is" if done.count == 1 else f"{done.count:,} deliveries are"
     return see(f"{PATH}/{endpoint_id}", f"{told} sent again.")
 
 
 @router.post("/{endpoint_id}/delete")
-def delete(farm: Farm, who: Who, endpoint_id: str) -> Response:
+def delete(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """Send it nothing more, and forget what was sent."""
-    key = _steered(farm, who, endpoint_id)
-    gone = api.delete_endpoint(farm, key, endpoint_id)
+    key = _steered(context, user, endpoint_id)
+    gone = api.delete_endpoint(context, key, endpoint_id)
     return see(f"{PATH}?tenant={key.tenant_id}", f"Deleted: {gone.url} gets nothing more.")
 
 
@@ -213,21 +217,21 @@ def _checked(kind: Any, **values: Any) -> Any:
         raise BadInput(*problems) from error
 
 
-def _found(farm: Services, who: Visitor, endpoint_id: str) -> Endpoint:
-    with farm.store.begin() as unit:
+def _found(context: AppContext, user: User, endpoint_id: str) -> Endpoint:
+    with context.store.begin() as unit:
         owner = unit.search.owner_of_endpoint(endpoint_id)
-        if owner is None or who.tenant not in (None, owner):
+        if owner is None or user.tenant not in (None, owner):
             raise NotFound("endpoint", endpoint_id)
         return unit.webhooks.endpoint(owner, endpoint_id)
 
 
-def _steered(farm: Services, who: Visitor, endpoint_id: str) -> Key:
-    return who.acting(who.changes(_found(farm, who, endpoint_id).tenant_id))
+def _steered(context: AppContext, user: User, endpoint_id: str) -> Key:
+    return user.key_for(user.require_change(_found(context, user, endpoint_id).tenant_id))
 
 
-def _of_delivery(farm: Services, who: Visitor, delivery_id: str) -> Key:
-    with farm.store.begin() as unit:
+def _of_delivery(context: AppContext, user: User, delivery_id: str) -> Key:
+    with context.store.begin() as unit:
         owner = unit.search.owner_of_delivery(delivery_id)
-    if owner is None or who.tenant not in (None, owner):
+    if owner is None or user.tenant not in (None, owner):
         raise NotFound("delivery", delivery_id)
-    return who.acting(owner)
+    return user.key_for(owner)
