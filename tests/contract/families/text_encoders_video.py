@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from transformers import CLIPVisionModel, Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+    LlamaModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.contract.families.text_encoders import WIDTH, clip_image_encoder, decoder_config
+from tests.contract.families.tokenizers import byte_level_tokenizer
 
 
 def clip_vision_model(width: int = WIDTH) -> CLIPVisionModel:
@@ -28,3 +45,63 @@ def gemma3(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> Gemma3ForC
         mm_tokens_per_image=4,
     )
     return Gemma3ForConditionalGeneration(config).eval()
+
+
+def llama3_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of HunyuanVideo, with the tokens of Llama 3's chats and one that stands for an image."""
+    chat = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
+    return byte_level_tokenizer(*chat, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>", pad_token="<pad>")
+
+
+def llama(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> LlamaModel:
+    """HunyuanVideo's encoder of texts; the pipelines skip its last two layers."""
+    return LlamaModel(LlamaConfig(**decoder_config(tokenizer, width) | {"num_hidden_layers": 3})).eval()
+
+
+def llava(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> LlavaForConditionalGeneration:
+    """HunyuanVideo's encoder of an image and a text, in which an image of 48 × 48 pixels is 576 tokens."""
+    config = LlavaConfig(
+        text_config=LlamaConfig(**decoder_config(tokenizer, width) | {"num_hidden_layers": 3}),
+        vision_config=CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=48,
+            patch_size=2,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def qwen2_5_vl_text(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> Qwen2_5_VLTextModel:
+    """HunyuanVideo 1.5's encoder of texts; the pipelines skip its last two layers."""
+    changes = {
+        "num_hidden_layers": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+    }
+    return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**decoder_config(tokenizer, width) | changes)).eval()
+
+
+#: The sides of the images that the SigLIP encoder takes.
+SIGLIP_SIDE = 32
+
+
+def siglip(width: int = WIDTH) -> SiglipVisionModel:
+    """SigLIP's encoder of images; its hidden states are (B, 16, width)."""
+    config = SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=SIGLIP_SIDE,
+        patch_size=8,
+    )
+    return SiglipVisionModel(config).eval()
+
+
+def siglip_processor() -> SiglipImageProcessor:
+    """What makes an image the input of the encoder above."""
+    return SiglipImageProcessor(size={"height": SIGLIP_SIDE, "width": SIGLIP_SIDE})
