@@ -49,6 +49,8 @@ class Family:
     build: Callable[[], DiffusionPipeline]
     calls: Mapping[str, Call]  #: by pipeline class; the first is the class that ``build`` returns
     requires: tuple[str, ...] = ()  #: modules that must be importable besides diffusers and transformers
+    #: What the model's own instructions do between loading and calling, where a call fails without it.
+    prepare: Callable[[DiffusionPipeline], None] | None = None
 
     @property
     def pipeline_class(self) -> str:

@@ -43,6 +43,8 @@ def load(family: Family, pipeline_class: str, folder: Path) -> DiffusionPipeline
     else:
         pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
+    if family.prepare:
+        family.prepare(pipeline)
     return pipeline
 
 
