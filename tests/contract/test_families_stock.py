@@ -19,6 +19,8 @@ FAST = (
     "WanPipeline",
     "WanImageToVideoPipeline",
     "LTXPipeline",
+    "AnimateDiffPipeline",
+    "StableVideoDiffusionPipeline",
 )
 
 

@@ -120,6 +120,8 @@ def _read(result: Any) -> tuple[Output, np.ndarray, np.ndarray]:
     for name, media in _FIELDS.items():
         value = getattr(result, name, None)
         if value is not None:
+            if type(result).__name__ in _FRAMES_NAMED_IMAGES:
+                media, value = Media.VIDEO, value if isinstance(value, list) else [value]  # noqa: PLW2901
             output, values = _measure(media, value)
             if media is not Media.VIDEO or getattr(result, "audio", None) is None:
                 return output, values, np.empty(0)
@@ -141,6 +143,10 @@ _FIELDS = {
     "texts": Media.TEXT,
     "text": Media.TEXT,
 }
+
+
+#: The output classes whose ``images`` are the frames of one clip.
+_FRAMES_NAMED_IMAGES = ("TextToVideoPipelineOutput", "TextToVideoSDXLPipelineOutput", "ShapEPipelineOutput")
 
 
 def _measure(media: Media, value: Any) -> tuple[Output, np.ndarray]:

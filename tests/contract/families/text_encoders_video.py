@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -105,3 +107,18 @@ def siglip(width: int = WIDTH) -> SiglipVisionModel:
 def siglip_processor() -> SiglipImageProcessor:
     """What makes an image the input of the encoder above."""
     return SiglipImageProcessor(size={"height": SIGLIP_SIDE, "width": SIGLIP_SIDE})
+
+
+def qwen2_vl(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> Qwen2VLForConditionalGeneration:
+    """EasyAnimate's encoder of texts, which has a part for images that the pipelines do not use."""
+    token = tokenizer.convert_tokens_to_ids
+    config = Qwen2VLConfig(
+        text_config=decoder_config(tokenizer, width)
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}},
+        vision_config={"depth": 1, "embed_dim": width, "hidden_size": width, "num_heads": 2, "mlp_ratio": 2},
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    return Qwen2VLForConditionalGeneration(config).eval()
