@@ -46,6 +46,13 @@ class Api:
         headers = {} if text is None else {"Authorization": f"Bearer {text}"}
         return httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
 
+    def job(self, job_id: str) -> Job:
+        """A job that exists."""
+        with self.store.begin() as unit:
+            found = unit.jobs.get(job_id)
+        assert found is not None
+        return found
+
     def new_key(self, *scopes: Scope, tenant_id: str | None = None) -> str:
         with self.store.begin() as unit:
             _, text = unit.tenants.create_key(tenant_id or self.tenant_id, "test", frozenset(scopes))

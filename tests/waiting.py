@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, *, every: float = 0.02, what: str = "") -> T:
+def wait_until(
+    condition: Callable[[], T | Literal[False] | None], timeout: float = 10.0, *, every: float = 0.02, what: str = ""
+) -> T:
     """Ask until the condition is truthy and return its value; AssertionError after ``timeout`` seconds.
 
     ``what`` names the condition in the error; without it the condition's own name is shown.

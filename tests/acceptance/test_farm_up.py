@@ -145,7 +145,7 @@ def test_a_farm_whose_api_cannot_start_shows_why_and_is_stopped(tmp_path: Path) 
 
 @pytest.mark.parametrize(("variable", "value"), [("FARM_MAX_ATTEMPTS", "0"), ("FARM_PRESIGN_SECONDS", "soon")])
 def test_a_wrong_setting_is_named_in_one_sentence(tmp_path: Path, variable: str, value: str) -> None:
-    failed = farm("up", "--detach", "--data-dir", tmp_path / "data", check=False, **{variable: value})
+    failed = farm("up", "--detach", "--data-dir", tmp_path / "data", check=False, env={variable: value})
     assert failed.returncode == 1
     assert failed.stderr.count("\n") == 1
     assert f"{variable} is '{value}'" in failed.stderr

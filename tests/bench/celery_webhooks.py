@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import requests
 from celery import Celery
@@ -14,7 +15,7 @@ app = Celery("webhooks", broker=os.environ.get("BENCH_BROKER"), set_as_current=F
 
 
 @app.task(name="webhooks.deliver", bind=True, max_retries=10, ignore_result=True)
-def deliver(self, url: str, secret: str, message_id: str, body: str) -> None:
+def deliver(self: Any, url: str, secret: str, message_id: str, body: str) -> None:
     """POST one event, or try again later."""
     headers = signature.headers([secret], message_id, int(time.time()), body.encode())
     try:

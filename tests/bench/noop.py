@@ -33,7 +33,7 @@ class DoNothing(diffusers.DiffusionPipeline):  # type: ignore[misc, unused-ignor
         return StableDiffusionPipelineOutput(np.zeros((1, height, width, 3), np.float32), None)
 
 
-def _load(model: Model, _device: Device, *_: object) -> LoadedModel:
+def _load(model: Model, device: Device) -> LoadedModel:
     made = DoNothing(diffusers.DDIMScheduler())
     return LoadedModel(model, "float32", None, "sha256:0", 0, dict.fromkeys(model.tasks, made))
 

@@ -30,7 +30,7 @@ from tests.bench.whole import CELERY, QUIETLY, Whole, whole
 OUT = Path("bench-out")
 THREADS = 6  #: of a worker on a processor: four slots and two that look ahead
 WINDOW_SECONDS = 3.0
-SHAPE = {"task": "text-to-image", "width": 64, "height": 64, "num_inference_steps": 1}
+SHAPE: dict[str, Any] = {"task": "text-to-image", "width": 64, "height": 64, "num_inference_steps": 1}
 
 
 class Bench:
@@ -76,7 +76,7 @@ class Bench:
             time.sleep(0.005)
         return messages / (time.perf_counter() - begun)
 
-    def claims(self, count: int, **more: object) -> float:
+    def claims(self, count: int, **more: Any) -> float:
         """Milliseconds from a job's row to its claim: the median of jobs that come one by one."""
         waits = []
         for seed in range(count):
@@ -91,7 +91,7 @@ class Bench:
                 ).fetchone()
                 time.sleep(0.01)
             assert row is not None, job.id
-            waits.append(row[0])
+            waits.append(float(row[0]))
         return statistics.median(waits) * 1e3
 
     def lay(self, depth: int) -> None:

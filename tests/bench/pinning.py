@@ -15,4 +15,4 @@ def pin_engines() -> None:
         os.sched_setaffinity(0, {int(os.environ["BENCH_DEVICE"])})
         run(engine)
 
-    Engine.run = pinned  # type: ignore[method-assign]
+    Engine.run = pinned  # type: ignore[method-assign, assignment]

@@ -91,6 +91,7 @@ class Receiving(asyncio.Protocol):
                 self.say(b"ok")
 
     def say(self, content: bytes) -> None:
+        assert isinstance(self.transport, asyncio.Transport)
         self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content))
 
 

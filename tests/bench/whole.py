@@ -69,7 +69,7 @@ class Whole:
             time.sleep(0.2)
         return process
 
-    def batch(self, jobs: list[dict[str, Any]], **defaults: object) -> str:
+    def batch(self, jobs: list[dict[str, Any]], **defaults: Any) -> str:
         """Submit jobs in one request; returns the batch's id."""
         path = self._directory / "jobs.jsonl"
         path.write_text("".join(json.dumps(job) + "\n" for job in jobs))

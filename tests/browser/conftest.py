@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -19,6 +20,7 @@ from tests.conftest import TestServers
 expect.set_options(timeout=20_000)  # for machines that do other things, too
 
 LivedIn = tuple[Api, Furnished]
+Enter = Callable[..., Page]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -71,10 +73,10 @@ def contexts(browser: Browser, lived_in: LivedIn) -> Iterator[list[BrowserContex
 
 
 @pytest.fixture
-def enter(browser: Browser, lived_in: LivedIn, contexts: list[BrowserContext]):
+def enter(browser: Browser, lived_in: LivedIn, contexts: list[BrowserContext]) -> Enter:
     """Sign in with a key; what the page complains of in its console fails the test at its next step."""
 
-    def entered(key: str, **options) -> Page:
+    def entered(key: str, **options: Any) -> Page:
         context = browser.new_context(base_url=lived_in[0].url, **options)
         context.set_default_timeout(20_000)
         contexts.append(context)

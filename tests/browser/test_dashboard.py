@@ -10,19 +10,26 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from farm.dashboard.rendering import ASSETS
 from farm.domain.job import NewJob
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.store.tenants import Scope
-from tests.browser.conftest import LivedIn
+from tests.browser.conftest import Enter, LivedIn
 from tests.browser.screenshots import paths
 from tests.browser.seed_data import scene
 from tests.waiting import wait_until
 
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
+
+
+def status(page: Page, path: str) -> int:
+    """Open a page; with which status it is answered."""
+    answer = page.goto(path)
+    assert answer is not None
+    return answer.status
 
 
 @pytest.mark.parametrize("folder", [ASSETS / "vendor", AXE.parent], ids=["shipped", "tests"])
@@ -35,7 +42,7 @@ def test_what_others_wrote_is_what_they_wrote(folder: Path) -> None:
     assert any("LICENSE" in name for name in told)
 
 
-def test_a_session_is_its_keys_and_ends_with_it(lived_in: LivedIn, enter) -> None:
+def test_a_session_is_its_keys_and_ends_with_it(lived_in: LivedIn, enter: Enter) -> None:
     api, _ = lived_in
     with api.client(None) as client:
         assert client.get("/").headers["location"] == "/farm"
@@ -66,7 +73,7 @@ def test_a_session_is_its_keys_and_ends_with_it(lived_in: LivedIn, enter) -> Non
     expect(blind).to_have_url(re.compile("/farm/login"))
 
 
-def test_another_sites_form_changes_nothing(lived_in: LivedIn, enter) -> None:
+def test_another_sites_form_changes_nothing(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     cookies = {one["name"]: one["value"] for one in enter(farm.operator).context.cookies()}
     elsewhere = [{}, {"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site", "Origin": api.url}]
@@ -84,13 +91,13 @@ def test_another_sites_form_changes_nothing(lived_in: LivedIn, enter) -> None:
     assert " style=" not in page.text
 
 
-def test_a_tenant_sees_and_changes_its_own_alone(lived_in: LivedIn, enter) -> None:
+def test_a_tenant_sees_and_changes_its_own_alone(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.tenant)
     page.goto("/farm/jobs")
     expect(page.locator("tbody tr")).to_have_count(2)
     for path in (f"/farm/jobs/{farm.succeeded}", f"/farm/batches/{farm.batch}", f"/farm/images/{farm.succeeded}/0"):
-        assert page.goto(path).status == 404, path
+        assert status(page, path) == 404, path
     page.goto("/farm/batches")
     expect(page.get_by_text("No batch yet")).to_be_visible()
     reader = enter(farm.reader)
@@ -101,12 +108,11 @@ def test_a_tenant_sees_and_changes_its_own_alone(lived_in: LivedIn, enter) -> No
     )
     assert answer.status == 403
     assert reader.request.post("/farm/pause", headers={"Sec-Fetch-Site": "same-origin"}).status == 403
-    with api.store.begin() as unit:
-        assert unit.jobs.get(farm.queued).state is JobState.QUEUED
+    assert api.job(farm.queued).state is JobState.QUEUED
 
 
 @pytest.mark.timeout(600)
-def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter) -> None:
+def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter: Enter) -> None:
     """axe-core finds nothing serious on any page, light or dark, and nothing hangs over the edge of a phone."""
     _, farm = lived_in
     page = enter(farm.operator, viewport={"width": 390, "height": 844}, bypass_csp=True)
@@ -127,7 +133,7 @@ def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter) -> None:
     assert not found, json.dumps(found, indent=1)
 
 
-def test_a_jobs_page_follows_it_to_its_image(lived_in: LivedIn, enter) -> None:
+def test_a_jobs_page_follows_it_to_its_image(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     with api.store.begin() as unit:
         job_id = unit.backlog.heads(1)[-1].job_id
@@ -145,7 +151,7 @@ def test_a_jobs_page_follows_it_to_its_image(lived_in: LivedIn, enter) -> None:
     expect(page.locator("#as-python")).to_contain_text("farm.run(")
 
 
-def test_the_farm_and_its_workers_are_stopped_and_started(lived_in: LivedIn, enter) -> None:
+def test_the_farm_and_its_workers_are_stopped_and_started(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator)
     page.get_by_role("button", name="Pause the farm").click()
@@ -171,7 +177,7 @@ def test_the_farm_and_its_workers_are_stopped_and_started(lived_in: LivedIn, ent
     expect(page.locator("#latest img")).not_to_have_count(0)
 
 
-def test_failures_are_tried_again_by_kind_without_javascript(lived_in: LivedIn, enter) -> None:
+def test_failures_are_tried_again_by_kind_without_javascript(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator, java_script_enabled=False)
     page.goto("/farm/batches")
@@ -183,22 +189,23 @@ def test_failures_are_tried_again_by_kind_without_javascript(lived_in: LivedIn, 
     page.get_by_role("button", name="Retry 3 jobs").click()
     expect(page.get_by_role("status")).to_contain_text("3 jobs submitted again")
     page.locator("main").get_by_role("link", name="the list").click()
-    made = [box.get_attribute("value") for box in page.locator("tbody tr input").all()][:3]
-    with api.store.begin() as unit:
-        assert {unit.jobs.get(one).state for one in made} == {JobState.QUEUED}
-        assert farm.failed in {unit.jobs.get(one).retry_of for one in made}
+    made = [box.get_attribute("value") or "" for box in page.locator("tbody tr input").all()][:3]
+    assert {api.job(one).state for one in made} == {JobState.QUEUED}
+    assert farm.failed in {api.job(one).retry_of for one in made}
     page.goto(f"/farm/batches/{farm.batch}")
     group.get_by_role("button").click()  # what was retried is not retried twice
     expect(page.get_by_text("No job matches")).to_be_visible()
 
 
-def test_all_that_match_are_canceled_however_many(lived_in: LivedIn, enter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_match_are_canceled_however_many(
+    lived_in: LivedIn, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("farm.dashboard.pages.bulk_actions.MOST", 3)
     monkeypatch.setattr("farm.store.bulk_actions.AT_ONCE", 4)
     api, farm = lived_in
+    spec = api.job(farm.queued).spec
     with api.store.begin() as unit:
         tenants = [api.tenant_id, unit.tenants.create("somebody else").id]
-        spec = unit.jobs.get(farm.queued).spec
         made = [
             job_id for tenant in tenants for job_id in unit.jobs.insert(tenant, [NewJob(spec, custom_id="flood")] * 9)
         ]
@@ -209,12 +216,13 @@ def test_all_that_match_are_canceled_however_many(lived_in: LivedIn, enter, monk
     expect(page.get_by_text("18 jobs match")).to_be_visible()
     page.get_by_role("button", name="Cancel 18 jobs").click()
     expect(page.get_by_role("status")).to_contain_text("18 jobs canceled")
-    with api.store.begin() as unit:
-        assert {unit.jobs.get(one).state for one in made} == {JobState.CANCELED}
-        assert unit.jobs.get(farm.queued).state is JobState.QUEUED
+    assert {api.job(one).state for one in made} == {JobState.CANCELED}
+    assert api.job(farm.queued).state is JobState.QUEUED
 
 
-def test_a_filter_and_its_pages_are_plain_links(lived_in: LivedIn, enter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_and_its_pages_are_plain_links(
+    lived_in: LivedIn, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from farm.dashboard.pages import jobs as jobs_page
 
     monkeypatch.setattr(jobs_page, "PAGE", 8)
@@ -227,14 +235,14 @@ def test_a_filter_and_its_pages_are_plain_links(lived_in: LivedIn, enter, monkey
     while True:
         rows = page.locator("tbody tr")
         assert set(rows.locator(".state").all_inner_texts()) <= {"succeeded"}
-        seen += [box.get_attribute("value") for box in rows.locator("input").all()]
+        seen += [box.get_attribute("value") or "" for box in rows.locator("input").all()]
         if not page.get_by_text("Next page").count():
             break
         page.get_by_text("Next page").click()
     assert len(seen) == len(set(seen)) >= 31
 
 
-def test_an_edited_job_is_checked_and_submitted(lived_in: LivedIn, enter) -> None:
+def test_an_edited_job_is_checked_and_submitted(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator)
     page.goto(f"/farm/jobs/{farm.succeeded}")
@@ -249,13 +257,11 @@ def test_an_edited_job_is_checked_and_submitted(lived_in: LivedIn, enter) -> Non
     page.fill("[name=seed]", "")
     page.click("text=Submit as a new job")
     expect(page.get_by_role("status")).to_have_text("Submitted.")
-    with api.store.begin() as unit:
-        job = unit.jobs.get(page.url.rpartition("/")[2])
-    assert job is not None
+    job = api.job(page.url.rpartition("/")[2])
     assert (job.spec.prompt, job.spec.num_inference_steps) == ("a red cube on a blue background", 6)
 
 
-def test_images_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter) -> None:
+def test_images_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter: Enter) -> None:
     _, farm = lived_in
     page = enter(farm.operator)
     page.goto(f"/farm/batches/{farm.batch}")
@@ -279,7 +285,7 @@ def test_images_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter) ->
     assert len(page.request.get(f"{base}/errors.jsonl").text().splitlines()) == 4
 
 
-def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, enter) -> None:
+def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator)
     page.get_by_role("link", name="Render", exact=True).click()
@@ -291,6 +297,7 @@ def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, ent
     canvas = page.locator("canvas")
     canvas.scroll_into_view_if_needed()
     frame = canvas.bounding_box()
+    assert frame is not None
     page.mouse.move(frame["x"] + frame["width"] / 4, frame["y"] + frame["height"] / 4)
     page.mouse.down()
     page.mouse.move(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 4, steps=4)
@@ -306,8 +313,7 @@ def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, ent
     page.fill("[name=num_inference_steps]", "5")  # the images are kept
     page.get_by_role("button", name="Render").click()
     expect(page.get_by_role("status")).to_have_text("Submitted.")
-    with api.store.begin() as unit:
-        job = unit.jobs.get(page.url.rpartition("/")[2])
+    job = api.job(page.url.rpartition("/")[2])
     assert (job.spec.task, job.spec.num_inference_steps) == ("inpainting", 5)
     assert job.spec.prompt == "a red ball on a blue background"
     mask = Image.open(io.BytesIO(api.storage.get(job.spec.inputs["mask_image"].key))).convert("L")
@@ -318,7 +324,7 @@ def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, ent
     assert mask.getpixel((120, 120)) == 0
 
 
-def test_without_javascript_the_mask_is_a_file(lived_in: LivedIn, enter) -> None:
+def test_without_javascript_the_mask_is_a_file(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.tenant, java_script_enabled=False)
     page.goto("/farm/render")
@@ -330,15 +336,14 @@ def test_without_javascript_the_mask_is_a_file(lived_in: LivedIn, enter) -> None
     page.set_input_files("#mask_image", {"name": "mask.png", "mimeType": "image/png", "buffer": white.getvalue()})
     page.get_by_role("button", name="Render").click()
     expect(page.get_by_role("status")).to_have_text("Submitted.")
-    with api.store.begin() as unit:
-        job = unit.jobs.get(page.url.rpartition("/")[2])
+    job = api.job(page.url.rpartition("/")[2])
     assert job.tenant_id == farm.other_id
     assert set(job.spec.inputs) == {"image", "mask_image"}
     refused = enter(farm.reader)
-    assert refused.goto("/farm/render").status == 403
+    assert status(refused, "/farm/render") == 403
 
 
-def test_a_file_is_checked_before_it_is_submitted(lived_in: LivedIn, enter) -> None:
+def test_a_file_is_checked_before_it_is_submitted(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator)
     page.get_by_role("link", name="New batch").click()

@@ -294,7 +294,7 @@ class ChaosFarm:
 
     def queue(self, worker: str) -> str:
         """A worker's list in Redis."""
-        return broker.queue_of(f"chaos/cpu{worker.partition('-')[2]}").name
+        return str(broker.queue_of(f"chaos/cpu{worker.partition('-')[2]}").name)
 
     def watch(self) -> None:
         """Start again what died."""

@@ -138,8 +138,8 @@ def one_terminal_state(history: History) -> Found:
     """Every accepted job is there, is over, and its history has exactly that end, as its last word."""
     events = _by_job(history.events)
     known = {job.id for job in history.jobs}
-    for job in sorted(history.accepted - known):
-        yield job, "was accepted and is gone"
+    for job_id in sorted(history.accepted - known):
+        yield job_id, "was accepted and is gone"
     for job in history.jobs:
         told = [event for event in events[job.id] if event.type in HISTORY_TYPES]
         ends = [ENDS[event.type] for event in told if event.type in ENDS]
@@ -327,8 +327,8 @@ def read(
             )
         ),
         outputs=tuple(
-            OutputSeen(*row, sha256_of(row[3]))
-            for row in rows('SELECT job_id::text, "index", epoch, key, sha256 FROM output')
+            OutputSeen(job, index, epoch, key, sha256, sha256_of(key))
+            for job, index, epoch, key, sha256 in rows('SELECT job_id::text, "index", epoch, key, sha256 FROM output')
         ),
         batches=tuple(
             BatchSeen(*row) for row in rows("SELECT id::text, total, succeeded, failed, canceled FROM batch")

@@ -13,6 +13,6 @@ from tests.compat.local_renderer import painting
 
 @pytest.fixture
 def api(farm_env: dict[str, str]) -> Iterator[Api]:
-    settings = Settings(webhook_allow="127.0.0.0/8", webhook_allow_http=True, compat_fal=True)  # type: ignore[arg-type]
+    settings = Settings(webhook_allow="127.0.0.0/8", webhook_allow_http=True, compat_fal=True)
     with running(settings) as made, painting(made):
         yield made

@@ -40,7 +40,7 @@ def test_predictions_and_their_webhooks_are_what_replicates_client_expects(api: 
         assert client.stdout.readline().strip() == "sent", client.communicate()
         for path, count in (("/all", 2), ("/ends", 1), ("/starts", 1)):
             wait_until(lambda: len(hooks.at(path)) == count, 20, what=f"{count} webhooks at {path}")  # noqa: B023
-        states = {}
+        states: dict[str, list[str]] = {}
         for one in sorted(hooks.received, key=lambda one: (one.path, one.at)):
             client.stdin.write(json.dumps({"headers": one.headers, "body": one.body.decode()}) + "\n")
             client.stdin.flush()

@@ -106,6 +106,9 @@ class Receiver:
     def at(self, path: str) -> list[Received]:
         return [one for one in self.received if one.path == path]
 
+    def about(self, path: str, job_id: str) -> list[Received]:
+        return [one for one in self.at(path) if one.event["data"]["id"] == job_id]
+
 
 @contextmanager
 def receiver() -> Iterator[Receiver]:

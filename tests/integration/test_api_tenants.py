@@ -171,7 +171,7 @@ def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_re
         (row,) = csv.DictReader(io.StringIO(sheet.text))
         assert (row["images"], row["tenant"]) == ("4", "tests")
 
-        def submit(**caps: float) -> Any:
+        def submit(**caps: float | None) -> Any:
             client.patch(f"/v1/tenants/{api.tenant_id}", json=caps).raise_for_status()
             with api.store.begin() as unit:
                 unit.usage.measure_storage()

@@ -112,7 +112,7 @@ def beating(store: Store) -> Iterator[None]:
     def beat() -> None:
         while not ended.wait(1):
             with store.begin() as unit:
-                lifecycle.heartbeat(unit, info.name, info.boot_id, [], [], 30)
+                lifecycle.heartbeat(unit, info.name, info.boot_id, [], (), 30)
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -215,7 +215,7 @@ def test_jobs_are_given_back_while_the_broker_takes_nothing(
 
 
 def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) -> None:
-    app = broker.make_app(Settings(redis_url=redis_url))  # type: ignore[arg-type]
+    app = broker.make_app(Settings(redis_url=redis_url))
     broker.send(app, [DispatchedJob("job_x", 3, WORKER)])
     with redis.Redis.from_url(redis_url) as client:
         assert client.keys("*") == [f"worker.{WORKER}".encode()]  # no bindings that a wipe could lose
@@ -226,7 +226,7 @@ def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) ->
 
 def test_celerys_monitors_are_told_what_was_sent(redis_url: str, start: Start, worker: str, submit: Submit) -> None:
     """As `celery events` and Flower hear of it: which task, with which arguments, in whose list."""
-    app = broker.make_app(Settings(redis_url=redis_url))  # type: ignore[arg-type]
+    app = broker.make_app(Settings(redis_url=redis_url))
     heard: list[dict[str, object]] = []
     with app.connection_for_read() as connection:
         receiver = app.events.Receiver(connection, handlers={"task-sent": heard.append})

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,9 @@ def jobs_of(store: Store, submit: Submit, count: int = JOBS) -> list[Job]:
     return [submit() for _ in range(count)]
 
 
-def test_what_comes_meanwhile_shares_the_next_transaction(store: Store, submit: Submit, gate: Gate) -> None:
+def test_what_comes_meanwhile_shares_the_next_transaction(
+    store: Store, tenant: str, submit: Submit, gate: Gate
+) -> None:
     held = dispatch(store, jobs_of(store, submit))
     ledger = Ledger(gate, WORKER, 30)
     with ThreadPoolExecutor(JOBS) as pool:
@@ -96,7 +99,7 @@ def test_what_comes_meanwhile_shares_the_next_transaction(store: Store, submit: 
             assert (job.finished_at - job.started_at).total_seconds() == pytest.approx(2.5)
             kinds = Counter(event.type for event in unit.events.of_job(one.job_id))
             assert (kinds[EventType.STARTED], kinds[EventType.SUCCEEDED]) == (1, 1)
-        used = unit.usage.today(job.tenant_id)[0]
+        used = unit.usage.today(tenant)[0]
     assert used == pytest.approx(2.5 * JOBS)
 
 
@@ -123,11 +126,13 @@ def test_what_one_job_brings_costs_the_others_nothing(store: Store, submit: Subm
     gate.open.clear()
     with ThreadPoolExecutor(4) as pool:
         # PostgreSQL takes no zero byte in a text; and one right is lost
-        calls = [pool.submit(ledger.succeed, one) for one in (done(held[0]), done(held[1]), done(held[2], "a\0b"))]
+        calls: list[Future[Any]] = [
+            pool.submit(ledger.succeed, one) for one in (done(held[0]), done(held[1]), done(held[2], "a\0b"))
+        ]
         calls.append(pool.submit(ledger.succeed, done(stale)))
         soon(gate)
     assert [outcome(one) for one in calls[:2]] == [None, None]
-    assert outcome(calls[2]) not in (None, LeaseLost, DatabaseUnavailable)
+    assert outcome(calls[2]) not in {None, LeaseLost, DatabaseUnavailable}
     assert outcome(calls[3]) is LeaseLost
     with store.begin() as unit:
         states = [unit.jobs.many([one.job_id])[one.job_id].state for one in held]
@@ -164,6 +169,6 @@ def test_a_batch_counts_a_group_and_tells_each_thing_once(
     assert told == [(EventType.BATCH_PROGRESS, 1), (EventType.BATCH_PROGRESS, 4), (EventType.BATCH_COMPLETED, JOBS)]
 
 
-def outcome(call: Future[object]) -> type[BaseException] | None:
+def outcome(call: Future[Any]) -> type[BaseException] | None:
     error = call.exception()
     return None if error is None else type(error)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,7 +27,7 @@ def directory(tmp_path: Path) -> DataDirectory:
     return made
 
 
-def program(name: str, code: str, **more: object) -> Program:
+def program(name: str, code: str, **more: Any) -> Program:
     return Program(name, (sys.executable, "-S", "-c", code), dict(os.environ), **more)
 
 

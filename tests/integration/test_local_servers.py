@@ -11,7 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
 
 
-def farm(*arguments: str | Path, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run one command; ``more`` are further variables for it."""
+def farm(
+    *arguments: str | Path, check: bool = True, env: Mapping[str, str] | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one command; ``env`` and ``more`` are further variables for it."""
     done = subprocess.run(
         [*FARM, *map(str, arguments)],
-        env={**environment(), **more},
+        env={**environment(), **(env or {}), **more},
         capture_output=True,
         text=True,
         timeout=90,
@@ -316,19 +318,19 @@ def test_installed_servers_are_used_where_the_environment_names_them(
 ) -> None:
     path = tmp_path / "farm"
     named = servers.env(database_url=database_url, redis_url=redis_url)
-    told = json.loads(farm("up", "--servers-only", "--detach", "--json", "--data-dir", path, **named).stdout)
+    told = json.loads(farm("up", "--servers-only", "--detach", "--json", "--data-dir", path, env=named).stdout)
     try:
         assert (told["database_url"], told["redis_url"]) == (database_url, redis_url)
         assert told["s3"]["endpoint_url"] == servers.s3_endpoint_url
         assert sorted(child.name for child in path.iterdir() if child.is_dir()) == ["logs"]
-        status = json.loads(farm("status", "--json", "--data-dir", path, **named).stdout)
+        status = json.loads(farm("status", "--json", "--data-dir", path, env=named).stdout)
         assert {part["name"]: part["condition"] for part in status["parts"]} == dict.fromkeys(
             ("postgres", "valkey", "s3"), "healthy"
         )
         with psycopg.connect(database_url) as connection:
             assert connection.execute("SELECT name FROM tenant").fetchall() == [("default",)]
     finally:
-        farm("down", "--data-dir", path, **named)
+        farm("down", "--data-dir", path, env=named)
     assert strays(path) == []
 
 

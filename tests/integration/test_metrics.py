@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from farm import metrics
@@ -40,7 +40,7 @@ def asked_for(expression: str) -> set[str]:
 
 
 def expressions() -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for group in yaml.safe_load((INFRA / "prometheus" / "rules.yml").read_text())["groups"]:
         found |= {rule["alert"]: rule["expr"] for rule in group["rules"]}
     for panel in json.loads((INFRA / "grafana" / "farm.json").read_text())["panels"]:
@@ -103,7 +103,7 @@ def test_dashboards_and_alerts_name_only_what_a_dispatcher_really_shows(dispatch
 def test_requests_are_counted_by_route_and_the_apis_own_port_shows_no_metrics(farm_env: dict[str, str]) -> None:
     def count(route: str, status: str) -> float:
         labels = {"method": "GET", "route": route, "status": status}
-        return metrics.REGISTRY.get_sample_value("farm_http_request_duration_seconds_count", labels) or 0
+        return REGISTRY.get_sample_value("farm_http_request_duration_seconds_count", labels) or 0
 
     with running(Settings()) as api, api.client() as client:
         before = count("/v1/jobs/{job_id}", "404")

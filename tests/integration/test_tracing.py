@@ -112,7 +112,9 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
         )
         render(bench, job, sent.epoch)
         with api.store.begin() as unit:
-            assert unit.jobs.get(job).state is JobState.SUCCEEDED, log.getvalue()
+            done = unit.jobs.get(job)
+        assert done is not None
+        assert done.state is JobState.SUCCEEDED, log.getvalue()
 
     found = {span.name: span for span in spans.get_finished_spans()}
     assert set(found) == {"job", "attempt", "claim", "inputs", "denoise", "encode", "upload", "commit"}

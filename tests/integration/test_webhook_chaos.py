@@ -99,7 +99,7 @@ def test_killed_deliverers_lose_nothing(store: Store, tenant: str, database_url:
                 unit.events.record_many([(tenant, job_id, 1, EventType.FAILED, {}) for job_id in made])
             jobs += made
             enough = len(hooks.received) + chance.randrange(5, ENDPOINTS * len(made) // 3)
-            wait_until(lambda enough=enough: len(hooks.received) > enough, 60)
+            wait_until(lambda: len(hooks.received) > enough, 60)  # noqa: B023
             child.kill()
             child.wait(10)
             child = begin()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.integration.worker_process import Farm, Wire, WorkerProcess, spec
 from tests.waiting import wait_until
 from workers.heartbeat import EXIT_STALLED
 
-LONG = {"num_inference_steps": 150, "num_images_per_prompt": 16}  #: more than a test waits for
+LONG: dict[str, Any] = {"num_inference_steps": 150, "num_images_per_prompt": 16}  #: more than a test waits for
 
 
 @pytest.fixture(scope="module")

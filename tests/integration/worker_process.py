@@ -108,7 +108,7 @@ class Farm:
 
     def wait(self, job: Job, *states: JobState, timeout: float = 60) -> Job:
         return wait_until(
-            lambda: (found := self.job(job.id)).state in states and found,
+            lambda: found if (found := self.job(job.id)).state in states else None,
             timeout,
             every=0.05,
             what=f"{job.id} is {' or '.join(states)}",

@@ -82,7 +82,9 @@ def hubs(starter: LoadedModel) -> Iterator[Callable[..., Hub]]:
     assert all("forward" not in module.__dict__ for _, module in modules.values())
 
 
-def image_of(loaded: LoadedModel, wanted: JobSpec, on_step: Callable[[int], None] = lambda _: None) -> Any:
+def image_of(
+    loaded: LoadedModel, wanted: JobSpec, on_step: Callable[[int], None] = lambda _: None
+) -> Callable[[], Image.Image]:
     return lambda: pipelines.render(loaded, wanted, 0, images(wanted.task), on_step, threading.Event())
 
 

@@ -21,7 +21,6 @@ from farm.client import (
     WaitedTooLong,
     requests,
 )
-from farm.client import client as module
 from farm.errors import BadInput
 from tests.unit.scripted_server import DROP, Answer, Asked, job, serving
 
@@ -32,7 +31,7 @@ IMAGE = b"not really an image"
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the client wanted to wait, without waiting for it."""
     waited: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", waited.append)
+    monkeypatch.setattr("farm.client.client.time.sleep", waited.append)
     return waited
 
 
@@ -165,7 +164,8 @@ def test_waiting_reports_steps_and_goes_on_after_a_cut_from_the_last_event() -> 
     seen: list[tuple[str, int | None]] = []
     with serving(script) as server, Farm(server.url, "k") as farm:
         over = farm.wait(
-            f"job_{1:032x}", on_progress=lambda job: seen.append((job.state, job.progress and job.progress.step))
+            f"job_{1:032x}",
+            on_progress=lambda job: seen.append((job.state, job.progress.step if job.progress else None)),
         )
     assert over.succeeded
     assert ("running", 1) in seen

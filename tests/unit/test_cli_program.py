@@ -96,7 +96,7 @@ def test_words_that_the_program_does_not_know_are_exit_2(arguments: list[str], t
 def test_what_the_farm_refuses_is_exit_2_and_a_server_s_problem_exit_3(tmp_path: Path) -> None:
     refused = {"title": "x", "errors": [{"field": "seed", "value": -1, "message": "must be at least 0"}]}
     for status, code in ((422, 2), (401, 2), (500, 3)):
-        with serving(lambda *_, status=status: Answer(status, refused)) as server:  # type: ignore[misc]
+        with serving(lambda *_, status=status: Answer(status, refused)) as server:
             done = run("render", "x", "--url", server.url, "--api-key", "k", cwd=tmp_path)
         assert done.returncode == code
         assert one_sentence(done) == "farm: seed: must be at least 0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,7 +109,6 @@ def test_every_scheduler_renders_every_task(starter: LoadedModel, task: Task, sc
     assert steps == sorted(steps)
     assert steps[-1] == steps_run(wanted)
     low, high = image.convert("L").getextrema()
-    assert math.isfinite(float(low))
     assert low != high  # black is what a pipeline makes of NaN
 
 

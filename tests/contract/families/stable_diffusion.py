@@ -13,7 +13,8 @@ from diffusers import (
 
 from tests.contract.families.family import Call, Family, image
 from tests.contract.families.inputs import PROMPT, mask, picture
-from tests.contract.families.text_encoders import WIDTH, clip_text_encoder, clip_tokenizer
+from tests.contract.families.text_encoders import WIDTH, clip_text_encoder
+from tests.contract.families.tokenizers import clip_tokenizer
 
 SIDE = 64
 

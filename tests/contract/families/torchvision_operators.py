@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import Any
 
 import torch
 
-_library = torch.library.Library("torchvision", "FRAGMENT")  # the operators live as long as this object
+_library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # the operators live as long as this object
 
 
 def declare_missing_operators() -> None:
