@@ -30,13 +30,13 @@ from farm.api import (
     worker_enrollment,
     workers,
 )
-from farm.api.cleanup import CleanupThread
 from farm.api.dependencies import AppContext
 from farm.api.middleware import RequestMiddleware
 from farm.api.notifications import ChangeNotifier
 from farm.api.rate_limit import RateLimiter
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
+from farm.services.cleanup import CleanupThread
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
 

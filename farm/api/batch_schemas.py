@@ -25,6 +25,7 @@ from farm.domain.tasks import (
     Storable,
     Task,
 )
+from farm.services import validation
 
 MAX_JOBS: Final = 1_000  #: in one JSON list; more go as JSON lines or CSV
 MAX_VALUES: Final = 10_000  #: in one list of a sweep
@@ -228,9 +229,9 @@ class DryRunSchema(Schema):
             estimated_seconds=None if found.seconds is None else round(found.seconds, 1),
             errors=[
                 problems.FieldError(
-                    field=problems.encodable(one.field),
-                    value=problems.shown(one.value),
-                    message=problems.encodable(one.message),
+                    field=validation.encodable(one.field),
+                    value=validation.shown(one.value),
+                    message=validation.encodable(one.message),
                     line=one.line,
                 )
                 for one in found.problems

@@ -23,8 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from farm import lifecycle
-from farm.api import archive, bulk, bulk_parsers, contact_sheet, problems, sse
-from farm.api.archive import Member
+from farm.api import sse
 from farm.api.auth import Reader, Submitter
 from farm.api.batch_schemas import (
     BatchPage,
@@ -36,9 +35,6 @@ from farm.api.batch_schemas import (
     JobListBody,
     SweepBody,
 )
-from farm.api.bulk import BatchOptions
-from farm.api.bulk_parsers import BulkLine
-from farm.api.contact_sheet import SheetCell, SheetFormat
 from farm.api.dependencies import AppContext, Context
 from farm.api.jobs import Cursor, Key
 from farm.api.middleware import BodyTooLarge
@@ -50,6 +46,11 @@ from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
 from farm.domain.states import TERMINAL, JobState
 from farm.errors import BadInput, FarmError, NotFound
 from farm.objects import keys
+from farm.services import archive, bulk, bulk_parsers, contact_sheet, validation
+from farm.services.archive import Member
+from farm.services.bulk import BatchOptions
+from farm.services.bulk_parsers import BulkLine
+from farm.services.contact_sheet import SheetCell, SheetFormat
 from farm.store.batches import LAST, ArchiveEntry, Ended
 
 router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=AuthenticatedRoute)
@@ -259,7 +260,7 @@ def _read_json(parsed: Any, order: BatchOptions) -> tuple[BatchOptions, Iterable
     try:
         asked = _LIST.validate_python(parsed) if "jobs" in parsed else _SWEEP.validate_python(parsed)
     except ValidationError as error:
-        raise BadInput(*problems.of_body(error)) from None
+        raise BadInput(*validation.of_body(error)) from None
     webhook = asked.webhook or order.new.webhook
     own = {"webhook": webhook} if asked.webhook_jobs and webhook is not None else {}
     order = BatchOptions(

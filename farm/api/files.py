@@ -11,7 +11,6 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from farm.api import inputs
 from farm.api.auth import Reader, Submitter
 from farm.api.dependencies import AppContext, Context
 from farm.api.problems import ALWAYS, responses
@@ -20,6 +19,7 @@ from farm.api.schemas import FileSchema
 from farm.domain import ids
 from farm.errors import BadInput, NotFound
 from farm.objects import images
+from farm.services import inputs
 from farm.store.files import File
 
 router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=AuthenticatedRoute)

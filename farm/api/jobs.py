@@ -19,7 +19,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import StreamingResponse
 
 from farm import lifecycle, tracing
-from farm.api import inputs, sse
+from farm.api import sse
 from farm.api.auth import Reader, Submitter
 from farm.api.dependencies import AppContext, Context
 from farm.api.notifications import REREAD_SECONDS
@@ -35,6 +35,7 @@ from farm.domain.tasks import AnyJobRequest, CustomId, InputImage, Moment, NoNul
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
+from farm.services import inputs
 
 
 class _OneJob(Convertor[str]):

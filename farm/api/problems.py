@@ -8,7 +8,6 @@ so they are shortened and made encodable before they are sent back.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -19,11 +18,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from farm.domain.tasks import Task
 from farm.errors import (
     BadInput,
     BatchRefused,
@@ -36,12 +34,12 @@ from farm.errors import (
     Unauthorized,
     Unavailable,
 )
+from farm.services import validation
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = 2  #: what a client is asked to wait for when a server behind the API does not answer
-MAX_VALUE: Final = 100  #: characters of a refused value that are sent back
 
 _STATUS: Final[dict[type[FarmError], HTTPStatus]] = {
     Unauthorized: HTTPStatus.UNAUTHORIZED,
@@ -133,8 +131,8 @@ def problem(
         type=f"urn:farm:problem:{kind}",
         title=title,
         status=status,
-        detail=encodable(detail),
-        instance=encodable(request.url.path)[:500],
+        detail=validation.encodable(detail),
+        instance=validation.encodable(request.url.path)[:500],
         request_id=getattr(request.state, "request_id", None),
         error_count=error_count,
         error_file=error_file,
@@ -142,43 +140,14 @@ def problem(
     if errors:
         body["errors"] = [
             FieldError(
-                field=encodable(one.field), value=shown(one.value), message=encodable(one.message), line=one.line
+                field=validation.encodable(one.field),
+                value=validation.shown(one.value),
+                message=validation.encodable(one.message),
+                line=one.line,
             ).model_dump(exclude=None if one.line is not None else {"line"})
             for one in errors
         ]
     return JSONResponse(body, status_code=int(status), media_type=MEDIA_TYPE, headers=dict(headers or {}))
-
-
-def encodable(text: str) -> str:
-    """The text without what UTF-8 cannot carry."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def shown(value: object) -> str | int | float | bool | None:
-    """A client's value in a form that is short and always encodable."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int) and abs(value) < 2**63:
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, int):
-        text = f"a number of {value.bit_length()} bits"
-    elif isinstance(value, float):
-        text = str(value)
-    else:
-        text = _json(value)
-    text = encodable(text[: MAX_VALUE + 1])
-    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
-
-
-def _json(value: object) -> str:
-    try:
-        return json.dumps(value, default=lambda other: type(other).__name__, ensure_ascii=False)
-    except (ValueError, RecursionError, TypeError):
-        return type(value).__name__
 
 
 # -- handlers --------------------------------------------------------------------------------------------------------
@@ -267,13 +236,8 @@ def _allowed(request: Request) -> list[str]:
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [_problem_of(one) for one in error.errors()]
+    problems = [validation.problem_of(one) for one in error.errors()]
     return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(problems), errors=problems)
-
-
-def of_body(error: ValidationError) -> list[FieldProblem]:
-    """What pydantic found wrong with a body, or with a part of one, that was validated by hand."""
-    return [_problem_of({**one, "loc": ("body", *one["loc"])}) for one in error.errors(include_url=False)]
 
 
 def _sentence(problems: Sequence[FieldProblem], count: int | None = None) -> str:
@@ -281,35 +245,3 @@ def _sentence(problems: Sequence[FieldProblem], count: int | None = None) -> str
     first = f"{line}{problems[0].field}: {problems[0].message}"
     more = (len(problems) if count is None else count) - 1
     return first if more == 0 else f"{first} (and {more} more problem{'s' if more > 1 else ''}, see errors)"
-
-
-_TAGS: Final = frozenset(task.value for task in Task)
-
-
-def _problem_of(error: Mapping[str, Any]) -> FieldProblem:
-    where, *path = error["loc"]
-    kind, context = error["type"], error.get("ctx", {})
-    if where == "body" and len(path) > 1 and path[0] in _TAGS:
-        path = path[1:]  # pydantic's name for the branch of the union, which the client never wrote
-    if path and path[-1] == "[key]":
-        path.pop()
-    field = ".".join(map(str, path)) or where
-    value = error.get("input")
-    if kind in ("union_tag_not_found", "union_tag_invalid"):
-        given = value.get("task") if isinstance(value, Mapping) else value
-        return FieldProblem("task", given, f"must be one of {', '.join(sorted(_TAGS))}")
-    if kind == "missing":
-        return FieldProblem(field, None, "is required")
-    if kind == "extra_forbidden":
-        return FieldProblem(field, value, "is not a field of this request")
-    if kind in ("model_attributes_type", "model_type", "dict_type") and not path:
-        return FieldProblem(field, value, "must be a JSON object")
-    if kind == "value_error":
-        return FieldProblem(field, value, str(context.get("error", error["msg"])))
-    if kind == "string_unicode":
-        return FieldProblem(field, value, "must not contain lone surrogates: send valid Unicode text")
-    message = str(error["msg"])
-    for prefix in ("Input should be ", "Value should be "):
-        if message.startswith(prefix):
-            message = "must be " + message.removeprefix(prefix)
-    return FieldProblem(field, value, message)

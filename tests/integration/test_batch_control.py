@@ -23,7 +23,6 @@ from PIL import Image
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.api import bulk
 from farm.api.batches import PAGE
 from farm.client import AsyncFarm, Farm, Job, WaitedTooLong
 from farm.domain import ids
@@ -32,6 +31,7 @@ from farm.domain.job import Assignment
 from farm.errors import BadInput
 from farm.objects.presign import Credentials, Presigner
 from farm.objects.storage import content_disposition
+from farm.services import bulk
 from farm.settings import Settings
 from farm.webhooks.signature import new_secret
 from tests.api_server import Api, Hand, png, running

@@ -119,7 +119,7 @@ def test_images_of_lines_are_fetched_once_each_and_never_from_inside(api: Api, i
 def test_a_body_that_names_too_many_urls_is_told_so_and_by_then_has_fetched_no_more(
     api: Api, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.api.bulk.MAX_FETCHED", 3)
+    monkeypatch.setattr("farm.services.bulk.MAX_FETCHED", 3)
     with api.client(timeout=60) as client:
         answer = client.post(
             "/v1/batches", content=body([images.url(f"/{n}.png") for n in range(5)] * 2), headers=JSONL

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.api.cleanup import CleanupThread
 from farm.domain.job import Assignment, Job, Output
 from farm.domain.states import JobState
 from farm.objects import keys
 from farm.objects.storage import Storage
+from farm.services.cleanup import CleanupThread
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from farm.api.jobs import parse_prefer_wait
-from farm.api.problems import MAX_VALUE, shown
 from farm.api.sse import position
+from farm.services.validation import MAX_VALUE, shown
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.api import archive, bulk_parsers
-from farm.api.archive import Member
 from farm.domain import ids
 from farm.domain.batch import SeedPlan, sweep, sweep_size
 from farm.errors import BadInput, FieldProblem
+from farm.services import archive, bulk_parsers
+from farm.services.archive import Member
 
 WORDS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00\r"), max_size=20)
 

@@ -33,6 +33,7 @@ from farm.errors import (
     Unauthorized,
     Unavailable,
 )
+from farm.services import validation
 from farm.store.tenants import Key, Scope
 
 log = structlog.get_logger(__name__)
@@ -129,7 +130,7 @@ class Adapter:
 
     def answer(self, info: ErrorInfo, request: Request) -> Response:
         """The answer that refuses a request."""
-        shown = replace(info, message=problems.encodable(info.message))
+        shown = replace(info, message=validation.encodable(info.message))
         return JSONResponse(self.body(shown, request), shown.status, headers=dict(shown.headers))
 
     def error_info(self, error: FarmError) -> ErrorInfo:
@@ -141,7 +142,7 @@ class Adapter:
                 first = error.problems[0]
                 line = "" if first.line is None else f"line {first.line}: "
                 more = "" if len(error.problems) == 1 else f" (and {len(error.problems) - 1} more)"
-                value = "" if first.value is None else f" (given: {problems.shown(first.value)})"
+                value = "" if first.value is None else f" (given: {validation.shown(first.value)})"
                 return ErrorInfo(
                     self.invalid,
                     "invalid_value",

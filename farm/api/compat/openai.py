@@ -16,7 +16,6 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from farm.api import bulk_parsers
 from farm.api.compat import adapter, openai_batches
 from farm.api.compat.adapter import Adapter, AdapterCall, AdapterError, ErrorInfo, reads, submits
 from farm.api.compat.openai_images import NAMES, ImagesRequest, images_of, read_request
@@ -26,6 +25,7 @@ from farm.domain.states import Priority
 from farm.domain.tasks import Task
 from farm.errors import BadInput
 from farm.objects import images
+from farm.services import bulk_parsers
 
 PREFIX: Final = "/compat/openai/v1"
 MAX_FILE_BYTES: Final = openai_batches.MAX_FILE_BYTES

@@ -24,9 +24,6 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from farm.api import batches as native
-from farm.api import bulk, bulk_parsers, problems
-from farm.api.bulk import BatchOptions
-from farm.api.bulk_parsers import BulkLine, RefusedLine
 from farm.api.compat.adapter import AdapterCall, AdapterError, reads, submits
 from farm.api.compat.openai_images import NAMES, ResponseFormat, images_of, read_request
 from farm.api.compat.submission import rename_fields
@@ -38,6 +35,9 @@ from farm.domain.states import JobState, Priority
 from farm.domain.tasks import Metadata, Task
 from farm.errors import BadInput, BatchRefused, FieldProblem, NotFound
 from farm.objects import keys
+from farm.services import bulk, bulk_parsers, validation
+from farm.services.bulk import BatchOptions
+from farm.services.bulk_parsers import BulkLine, RefusedLine
 from farm.store import cursor as cursors
 
 MAX_FILE_BYTES: Final = 512 * 2**20  #: of one upload, as OpenAI has it
@@ -307,7 +307,7 @@ async def create_batch(call: AdapterCall) -> Response:
     try:
         metadata = _METADATA.validate_python(metadata, strict=True)
     except ValidationError as error:
-        raise BadInput(*(_of_metadata(one) for one in problems.of_body(error))) from None
+        raise BadInput(*(_of_metadata(one) for one in validation.of_body(error))) from None
     upload = await run_in_threadpool(_upload, call, file_id)
     new = NewBatch(name=upload.filename, metadata=metadata | {INPUT: file_id})
     order = BatchOptions(new=new, defaults={}, on_error=OnError.SKIP, dry_run=False)

@@ -20,7 +20,6 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from farm.api import inputs
 from farm.api.compat import adapter
 from farm.api.compat.adapter import (
     IGNORED,
@@ -43,6 +42,7 @@ from farm.domain.tasks import Scheduler, Task
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.objects import keys
+from farm.services import inputs
 from farm.store.files import File
 from farm.store.unit_of_work import Unit
 from farm.webhooks import signature

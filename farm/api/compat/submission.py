@@ -12,13 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from farm import lifecycle
-from farm.api import inputs, problems
 from farm.api.compat.adapter import CLIENT_GONE, AdapterCall, AdapterError
 from farm.api.jobs import over, resolved, store_job
 from farm.domain.job import Job, Output
 from farm.domain.states import JobState
 from farm.domain.tasks import AnyJobRequest
 from farm.errors import BadInput, Conflict, NotFound, Unavailable
+from farm.services import inputs, validation
 
 LOOK_SECONDS: Final = 2.0  #: between two looks whether a client that waits is still there
 
@@ -36,7 +36,7 @@ async def submit(call: AdapterCall, asked: Mapping[str, Any], names: Mapping[str
         try:
             request = _REQUEST.validate_python(dict(asked))
         except ValidationError as error:
-            raise BadInput(*problems.of_body(error)) from None
+            raise BadInput(*validation.of_body(error)) from None
         new = await resolved(call.context, call.tenant_id, request)
     except BadInput as refused:
         raise rename_fields(refused, names) from None

@@ -10,13 +10,13 @@ from starlette.concurrency import run_in_threadpool
 from farm import lifecycle
 from farm.api import batches as api
 from farm.api.batch_schemas import BatchUpdate
-from farm.api.contact_sheet import SheetFormat
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
 from farm.domain.batch import Batch
 from farm.domain.states import JobState, Priority
 from farm.errors import NotFound
+from farm.services.contact_sheet import SheetFormat
 from farm.store.dashboard_queries import Wanted
 from farm.store.tenants import Key
 

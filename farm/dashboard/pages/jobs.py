@@ -17,7 +17,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from farm import lifecycle
-from farm.api import problems
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HEADERS, HOME, TEMPLATES, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
@@ -26,6 +25,7 @@ from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import AnyJobRequest, OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem, NotFound
+from farm.services import validation
 from farm.store.dashboard_queries import Wanted
 from farm.store.deliveries import DeliveryFilter
 
@@ -249,7 +249,7 @@ def _resubmit(request: Request, context: AppContext, user: User, job_id: str, gi
         asked = _REQUEST.validate_python(body)
         spec = resolve(asked, choose_model(asked, context.registry), dict(old.spec.inputs))
     except ValidationError as error:
-        return _form(request, old, given, problems.of_body(error))
+        return _form(request, old, given, validation.of_body(error))
     except BadInput as error:
         return _form(request, old, given, error.problems)
     new = NewJob(spec, asked.priority, metadata=tuple(old.metadata.items()), max_attempts=old.max_attempts)

@@ -13,15 +13,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from farm.api import bulk, bulk_parsers, problems
 from farm.api.batch_schemas import BatchQuery
-from farm.api.bulk import BatchOptions
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.batch import Batch, Estimate, NewBatch, OnError
 from farm.domain.states import Priority
 from farm.domain.tasks import OutputFormat, Scheduler, Task
 from farm.errors import BadInput, BatchRefused, FieldProblem
+from farm.services import bulk, bulk_parsers, validation
+from farm.services.bulk import BatchOptions
 from farm.store.tenants import Scope
 
 PATH: Final = f"{HOME}/batches/new"
@@ -91,7 +91,7 @@ def _take(
     try:
         query = BatchQuery.model_validate({name: given[name] for name in FIELDS if given.get(name, "").strip()})
     except ValidationError as error:
-        wrong = problems.of_body(error)
+        wrong = validation.of_body(error)
         return CheckResult(None, tuple(wrong), len(wrong))
     order = BatchOptions(NewBatch(query.name), query.defaults(), query.on_error, dry)
     kind = _kind(file, filename)

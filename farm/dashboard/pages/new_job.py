@@ -10,13 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from farm.api import bulk_parsers, inputs, problems
 from farm.api import jobs as api
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.states import Priority
 from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem
+from farm.services import bulk_parsers, inputs, validation
 from farm.store.tenants import Scope
 
 PATH: Final = f"{HOME}/render"
@@ -98,7 +98,7 @@ def _asked(body: dict[str, Any]) -> Any:
     try:
         return _REQUEST.validate_python(body)
     except ValidationError as error:
-        raise BadInput(*problems.of_body(error)) from None
+        raise BadInput(*validation.of_body(error)) from None
 
 
 def _keep(context: AppContext, tenant_id: str, field: str, data: bytes) -> str:

@@ -23,9 +23,6 @@ from typing import Any, Final, Self
 from pydantic import TypeAdapter, ValidationError, create_model
 
 from farm import lifecycle
-from farm.api import bulk_parsers, inputs, problems
-from farm.api.bulk_parsers import BulkLine, RefusedLine
-from farm.api.dependencies import AppContext
 from farm.domain import ids
 from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Own, Staged
 from farm.domain.job import NewJob
@@ -35,6 +32,9 @@ from farm.egress import guard
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.lifecycle import IdempotencyKey
 from farm.objects import keys
+from farm.services import bulk_parsers, inputs, validation
+from farm.services.bulk_parsers import BulkLine, RefusedLine
+from farm.services.context import ServiceContext
 from farm.store.unit_of_work import Unit
 
 SHOWN: Final = 1_000  #: problems that an answer has in itself
@@ -82,18 +82,18 @@ class ErrorReport:
         self.lines += 1
         errors = []
         for one in found:
-            placed = replace(one, line=line, value=problems.shown(one.value))
+            placed = replace(one, line=line, value=validation.shown(one.value))
             if self.count < SHOWN:
                 self.first.append(placed)
             self.count += 1
-            errors.append({"field": problems.encodable(one.field), "value": placed.value, "message": one.message})
+            errors.append({"field": validation.encodable(one.field), "value": placed.value, "message": one.message})
         told = {"line": line, "errors": errors}
         if isinstance(custom_id, str):
             told["custom_id"] = custom_id[:200]
         body = json.dumps(told, ensure_ascii=False)
-        self._file.write(problems.encodable(body) + "\n")
+        self._file.write(validation.encodable(body) + "\n")
 
-    def store(self, context: AppContext, tenant_id: str, batch_id: str) -> str:
+    def store(self, context: ServiceContext, tenant_id: str, batch_id: str) -> str:
         """Put the whole report into the object storage; returns its key."""
         self._file.flush()
         key = keys.batch_errors_key(tenant_id, batch_id)
@@ -112,7 +112,7 @@ class ErrorReport:
 class LineValidator:
     """Checks requests as they come, for one tenant, with defaults for what they leave open."""
 
-    def __init__(self, context: AppContext, tenant_id: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, context: ServiceContext, tenant_id: str, defaults: Mapping[str, Any]) -> None:
         self._context = context
         self._tenant_id = tenant_id
         self._defaults = defaults
@@ -157,7 +157,7 @@ class LineValidator:
         try:
             request = _REQUEST.validate_python(bulk_parsers.merged(self._defaults, body))
         except ValidationError as error:
-            raise BadInput(*problems.of_body(error)) from None
+            raise BadInput(*validation.of_body(error)) from None
         found: list[FieldProblem] = []
         model = None
         try:
@@ -241,7 +241,7 @@ def new_hash(order: BatchOptions, media_type: str) -> Any:
 
 
 def submit(
-    context: AppContext,
+    context: ServiceContext,
     tenant_id: str,
     order: BatchOptions,
     found: Iterable[BulkLine],
@@ -297,7 +297,7 @@ def submit(
 
 
 def _before(
-    context: AppContext, tenant_id: str, name: str, found: Iterable[BulkLine], digest: Callable[[], bytes]
+    context: ServiceContext, tenant_id: str, name: str, found: Iterable[BulkLine], digest: Callable[[], bytes]
 ) -> Batch | None:
     """The batch that an earlier request with this key made, once the body is read and known to be the same."""
     with context.store.begin() as unit:
@@ -341,7 +341,7 @@ def _without_twice(unit: Unit, staged: Staged, reports: ErrorReport) -> Staged:
     return unit.batches.drop_twice() if twice else staged
 
 
-def _limit(context: AppContext, tenant_id: str) -> int | None:
+def _limit(context: ServiceContext, tenant_id: str) -> int | None:
     """How many jobs the tenant may still queue; None: any number."""
     with context.store.begin() as unit:
         tenant = unit.tenants.get(tenant_id)
@@ -350,7 +350,7 @@ def _limit(context: AppContext, tenant_id: str) -> int | None:
         return tenant.max_queued - unit.quotas.waiting(tenant_id, tenant.max_queued)
 
 
-def _refused(context: AppContext, tenant_id: str, batch_id: str, reports: ErrorReport) -> BatchRefused:
+def _refused(context: ServiceContext, tenant_id: str, batch_id: str, reports: ErrorReport) -> BatchRefused:
     url = None
     if reports.count > SHOWN:
         key = reports.store(context, tenant_id, batch_id)

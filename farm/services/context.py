@@ -1,0 +1,24 @@
+"""What every service needs, opened once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from farm.domain.model import Registry
+from farm.objects.intake import Intake
+from farm.objects.storage import Storage
+from farm.services.cleanup import CleanupThread
+from farm.settings import Settings
+from farm.store.unit_of_work import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceContext:
+    """The connections of one process. Safe to share between threads."""
+
+    settings: Settings
+    store: Store
+    storage: Storage
+    registry: Registry
+    intake: Intake
+    cleanup: CleanupThread
