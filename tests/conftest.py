@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from farm.local import servers as local
-from farm.local.ports import Claims
+from farm.local.ports import PortReservations
 from farm.local.postgres import EmbeddedPostgres
-from farm.local.process_manager import Keeper
+from farm.local.process_manager import ProcessManager
 from farm.local.state import DataDirectory
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
@@ -88,17 +88,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
 
     directory = DataDirectory(tmp_path_factory.mktemp("servers"))
     directory.create()
-    claims = Claims()
-    farm = local.prepare(directory, claims)
+    reservations = PortReservations()
+    farm = local.prepare(directory, reservations)
     # Nothing here must outlive the session, so PostgreSQL need not wait for the disk.
     fast = (("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off"))
     group = local.Servers.of(directory, farm, Settings(), postgres_options=fast)
     assert group.postgres is not None
     assert group.valkey is not None
-    keeper = Keeper(group.programs(), directory)
+    manager = ProcessManager(group.programs(), directory)
     try:
-        keeper.start()
-        keeper.wait_ready()
+        manager.start()
+        manager.wait_ready()
         found = TestServers(directory.path, group.addresses, group.postgres, group.valkey)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in found.env().items():
@@ -108,8 +108,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
         storage.close()
         yield found
     finally:
-        keeper.stop()
-        claims.release()
+        manager.stop()
+        reservations.release()
 
 
 @pytest.fixture(scope="session")

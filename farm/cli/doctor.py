@@ -26,8 +26,8 @@ from farm.local import bundled_servers, devices, health, logs, ports
 from farm.local.health import Condition
 from farm.local.postgres import nobody_opens_directories, root_is_renamed
 from farm.local.servers import Addresses, Servers, read_settings
-from farm.local.services import Places
-from farm.local.state import DataDirectory, Farm, Run
+from farm.local.services import ServiceAddresses
+from farm.local.state import DataDirectory, Farm, RunState
 from farm.settings import Settings
 
 
@@ -156,7 +156,7 @@ def _devices() -> Check:
     return Check("devices", Verdict.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
 
 
-def _at_rest(directory: DataDirectory, run: Run | None, farm: Farm) -> Iterator[Check]:
+def _at_rest(directory: DataDirectory, run: RunState | None, farm: Farm) -> Iterator[Check]:
     if run is None:
         yield Check("farm", Verdict.WARN, f"no farm is running in {directory.path}", "start it with `farm up`")
     elif run.phase == "failed":
@@ -176,7 +176,7 @@ def _at_rest(directory: DataDirectory, run: Run | None, farm: Farm) -> Iterator[
         yield Check("ports", Verdict.OK, f"{len(farm.ports)} remembered ports are free")
 
 
-def _running(directory: DataDirectory, run: Run, farm: Farm, given: Settings) -> Iterator[Check]:
+def _running(directory: DataDirectory, run: RunState, farm: Farm, given: Settings) -> Iterator[Check]:
     for part in health.parts(directory, given):
         again = f", restarted {part.restarts}×" if part.restarts else ""
         found = f"{part.condition} at {part.address or 'pid ' + str(part.pid)}{again}"
@@ -192,7 +192,7 @@ def _running(directory: DataDirectory, run: Run, farm: Farm, given: Settings) ->
     yield from _database(addresses)
     yield _storage(addresses)
     if any(part.name == "api" for part in run.parts):
-        yield from _api(Places.of(farm, given.api_host), farm)
+        yield from _api(ServiceAddresses.of(farm, given.api_host), farm)
 
 
 def _database(addresses: Addresses) -> Iterator[Check]:
@@ -257,14 +257,16 @@ def _storage(addresses: Addresses) -> Check:
     return Check("storage", Verdict.OK, f"bucket {addresses.s3_bucket!r} answers")
 
 
-def _api(places: Places, farm: Farm) -> Iterator[Check]:
+def _api(service_addresses: ServiceAddresses, farm: Farm) -> Iterator[Check]:
     import http.client
 
-    if not places.api_ready():
-        yield Check("api ready", Verdict.BAD, f"{places.url}/readyz does not answer 200", "read the API's log")
+    if not service_addresses.api_ready():
+        yield Check(
+            "api ready", Verdict.BAD, f"{service_addresses.url}/readyz does not answer 200", "read the API's log"
+        )
         return
-    yield Check("api ready", Verdict.OK, f"{places.url}/readyz")
-    connection = http.client.HTTPConnection("127.0.0.1", places.api_port, timeout=5)
+    yield Check("api ready", Verdict.OK, f"{service_addresses.url}/readyz")
+    connection = http.client.HTTPConnection("127.0.0.1", service_addresses.api_port, timeout=5)
     try:
         connection.request("GET", "/v1/workers", headers={"Authorization": f"Bearer {farm.api_key}"})
         answer = connection.getresponse()
@@ -298,7 +300,7 @@ def _is_alive(worker: dict[str, Any]) -> bool:
 _ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL|PANIC|Traceback)\b|\[(error|critical)\s*\]|^[EF]\d{4} ")
 
 
-def _last_errors(directory: DataDirectory, run: Run | None) -> Iterator[Check]:
+def _last_errors(directory: DataDirectory, run: RunState | None) -> Iterator[Check]:
     for part in run.parts if run else ():
         log = directory.log(part.name)
         line = _last_error(logs.latest(log))

@@ -26,7 +26,7 @@ from farm.errors import FarmError, SetupError
 from farm.local import health, logs, tcp_proxy
 from farm.local.process import clean_up
 from farm.local.servers import Servers, read_settings
-from farm.local.state import DataDirectory, Identity, Run
+from farm.local.state import DataDirectory, Identity, RunState
 from farm.local.supervisor import ALREADY_RUNNING, AlreadyRunning, Options, Supervisor
 
 DataDir = Annotated[
@@ -94,13 +94,13 @@ def down(data_dir: DataDir = Path(".farm")) -> None:
     if run is None:
         typer.echo(f"no farm is running in {directory.path}", err=True)
         return
-    ended = clean_up([run.supervisor], patience=DOWN_SECONDS) if run.supervisor.alive() else []
+    ended = clean_up([run.supervisor], grace_seconds=DOWN_SECONDS) if run.supervisor.alive() else []
     # A supervisor that was killed, now or earlier, could not end its own.
     left = clean_up(part.identity for part in run.parts if part.identity is not None)
     # Servers that were killed could not tidy up either.
     with contextlib.suppress(SetupError):
         for program in Servers.of(directory, directory.farm(), read_settings()).programs():
-            program.settle()
+            program.after_stop()
     directory.end_run()
     typer.echo(f"stopped the farm in {directory.path}" if ended or left else f"no farm was running in {directory.path}")
 
@@ -125,7 +125,7 @@ def _run_here(options: Options, as_json: bool) -> None:
     Supervisor(options, show=show, on_ready=lambda run: _show(run, as_json=as_json, detached=False)).run()
 
 
-def _start_detached(options: Options, directory: DataDirectory) -> Run:
+def _start_detached(options: Options, directory: DataDirectory) -> RunState:
     running = directory.run()
     if running is not None and running.supervisor.alive() and running.phase != "failed":
         raise AlreadyRunning(directory, running)
@@ -184,7 +184,7 @@ class _TooLong(SetupError):
         )
 
 
-def _wait_ready(directory: DataDirectory, ended: Callable[[], None], supervisor: Identity | None = None) -> Run:
+def _wait_ready(directory: DataDirectory, ended: Callable[[], None], supervisor: Identity | None = None) -> RunState:
     """Wait until the run is ready; of this supervisor where one is given. ``ended`` raises when there is no point."""
     deadline = time.monotonic() + READY_SECONDS
     with Console(stderr=True).status("starting the farm") as status:
@@ -223,7 +223,7 @@ def _show_tail(directory: DataDirectory, part: str) -> None:
             screen.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-def _show(run: Run, *, as_json: bool, detached: bool) -> None:
+def _show(run: RunState, *, as_json: bool, detached: bool) -> None:
     troubled = [part.name for part in run.parts if part.restarts or part.identity is None]
     if troubled:
         typer.echo(f"farm: {', '.join(troubled)} did not start at once: see `farm status`", err=True)
@@ -251,8 +251,8 @@ def _show(run: Run, *, as_json: bool, detached: bool) -> None:
     # On lines of their own, so that they can be copied whole however narrow the terminal is.
     typer.echo(f"export FARM_URL={addresses['url']}")
     typer.echo(f"export FARM_API_KEY={addresses['api_key']}")
-    if addresses.get("outside_url"):
-        typer.echo(f"farm worker --join {addresses['outside_url']} --token {addresses['join_token']}")
+    if addresses.get("external_url"):
+        typer.echo(f"farm worker --join {addresses['external_url']} --token {addresses['join_token']}")
         screen.print(
             "[yellow]Whoever has that token can read and change everything in this farm, and what passes is not "
             "encrypted: use a private network.[/yellow]"

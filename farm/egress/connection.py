@@ -19,11 +19,11 @@ _STATUS: Final = re.compile(rb"HTTP/1\.1 2[0-9][0-9](?: [\t -~]*)?")
 _FIELD: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t -~]*")
 
 
-class Broken(ConnectionError):
+class ConnectionBroken(ConnectionError):
     """The connection ended before an answer was there."""
 
 
-class NotHttp(ConnectionError):
+class NotHTTP(ConnectionError):
     """What came was not HTTP/1.1."""
 
 
@@ -36,7 +36,7 @@ class Reply:
     body: bytes
 
 
-class Channel(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection. After an answer that ended properly, another request may follow."""
 
     def __init__(self) -> None:
@@ -61,8 +61,8 @@ class Channel(asyncio.Protocol):
 
         Raises:
             TimeoutError: no status came in time.
-            Broken: the connection ended without one.
-            NotHttp: what came cannot be read.
+            ConnectionBroken: the connection ended without one.
+            NotHTTP: what came cannot be read.
         """
         loop = asyncio.get_running_loop()
         self._answered = loop.create_future()
@@ -70,7 +70,7 @@ class Channel(asyncio.Protocol):
         self._timer = loop.call_later(seconds, self._late)
         try:
             if self._transport.is_closing():
-                self._answered.set_exception(Broken("the other side closed the connection"))
+                self._answered.set_exception(ConnectionBroken("the other side closed the connection"))
             else:
                 self._transport.write(request)
             return await self._answered
@@ -120,7 +120,7 @@ class Channel(asyncio.Protocol):
             if self._status is not None:
                 self._finish()
             else:
-                self._answered.set_exception(exc or Broken("the other side closed the connection"))
+                self._answered.set_exception(exc or ConnectionBroken("the other side closed the connection"))
 
     # -- an answer that is not plain ----------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Channel(asyncio.Protocol):
             if self._status is not None:
                 self._finish()
             else:
-                self._answered.set_exception(NotHttp(str(error)))
+                self._answered.set_exception(NotHTTP(str(error)))
 
     def _begin(self, answer: h11.Response) -> None:
         self._status = answer.status_code

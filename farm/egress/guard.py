@@ -1,7 +1,7 @@
 """No way inside: what the farm may connect to when a tenant names the URL.
 
 Webhook endpoints and input URLs are addresses that strangers choose and our machines open. Without a guard that is a
-door to the cloud's metadata service, the database and the neighbours. So:
+connector to the cloud's metadata service, the database and the neighbours. So:
 
 1. :func:`parse` refuses what is not a plain ``https://host/…`` URL, read by the same parser that later connects;
 2. the host is resolved **once** for each connection, and refused if *any* of its addresses is not :func:`public`,
@@ -10,8 +10,8 @@ door to the cloud's metadata service, the database and the neighbours. So:
    original name: a resolver that changes its mind has no second chance;
 4. no redirect is followed, no proxy from the environment is used, no cookie is kept.
 
-All four live below the HTTP clients, in their transport, and in the :class:`Door` that the deliverer's connections go
-through, so no caller can forget one.
+All four live below the HTTP clients, in their transport and in :class:`PinnedConnector`, which opens the deliverer's
+connections, so no caller can forget one.
 """
 
 from __future__ import annotations
@@ -376,7 +376,7 @@ class _Backend(httpcore2.NetworkBackend):
         raise failure or httpcore2.ConnectError(f"the host {host!r} has no address")
 
 
-class Door:
+class PinnedConnector:
     """Opens connections for the protocols of asyncio, under the same rules."""
 
     def __init__(
@@ -441,7 +441,7 @@ class _AsyncBackend(httpcore2.AsyncNetworkBackend):
     """The same for asyncio's HTTP client."""
 
     def __init__(self, settings: Settings, resolver: Resolver) -> None:
-        self._door = Door(settings, resolver=resolver)
+        self._connector = PinnedConnector(settings, resolver=resolver)
         self._plain = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
@@ -454,7 +454,7 @@ class _AsyncBackend(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         deadline = None if timeout is None else time.monotonic() + timeout
         with _resolving(host), anyio.fail_after(timeout):
-            addresses = await self._door.addresses(host, port)
+            addresses = await self._connector.addresses(host, port)
         failure: Exception | None = None
         for address, share in _shares(addresses, deadline):
             try:

@@ -35,12 +35,12 @@ def first_key(store: Store, known: str | None) -> str:
     return text
 
 
-def prepare_storage(storage: Storage, *, patience: float = 30.0) -> None:
-    """Make the bucket and prove that it takes an object, within ``patience`` seconds.
+def prepare_storage(storage: Storage, *, grace_seconds: float = 30.0) -> None:
+    """Make the bucket and prove that it takes an object, within ``grace_seconds`` seconds.
 
     A fresh S3 server answers before it can store. Raises StorageUnavailable.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + grace_seconds
     while True:
         try:
             storage.ensure_bucket()

@@ -14,8 +14,8 @@ import psutil
 
 from farm.local import services
 from farm.local.servers import Addresses, Servers
-from farm.local.services import Places
-from farm.local.state import DataDirectory, Part, Run
+from farm.local.services import ServiceAddresses
+from farm.local.state import DataDirectory, Part, RunState
 from farm.settings import Settings
 
 
@@ -41,7 +41,7 @@ class PartHealth:
     memory_bytes: int | None = None  #: its children included, shared pages divided among those who share
 
 
-def supervised(run: Run | None) -> bool:
+def supervised(run: RunState | None) -> bool:
     """Whether the run's supervisor is alive."""
     return run is not None and run.supervisor.alive()
 
@@ -53,12 +53,12 @@ def parts(directory: DataDirectory, settings: Settings) -> list[PartHealth]:
     if not farm.ports:
         return []
     servers = Servers.of(directory, farm, settings)
-    places = Places.of(farm, settings.api_host)
+    service_addresses = ServiceAddresses.of(farm, settings.api_host)
     probes: dict[str, Callable[[], bool]] = {}
     for program in servers.programs():
         probes[program.name] = program.ready
     # Only the probes matter here; which devices there are does not change them.
-    for program in services.table({}, directory, servers.addresses, places, ()):
+    for program in services.table({}, directory, servers.addresses, service_addresses, ()):
         probes[program.name] = program.ready
     known = run.parts if run else tuple(Part(name, "") for name in probes)
     alive = supervised(run)

@@ -42,7 +42,7 @@ def answers(port: int, timeout: float = 1.0) -> bool:
         return False
 
 
-class Claims:
+class PortReservations:
     """Ports that this process has chosen, so that a farm which starts at the same moment chooses others.
 
     A port stays free until its server listens, seconds later. A claim is a name in the kernel, seen by every process
@@ -78,7 +78,9 @@ class Claims:
         self._held.clear()
 
 
-def choose(*, claims: Claims, preferred: int | None = None, taken: Iterable[int] = (), companion: bool = False) -> int:
+def choose(
+    *, reservations: PortReservations, preferred: int | None = None, taken: Iterable[int] = (), companion: bool = False
+) -> int:
     """A free port outside ``taken``: the preferred one if it is free, else a random one.
 
     With ``companion`` the port 10,000 higher is free as well. Random, because two farms that start at the same moment
@@ -88,7 +90,7 @@ def choose(*, claims: Claims, preferred: int | None = None, taken: Iterable[int]
 
     def suits(port: int) -> bool:
         pair = (port, port + COMPANION) if companion else (port,)
-        return all(one not in avoid and is_free(one) and claims.take(one) for one in pair)
+        return all(one not in avoid and is_free(one) and reservations.take(one) for one in pair)
 
     if preferred is not None and suits(preferred):
         return preferred
@@ -100,11 +102,11 @@ def choose(*, claims: Claims, preferred: int | None = None, taken: Iterable[int]
     )
 
 
-def settle(
+def after_stop(
     remembered: Mapping[str, int],
     names: Iterable[str],
     *,
-    claims: Claims,
+    reservations: PortReservations,
     preferred: Mapping[str, int],
     companions: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
@@ -117,7 +119,9 @@ def settle(
     for name in names:
         wish = remembered.get(name, preferred.get(name))
         companion = (companions or {}).get(name)
-        ports[name] = choose(claims=claims, preferred=wish, taken=ports.values(), companion=companion is not None)
+        ports[name] = choose(
+            reservations=reservations, preferred=wish, taken=ports.values(), companion=companion is not None
+        )
         if companion is not None:
             ports[companion] = ports[name] + COMPANION
     return ports

@@ -39,7 +39,7 @@ class Program:
     address: str = ""  #: where it listens, or the device it owns
     prepare: Callable[[], None] = field(default=_nothing, compare=False)  #: before each start; may raise SetupError
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
-    settle: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped
+    after_stop: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped
     essential: bool = False  #: whether the farm counts as started only when this is ready
     start_seconds: float = 30.0  #: how long it may take until ``ready``
     stop_signal: signal.Signals = signal.SIGTERM
@@ -65,7 +65,7 @@ class Child:
         supervisor = os.getpid()
         orphan_signal = int(program.orphan_signal)
 
-        def follow_the_parent() -> None:
+        def die_with_parent() -> None:
             if _prctl is not None:
                 _prctl(_PR_SET_PDEATHSIG, orphan_signal)
                 if os.getppid() != supervisor:  # it died before we asked to be told
@@ -85,7 +85,7 @@ class Child:
                 user=program.user,
                 group=program.user,
                 extra_groups=[] if program.user is not None else None,
-                preexec_fn=follow_the_parent,  # noqa: PLW1509 - two system calls, nothing that locks
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - two system calls, nothing that locks
             )
         except OSError as error:
             raise SetupError(f"{program.name} cannot be started: {error}") from error
@@ -139,14 +139,14 @@ def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False
             time.sleep(0.02)
     for child in children:
         kill_session(child.pid)  # what a service forked and did not wait for
-        child.program.settle()
+        child.program.after_stop()
     return killed
 
 
-def clean_up(leftovers: Iterable[Identity], *, patience: float = 10.0) -> list[int]:
+def clean_up(leftovers: Iterable[Identity], *, grace_seconds: float = 10.0) -> list[int]:
     """End processes of a run whose supervisor died, and what they had started. Returns the pids that were found alive.
 
-    They get SIGTERM and ``patience`` seconds, then SIGKILL. A pid that another program was given since is left alone.
+    They get SIGTERM and ``grace_seconds``, then SIGKILL. A pid that another program was given since is left alone.
     """
     found: dict[int, Identity] = {}
     sessions: set[int] = set()
@@ -164,7 +164,7 @@ def clean_up(leftovers: Iterable[Identity], *, patience: float = 10.0) -> list[i
                     found[pid] = identity
         except (ProcessLookupError, PermissionError):
             continue
-    for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+    for number, wait in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
         alive = [identity for identity in found.values() if identity.alive()]
         for identity in alive:
             try:

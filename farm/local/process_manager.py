@@ -14,7 +14,7 @@ from farm.local.state import DataDirectory, Part
 
 
 @dataclass(frozen=True)
-class Backoff:
+class RestartBackoff:
     """How long to wait before a program that died is started again, in seconds."""
 
     first: float = 1.0
@@ -34,7 +34,7 @@ class StartFailed(SetupError):
         super().__init__(f"{part} {how}")
 
 
-class _Kept:
+class _ManagedProcess:
     """One program and what has become of it."""
 
     def __init__(self, program: Program) -> None:
@@ -45,7 +45,7 @@ class _Kept:
         self.due = 0.0  # when to start it again, on the monotonic clock
 
 
-class Keeper:
+class ProcessManager:
     """The programs of one tier, in the order in which they start. All methods belong to the main thread."""
 
     def __init__(
@@ -53,33 +53,33 @@ class Keeper:
         programs: Iterable[Program],
         directory: DataDirectory,
         *,
-        backoff: Backoff | None = None,
+        backoff: RestartBackoff | None = None,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._kept = [_Kept(program) for program in programs]
+        self._processes = [_ManagedProcess(program) for program in programs]
         self._directory = directory
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff or RestartBackoff()
         self._report = report
 
     def start(self) -> None:
         """Start every program; does not wait for any to be ready. Raises SetupError; those started keep running."""
-        for kept in self._kept:
-            self._start(kept)
+        for managed in self._processes:
+            self._start(managed)
 
     def wait_ready(self, *, canceled: Callable[[], bool] = lambda: False) -> None:
         """Wait until each is ready, or ``canceled`` says True. Raises StartFailed when one dies or takes too long."""
-        waiting = list(self._kept)
+        waiting = list(self._processes)
         while waiting and not canceled():
-            for kept in list(waiting):
-                child = kept.child
+            for managed in list(waiting):
+                child = managed.child
                 code = None if child is None else child.exit_code()
                 if child is None or code is not None:
-                    raise StartFailed(kept.program.name, f"{_ending(code)} while it started")
-                if kept.program.ready():
-                    waiting.remove(kept)
-                elif time.monotonic() - child.born > kept.program.start_seconds:
+                    raise StartFailed(managed.program.name, f"{_ending(code)} while it started")
+                if managed.program.ready():
+                    waiting.remove(managed)
+                elif time.monotonic() - child.born > managed.program.start_seconds:
                     raise StartFailed(
-                        kept.program.name, f"did not become ready within {kept.program.start_seconds:.0f} s"
+                        managed.program.name, f"did not become ready within {managed.program.start_seconds:.0f} s"
                     )
             if waiting:
                 time.sleep(0.02)
@@ -87,77 +87,77 @@ class Keeper:
     def essentials_ready(self) -> bool:
         """Whether each essential one runs and is ready now."""
         return all(
-            kept.child is not None and kept.child.exit_code() is None and kept.program.ready()
-            for kept in self._kept
-            if kept.program.essential
+            managed.child is not None and managed.child.exit_code() is None and managed.program.ready()
+            for managed in self._processes
+            if managed.program.essential
         )
 
-    def doomed(self, deaths: int) -> str | None:
+    def crash_looping(self, deaths: int) -> str | None:
         """The name of an essential one that has died so often in a row, if there is any."""
-        for kept in self._kept:
-            if kept.program.essential and kept.deaths >= deaths:
-                return kept.program.name
+        for managed in self._processes:
+            if managed.program.essential and managed.deaths >= deaths:
+                return managed.program.name
         return None
 
     def watch(self) -> bool:
         """Look once: notice the dead, start those whose pause is over. Returns whether anything changed."""
         changed = False
         now = time.monotonic()
-        for kept in self._kept:
-            if kept.child is not None:
-                code = kept.child.exit_code()
+        for managed in self._processes:
+            if managed.child is not None:
+                code = managed.child.exit_code()
                 if code is None:
-                    if kept.deaths and now - kept.child.born > self._backoff.forget_after:
-                        kept.deaths = 0
+                    if managed.deaths and now - managed.child.born > self._backoff.forget_after:
+                        managed.deaths = 0
                     continue
-                if now - kept.child.born > self._backoff.forget_after:
-                    kept.deaths = 0
-                process.kill_session(kept.child.pid)  # its own children must not outlive it
-                kept.child = None
-                self._bury(kept, _ending(code))
+                if now - managed.child.born > self._backoff.forget_after:
+                    managed.deaths = 0
+                process.kill_session(managed.child.pid)  # its own children must not outlive it
+                managed.child = None
+                self._schedule_restart(managed, _ending(code))
                 changed = True
-            elif now >= kept.due:
+            elif now >= managed.due:
                 changed = True
-                kept.restarts += 1
+                managed.restarts += 1
                 try:
-                    self._start(kept)
+                    self._start(managed)
                 except SetupError as error:
-                    self._bury(kept, f"cannot start ({error})")
+                    self._schedule_restart(managed, f"cannot start ({error})")
         return changed
 
     def stop(self, *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
         """Stop all and wait for their end. Returns the names of those that had to be killed."""
-        children = [kept.child for kept in reversed(self._kept) if kept.child is not None]
+        children = [managed.child for managed in reversed(self._processes) if managed.child is not None]
         killed = process.stop(children, hurry=hurry)
-        for kept in self._kept:
-            kept.child = None
+        for managed in self._processes:
+            managed.child = None
         return killed
 
     def parts(self) -> tuple[Part, ...]:
         """What is known about each."""
         return tuple(
             Part(
-                kept.program.name,
-                kept.program.address,
-                identity=kept.child.identity if kept.child else None,
-                since=kept.child.since if kept.child else 0.0,
-                restarts=kept.restarts,
+                managed.program.name,
+                managed.program.address,
+                identity=managed.child.identity if managed.child else None,
+                since=managed.child.since if managed.child else 0.0,
+                restarts=managed.restarts,
             )
-            for kept in self._kept
+            for managed in self._processes
         )
 
-    def _start(self, kept: _Kept) -> None:
-        log = self._directory.log(kept.program.name)
+    def _start(self, managed: _ManagedProcess) -> None:
+        log = self._directory.log(managed.program.name)
         rotate(log)
         mark(log)
-        kept.program.prepare()
-        kept.child = Child(kept.program, log)
+        managed.program.prepare()
+        managed.child = Child(managed.program, log)
 
-    def _bury(self, kept: _Kept, how: str) -> None:
-        kept.deaths += 1
-        pause = self._backoff.delay(kept.deaths)
-        kept.due = time.monotonic() + pause
-        self._report(f"{kept.program.name} {how}; it starts again in {pause:g} s")
+    def _schedule_restart(self, managed: _ManagedProcess, how: str) -> None:
+        managed.deaths += 1
+        pause = self._backoff.delay(managed.deaths)
+        managed.due = time.monotonic() + pause
+        self._report(f"{managed.program.name} {how}; it starts again in {pause:g} s")
 
 
 def _ending(code: int | None) -> str:

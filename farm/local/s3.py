@@ -98,7 +98,7 @@ class EmbeddedS3:
             address=self.url,
             prepare=self.initialise,
             ready=self.ready,
-            settle=self._remove_sockets,
+            after_stop=self._remove_sockets,
             stop_seconds=15.0,
             # Asked politely while its clients die too, it waits for them, longer than the next `farm up` should.
             orphan_signal=signal.SIGKILL,

@@ -102,20 +102,20 @@ class Servers:
             self.postgres.create_database()
 
 
-def prepare(directory: DataDirectory, claims: ports.Claims, *, api_port: int | None = None) -> Farm:
+def prepare(directory: DataDirectory, reservations: ports.PortReservations, *, api_port: int | None = None) -> Farm:
     """Settle ports and secrets, and remember them. Call it while nothing of this farm runs.
 
     ``api_port`` is the user's wish and must be free (SetupError); else it is 8000, or another when that is taken. Keep
-    the claims until the farm's servers have ended.
+    the reservations until the farm's servers have ended.
     """
     known = directory.farm()
     if api_port is not None and not ports.is_free(api_port):
         raise SetupError(f"port {api_port} is taken: choose another with --port, or leave --port out")
     remembered = known.ports if api_port is None else {**known.ports, "api": api_port}
-    settled = ports.settle(
+    settled = ports.after_stop(
         remembered,
         (*_SERVICE_PORTS, *_SERVER_PORTS),
-        claims=claims,
+        reservations=reservations,
         preferred={"api": 8000, "flower": 5555},
         companions={"admin": "admin.grpc"},
     )

@@ -21,7 +21,7 @@ WEBHOOKS_TO_LOOPBACK = {"FARM_WEBHOOK_ALLOW": "127.0.0.0/8,::1/128", "FARM_WEBHO
 
 
 @dataclass(frozen=True)
-class Places:
+class ServiceAddresses:
     """Where the services of one farm listen."""
 
     api_host: str
@@ -34,8 +34,8 @@ class Places:
     @classmethod
     def of(
         cls, farm: Farm, api_host: str, inherited: Mapping[str, str] = os.environ, listen: str | None = None
-    ) -> Places:
-        """The places that a prepared farm has settled on."""
+    ) -> ServiceAddresses:
+        """The service_addresses that a prepared farm has settled on."""
         login = inherited.get("FARM_FLOWER_AUTH") or f"farm:{farm.secret('flower')}"
         token = "" if listen is None else f"join_{farm.secret('join')}"
         return cls(api_host, farm.ports["api"], farm.ports["flower"], login, listen, token)
@@ -46,7 +46,7 @@ class Places:
         return f"http://{LOOPBACK}:{self.api_port}"
 
     @property
-    def outside_url(self) -> str | None:
+    def external_url(self) -> str | None:
         """The API, as other machines reach it, if they do."""
         return None if self.listen is None else f"http://{self.listen}:{self.api_port}"
 
@@ -69,7 +69,7 @@ class Places:
 
 
 def environment(
-    inherited: Mapping[str, str], directory: DataDirectory, addresses: Addresses, places: Places
+    inherited: Mapping[str, str], directory: DataDirectory, addresses: Addresses, service_addresses: ServiceAddresses
 ) -> dict[str, str]:
     """What every service finds in its environment; what the user has set goes before our defaults for webhooks."""
     return {
@@ -77,59 +77,61 @@ def environment(
         **inherited,
         **addresses.environment(),
         "FARM_DATA_DIR": str(directory.path),
-        "FARM_API_HOST": places.api_host,
-        "FARM_API_PORT": str(places.api_port),
+        "FARM_API_HOST": service_addresses.api_host,
+        "FARM_API_PORT": str(service_addresses.api_port),
         "PYTHONUNBUFFERED": "1",
-        **_outside(addresses, places),
+        **_external(addresses, service_addresses),
     }
 
 
-def _outside(addresses: Addresses, places: Places) -> dict[str, str]:
+def _external(addresses: Addresses, service_addresses: ServiceAddresses) -> dict[str, str]:
     """What makes a farm reachable from other machines: how they name this one, and the token that lets workers in."""
-    if places.listen is None:
+    if service_addresses.listen is None:
         return {}
-    found = {"FARM_JOIN_TOKEN": places.join_token, "FARM_JOIN_HOST": places.listen}
+    found = {"FARM_JOIN_TOKEN": service_addresses.join_token, "FARM_JOIN_HOST": service_addresses.listen}
     store = urlsplit(addresses.s3_endpoint_url or "")
     if store.hostname == LOOPBACK:
-        found["FARM_S3_PUBLIC_URL"] = f"http://{places.listen}:{store.port}"
+        found["FARM_S3_PUBLIC_URL"] = f"http://{service_addresses.listen}:{store.port}"
     return found
 
 
-def _door(base: Mapping[str, str], addresses: Addresses, places: Places) -> tuple[Program, ...]:
+def _proxy_program(
+    base: Mapping[str, str], addresses: Addresses, service_addresses: ServiceAddresses
+) -> tuple[Program, ...]:
     """The process that lets other machines in, where they shall come in."""
-    if places.listen is None:
+    if service_addresses.listen is None:
         return ()
-    urls = (places.url, addresses.database_url, addresses.redis_url, addresses.s3_endpoint_url or "")
+    urls = (service_addresses.url, addresses.database_url, addresses.redis_url, addresses.s3_endpoint_url or "")
     ports = [str(part.port) for part in map(urlsplit, urls) if part.hostname == LOOPBACK]
-    argv = (sys.executable, "-P", "-m", "farm.local.tcp_proxy", places.listen, *ports)
-    return (Program("door", argv, base, address=places.listen),)
+    argv = (sys.executable, "-P", "-m", "farm.local.tcp_proxy", service_addresses.listen, *ports)
+    return (Program("proxy", argv, base, address=service_addresses.listen),)
 
 
 def table(
     inherited: Mapping[str, str],
     directory: DataDirectory,
     addresses: Addresses,
-    places: Places,
+    service_addresses: ServiceAddresses,
     devices: tuple[str, ...],
 ) -> tuple[Program, ...]:
     """The services in the order in which they start."""
-    base = environment(inherited, directory, addresses, places)
+    base = environment(inherited, directory, addresses, service_addresses)
     flower = {
         "FLOWER_ADDRESS": LOOPBACK,
-        "FLOWER_PORT": str(places.flower_port),
-        "FARM_FLOWER_AUTH": places.flower_login,
+        "FLOWER_PORT": str(service_addresses.flower_port),
+        "FARM_FLOWER_AUTH": service_addresses.flower_login,
     }
     return (
         Program(
             "api",
             _command("api"),
-            {"FARM_FLOWER_URL": f"http://{LOOPBACK}:{places.flower_port}", **base},
-            address=places.url,
-            ready=places.api_ready,
+            {"FARM_FLOWER_URL": f"http://{LOOPBACK}:{service_addresses.flower_port}", **base},
+            address=service_addresses.url,
+            ready=service_addresses.api_ready,
             essential=True,
             start_seconds=60.0,
         ),
-        *_door(base, addresses, places),
+        *_proxy_program(base, addresses, service_addresses),
         Program("dispatcher", _command("dispatcher"), base),
         Program("deliverer", _command("deliverer"), base),
         *(
@@ -151,8 +153,8 @@ def table(
             "flower",
             _command("flower"),
             {**base, **flower},
-            address=f"http://{LOOPBACK}:{places.flower_port}",
-            ready=lambda: ports.answers(places.flower_port),
+            address=f"http://{LOOPBACK}:{service_addresses.flower_port}",
+            ready=lambda: ports.answers(service_addresses.flower_port),
         ),
     )
 

@@ -117,7 +117,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunState:
     """One run of the supervisor."""
 
     supervisor: Identity
@@ -165,7 +165,7 @@ class DataDirectory:
         """Remember the lasting identity."""
         write_private(self._farm, json.dumps(asdict(farm), indent=1))
 
-    def run(self) -> Run | None:
+    def run(self) -> RunState | None:
         """The latest run, whether it still goes on or not; None when there was none or it ended cleanly."""
         found = self._read(self._run)
         if not found:
@@ -174,9 +174,9 @@ class DataDirectory:
             Part(**{**part, "identity": Identity(**part["identity"]) if part["identity"] else None})
             for part in found.pop("parts")
         )
-        return Run(**{**found, "supervisor": Identity(**found["supervisor"]), "parts": parts})
+        return RunState(**{**found, "supervisor": Identity(**found["supervisor"]), "parts": parts})
 
-    def save_run(self, run: Run) -> None:
+    def save_run(self, run: RunState) -> None:
         """Remember what runs now."""
         write_private(self._run, json.dumps(asdict(run), indent=1))
 
@@ -196,13 +196,13 @@ class DataDirectory:
         return found
 
     @contextmanager
-    def locked(self, patience: float = 0.0) -> Iterator[bool]:
-        """Hold the directory's lock, waiting up to ``patience`` seconds; yields False when another process holds it.
+    def locked(self, grace_seconds: float = 0.0) -> Iterator[bool]:
+        """Hold the directory's lock, waiting up to ``grace_seconds``; yields False when another process holds it.
 
         The kernel drops the lock when its holder dies, however it dies.
         """
         descriptor = os.open(self._lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + grace_seconds
         try:
             while True:
                 try:

@@ -24,12 +24,12 @@ from typing import Any
 
 from farm.errors import FarmError
 from farm.local import devices, logs, services, tcp_proxy
-from farm.local.ports import Claims
+from farm.local.ports import PortReservations
 from farm.local.process import Program, clean_up
-from farm.local.process_manager import Backoff, Keeper, StartFailed
+from farm.local.process_manager import ProcessManager, RestartBackoff, StartFailed
 from farm.local.servers import Addresses, Servers, prepare, read_settings
-from farm.local.services import Places
-from farm.local.state import DataDirectory, Farm, Identity, Run
+from farm.local.services import ServiceAddresses
+from farm.local.state import DataDirectory, Farm, Identity, RunState
 from farm.settings import Settings
 
 log = logging.getLogger("farm.supervisor")
@@ -70,14 +70,14 @@ class Options:
 class AlreadyRunning(FarmError):
     """Another supervisor holds this data directory."""
 
-    def __init__(self, directory: DataDirectory, run: Run | None) -> None:
+    def __init__(self, directory: DataDirectory, run: RunState | None) -> None:
         self.run = run
         where = f" (pid {run.supervisor.pid})" if run else ""
         super().__init__(f"the farm in {directory.path} is already running{where}: see it with `farm status`")
 
 
 #: Builds the table of services; another one in tests.
-Table = Callable[[Mapping[str, str], DataDirectory, Addresses, Places, tuple[str, ...]], tuple[Program, ...]]
+Table = Callable[[Mapping[str, str], DataDirectory, Addresses, ServiceAddresses, tuple[str, ...]], tuple[Program, ...]]
 
 
 class Supervisor:
@@ -89,8 +89,8 @@ class Supervisor:
         *,
         given: Settings | None = None,
         table: Table = services.table,
-        backoff: Backoff | None = None,
-        on_ready: Callable[[Run], None] = lambda _: None,
+        backoff: RestartBackoff | None = None,
+        on_ready: Callable[[RunState], None] = lambda _: None,
         show: Callable[[str, str], None] | None = None,
     ) -> None:
         self.directory = DataDirectory(options.directory)
@@ -100,14 +100,14 @@ class Supervisor:
         self._backoff = backoff
         self._on_ready = on_ready
         self._follower = logs.Follower(show) if show is not None else None
-        self._claims = Claims()
+        self._ports = PortReservations()
         self._signals = 0
         self._wake = threading.Event()
-        self._servers = Keeper((), self.directory)
-        self._services = Keeper((), self.directory)
+        self._servers = ProcessManager((), self.directory)
+        self._services = ProcessManager((), self.directory)
         identity = Identity.of(os.getpid())
         assert identity is not None  # we are alive
-        self._run = Run(identity)
+        self._run = RunState(identity)
 
     def run(self) -> None:
         """Start everything, keep it running until a signal, stop everything.
@@ -116,7 +116,7 @@ class Supervisor:
         """
         self.directory.create()
         # A predecessor that was killed needs a moment until the kernel has let go of its lock.
-        with self.directory.locked(patience=0.5) as ours:
+        with self.directory.locked(grace_seconds=0.5) as ours:
             if not ours:
                 raise AlreadyRunning(self.directory, self.directory.run())
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -128,7 +128,7 @@ class Supervisor:
         try:
             self._clean_up()
             self._start()
-            self._keep()
+            self._watch()
         except FarmError as error:
             failure = error
         finally:
@@ -157,36 +157,38 @@ class Supervisor:
 
     def _start(self) -> None:
         chosen = devices.for_workers(devices.visible(), self._options.workers)
-        farm = prepare(self.directory, self._claims, api_port=self._options.api_port)
+        farm = prepare(self.directory, self._ports, api_port=self._options.api_port)
         servers = Servers.of(self.directory, farm, self._settings)
         programs = servers.programs()
         listen = None if self._options.listen is None else tcp_proxy.check(self._options.listen)
-        places = Places.of(farm, self._settings.api_host, listen=listen)
-        self._tell(f"starting {_listed(program.name for program in programs) or 'without servers of its own'}")
+        service_addresses = ServiceAddresses.of(farm, self._settings.api_host, listen=listen)
+        self._report(f"starting {_listed(program.name for program in programs) or 'without servers of its own'}")
         self._follow(programs)
-        self._servers = Keeper(programs, self.directory, backoff=self._backoff, report=log.warning)
+        self._servers = ProcessManager(programs, self.directory, backoff=self._backoff, report=log.warning)
         self._servers.start()
-        self._remember()
+        self._save_run()
         self._servers.wait_ready(canceled=self._stopping)
         if self._stopping():
             return
         servers.create_database()
-        self._tell("bringing the database and the storage up to date")
-        table = services.environment(os.environ, self.directory, servers.addresses, places)
-        farm = replace(farm, api_key=self._first_run(farm, table))
+        self._report("bringing the database and the storage up to date")
+        table = services.environment(os.environ, self.directory, servers.addresses, service_addresses)
+        farm = replace(farm, api_key=self._bootstrap(farm, table))
         if self._stopping():
             return
         self.directory.save_farm(farm)
-        self._run = replace(self._run, addresses=shown(self.directory, farm, servers.addresses, places))
+        self._run = replace(
+            self._run, addresses=connection_details(self.directory, farm, servers.addresses, service_addresses)
+        )
         if not self._options.servers_only:
-            programs = self._table(os.environ, self.directory, servers.addresses, places, chosen)
-            self._tell(f"starting {_listed(program.name for program in programs)}")
+            programs = self._table(os.environ, self.directory, servers.addresses, service_addresses, chosen)
+            self._report(f"starting {_listed(program.name for program in programs)}")
             self._follow(programs)
-            self._services = Keeper(programs, self.directory, backoff=self._backoff, report=log.warning)
+            self._services = ProcessManager(programs, self.directory, backoff=self._backoff, report=log.warning)
             self._services.start()
-        self._remember()
+        self._save_run()
 
-    def _first_run(self, farm: Farm, environment: Mapping[str, str]) -> str:
+    def _bootstrap(self, farm: Farm, environment: Mapping[str, str]) -> str:
         prepared = subprocess.Popen(
             [sys.executable, "-P", "-m", "farm.local.bootstrap"],
             env=dict(environment),
@@ -208,27 +210,28 @@ class Supervisor:
                     prepared.communicate()
                     return farm.api_key or ""
         if prepared.returncode != 0:
-            self.directory.log("first-run").write_text(said)
+            self.directory.log("bootstrap").write_text(said)
             last = said.strip().splitlines()[-1:] or ["it said nothing"]
-            raise StartFailed("first-run", f"could not prepare the database and the storage: {last[0]}")
+            raise StartFailed("bootstrap", f"could not prepare the database and the storage: {last[0]}")
         return str(json.loads(out)["api_key"])
 
-    def _keep(self) -> None:
+    def _watch(self) -> None:
         cut_at = time.monotonic() + _CUT_EVERY
         while not self._stopping():
             if self._run.phase == "starting" and self._services.essentials_ready():
                 self._run = replace(self._run, phase="ready", message="")
-                self._remember()
+                self._save_run()
                 self._on_ready(self._run)
                 log.info("ready: %s", self._run.addresses.get("url"))
-            doomed = self._services.doomed(_GIVE_UP_AFTER) if self._run.phase == "starting" else None
-            if doomed is not None:
+            crash_looping = self._services.crash_looping(_GIVE_UP_AFTER) if self._run.phase == "starting" else None
+            if crash_looping is not None:
                 raise StartFailed(
-                    doomed, f"died {_GIVE_UP_AFTER} times while it started; its log is {self.directory.log(doomed)}"
+                    crash_looping,
+                    f"died {_GIVE_UP_AFTER} times while it started; its log is {self.directory.log(crash_looping)}",
                 )
             # Not `or`: both must look.
             if self._servers.watch() | self._services.watch():
-                self._remember()
+                self._save_run()
             if time.monotonic() > cut_at:
                 cut_at = time.monotonic() + _CUT_EVERY
                 for part in self._run.parts:
@@ -237,48 +240,50 @@ class Supervisor:
 
     def _stop(self, failure: FarmError | None) -> None:
         if failure is None:
-            self._tell("stopping")
+            self._report("stopping")
         else:
             # What `farm up` and `farm status` show of it after we are gone.
             part = failure.part if isinstance(failure, StartFailed) else ""
             self._run = replace(self._run, phase="failed", message=str(failure), failed_part=part)
-            self._remember()
-        for keeper in (self._services, self._servers):
-            killed = keeper.stop(hurry=self._hurry)
+            self._save_run()
+        for manager in (self._services, self._servers):
+            killed = manager.stop(hurry=self._hurry)
             if killed:
                 log.warning("had to kill %s", _listed(killed))
-        self._claims.release()
+        self._ports.release()
         if self._follower is not None:
             self._follower.stop()
         if failure is None:
             self.directory.end_run()
             log.info("stopped")
         else:
-            self._remember()
+            self._save_run()
 
     def _follow(self, programs: tuple[Program, ...]) -> None:
         if self._follower is not None:
             self._follower.follow({program.name: self.directory.log(program.name) for program in programs})
 
-    def _tell(self, message: str) -> None:
+    def _report(self, message: str) -> None:
         log.info(message)
         phase = "stopping" if self._stopping() else self._run.phase
         self._run = replace(self._run, phase=phase, message=message)
-        self._remember()
+        self._save_run()
 
-    def _remember(self) -> None:
+    def _save_run(self) -> None:
         self._run = replace(self._run, parts=self._servers.parts() + self._services.parts())
         self.directory.save_run(self._run)
 
 
-def shown(directory: DataDirectory, farm: Farm, addresses: Addresses, places: Places) -> dict[str, Any]:
+def connection_details(
+    directory: DataDirectory, farm: Farm, addresses: Addresses, service_addresses: ServiceAddresses
+) -> dict[str, Any]:
     """What ``farm up --json`` prints."""
     return {
-        "url": places.url,
+        "url": service_addresses.url,
         "api_key": farm.api_key,
-        "outside_url": places.outside_url,
-        "join_token": places.join_token or None,
-        "flower_url": places.flower_url,
+        "external_url": service_addresses.external_url,
+        "join_token": service_addresses.join_token or None,
+        "flower_url": service_addresses.flower_url,
         "database_url": addresses.database_url,
         "redis_url": addresses.redis_url,
         "s3": {

@@ -83,7 +83,7 @@ def _notice_death(writer: asyncio.StreamWriter) -> None:
         own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
-async def open_door(address: str, ports: tuple[int, ...]) -> None:
+async def serve_proxy(address: str, ports: tuple[int, ...]) -> None:
     """Carry connections to these ports of an address to the same ports of loopback, until canceled."""
     servers = [await asyncio.start_server(partial(_passage, port), address, port) for port in ports]
     async with contextlib.AsyncExitStack() as stack:
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("ports", type=int, nargs="+")
     given = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(open_door(given.address, tuple(given.ports)))
+        asyncio.run(serve_proxy(given.address, tuple(given.ports)))
 
 
 if __name__ == "__main__":

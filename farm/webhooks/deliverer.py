@@ -1,6 +1,6 @@
 """The deliverer: events become deliveries, deliveries become signed POSTs, until each is acknowledged or given up.
 
-Any number of deliverers may run. What one has in hand is leased in the database, so a killed one loses nothing: its
+Any number of deliverers may run. What one has claimed is leased in the database, so a killed one loses nothing: its
 deliveries are due again, under the same ``webhook-id``, when the lease ends. The loop sleeps until a notification says
 that there are new events, until the next delivery is due, or until a try that ended makes room for what waited.
 """
@@ -31,14 +31,14 @@ from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
 from farm.store.unit_of_work import Store, Unit
 from farm.webhooks import prediction, signature
-from farm.webhooks.payload import body, on_its_way, plain
+from farm.webhooks.payload import event_payload, in_progress, job_payload
 from farm.webhooks.prediction import EVENTS
-from farm.webhooks.retry_policy import Schedule
-from farm.webhooks.sender import KEEP_SECONDS, Answer, Failure, Keeper, Route
+from farm.webhooks.retry_policy import RetryPolicy
+from farm.webhooks.sender import IDLE_CONNECTION_SECONDS, AttemptResult, ConnectionBudget, EndpointClient, FailureReason
 
 log = structlog.stdlib.get_logger()
 
-BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between tries while the database is away
+BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between attempts while the database is away
 IDLE_SECONDS: Final = 30.0  #: a look without being told, in case a notification got lost
 FAN_OUT: Final = 500  #: events per transaction
 LINGER_SECONDS: Final = 0.025  #: outcomes wait so long for others, to be written with them
@@ -51,21 +51,21 @@ KEPT: Final = 256  #: idle connections to all endpoints
 class Limits:
     """How much a deliverer does at once, and for how long. Times in seconds."""
 
-    at_once: int = 64  #: tries in their first second
-    lingering: int = 192  #: tries beyond it: slow endpoints queue for these, not for the ones above
-    lingers_after: float = 1.0
-    per_endpoint: int = 4  #: tries at once
-    in_hand: int = 512  #: claimed deliveries that wait here for their turn
+    fast_concurrency: int = 64  #: attempts in their first second
+    slow_concurrency: int = 192  #: attempts beyond it: slow endpoints queue for these, not for the ones above
+    slow_after: float = 1.0
+    per_endpoint: int = 4  #: attempts at once
+    max_claimed: int = 512  #: claimed deliveries that wait here for their turn
     #: the same of one endpoint, once it has shown that it answers quickly; till then what it may be tried with at once
-    per_endpoint_in_hand: int = 64
-    quick: float = 0.25  #: an answer within this time is quick
+    per_endpoint_claimed: int = 64
+    fast_seconds: float = 0.25  #: an answer within this time is quick
     deadline: float = 20.0  #: of one try
     body_deadline: float = 5.0  #: of an answer's body, within the deadline
     lease: float = 45.0  #: longer than a try, what waits before it and its recording
-    grace: float = 5.0  #: for tries in flight when the deliverer is stopped
+    grace: float = 5.0  #: for attempts in flight when the deliverer is stopped
 
     @property
-    def patience(self) -> float:
+    def max_wait(self) -> float:
         """How long a claimed delivery waits for its turn, so that its lease still covers a whole try."""
         return max((self.lease - self.deadline) / 2, self.lease / 4)
 
@@ -78,7 +78,7 @@ class Deliverer:
         settings: Settings,
         presign: Callable[[str], str],
         *,
-        schedule: Schedule | None = None,
+        retry_policy: RetryPolicy | None = None,
         limits: Limits | None = None,
         resolver: guard.Resolver | None = None,
     ) -> None:
@@ -87,17 +87,17 @@ class Deliverer:
             raise SetupError("FARM_DATABASE_URL is not set")
         self._settings = settings
         self._presign = presign
-        self._schedule = schedule or Schedule()
+        self._retry_policy = retry_policy or RetryPolicy()
         self._limits = limits or Limits()
-        self._door = guard.Door(settings, resolver=resolver)
-        self._keeper = Keeper(KEPT)
+        self._connector = guard.PinnedConnector(settings, resolver=resolver)
+        self._budget = ConnectionBudget(KEPT)
         self._store = Store.connect(settings, pool=3)
         self._database_url = settings.database_url.get_secret_value()
         self._stopping = threading.Event()
-        self._news = threading.Event()  # there may be events that were not fanned out
-        self._news.set()
+        self._has_events = threading.Event()  # there may be events that were not fanned out
+        self._has_events.set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._hand = _Hand()
+        self._in_flight = _InFlight()
 
     def stop(self) -> None:
         """End soon, with what is in flight; safe from a signal handler and from any thread."""
@@ -115,66 +115,66 @@ class Deliverer:
         listening = threading.Thread(target=self._listen, name="webhook listener", daemon=True)
         listening.start()
         recorder = asyncio.create_task(self._record())
-        trouble = 0
+        failures = 0
         while not self._stopping.is_set():
-            self._hand.woken.clear()
+            self._in_flight.woken.clear()
             try:
-                nap = await self._round()
-                trouble = 0
+                delay = await self._round()
+                failures = 0
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", action="database_unavailable", error=str(error))
-                nap, trouble = self._back_off(trouble)
+                delay, failures = self._back_off(failures)
             except Exception:  # a service that ends by its own mistake helps nobody
                 log.exception("a round failed", action="round_failed")
-                nap, trouble = self._back_off(trouble)
-            if trouble:
-                self._news.set()  # the round may have ended before it fanned out
-            await self._rest(nap)
-        await self._land(recorder)
+                delay, failures = self._back_off(failures)
+            if failures:
+                self._has_events.set()  # the round may have ended before it fanned out
+            await self._sleep(delay)
+        await self._shut_down(recorder)
         await asyncio.to_thread(listening.join, 2.0)
         self._store.close()
 
     async def _round(self) -> float:
         """Fan out, claim, send; returns the seconds to rest unless woken."""
-        hand, limits = self._hand, self._limits
-        if self._news.is_set() or time.monotonic() - hand.fanned_out_at > IDLE_SECONDS:
-            self._news.clear()
-            hand.fanned_out_at = time.monotonic()
+        state, limits = self._in_flight, self._limits
+        if self._has_events.is_set() or time.monotonic() - state.fanned_out_at > IDLE_SECONDS:
+            self._has_events.clear()
+            state.fanned_out_at = time.monotonic()
             if await asyncio.to_thread(self._fan_out) == FAN_OUT:
-                self._news.set()
-        nap = 0.0 if self._news.is_set() else IDLE_SECONDS
-        self._tidy()
-        room = limits.in_hand - hand.waiting
-        hand.hungry = room < limits.in_hand / 2
-        if hand.hungry:  # a try that ends wakes us
-            return nap
-        left = {name: line.depth - line.held for name, line in hand.lines.items()}
+                self._has_events.set()
+        delay = 0.0 if self._has_events.is_set() else IDLE_SECONDS
+        self._close_idle()
+        room = limits.max_claimed - state.waiting
+        state.wants_more = room < limits.max_claimed / 2
+        if state.wants_more:  # an attempt that ends wakes the loop
+            return delay
+        left = {name: queue.depth - queue.held for name, queue in state.queues.items()}
         claim, bodies = await asyncio.to_thread(self._claim, room, left)
         now = time.monotonic()
         for one, content in zip(claim.claimed, bodies, strict=True):
-            line = self._line(one.endpoint)
-            line.waiting.append(_Ready(one, content, now))
-            hand.waiting += 1
-            self._queue(line)
+            queue = self._queue_of(one.endpoint)
+            queue.waiting.append(_Ready(one, content, now))
+            state.waiting += 1
+            self._enqueue(queue)
         self._send()
-        hand.hungry = len(claim.claimed) >= room
-        hand.starved = claim.starved
-        if any(hand.lines[one].has_room for one in claim.starved if one in hand.lines):
+        state.wants_more = len(claim.claimed) >= room
+        state.throttled = claim.starved
+        if any(state.queues[one].wants_more_claims for one in claim.starved if one in state.queues):
             return 0.0  # room was made while the database was asked
-        if claim.due_in is not None and not hand.hungry:
+        if claim.due_in is not None and not state.wants_more:
             # what is due and was not taken is in another deliverer's hands for a moment
-            nap = min(nap, max(claim.due_in, 0.05))
-        return nap
+            delay = min(delay, max(claim.due_in, 0.05))
+        return delay
 
     def _fan_out(self) -> int:
         with self._store.begin() as unit:
             return unit.outbox.fan_out(signature.new_secret, FAN_OUT)
 
-    def _claim(self, room: int, left: dict[str, int]) -> tuple[Claim, list[bytes | None]]:
+    def _claim(self, free: int, left: dict[str, int]) -> tuple[Claim, list[bytes | None]]:
         """Deliveries to send, and their bodies (None: it cannot be built)."""
         with self._store.begin() as unit:
             claim = unit.claims.take(
-                room, self._limits.per_endpoint, left, self._limits.lease, self._schedule.break_after
+                free, self._limits.per_endpoint, left, self._limits.lease, self._retry_policy.break_after
             )
         if not claim.claimed:
             return claim, []
@@ -185,162 +185,167 @@ class Deliverer:
 
     def _body(self, one: Claimed, jobs: Mapping[str, Job]) -> bytes | None:
         if one.job_id is None:
-            return plain(one.type, one.occurred_at, one.sequence, one.data)
+            return event_payload(one.type, one.occurred_at, one.sequence, one.data)
         job = jobs.get(one.job_id)
         if job is None:
             return None
         expires_at = datetime.now(UTC) + timedelta(seconds=self._settings.presign_seconds)
         try:
             if EVENTS in job.metadata and one.endpoint.url == job.webhook:
-                shown = on_its_way(job, one.data) if one.type is EventType.STARTED else job
+                shown = in_progress(job, one.data) if one.type is EventType.STARTED else job
                 return prediction.encoded(shown, [self._presign(output.key) for output in shown.outputs])
-            return body(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at, one.data)
+            return job_payload(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at, one.data)
         except FarmError:
             log.exception("no body", action="webhook_body_failed", delivery=one.id, job=one.job_id)
             return None
 
-    def _back_off(self, trouble: int) -> tuple[float, int]:
-        return BACK_OFF_SECONDS[min(trouble, len(BACK_OFF_SECONDS) - 1)], trouble + 1
+    def _back_off(self, failures: int) -> tuple[float, int]:
+        return BACK_OFF_SECONDS[min(failures, len(BACK_OFF_SECONDS) - 1)], failures + 1
 
-    async def _rest(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         if seconds <= 0 or self._stopping.is_set():
             return
         try:
             async with asyncio.timeout(seconds):
-                await self._hand.woken.wait()
+                await self._in_flight.woken.wait()
         except TimeoutError:
             return
 
     # -- whose turn it is ---------------------------------------------------------------------------------------------
 
-    def _line(self, endpoint: Recipient) -> _Line:
+    def _queue_of(self, endpoint: Recipient) -> _EndpointQueue:
         """What waits for an endpoint, under its newest URL and keys."""
-        hand = self._hand
-        line = hand.lines.get(endpoint.id)
-        if line is None:
-            line = hand.lines[endpoint.id] = _Line(endpoint, self._route(endpoint), self._limits.per_endpoint)
-        elif line.endpoint != endpoint:
-            line.signer = None
-            if line.endpoint.url != endpoint.url:
-                line.route.close()
-                line.route = self._route(endpoint)
-            line.endpoint = endpoint
-        return line
+        state = self._in_flight
+        queue = state.queues.get(endpoint.id)
+        if queue is None:
+            queue = state.queues[endpoint.id] = _EndpointQueue(
+                endpoint, self._client(endpoint), self._limits.per_endpoint
+            )
+        elif queue.endpoint != endpoint:
+            queue.signer = None
+            if queue.endpoint.url != endpoint.url:
+                queue.client.close()
+                queue.client = self._client(endpoint)
+            queue.endpoint = endpoint
+        return queue
 
-    def _route(self, endpoint: Recipient) -> Route:
-        return Route.to(endpoint.url, self._settings, self._door, self._keeper)
+    def _client(self, endpoint: Recipient) -> EndpointClient:
+        return EndpointClient.for_url(endpoint.url, self._settings, self._connector, self._budget)
 
-    def _queue(self, line: _Line) -> None:
-        """Let a line have a turn, if it has something to send and a place to send it."""
-        if line.waiting and not line.queued and line.trying < self._limits.per_endpoint:
-            line.queued = True
-            (self._hand.slow if line.slow else self._hand.turns).append(line)
+    def _enqueue(self, queue: _EndpointQueue) -> None:
+        """Let a queue have a turn, if it has something to send and a place to send it."""
+        if queue.waiting and not queue.queued and queue.attempting < self._limits.per_endpoint:
+            queue.queued = True
+            (self._in_flight.slow if queue.slow else self._in_flight.ready).append(queue)
 
     def _send(self) -> None:
-        """Begin as many tries as there are places, the lines in turn."""
-        hand, limits = self._hand, self._limits
-        late = time.monotonic() - limits.patience
-        while hand.young < limits.at_once and len(hand.tries) < limits.at_once + limits.lingering:
-            if hand.turns:
-                line = hand.turns.popleft()
-            elif hand.slow and hand.slow_tries < limits.lingering:
-                line = hand.slow.popleft()
+        """Begin as many attempts as there are places, the queues in turn."""
+        state, limits = self._in_flight, self._limits
+        late = time.monotonic() - limits.max_wait
+        while (
+            state.fresh < limits.fast_concurrency
+            and len(state.attempts) < limits.fast_concurrency + limits.slow_concurrency
+        ):
+            if state.ready:
+                queue = state.ready.popleft()
+            elif state.slow and state.slow_attempts < limits.slow_concurrency:
+                queue = state.slow.popleft()
             else:
                 return
-            line.queued = False
-            while line.waiting and line.waiting[0].since < late:
-                self._give_back(line, 1)
-            if line.waiting:
-                hand.waiting -= 1
-                self._start(line, line.waiting.popleft())
-            self._queue(line)
+            queue.queued = False
+            while queue.waiting and queue.waiting[0].since < late:
+                self._release(queue, 1)
+            if queue.waiting:
+                state.waiting -= 1
+                self._start(queue, queue.waiting.popleft())
+            self._enqueue(queue)
 
-    def _give_back(self, line: _Line, count: int) -> None:
-        """Leave what waits longest in a line to whoever claims it next."""
+    def _release(self, queue: _EndpointQueue, count: int) -> None:
+        """Leave what waits longest in a queue to whoever claims it next."""
         for _ in range(count):
-            self._hand.untried.append(line.waiting.popleft().claimed)
-        self._hand.waiting -= count
-        self._hand.ended.set()
+            self._in_flight.unattempted.append(queue.waiting.popleft().claimed)
+        self._in_flight.waiting -= count
+        self._in_flight.ended.set()
 
-    def _tidy(self) -> None:
+    def _close_idle(self) -> None:
         """Close what is idle for long, and forget endpoints that nothing is sent to."""
-        hand, now = self._hand, time.monotonic()
-        if now - hand.tidied_at < KEEP_SECONDS / 2:
+        state, now = self._in_flight, time.monotonic()
+        if now - state.closed_idle_at < IDLE_CONNECTION_SECONDS / 2:
             return
-        hand.tidied_at = now
-        for name, line in list(hand.lines.items()):
-            line.route.close(now - KEEP_SECONDS)
-            if not line.held and now - line.used_at > FORGET_SECONDS:
-                line.route.close()
-                del hand.lines[name]
+        state.closed_idle_at = now
+        for name, queue in list(state.queues.items()):
+            queue.client.close(now - IDLE_CONNECTION_SECONDS)
+            if not queue.held and now - queue.used_at > FORGET_SECONDS:
+                queue.client.close()
+                del state.queues[name]
 
     # -- one try ------------------------------------------------------------------------------------------------------
 
-    def _start(self, line: _Line, ready: _Ready) -> None:
-        hand, limits = self._hand, self._limits
-        line.trying += 1
-        hand.young += 1
-        slow = line.slow
-        hand.slow_tries += slow
-        task = asyncio.create_task(self._try(line, ready))
-        hand.tries.add(task)
-        young = True
+    def _start(self, queue: _EndpointQueue, ready: _Ready) -> None:
+        state, limits = self._in_flight, self._limits
+        queue.attempting += 1
+        state.fresh += 1
+        slow = queue.slow
+        state.slow_attempts += slow
+        task = asyncio.create_task(self._attempt(queue, ready))
+        state.attempts.add(task)
+        fresh = True
 
-        def grown() -> None:
-            nonlocal young
-            if young:
-                young = False
-                hand.young -= 1
+        def became_slow() -> None:
+            nonlocal fresh
+            if fresh:
+                fresh = False
+                state.fresh -= 1
                 self._send()
 
-        def ended(task: asyncio.Task[Answer]) -> None:
+        def ended(task: asyncio.Task[AttemptResult]) -> None:
             ageing.cancel()
-            hand.tries.discard(task)
-            hand.slow_tries -= slow
-            line.trying -= 1
-            line.used_at = time.monotonic()
+            state.attempts.discard(task)
+            state.slow_attempts -= slow
+            queue.attempting -= 1
+            queue.used_at = time.monotonic()
             if not task.cancelled():  # before it began: its lease brings the delivery back
-                self._learn(line, task.result())
-            self._queue(line)
-            if young:
-                grown()
+                self._adapt(queue, task.result())
+            self._enqueue(queue)
+            if fresh:
+                became_slow()
             else:
                 self._send()
-            if (hand.hungry and hand.waiting <= limits.in_hand / 2) or (
-                line.endpoint.id in hand.starved and line.has_room
+            if (state.wants_more and state.waiting <= limits.max_claimed / 2) or (
+                queue.endpoint.id in state.throttled and queue.wants_more_claims
             ):
-                hand.woken.set()
+                state.woken.set()
 
-        ageing = asyncio.get_running_loop().call_later(limits.lingers_after, grown)
+        ageing = asyncio.get_running_loop().call_later(limits.slow_after, became_slow)
         task.add_done_callback(ended)
 
-    def _learn(self, line: _Line, answer: Answer) -> None:
+    def _adapt(self, queue: _EndpointQueue, answer: AttemptResult) -> None:
         """An endpoint that answers quickly may have more of its deliveries in hand; of another one, none wait here."""
         limits = self._limits
-        line.slow = answer.seconds > limits.lingers_after
-        if answer.error is None and answer.seconds <= limits.quick:
-            line.depth = min(line.depth + 1, max(limits.per_endpoint, limits.per_endpoint_in_hand))
+        queue.slow = answer.seconds > limits.slow_after
+        if answer.error is None and answer.seconds <= limits.fast_seconds:
+            queue.depth = min(queue.depth + 1, max(limits.per_endpoint, limits.per_endpoint_claimed))
         else:
-            line.depth = limits.per_endpoint
-            self._give_back(line, len(line.waiting))
+            queue.depth = limits.per_endpoint
+            self._release(queue, len(queue.waiting))
 
-    async def _try(self, line: _Line, ready: _Ready) -> Answer:
+    async def _attempt(self, queue: _EndpointQueue, ready: _Ready) -> AttemptResult:
         one = ready.claimed
         started = time.monotonic()
         try:
             if one.job_id is None:
-                answer = await self._post(line, ready)
+                answer = await self._post(queue, ready)
             else:
                 with tracing.job_span("webhook", one.job_id, delivery=one.id, event=one.type.value, number=one.number):
-                    answer = await self._post(line, ready)
+                    answer = await self._post(queue, ready)
         except asyncio.CancelledError:  # the end of this process, which its outcome must not miss
-            answer = Answer(None, Failure.INTERRUPTED, time.monotonic() - started)
+            answer = AttemptResult(None, FailureReason.INTERRUPTED, time.monotonic() - started)
         except Exception:  # whatever it was, it must not end the others
             log.exception("a try failed in itself", action="webhook_try_failed", delivery=one.id)
-            answer = Answer(None, Failure.INTERNAL, time.monotonic() - started)
+            answer = AttemptResult(None, FailureReason.INTERNAL, time.monotonic() - started)
         metrics.WEBHOOK_ATTEMPT_SECONDS.labels(answer.error or "delivered").observe(answer.seconds)
-        self._hand.outcomes.append(self._outcome(one, answer))
-        self._hand.ended.set()
+        self._in_flight.outcomes.append(self._outcome(one, answer))
+        self._in_flight.ended.set()
         if answer.error is not None:
             log.info(
                 "not delivered",
@@ -355,22 +360,22 @@ class Deliverer:
             )
         return answer
 
-    async def _post(self, line: _Line, ready: _Ready) -> Answer:
+    async def _post(self, queue: _EndpointQueue, ready: _Ready) -> AttemptResult:
         if ready.body is None:
-            return Answer(None, Failure.INTERNAL, 0.0)
-        if line.signer is None:
-            line.signer = signature.Signer(line.endpoint.secrets, line.endpoint.keys)
-        signed = line.signer.headers(ready.claimed.id, int(time.time()), ready.body)
-        return await line.route.post(
+            return AttemptResult(None, FailureReason.INTERNAL, 0.0)
+        if queue.signer is None:
+            queue.signer = signature.Signer(queue.endpoint.secrets, queue.endpoint.keys)
+        signed = queue.signer.headers(ready.claimed.id, int(time.time()), ready.body)
+        return await queue.client.post(
             signed, ready.body, deadline=self._limits.deadline, body_deadline=self._limits.body_deadline
         )
 
-    def _outcome(self, one: Claimed, answer: Answer) -> Outcome:
+    def _outcome(self, one: Claimed, answer: AttemptResult) -> Outcome:
         retry_in: float | None = None
-        if answer.error is Failure.INTERRUPTED:
+        if answer.error is FailureReason.INTERRUPTED:
             retry_in = 0.0
         elif answer.error is not None:
-            retry_in = self._schedule.after(one.turn, answer.retry_after)
+            retry_in = self._retry_policy.delay(one.turn, answer.retry_after)
         return Outcome(
             delivery_id=one.id,
             endpoint_id=one.endpoint.id,
@@ -383,36 +388,36 @@ class Deliverer:
             retry_in=retry_in,
             pause=answer.retry_after,
             probe=one.probe,
-            blames=answer.error not in (Failure.INTERRUPTED, Failure.INTERNAL),
-            gone=answer.error is Failure.GONE,
+            blames=answer.error not in (FailureReason.INTERRUPTED, FailureReason.INTERNAL),
+            gone=answer.error is FailureReason.GONE,
         )
 
-    # -- the log of tries ---------------------------------------------------------------------------------------------
+    # -- the log of attempts -------------------------------------------------------------------------------------------
 
     async def _record(self) -> None:
         """Write outcomes as they come, all that are there in one transaction; returns when stopped and done."""
-        hand = self._hand
-        trouble = 0
-        while not (self._stopping.is_set() and not hand.tries and not hand.outcomes and not hand.untried):
-            if not hand.outcomes and not hand.untried:
-                hand.ended.clear()
-                await hand.ended.wait()
+        state = self._in_flight
+        failures = 0
+        while not (self._stopping.is_set() and not state.attempts and not state.outcomes and not state.unattempted):
+            if not state.outcomes and not state.unattempted:
+                state.ended.clear()
+                await state.ended.wait()
                 await asyncio.sleep(0 if self._stopping.is_set() else LINGER_SECONDS)
                 continue
-            batch, untried = hand.outcomes[:RECORD], hand.untried[:RECORD]
+            batch, unattempted = state.outcomes[:RECORD], state.unattempted[:RECORD]
             try:
-                await asyncio.to_thread(self._write, batch, untried)
-                trouble = 0
+                await asyncio.to_thread(self._write, batch, unattempted)
+                failures = 0
             except DatabaseUnavailable:
                 # They wait here. If their leases end first they are sent again, which "at least once" allows.
-                nap, trouble = self._back_off(trouble)
-                await asyncio.sleep(nap)
+                delay, failures = self._back_off(failures)
+                await asyncio.sleep(delay)
                 continue
             except Exception:
                 log.exception("outcomes not recorded", action="webhook_record_failed", outcomes=len(batch))
                 await self._write_singly(batch)
-            del hand.outcomes[: len(batch)]
-            del hand.untried[: len(untried)]
+            del state.outcomes[: len(batch)]
+            del state.unattempted[: len(unattempted)]
 
     async def _write_singly(self, batch: list[Outcome]) -> None:
         """One that cannot be written must not take the others with it; its lease brings it back."""
@@ -422,13 +427,15 @@ class Deliverer:
             except Exception:
                 log.exception("an outcome is not recorded", action="webhook_record_failed", delivery=one.delivery_id)
 
-    def _write(self, batch: list[Outcome], untried: list[Claimed]) -> None:
+    def _write(self, batch: list[Outcome], unattempted: list[Claimed]) -> None:
         with self._store.begin() as unit:
-            schedule = self._schedule
-            verdict = unit.outcomes.record(batch, schedule.give_up_after, schedule.break_after, schedule.pause)
-        if untried:
+            retry_policy = self._retry_policy
+            verdict = unit.outcomes.record(
+                batch, retry_policy.give_up_after, retry_policy.break_after, retry_policy.pause
+            )
+        if unattempted:
             with self._store.begin() as unit:
-                unit.claims.give_back(untried)
+                unit.claims.give_back(unattempted)
             self._wake()
         delivered = sum(one.delivered for one in batch)
         if delivered:
@@ -448,48 +455,48 @@ class Deliverer:
         if loop is None:
             return
         try:
-            loop.call_soon_threadsafe(self._hand.woken.set)
-            loop.call_soon_threadsafe(self._hand.ended.set)
+            loop.call_soon_threadsafe(self._in_flight.woken.set)
+            loop.call_soon_threadsafe(self._in_flight.ended.set)
         except RuntimeError:  # the loop is closed: there is nobody to wake
             return
 
     def _listen(self) -> None:
         """In a thread of its own: wake the loop at each notification, and after each reconnection."""
         listener = Listener(self._database_url, [EVENT_CHANNEL])
-        trouble = 0
+        failures = 0
         while not self._stopping.is_set():
             try:
                 if listener.wait(1.0):  # waits on the socket; the second is for being stopped
-                    self._news.set()
+                    self._has_events.set()
                     self._wake()
-                trouble = 0
+                failures = 0
             except DatabaseUnavailable:
-                nap, trouble = self._back_off(trouble)
-                self._stopping.wait(nap)
-                self._news.set()  # some were missed meanwhile
+                delay, failures = self._back_off(failures)
+                self._stopping.wait(delay)
+                self._has_events.set()  # some were missed meanwhile
                 self._wake()
         listener.close()
 
-    async def _land(self, recorder: asyncio.Task[None]) -> None:
+    async def _shut_down(self, recorder: asyncio.Task[None]) -> None:
         """Let what is in flight end, cut short what takes too long, and note how all of it went."""
-        for line in self._hand.lines.values():
-            self._give_back(line, len(line.waiting))
-        if self._hand.tries:
-            _, late = await asyncio.wait(set(self._hand.tries), timeout=self._limits.grace)
+        for queue in self._in_flight.queues.values():
+            self._release(queue, len(queue.waiting))
+        if self._in_flight.attempts:
+            _, late = await asyncio.wait(set(self._in_flight.attempts), timeout=self._limits.grace)
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
-        self._hand.ended.set()
+        self._in_flight.ended.set()
         try:
             async with asyncio.timeout(self._limits.grace):
                 await recorder
         except TimeoutError:
             log.warning(
-                "outcomes left to their leases", action="webhook_outcomes_left", outcomes=len(self._hand.outcomes)
+                "outcomes left to their leases", action="webhook_outcomes_left", outcomes=len(self._in_flight.outcomes)
             )
-        for line in self._hand.lines.values():
-            line.route.close()
+        for queue in self._in_flight.queues.values():
+            queue.client.close()
         await asyncio.sleep(0)  # a transport closes in the loop's next turn
 
 
@@ -503,47 +510,47 @@ class _Ready:
 
 
 @dataclass(eq=False)
-class _Line:
-    """What a deliverer has in hand for one endpoint, and knows of it."""
+class _EndpointQueue:
+    """What a deliverer has in state for one endpoint, and knows of it."""
 
     endpoint: Recipient
-    route: Route
+    client: EndpointClient
     depth: int  #: deliveries that it may have in hand
     signer: signature.Signer | None = None
     waiting: deque[_Ready] = field(default_factory=deque)
-    trying: int = 0
+    attempting: int = 0
     queued: bool = False  #: whether it waits for a turn
     slow: bool = False  #: whether its last try lingered
     used_at: float = field(default_factory=time.monotonic)
 
     @property
     def held(self) -> int:
-        """Its deliveries in hand."""
-        return len(self.waiting) + self.trying
+        """Its deliveries in state."""
+        return len(self.waiting) + self.attempting
 
     @property
-    def has_room(self) -> bool:
+    def wants_more_claims(self) -> bool:
         """Whether it is worth while to claim more for it."""
         return self.held * 2 <= self.depth
 
 
 @dataclass
-class _Hand:
+class _InFlight:
     """What a deliverer has in hand; touched by the event loop's thread only."""
 
-    lines: dict[str, _Line] = field(default_factory=dict)
-    turns: deque[_Line] = field(default_factory=deque)  #: lines with something to send and a place for it
-    slow: deque[_Line] = field(default_factory=deque)  #: the same, of endpoints whose last try lingered
+    queues: dict[str, _EndpointQueue] = field(default_factory=dict)
+    ready: deque[_EndpointQueue] = field(default_factory=deque)  #: queues with something to send and a place for it
+    slow: deque[_EndpointQueue] = field(default_factory=deque)  #: the same, of endpoints whose last try lingered
     waiting: int = 0  #: claimed deliveries that wait for their turn
-    tries: set[asyncio.Task[Answer]] = field(default_factory=set)
-    young: int = 0  #: tries in their first second
-    slow_tries: int = 0  #: tries of endpoints that were slow when they began
+    attempts: set[asyncio.Task[AttemptResult]] = field(default_factory=set)
+    fresh: int = 0  #: attempts in their first second
+    slow_attempts: int = 0  #: attempts of endpoints that were slow when they began
     fanned_out_at: float = float("-inf")  #: `time.monotonic`
-    tidied_at: float = float("-inf")  #: `time.monotonic`
-    hungry: bool = False  #: there may be more to claim than there was room for
-    starved: frozenset[str] = frozenset()  #: endpoints with more to claim than one endpoint may have
+    closed_idle_at: float = float("-inf")  #: `time.monotonic`
+    wants_more: bool = False  #: there may be more to claim than there was room for
+    throttled: frozenset[str] = frozenset()  #: endpoints with more to claim than one endpoint may have
     outcomes: list[Outcome] = field(default_factory=list)  #: not recorded yet
-    untried: list[Claimed] = field(default_factory=list)  #: to be given back
+    unattempted: list[Claimed] = field(default_factory=list)  #: to be given back
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -23,7 +23,7 @@ MARKER: Final = "… [shortened]"
 _LIMITS: Final = (None, 2_000, 500, 100, 20)
 
 
-def body(
+def job_payload(
     kind: EventType,
     occurred_at: datetime,
     sequence: int,
@@ -40,7 +40,7 @@ def body(
     job's way it decides what is shown, whatever became of the job since.
     """
     if kind in (EventType.STARTED, EventType.PROGRESS):
-        job = on_its_way(job, told or {})
+        job = in_progress(job, told or {})
     urls = [presign(output.key) for output in job.outputs]
     shrunk: list[tuple[int | None, bool, bool]] = [(limit, True, True) for limit in _LIMITS]
     shrunk += [(20, False, True), (20, False, False)]
@@ -52,7 +52,7 @@ def body(
     raise AssertionError("a body without texts and URLs is always small enough")
 
 
-def plain(kind: EventType, occurred_at: datetime, sequence: int, told: Mapping[str, Any]) -> bytes:
+def event_payload(kind: EventType, occurred_at: datetime, sequence: int, told: Mapping[str, Any]) -> bytes:
     """The JSON of one event of no job: what its row says, which is small."""
     return _encoded(kind, occurred_at, sequence, dict(told), truncated=False)
 
@@ -69,7 +69,7 @@ def _encoded(kind: EventType, occurred_at: datetime, sequence: int, data: dict[s
     return to_json(event)  # a third of what the standard library takes, at a thousand bodies a second
 
 
-def on_its_way(job: Job, told: Mapping[str, Any]) -> Job:
+def in_progress(job: Job, told: Mapping[str, Any]) -> Job:
     """The job as it was when the event happened."""
     return replace(
         job,
@@ -91,10 +91,10 @@ def _job(
         parameters[name] = _shortened(parameters[name], limit)
     for name in ("task", "model"):  # they stand beside
         parameters.pop(name, None)
-    on_its_way: dict[str, Any] = {}
+    in_progress: dict[str, Any] = {}
     if not job.state.terminal and job.progress is not None:
-        on_its_way["progress"] = {"step": job.progress.step, "steps": job.progress.steps}
-    return on_its_way | {
+        in_progress["progress"] = {"step": job.progress.step, "steps": job.progress.steps}
+    return in_progress | {
         "id": job.id,
         "state": job.state.value,
         "task": job.spec.task.value,

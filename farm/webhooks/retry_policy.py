@@ -17,7 +17,7 @@ MAX_RETRY_AFTER: Final = HOUR  #: an endpoint cannot put us off for longer
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RetryPolicy:
     """The plan of all tries: about 75 hours from the first to the last, as Standard Webhooks proposes."""
 
     #: before each try, counted from the one before; the first is made at once
@@ -41,7 +41,7 @@ class Schedule:
     #: a number of [0, 1)
     draw: Callable[[], float] = random.random
 
-    def after(self, tries: int, retry_after: float | None = None) -> float | None:
+    def delay(self, tries: int, retry_after: float | None = None) -> float | None:
         """The delay after ``tries`` failed tries, at least what the endpoint asked for; None: there is no next one."""
         if tries >= len(self.delays):
             return None

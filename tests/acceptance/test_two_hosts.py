@@ -80,7 +80,7 @@ def test_a_worker_of_another_host_joins_by_one_command_and_outlives_a_cut_of_the
     try:
         with (there.home / "worker.log").open("wb") as log:
             worker = subprocess.Popen(
-                there.command("worker", "--join", told["outside_url"], "--device", "cpu"),
+                there.command("worker", "--join", told["external_url"], "--device", "cpu"),
                 env=there.environment(FARM_JOIN_TOKEN=told["join_token"]), cwd=there.home, stdout=log, stderr=log,
             )  # fmt: skip
         try:

@@ -32,7 +32,7 @@ def settings_of(spec: JobSpec) -> tuple[object, ...]:
 
 
 def next_group(waiting: Sequence[JobSpec], most: int) -> list[int]:
-    """Places of the oldest job and of those that are equal to it, up to ``most``."""
+    """ServiceAddresses of the oldest job and of those that are equal to it, up to ``most``."""
     first = settings_of(waiting[0])
     return [place for place, spec in enumerate(waiting) if settings_of(spec) == first][:most]
 
@@ -70,8 +70,8 @@ def static(loaded: LoadedModel, specs: Sequence[JobSpec], most: int, ended: Call
     """Groups of equal settings, up to ``most`` jobs each, the group of the oldest job first."""
     waiting = list(specs)
     while waiting:
-        places = next_group(waiting, most)
-        render_equal(loaded, [waiting[place] for place in places])
-        waiting = [spec for place, spec in enumerate(waiting) if place not in places]
-        for _ in places:
+        service_addresses = next_group(waiting, most)
+        render_equal(loaded, [waiting[place] for place in service_addresses])
+        waiting = [spec for place, spec in enumerate(waiting) if place not in service_addresses]
+        for _ in service_addresses:
             ended()

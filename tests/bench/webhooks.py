@@ -37,14 +37,14 @@ import psycopg
 from farm.domain.job import Job, NewJob
 from farm.domain.states import EventType
 from farm.local import servers as local
-from farm.local.ports import Claims
-from farm.local.process_manager import Keeper
+from farm.local.ports import PortReservations
+from farm.local.process_manager import ProcessManager
 from farm.local.state import DataDirectory
 from farm.settings import Settings
 from farm.store.migrate import upgrade
 from farm.store.unit_of_work import Store, make_engine
 from farm.webhooks import signature
-from farm.webhooks.payload import body
+from farm.webhooks.payload import job_payload
 from tests.integration.conftest import spec
 from tests.waiting import wait_until
 
@@ -192,12 +192,12 @@ def farm_servers(directory: Path) -> Iterator[tuple[Farm, str]]:
     """A migrated farm over servers of its own, and the Valkey of those."""
     data = DataDirectory(directory)
     data.create()
-    claims = Claims()
-    group = local.Servers.of(data, local.prepare(data, claims), Settings())
-    keeper = Keeper(group.programs(), data)
+    reservations = PortReservations()
+    group = local.Servers.of(data, local.prepare(data, reservations), Settings())
+    manager = ProcessManager(group.programs(), data)
     try:
-        keeper.start()
-        keeper.wait_ready()
+        manager.start()
+        manager.wait_ready()
         assert group.postgres is not None
         assert group.valkey is not None
         group.postgres.create_database("bench")
@@ -208,8 +208,8 @@ def farm_servers(directory: Path) -> Iterator[tuple[Farm, str]]:
         yield Farm(store, url, group.addresses.environment() | more), group.valkey.url(7)
         store.close()
     finally:
-        keeper.stop()
-        claims.release()
+        manager.stop()
+        reservations.release()
 
 
 TELL = (
@@ -277,7 +277,7 @@ def celery(farm: Farm, redis_url: str, events: int, *options: str) -> float:
         jobs = farm.jobs(events, [hooks.url("/none")])
         now = datetime.now(UTC)
         for job in jobs:
-            content = body(EventType.SUCCEEDED, now, 1, job, lambda key: "https://bucket.example/" + key, now)
+            content = job_payload(EventType.SUCCEEDED, now, 1, job, lambda key: "https://bucket.example/" + key, now)
             deliver.delay(hooks.url("/celery"), secret, job.id.replace("job_", "msg_"), content.decode())
         module = "tests.bench.celery_webhooks"
         with child("-m", "celery", "--app", module, "worker", "--loglevel=ERROR", *options, BENCH_BROKER=redis_url):

@@ -49,7 +49,7 @@ def paths(farm: Furnished) -> dict[str, str]:
 
 SHOWN = "[...document.images].every((one) => one.complete || one.getBoundingClientRect().top > innerHeight)"
 
-#: What is kept besides desktop and light.
+#: What is managed besides desktop and light.
 MORE = {
     ("overview", "desktop", "dark"),
     ("overview", "phone", "light"),
@@ -75,7 +75,7 @@ def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
             page = context.new_page()
             page.goto("/farm/login")
             if device == "desktop" and scheme == "light":
-                _keep(page.screenshot(), "login")
+                _watch(page.screenshot(), "login")
             page.fill("#api_key", farm.operator)
             page.click("button[type=submit]")
             for name, path in paths(farm).items():
@@ -83,7 +83,7 @@ def test_screenshots(browser: Browser, lived_in: tuple[Api, Furnished]) -> None:
                     page.goto(path)
                     wait_until(functools.partial(page.evaluate, SHOWN), what="its images are there")
                     suffix = "" if (device, scheme) == ("desktop", "light") else f"-{device}-{scheme}"
-                    _keep(page.screenshot(full_page=name == "job"), name + suffix)
+                    _watch(page.screenshot(full_page=name == "job"), name + suffix)
             context.close()
 
 
@@ -115,7 +115,7 @@ def _day(api: Api) -> None:
         unit.tenants.change(api.tenant_id, max_queued=2_000_000, storage_bytes=500 * 2**30, retention_days=90)
 
 
-def _keep(png: bytes, name: str) -> None:
+def _watch(png: bytes, name: str) -> None:
     """Save as WebP, as good as fits."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     for quality in (90, 80, 65, 50):

@@ -1,4 +1,4 @@
-"""The farm's deliverer with a schedule of seconds instead of hours: ``python -m tests.chaos.deliverer``."""
+"""The farm's deliverer with a retry policy of seconds instead of hours: ``python -m tests.chaos.deliverer``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from farm.log import configure
 from farm.objects.storage import Storage
 from farm.settings import settings
 from farm.webhooks.deliverer import Deliverer, Limits
-from farm.webhooks.retry_policy import Schedule
+from farm.webhooks.retry_policy import RetryPolicy
 
 if __name__ == "__main__":
     configure(settings(), "deliverer")
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     one = Deliverer(
         settings(),
         lambda key: storage.presign_get(key, settings().presign_seconds),
-        schedule=Schedule(delays=(0,) + (1.0,) * 1_000, first_pause=0.5, longest_pause=2.0),
+        retry_policy=RetryPolicy(delays=(0,) + (1.0,) * 1_000, first_pause=0.5, longest_pause=2.0),
         limits=Limits(deadline=3.0, body_deadline=1.0, lease=8.0),
     )
     signal.signal(signal.SIGTERM, lambda *_: one.stop())

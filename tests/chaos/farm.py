@@ -27,10 +27,10 @@ from farm.dispatch import broker
 from farm.errors import NotFound
 from farm.local import servers as local
 from farm.local.bootstrap import prepare_storage
-from farm.local.ports import Claims
+from farm.local.ports import PortReservations
 from farm.local.process import Program
-from farm.local.process_manager import Backoff, Keeper
-from farm.local.services import WEBHOOKS_TO_LOOPBACK, Places
+from farm.local.process_manager import ProcessManager, RestartBackoff
+from farm.local.services import WEBHOOKS_TO_LOOPBACK, ServiceAddresses
 from farm.local.state import DataDirectory
 from farm.objects.storage import Storage
 from farm.settings import Settings
@@ -128,8 +128,8 @@ class ChaosFarm:
         self._closing = contextlib.ExitStack()
         self._closing.callback(self.proxies.close)
         self._closing.callback(self.receiver.close)
-        self._claims = Claims()
-        self._closing.callback(self._claims.release)
+        self._ports = PortReservations()
+        self._closing.callback(self._ports.release)
         try:
             self._start(workers, unpluggable=unpluggable)
         except BaseException:
@@ -137,14 +137,14 @@ class ChaosFarm:
             raise
 
     def _start(self, workers: int, *, unpluggable: bool) -> None:
-        identity = local.prepare(self.directory, self._claims)
+        identity = local.prepare(self.directory, self._ports)
         self.small_disk = self._mount_small_disk()
         found = local.Servers.of(self.directory, identity, Settings())
         assert found.postgres is not None
         assert found.valkey is not None
         self.postgres, self.valkey = found.postgres, found.valkey
-        quick = Backoff(first=0.3, most=1.0)
-        self.servers = Keeper(found.programs(), self.directory, backoff=quick)
+        quick = RestartBackoff(first=0.3, most=1.0)
+        self.servers = ProcessManager(found.programs(), self.directory, backoff=quick)
         self._closing.callback(self.servers.stop)
         self.servers.start()
         self.servers.wait_ready()
@@ -157,10 +157,10 @@ class ChaosFarm:
         self._closing.callback(self.storage.close)
         prepare_storage(self.storage)
         self._make_tenants()
-        places = Places.of(identity, "127.0.0.1", {})
-        self.url = places.url
-        self.all = self._services(places, workers, unpluggable=unpluggable)
-        self.services = Keeper([one.program for one in self.all.values()], self.directory, backoff=quick)
+        service_addresses = ServiceAddresses.of(identity, "127.0.0.1", {})
+        self.url = service_addresses.url
+        self.all = self._services(service_addresses, workers, unpluggable=unpluggable)
+        self.services = ProcessManager([one.program for one in self.all.values()], self.directory, backoff=quick)
         self._closing.callback(self.services.stop)
         self.services.start()
         self.services.wait_ready()
@@ -193,13 +193,13 @@ class ChaosFarm:
             for name, cap in CAPS.items():
                 connection.execute("UPDATE tenant SET max_running = %s WHERE name = %s", (cap, name))
 
-    def _services(self, places: Places, workers: int, *, unpluggable: bool) -> dict[str, Service]:
+    def _services(self, service_addresses: ServiceAddresses, workers: int, *, unpluggable: bool) -> dict[str, Service]:
         base = {
             **os.environ,
             **WEBHOOKS_TO_LOOPBACK,
             **self.addresses,
             "FARM_DATA_DIR": str(self.directory.path),
-            "FARM_API_PORT": str(places.api_port),
+            "FARM_API_PORT": str(service_addresses.api_port),
             "FARM_HEARTBEAT_SECONDS": "1",
             "FARM_RUN_LEASE_SECONDS": str(LEASE),
             "FARM_DISPATCH_LEASE_SECONDS": str(DISPATCH_LEASE),
@@ -213,7 +213,7 @@ class ChaosFarm:
         }
         farm = (sys.executable, "-P", "-m", "farm.cli")
         made = {
-            "api": self._service("api", (*farm, "api"), base, ready=places.api_ready),
+            "api": self._service("api", (*farm, "api"), base, ready=service_addresses.api_ready),
             "dispatcher-1": self._service("dispatcher-1", (*farm, "dispatcher"), base),
             "dispatcher-2": self._service("dispatcher-2", (*farm, "dispatcher"), base),
             "deliverer": self._service("deliverer", (sys.executable, "-m", "tests.chaos.deliverer"), base),

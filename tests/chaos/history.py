@@ -116,7 +116,7 @@ class History:
 
 @dataclass(frozen=True)
 class Violation:
-    """A promise that was not kept."""
+    """A promise that was not managed."""
 
     promise: str
     subject: str
@@ -169,9 +169,9 @@ def epochs_only_grow(history: History) -> Found:
         for before, after in itertools.pairwise(events):
             if after.epoch < before.epoch:
                 yield job, f"{after.type} at epoch {after.epoch} after {before.type} at {before.epoch}"
-        claims = [event.epoch for event in events if event.type == "job.started"]
-        for epoch in sorted({one for one in claims if claims.count(one) > 1}):
-            yield job, f"was claimed {claims.count(epoch)} times at epoch {epoch}"
+        reservations = [event.epoch for event in events if event.type == "job.started"]
+        for epoch in sorted({one for one in reservations if reservations.count(one) > 1}):
+            yield job, f"was claimed {reservations.count(epoch)} times at epoch {epoch}"
     highest: dict[str, int] = {}
     for sample in history.samples:
         for job, (_, epoch) in sample.states.items():

@@ -34,7 +34,7 @@ class Submitter(threading.Thread):
             self.join(60)
 
     def run(self) -> None:
-        # one try and little patience, so that a farm that is down is asked again and again
+        # one try and little grace_seconds, so that a farm that is down is asked again and again
         farms = {name: Farm(self._url, self._keys[name], retries=1, timeout=8.0) for name in CAPS}
         mine: dict[str, list[str]] = {name: [] for name in CAPS}
         while not self._closing.wait(0.03 if self.open < self._ahead else 0.3):

@@ -66,9 +66,9 @@ def test_a_worker_that_dies_anywhere_costs_no_job_and_makes_no_second_result(far
 
 def check(farm: Farm, point: str, job_id: str) -> None:
     job = farm.job(job_id)
-    claims = {"after_receive": 1, "after_commit": 1}.get(point, 2)
+    reservations = {"after_receive": 1, "after_commit": 1}.get(point, 2)
     events = farm.events(job)
-    assert events.count("job.started") == claims, point
+    assert events.count("job.started") == reservations, point
     assert events.count("job.succeeded") == 1, point
     assert events[-1] == "job.succeeded", point
     assert job.epoch == (1 if point == "after_commit" else 2), point

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: a whole farm is broken for some seconds, heals, and has kept every promise."""
+"""The short form of `make chaos`: a whole farm is broken for some seconds, heals, and has managed every promise."""
 
 from __future__ import annotations
 

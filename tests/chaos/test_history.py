@@ -1,4 +1,4 @@
-"""The history checker finds each broken promise, and none in a history that kept them all."""
+"""The history checker finds each broken promise, and none in a history that managed them all."""
 
 from __future__ import annotations
 

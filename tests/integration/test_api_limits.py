@@ -15,9 +15,9 @@ import pytest
 from farm.api.rate_limit import RateLimiter
 from farm.client import Farm
 from farm.local import servers as local
-from farm.local.ports import Claims
+from farm.local.ports import PortReservations
 from farm.local.postgres import EmbeddedPostgres
-from farm.local.process_manager import Keeper
+from farm.local.process_manager import ProcessManager
 from farm.local.state import DataDirectory
 from farm.settings import Settings
 from farm.store.migrate import upgrade
@@ -68,24 +68,24 @@ def test_beyond_its_rate_a_tenant_is_told_when_to_come_back_and_our_client_does(
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[tuple[Keeper, EmbeddedPostgres]]:
+def own_postgres(tmp_path: Path) -> Iterator[tuple[ProcessManager, EmbeddedPostgres]]:
     """A database server that a test may stop."""
     directory = DataDirectory(tmp_path / "own")
     directory.create()
-    claims = Claims()
-    farm = local.prepare(directory, claims)
+    reservations = PortReservations()
+    farm = local.prepare(directory, reservations)
     postgres = local.Servers.of(directory, farm, Settings(database_url=None)).postgres
     assert postgres is not None
-    keeper = Keeper([postgres.program()], directory)
+    manager = ProcessManager([postgres.program()], directory)
     try:
-        keeper.start()
-        keeper.wait_ready()
+        manager.start()
+        manager.wait_ready()
         postgres.create_database()
         upgrade(postgres.url())
-        yield keeper, postgres
+        yield manager, postgres
     finally:
-        keeper.stop()
-        claims.release()
+        manager.stop()
+        reservations.release()
 
 
 def walk(api: Api) -> Counter[int]:
@@ -114,9 +114,9 @@ def walk(api: Api) -> Counter[int]:
 
 
 def test_a_database_that_is_away_restarts_or_is_read_only_is_503_and_never_500(
-    farm_env: dict[str, str], own_postgres: tuple[Keeper, EmbeddedPostgres]
+    farm_env: dict[str, str], own_postgres: tuple[ProcessManager, EmbeddedPostgres]
 ) -> None:
-    keeper, postgres = own_postgres
+    manager, postgres = own_postgres
     settings = Settings.model_validate({"database_url": postgres.url()})
     answers: Counter[int] = Counter()
     unfit: list[str] = []
@@ -141,12 +141,12 @@ def test_a_database_that_is_away_restarts_or_is_read_only_is_503_and_never_500(
             user.start()
         try:
             wait_until(lambda: answers[200] > 4, 20, what="the farm is used")
-            keeper.stop()
+            manager.stop()
             wait_until(lambda: answers[503] > 4, 20, what="requests meet a database that went away")
             assert walk(api)[503] > 50
             before = answers[200]
-            keeper.start()
-            keeper.wait_ready()
+            manager.start()
+            manager.wait_ready()
             wait_until(lambda: answers[200] > before + 4, 20, what="the farm works again")
         finally:
             done.set()

@@ -15,7 +15,7 @@ import pytest
 
 from farm.local import logs
 from farm.local.process import Program, clean_up
-from farm.local.process_manager import Backoff, Keeper, StartFailed
+from farm.local.process_manager import ProcessManager, RestartBackoff, StartFailed
 from farm.local.state import DataDirectory, Identity
 from tests.waiting import wait_until
 
@@ -35,96 +35,98 @@ SLEEP = "import time; time.sleep(600)"
 
 
 @pytest.fixture
-def keep(directory: DataDirectory) -> Iterator[Callable[..., Keeper]]:
-    made: list[Keeper] = []
+def keep(directory: DataDirectory) -> Iterator[Callable[..., ProcessManager]]:
+    made: list[ProcessManager] = []
 
-    def build(*programs: Program, backoff: Backoff | None = None) -> Keeper:
-        keeper = Keeper(programs, directory, backoff=backoff or Backoff(first=0.05, most=0.2, forget_after=60))
-        made.append(keeper)
-        return keeper
+    def build(*programs: Program, backoff: RestartBackoff | None = None) -> ProcessManager:
+        manager = ProcessManager(
+            programs, directory, backoff=backoff or RestartBackoff(first=0.05, most=0.2, forget_after=60)
+        )
+        made.append(manager)
+        return manager
 
     yield build
-    for keeper in made:
-        keeper.stop(hurry=lambda: True)
+    for manager in made:
+        manager.stop(hurry=lambda: True)
 
 
-def pid_of(keeper: Keeper) -> int | None:
-    identity = keeper.parts()[0].identity
+def pid_of(manager: ProcessManager) -> int | None:
+    identity = manager.parts()[0].identity
     return identity.pid if identity else None
 
 
-def test_a_service_that_dies_is_started_again(keep: Callable[..., Keeper]) -> None:
-    keeper = keep(program("one", SLEEP))
-    keeper.start()
-    first = pid_of(keeper)
+def test_a_service_that_dies_is_started_again(keep: Callable[..., ProcessManager]) -> None:
+    manager = keep(program("one", SLEEP))
+    manager.start()
+    first = pid_of(manager)
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: (keeper.watch(), pid_of(keeper))[1] not in {None, first})
-    assert keeper.parts()[0].restarts == 1
+    wait_until(lambda: (manager.watch(), pid_of(manager))[1] not in {None, first})
+    assert manager.parts()[0].restarts == 1
 
 
 def test_the_pauses_between_restarts_grow_up_to_a_limit() -> None:
-    backoff = Backoff()
+    backoff = RestartBackoff()
     assert [backoff.delay(deaths) for deaths in (1, 2, 3, 4, 5, 6, 7, 100)] == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
 def test_a_service_that_keeps_dying_waits_longer_each_time(directory: DataDirectory) -> None:
     said: list[str] = []
-    keeper = Keeper(
+    manager = ProcessManager(
         [program("dies", "raise SystemExit(7)")],
         directory,
-        backoff=Backoff(first=0.02, most=0.08, forget_after=60),
+        backoff=RestartBackoff(first=0.02, most=0.08, forget_after=60),
         report=said.append,
     )
-    keeper.start()
-    wait_until(lambda: (keeper.watch(), len(said) >= 4)[1])
-    keeper.stop()
+    manager.start()
+    wait_until(lambda: (manager.watch(), len(said) >= 4)[1])
+    manager.stop()
     assert [line.rpartition(" in ")[2] for line in said[:4]] == ["0.02 s", "0.04 s", "0.08 s", "0.08 s"]
     assert all("exit code 7" in line for line in said)
 
 
 def test_a_service_that_lived_long_starts_with_the_first_pause_again(directory: DataDirectory) -> None:
     said: list[str] = []
-    keeper = Keeper(
+    manager = ProcessManager(
         [program("lives", "import time; time.sleep(0.4)")],
         directory,
-        backoff=Backoff(first=0.02, most=10, forget_after=0.3),
+        backoff=RestartBackoff(first=0.02, most=10, forget_after=0.3),
         report=said.append,
     )
-    keeper.start()
-    wait_until(lambda: (keeper.watch(), len(said) >= 2)[1])
-    keeper.stop()
+    manager.start()
+    wait_until(lambda: (manager.watch(), len(said) >= 2)[1])
+    manager.stop()
     assert all(line.endswith("in 0.02 s") for line in said)
 
 
-def test_a_service_that_ignores_its_signal_is_killed_after_its_time(keep: Callable[..., Keeper]) -> None:
+def test_a_service_that_ignores_its_signal_is_killed_after_its_time(keep: Callable[..., ProcessManager]) -> None:
     stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-    keeper = keep(program("deaf", stubborn, stop_seconds=0.3))
-    keeper.start()
-    log = keeper._directory.log("deaf")
+    manager = keep(program("deaf", stubborn, stop_seconds=0.3))
+    manager.start()
+    log = manager._directory.log("deaf")
     wait_until(lambda: "deaf" in logs.latest(log))
-    pid = pid_of(keeper)
-    assert keeper.stop() == ["deaf"]
+    pid = pid_of(manager)
+    assert manager.stop() == ["deaf"]
     assert not psutil.pid_exists(pid or 0)
 
 
-def test_what_a_service_has_forked_ends_with_it(keep: Callable[..., Keeper]) -> None:
+def test_what_a_service_has_forked_ends_with_it(keep: Callable[..., ProcessManager]) -> None:
     forks = "import subprocess, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); time.sleep(600)"
-    keeper = keep(program("forks", forks))
-    keeper.start()
-    log = keeper._directory.log("forks")
+    manager = keep(program("forks", forks))
+    manager.start()
+    log = manager._directory.log("forks")
     grandchild = int(wait_until(lambda: logs.latest(log))[0])
-    keeper.stop()
+    manager.stop()
     wait_until(lambda: Identity.of(grandchild) is None)
 
 
-def test_a_service_that_cannot_start_names_itself(keep: Callable[..., Keeper]) -> None:
-    keeper = keep(program("broken", "raise SystemExit('no such device')", ready=lambda: False))
-    keeper.start()
+def test_a_service_that_cannot_start_names_itself(keep: Callable[..., ProcessManager]) -> None:
+    manager = keep(program("broken", "raise SystemExit('no such device')", ready=lambda: False))
+    manager.start()
     with pytest.raises(StartFailed, match="broken ended with exit code 1") as caught:
-        keeper.wait_ready()
+        manager.wait_ready()
     assert caught.value.part == "broken"
-    assert logs.latest(keeper._directory.log("broken")) == ["no such device"]
+    assert logs.latest(manager._directory.log("broken")) == ["no such device"]
 
 
 def test_services_die_with_their_supervisor_however_it_dies(tmp_path: Path) -> None:
@@ -134,11 +136,12 @@ def test_services_die_with_their_supervisor_however_it_dies(tmp_path: Path) -> N
             "-c",
             (
                 "import os, sys, time; from pathlib import Path\n"
-                "from farm.local.process_manager import Keeper; from farm.local.process import Program\n"
+                "from farm.local.process_manager import ProcessManager; from farm.local.process import Program\n"
                 "from farm.local.state import DataDirectory\n"
                 f"directory = DataDirectory(Path({str(tmp_path)!r})); directory.create()\n"
-                "keeper = Keeper([Program('one', ('sleep', '600'), dict(os.environ))], directory); keeper.start()\n"
-                "print(keeper.parts()[0].identity.pid, flush=True); time.sleep(600)"
+                "manager = ProcessManager([Program('one', ('sleep', '600'), dict(os.environ))], directory)\n"
+                "manager.start()\n"
+                "print(manager.parts()[0].identity.pid, flush=True); time.sleep(600)"
             ),
         ],
         stdout=subprocess.PIPE,
@@ -207,8 +210,8 @@ def test_a_long_log_is_put_aside_before_its_part_starts(tmp_path: Path) -> None:
     for content in ("a" * 20, "b" * 20, "c" * 20, "d" * 20, "e" * 20):
         log.write_text(content)
         logs.rotate(log, limit=10)
-    kept = [log.with_name(f"one.log.{age}").read_text()[0] for age in (1, 2, 3)]
-    assert kept == ["e", "d", "c"]
+    managed = [log.with_name(f"one.log.{age}").read_text()[0] for age in (1, 2, 3)]
+    assert managed == ["e", "d", "c"]
     assert not log.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.log.1", "one.log.2", "one.log.3"]
 

@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from farm.local import ports, postgres
-from farm.local.process_manager import Keeper
+from farm.local.process_manager import ProcessManager
 from farm.local.servers import prepare
 from farm.local.state import DataDirectory, Identity
 from tests.conftest import TestServers
@@ -89,8 +89,8 @@ class Farm:
 
     def write(self, value: str) -> None:
         with psycopg.connect(self.told["database_url"]) as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS kept (value text)")
-            connection.execute("INSERT INTO kept VALUES (%s)", (value,))
+            connection.execute("CREATE TABLE IF NOT EXISTS managed (value text)")
+            connection.execute("INSERT INTO managed VALUES (%s)", (value,))
         with redis.Redis.from_url(self.told["redis_url"]) as client:
             client.sadd("kept", value)
             client.execute_command("WAITAOF", 1, 0, 2000)  # Valkey promises a second, not an instant
@@ -100,7 +100,7 @@ class Farm:
         """Whether all three have it; False too while one of them is not back yet."""
         try:
             with psycopg.connect(self.told["database_url"], connect_timeout=2) as connection:
-                row = connection.execute("SELECT count(*) FROM kept WHERE value = %s", (value,)).fetchone()
+                row = connection.execute("SELECT count(*) FROM managed WHERE value = %s", (value,)).fetchone()
             with redis.Redis.from_url(self.told["redis_url"]) as client:
                 member = client.sismember("kept", value)
             body = self.s3().get_object(Bucket="farm", Key=f"kept/{value}")["Body"].read()
@@ -138,7 +138,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 def test_up_tells_all_addresses_in_one_object(running: Farm) -> None:
     assert set(running.told) == {
-        "url", "outside_url", "join_token", "api_key", "flower_url", "database_url", "redis_url", "s3", "data_dir",
+        "url", "external_url", "join_token", "api_key", "flower_url", "database_url", "redis_url", "s3", "data_dir",
     }  # fmt: skip
     assert running.told["join_token"] is None  # nobody joins unless asked for
     assert set(running.told["s3"]) == {"endpoint_url", "access_key", "secret_key", "bucket"}
@@ -302,11 +302,11 @@ def test_ctrl_c_stops_a_farm_in_the_foreground(tmp_path: Path) -> None:
 def test_a_remembered_port_that_a_stranger_took_is_replaced(tmp_path: Path) -> None:
     directory = DataDirectory(tmp_path / "farm")
     directory.create()
-    with ports.Claims() as claims:
-        first = prepare(directory, claims)
-        assert prepare(directory, claims) == first
+    with ports.PortReservations() as reservations:
+        first = prepare(directory, reservations)
+        assert prepare(directory, reservations) == first
         with socket.create_server(("127.0.0.1", first.ports["postgres"])):
-            second = prepare(directory, claims)
+            second = prepare(directory, reservations)
     assert second.ports["postgres"] != first.ports["postgres"]
     assert {**second.ports, "postgres": 0} == {**first.ports, "postgres": 0}
     assert second.secrets == first.secrets
@@ -345,16 +345,16 @@ def test_postgres_runs_for_root_also_in_a_closed_directory(
     closed.mkdir(mode=0o700)
     directory = DataDirectory(closed / "farm")
     directory.create()
-    with ports.Claims() as claims:
+    with ports.PortReservations() as reservations:
         server = postgres.EmbeddedPostgres(
-            directory.path / "postgres", ports.choose(claims=claims), "secret", (("fsync", "off"),)
+            directory.path / "postgres", ports.choose(reservations=reservations), "secret", (("fsync", "off"),)
         )
-        keeper = Keeper([server.program()], directory)
+        manager = ProcessManager([server.program()], directory)
         try:
-            keeper.start()
-            keeper.wait_ready()
+            manager.start()
+            manager.wait_ready()
         finally:
-            assert keeper.stop() == []
+            assert manager.stop() == []
     assert server.data.stat().st_uid == (0 if refused == "nothing" else postgres.NOBODY)
 
 
@@ -362,6 +362,6 @@ def test_a_farm_that_starts_at_the_same_moment_chooses_other_ports(tmp_path: Pat
     one, other = DataDirectory(tmp_path / "one"), DataDirectory(tmp_path / "other")
     one.create()
     other.create()
-    with ports.Claims() as first, ports.Claims() as second:
+    with ports.PortReservations() as first, ports.PortReservations() as second:
         theirs, ours = prepare(one, first), prepare(other, second)  # neither has a server that listens yet
     assert not set(theirs.ports.values()) & set(ours.ports.values())

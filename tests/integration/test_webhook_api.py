@@ -15,7 +15,7 @@ from farm.settings import Settings
 from farm.store.tenants import Scope
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer
-from farm.webhooks.retry_policy import Schedule
+from farm.webhooks.retry_policy import RetryPolicy
 from tests.api_server import Api, Hand, running
 from tests.integration.receiver import Received, Receiver, answer, in_turn, receiver
 from tests.integration.test_webhook_delivery import LIMITS, SCHEDULE
@@ -56,8 +56,10 @@ Start = Callable[..., None]
 def start(config: Settings) -> Iterator[Start]:
     made: list[tuple[Deliverer, threading.Thread]] = []
 
-    def one(schedule: Schedule = SCHEDULE) -> None:
-        deliverer = Deliverer(config, lambda key: f"https://bucket.example/{key}", schedule=schedule, limits=LIMITS)
+    def one(retry_policy: RetryPolicy = SCHEDULE) -> None:
+        deliverer = Deliverer(
+            config, lambda key: f"https://bucket.example/{key}", retry_policy=retry_policy, limits=LIMITS
+        )
         thread = threading.Thread(target=deliverer.run)
         thread.start()
         made.append((deliverer, thread))
@@ -397,7 +399,7 @@ def test_a_dead_delivery_is_sent_again_under_its_id(client: httpx2.Client, hooks
     path = f"{DELIVERIES}/{dead['id']}"
     over = wait_until(lambda: client.get(path).json() if client.get(path).json()["state"] == "delivered" else None, 15)
     assert {one.id for one in arrived(hooks, 6)} == {dead["id"]}
-    # it failed once more, and was retried: the schedule began anew
+    # it failed once more, and was retried: the retry_policy began anew
     assert [(one["number"], one["status"]) for one in over["attempts"]] == [
         *((number, 500) for number in (1, 2, 3, 4)),
         (5, 503),

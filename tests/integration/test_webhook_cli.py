@@ -29,8 +29,8 @@ from tests.waiting import wait_until
 @pytest.fixture
 def api(farm_env: dict[str, str]) -> Iterator[Api]:
     config = Settings(webhook_allow=(ip_network("127.0.0.0/8"),), webhook_allow_http=True)
-    schedule = replace(SCHEDULE, break_after=50)  # these tests count failures, and do not wait for probes
-    deliverer = Deliverer(config, lambda key: f"https://bucket.example/{key}", schedule=schedule, limits=LIMITS)
+    retry_policy = replace(SCHEDULE, break_after=50)  # these tests count failures, and do not wait for probes
+    deliverer = Deliverer(config, lambda key: f"https://bucket.example/{key}", retry_policy=retry_policy, limits=LIMITS)
     thread = threading.Thread(target=deliverer.run)
     with running(config) as one:
         thread.start()

@@ -28,13 +28,13 @@ from farm.store.deliveries import Attempt, Delivery
 from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer, Limits
-from farm.webhooks.retry_policy import Schedule
+from farm.webhooks.retry_policy import RetryPolicy
 from tests.integration.conftest import spec
 from tests.integration.receiver import Receiver, answer, hang, in_turn, receiver, stream
 from tests.waiting import wait_until
 
 LIMITS = Limits(deadline=2.0, body_deadline=0.5, lease=6.0, grace=1.0)
-SCHEDULE = Schedule(delays=(0, 0.1, 0.2, 0.2), jitter=0)
+SCHEDULE = RetryPolicy(delays=(0, 0.1, 0.2, 0.2), jitter=0)
 WORKER = "host/cpu0"
 
 
@@ -57,8 +57,10 @@ def start(config: Settings) -> Iterator[Start]:
     """Starts deliverers in threads of this process, and stops them after the test."""
     running: list[tuple[Deliverer, threading.Thread]] = []
 
-    def one(*, settings: Settings = config, schedule: Schedule = SCHEDULE, limits: Limits = LIMITS) -> Deliverer:
-        made = Deliverer(settings, lambda key: f"https://bucket.example/{key}?signed", schedule=schedule, limits=limits)
+    def one(*, settings: Settings = config, retry_policy: RetryPolicy = SCHEDULE, limits: Limits = LIMITS) -> Deliverer:
+        made = Deliverer(
+            settings, lambda key: f"https://bucket.example/{key}?signed", retry_policy=retry_policy, limits=limits
+        )
         thread = threading.Thread(target=made.run)
         thread.start()
         running.append((made, thread))
@@ -233,7 +235,7 @@ def test_a_failure_is_retried_with_the_same_id_and_body_and_a_new_signature(
 ) -> None:
     wants = endpoint(hooks.url())
     hooks.behaviours["/hook"] = in_turn(answer(500, b"broken\0"), answer(200))
-    start(schedule=replace(SCHEDULE, delays=(0, 1.1, 1)))
+    start(retry_policy=replace(SCHEDULE, delays=(0, 1.1, 1)))
     succeed()
     delivery = ended(store, wants.id)
     first, second = hooks.received
@@ -289,7 +291,7 @@ def test_an_endpoint_that_failed_for_days_is_disabled(
     wants = endpoint(hooks.url())
     endpoint(hooks.url("/others"), EventType.ENDPOINT_DISABLED)
     hooks.behaviours["/hook"] = answer(500)
-    start(schedule=replace(SCHEDULE, give_up_after=0.4, delays=(0,) + (0.25,) * 20, break_after=50))
+    start(retry_policy=replace(SCHEDULE, give_up_after=0.4, delays=(0,) + (0.25,) * 20, break_after=50))
     succeed()
     wait_until(lambda: fresh(store, tenant, wants.id).disabled_at)
     assert fresh(store, tenant, wants.id).disabled_reason is Disabled.FAILING
@@ -307,7 +309,7 @@ def test_a_redirect_is_a_failure_and_never_followed(
 ) -> None:
     wants = endpoint(hooks.url())
     hooks.behaviours["/hook"] = answer(status, Location=hooks.url("/elsewhere"))
-    start(schedule=replace(SCHEDULE, delays=(0,)))
+    start(retry_policy=replace(SCHEDULE, delays=(0,)))
     succeed()
     delivery = ended(store, wants.id)
     assert delivery.state is DeliveryState.DEAD
@@ -330,7 +332,7 @@ def test_an_endless_body_ends(
 ) -> None:
     wants = endpoint(hooks.url())
     hooks.behaviours["/hook"] = stream(status, part, pause)
-    start(schedule=replace(SCHEDULE, delays=(0,)))
+    start(retry_policy=replace(SCHEDULE, delays=(0,)))
     succeed()
     delivery = ended(store, wants.id)
     assert delivery.state is (DeliveryState.DELIVERED if status == 200 else DeliveryState.DEAD)
@@ -356,7 +358,7 @@ def test_headers_that_drip_end_by_the_deadline(
 
     wants = endpoint(hooks.url())
     hooks.behaviours["/hook"] = drip
-    start(schedule=replace(SCHEDULE, delays=(0,)))
+    start(retry_policy=replace(SCHEDULE, delays=(0,)))
     succeed()
     (attempt,) = attempts(store, ended(store, wants.id).id)
     assert (attempt.status, attempt.error) == (None, "timeout")
@@ -383,7 +385,7 @@ def test_a_private_address_is_refused_and_recorded(
     store: Store, start: Start, config: Settings, hooks: Receiver, endpoint: Make, succeed: Succeed
 ) -> None:
     wants = endpoint("http://127.0.0.1/hook")
-    start(settings=config.model_copy(update={"webhook_allow": ()}), schedule=replace(SCHEDULE, delays=(0, 0.1)))
+    start(settings=config.model_copy(update={"webhook_allow": ()}), retry_policy=replace(SCHEDULE, delays=(0, 0.1)))
     succeed()
     delivery = ended(store, wants.id)
     assert delivery.state is DeliveryState.DEAD
@@ -396,7 +398,7 @@ def test_dead_endpoints_cost_the_others_nothing(
 ) -> None:
     """Six endpoints hang, with a backlog that would fill all places; a healthy one hears of each event all the same."""
     release = threading.Event()
-    limits = replace(LIMITS, at_once=16, lingering=16, deadline=30.0, lease=60.0)
+    limits = replace(LIMITS, fast_concurrency=16, slow_concurrency=16, deadline=30.0, lease=60.0)
     for number in range(6):
         hooks.behaviours[f"/dead{number}"] = hang(release)
         endpoint(hooks.url(f"/dead{number}"))
@@ -431,7 +433,7 @@ def test_a_failing_endpoint_gets_single_probes(
     hooks.behaviours["/hook"] = act
     for _ in range(40):
         succeed()
-    start(schedule=replace(SCHEDULE, delays=(0, 0.1) + (0.2,) * 18, first_pause=0.5, longest_pause=0.5))
+    start(retry_policy=replace(SCHEDULE, delays=(0, 0.1) + (0.2,) * 18, first_pause=0.5, longest_pause=0.5))
     # the first 5 failures, what was under way with them, and then one at a time
     wait_until(lambda: fresh(store, tenant, wants.id).failures >= 5 + 4, 20)
     times = [one.at for one in hooks.received]

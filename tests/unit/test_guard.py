@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.egress import guard
-from farm.egress.connection import Channel
+from farm.egress.connection import HttpConnection
 from farm.settings import Settings
-from farm.webhooks.sender import Keeper, Route
+from farm.webhooks.sender import ConnectionBudget, EndpointClient
 
 CLOSED = Settings(webhook_allow_http=True)  # http is on, so that nothing is refused for its scheme alone
 LOOPBACK = Settings(webhook_allow_http=True, webhook_allow=(ipaddress.ip_network("127.0.0.1/32"),))
@@ -250,17 +250,17 @@ def get_door(
     """As the deliverer does it: with the head of its requests, over a connection of its own."""
 
     async def fetch() -> httpx2.Response:
-        door = guard.Door(settings, resolver=resolver)
+        connector = guard.PinnedConnector(settings, resolver=resolver)
         try:
-            channel = await door.open(url, Channel, timeout)
+            connection = await connector.open(url, HttpConnection, timeout)
         except (OSError, ValueError) as error:
             raise httpx2.ConnectError(f"{url} {error}") from error
-        head = Route.to(url, settings, door, Keeper(0)).head.replace(b"POST", b"GET", 1)
+        head = EndpointClient.for_url(url, settings, connector, ConnectionBudget(0)).head.replace(b"POST", b"GET", 1)
         try:
-            reply = await channel.send(head + b"\r\n", timeout, timeout)
+            reply = await connection.send(head + b"\r\n", timeout, timeout)
         except TimeoutError as error:
             raise httpx2.ReadTimeout(url) from error
-        channel.close()
+        connection.close()
         await asyncio.sleep(0)
         return httpx2.Response(reply.status, content=reply.body)
 

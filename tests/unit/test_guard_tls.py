@@ -15,9 +15,9 @@ import httpx2
 import pytest
 
 from farm.egress import guard
-from farm.egress.connection import Channel
+from farm.egress.connection import HttpConnection
 from farm.settings import Settings
-from farm.webhooks.sender import Keeper, Route
+from farm.webhooks.sender import ConnectionBudget, EndpointClient
 
 #: A key and a self-signed certificate for hooks.example.com, made for this test and trusted by nothing else.
 PEM = Path(__file__).parent / "tls" / "hooks.example.com.pem"
@@ -88,12 +88,14 @@ def fetch_door(url: str, verify: ssl.SSLContext | None) -> httpx2.Response:
     """As the deliverer does it."""
 
     async def go() -> httpx2.Response:
-        door = guard.Door(LOOPBACK, resolver=resolver, verify=verify)
+        connector = guard.PinnedConnector(LOOPBACK, resolver=resolver, verify=verify)
         try:
-            channel = await door.open(url, Channel, 5)
+            connection = await connector.open(url, HttpConnection, 5)
         except OSError as error:
             raise httpx2.ConnectError(str(error)) from error
-        reply = await channel.send(Route.to(url, LOOPBACK, door, Keeper(0)).head + b"\r\n", 5, 5)
+        reply = await connection.send(
+            EndpointClient.for_url(url, LOOPBACK, connector, ConnectionBudget(0)).head + b"\r\n", 5, 5
+        )
         await asyncio.sleep(0)
         return httpx2.Response(reply.status, content=reply.body)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from farm.domain.job import Job, JobError, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.tasks import MAX_SEED, InputImage, JobSpec, OutputFormat, Scheduler, Task
-from farm.webhooks.payload import MARKER, MAX_BYTES, body, stamp
+from farm.webhooks.payload import MARKER, MAX_BYTES, job_payload, stamp
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
 SPEC = JobSpec(
@@ -69,7 +69,7 @@ JOB = Job(
 
 
 def read(job: Job, url: str = "https://bucket.example/{}?signed") -> dict[str, Any]:
-    made = body(EventType.SUCCEEDED, AT, 7, job, url.format, AT + timedelta(hours=1))
+    made = job_payload(EventType.SUCCEEDED, AT, 7, job, url.format, AT + timedelta(hours=1))
     assert len(made) < MAX_BYTES
     return dict(json.loads(made))
 

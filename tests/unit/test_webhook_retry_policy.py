@@ -8,30 +8,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm.webhooks.retry_policy import DAY, HOUR, MAX_RETRY_AFTER, MINUTE, Schedule, retry_after
+from farm.webhooks.retry_policy import DAY, HOUR, MAX_RETRY_AFTER, MINUTE, RetryPolicy, retry_after
 
-EXACT = Schedule(jitter=0)
+EXACT = RetryPolicy(jitter=0)
 
 
 def test_the_plan_is_the_one_that_is_promised() -> None:
-    delays = [EXACT.after(tries) for tries in range(1, 10)]
+    delays = [EXACT.delay(tries) for tries in range(1, 10)]
     assert delays == [5, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR]
     assert sum(delay or 0 for delay in delays) > 3 * DAY
-    assert EXACT.after(10) is None
-    assert EXACT.after(11, retry_after=5) is None
+    assert EXACT.delay(10) is None
+    assert EXACT.delay(11, retry_after=5) is None
 
 
 @given(tries=st.integers(1, 9), draw=st.floats(0, 1, exclude_max=True))
 def test_jitter_stays_within_its_part(tries: int, draw: float) -> None:
-    plain, spread = EXACT.after(tries), Schedule(draw=lambda: draw).after(tries)
+    plain, spread = EXACT.delay(tries), RetryPolicy(draw=lambda: draw).after(tries)
     assert plain is not None
     assert spread is not None
     assert 0.9 * plain <= spread <= 1.1 * plain
 
 
 def test_an_endpoint_that_asks_for_patience_gets_it_but_never_less_than_the_plan() -> None:
-    assert EXACT.after(1, retry_after=60) == 60
-    assert EXACT.after(4, retry_after=60) == 2 * HOUR
+    assert EXACT.delay(1, retry_after=60) == 60
+    assert EXACT.delay(4, retry_after=60) == 2 * HOUR
 
 
 def test_an_endpoint_rests_after_failures_in_a_row_and_longer_each_time() -> None:
