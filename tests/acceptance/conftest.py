@@ -16,7 +16,7 @@ import pytest
 def farm_command(
     *arguments: str | Path, cwd: Path, check: bool = False, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """RunState one command of the program; ``more`` are further variables for it."""
+    """Run one command of the program; ``more`` are further variables for it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     done = subprocess.run(
         [sys.executable, "-m", "farm.cli", *map(str, arguments)],
@@ -42,7 +42,7 @@ class RunningFarm:
     data_dir: Path
 
     def __call__(self, *arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """RunState one command against it, in a directory of the test's own."""
+        """Run one command against it, in a directory of the test's own."""
         return farm_command(*arguments, cwd=cwd, check=check, FARM_URL=self.url, FARM_API_KEY=self.api_key)
 
 

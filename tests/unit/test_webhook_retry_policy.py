@@ -23,7 +23,7 @@ def test_the_plan_is_the_one_that_is_promised() -> None:
 
 @given(tries=st.integers(1, 9), draw=st.floats(0, 1, exclude_max=True))
 def test_jitter_stays_within_its_part(tries: int, draw: float) -> None:
-    plain, spread = EXACT.delay(tries), RetryPolicy(draw=lambda: draw).after(tries)
+    plain, spread = EXACT.delay(tries), RetryPolicy(draw=lambda: draw).delay(tries)
     assert plain is not None
     assert spread is not None
     assert 0.9 * plain <= spread <= 1.1 * plain
