@@ -46,3 +46,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not re.match(r"[a-z]+:|#", target):
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_glossary_names_modules_and_metrics_that_exist() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text("utf-8")
+    modules = set(re.findall(r"`((?:farm|workers)/[\w/]+\.py)`", page))
+    assert modules
+    assert {module for module in modules if not (ROOT / module).exists()} == set()
+    named = set(re.findall(r"`(farm_[a-z_]+)`", page))
+    sources = "".join(
+        file.read_text("utf-8") for folder in ("farm", "workers") for file in (ROOT / folder).rglob("*.py")
+    )
+    assert named
+    assert named <= set(re.findall(r'"(farm_[a-z_]+)"', sources))
