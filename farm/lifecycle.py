@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from farm.domain import ids
-from farm.domain.batch import Batch, BatchState, Holdings, NewBatch, Staged
+from farm.domain.batch import Batch, BatchContents, BatchState, NewBatch, Staged
 from farm.domain.job import (
     Assignment,
     DispatchedJob,
@@ -33,15 +33,15 @@ from farm.domain.job import (
     Selection,
 )
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.worker import LoadedOn, Worker, WorkerInfo, WorkerState
+from farm.domain.worker import ResidentModel, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
 from farm.objects import keys
 from farm.store import bulk_actions
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
-from farm.store.jobs import Expired
+from farm.store.jobs import ExpiredLease
 from farm.store.retention import Retention
 from farm.store.tables import IdempotencyRow
-from farm.store.unit_of_work import Unit
+from farm.store.unit_of_work import UnitOfWork
 
 #: A job that was on the device when its worker died this often is not given to a third one.
 MAX_CRASHES: Final = 2
@@ -54,13 +54,13 @@ MAX_LOST: Final = 8
 #: Seconds before another attempt, by attempts made: other jobs go first, and a passing trouble may pass.
 RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
 #: Between two webhooks about one job's steps, where an endpoint asks for them.
-PROGRESS_SECONDS: Final = 5.0
+PROGRESS_EVENT_SECONDS: Final = 5.0
 #: After a job's end nobody writes under its lost epochs any more: longer than any upload is tried.
-SETTLED_SECONDS: Final = 3600.0
+ORPHAN_GRACE_SECONDS: Final = 3600.0
 #: Jobs, or batches, that one transaction forgets.
-FORGET_AT_ONCE: Final = 500
+RETENTION_CHUNK: Final = 500
 #: How often the leader sums up what tenants with a limit store.
-STORAGE_SECONDS: Final = 60.0
+STORAGE_CHECK_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True)
-class Heartbeat:
+class HeartbeatReply:
     """What a worker learns from its heartbeat."""
 
     state: WorkerState
-    mine: frozenset[str]  #: jobs it still holds; the others are lost and must stop
+    held: frozenset[str]  #: jobs it still holds; the others are lost and must stop
     canceled: frozenset[str]  #: jobs of its own that somebody wants stopped
     stop: bool = False  #: whether an operator wants the process ended
 
@@ -84,7 +84,7 @@ class Heartbeat:
 # -- in --------------------------------------------------------------------------------------------------------------
 
 
-def submit(unit: Unit, tenant_id: str, new: NewJob, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
+def submit(unit: UnitOfWork, tenant_id: str, new: NewJob, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
     """Accept a job: it is queued when the unit commits. Returns it, and whether this call made it.
 
     With a key, the same request again returns the first one's job. Raises `Conflict` if the key named another request,
@@ -93,22 +93,22 @@ def submit(unit: Unit, tenant_id: str, new: NewJob, key: IdempotencyKey | None =
     if key is not None:
         held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
         if held is not None:
-            return _made_by(unit, key, held), False
-    _room_for(unit, tenant_id, 1)
+            return _idempotent_job(unit, key, held), False
+    _check_quota(unit, tenant_id, 1)
     (job_id,) = unit.jobs.insert(tenant_id, [new])
     if key is not None:
-        unit.jobs.keep_key(tenant_id, key.key, job_id)
+        unit.jobs.complete_key(tenant_id, key.key, job_id)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing(unit, job_id), True
 
 
-def submitted(unit: Unit, tenant_id: str, key: IdempotencyKey) -> Job | None:
+def find_submitted(unit: UnitOfWork, tenant_id: str, key: IdempotencyKey) -> Job | None:
     """The job that an earlier request with this key made: asked before inputs are fetched that may be gone by now."""
-    held = unit.jobs.held_key(tenant_id, key.key)
-    return None if held is None else _made_by(unit, key, held)
+    held = unit.jobs.find_key(tenant_id, key.key)
+    return None if held is None else _idempotent_job(unit, key, held)
 
 
-def _made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Job:
+def _idempotent_job(unit: UnitOfWork, key: IdempotencyKey, held: IdempotencyRow) -> Job:
     if held.request_hash != key.request_hash:
         raise BadInput.of("Idempotency-Key", key.key, "was used for a different request; use a new key")
     if held.job_id is None:
@@ -116,7 +116,7 @@ def _made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Job:
     return _existing(unit, held.job_id)
 
 
-def retry(unit: Unit, tenant_id: str, job_id: str) -> Job:
+def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
     """Submit again what a failed or canceled job asked for. The old job stays as it ended.
 
     Raises `NotFound`, or `Conflict` if the job is not over or succeeded.
@@ -140,7 +140,7 @@ def retry(unit: Unit, tenant_id: str, job_id: str) -> Job:
 
 
 def submit_batch(
-    unit: Unit,
+    unit: UnitOfWork,
     tenant_id: str,
     batch_id: str,
     new: NewBatch,
@@ -158,23 +158,23 @@ def submit_batch(
     if key is not None:
         held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
         if held is not None:
-            return _batch_made_by(unit, key, held), False
-    _room_for(unit, tenant_id, staged.total)
-    unit.batches.add(tenant_id, batch_id, new, staged, skipped, error_key)
-    unit.batches.unstage(tenant_id, batch_id, whole=not staged.twice)
+            return _idempotent_batch(unit, key, held), False
+    _check_quota(unit, tenant_id, staged.total)
+    unit.batches.insert_batch(tenant_id, batch_id, new, staged, skipped, error_key)
+    unit.batches.insert_staged(tenant_id, batch_id, whole=not staged.duplicates)
     if key is not None:
-        unit.jobs.keep_key(tenant_id, key.key, None, batch_id)
+        unit.jobs.complete_key(tenant_id, key.key, None, batch_id)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing_batch(unit, tenant_id, batch_id), True
 
 
-def batch_submitted(unit: Unit, tenant_id: str, key: IdempotencyKey) -> Batch | None:
+def find_submitted_batch(unit: UnitOfWork, tenant_id: str, key: IdempotencyKey) -> Batch | None:
     """The batch that an earlier request with this key made."""
-    held = unit.jobs.held_key(tenant_id, key.key)
-    return None if held is None else _batch_made_by(unit, key, held)
+    held = unit.jobs.find_key(tenant_id, key.key)
+    return None if held is None else _idempotent_batch(unit, key, held)
 
 
-def retry_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     """Submit again what failed or was canceled in a batch, as a new batch. The old one stays as it ended.
 
     Raises `NotFound`, `Conflict` if the batch is not over or all of it succeeded, and `QuotaExceeded`.
@@ -182,20 +182,20 @@ def retry_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
     old = _own_batch(unit, tenant_id, batch_id)
     if old.finished_at is None:
         raise Conflict("the batch is not over; retry its failed jobs when it is, or each of them by itself")
-    unit.batches.allow_long()
-    again = unit.batches.unsuccessful(batch_id)
+    unit.batches.allow_long_statements()
+    again = unit.batches.count_unsuccessful(batch_id)
     if not again.total:
         raise Conflict("every job of the batch succeeded; there is nothing to retry")
-    _room_for(unit, tenant_id, again.total)
+    _check_quota(unit, tenant_id, again.total)
     made = ids.new(ids.BATCH)
     new = NewBatch(old.name, old.metadata, retry_of=old.id, webhook=old.webhook)
-    unit.batches.add(tenant_id, made, new, again, 0, None)
-    unit.batches.again(batch_id, made)
+    unit.batches.insert_batch(tenant_id, made, new, again, 0, None)
+    unit.batches.copy_unsuccessful(batch_id, made)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing_batch(unit, tenant_id, made)
 
 
-def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
+def _check_quota(unit: UnitOfWork, tenant_id: str, jobs: int) -> None:
     tenant = unit.tenants.get(tenant_id)
     if tenant is None:
         raise NotFound("tenant", tenant_id)
@@ -209,7 +209,7 @@ def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
         raise QuotaExceeded(
             f"this tenant stores {tenant.stored_bytes:,} bytes of the {tenant.storage_bytes:,} that it may: "
             "delete batches that you no longer need",
-            retry_after=STORAGE_SECONDS,
+            retry_after=STORAGE_CHECK_SECONDS,
         )
     if tenant.device_seconds_per_day is not None:
         used, left = unit.usage.today(tenant_id)
@@ -221,7 +221,7 @@ def _room_for(unit: Unit, tenant_id: str, jobs: int) -> None:
             )
 
 
-def _batch_made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Batch:
+def _idempotent_batch(unit: UnitOfWork, key: IdempotencyKey, held: IdempotencyRow) -> Batch:
     if held.request_hash != key.request_hash or held.batch_id is None:
         raise BadInput.of("Idempotency-Key", key.key, "was used for a different request; use a new key")
     batch = unit.batches.get(held.batch_id, held.tenant_id)
@@ -233,16 +233,16 @@ def _batch_made_by(unit: Unit, key: IdempotencyKey, held: IdempotencyRow) -> Bat
 # -- to a worker -----------------------------------------------------------------------------------------------------
 
 
-def dispatch(unit: Unit, chosen: Sequence[Assignment], lease_seconds: float) -> list[DispatchedJob]:
+def dispatch(unit: UnitOfWork, chosen: Sequence[Assignment], lease_seconds: float) -> list[DispatchedJob]:
     """queued → dispatched, with a new epoch. Send the messages after the commit; a lost one is offered again."""
     if not chosen:
         return []
-    sent = unit.backlog.dispatch(chosen, lease_seconds)
+    sent = unit.queues.dispatch(chosen, lease_seconds)
     unit.events.notify_each(JOB_CHANNEL, [one.job_id for one in sent])
     return sent
 
 
-def requeue_unsent(unit: Unit, unsent: Collection[DispatchedJob], reason: str) -> list[str]:
+def requeue_unsent(unit: UnitOfWork, unsent: Collection[DispatchedJob], reason: str) -> list[str]:
     """dispatched → queued for hand-overs whose message could not be sent; those claimed all the same stay as they are.
 
     Returns the jobs taken back.
@@ -255,12 +255,12 @@ def requeue_unsent(unit: Unit, unsent: Collection[DispatchedJob], reason: str) -
     return [one.job_id for one in back]
 
 
-def claim_all(unit: Unit, asked: Sequence[HeldJob], worker: str, lease_seconds: float) -> list[Job]:
+def claim_all(unit: UnitOfWork, asked: Sequence[HeldJob], worker: str, lease_seconds: float) -> list[Job]:
     """dispatched → running for those that are the worker's to claim: it holds run leases now, and the attempts count.
 
     Returns them; the right to the others is lost.
     """
-    jobs = unit.attempts.claim(asked, worker, lease_seconds)
+    jobs = unit.running_jobs.claim(asked, worker, lease_seconds)
     unit.events.record_many(
         [
             (job.tenant_id, job.id, job.epoch, EventType.STARTED, {"worker": worker, "attempt": job.attempts})
@@ -272,38 +272,38 @@ def claim_all(unit: Unit, asked: Sequence[HeldJob], worker: str, lease_seconds: 
     return jobs
 
 
-def claim(unit: Unit, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
+def claim(unit: UnitOfWork, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
     """`claim_all` of one job. Raises `LeaseLost`."""
     for job in claim_all(unit, [HeldJob(job_id, epoch)], worker, lease_seconds):
         return job
     raise LeaseLost(f"{job_id} is not to be claimed at epoch {epoch}")
 
 
-def start_all(unit: Unit, begun: Mapping[HeldJob, int]) -> set[str]:
+def start_all(unit: UnitOfWork, begun: Mapping[HeldJob, int]) -> set[str]:
     """Note that the device begins with jobs of so many denoising steps: a worker's death counts against them from here.
 
     Returns those still held; the right to the others is lost.
     """
-    held = unit.attempts.start(begun)
+    held = unit.running_jobs.start(begun)
     for job_id in held:
         unit.events.notify(JOB_CHANNEL, job_id)
     return held
 
 
-def start(unit: Unit, job_id: str, epoch: int, steps: int) -> None:
+def start(unit: UnitOfWork, job_id: str, epoch: int, steps: int) -> None:
     """`start_all` of one job. Raises `LeaseLost`."""
     if not start_all(unit, {HeldJob(job_id, epoch): steps}):
         raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
 
 
-def progress_all(unit: Unit, reached: Mapping[HeldJob, int], previews: Mapping[str, str]) -> dict[str, bool]:
+def progress_all(unit: UnitOfWork, reached: Mapping[HeldJob, int], previews: Mapping[str, str]) -> dict[str, bool]:
     """Note the steps done; returns the jobs still held, and whether somebody wants each of them stopped.
 
     ``previews``: by job, small data URLs for those who watch it now; they are told and not stored.
     """
-    held = unit.attempts.progress(reached)
+    held = unit.running_jobs.progress(reached)
     if held:
-        unit.events.record_progress(held, PROGRESS_SECONDS)
+        unit.events.record_progress(held, PROGRESS_EVENT_SECONDS)
     for job_id in held:
         if job_id in previews:
             unit.events.notify(PREVIEW_CHANNEL, f"{job_id} {previews[job_id]}")
@@ -311,7 +311,7 @@ def progress_all(unit: Unit, reached: Mapping[HeldJob, int], previews: Mapping[s
     return held
 
 
-def progress(unit: Unit, job_id: str, epoch: int, step: int, preview: str | None = None) -> bool:
+def progress(unit: UnitOfWork, job_id: str, epoch: int, step: int, preview: str | None = None) -> bool:
     """`progress_all` of one job: returns whether somebody wants it stopped. Raises `LeaseLost`."""
     previews = {} if preview is None else {job_id: preview}
     for cancel_requested in progress_all(unit, {HeldJob(job_id, epoch): step}, previews).values():
@@ -322,7 +322,7 @@ def progress(unit: Unit, job_id: str, epoch: int, step: int, preview: str | None
 # -- a worker's life -------------------------------------------------------------------------------------------------
 
 
-def join(unit: Unit, info: WorkerInfo) -> list[str]:
+def join(unit: UnitOfWork, info: WorkerInfo) -> list[str]:
     """A worker process begins. What an earlier one of that name held is given back at once; returns those jobs."""
     before = unit.workers.join(info)
     lost = unit.jobs.held_by(info.name) if before is not None else []
@@ -333,25 +333,25 @@ def join(unit: Unit, info: WorkerInfo) -> list[str]:
 
 
 def heartbeat(
-    unit: Unit,
+    unit: UnitOfWork,
     worker: str,
     boot_id: str,
     held: Collection[HeldJob],
     models: tuple[str, ...],
     lease_seconds: float,
-    loaded: tuple[LoadedOn, ...] = (),
-) -> Heartbeat:
+    loaded: tuple[ResidentModel, ...] = (),
+) -> HeartbeatReply:
     """A sign of life: renews the run leases of ``held``. Raises `LeaseLost` if another process has the name."""
-    heard = unit.workers.beat(worker, boot_id, models, loaded)
+    heard = unit.workers.record_heartbeat(worker, boot_id, models, loaded)
     if heard is None:
         raise LeaseLost(f"another process is worker {worker} now")
     state, stop = heard
-    renewed = unit.attempts.renew(worker, held, lease_seconds)
+    renewed = unit.running_jobs.renew(worker, held, lease_seconds)
     canceled = frozenset(job for job, wanted in renewed.items() if wanted)
-    return Heartbeat(state, frozenset(renewed), canceled, stop)
+    return HeartbeatReply(state, frozenset(renewed), canceled, stop)
 
 
-def leave(unit: Unit, worker: str, boot_id: str) -> list[str]:
+def leave(unit: UnitOfWork, worker: str, boot_id: str) -> list[str]:
     """A worker process ends: what it still holds goes back to the queue without counting; returns those jobs."""
     if not unit.workers.set_state(worker, WorkerState.OFFLINE, boot_id):
         return []  # a newer process has the name, and what it holds is its own
@@ -361,7 +361,7 @@ def leave(unit: Unit, worker: str, boot_id: str) -> list[str]:
     return [one.job_id for one in left]
 
 
-def drain_worker(unit: Unit, name: str, reason: str) -> Worker:
+def drain_worker(unit: UnitOfWork, name: str, reason: str) -> Worker:
     """Let a worker finish what it holds and give it nothing new, also after a restart. Raises `NotFound`."""
     if not unit.workers.drain(name, reason):
         raise NotFound("worker", name)
@@ -369,7 +369,7 @@ def drain_worker(unit: Unit, name: str, reason: str) -> Worker:
     return _existing_worker(unit, name)
 
 
-def stop_worker(unit: Unit, name: str, reason: str) -> Worker:
+def stop_worker(unit: UnitOfWork, name: str, reason: str) -> Worker:
     """Drain a worker, and have its process end as by a signal: a fresh one of that name stays drained until resumed.
 
     Raises `NotFound`, or `Conflict` if no process is there that could hear of it.
@@ -377,20 +377,20 @@ def stop_worker(unit: Unit, name: str, reason: str) -> Worker:
     worker = drain_worker(unit, name, reason)
     if worker.state is WorkerState.OFFLINE:
         raise Conflict(f"worker {name} is offline: there is no process to stop")
-    unit.workers.stop(name)
+    unit.workers.request_stop(name)
     return _existing_worker(unit, name)
 
 
-def resume_worker(unit: Unit, name: str) -> Worker:
+def resume_worker(unit: UnitOfWork, name: str) -> Worker:
     """Give a drained worker jobs again, and forget what it was drained for. Raises `NotFound`."""
     if not unit.workers.resume(name):
         raise NotFound("worker", name)
-    unit.failures.forgive(name)
+    unit.job_failures.clear_refuted(name)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing_worker(unit, name)
 
 
-def _existing_worker(unit: Unit, name: str) -> Worker:
+def _existing_worker(unit: UnitOfWork, name: str) -> Worker:
     worker = unit.workers.get(name)
     assert worker is not None  # written in this transaction
     return worker
@@ -399,21 +399,21 @@ def _existing_worker(unit: Unit, name: str) -> Worker:
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
-def succeed_all(unit: Unit, done: Sequence[JobResult]) -> list[str]:
+def succeed_all(unit: UnitOfWork, done: Sequence[JobResult]) -> list[str]:
     """running → succeeded with their outputs and their events, in one transaction, for those still held.
 
     Returns them; the right to the others is lost.
     """
-    won = unit.attempts.succeed(done)
+    won = unit.running_jobs.succeed(done)
     if not won:
         return []
     unit.usage.count([one.job_id for one in won])
     again = {one.job_id: one.worker for one in won if one.attempts > 1}
-    refuted = unit.failures.refute(again) if again else {}
+    refuted = unit.job_failures.refute(again) if again else {}
     for worker, times in sorted(refuted.items()):
         if times >= MAX_REFUTED:
             unit.workers.drain(worker, f"it failed {times} jobs that other workers completed")
-    _ended_all(
+    _record_finished_all(
         unit,
         [
             (one.tenant_id, one.job_id, one.epoch, EventType.SUCCEEDED, {"worker": one.worker, "outputs": one.outputs})
@@ -423,14 +423,14 @@ def succeed_all(unit: Unit, done: Sequence[JobResult]) -> list[str]:
     return [one.job_id for one in won]
 
 
-def succeed(unit: Unit, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job:
+def succeed(unit: UnitOfWork, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job:
     """`succeed_all` of one job. Raises `LeaseLost`."""
     if not succeed_all(unit, [JobResult(HeldJob(job_id, epoch), tuple(outputs), recipe)]):
         raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
     return _existing(unit, job_id)
 
 
-def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: bool) -> JobState:
+def fail(unit: UnitOfWork, job_id: str, epoch: int, error: JobError, *, retryable: bool) -> JobState:
     """running → failed, or → queued while another attempt may help and is left. Returns the new state.
 
     → canceled if that was asked for just now. No attempt is left once `MAX_FAILING_WORKERS` different workers have
@@ -439,18 +439,20 @@ def fail(unit: Unit, job_id: str, epoch: int, error: JobError, *, retryable: boo
     job = unit.jobs.get(job_id)
     if job is None or job.epoch != epoch or job.state is not JobState.RUNNING:
         raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
-    failed_by = unit.failures.note(job_id, job.worker) if retryable and job.worker is not None else 0
+    failed_by = unit.job_failures.record(job_id, job.worker) if retryable and job.worker is not None else 0
     again = retryable and not job.cancel_requested and job.attempts < job.max_attempts
     if again and failed_by < MAX_FAILING_WORKERS:
         delay = RETRY_DELAYS[min(job.attempts, len(RETRY_DELAYS)) - 1]
         return _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), error.code, error=error, delay_seconds=delay)
     if not unit.jobs.fail(job_id, epoch, error):
         raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
-    _ended(unit, job.tenant_id, job_id, epoch, EventType.FAILED, {"code": error.code, "message": error.message})
+    _record_finished(
+        unit, job.tenant_id, job_id, epoch, EventType.FAILED, {"code": error.code, "message": error.message}
+    )
     return JobState.FAILED
 
 
-def release(unit: Unit, job_id: str, epoch: int, reason: str) -> None:
+def release(unit: UnitOfWork, job_id: str, epoch: int, reason: str) -> None:
     """running → queued through no fault of the job: the attempt does not count. → canceled if that was asked for.
 
     Raises `LeaseLost`.
@@ -461,15 +463,15 @@ def release(unit: Unit, job_id: str, epoch: int, reason: str) -> None:
     _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), reason, refund=True)
 
 
-def canceled(unit: Unit, job_id: str, epoch: int) -> None:
+def confirm_cancel(unit: UnitOfWork, job_id: str, epoch: int) -> None:
     """running → canceled: the worker stopped because it was asked to. Raises `LeaseLost`."""
     if not unit.jobs.cancel_running(job_id, epoch):
         raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
     job = _existing(unit, job_id)
-    _ended(unit, job.tenant_id, job_id, epoch, EventType.CANCELED, {"worker": job.worker})
+    _record_finished(unit, job.tenant_id, job_id, epoch, EventType.CANCELED, {"worker": job.worker})
 
 
-def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
+def cancel(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
     """Stop a job: at once while it waits, at the next denoising step while it runs. A job that is over stays as it is.
 
     Raises `NotFound`, or `Conflict` if the job succeeded or failed.
@@ -479,9 +481,9 @@ def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
     for _ in range(2):  # one that is given back between the two questions waits now
         epoch = unit.jobs.cancel_waiting(tenant_id, job_id)
         if epoch is not None:
-            _ended(unit, tenant_id, job_id, epoch, EventType.CANCELED, {})
+            _record_finished(unit, tenant_id, job_id, epoch, EventType.CANCELED, {})
             break
-        if unit.jobs.ask_cancel(tenant_id, job_id):
+        if unit.jobs.request_cancel(tenant_id, job_id):
             unit.events.notify(JOB_CHANNEL, job_id)
             break
     job = unit.jobs.get(job_id, tenant_id)
@@ -492,11 +494,13 @@ def cancel(unit: Unit, tenant_id: str, job_id: str) -> Job:
     return job
 
 
-def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def cancel_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     """Stop a batch: nothing of it is handed over from this unit's commit on.
 
-    Call `rearrange` in units of their own until it has done all: what waits ends, what runs is asked to stop at its
-    next denoising step. Canceling again changes nothing. Raises `NotFound`, or `Conflict` if the batch ran to its end.
+    Call `propagate_batch` in units of their own until it returns True: waiting jobs are canceled, running ones are
+    asked to stop at their next denoising step. Canceling again changes nothing.
+
+    Raises `NotFound`, or `Conflict` if the batch ran to its end.
     """
     batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if batch.state is BatchState.COMPLETED:
@@ -504,10 +508,10 @@ def cancel_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
     if batch.cancel_requested_at is not None:
         return batch
     unit.batches.cancel(batch_id)
-    return _steered(unit, tenant_id, batch_id)
+    return _changed_batch(unit, tenant_id, batch_id)
 
 
-def cancel_selected(unit: Unit, tenant_id: str, selection: Selection) -> tuple[int, int, bool]:
+def cancel_selected(unit: UnitOfWork, tenant_id: str, selection: Selection) -> tuple[int, int, bool]:
     """Stop many jobs, as `cancel` stops one; those that are over stay as they are.
 
     Returns how many were canceled, how many were asked to stop at their next step, and whether some are left that this
@@ -516,36 +520,36 @@ def cancel_selected(unit: Unit, tenant_id: str, selection: Selection) -> tuple[i
     ended, asked, left = _cancel_many(unit, tenant_id, selection)
     # every unit locks the rows of batches last, and in the same order
     for batch_id in sorted(one for one in ended if one is not None):
-        unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]})
+        unit.batches.count_finished(batch_id, {JobState.CANCELED.value: ended[batch_id]})
     return sum(ended.values()), asked, left
 
 
-def _cancel_many(unit: Unit, tenant_id: str, selection: Selection) -> tuple[dict[str | None, int], int, bool]:
+def _cancel_many(unit: UnitOfWork, tenant_id: str, selection: Selection) -> tuple[dict[str | None, int], int, bool]:
     """How many of each batch were canceled, how many were asked to stop, and whether some are left."""
-    unit.batches.allow_long()
-    ended = unit.selections.cancel_waiting(tenant_id, selection)
-    asked = unit.selections.ask_cancel(tenant_id, selection)
+    unit.batches.allow_long_statements()
+    ended = unit.bulk_actions.cancel_waiting(tenant_id, selection)
+    asked = unit.bulk_actions.request_cancel(tenant_id, selection)
     unit.events.notify_each(JOB_CHANNEL, asked)
     if ended:
         # those who wait for one of the jobs look again by themselves, so a million of them need not be told
         unit.events.notify(EVENT_CHANNEL)
         unit.events.notify(QUEUE_CHANNEL)
     # where there were as many as one statement takes, looking for more would read them all once again
-    left = sum(ended.values()) == bulk_actions.AT_ONCE or unit.selections.left(tenant_id, selection)
+    left = sum(ended.values()) == bulk_actions.CANCEL_CHUNK or unit.bulk_actions.any_left(tenant_id, selection)
     return ended, len(asked), left
 
 
-def retry_selected(unit: Unit, tenant_id: str, selection: Selection) -> int:
+def retry_selected(unit: UnitOfWork, tenant_id: str, selection: Selection) -> int:
     """Submit again what failed or was canceled among many jobs, unless that was done before; returns how many.
 
     All of it is queued when the unit commits, or nothing is. Raises `QuotaExceeded`.
     """
-    unit.batches.allow_long()
-    again = unit.selections.repeatable(tenant_id, selection)
+    unit.batches.allow_long_statements()
+    again = unit.bulk_actions.count_retryable(tenant_id, selection)
     if not again.total:
         return 0
-    _room_for(unit, tenant_id, again.total)
-    made = unit.selections.repeat(tenant_id, selection)
+    _check_quota(unit, tenant_id, again.total)
+    made = unit.bulk_actions.copy_retryable(tenant_id, selection)
     unit.events.notify(QUEUE_CHANNEL)
     return made
 
@@ -553,32 +557,32 @@ def retry_selected(unit: Unit, tenant_id: str, selection: Selection) -> int:
 # -- batches as a whole ----------------------------------------------------------------------------------------------
 
 
-def pause_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def pause_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     """Hand none of a batch's jobs over from this unit's commit on; what a worker holds goes on to its end.
 
-    Pausing again changes nothing. Call `rearrange` in units of their own until it has done all: the batch's jobs leave
-    their lines. Raises `NotFound`, or `Conflict` if the batch is over or being canceled.
+    Pausing again changes nothing. Call `propagate_batch` in units of their own until it returns True: the batch's jobs
+    leave their queues. Raises `NotFound`, or `Conflict` if the batch is over or being canceled.
     """
     batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if batch.state not in (BatchState.IN_PROGRESS, BatchState.PAUSED):
         raise Conflict(f"the batch is {batch.state.value.replace('_', ' ')}; only one in progress can be paused")
     if batch.paused_at is None:
         unit.batches.pause(batch_id)
-    return _steered(unit, tenant_id, batch_id)
+    return _changed_batch(unit, tenant_id, batch_id)
 
 
-def resume_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def resume_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     """Let a paused batch go on; its jobs take their old places. One that is not paused stays as it is.
 
-    Call `rearrange` as for `pause_batch`. Raises `NotFound`.
+    Call `propagate_batch` as for `pause_batch`. Raises `NotFound`.
     """
     if _own_batch(unit, tenant_id, batch_id, lock=True).paused_at is not None:
         unit.batches.resume(batch_id)
-    return _steered(unit, tenant_id, batch_id)
+    return _changed_batch(unit, tenant_id, batch_id)
 
 
 def change_batch(
-    unit: Unit,
+    unit: UnitOfWork,
     tenant_id: str,
     batch_id: str,
     *,
@@ -586,139 +590,139 @@ def change_batch(
     metadata: dict[str, str] | None = None,
     priority: Priority | None = None,
 ) -> Batch:
-    """Change what is given. With a priority, call `rearrange` as for `pause_batch`.
+    """Change what is given. With a priority, call `propagate_batch` as for `pause_batch`.
 
     Raises `NotFound`, or `Conflict` for the priority of a batch that is over.
     """
     batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if name is not None:
-        unit.batches.rename(batch_id, name)
+        unit.batches.set_name(batch_id, name)
     if metadata is not None:
-        unit.batches.describe(batch_id, metadata)
+        unit.batches.set_metadata(batch_id, metadata)
     if priority is not None:
         if batch.finished_at is not None:
             raise Conflict("the batch is over: it has no job left whose priority would matter")
-        unit.batches.prioritise(batch_id, priority)
-    return _steered(unit, tenant_id, batch_id)
+        unit.batches.set_priority(batch_id, priority)
+    return _changed_batch(unit, tenant_id, batch_id)
 
 
-def _steered(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def _changed_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     unit.events.notify(JOB_CHANNEL, batch_id)
     return _existing_batch(unit, tenant_id, batch_id)
 
 
-def rearrange(unit: Unit, batch_id: str) -> bool:
+def propagate_batch(unit: UnitOfWork, batch_id: str) -> bool:
     """Let a batch's jobs follow its pause, its priority and its end; returns whether all do.
 
     If not, call it again in another unit: they are many, or somebody else held their rows.
     """
-    unit.batches.allow_long()
-    tenant_id = unit.batches.canceling(batch_id)
+    unit.batches.allow_long_statements()
+    tenant_id = unit.batches.canceling_tenant(batch_id)
     if tenant_id is not None:
-        return _end_batch(unit, tenant_id, batch_id)
-    if unit.batches.move(batch_id):
+        return _cancel_batch_jobs(unit, tenant_id, batch_id)
+    if unit.batches.propagate(batch_id):
         unit.events.notify(QUEUE_CHANNEL)
         return False  # what is left is looked at by a unit that holds no lock of a job
     unit.batches.lock(batch_id)
     # a cancel may have come since the first look: its jobs have not followed yet
-    return unit.batches.canceling(batch_id) is None and unit.batches.moved(batch_id)
+    return unit.batches.canceling_tenant(batch_id) is None and unit.batches.check_propagated(batch_id)
 
 
-def _end_batch(unit: Unit, tenant_id: str, batch_id: str) -> bool:
+def _cancel_batch_jobs(unit: UnitOfWork, tenant_id: str, batch_id: str) -> bool:
     whole = Selection(wanted=JobFilter(batch_id=batch_id))
     ended, _, left = _cancel_many(unit, tenant_id, whole)
     # every unit locks the rows of batches last
     if ended:
-        unit.batches.count_ended(batch_id, {JobState.CANCELED.value: ended[batch_id]})
+        unit.batches.count_finished(batch_id, {JobState.CANCELED.value: ended[batch_id]})
     if left:
         return False
-    unit.batches.settled(batch_id)
+    unit.batches.mark_propagated(batch_id)
     return True
 
 
-def batch_holdings(unit: Unit, tenant_id: str, batch_id: str) -> Holdings:
+def batch_contents(unit: UnitOfWork, tenant_id: str, batch_id: str) -> BatchContents:
     """What `delete_batch` would remove. Raises the same."""
-    _over_batch(unit, tenant_id, batch_id)
-    unit.batches.allow_long()
-    return unit.batches.holdings(batch_id)
+    _finished_batch(unit, tenant_id, batch_id)
+    unit.batches.allow_long_statements()
+    return unit.batches.contents(batch_id)
 
 
-def delete_batch(unit: Unit, tenant_id: str, batch_id: str) -> None:
+def delete_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> None:
     """Remove a batch that is over: nobody sees it from this unit's commit on.
 
-    Call `clear_batch` in units of their own until it has done all. Raises `NotFound`, or `Conflict` if the batch is not
+    Call `purge_batch` in units of their own until it has done all. Raises `NotFound`, or `Conflict` if the batch is not
     over.
     """
-    _over_batch(unit, tenant_id, batch_id)
-    unit.batches.bury(batch_id)
+    _finished_batch(unit, tenant_id, batch_id)
+    unit.batches.soft_delete(batch_id)
 
 
-def clear_batch(unit: Unit, batch_id: str) -> bool:
+def purge_batch(unit: UnitOfWork, batch_id: str) -> bool:
     """Delete some of a buried batch's jobs, keeping the names of their objects for removal; returns whether it is gone.
 
     Rows go before objects: whatever breaks in between, no row names an object that is not there.
     """
-    unit.batches.allow_long()
-    gone = unit.batches.clear(batch_id)
+    unit.batches.allow_long_statements()
+    gone = unit.batches.delete_jobs(batch_id)
     doomed: list[str] = []
     for one in gone:
         # where an attempt was lost, its worker may have written objects that it never came to record
         doomed += [keys.job_prefix(one.tenant_id, one.job_id)] if one.stray else one.keys
     if not gone:
-        report = unit.batches.remove(batch_id)
+        report = unit.batches.delete_row(batch_id)
         doomed += [] if report is None else [report]
-    unit.doomed.add(doomed)
+    unit.pending_deletions.add(doomed)
     return not gone
 
 
-def _over_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def _finished_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     batch = _own_batch(unit, tenant_id, batch_id)
     if batch.finished_at is None:
         raise Conflict("the batch is not over: cancel it first")
     return batch
 
 
-def forget(unit: Unit, limit: int = FORGET_AT_ONCE) -> int:
+def delete_expired(unit: UnitOfWork, limit: int = RETENTION_CHUNK) -> int:
     """Delete what is older than its tenant keeps it, and have the objects removed; returns how many jobs and batches.
 
-    Fewer than ``limit``: nothing is left for now. A batch's jobs go piece by piece, by `clear_batch`.
+    Fewer than ``limit``: nothing is left for now. A batch's jobs go piece by piece, by `purge_batch`.
     """
     retention = Retention(unit.session)
-    batches = retention.old_batches(limit)
+    batches = retention.expired_batches(limit)
     for _, batch_id in batches:
-        unit.batches.bury(batch_id)
-    jobs = retention.forget_jobs(limit)
-    unit.doomed.add([keys.job_prefix(tenant_id, job_id) for tenant_id, job_id in jobs])
+        unit.batches.soft_delete(batch_id)
+    jobs = retention.delete_expired_jobs(limit)
+    unit.pending_deletions.add([keys.job_prefix(tenant_id, job_id) for tenant_id, job_id in jobs])
     return len(batches) + len(jobs)
 
 
-def clean_up(unit: Unit, settled_seconds: float = SETTLED_SECONDS) -> int:
+def collect_orphans(unit: UnitOfWork, grace_seconds: float = ORPHAN_GRACE_SECONDS) -> int:
     """Have the objects removed that lost attempts wrote and nobody recorded; returns how many places that are.
 
-    Only after ``settled_seconds``: until then a worker that lost its right may still be writing.
+    Only after ``grace_seconds``: until then a worker that lost its right may still be writing.
     """
     doomed: list[str] = []
-    for one in Retention(unit.session).strays(settled_seconds, FORGET_AT_ONCE):
+    for one in Retention(unit.session).orphans(grace_seconds, RETENTION_CHUNK):
         if one.epochs is None:
             doomed.append(keys.job_prefix(one.tenant_id, one.job_id))
         else:
             doomed += [keys.epoch_prefix(one.tenant_id, one.job_id, epoch) for epoch in one.epochs]
-    unit.doomed.add(doomed)
+    unit.pending_deletions.add(doomed)
     return len(doomed)
 
 
 # -- when nobody answers ---------------------------------------------------------------------------------------------
 
 
-def reap(unit: Unit, limit: int = 1_000) -> list[str]:
+def reap(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
     """Take back the jobs whose lease ran out; returns them."""
-    expired = unit.jobs.expired(limit)
+    expired = unit.jobs.expired_leases(limit)
     for one in expired:
         _requeue_expired(unit, one)
     return [one.job_id for one in expired]
 
 
-def expire(unit: Unit, limit: int = 1_000) -> list[str]:
+def expire(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
     """queued → failed for jobs whose deadline has passed; returns them."""
     overdue = unit.jobs.overdue(limit)
     if not overdue:
@@ -726,11 +730,11 @@ def expire(unit: Unit, limit: int = 1_000) -> list[str]:
     error = JobError("deadline_exceeded", "its deadline passed while it waited for a worker")
     unit.jobs.fail_waiting(overdue, error)
     data = {"code": error.code, "message": error.message}
-    _ended_all(unit, [(one.tenant_id, one.job_id, one.epoch, EventType.FAILED, data) for one in overdue])
+    _record_finished_all(unit, [(one.tenant_id, one.job_id, one.epoch, EventType.FAILED, data) for one in overdue])
     return [one.job_id for one in overdue]
 
 
-def _requeue_expired(unit: Unit, one: Expired) -> None:
+def _requeue_expired(unit: UnitOfWork, one: ExpiredLease) -> None:
     """A job whose holder is gone: queued again, or at its end."""
     held = HeldJob(one.job_id, one.epoch)
     if one.state is JobState.DISPATCHED:
@@ -738,7 +742,7 @@ def _requeue_expired(unit: Unit, one: Expired) -> None:
         _requeue(unit, one.tenant_id, held, "hand-over expired")
         return
     if one.cancel_requested:
-        canceled(unit, one.job_id, one.epoch)
+        confirm_cancel(unit, one.job_id, one.epoch)
         return
     crash_count, lost_count = one.crash_count + int(one.started), one.lost_count + 1
     exhausted = one.started and one.attempts >= one.max_attempts
@@ -748,7 +752,7 @@ def _requeue_expired(unit: Unit, one: Expired) -> None:
         )
         if not unit.jobs.fail(one.job_id, one.epoch, error):
             raise LeaseLost(f"{one.job_id} changed while it was taken back")
-        _ended(
+        _record_finished(
             unit, one.tenant_id, one.job_id, one.epoch, EventType.FAILED, {"code": error.code, "message": error.message}
         )
         return
@@ -757,7 +761,7 @@ def _requeue_expired(unit: Unit, one: Expired) -> None:
 
 
 def _requeue(
-    unit: Unit,
+    unit: UnitOfWork,
     tenant_id: str,
     held: HeldJob,
     reason: str,
@@ -773,7 +777,7 @@ def _requeue(
         held.job_id, held.epoch, refund=refund, delay_seconds=delay_seconds, error=error, lost=lost, died=died
     )
     if not back:
-        canceled(unit, held.job_id, held.epoch)
+        confirm_cancel(unit, held.job_id, held.epoch)
         return JobState.CANCELED
     unit.events.record(tenant_id, held.job_id, held.epoch, EventType.REQUEUED, {"reason": reason})
     unit.events.notify(QUEUE_CHANNEL)
@@ -781,25 +785,27 @@ def _requeue(
     return JobState.QUEUED
 
 
-def _ended(unit: Unit, tenant_id: str, job_id: str, epoch: int, kind: EventType, data: dict[str, Any]) -> None:
-    _ended_all(unit, [(tenant_id, job_id, epoch, kind, data)])
+def _record_finished(
+    unit: UnitOfWork, tenant_id: str, job_id: str, epoch: int, kind: EventType, data: dict[str, Any]
+) -> None:
+    _record_finished_all(unit, [(tenant_id, job_id, epoch, kind, data)])
 
 
-def _ended_all(unit: Unit, ended: Sequence[tuple[str, str, int, EventType, dict[str, Any]]]) -> None:
+def _record_finished_all(unit: UnitOfWork, ended: Sequence[tuple[str, str, int, EventType, dict[str, Any]]]) -> None:
     unit.events.record_many(ended)
     unit.events.notify(QUEUE_CHANNEL)  # their workers have room again
     for _, job_id, *_ in ended:
-        unit.batches.note_end(job_id)
+        unit.batches.note_finished(job_id)
         unit.events.notify(JOB_CHANNEL, job_id)
 
 
-def _existing(unit: Unit, job_id: str) -> Job:
+def _existing(unit: UnitOfWork, job_id: str) -> Job:
     job = unit.jobs.get(job_id)
     assert job is not None  # written in this transaction
     return job
 
 
-def _own_batch(unit: Unit, tenant_id: str, batch_id: str, *, lock: bool = False) -> Batch:
+def _own_batch(unit: UnitOfWork, tenant_id: str, batch_id: str, *, lock: bool = False) -> Batch:
     if lock and ids.is_id(ids.BATCH, batch_id):
         unit.batches.lock(batch_id)
     batch = unit.batches.get(batch_id, tenant_id)
@@ -808,7 +814,7 @@ def _own_batch(unit: Unit, tenant_id: str, batch_id: str, *, lock: bool = False)
     return batch
 
 
-def _existing_batch(unit: Unit, tenant_id: str, batch_id: str) -> Batch:
+def _existing_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     batch = unit.batches.get(batch_id, tenant_id)
     assert batch is not None  # written in this transaction
     return batch

@@ -149,7 +149,7 @@ class Hand:
     def queued(self) -> list[str]:
         """Jobs that wait."""
         with self.api.store.begin() as unit:
-            return [head.job_id for head in unit.backlog.heads(100)]
+            return [head.job_id for head in unit.queues.candidates(100)]
 
     def run_all(self, stopping: threading.Event) -> None:
         """Render whatever comes until told to stop; each third job fails."""

@@ -19,7 +19,7 @@ from farm.domain.cost import steps_run
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Task
-from farm.domain.worker import Device, LoadedOn
+from farm.domain.worker import Device, ResidentModel
 from farm.errors import JobCanceled
 from workers import pipelines, previews
 from workers.batch_profiles import Lessons
@@ -96,10 +96,10 @@ class SharedRenderer:
         return self._serial.models
 
     @property
-    def loaded(self) -> tuple[LoadedOn, ...]:
+    def loaded(self) -> tuple[ResidentModel, ...]:
         """What is known of the models in memory; may be read from any thread."""
         reasons = self._reasons
-        return tuple(LoadedOn(name, size, reasons.get(name)) for name, size in self._serial.sizes)
+        return tuple(ResidentModel(name, size, reasons.get(name)) for name, size in self._serial.sizes)
 
     def holds(self, model: Model) -> bool:
         """Whether a model is in memory."""

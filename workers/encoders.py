@@ -18,7 +18,7 @@ from typing import Any, Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from farm.domain.recipe import farm_json, parameters_text
+from farm.domain.recipe import parameters_text, recipe_json
 from farm.domain.tasks import JobSpec, OutputFormat
 from farm.objects.recipes import COMMENT_MARK, EXIF_IFD, IMAGE_DESCRIPTION, UNICODE_MARK, USER_COMMENT
 
@@ -30,7 +30,7 @@ _PNG_LEVEL: Final = 1
 def encode(image: Image.Image, spec: JobSpec, index: int, made_with: dict[str, object]) -> bytes:
     """The file of output ``index`` in the format that the job asks for; ``image`` is RGB, (H, W)."""
     text = parameters_text(spec, index)
-    recipe = farm_json(spec, index, made_with)
+    recipe = recipe_json(spec, index, made_with)
     target = io.BytesIO()
     match spec.output_format:
         case OutputFormat.PNG:

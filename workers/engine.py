@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from farm.domain.states import Priority
-from farm.domain.worker import Device, LoadedOn
+from farm.domain.worker import Device, ResidentModel
 from farm.errors import JobCanceled, RenderError
 from workers import device as devices
 from workers.device import NO_UPKEEP, Choice, Upkeep
@@ -101,7 +101,7 @@ class Engine(threading.Thread):
         return () if self._renderer is None else self._renderer.models
 
     @property
-    def loaded(self) -> tuple[LoadedOn, ...]:
+    def loaded(self) -> tuple[ResidentModel, ...]:
         """What is known of those models."""
         return () if self._renderer is None else self._renderer.loaded
 

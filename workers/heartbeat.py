@@ -80,7 +80,7 @@ class Heartbeat(threading.Thread):
                 bench.settings.run_lease_seconds,
                 bench.engine.loaded,
             )
-        bench.rights.keep(asked, heard.mine, heard.canceled, bench.lease_until(asked_at))
+        bench.rights.keep(asked, heard.held, heard.canceled, bench.lease_until(asked_at))
         if heard.stop and not self._stop_asked:
             self._stop_asked = True
             log.info("an operator wants this process ended", action="worker_stop_asked", worker=bench.worker)

@@ -37,7 +37,7 @@ from farm.errors import (
 from farm.objects import images, keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
-from farm.store.unit_of_work import Store, Unit
+from farm.store.unit_of_work import Store, UnitOfWork
 from workers import failpoints
 from workers.encoders import encode
 from workers.engine import Engine
@@ -311,7 +311,7 @@ def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered
 def stopped(bench: Bench, right: Right) -> None:
     """The work was stopped from outside: say so, unless another holds the job now."""
     if right.why is Why.CANCELED:
-        ended(bench, right, lambda unit: lifecycle.canceled(unit, right.job.id, right.epoch))
+        ended(bench, right, lambda unit: lifecycle.confirm_cancel(unit, right.job.id, right.epoch))
         finished(right, "canceled")
         log.info("canceled", action="job_canceled")
     elif right.why is Why.DRAINED:
@@ -359,7 +359,7 @@ def finished(right: Right, outcome: str) -> None:
 # -- waiting for servers ---------------------------------------------------------------------------------------------
 
 
-def ended(bench: Bench, right: Right, change: Callable[[Unit], object]) -> None:
+def ended(bench: Bench, right: Right, change: Callable[[UnitOfWork], object]) -> None:
     """Write an end; if the right is lost by now, another one's end stands."""
 
     def end() -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api import problems
 from farm.api.schemas import Schema
-from farm.domain.batch import Batch, BatchState, Estimate, Holdings, OnError, SeedPlan
+from farm.domain.batch import Batch, BatchContents, BatchState, Estimate, OnError, SeedPlan
 from farm.domain.states import Priority
 from farm.domain.tasks import (
     MAX_OUTPUTS,
@@ -104,7 +104,7 @@ class SweepBody(_BatchBody):
     ] = Field(min_length=1, max_length=20)
     repeats: int = Field(1, ge=1, le=1_000, description="Jobs per combination.")
     seeds: SeedPlan = Field(
-        SeedPlan.CONSECUTIVE, description="`consecutive`: the same seeds for each combination. `drawn`: each its own."
+        SeedPlan.CONSECUTIVE, description="`consecutive`: the same seeds for each combination. `random`: each its own."
     )
 
 
@@ -136,7 +136,7 @@ class BatchSchema(Schema):
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
     webhook: str | None = Field(description="Told of the batch's milestones and its end.")
     priority: Priority | None = Field(description="Of all its jobs, once it was changed; null: each has its own.")
-    rearranging: bool = Field(description="Whether jobs still follow a pause, its end, a new priority or a cancel.")
+    propagating: bool = Field(description="Whether jobs still follow a pause, its end, a new priority or a cancel.")
     created_at: datetime
     finished_at: datetime | None
     cancel_requested_at: datetime | None
@@ -161,7 +161,7 @@ class BatchSchema(Schema):
                 failed=counts.failed,
                 canceled=counts.canceled,
             ),
-            progress=round(counts.ended / counts.total, 4),
+            progress=round(counts.finished / counts.total, 4),
             jobs_per_second=None if speed is None else round(speed, 4),
             eta_seconds=None if eta is None else round(eta, 1),
             cost=batch.cost,
@@ -169,7 +169,7 @@ class BatchSchema(Schema):
             retry_of=batch.retry_of,
             webhook=batch.webhook,
             priority=batch.priority,
-            rearranging=batch.rearranging,
+            propagating=batch.propagating,
             created_at=batch.created_at,
             finished_at=batch.finished_at,
             cancel_requested_at=batch.cancel_requested_at,
@@ -195,7 +195,7 @@ class DeletionSchema(Schema):
     bytes: int = Field(description="Of the outputs.")
 
     @classmethod
-    def of(cls, batch_id: str, found: Holdings, *, dry_run: bool) -> Self:
+    def of(cls, batch_id: str, found: BatchContents, *, dry_run: bool) -> Self:
         """What was found."""
         return cls(id=batch_id, dry_run=dry_run, jobs=found.jobs, outputs=found.outputs, bytes=found.bytes)
 

@@ -51,7 +51,7 @@ from farm.services.archive import Member
 from farm.services.bulk import BatchOptions
 from farm.services.bulk_parsers import BulkLine
 from farm.services.contact_sheet import SheetCell, SheetFormat
-from farm.store.batches import LAST, ArchiveEntry, Ended
+from farm.store.batches import LAST_SEQ, ArchiveEntry, FinishedJob
 
 router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=AuthenticatedRoute)
 
@@ -383,7 +383,7 @@ def get_batch_errors(context: Context, key: Reader, batch_id: BatchId) -> Stream
     return StreamingResponse(written(), media_type=bulk_parsers.JSONL[0], headers=_named(f"{batch_id}-errors.jsonl"))
 
 
-def _ended(context: AppContext, batch_id: str, states: Collection[JobState]) -> Iterator[list[Ended]]:
+def _ended(context: AppContext, batch_id: str, states: Collection[JobState]) -> Iterator[list[FinishedJob]]:
     """A batch's jobs in those terminal states, some at a time, each time in a transaction of its own."""
     after = 0
     while True:
@@ -396,7 +396,7 @@ def _ended(context: AppContext, batch_id: str, states: Collection[JobState]) -> 
         after = page[-1].seq
 
 
-def _result(context: AppContext, job: Ended) -> str:
+def _result(context: AppContext, job: FinishedJob) -> str:
     shown = [output_schema(job.id, output, context.storage, context.settings).model_dump() for output in job.outputs]
     return _line(
         {
@@ -410,7 +410,7 @@ def _result(context: AppContext, job: Ended) -> str:
     )
 
 
-def _error(job: Ended) -> dict[str, Any] | None:
+def _error(job: FinishedJob) -> dict[str, Any] | None:
     return None if job.error is None else ErrorSchema(code=job.error.code, message=job.error.message).model_dump()
 
 
@@ -443,8 +443,8 @@ _ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
     **responses(*ALWAYS, 404, 416),
 }
 Kind = Annotated[ArchiveFormat, Query(alias="format", description="`tar`: for very many images, and to go on later.")]
-FirstPlace = Annotated[int, Query(ge=1, le=LAST, description="Of the jobs of a part: the first one's place.")]
-LastPlace = Annotated[int, Query(ge=1, le=LAST, description="The last one's place; to the end if absent.")]
+FirstPlace = Annotated[int, Query(ge=1, le=LAST_SEQ, description="Of the jobs of a part: the first one's place.")]
+LastPlace = Annotated[int, Query(ge=1, le=LAST_SEQ, description="The last one's place; to the end if absent.")]
 Asked = Annotated[str | None, Header(alias="Range", description="One range of bytes, of a tar.", max_length=100)]
 Unchanged = Annotated[str | None, Header(alias="If-Range", description="The `ETag` of the first part.", max_length=200)]
 
@@ -461,7 +461,7 @@ def get_batch_archive(
     batch_id: BatchId,
     form: Kind = ArchiveFormat.ZIP,
     first: FirstPlace = 1,
-    last: LastPlace = LAST,
+    last: LastPlace = LAST_SEQ,
     asked: Asked = None,
     unchanged: Unchanged = None,
 ) -> Response:
@@ -488,7 +488,7 @@ def head_batch_archive(
     batch_id: BatchId,
     form: Kind = ArchiveFormat.ZIP,
     first: FirstPlace = 1,
-    last: LastPlace = LAST,
+    last: LastPlace = LAST_SEQ,
 ) -> Response:
     """The size of a download, and whether it can be had in parts."""
     found = _archive(context, _own(context, key.tenant_id, batch_id), form, (first, last), None, None)
@@ -506,7 +506,7 @@ def _archive(
 ) -> Response:
     if jobs[0] > jobs[1]:
         raise BadInput.of("last", jobs[1], "must not be less than first")
-    some = "" if jobs == (1, LAST) else f".{jobs[0]}-{min(jobs[1], batch.counts.total)}"
+    some = "" if jobs == (1, LAST_SEQ) else f".{jobs[0]}-{min(jobs[1], batch.counts.total)}"
     name = f"{batch.id}{some}.{form.value}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Accel-Buffering": "no"}
     start = jobs[0], -1
@@ -520,7 +520,7 @@ def _archive(
         members = _members(context, batch.id, start, jobs[1])
         return StreamingResponse(archive.write_tar(members), media_type=media, headers=headers)
     with context.store.begin() as unit:
-        unit.batches.allow_long()
+        unit.batches.allow_long_statements()
         size = unit.batches.archive_bytes(batch.id, archive.BLOCK, jobs)
     total = size + len(archive.TAR_END)
     headers |= {"Accept-Ranges": "bytes", "ETag": f'"{name}"'}
@@ -551,8 +551,8 @@ def _tar_part(
     after, start = (jobs[0], -1), 0
     if first:
         with context.store.begin() as unit:
-            unit.batches.allow_long()
-            place = unit.batches.archive_place(batch_id, archive.BLOCK, first, jobs)
+            unit.batches.allow_long_statements()
+            place = unit.batches.archive_position(batch_id, archive.BLOCK, first, jobs)
         if place is None:
             yield from archive.cut([archive.TAR_END], first - size, length)
             return
@@ -719,7 +719,7 @@ def _rearranged(context: AppContext, tenant_id: str, batch_id: str) -> BatchSche
     until = time.monotonic() + FOLLOW_SECONDS
     while True:
         with context.store.begin() as unit:
-            if lifecycle.rearrange(unit, batch_id):
+            if lifecycle.propagate_batch(unit, batch_id):
                 break
         if time.monotonic() > until:
             context.cleanup.wake()
@@ -740,7 +740,7 @@ def delete_batch(
     Rows go first and images after them, in the background: what breaks in between goes on by itself.
     """
     with context.store.begin() as unit:
-        found = lifecycle.batch_holdings(unit, key.tenant_id, batch_id)
+        found = lifecycle.batch_contents(unit, key.tenant_id, batch_id)
         if not dry_run:
             lifecycle.delete_batch(unit, key.tenant_id, batch_id)
     if not dry_run:

@@ -114,8 +114,8 @@ def cancel_jobs(context: Context, key: Submitter, request: SelectionRequest) -> 
     """
     chosen = request.selection()
     with context.store.begin() as unit:
-        unit.batches.allow_long()
-        matched = unit.selections.cancelable(key.tenant_id, chosen)
+        unit.batches.allow_long_statements()
+        matched = unit.bulk_actions.count_cancelable(key.tenant_id, chosen)
     if request.dry_run or not matched:
         return CancelReport(matched=matched, canceled=0, stopping=0, complete=True)
     return cancel_selection(context, key.tenant_id, chosen, matched)
@@ -145,7 +145,7 @@ def retry_jobs(context: Context, key: Submitter, request: SelectionRequest) -> R
     chosen = request.selection()
     with context.store.begin() as unit:
         if request.dry_run:
-            unit.batches.allow_long()
-            return RetryReport(matched=unit.selections.repeatable(key.tenant_id, chosen).total, submitted=0)
+            unit.batches.allow_long_statements()
+            return RetryReport(matched=unit.bulk_actions.count_retryable(key.tenant_id, chosen).total, submitted=0)
         made = lifecycle.retry_selected(unit, key.tenant_id, chosen)
     return RetryReport(matched=made, submitted=made)

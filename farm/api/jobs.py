@@ -166,7 +166,7 @@ async def resolved(context: AppContext, tenant_id: str, request: AnyJobRequest) 
 
 def _before(context: AppContext, tenant_id: str, name: IdempotencyKey) -> Job | None:
     with context.store.begin() as unit:
-        return lifecycle.submitted(unit, tenant_id, name)
+        return lifecycle.find_submitted(unit, tenant_id, name)
 
 
 def store_job(context: AppContext, tenant_id: str, new: NewJob, name: IdempotencyKey | None) -> tuple[Job, bool]:

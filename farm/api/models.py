@@ -27,7 +27,12 @@ def list_models(context: Context, _: Reader) -> ModelList:
                 model,
                 [worker.info.name for worker in workers if model.id in worker.models],
                 next(
-                    (one.alone for worker in workers for one in worker.loaded if one.model == model.id and one.alone),
+                    (
+                        one.runs_alone
+                        for worker in workers
+                        for one in worker.loaded
+                        if one.model == model.id and one.runs_alone
+                    ),
                     None,
                 ),
             )

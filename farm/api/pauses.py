@@ -15,7 +15,7 @@ from farm.api.schemas import Schema
 from farm.domain import ids
 from farm.errors import NotFound
 from farm.store.events import QUEUE_CHANNEL
-from farm.store.unit_of_work import Unit
+from farm.store.unit_of_work import UnitOfWork
 
 router: Final = APIRouter(prefix="/v1/pauses", tags=["pauses"], route_class=AuthenticatedRoute)
 
@@ -96,11 +96,11 @@ def _known(context: AppContext, model_id: str) -> None:
         raise NotFound("model", model_id)
 
 
-def _resumed(unit: Unit) -> PausesSchema:
+def _resumed(unit: UnitOfWork) -> PausesSchema:
     unit.events.notify(QUEUE_CHANNEL)
     return _now(unit)
 
 
-def _now(unit: Unit) -> PausesSchema:
+def _now(unit: UnitOfWork) -> PausesSchema:
     stopped = unit.pauses.now()
     return PausesSchema(farm=stopped.farm, models=sorted(stopped.models), tenants=list(stopped.tenants))

@@ -305,7 +305,7 @@ class WorkerSchema(Schema):
             prefetch=worker.info.prefetch,
             holds=worker.holds,
             models=list(worker.models),
-            loaded=[LoadedSchema(model=one.model, bytes=one.bytes, runs_alone=one.alone) for one in worker.loaded],
+            loaded=[LoadedSchema(model=one.model, bytes=one.bytes, runs_alone=one.runs_alone) for one in worker.loaded],
             tags=list(worker.info.tags),
             versions=worker.info.versions,
             started_at=worker.started_at,

@@ -8,11 +8,11 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.schemas import Schema
-from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, Disabled, Endpoint, Secret
+from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, DisabledReason, Endpoint, Secret
 from farm.domain.states import EventType
 from farm.domain.tasks import Moment, NoNul, Storable
 from farm.egress.guard import MAX_URL
-from farm.store.deliveries import Attempt, Delivery
+from farm.store.deliveries import Delivery, DeliveryAttempt
 from farm.webhooks import signature
 
 #: What can be subscribed to: `farm.domain.endpoint.SUBSCRIBABLE`, as a type.
@@ -110,8 +110,8 @@ class EndpointSchema(Schema):
     failing_since: datetime | None
     paused_until: datetime | None = Field(description="Nothing is sent before: it asked for that, or fails too often.")
     disabled_at: datetime | None
-    disabled_reason: Disabled | None = Field(
-        description="`gone`: it answered 410. `failing`: for days. `asked`: by one of your keys."
+    disabled_reason: DisabledReason | None = Field(
+        description="`gone`: it answered 410. `failing`: for days. `requested`: by one of your keys."
     )
     public_keys: list[PublicKeySchema] = Field(
         description="Where `v1a` signatures were asked for: those that sign now, newest first."
@@ -230,7 +230,7 @@ class AttemptSchema(Schema):
     answer: str = Field(description="The beginning of the answer's body.")
 
     @classmethod
-    def of(cls, attempt: Attempt) -> Self:
+    def of(cls, attempt: DeliveryAttempt) -> Self:
         """The attempt as it was noted."""
         return cls(
             number=attempt.number,

@@ -183,7 +183,7 @@ def delete_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId) -
     cleared = _AT_ONCE
     while cleared == _AT_ONCE:  # in parts: a million deliveries must not be one transaction
         with context.store.begin() as unit:
-            cleared = unit.webhooks.clear(key.tenant_id, endpoint_id, _AT_ONCE)
+            cleared = unit.webhooks.delete_deliveries(key.tenant_id, endpoint_id, _AT_ONCE)
             if cleared < _AT_ONCE:
                 unit.webhooks.remove(key.tenant_id, endpoint_id)
     return EndpointSchema.of(last)

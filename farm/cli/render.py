@@ -226,7 +226,7 @@ def compare(old: bytes, new: bytes) -> Verdict:
 
 def request_in(data: bytes, path: Path) -> dict[str, Any]:
     """The request that renders this image again. Raises `BadInput` if the image carries no recipe."""
-    from farm.domain.recipe import request_again
+    from farm.domain.recipe import request_from_recipe
     from farm.objects import recipes
 
     text = recipes.read(data)
@@ -234,7 +234,7 @@ def request_in(data: bytes, path: Path) -> dict[str, Any]:
         raise BadInput.of(
             "file", str(path), f"{path} carries no recipe: it was not made by a farm, or another program saved it again"
         )
-    return request_again(text)
+    return request_from_recipe(text)
 
 
 def size_of(text: str | None) -> tuple[int | None, int | None]:

@@ -406,7 +406,7 @@ class Endpoint:
     events: tuple[str, ...]
     enabled: bool
     one_off: bool  #: made for the ``webhook`` of jobs
-    disabled_reason: str | None  #: ``gone``, ``failing`` or ``asked``
+    disabled_reason: str | None  #: ``gone``, ``failing`` or ``requested``
     failing_since: datetime | None
     created_at: datetime | None
     secret: str | None = field(repr=False)  #: only in the answer that made it
@@ -448,7 +448,7 @@ class EndpointSecret:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class DeliveryAttempt:
     """One request of a delivery and what came back."""
 
     number: int
@@ -473,7 +473,7 @@ class Delivery:
     error: str | None
     next_try_at: datetime | None
     created_at: datetime | None
-    attempts: tuple[Attempt, ...]  #: only of a delivery that was asked for by its id
+    attempts: tuple[DeliveryAttempt, ...]  #: only of a delivery that was asked for by its id
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -491,7 +491,7 @@ class Delivery:
             next_try_at=_time(raw.get("next_try_at")),
             created_at=_time(raw.get("created_at")),
             attempts=tuple(
-                Attempt(
+                DeliveryAttempt(
                     int(one["number"]),
                     _time(one.get("at")),
                     one.get("status"),

@@ -30,7 +30,7 @@ from farm.store.events import QUEUE_CHANNEL
 from farm.store.listen import Listener
 from farm.store.queue import Mark
 from farm.store.tenants import Standing
-from farm.store.unit_of_work import Store, Unit
+from farm.store.unit_of_work import Store, UnitOfWork
 
 log = structlog.stdlib.get_logger()
 
@@ -137,20 +137,20 @@ class Dispatcher:
             sent = lifecycle.dispatch(unit, decision.assignments, self._settings.dispatch_lease_seconds)
             if len(sent) < len(decision.assignments) and not careful:
                 raise _NotToBeHad
-            unit.tenants.keep_standings(
+            unit.tenants.save_share_states(
                 [Standing(one.tenant_id, one.vtime, one.backlogged) for one in decision.standings]
             )
-            unit.backlog.keep_marks(
+            unit.queues.save_states(
                 [Mark(one.tenant_id, one.priority, one.model, one.skips, one.served_at) for one in decision.marks]
             )
         return sent, decision
 
-    def _decide(self, unit: Unit, *, careful: bool) -> Decision:
+    def _decide(self, unit: UnitOfWork, *, careful: bool) -> Decision:
         """Read the state, few statements whatever the backlog, and apply the policy to it.
 
         Raises `BrokerUnavailable`.
         """
-        rooms = unit.workers.with_room()
+        rooms = unit.workers.with_free_slots()
         seats = [
             Seat(worker, room, models, prefetch, memory, tags, draining)
             for worker, draining, _, room, prefetch, models, memory, tags in rooms
@@ -164,8 +164,8 @@ class Dispatcher:
         ]
         # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
         limit = 2 * min(room, self._rules.max_assignments)
-        found = unit.backlog.to_be_had(limit) if careful else unit.backlog.lines(limit)
-        failed = unit.failures.of([job_id for line in found for job_id in line.failed])
+        found = unit.queues.read_available(limit) if careful else unit.queues.read(limit)
+        failed = unit.job_failures.workers_of([job_id for line in found for job_id in line.failed])
         stopped = unit.pauses.now()
         policy = functools.partial(
             choose,

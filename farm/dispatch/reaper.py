@@ -56,7 +56,7 @@ class Reaper:
         with self.store.begin() as unit:
             if unit.database_uptime() < self._grace_seconds:
                 return
-            silent = unit.workers.silent(self.settings.heartbeat_seconds * MISSED_BEATS)
+            silent = unit.workers.mark_silent_offline(self.settings.heartbeat_seconds * MISSED_BEATS)
             reaped = lifecycle.reap(unit)
             expired = lifecycle.expire(unit)
         metrics.LEASES_EXPIRED.inc(len(reaped))
@@ -67,17 +67,17 @@ class Reaper:
         for job_id in expired:
             log.info("deadline passed", action="deadline_exceeded", job=job_id)
         if now >= self._next_measure:
-            self._next_measure = now + lifecycle.STORAGE_SECONDS
+            self._next_measure = now + lifecycle.STORAGE_CHECK_SECONDS
             with self.store.begin() as unit:
                 unit.usage.measure_storage()
             with self.store.begin() as unit:
-                forgotten = lifecycle.forget(unit)
-                strays = lifecycle.clean_up(unit)
-            if forgotten >= lifecycle.FORGET_AT_ONCE:
+                forgotten = lifecycle.delete_expired(unit)
+                strays = lifecycle.collect_orphans(unit)
+            if forgotten >= lifecycle.RETENTION_CHUNK:
                 self._next_measure = now + REAP_SECONDS  # go on soon, and let the rounds through
             if forgotten or strays:
                 log.info("forgot", action="retention", forgotten=forgotten, strays=strays)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             with self.store.begin() as unit:
-                unit.jobs.forget_keys(KEY_AGE_SECONDS)
+                unit.jobs.delete_keys(KEY_AGE_SECONDS)

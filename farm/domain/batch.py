@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from farm.domain.job import NewJob
-from farm.domain.resolve import DRAWN_SEEDS
+from farm.domain.resolve import RANDOM_SEED_LIMIT
 from farm.domain.states import Priority
 from farm.domain.tasks import MAX_SEED
 from farm.errors import BadInput, FieldProblem
@@ -47,7 +47,7 @@ class NewBatch:
     webhook: str | None = None  #: told of the batch's own events
 
 
-class Own(NamedTuple):
+class EntryOverrides(NamedTuple):
     """What one of many alike entries has of its own."""
 
     prompt: str
@@ -58,12 +58,12 @@ class Own(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BatchEntry:
     """One job of a batch about to be submitted, and where it was written."""
 
     line: int  #: 1-based line of the body, or place in the list
     job: NewJob
-    own: Own | None = None  #: what it has instead of the job's, where many entries share one job
+    overrides: EntryOverrides | None = None  #: what it has instead of the job's, where many entries share one job
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Staged:
 
     total: int
     cost: float  #: megapixel-steps
-    twice: int = 0  #: entries that were dropped because their ``custom_id`` had come before
+    duplicates: int = 0  #: entries that were dropped because their ``custom_id`` had come before
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Counts:
+class JobCounts:
     """How many of a batch's jobs are in each state."""
 
     total: int
@@ -99,13 +99,13 @@ class Counts:
     canceled: int
 
     @property
-    def ended(self) -> int:
+    def finished(self) -> int:
         """Jobs that are over."""
         return self.succeeded + self.failed + self.canceled
 
 
 @dataclass(frozen=True)
-class Holdings:
+class BatchContents:
     """What a batch consists of, and what deleting it removes."""
 
     jobs: int
@@ -121,20 +121,20 @@ class Batch:
     tenant_id: str
     name: str | None
     metadata: Mapping[str, str]
-    counts: Counts
+    counts: JobCounts
     cost: float  #: megapixel-steps, of all its jobs
     skipped: int  #: lines that were refused when it was submitted with ``on_error=skip``
     error_key: str | None  #: the object that reports them
     retry_of: str | None
     created_at: datetime
-    first_ended_at: datetime | None  #: when the first of its jobs was over
+    first_finished_at: datetime | None  #: when the first of its jobs was over
     finished_at: datetime | None  #: when the last one was
     cancel_requested_at: datetime | None
     webhook: str | None  #: told of the batch's own events
     priority: Priority | None  #: of all its jobs; None: each has its own
     paused_at: datetime | None
     paused_seconds: float  #: that it was paused since its first job ended, but for the pause that lasts
-    rearranging: bool  #: whether its jobs still follow a pause, the end of one, a new priority, or a cancel
+    propagating: bool  #: whether its jobs still follow a pause, the end of one, a new priority, or a cancel
     read_at: datetime  #: the database's time of this look
 
     @property
@@ -149,11 +149,11 @@ class Batch:
     @property
     def jobs_per_second(self) -> float | None:
         """The measured speed since its first job ended, pauses left out; None until two have."""
-        if self.first_ended_at is None or self.counts.ended < 2:
+        if self.first_finished_at is None or self.counts.finished < 2:
             return None
         until = self.finished_at or self.paused_at or self.read_at
-        seconds = (until - self.first_ended_at).total_seconds() - self.paused_seconds
-        return (self.counts.ended - 1) / seconds if seconds > 0 else None
+        seconds = (until - self.first_finished_at).total_seconds() - self.paused_seconds
+        return (self.counts.finished - 1) / seconds if seconds > 0 else None
 
     @property
     def eta_seconds(self) -> float | None:
@@ -163,7 +163,7 @@ class Batch:
         if self.state is BatchState.PAUSED:
             return None
         speed = self.jobs_per_second
-        return (self.counts.total - self.counts.ended) / speed if speed else None
+        return (self.counts.total - self.counts.finished) / speed if speed else None
 
 
 # -- sweeps ----------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class SeedPlan(StrEnum):
     """How the repeats of one combination get their seeds."""
 
     CONSECUTIVE = "consecutive"  #: the job's seed, or one drawn for the whole sweep, and those that follow it
-    DRAWN = "drawn"  #: each job its own
+    RANDOM = "random"  #: each job its own
 
 
 def sweep_size(groups: Sequence[Mapping[str, Sequence[object]]], repeats: int) -> int:
@@ -212,7 +212,7 @@ def sweep(
     stays one of a kind, and so it does with every later group that it is multiplied by.
     """
     sizes = [len(next(iter(group.values()))) for group in groups]
-    base = secrets.randbelow(DRAWN_SEEDS)
+    base = secrets.randbelow(RANDOM_SEED_LIMIT)
     named = next((number for number, group in enumerate(groups) if "custom_id" in group), None)
     copies = repeats * math.prod(size for number, size in enumerate(sizes) if number != named)
     used: dict[int, int] = {}
@@ -231,7 +231,7 @@ def sweep(
                 first = base if seed is None else seed
                 step = _images(one)
                 one["seed"] = (first + repeat * step) % (MAX_SEED + 1) if first >= 0 else first
-            elif seeds is SeedPlan.DRAWN and repeat > 0:
+            elif seeds is SeedPlan.RANDOM and repeat > 0:
                 one["seed"] = None
             if named is not None and copies > 1 and isinstance(one["custom_id"], str):
                 number = used.get(chosen[named], 0)

@@ -31,12 +31,12 @@ class DeliveryState(StrEnum):
     DEAD = "dead"  #: given up after the last try of the schedule
 
 
-class Disabled(StrEnum):
+class DisabledReason(StrEnum):
     """Why an endpoint gets nothing more."""
 
     GONE = "gone"  #: it answered 410
     FAILING = "failing"  #: it failed for days
-    ASKED = "asked"  #: its tenant wanted so
+    REQUESTED = "requested"  #: its tenant wanted so
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Endpoint:
     failures: int  #: tries that failed in a row
     failing_since: datetime | None
     disabled_at: datetime | None
-    disabled_reason: Disabled | None
+    disabled_reason: DisabledReason | None
     created_at: datetime
 
     @property

@@ -38,7 +38,7 @@ def uuids(count: int) -> list[UUID]:
     return [UUID(int=head | part >> 68 << 64 | part & (1 << 62) - 1) for part in parts]
 
 
-class Series:
+class IdSeries:
     """Ids of one kind that ascend in the order of their numbers, however many fall into one millisecond."""
 
     def __init__(self, kind: str) -> None:

@@ -6,17 +6,13 @@ import math
 import tomllib
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from farm.domain.tasks import SIDE_MULTIPLE, Scheduler, Task
+from farm.domain.tasks import SIDE_MULTIPLE, FrozenValue, Scheduler, Task
 from farm.errors import SetupError
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelDefaults(_Value):
+class ModelDefaults(FrozenValue):
     """What a request gets that leaves these open."""
 
     width: int = 512  #: pixels
@@ -29,7 +25,7 @@ class ModelDefaults(_Value):
     exact: bool = True
 
 
-class ModelLimits(_Value):
+class ModelLimits(FrozenValue):
     """The sizes a model renders."""
 
     min_side: int = 64  #: pixels
@@ -38,7 +34,7 @@ class ModelLimits(_Value):
     max_outputs: int = 8  #: images per job
 
 
-class LoraFile(_Value):
+class LoraFile(FrozenValue):
     """A LoRA that jobs of a model may wear."""
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
@@ -48,7 +44,7 @@ class LoraFile(_Value):
     description: str = ""
 
 
-class Model(_Value):
+class Model(FrozenValue):
     """One entry of the registry."""
 
     id: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
@@ -62,7 +58,8 @@ class Model(_Value):
     limits: ModelLimits = ModelLimits()
     memory_bytes: int | None = Field(None, gt=0)  #: of a device, for the weights and a job; None: any device is tried
     tags: tuple[str, ...] = ()  #: a worker must have all of them
-    vocabulary: dict[str, tuple[str, ...]] = {}  #: words the model knows, by kind, where it knows only some
+    #: words the model knows, by kind, where it knows only some
+    vocabulary: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     example_prompts: tuple[str, ...] = ()
     loras: tuple[LoraFile, ...] = ()  #: what its jobs may name
 
@@ -89,7 +86,7 @@ class Model(_Value):
         return fitted
 
 
-class Registry(_Value):
+class Registry(FrozenValue):
     """The models of a farm, in the order of the file: the first that does a task is its default."""
 
     models: tuple[Model, ...]

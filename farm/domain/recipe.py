@@ -47,16 +47,16 @@ def parameters_text(spec: JobSpec, index: int) -> str:
     return "\n".join(lines)
 
 
-def farm_json(spec: JobSpec, index: int, made_with: dict[str, object]) -> str:
+def recipe_json(spec: JobSpec, index: int, made_with: dict[str, object]) -> str:
     """The complete form, of one image: output ``index`` as a job of its own.
 
     ``made_with``: model revision, dtype, device kind, library versions.
     """
-    body = {"version": VERSION, "spec": _portable(alone(spec, index)), "made_with": made_with}
+    body = {"version": VERSION, "spec": _portable(single_output(spec, index)), "made_with": made_with}
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def alone(spec: JobSpec, index: int) -> JobSpec:
+def single_output(spec: JobSpec, index: int) -> JobSpec:
     """The spec that renders output ``index`` and nothing else."""
     return spec.model_copy(update={"seed": spec.seed_of(index), "num_images_per_prompt": 1})
 
@@ -68,7 +68,7 @@ def _portable(spec: JobSpec) -> dict[str, object]:
     return body
 
 
-def request_again(text: str) -> dict[str, object]:
+def request_from_recipe(text: str) -> dict[str, object]:
     """From the ``farm`` JSON of an image, the request that renders that one image again.
 
     Raises `BadInput` if the text is not a recipe.

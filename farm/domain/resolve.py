@@ -21,17 +21,17 @@ from farm.errors import BadInput, FieldProblem
 
 #: PNDM is a four-step method: with fewer, diffusers' scheduler runs off the end of its history.
 PNDM_STEPS = 4
-DRAWN_SEEDS = 2**32  #: drawn seeds stay below this, so that they can be copied through tools that hold 32 bits
+RANDOM_SEED_LIMIT = 2**32  #: drawn seeds stay below this, so that they can be copied through tools that hold 32 bits
 
-LONGEST_WAIT = timedelta(days=366)  #: how far ahead a job's times may lie
+MAX_SCHEDULE_AHEAD = timedelta(days=366)  #: how far ahead a job's times may lie
 
 
 def check_times(request: AnyJobRequest, now: datetime) -> list[FieldProblem]:
     """What is wrong with the request's ``not_before`` and ``deadline``."""
     found = []
     for name, moment in (("not_before", request.not_before), ("deadline", request.deadline)):
-        if moment is not None and moment > now + LONGEST_WAIT:
-            message = f"is more than {LONGEST_WAIT.days} days ahead: name an earlier time"
+        if moment is not None and moment > now + MAX_SCHEDULE_AHEAD:
+            message = f"is more than {MAX_SCHEDULE_AHEAD.days} days ahead: name an earlier time"
             found.append(FieldProblem(name, moment.isoformat(), message))
     begin, end = request.not_before, request.deadline
     if end is not None and end <= now:
@@ -116,7 +116,7 @@ def resolve(request: AnyJobRequest, model: Model, images: Mapping[str, InputImag
         num_inference_steps=steps,
         guidance_scale=model.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         scheduler=scheduler,
-        seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+        seed=secrets.randbelow(RANDOM_SEED_LIMIT) if request.seed is None else request.seed,
         num_images_per_prompt=request.num_images_per_prompt,
         width=width,
         height=height,

@@ -116,18 +116,20 @@ InputReference = Annotated[
 ]
 
 
-class _Value(BaseModel):
+class FrozenValue(BaseModel):
+    """Base of values that are validated once and never change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class Lora(_Value):
+class Lora(FrozenValue):
     """A LoRA of the model's registry entry, and how strongly it is worn."""
 
     name: str = Field(min_length=1, max_length=100, description="One of the model's `loras` in `GET /v1/models`.")
     scale: Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)] = 1.0
 
 
-class JobRequest(_Value):
+class JobRequest(FrozenValue):
     """What every task takes. Fields left out are decided by the model's defaults; a seed is drawn and returned."""
 
     model: str | None = Field(
@@ -216,7 +218,7 @@ INPUT_FIELDS: Final[dict[Task, tuple[str, ...]]] = {
 }
 
 
-class InputImage(_Value):
+class InputImage(FrozenValue):
     """A stored input image, named by its content."""
 
     sha256: str
@@ -226,7 +228,7 @@ class InputImage(_Value):
     height: int  #: pixels
 
 
-class JobSpec(_Value):
+class JobSpec(FrozenValue):
     """All that decides what a job renders: nothing is left open. Stored as JSON with the job."""
 
     task: Task

@@ -42,12 +42,12 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True)
-class LoadedOn:
+class ResidentModel:
     """A model in a worker's memory, as the worker tells."""
 
     model: str
     bytes: int  #: of its weights
-    alone: str | None = None  #: why its jobs do not share forwards, if that was seen
+    runs_alone: str | None = None  #: why its jobs do not share forwards, if that was seen
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Worker:
     holds: int  #: jobs dispatched to it or running on it
     started_at: datetime
     heartbeat_at: datetime
-    loaded: tuple[LoadedOn, ...] = ()  #: what it says of those models
+    loaded: tuple[ResidentModel, ...] = ()  #: what it says of those models
     drained_reason: str | None = None  #: why it gets nothing, also after a restart; None: nobody drained it
     stopping: bool = False  #: whether its process was asked to end and has not yet
 

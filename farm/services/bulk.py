@@ -24,9 +24,9 @@ from pydantic import TypeAdapter, ValidationError, create_model
 
 from farm import lifecycle
 from farm.domain import ids
-from farm.domain.batch import Batch, Entry, Estimate, NewBatch, OnError, Own, Staged
+from farm.domain.batch import Batch, BatchEntry, EntryOverrides, Estimate, NewBatch, OnError, Staged
 from farm.domain.job import NewJob
-from farm.domain.resolve import DRAWN_SEEDS, check_times, choose_model, resolve
+from farm.domain.resolve import RANDOM_SEED_LIMIT, check_times, choose_model, resolve
 from farm.domain.tasks import AnyJobRequest, InputImage, JobRequest
 from farm.egress import guard
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
@@ -35,7 +35,7 @@ from farm.objects import keys
 from farm.services import bulk_parsers, inputs, validation
 from farm.services.bulk_parsers import BulkLine, RefusedLine
 from farm.services.context import ServiceContext
-from farm.store.unit_of_work import Unit
+from farm.store.unit_of_work import UnitOfWork
 
 SHOWN: Final = 1_000  #: problems that an answer has in itself
 KNOWN_INPUTS: Final = 10_000  #: images and webhooks that are remembered while a body is read
@@ -124,7 +124,7 @@ class LineValidator:
         self._fetching_seconds = 0.0
         self._templates: dict[tuple[Any, ...], NewJob] = {}
 
-    def job(self, body: Mapping[str, Any]) -> tuple[NewJob, Own | None]:
+    def job(self, body: Mapping[str, Any]) -> tuple[NewJob, EntryOverrides | None]:
         """The job that a request asks for, and what it has instead of it. Raises `BadInput` with every problem found.
 
         Lines of one body mostly differ in what is `PER_LINE_FIELDS` to each: what the rest comes to is worked out once.
@@ -150,8 +150,10 @@ class LineValidator:
             checked = _PER_LINE_FIELDS.validate_python(own)
         except ValidationError:
             return self._whole(body), None  # tells of everything that is wrong
-        seed = secrets.randbelow(DRAWN_SEEDS) if checked.seed is None else checked.seed
-        return template, Own(checked.prompt, checked.negative_prompt, seed, checked.custom_id, checked.metadata)
+        seed = secrets.randbelow(RANDOM_SEED_LIMIT) if checked.seed is None else checked.seed
+        return template, EntryOverrides(
+            checked.prompt, checked.negative_prompt, seed, checked.custom_id, checked.metadata
+        )
 
     def _whole(self, body: Mapping[str, Any]) -> NewJob:
         try:
@@ -276,7 +278,7 @@ def submit(
             raise _refused(context, tenant_id, batch_id, reports)
         staged = _without_twice(unit, staged, reports)
         if order.dry_run:
-            speed = unit.batches.speed()
+            speed = unit.batches.throughput()
             seconds = staged.cost / speed if speed else None
             estimate = Estimate(staged.total, staged.cost, seconds, reports.lines, tuple(reports.first))
             return estimate, False
@@ -301,18 +303,18 @@ def _before(
 ) -> Batch | None:
     """The batch that an earlier request with this key made, once the body is read and known to be the same."""
     with context.store.begin() as unit:
-        if unit.jobs.held_key(tenant_id, name) is None:
+        if unit.jobs.find_key(tenant_id, name) is None:
             return None
     with contextlib.suppress(BadInput):
         for _ in found:
             pass
     with context.store.begin() as unit:
-        return lifecycle.batch_submitted(unit, tenant_id, IdempotencyKey(name, digest()))
+        return lifecycle.find_submitted_batch(unit, tenant_id, IdempotencyKey(name, digest()))
 
 
 def _entries(
     checker: LineValidator, found: Iterable[BulkLine], reports: ErrorReport, limit: int | None
-) -> Iterator[Entry]:
+) -> Iterator[BatchEntry]:
     taken = 0
     for number, body in found:
         if isinstance(body, FieldProblem):
@@ -329,16 +331,16 @@ def _entries(
         if limit is not None and taken >= limit:
             raise QuotaExceeded("with these jobs more would wait than the tenant's limit allows")
         taken += 1
-        yield Entry(number, job, own)
+        yield BatchEntry(number, job, own)
 
 
-def _without_twice(unit: Unit, staged: Staged, reports: ErrorReport) -> Staged:
+def _without_twice(unit: UnitOfWork, staged: Staged, reports: ErrorReport) -> Staged:
     """Report every ``custom_id`` that came before, and drop its later entries."""
     twice = False
-    for line, custom_id, first in unit.batches.twice():
+    for line, custom_id, first in unit.batches.duplicates():
         twice = True
         reports.add(line, [FieldProblem("custom_id", custom_id, f"is the custom_id of line {first}, too")])
-    return unit.batches.drop_twice() if twice else staged
+    return unit.batches.drop_duplicates() if twice else staged
 
 
 def _limit(context: ServiceContext, tenant_id: str) -> int | None:

@@ -51,9 +51,9 @@ class CleanupThread:
     def run_once(self) -> None:
         """Do all that there is to do. Raises FarmError where a server does not answer; the next look goes on."""
         with self._store.begin() as unit:
-            unfinished = unit.batches.unfinished()
+            unfinished = unit.batches.pending_changes()
         for batch_id, deleted in unfinished:
-            step = lifecycle.clear_batch if deleted else lifecycle.rearrange
+            step = lifecycle.purge_batch if deleted else lifecycle.propagate_batch
             while not self._stopping:
                 with self._store.begin() as unit:
                     if step(unit, batch_id):
@@ -65,13 +65,13 @@ class CleanupThread:
     def _remove(self) -> bool:
         """Remove some objects and forget their names, in that order; returns whether there were any."""
         with self._store.begin() as unit:
-            doomed = unit.doomed.take(AT_ONCE)
+            doomed = unit.pending_deletions.take(AT_ONCE)
             found: list[str] = []
             for key in doomed:
                 found += [one.key for one in self._storage.list(key)] if key.endswith("/") else [key]
             for start in range(0, len(found), AT_ONCE):
                 self._storage.delete_many(found[start : start + AT_ONCE])
-            unit.doomed.done(doomed)
+            unit.pending_deletions.remove(doomed)
         return bool(doomed)
 
     def _run(self) -> None:

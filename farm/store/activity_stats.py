@@ -34,7 +34,7 @@ _SPAN: Final = text("""
 """)
 
 
-def _tally(events: str) -> Any:
+def _counts(events: str) -> Any:
     return (
         text(f"""
         SELECT floor(extract(epoch FROM now() - event.created_at) / :bucket) AS age, event.type,
@@ -51,11 +51,11 @@ def _tally(events: str) -> Any:
     )
 
 
-_SAMPLED: Final = _tally("""
+_SAMPLED: Final = _counts("""
     generate_series(CAST(:low AS bigint), CAST(:high AS bigint), CAST(:stride AS bigint)) AS number
     JOIN event ON event.id = number
 """)
-_WHOLE: Final = _tally("""
+_WHOLE: Final = _counts("""
     tenant CROSS JOIN unnest(ARRAY['job.succeeded', 'job.failed']) AS kind CROSS JOIN LATERAL (
         SELECT * FROM event
         WHERE event.tenant_id = tenant.id AND event.type = kind AND event.id BETWEEN :low AND :high
@@ -83,32 +83,32 @@ _LATEST: Final = (
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ActivityBucket:
     """What ended in one stretch of time."""
 
-    age: int  #: stretches ago: 0 is the one that ends now
+    age: int  #: buckets ago: 0 is the one that ends now
     outputs: float
     failed: dict[str, float]  #: jobs, by error code
 
 
 @dataclass(frozen=True)
-class Tally:
-    """What ended in several stretches of time of equal length."""
+class ActivityCounts:
+    """What ended in several buckets of time of equal length."""
 
     seconds: float  #: of all of them
-    stretches: tuple[Stretch, ...]  #: newest first; none is left out
+    buckets: tuple[ActivityBucket, ...]  #: newest first; none is left out
     exact: bool  #: whether every event was read, rather than every n-th
 
     @property
     def outputs(self) -> float:
         """In all of them."""
-        return sum(one.outputs for one in self.stretches)
+        return sum(one.outputs for one in self.buckets)
 
     @property
     def failed(self) -> dict[str, float]:
         """Jobs by error code in all of them, most frequent first."""
         found: dict[str, float] = {}
-        for one in self.stretches:
+        for one in self.buckets:
             for code, count in one.failed.items():
                 found[code] = found.get(code, 0) + count
         return dict(sorted(found.items(), key=lambda item: -item[1]))
@@ -127,35 +127,35 @@ class RecentOutput:
     finished_at: datetime
 
 
-class Activity:
+class ActivityStats:
     """Ends of jobs, as time goes by."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def tally(self, seconds: float, stretches: int, tenant_id: str | None = None) -> Tally:
-        """What ended in the last ``seconds``, in so many stretches; of one tenant, or of all."""
+    def counts(self, seconds: float, buckets: int, tenant_id: str | None = None) -> ActivityCounts:
+        """What ended in the last ``seconds``, in so many buckets; of one tenant, or of all."""
         low, high = self._session.execute(_SPAN, {"seconds": seconds}).one()
-        found: list[tuple[float, dict[str, float]]] = [(0.0, {}) for _ in range(stretches)]
+        found: list[tuple[float, dict[str, float]]] = [(0.0, {}) for _ in range(buckets)]
         stride = 1
         if low is not None and high is not None and low <= high:
             stride = max(1, -(-(high - low + 1) // SAMPLE))
-            values = {"seconds": seconds, "bucket": seconds / stretches, "low": low, "high": high} | _whose(tenant_id)
+            values = {"seconds": seconds, "bucket": seconds / buckets, "low": low, "high": high} | _whose(tenant_id)
             rows = self._session.execute(_SAMPLED, values | {"stride": stride}).all()
             if stride > 1 and stride * sum(row.events for row in rows) <= SAMPLE:
                 stride = 1  # most of what happened is of other kinds
                 rows = self._session.execute(_WHOLE, values).all()
             for row in rows:
-                place = min(max(int(row.age), 0), stretches - 1)
+                place = min(max(int(row.age), 0), buckets - 1)
                 outputs, failed = found[place]
                 if row.type == "job.succeeded":
                     outputs += row.outputs * stride
                 else:
                     failed[row.code or "unknown"] = failed.get(row.code or "unknown", 0) + row.events * stride
                 found[place] = outputs, failed
-        return Tally(seconds, tuple(Stretch(age, *one) for age, one in enumerate(found)), stride == 1)
+        return ActivityCounts(seconds, tuple(ActivityBucket(age, *one) for age, one in enumerate(found)), stride == 1)
 
-    def latest(self, limit: int, tenant_id: str | None = None) -> list[RecentOutput]:
+    def latest_outputs(self, limit: int, tenant_id: str | None = None) -> list[RecentOutput]:
         """The outputs that were finished last, newest first; of one tenant, or of all."""
         rows = self._session.execute(_LATEST, {"limit": limit} | _whose(tenant_id))
         return [

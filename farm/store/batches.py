@@ -1,7 +1,7 @@
 """Batches in Postgres: streamed in through a staging table, counted as their jobs end, ended as a whole.
 
 A batch's row holds counters, so that looking at one of a million jobs reads one row. They are written once, at the very
-end of the transaction that ends jobs (`settle`): the row is hot, and is locked for as short as can be.
+end of the transaction that ends jobs (`flush_counters`): the row is hot, and is locked for as short as can be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from sqlalchemy import ARRAY, Uuid, bindparam, case, delete, func, insert, or_, 
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.batch import MILESTONES, Batch, BatchState, Counts, Entry, Holdings, NewBatch, Own, Staged
+from farm.domain.batch import (
+    MILESTONES,
+    Batch,
+    BatchContents,
+    BatchEntry,
+    BatchState,
+    EntryOverrides,
+    JobCounts,
+    NewBatch,
+    Staged,
+)
 from farm.domain.cost import cost
 from farm.domain.job import JobError, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
@@ -28,15 +38,15 @@ from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, Events
 from farm.store.tables import BatchRow, EventRow, JobRow, OutputRow
 
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
-LONG_SECONDS: Final = 600
-LAST: Final = 2**31 - 1  #: no job's place in its batch is behind this
-MOVE_AT_ONCE: Final = 100_000  #: jobs moved by one statement
-DELETE_AT_ONCE: Final = 5_000  #: jobs deleted by one statement, with their events and deliveries
+LONG_STATEMENT_SECONDS: Final = 600
+LAST_SEQ: Final = 2**31 - 1  #: no job's place in its batch is behind this
+PROPAGATE_CHUNK: Final = 100_000  #: jobs propagated by one statement
+DELETE_CHUNK: Final = 5_000  #: jobs deleted by one statement, with their events and deliveries
 _string: Final = json.encoder.encode_basestring  #: a text as JSON
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-PART: Final = 64 * 2**10  #: characters sent to COPY at once
-_OUTPUT: Final = ("index", "key", "sha256", "size", "width", "height", "content_type", "seed")
-TOLD_METADATA: Final = 8_000  #: characters of a batch's metadata that its events carry; more is left out
+COPY_CHUNK: Final = 64 * 2**10  #: characters sent to COPY at once
+_OUTPUT_COLUMNS: Final = ("index", "key", "sha256", "size", "width", "height", "content_type", "seed")
+MAX_EVENT_METADATA: Final = 8_000  #: characters of a batch's metadata that its events carry; more is left out
 
 _STAGING: Final = text("""
     CREATE TEMPORARY TABLE staged (
@@ -49,13 +59,13 @@ _COPY: Final = (
     "COPY staged (seq, line, id, task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook, "
     "not_before, deadline) FROM STDIN"
 )
-_TWICE: Final = text("""
+_DUPLICATES: Final = text("""
     SELECT line, custom_id, first FROM (
         SELECT seq, line, custom_id, first_value(line) OVER named AS first, row_number() OVER named AS time
         FROM staged WHERE custom_id IS NOT NULL WINDOW named AS (PARTITION BY custom_id ORDER BY seq)
     ) AS named WHERE time > 1 ORDER BY seq
 """)
-_DROP_TWICE: Final = text("""
+_DROP_DUPLICATES: Final = text("""
     DELETE FROM staged USING (
         SELECT seq, row_number() OVER (PARTITION BY custom_id ORDER BY seq) AS time
         FROM staged WHERE custom_id IS NOT NULL
@@ -68,14 +78,14 @@ _INSERT: Final = """
            greatest(not_before, now()), greatest(not_before, now()), deadline, :batch, {place}
     FROM staged
 """
-_OWNERS: Final = (bindparam("tenant", type_=Uuid), bindparam("batch", type_=Uuid))
-_UNSTAGE: Final = text(_INSERT.format(place="seq")).bindparams(*_OWNERS)
+_IDS: Final = (bindparam("tenant", type_=Uuid), bindparam("batch", type_=Uuid))
+_INSERT_STAGED: Final = text(_INSERT.format(place="seq")).bindparams(*_IDS)
 # where some were dropped
-_UNSTAGE_REST: Final = text(_INSERT.format(place="row_number() OVER (ORDER BY seq)") + "ORDER BY seq").bindparams(
-    *_OWNERS
+_INSERT_STAGED_REST: Final = text(_INSERT.format(place="row_number() OVER (ORDER BY seq)") + "ORDER BY seq").bindparams(
+    *_IDS
 )
-# The new jobs' ids ascend with their place: what `ids.Series` makes, in SQL.
-_AGAIN: Final = text("""
+# The new jobs' ids ascend with their place: what `ids.IdSeries` makes, in SQL.
+_COPY_UNSUCCESSFUL: Final = text("""
     INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
                      webhook, retry_of, batch_id, batch_seq)
     SELECT CAST(:prefix || lpad(to_hex(place), 8, '0') || substr(md5(random()::text), 1, 7) AS uuid),
@@ -88,24 +98,24 @@ _AGAIN: Final = text("""
 # A paused job keeps its place in its line, ten centuries later: the dispatcher's walk along a line ends at the present,
 # so it never meets what is paused, however much that is. Hours, because days differ in length by time zone.
 _CENTURIES: Final = "interval '8766000 hours'"
-_MOVE: Final = text(f"""
+_PROPAGATE: Final = text(f"""
     WITH wanted AS (
         SELECT id, priority, paused_at IS NOT NULL AS paused FROM batch WHERE id = :batch FOR KEY SHARE
-    ), stray AS (
+    ), outdated AS (
         SELECT job.id, wanted.priority, wanted.paused FROM job, wanted
         WHERE job.batch_id = wanted.id AND job.state IN ('queued', 'dispatched', 'running')
           AND (job.priority <> wanted.priority OR (job.queued_at > now() + {_CENTURIES} / 2) <> wanted.paused)
         LIMIT :at_once FOR UPDATE OF job SKIP LOCKED
-    ), moved AS (
-        UPDATE job SET priority = coalesce(stray.priority, job.priority), queued_at = CASE
-            WHEN stray.paused AND job.queued_at < now() + {_CENTURIES} / 2 THEN job.queued_at + {_CENTURIES}
-            WHEN NOT stray.paused AND job.queued_at > now() + {_CENTURIES} / 2 THEN job.queued_at - {_CENTURIES}
+    ), propagated AS (
+        UPDATE job SET priority = coalesce(outdated.priority, job.priority), queued_at = CASE
+            WHEN outdated.paused AND job.queued_at < now() + {_CENTURIES} / 2 THEN job.queued_at + {_CENTURIES}
+            WHEN NOT outdated.paused AND job.queued_at > now() + {_CENTURIES} / 2 THEN job.queued_at - {_CENTURIES}
             ELSE job.queued_at END
-        FROM stray WHERE job.id = stray.id RETURNING job.id
+        FROM outdated WHERE job.id = outdated.id RETURNING job.id
     )
-    SELECT count(*) FROM moved
+    SELECT count(*) FROM propagated
 """).bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
-_STRAY: Final = text(f"""
+_NOT_PROPAGATED: Final = text(f"""
     SELECT EXISTS (
         SELECT FROM job JOIN batch ON batch.id = job.batch_id
         WHERE batch.id = :batch AND job.state IN ('queued', 'dispatched', 'running')
@@ -130,7 +140,7 @@ _ONE: Final = _READ.format(wanted="id = %(id)s")
 _PAGE: Final = _READ.format(wanted="id < %(before)s")
 
 # Says of each batch whether it has reached something that it tells.
-_SETTLE: Final = """
+_FLUSH_COUNTERS: Final = """
     WITH over AS (
         SELECT batch_id, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
             count(*) FILTER (WHERE state = 'failed') AS failed, count(*) FILTER (WHERE state = 'canceled') AS canceled
@@ -139,19 +149,19 @@ _SETTLE: Final = """
         SELECT batch.id FROM batch JOIN over ON batch.id = over.batch_id ORDER BY batch.id FOR NO KEY UPDATE OF batch
     )
     UPDATE batch SET succeeded = batch.succeeded + over.succeeded, failed = batch.failed + over.failed,
-        canceled = batch.canceled + over.canceled, first_ended_at = coalesce(batch.first_ended_at, now()),
+        canceled = batch.canceled + over.canceled, first_finished_at = coalesce(batch.first_finished_at, now()),
         finished_at = CASE WHEN batch.succeeded + batch.failed + batch.canceled
             + over.succeeded + over.failed + over.canceled >= batch.total THEN now() ELSE batch.finished_at END
     FROM mine JOIN over ON mine.id = over.batch_id WHERE batch.id = mine.id
     RETURNING batch.id, batch.finished_at IS NOT NULL OR EXISTS (
-        SELECT FROM unnest(%(milestones)s::integer[]) AS milestone WHERE milestone > batch.told
+        SELECT FROM unnest(%(milestones)s::integer[]) AS milestone WHERE milestone > batch.last_milestone
             AND 100 * (batch.succeeded + batch.failed + batch.canceled)::bigint >= milestone * batch.total::bigint
-    ) AS tells
+    ) AS has_event
 """
 
 
 @dataclass(frozen=True)
-class Gone:
+class DeletedJob:
     """A job whose row this transaction deletes, and the objects that it named."""
 
     tenant_id: str
@@ -161,7 +171,7 @@ class Gone:
 
 
 @dataclass(frozen=True)
-class Place:
+class ArchivePosition:
     """Where in a batch's archive an image lies."""
 
     seq: int  #: the job's place in the batch
@@ -170,7 +180,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedJob:
     """What became of one job."""
 
     seq: int
@@ -202,7 +212,7 @@ def _batch(row: Any, held: Mapping[str, int]) -> Batch:
         tenant_id=ids.from_uuid(ids.TENANT, row.tenant_id),
         name=row.name,
         metadata={name: str(value) for name, value in row.metadata.items()},
-        counts=Counts(
+        counts=JobCounts(
             total=row.total,
             queued=row.total - ended - dispatched - running,
             dispatched=dispatched,
@@ -216,14 +226,14 @@ def _batch(row: Any, held: Mapping[str, int]) -> Batch:
         error_key=row.error_key,
         retry_of=None if row.retry_of is None else ids.from_uuid(ids.BATCH, row.retry_of),
         created_at=row.created_at,
-        first_ended_at=row.first_ended_at,
+        first_finished_at=row.first_finished_at,
         finished_at=row.finished_at,
         cancel_requested_at=row.cancel_requested_at,
         webhook=row.webhook,
         priority=None if row.priority is None else Priority.of_rank(row.priority),
         paused_at=row.paused_at,
         paused_seconds=row.paused_seconds,
-        rearranging=row.rearranging,
+        propagating=row.propagating,
         read_at=row.read_at,
     )
 
@@ -262,7 +272,7 @@ class Batches:
                 at_workers.setdefault(row.id, {})[row.at] = row.jobs
         return [_batch(row, at_workers.get(row.id, {})) for row in {row.id: row for row in rows}.values()]
 
-    def holdings(self, batch_id: str) -> Holdings:
+    def contents(self, batch_id: str) -> BatchContents:
         """How many jobs, outputs and bytes the batch holds."""
         jobs = self._session.scalar(select(func.count()).where(JobRow.batch_id == batch_id))
         outputs, size = self._session.execute(
@@ -270,10 +280,10 @@ class Batches:
             .join(JobRow, JobRow.id == OutputRow.job_id)
             .where(JobRow.batch_id == batch_id)
         ).one()
-        return Holdings(jobs or 0, outputs, int(size))
+        return BatchContents(jobs or 0, outputs, int(size))
 
     def archive_entries(
-        self, batch_id: str, after: tuple[int, int], limit: int, last: int = LAST
+        self, batch_id: str, after: tuple[int, int], limit: int, last: int = LAST_SEQ
     ) -> list[ArchiveEntry]:
         """A batch's outputs behind that place (job, output) up to the job ``last``, in the order of their places."""
         seq, index = after
@@ -301,7 +311,7 @@ class Batches:
         found: Sequence[Any] = rows.all()
         return [ArchiveEntry(row[0], row[1], row[2] or row[3], *row[4:]) for row in found]
 
-    def results(self, batch_id: str, states: Collection[JobState], after: int, limit: int) -> list[Ended]:
+    def results(self, batch_id: str, states: Collection[JobState], after: int, limit: int) -> list[FinishedJob]:
         """A batch's jobs in those terminal states with a place above ``after``, in the order of their places."""
         rows: Sequence[Any] = self._session.execute(
             select(
@@ -324,14 +334,14 @@ class Batches:
         done = [ids.to_uuid(ids.JOB, row[1]) for row in rows if row[3] == JobState.SUCCEEDED.value]
         if done:
             found = self._session.execute(
-                select(*(getattr(OutputRow, name) for name in ("job_id", *_OUTPUT)))
+                select(*(getattr(OutputRow, name) for name in ("job_id", *_OUTPUT_COLUMNS)))
                 .where(OutputRow.job_id == func.any(bindparam("done", done, type_=ARRAY(Uuid))))
                 .order_by(OutputRow.job_id, OutputRow.index)
             )
             for row in found:
                 outputs.setdefault(row[0], []).append(Output(*row[1:]))
         return [
-            Ended(
+            FinishedJob(
                 seq=row[0],
                 id=row[1],
                 custom_id=row[2],
@@ -342,7 +352,7 @@ class Batches:
             for row in rows
         ]
 
-    def archive_bytes(self, batch_id: str, block: int, jobs: tuple[int, int] = (1, LAST)) -> int:
+    def archive_bytes(self, batch_id: str, block: int, jobs: tuple[int, int] = (1, LAST_SEQ)) -> int:
         """The bytes of a batch's outputs, each behind a header of one block and filled up to whole blocks.
 
         ``jobs``: of those with places from the first to the second.
@@ -359,7 +369,9 @@ class Batches:
         )
         return int(size or 0)
 
-    def archive_place(self, batch_id: str, block: int, offset: int, jobs: tuple[int, int] = (1, LAST)) -> Place | None:
+    def archive_position(
+        self, batch_id: str, block: int, offset: int, jobs: tuple[int, int] = (1, LAST_SEQ)
+    ) -> ArchivePosition | None:
         """The output whose header, content or padding has the byte at ``offset``; None behind the last one.
 
         As `archive_bytes` lays them out.
@@ -387,9 +399,9 @@ class Batches:
             .order_by(laid_out.c.end)
             .limit(1)
         ).one_or_none()
-        return None if row is None else Place(row[0], row[1], int(row[2]))
+        return None if row is None else ArchivePosition(row[0], row[1], int(row[2]))
 
-    def speed(self) -> float | None:
+    def throughput(self) -> float | None:
         """Megapixel-steps that the farm rendered per second over its last 200 images; None while it has too few."""
         found = self._session.execute(
             text("""
@@ -409,16 +421,16 @@ class Batches:
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
-    def allow_long(self) -> None:
+    def allow_long_statements(self) -> None:
         """Let this transaction's statements take as long as a whole batch needs."""
-        self._session.execute(text(f"SET LOCAL statement_timeout = '{LONG_SECONDS}s'"))
+        self._session.execute(text(f"SET LOCAL statement_timeout = '{LONG_STATEMENT_SECONDS}s'"))
 
-    def stage(self, entries: Iterable[Entry]) -> Staged:
+    def stage(self, entries: Iterable[BatchEntry]) -> Staged:
         """Stream entries into this transaction's staging table, one at a time. What they raise, this raises.
 
-        Nobody else sees them, and they are gone with the transaction unless `unstage` makes jobs of them.
+        Nobody else sees them, and they are gone with the transaction unless `insert_staged` makes jobs of them.
         """
-        self.allow_long()
+        self.allow_long_statements()
         # while rows come in, the statement is as slow as the client that sends them
         self._session.execute(text("SET LOCAL statement_timeout = 0"))
         self._session.execute(_STAGING)
@@ -433,21 +445,21 @@ class Batches:
                     in_all += costs
         except psycopg.OperationalError as error:
             raise DatabaseUnavailable("PostgreSQL does not answer") from error
-        self.allow_long()
+        self.allow_long_statements()
         return Staged(total, in_all)
 
-    def twice(self) -> Iterator[tuple[int, str, int]]:
+    def duplicates(self) -> Iterator[tuple[int, str, int]]:
         """Staged entries whose ``custom_id`` came before: line, custom_id, and the line where it came first."""
-        for row in self._session.execute(_TWICE):
+        for row in self._session.execute(_DUPLICATES):
             yield row[0], row[1], row[2]
 
-    def drop_twice(self) -> Staged:
+    def drop_duplicates(self) -> Staged:
         """Drop those entries; returns what stays."""
-        gone: Any = self._session.execute(_DROP_TWICE)
+        gone: Any = self._session.execute(_DROP_DUPLICATES)
         left = self._session.execute(text("SELECT count(*), coalesce(sum(cost), 0) FROM staged")).one()
         return Staged(left[0], left[1], gone.rowcount)
 
-    def add(
+    def insert_batch(
         self, tenant_id: str, batch_id: str, new: NewBatch, staged: Staged, skipped: int, error_key: str | None
     ) -> None:
         """Store a batch's row."""
@@ -466,14 +478,14 @@ class Batches:
             )
         )
 
-    def unstage(self, tenant_id: str, batch_id: str, *, whole: bool = False) -> None:
+    def insert_staged(self, tenant_id: str, batch_id: str, *, whole: bool = False) -> None:
         """Make queued jobs of what is staged; ``whole``: nothing was dropped from it."""
         self._session.execute(
-            _UNSTAGE if whole else _UNSTAGE_REST,
+            _INSERT_STAGED if whole else _INSERT_STAGED_REST,
             {"tenant": ids.to_uuid(ids.TENANT, tenant_id), "batch": ids.to_uuid(ids.BATCH, batch_id)},
         )
 
-    def unsuccessful(self, batch_id: str) -> Staged:
+    def count_unsuccessful(self, batch_id: str) -> Staged:
         """How many of a batch's jobs failed or were canceled, and what they cost."""
         row = self._session.execute(
             select(func.count(), func.coalesce(func.sum(JobRow.cost), 0.0)).where(
@@ -482,12 +494,12 @@ class Batches:
         ).one()
         return Staged(row[0], row[1])
 
-    def again(self, old_id: str, batch_id: str) -> None:
+    def copy_unsuccessful(self, old_id: str, batch_id: str) -> None:
         """Make queued jobs of a batch's failed and canceled ones, in the same order."""
         self._session.execute(
-            _AGAIN,
+            _COPY_UNSUCCESSFUL,
             {
-                "prefix": ids.Series(ids.JOB).prefix,
+                "prefix": ids.IdSeries(ids.JOB).prefix,
                 "old": ids.to_uuid(ids.BATCH, old_id),
                 "batch": ids.to_uuid(ids.BATCH, batch_id),
             },
@@ -495,21 +507,21 @@ class Batches:
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    def note_end(self, job_id: str) -> None:
-        """A job of this transaction is over: `settle` counts it, if it belongs to a batch."""
+    def note_finished(self, job_id: str) -> None:
+        """A job of this transaction is over: `flush_counters` counts it, if it belongs to a batch."""
         self._over.append(job_id)
 
-    def settle(self) -> None:
+    def flush_counters(self) -> None:
         """Count the jobs that this transaction ended. The unit of work calls it last, before it commits."""
         if not self._over:
             return
         values = {"over": [ids.to_uuid(ids.JOB, one) for one in self._over], "milestones": list(MILESTONES)}
         self._over = []
-        for row in self._session.connection().exec_driver_sql(_SETTLE, values).all():
-            if row.tells:
-                self._tell(ids.from_uuid(ids.BATCH, row.id))
+        for row in self._session.connection().exec_driver_sql(_FLUSH_COUNTERS, values).all():
+            if row.has_event:
+                self._record_event(ids.from_uuid(ids.BATCH, row.id))
 
-    def count_ended(self, batch_id: str, ended: Mapping[str, int]) -> None:
+    def count_finished(self, batch_id: str, ended: Mapping[str, int]) -> None:
         """Add to a batch's counters, by terminal state.
 
         What a batch tells of itself is written here, under the lock of its row, so it is told once.
@@ -517,12 +529,12 @@ class Batches:
         more = sum(ended.values())
         done = BatchRow.succeeded + BatchRow.failed + BatchRow.canceled + more
         values: dict[str, Any] = {state: getattr(BatchRow, state) + count for state, count in ended.items()}
-        values["first_ended_at"] = func.coalesce(BatchRow.first_ended_at, func.now())
+        values["first_finished_at"] = func.coalesce(BatchRow.first_finished_at, func.now())
         values["finished_at"] = case((done >= BatchRow.total, func.now()), else_=BatchRow.finished_at)
         self._set(batch_id, **values)
-        self._tell(batch_id)
+        self._record_event(batch_id)
 
-    def _tell(self, batch_id: str) -> None:
+    def _record_event(self, batch_id: str) -> None:
         """Write the event of what the batch has just reached, if it has reached something."""
         row = self._session.scalars(
             select(BatchRow).where(BatchRow.id == batch_id).execution_options(populate_existing=True)
@@ -533,17 +545,22 @@ class Batches:
         else:
             kind = EventType.BATCH_PROGRESS
             percent = max((one for one in MILESTONES if one * row.total <= 100 * ended), default=0)
-            if percent <= row.told:
+            if percent <= row.last_milestone:
                 return
             self._session.execute(
                 update(BatchRow)
                 .where(BatchRow.id == row.id)
-                .values(told=percent)
+                .values(last_milestone=percent)
                 .execution_options(synchronize_session=False)
             )
         self._session.execute(
             insert(EventRow).values(
-                tenant_id=row.tenant_id, batch_id=row.id, type=kind.value, epoch=0, step=percent, data=_told(row, ended)
+                tenant_id=row.tenant_id,
+                batch_id=row.id,
+                type=kind.value,
+                epoch=0,
+                step=percent,
+                data=_event_data(row, ended),
             )
         )
         events = Events(self._session)
@@ -557,62 +574,64 @@ class Batches:
         self._session.execute(select(BatchRow.id).where(BatchRow.id == batch_id).with_for_update())
 
     def pause(self, batch_id: str) -> None:
-        """Note that it is paused; `move` lets its jobs follow."""
-        self._set(batch_id, paused_at=func.now(), rearranging=True)
+        """Note that it is paused; `propagate` lets its jobs follow."""
+        self._set(batch_id, paused_at=func.now(), propagating=True)
 
     def resume(self, batch_id: str) -> None:
-        """Note that it goes on; `move` lets its jobs follow."""
+        """Note that it goes on; `propagate` lets its jobs follow."""
         # greatest passes over NULL: without a first end there is no speed that the pause would spoil
-        since = func.extract("epoch", func.now() - func.greatest(BatchRow.paused_at, BatchRow.first_ended_at))
-        spent = case((BatchRow.first_ended_at.is_not(None), since), else_=0.0)
-        self._set(batch_id, paused_at=None, paused_seconds=BatchRow.paused_seconds + spent, rearranging=True)
+        since = func.extract("epoch", func.now() - func.greatest(BatchRow.paused_at, BatchRow.first_finished_at))
+        spent = case((BatchRow.first_finished_at.is_not(None), since), else_=0.0)
+        self._set(batch_id, paused_at=None, paused_seconds=BatchRow.paused_seconds + spent, propagating=True)
 
     def cancel(self, batch_id: str) -> None:
         """Note that it is to end; its jobs follow."""
-        self._set(batch_id, cancel_requested_at=func.now(), rearranging=True)
+        self._set(batch_id, cancel_requested_at=func.now(), propagating=True)
 
-    def canceling(self, batch_id: str) -> str | None:
+    def canceling_tenant(self, batch_id: str) -> str | None:
         """Whose batch that is, if it is to end; else None."""
         return self._session.scalar(
             select(BatchRow.tenant_id).where(BatchRow.id == batch_id, BatchRow.cancel_requested_at.is_not(None))
         )
 
-    def prioritise(self, batch_id: str, priority: Priority) -> None:
-        """Note the class of all its jobs; `move` lets them follow."""
-        self._set(batch_id, priority=priority.rank, rearranging=True)
+    def set_priority(self, batch_id: str, priority: Priority) -> None:
+        """Note the class of all its jobs; `propagate` lets them follow."""
+        self._set(batch_id, priority=priority.rank, propagating=True)
 
-    def rename(self, batch_id: str, name: str | None) -> None:
+    def set_name(self, batch_id: str, name: str | None) -> None:
         """Give it another name, or none."""
         self._set(batch_id, name=name)
 
-    def describe(self, batch_id: str, metadata: Mapping[str, str]) -> None:
+    def set_metadata(self, batch_id: str, metadata: Mapping[str, str]) -> None:
         """Give it other metadata."""
         self._set(batch_id, meta=dict(metadata))
 
-    def move(self, batch_id: str) -> int:
-        """Let jobs that are not over follow their batch's pause and priority; returns how many did, see `moved`.
+    def propagate(self, batch_id: str) -> int:
+        """Apply the batch's pause and priority to jobs that are not finished; returns to how many.
 
-        Jobs that somebody else has locked at this moment are passed over, as in `Selections.cancel_waiting`.
+        `check_propagated` says whether all are done.
+
+        Jobs that somebody else has locked at this moment are passed over, as in `BulkActions.cancel_waiting`.
         """
-        values = {"batch": ids.to_uuid(ids.BATCH, batch_id), "at_once": MOVE_AT_ONCE}
-        return int(self._session.scalar(_MOVE, values) or 0)
+        values = {"batch": ids.to_uuid(ids.BATCH, batch_id), "at_once": PROPAGATE_CHUNK}
+        return int(self._session.scalar(_PROPAGATE, values) or 0)
 
-    def moved(self, batch_id: str) -> bool:
+    def check_propagated(self, batch_id: str) -> bool:
         """Whether all its jobs follow now; if so, that is noted. Take `lock` before."""
-        if self._session.scalar(_STRAY, {"batch": ids.to_uuid(ids.BATCH, batch_id)}):
+        if self._session.scalar(_NOT_PROPAGATED, {"batch": ids.to_uuid(ids.BATCH, batch_id)}):
             return False
-        self.settled(batch_id)
+        self.mark_propagated(batch_id)
         return True
 
-    def settled(self, batch_id: str) -> None:
+    def mark_propagated(self, batch_id: str) -> None:
         """Note that all its jobs follow."""
-        self._set(batch_id, rearranging=False)
+        self._set(batch_id, propagating=False)
 
-    def unfinished(self) -> list[tuple[str, bool]]:
+    def pending_changes(self) -> list[tuple[str, bool]]:
         """Batches that somebody began to rearrange or (True) to delete, and did not finish."""
         rows = self._session.execute(
             select(BatchRow.id, BatchRow.deleted_at.is_not(None))
-            .where(or_(BatchRow.rearranging, BatchRow.deleted_at.is_not(None)))
+            .where(or_(BatchRow.propagating, BatchRow.deleted_at.is_not(None)))
             .order_by(BatchRow.id)
             .limit(100)
         )
@@ -625,11 +644,11 @@ class Batches:
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
-    def bury(self, batch_id: str) -> None:
-        """Let nobody see it any more; `clear` and `remove` do the rest."""
+    def soft_delete(self, batch_id: str) -> None:
+        """Let nobody see it any more; `delete_jobs` and `delete_row` do the rest."""
         self._set(batch_id, deleted_at=func.now())
 
-    def clear(self, batch_id: str) -> list[Gone]:
+    def delete_jobs(self, batch_id: str) -> list[DeletedJob]:
         """Delete some of a buried batch's jobs, with their events and deliveries; returns them, none when none is left.
 
         The caller keeps their objects' names in the same transaction.
@@ -638,7 +657,7 @@ class Batches:
             select(JobRow.id)
             .where(JobRow.batch_id == batch_id)
             .order_by(JobRow.batch_seq)
-            .limit(DELETE_AT_ONCE)
+            .limit(DELETE_CHUNK)
             .with_for_update()
         )
         named = (
@@ -651,7 +670,7 @@ class Batches:
             select(JobRow.tenant_id, JobRow.id, named, JobRow.epoch, JobRow.state).where(JobRow.id.in_(some))
         ).all()
         found = [
-            Gone(
+            DeletedJob(
                 row[0], row[1], tuple(row[2] or ()), row[3] > 1 or (row[3] == 1 and row[4] != JobState.SUCCEEDED.value)
             )
             for row in rows
@@ -665,7 +684,7 @@ class Batches:
             )
         return found
 
-    def remove(self, batch_id: str) -> str | None:
+    def delete_row(self, batch_id: str) -> str | None:
         """Delete a buried batch's row, when no job is left; returns its report's key."""
         return self._session.scalar(
             delete(BatchRow)
@@ -675,11 +694,11 @@ class Batches:
         )
 
 
-def _told(row: BatchRow, ended: int) -> dict[str, Any]:
+def _event_data(row: BatchRow, ended: int) -> dict[str, Any]:
     """What an event says of its batch: small, as the body of a webhook must be."""
     over = BatchState.COMPLETED if row.cancel_requested_at is None else BatchState.CANCELED
     going_on = BatchState.IN_PROGRESS if row.cancel_requested_at is None else BatchState.CANCELING
-    metadata = row.meta if len(json.dumps(row.meta)) <= TOLD_METADATA else {}
+    metadata = row.meta if len(json.dumps(row.meta)) <= MAX_EVENT_METADATA else {}
     return {
         "id": row.id,
         "name": row.name,
@@ -716,19 +735,19 @@ def _common(job: NewJob) -> _Common:
     )
 
 
-def _parts(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int, float]]:
+def _parts(entries: Iterable[BatchEntry]) -> Iterator[tuple[bytes, int, float]]:
     """The entries as COPY's text, some at a time: with how many they are, and what they cost."""
-    series = ids.Series(ids.JOB)
+    series = ids.IdSeries(ids.JOB)
     rows: list[str] = []
     size, costs = 0, 0.0
     last: NewJob | None = None
     for seq, entry in enumerate(entries, start=1):
-        job, own = entry.job, entry.own
+        job, own = entry.job, entry.overrides
         if job is not last:
             last, common = job, _common(job)
         if own is None:
             spec = job.spec
-            own = Own(spec.prompt, spec.negative_prompt, spec.seed, job.custom_id, dict(job.metadata))
+            own = EntryOverrides(spec.prompt, spec.negative_prompt, spec.seed, job.custom_id, dict(job.metadata))
         begin = f'{{"prompt":{_string(own.prompt)},"negative_prompt":{_string(own.negative_prompt)},"seed":{own.seed},'
         metadata = _document(_metadata(own.metadata)) if own.metadata else "{}"
         row = (
@@ -738,7 +757,7 @@ def _parts(entries: Iterable[Entry]) -> Iterator[tuple[bytes, int, float]]:
         rows.append(row)
         size += len(row)
         costs += common.cost
-        if size >= PART:
+        if size >= COPY_CHUNK:
             yield "".join(rows).encode(), len(rows), costs
             rows, size, costs = [], 0, 0.0
     if rows:

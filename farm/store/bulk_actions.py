@@ -31,11 +31,11 @@ from farm.domain.job import JobFilter, Selection
 from farm.domain.states import EventType, JobState
 from farm.store.tables import EndpointRow, EventRow, JobRow
 
-AT_ONCE: Final = 100_000  #: jobs ended by one statement, so that the locks are not held for long
+CANCEL_CHUNK: Final = 100_000  #: jobs ended by one statement, so that the locks are not held for long
 WAITING: Final = (JobState.QUEUED.value, JobState.DISPATCHED.value)
 _COPIED: Final = ("task", "model", "priority", "spec", "cost", "max_attempts", "custom_id", "webhook")
 # one at a time for a tenant: two at once would both repeat what neither has repeated yet
-_ALONE: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('repeat ' || :tenant, 0))")
+_LOCK_TENANT: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('repeat ' || :tenant, 0))")
 
 
 def matching(wanted: JobFilter) -> list[Any]:
@@ -54,7 +54,7 @@ def matching(wanted: JobFilter) -> list[Any]:
     return found
 
 
-class Selections:
+class BulkActions:
     """Many jobs of one tenant at once."""
 
     def __init__(self, session: Session) -> None:
@@ -62,20 +62,20 @@ class Selections:
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    def cancelable(self, tenant_id: str, selection: Selection) -> int:
+    def count_cancelable(self, tenant_id: str, selection: Selection) -> int:
         """How many of them are not over."""
-        return self._count(*_chosen(tenant_id, selection), or_(_waits(), JobRow.state == JobState.RUNNING.value))
+        return self._count(*_selected(tenant_id, selection), or_(_waiting(), JobRow.state == JobState.RUNNING.value))
 
     def cancel_waiting(self, tenant_id: str, selection: Selection) -> dict[str | None, int]:
-        """queued or dispatched → canceled, with their events; returns how many of each batch, see `left`.
+        """queued or dispatched → canceled, with their events; returns how many of each batch, see `any_left`.
 
         Jobs that somebody else has locked at this moment are passed over, never waited for: two that each hold a part
         of what the other wants would wait for ever.
         """
         waiting = (
             select(JobRow.id)
-            .where(*_chosen(tenant_id, selection), _waits())
-            .limit(AT_ONCE)
+            .where(*_selected(tenant_id, selection), _waiting())
+            .limit(CANCEL_CHUNK)
             .with_for_update(skip_locked=True)
             .cte("waiting")
         )
@@ -96,7 +96,7 @@ class Selections:
                     ended.c.epoch,
                     literal(EventType.CANCELED.value),
                     literal({}, EventRow.__table__.c.data.type),
-                    ended.c.webhook.is_(None) & ~_heard(tenant_id, EventType.CANCELED),
+                    ended.c.webhook.is_(None) & ~_subscribed(tenant_id, EventType.CANCELED),
                 ),
                 include_defaults=False,
             )
@@ -105,51 +105,51 @@ class Selections:
         counted = select(ended.c.batch_id, func.count()).group_by(ended.c.batch_id).add_cte(told)
         return {row[0]: row[1] for row in self._session.execute(counted)}
 
-    def ask_cancel(self, tenant_id: str, selection: Selection) -> list[str]:
+    def request_cancel(self, tenant_id: str, selection: Selection) -> list[str]:
         """Ask the workers of those that run to stop; returns those jobs."""
         running = (
             select(JobRow.id)
-            .where(*_chosen(tenant_id, selection), *_unasked())
+            .where(*_selected(tenant_id, selection), *_not_requested())
             .with_for_update(skip_locked=True)
             .cte("running")
         )
         asked = update(JobRow).where(JobRow.id == running.c.id).values(cancel_requested=true()).returning(JobRow.id)
         return list(self._session.scalars(asked.execution_options(synchronize_session=False)))
 
-    def left(self, tenant_id: str, selection: Selection) -> bool:
+    def any_left(self, tenant_id: str, selection: Selection) -> bool:
         """Whether some of them still wait, or run without having been asked to stop."""
-        chosen = _chosen(tenant_id, selection)
+        chosen = _selected(tenant_id, selection)
         # each by its own index
-        for conditions in ([_waits()], _unasked()):
+        for conditions in ([_waiting()], _not_requested()):
             if self._session.scalar(select(select(JobRow.id).where(*chosen, *conditions).exists())):
                 return True
         return False
 
     # -- repeating ----------------------------------------------------------------------------------------------------
 
-    def repeatable(self, tenant_id: str, selection: Selection) -> Staged:
+    def count_retryable(self, tenant_id: str, selection: Selection) -> Staged:
         """How many of them failed or were canceled and were not repeated since, and what they cost.
 
         From here to the end of the transaction nobody else repeats jobs of this tenant.
         """
-        self._session.execute(_ALONE, {"tenant": tenant_id})
+        self._session.execute(_LOCK_TENANT, {"tenant": tenant_id})
         row = self._session.execute(
             select(func.count(), func.coalesce(func.sum(JobRow.cost), 0.0)).where(
-                *_chosen(tenant_id, selection), *_ended_in_vain()
+                *_selected(tenant_id, selection), *_retryable()
             )
         ).one()
         return Staged(row[0], row[1])
 
-    def repeat(self, tenant_id: str, selection: Selection) -> int:
-        """Make new queued jobs of those that `repeatable` counted; returns how many."""
+    def copy_retryable(self, tenant_id: str, selection: Selection) -> int:
+        """Make new queued jobs of those that `count_retryable` counted; returns how many."""
         old = (
             select(JobRow.__table__, func.row_number().over(order_by=JobRow.id).label("place"))
-            .where(*_chosen(tenant_id, selection), *_ended_in_vain())
+            .where(*_selected(tenant_id, selection), *_retryable())
             .subquery("old")
         )
-        # what `ids.Series` makes, in SQL: ids that ascend with the place
+        # what `ids.IdSeries` makes, in SQL: ids that ascend with the place
         name = cast(
-            literal(ids.Series(ids.JOB).prefix)
+            literal(ids.IdSeries(ids.JOB).prefix)
             + func.lpad(func.to_hex(old.c.place), 8, "0")
             + func.substr(func.md5(cast(func.random(), Text)), 1, 7),
             Uuid,
@@ -177,7 +177,7 @@ class Selections:
         return self._session.scalar(select(func.count()).select_from(JobRow).where(*conditions)) or 0
 
 
-def _chosen(tenant_id: str, selection: Selection) -> list[Any]:
+def _selected(tenant_id: str, selection: Selection) -> list[Any]:
     conditions: list[Any] = [JobRow.tenant_id == tenant_id]
     if selection.job_ids is None:
         return conditions + matching(selection.wanted)
@@ -187,7 +187,7 @@ def _chosen(tenant_id: str, selection: Selection) -> list[Any]:
     return [*conditions, JobRow.id == any_(bindparam(None, named, type_=ARRAY(Uuid)))]
 
 
-def _heard(tenant_id: str, kind: EventType) -> Any:
+def _subscribed(tenant_id: str, kind: EventType) -> Any:
     """Whether an endpoint of the tenant wants such events: asked once, whatever the number of jobs."""
     return (
         select(EndpointRow.id)
@@ -201,15 +201,15 @@ def _heard(tenant_id: str, kind: EventType) -> Any:
     )
 
 
-def _waits() -> Any:
+def _waiting() -> Any:
     return JobRow.state.in_(WAITING)
 
 
-def _unasked() -> list[Any]:
+def _not_requested() -> list[Any]:
     return [JobRow.state == JobState.RUNNING.value, ~JobRow.cancel_requested]
 
 
-def _ended_in_vain() -> list[Any]:
+def _retryable() -> list[Any]:
     again = aliased(JobRow)
     return [
         JobRow.state.in_((JobState.FAILED.value, JobState.CANCELED.value)),

@@ -19,15 +19,15 @@ from farm.domain.job import Job
 from farm.domain.states import JobState, Priority
 from farm.store import cursor as cursors
 from farm.store.jobs import Jobs
-from farm.store.queue import LINES as EVERY_LINE
-from farm.store.queue import Backlog
+from farm.store.queue import QUEUES as ALL_QUEUES
+from farm.store.queue import Queues
 from farm.store.tables import TENANT_ID, BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow, TenantRow
 from farm.store.workers import HELD
 
 WINDOW: Final = 20_000
-TOLD: Final = 50  #: webhooks about one batch that are shown
-LINES: Final = 200  #: lines of the queue that are shown
-LINE_WINDOW: Final = 2_000  #: jobs of one line that are counted
+MAX_BATCH_WEBHOOKS: Final = 50  #: webhooks about one batch that are shown
+MAX_QUEUES: Final = 200  #: lines of the queue that are shown
+QUEUE_WINDOW: Final = 2_000  #: jobs of one line that are counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class OnDevice:
+class JobAtWorker:
     """A job at a worker."""
 
     job_id: str
@@ -71,7 +71,7 @@ class OnDevice:
 
 
 @dataclass(frozen=True)
-class Queue:
+class QueueTotals:
     """What waits."""
 
     jobs: int
@@ -81,7 +81,7 @@ class Queue:
 
 
 @dataclass(frozen=True)
-class Failures:
+class FailureGroup:
     """Failed jobs of a batch with the same error code."""
 
     code: str
@@ -90,7 +90,7 @@ class Failures:
 
 
 @dataclass(frozen=True)
-class Told:
+class BatchWebhook:
     """A webhook about a batch."""
 
     id: str
@@ -101,13 +101,13 @@ class Told:
 
 
 @dataclass(frozen=True)
-class WaitingLine:
+class QueueSummary:
     """What waits of one tenant, class and model, and what of it is at workers."""
 
     tenant_id: str
     priority: Priority
     model: str
-    waiting: int  #: jobs whose turn may come now, counted up to `LINE_WINDOW`
+    waiting: int  #: jobs whose turn may come now, counted up to `QUEUE_WINDOW`
     more: bool  #: whether there are more than were counted
     later: bool  #: whether others wait for a later time, or for their batch to go on
     oldest: datetime | None  #: since when the first of them waits
@@ -115,8 +115,8 @@ class WaitingLine:
 
 
 #: The lines themselves are found by a loose index scan, as the dispatcher finds them; of each, few rows are read.
-_LINES: Final = text(f"""
-    WITH {EVERY_LINE}, found AS (
+_QUEUES: Final = text(f"""
+    WITH {ALL_QUEUES}, found AS (
         SELECT * FROM waiting WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
     ), held AS (
         SELECT tenant_id, priority, model, count(*) AS jobs FROM job
@@ -142,7 +142,7 @@ _LINES: Final = text(f"""
 )  # fmt: skip
 
 
-class Search:
+class DashboardQueries:
     """Jobs and batches of one tenant, or of all."""
 
     def __init__(self, session: Session) -> None:
@@ -216,7 +216,7 @@ class Search:
             statement = statement.join(window, window.c.id == JobRow.id)
         return list(self._session.scalars(statement))
 
-    def failures(self, batch_id: str) -> list[Failures]:
+    def failure_groups(self, batch_id: str) -> list[FailureGroup]:
         """A batch's failed jobs by error code, most frequent first. Reads all of the batch's rows."""
         rows = self._session.execute(
             select(JobRow.error_code, func.count(), func.min(JobRow.error_message))
@@ -224,9 +224,9 @@ class Search:
             .group_by(JobRow.error_code)
             .order_by(func.count().desc())
         )
-        return [Failures(row[0] or "unknown", row[1], row[2] or "") for row in rows]
+        return [FailureGroup(row[0] or "unknown", row[1], row[2] or "") for row in rows]
 
-    def last_on(self, worker: str, limit: int) -> list[str]:
+    def recent_on_worker(self, worker: str, limit: int) -> list[str]:
         """Ids of the jobs among the newest that this worker held last."""
         window = select(JobRow.id).order_by(JobRow.id.desc()).limit(WINDOW).subquery("recent")
         statement = select(JobRow.id).join(window, window.c.id == JobRow.id).where(JobRow.worker == worker)
@@ -269,7 +269,7 @@ class Search:
         statement = select(EndpointRow.tenant_id).join(DeliveryRow, DeliveryRow.endpoint_id == EndpointRow.id)
         return self._session.scalar(statement.where(DeliveryRow.id == delivery_id))
 
-    def told_of(self, batch_id: str) -> list[Told]:
+    def batch_webhooks(self, batch_id: str) -> list[BatchWebhook]:
         """The webhooks about a batch itself, not about its jobs, oldest event first."""
         rows = self._session.execute(
             select(DeliveryRow.id, EventRow.type, EndpointRow.url, DeliveryRow.state, DeliveryRow.tries)
@@ -277,13 +277,13 @@ class Search:
             .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
             .where(EventRow.batch_id == batch_id)
             .order_by(EventRow.id, DeliveryRow.id)
-            .limit(TOLD)
+            .limit(MAX_BATCH_WEBHOOKS)
         )
-        return [Told(*row) for row in rows]
+        return [BatchWebhook(*row) for row in rows]
 
     # -- the farm now -------------------------------------------------------------------------------------------------
 
-    def on_devices(self, tenant_id: str | None = None) -> list[OnDevice]:
+    def held_jobs(self, tenant_id: str | None = None) -> list[JobAtWorker]:
         """Every job at a worker, the longest there first. They are as few as the farm has places."""
         statement = select(
             JobRow.id,
@@ -299,9 +299,9 @@ class Search:
         if tenant_id is not None:
             statement = statement.where(JobRow.tenant_id == tenant_id)
         rows = self._session.execute(statement.order_by(JobRow.dispatched_at, JobRow.id))
-        return [OnDevice(row[0], row[1], row[2] or "", JobState(row[3]), *row[4:]) for row in rows]
+        return [JobAtWorker(row[0], row[1], row[2] or "", JobState(row[3]), *row[4:]) for row in rows]
 
-    def queue(self, tenant_id: str | None = None) -> Queue:
+    def queue_totals(self, tenant_id: str | None = None) -> QueueTotals:
         """What waits, counted up to `WINDOW` jobs; of one tenant, or of all."""
         statement = select(JobRow.cost, JobRow.queued_at).where(JobRow.state == JobState.QUEUED.value)
         if tenant_id is not None:
@@ -311,29 +311,29 @@ class Search:
             select(func.count(), func.coalesce(func.sum(some.c.cost), 0.0), func.min(some.c.queued_at))
         ).one()
         if count > WINDOW:  # the oldest may be among those that were not read: the head of each line is
-            lines = [one for one in Backlog(self._session).lines(1) if tenant_id in (None, one.mark.tenant_id)]
+            lines = [one for one in Queues(self._session).read(1) if tenant_id in (None, one.mark.tenant_id)]
             since = min([since, *(datetime.fromtimestamp(one.heads[0].since, UTC) for one in lines)])
-        return Queue(min(count, WINDOW), cost, count > WINDOW, since)
+        return QueueTotals(min(count, WINDOW), cost, count > WINDOW, since)
 
-    def lines(self, tenant_id: str | None = None) -> list[WaitingLine]:
-        """What waits or is at workers, line by line: highest class, then longest wait first; `LINES` at most."""
+    def queues(self, tenant_id: str | None = None) -> list[QueueSummary]:
+        """What waits or is at workers, line by line: highest class, then longest wait first; `MAX_QUEUES` at most."""
         values = {
             "tenant": None if tenant_id is None else str(ids.to_uuid(ids.TENANT, tenant_id)),
-            "lines": LINES,
-            "most": LINE_WINDOW,
+            "lines": MAX_QUEUES,
+            "most": QUEUE_WINDOW,
         }
         return [
-            WaitingLine(
+            QueueSummary(
                 row.tenant_id,
                 Priority.of_rank(row.priority),
                 row.model,
-                min(row.waiting, LINE_WINDOW),
-                row.waiting > LINE_WINDOW,
+                min(row.waiting, QUEUE_WINDOW),
+                row.waiting > QUEUE_WINDOW,
                 row.later,
                 row.oldest,
                 row.held,
             )
-            for row in self._session.execute(_LINES, values)
+            for row in self._session.execute(_QUEUES, values)
         ]
 
     def tenant_names(self, tenant_ids: Collection[str]) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class DeliveryAttempt:
     """One POST and what came back."""
 
     number: int  #: 1-based
@@ -132,14 +132,14 @@ class Deliveries:
             following = cursors.encode(last.event_id.to_bytes(8) + ids.to_uuid(ids.DELIVERY, last.id).bytes)
         return found[:limit], following
 
-    def attempts(self, delivery_id: str) -> list[Attempt]:
+    def attempts(self, delivery_id: str) -> list[DeliveryAttempt]:
         """What was tried for a delivery, in order."""
         rows = self._session.scalars(
             select(DeliveryAttemptRow)
             .where(DeliveryAttemptRow.delivery_id == delivery_id)
             .order_by(DeliveryAttemptRow.number)
         )
-        return [Attempt(row.number, row.at, row.status, row.seconds, row.error, row.answer) for row in rows]
+        return [DeliveryAttempt(row.number, row.at, row.status, row.seconds, row.error, row.answer) for row in rows]
 
     # -- again --------------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class Deliveries:
         if disabled.disabled_at is not None:
             raise Conflict(f"its endpoint {endpoint_id} is disabled: enable it first")
         self._again(and_(DeliveryRow.id == delivery_id, DeliveryRow.lease_until.is_(None)))
-        Webhooks(self._session).hurry([endpoint_id])
+        Webhooks(self._session).make_due([endpoint_id])
         return self.get(tenant_id, delivery_id)
 
     def count_dead(self, tenant_id: str, wanted: DeliveryFilter, most: int) -> int:
@@ -207,7 +207,7 @@ class Deliveries:
         count = self._again(
             and_(DeliveryRow.id.in_([row.id for row in found]), DeliveryRow.state == DeliveryState.DEAD.value)
         )
-        Webhooks(self._session).hurry(endpoint_ids)
+        Webhooks(self._session).make_due(endpoint_ids)
         return count
 
     def _again(self, which: ColumnElement[bool]) -> int:

@@ -125,7 +125,7 @@ class Recipient:
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class ClaimedDelivery:
     """A delivery in this deliverer's hands, until its lease ends."""
 
     id: str
@@ -141,23 +141,23 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimResult:
     """What one look gave."""
 
-    claimed: tuple[Claimed, ...]
+    claimed: tuple[ClaimedDelivery, ...]
     starved: frozenset[str]  #: endpoints that have more due deliveries than the caller may hold
     due_in: float | None  #: seconds until another endpoint is due; None: none waits
 
 
-class Claims:
+class DeliveryLeases:
     """Taking deliveries, and giving back what was not tried."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def take(
+    def claim(
         self, room: int, per_endpoint: int, left: Mapping[str, int], lease_seconds: float, probe_after: int
-    ) -> Claim:
+    ) -> ClaimResult:
         """Take up to ``room`` due deliveries, and look when the next ones are due.
 
         At most ``left[id]`` of an endpoint that is named there and ``per_endpoint`` of any other, and a single one, the
@@ -168,7 +168,7 @@ class Claims:
         full = {one for one, count in allowed.items() if count <= 0}
         due = self._rows(_DUE, full=list(full), room=room)
         if not due:
-            return Claim((), *self._later(full))
+            return ClaimResult((), *self._later(full))
         probes = {row.id for row in due if row.failures >= probe_after}
         most = {row.id: allowed.get(row.id, per_endpoint) for row in due}
         # one that this deliverer has something of in hand already gets no probe beside it
@@ -184,9 +184,9 @@ class Claims:
             self._run(_PROBED, ids=list(probed), lease=lease_seconds)
         self._run(_LOOKED_AT, ids=list(most))
         full |= {one for one, count in counts.items() if count >= most[one]}
-        return Claim(self._claimed(taken, due, probed), *self._later(full))
+        return ClaimResult(self._claimed(taken, due, probed), *self._later(full))
 
-    def give_back(self, untried: Sequence[Claimed]) -> None:
+    def release(self, untried: Sequence[ClaimedDelivery]) -> None:
         """Undo claims whose tries were not begun: the deliveries are due again, and nothing counts.
 
         The pause that a probe had set ends; any other stays.
@@ -219,7 +219,7 @@ class Claims:
         if lost:
             self._run(_NOTE_LOST, ids=[row.id for row in lost], numbers=[row.tries - 1 for row in lost], error=LOST)
 
-    def _claimed(self, taken: Sequence[Any], due: Sequence[Any], probed: set[UUID]) -> tuple[Claimed, ...]:
+    def _claimed(self, taken: Sequence[Any], due: Sequence[Any], probed: set[UUID]) -> tuple[ClaimedDelivery, ...]:
         """In the order of their numbers within their endpoints."""
         taking = {row[1] for row in taken}
         targets = {
@@ -233,7 +233,7 @@ class Claims:
             if row.id in taking
         }
         return tuple(
-            Claimed(
+            ClaimedDelivery(
                 id=ids.from_uuid(ids.DELIVERY, delivery_id),
                 endpoint=targets[endpoint_id],
                 type=EventType(kind),
@@ -251,7 +251,7 @@ class Claims:
         )
 
     def _later(self, full: set[UUID]) -> tuple[frozenset[str], float | None]:
-        """`Claim.starved` and `Claim.due_in`."""
+        """`ClaimResult.starved` and `ClaimResult.due_in`."""
         ((starved, seconds),) = self._rows(_LATER, full=list(full))
         return frozenset(ids.from_uuid(ids.ENDPOINT, one) for one in starved), seconds
 

@@ -14,7 +14,7 @@ from sqlalchemy import case, func, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.endpoint import Disabled
+from farm.domain.endpoint import DisabledReason
 from farm.domain.states import EventType
 from farm.store.events import Events
 from farm.store.tables import EndpointRow
@@ -46,7 +46,7 @@ _NOTE: Final = """
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DeliveryResult:
     """How a try ended, and what follows from it."""
 
     delivery_id: str
@@ -65,14 +65,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EndpointChanges:
     """What a group of outcomes did to its endpoints."""
 
     disabled: tuple[str, ...]
     rescheduled: bool  #: an endpoint may be due earlier than the last look said
 
 
-class Outcomes:
+class DeliveryResults:
     """The log of tries, and what they say of their endpoints."""
 
     def __init__(self, session: Session) -> None:
@@ -80,11 +80,11 @@ class Outcomes:
 
     def record(
         self,
-        outcomes: Sequence[Outcome],
+        outcomes: Sequence[DeliveryResult],
         give_up_seconds: float,
         probe_after: int,
         pause_of: Callable[[int], float | None],
-    ) -> Verdict:
+    ) -> EndpointChanges:
         """Note how tries ended, each delivery at most once, and what that says of their endpoints.
 
         A delivered one stays delivered, also when its lease had run out: the receiver has it. Any other outcome counts
@@ -126,13 +126,13 @@ class Outcomes:
 
     def _judge_endpoints(
         self,
-        outcomes: Sequence[Outcome],
+        outcomes: Sequence[DeliveryResult],
         give_up_seconds: float,
         probe_after: int,
         pause_of: Callable[[int], float | None],
-    ) -> Verdict:
+    ) -> EndpointChanges:
         """What the outcomes mean for their endpoints; a healthy one's success touches no row."""
-        by_endpoint: dict[str, list[Outcome]] = {}
+        by_endpoint: dict[str, list[DeliveryResult]] = {}
         for one in outcomes:
             by_endpoint.setdefault(one.endpoint_id, []).append(one)
         failed = [name for name, tries in by_endpoint.items() if not all(one.delivered for one in tries)]
@@ -163,7 +163,7 @@ class Outcomes:
             values: dict[str, Any]
             gone = any(one.gone for one in tries)
             if gone or (row.hopeless and blamed and not succeeded):
-                reason = Disabled.GONE if gone else Disabled.FAILING
+                reason = DisabledReason.GONE if gone else DisabledReason.FAILING
                 values = {"disabled_at": func.now(), "disabled_reason": reason.value, "due_at": null()}
                 disabled.append(row.id)
                 told = {
@@ -183,10 +183,10 @@ class Outcomes:
                 .values(values)
                 .execution_options(synchronize_session=False)
             )
-        return Verdict(tuple(disabled), bool(locked))
+        return EndpointChanges(tuple(disabled), bool(locked))
 
     def _after(
-        self, tries: Sequence[Outcome], failures: int, probe_after: int, pause_of: Callable[[int], float | None]
+        self, tries: Sequence[DeliveryResult], failures: int, probe_after: int, pause_of: Callable[[int], float | None]
     ) -> dict[str, Any]:
         """An endpoint's columns after those tries."""
         recovered = False

@@ -135,7 +135,7 @@ class Events:
         """Wake the listeners of a channel when this transaction commits."""
         self._session.info.setdefault(NOTICES, {})[channel, payload] = None
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Send what `notify` was asked for, in one round trip. The unit of work calls it before it commits."""
         notices = self._session.info.pop(NOTICES, {})
         if notices:

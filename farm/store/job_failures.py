@@ -20,13 +20,13 @@ _REFUTE: Final = """
 """
 
 
-class Failures:
+class JobFailures:
     """One row for each job and worker that failed it."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def note(self, job_id: str, worker: str) -> int:
+    def record(self, job_id: str, worker: str) -> int:
         """A worker failed a job; returns how many different ones have by now."""
         self._session.execute(insert(JobFailureRow).values(job_id=job_id, worker=worker).on_conflict_do_nothing())
         counted = select(func.count()).select_from(JobFailureRow).where(JobFailureRow.job_id == job_id)
@@ -50,11 +50,11 @@ class Failures:
         )
         return {row[0]: row[1] for row in counts}
 
-    def forgive(self, worker: str) -> None:
+    def clear_refuted(self, worker: str) -> None:
         """An operator trusts a worker again: what it was refuted in no longer counts."""
         self._session.execute(delete(JobFailureRow).where(JobFailureRow.worker == worker, JobFailureRow.refuted))
 
-    def of(self, job_ids: Collection[str]) -> dict[str, frozenset[str]]:
+    def workers_of(self, job_ids: Collection[str]) -> dict[str, frozenset[str]]:
         """The workers that failed each of these jobs, by job; jobs that none failed are absent."""
         found: dict[str, set[str]] = {}
         if not job_ids:

@@ -49,7 +49,7 @@ class Overdue:
 
 
 @dataclass(frozen=True)
-class Expired:
+class ExpiredLease:
     """A job whose lease ran out, locked until the transaction ends."""
 
     job_id: str
@@ -223,15 +223,15 @@ class Jobs:
             .on_conflict_do_nothing()
             .returning(IdempotencyRow.key)
         )
-        return None if taken is not None else self.held_key(tenant_id, key)
+        return None if taken is not None else self.find_key(tenant_id, key)
 
-    def held_key(self, tenant_id: str, key: str) -> IdempotencyRow | None:
+    def find_key(self, tenant_id: str, key: str) -> IdempotencyRow | None:
         """The row that holds an idempotency key."""
         return self._session.scalar(
             select(IdempotencyRow).where(IdempotencyRow.tenant_id == tenant_id, IdempotencyRow.key == key)
         )
 
-    def keep_key(self, tenant_id: str, key: str, job_id: str | None, batch_id: str | None = None) -> None:
+    def complete_key(self, tenant_id: str, key: str, job_id: str | None, batch_id: str | None = None) -> None:
         """Remember what the key's request made."""
         self._session.execute(
             update(IdempotencyRow)
@@ -239,7 +239,7 @@ class Jobs:
             .values(job_id=job_id, batch_id=batch_id)
         )
 
-    def forget_keys(self, older_than_seconds: float) -> int:
+    def delete_keys(self, older_than_seconds: float) -> int:
         """Drop idempotency keys of that age; returns how many."""
         gone = self._session.execute(
             delete(IdempotencyRow)
@@ -310,7 +310,7 @@ class Jobs:
             .execution_options(synchronize_session=False)
         )
 
-    def ask_cancel(self, tenant_id: str, job_id: str) -> bool:
+    def request_cancel(self, tenant_id: str, job_id: str) -> bool:
         """Ask the worker of a running job to stop; False if it does not run."""
         return self._changed(
             update(JobRow)
@@ -351,15 +351,15 @@ class Jobs:
             .execution_options(synchronize_session=False)
         )
 
-    def expired(self, limit: int) -> list[Expired]:
+    def expired_leases(self, limit: int) -> list[ExpiredLease]:
         """Jobs whose lease ran out, locked; those that another reaper holds are passed over."""
         return self._expired(JobRow.lease_until < func.now(), limit)
 
-    def held_by(self, worker: str) -> list[Expired]:
+    def held_by(self, worker: str) -> list[ExpiredLease]:
         """All that a worker holds, locked: for when its process is known to be gone."""
         return self._expired(JobRow.worker == worker, None)
 
-    def _expired(self, condition: Any, limit: int | None) -> list[Expired]:
+    def _expired(self, condition: Any, limit: int | None) -> list[ExpiredLease]:
         rows = self._session.scalars(
             select(JobRow)
             .where(JobRow.state.in_(HELD), condition)
@@ -369,7 +369,7 @@ class Jobs:
             .execution_options(populate_existing=True)
         )
         return [
-            Expired(
+            ExpiredLease(
                 row.id,
                 row.tenant_id,
                 row.epoch,

@@ -12,10 +12,10 @@ from sqlalchemy import ARRAY, Text, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from farm.store.tables import DoomedRow
+from farm.store.tables import PendingDeletionRow
 
 
-class Doomed:
+class PendingDeletions:
     """The names of all objects to be removed."""
 
     def __init__(self, session: Session) -> None:
@@ -25,21 +25,24 @@ class Doomed:
         """Have these objects removed; a key that ends in ``/`` means all that begin with it."""
         if keys:
             self._session.execute(
-                insert(DoomedRow).on_conflict_do_nothing(), [{"key": key} for key in dict.fromkeys(keys)]
+                insert(PendingDeletionRow).on_conflict_do_nothing(), [{"key": key} for key in dict.fromkeys(keys)]
             )
 
     def take(self, limit: int) -> list[str]:
         """Some of them, locked; those that somebody else removes at this moment are passed over."""
         return list(
             self._session.scalars(
-                select(DoomedRow.key).order_by(DoomedRow.key).limit(limit).with_for_update(skip_locked=True)
+                select(PendingDeletionRow.key)
+                .order_by(PendingDeletionRow.key)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
             )
         )
 
-    def done(self, keys: Collection[str]) -> None:
+    def remove(self, keys: Collection[str]) -> None:
         """These are gone."""
         self._session.execute(
-            delete(DoomedRow)
-            .where(DoomedRow.key == func.any(bindparam("gone", list(keys), type_=ARRAY(Text))))
+            delete(PendingDeletionRow)
+            .where(PendingDeletionRow.key == func.any(bindparam("gone", list(keys), type_=ARRAY(Text))))
             .execution_options(synchronize_session=False)
         )

@@ -21,7 +21,7 @@ FEW_HEADS: Final = 8  #: jobs read of each line at least
 LOOKS: Final = 8  #: at a line, whose first jobs are not to be had, in one round
 
 #: The lines of waiting jobs, by a loose index scan: from each to the next by one probe, never over the jobs of one.
-LINES: Final = """
+QUEUES: Final = """
     RECURSIVE waiting AS (
         (SELECT tenant_id, priority, model FROM job WHERE state = 'queued'
          ORDER BY tenant_id, priority, model LIMIT 1)
@@ -37,13 +37,13 @@ LINES: Final = """
 # Jobs that wait for another attempt or whose deadline has passed are filtered out: they are elsewhere soon, so few are
 # met on the way.
 _HEADS: Final = f"""
-    WITH {LINES}, share AS (
+    WITH {QUEUES}, share AS (
         SELECT greatest(%(few)s, %(limit)s::integer / greatest(count(*), 1)) AS read FROM waiting
     )
     SELECT 'ten_' || translate(waiting.tenant_id::text, '-', ''), waiting.priority, waiting.model,
            coalesce(mark.skips, 0), date_part('epoch', mark.served_at), head.jobs = share.read,
            head.ids, head.costs, head.since, head.deadlines, head.failed
-    FROM waiting CROSS JOIN share LEFT JOIN line AS mark USING (tenant_id, priority, model)
+    FROM waiting CROSS JOIN share LEFT JOIN queue_state AS mark USING (tenant_id, priority, model)
     LEFT JOIN unnest(%(tenants)s::uuid[], %(priorities)s::smallint[], %(models)s::text[], %(times)s::float8[])
         AS passed (tenant_id, priority, model, since) USING (tenant_id, priority, model)
     CROSS JOIN LATERAL (
@@ -65,7 +65,7 @@ _HEADS: Final = f"""
     ORDER BY waiting.tenant_id, waiting.priority DESC, waiting.model
 """  # noqa: S608 - of constants
 _KEEP_MARKS: Final = """
-    INSERT INTO line (tenant_id, priority, model, skips, served_at)
+    INSERT INTO queue_state (tenant_id, priority, model, skips, served_at)
     SELECT tenant_id, priority, model, skips, to_timestamp(served_at)
     FROM unnest(%(tenants)s::uuid[], %(priorities)s::smallint[], %(models)s::text[], %(skips)s::integer[],
                 %(served)s::float8[]) AS mark (tenant_id, priority, model, skips, served_at)
@@ -118,21 +118,21 @@ class Line:
     failed: frozenset[str] = frozenset()  #: the heads that a worker failed before
 
 
-class Backlog:
+class Queues:
     """All jobs that wait, of all tenants."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def lines(self, limit: int) -> list[Line]:
+    def read(self, limit: int) -> list[Line]:
         """Every line with its first jobs: about ``limit`` over all lines, a few of each at least.
 
         One index probe per line to find it and one short index scan to read it, however long it is. A line is a row, or
         reading two thousand rows would take longer than finding them.
         """
-        return self._lines(limit, ())
+        return self._read(limit, ())
 
-    def _lines(self, limit: int, passed: Sequence[Line]) -> list[Line]:
+    def _read(self, limit: int, passed: Sequence[Line]) -> list[Line]:
         """Every line, or those given behind the jobs that are known of them."""
         values = {
             "limit": limit,
@@ -150,18 +150,18 @@ class Backlog:
             found.append(Line(mark, list(heads), more, frozenset(failed.split() if failed else ())))
         return found
 
-    def heads(self, limit: int) -> list[QueuedJob]:
-        """The jobs of `lines`, one after the other."""
-        return [head for line in self.lines(limit) for head in line.heads]
+    def candidates(self, limit: int) -> list[QueuedJob]:
+        """The jobs of `read`, one after the other."""
+        return [head for line in self.read(limit) for head in line.heads]
 
-    def to_be_had(self, limit: int) -> list[Line]:
-        """The `lines` with jobs that this transaction could hand over: it holds their rows from now on.
+    def read_available(self, limit: int) -> list[Line]:
+        """The `read` with jobs that this transaction could hand over: it holds their rows from now on.
 
         Where none of a line's first jobs is to be had, those behind them are looked at. The jobs of a batch came at one
         moment, so each such look passes one batch that is canceled or paused, however many of its jobs wait.
         """
         found: list[Line] = []
-        lines = self.lines(limit)
+        lines = self.read(limit)
         for _ in range(LOOKS):
             values = {"ids": _array([head.job_id for line in lines for head in line.heads])}
             free = {row[0] for row in self._rows(_TO_BE_HAD, values)}
@@ -170,10 +170,10 @@ class Backlog:
             behind = [line for line, had in zip(lines, left, strict=True) if line.more and not had.heads]
             if not behind:
                 break
-            lines = self._lines(limit, behind)
+            lines = self._read(limit, behind)
         return found
 
-    def keep_marks(self, marks: Collection[Mark]) -> None:
+    def save_states(self, marks: Collection[Mark]) -> None:
         """Remember these of the lines."""
         if not marks:
             return

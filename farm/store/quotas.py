@@ -2,7 +2,7 @@
 
 Counting takes time: 300,000 waiting jobs 150 ms, where accepting a job takes 8. So for single jobs a large queue is
 counted once in a while, and what this process accepts meanwhile is added. What other processes accept meanwhile is not,
-and jobs that left are still there: the limit of a large queue holds to what comes in `COUNTED_SECONDS`. Many at once
+and jobs that left are still there: the limit of a large queue holds to what comes in `COUNT_TTL_SECONDS`. Many at once
 are preceded by a count.
 """
 
@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from farm.domain.states import JobState
 from farm.store.tables import JobRow
 
-FEW: Final = 1_000  #: a limit up to which each job is preceded by a count
-COUNTED_SECONDS: Final = 2.0  #: how long a count of a large queue is good for
+EXACT_LIMIT: Final = 1_000  #: a limit up to which each job is preceded by a count
+COUNT_TTL_SECONDS: Final = 2.0  #: how long a count of a large queue is good for
 
 
 @dataclass
@@ -28,7 +28,7 @@ class _Count:
     jobs: int
 
 
-class Counts:
+class CountCache:
     """What this process counted lately, by tenant."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Counts:
     def find(self, tenant_id: str) -> _Count | None:
         """The tenant's count, if it is good still."""
         found = self._by_tenant.get(tenant_id)
-        return found if found is not None and time.monotonic() < found.at + COUNTED_SECONDS else None
+        return found if found is not None and time.monotonic() < found.at + COUNT_TTL_SECONDS else None
 
     def keep(self, tenant_id: str, jobs: int) -> _Count:
         """Note a count."""
@@ -48,7 +48,7 @@ class Counts:
 class Quotas:
     """The limits of what may wait."""
 
-    def __init__(self, session: Session, counts: Counts) -> None:
+    def __init__(self, session: Session, counts: CountCache) -> None:
         self._session = session
         self._counts = counts
 
@@ -59,7 +59,7 @@ class Quotas:
 
     def admit(self, tenant_id: str, jobs: int, limit: int) -> bool:
         """Whether so many more may wait: if so, they count from now on."""
-        count = self._counts.find(tenant_id) if jobs == 1 and limit > FEW else None
+        count = self._counts.find(tenant_id) if jobs == 1 and limit > EXACT_LIMIT else None
         if count is None:
             count = self._counts.keep(tenant_id, self.waiting(tenant_id, limit))
         if count.jobs + jobs > limit:

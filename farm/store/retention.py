@@ -28,8 +28,8 @@ _JOBS: Final = text("""
     )) RETURNING tenant_id, id
 """)
 _TENANTS: Final = text("""
-    SELECT id, strays_until, now() - make_interval(secs => :settled) AS until FROM tenant
-    WHERE strays_until IS NULL OR strays_until < now() - make_interval(secs => :settled)
+    SELECT id, orphans_collected_until, now() - make_interval(secs => :grace) AS until FROM tenant
+    WHERE orphans_collected_until IS NULL OR orphans_collected_until < now() - make_interval(secs => :grace)
     ORDER BY id
 """)
 _MATTER: Final = """
@@ -40,12 +40,12 @@ _MATTER: Final = """
 _BOUND: Final = text(
     f"SELECT finished_at FROM job WHERE {_MATTER} ORDER BY finished_at OFFSET :limit LIMIT 1"  # noqa: S608 - no values
 )
-_STRAYS: Final = text(f"SELECT id, epoch, state FROM job WHERE {_MATTER} ORDER BY finished_at")  # noqa: S608 - no values
-_DONE: Final = text("UPDATE tenant SET strays_until = :until WHERE id = :tenant")
+_ORPHANS: Final = text(f"SELECT id, epoch, state FROM job WHERE {_MATTER} ORDER BY finished_at")  # noqa: S608 - no values
+_DONE: Final = text("UPDATE tenant SET orphans_collected_until = :until WHERE id = :tenant")
 
 
 @dataclass(frozen=True)
-class Stray:
+class OrphanedObjects:
     """An ended job that lost attempts before, which may have left objects."""
 
     tenant_id: str
@@ -59,26 +59,26 @@ class Retention:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def old_batches(self, limit: int) -> list[tuple[str, str]]:
+    def expired_batches(self, limit: int) -> list[tuple[str, str]]:
         """Batches beyond their tenant's retention, with their tenants."""
         rows = self._session.execute(_BATCHES, {"limit": limit})
         return [(ids.from_uuid(ids.TENANT, row[0]), ids.from_uuid(ids.BATCH, row[1])) for row in rows]
 
-    def forget_jobs(self, limit: int) -> list[tuple[str, str]]:
+    def delete_expired_jobs(self, limit: int) -> list[tuple[str, str]]:
         """Delete jobs of no batch beyond their tenant's retention; returns them with their tenants."""
         rows = self._session.execute(_JOBS, {"limit": limit})
         return [(ids.from_uuid(ids.TENANT, row[0]), ids.from_uuid(ids.JOB, row[1])) for row in rows]
 
-    def strays(self, settled_seconds: float, limit: int) -> list[Stray]:
+    def orphans(self, grace_seconds: float, limit: int) -> list[OrphanedObjects]:
         """Jobs that ended at least so long ago and may have left objects; each is told once, with this transaction."""
-        found: list[Stray] = []
-        for row in self._session.execute(_TENANTS, {"settled": settled_seconds}).all():
-            values: dict[str, Any] = {"tenant": row.id, "since": row.strays_until, "until": row.until}
+        found: list[OrphanedObjects] = []
+        for row in self._session.execute(_TENANTS, {"grace": grace_seconds}).all():
+            values: dict[str, Any] = {"tenant": row.id, "since": row.orphans_collected_until, "until": row.until}
             values["until"] = self._session.scalar(_BOUND, values | {"limit": limit}) or row.until
-            found += [self._stray(row.id, *one) for one in self._session.execute(_STRAYS, values)]
+            found += [self._orphans(row.id, *one) for one in self._session.execute(_ORPHANS, values)]
             self._session.execute(_DONE, {"tenant": row.id, "until": values["until"]})
         return found
 
-    def _stray(self, tenant: UUID, job: UUID, epoch: int, state: str) -> Stray:
+    def _orphans(self, tenant: UUID, job: UUID, epoch: int, state: str) -> OrphanedObjects:
         epochs = tuple(range(1, epoch)) if state == "succeeded" else None
-        return Stray(ids.from_uuid(ids.TENANT, tenant), ids.from_uuid(ids.JOB, job), epochs)
+        return OrphanedObjects(ids.from_uuid(ids.TENANT, tenant), ids.from_uuid(ids.JOB, job), epochs)

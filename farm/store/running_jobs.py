@@ -93,7 +93,7 @@ _JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
-class Won:
+class SucceededJob:
     """A job that succeeded in this transaction."""
 
     job_id: str
@@ -104,7 +104,7 @@ class Won:
     outputs: int
 
 
-class Attempts:
+class RunningJobs:
     """The jobs that workers hold."""
 
     def __init__(self, session: Session) -> None:
@@ -135,7 +135,7 @@ class Attempts:
         rows = self._rows(_RENEW, _held(held) | {"worker": worker, "lease": lease_seconds})
         return {ids.from_uuid(ids.JOB, row.id): row.cancel_requested for row in rows}
 
-    def succeed(self, done: Sequence[JobResult]) -> list[Won]:
+    def succeed(self, done: Sequence[JobResult]) -> list[SucceededJob]:
         """running → succeeded with their outputs, for those still held at their epoch; returns them."""
         values = _held([one.held for one in done]) | {
             "recipes": [_JSON(one.recipe) for one in done],
@@ -144,7 +144,7 @@ class Attempts:
             "seconds": [one.seconds for one in done],
         }
         return [
-            Won(ids.from_uuid(ids.JOB, row.id), ids.from_uuid(ids.TENANT, row.tenant_id), *row[2:])
+            SucceededJob(ids.from_uuid(ids.JOB, row.id), ids.from_uuid(ids.TENANT, row.tenant_id), *row[2:])
             for row in self._rows(_SUCCEED, values)
         ]
 

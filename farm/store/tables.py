@@ -85,7 +85,7 @@ class TenantRow(Base):
     device_seconds_per_day: Mapped[float | None]  #: beyond it nothing new is accepted until the next day (UTC)
     storage_bytes: Mapped[int | None] = mapped_column(BigInteger)  #: of outputs and inputs; None: no limit
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: as last measured
-    strays_until: Mapped[datetime | None]  #: lost attempts of jobs that ended before have been cleaned up after
+    orphans_collected_until: Mapped[datetime | None]  #: orphans of jobs that ended before are gone
     retention_days: Mapped[int | None]  #: how long ended jobs and their outputs are kept; None: for ever
     vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `Standing`
     backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `Standing`
@@ -93,10 +93,10 @@ class TenantRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
-class LineRow(Base):
+class QueueStateRow(Base):
     """What the policy remembers of a tenant's jobs of one class and model; lines that were never served have no row."""
 
-    __tablename__ = "line"
+    __tablename__ = "queue_state"
 
     tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)  #: `Priority.rank`
@@ -170,7 +170,7 @@ class BatchRow(Base):
     __table_args__ = (
         Index("batch_listing", "tenant_id", text("id DESC")),
         # what requests began and did not finish: nearly always empty
-        Index("batch_unfinished", "id", postgresql_where=text("rearranging OR deleted_at IS NOT NULL")),
+        Index("batch_unfinished", "id", postgresql_where=text("propagating OR deleted_at IS NOT NULL")),
         # its counters change with every job that ends: room in the page keeps the index out of it
         {"postgresql_with": {"fillfactor": "50"}},
     )
@@ -188,11 +188,11 @@ class BatchRow(Base):
     failed: Mapped[int] = mapped_column(server_default=text("0"))
     canceled: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    first_ended_at: Mapped[datetime | None]
+    first_finished_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     webhook: Mapped[str | None]  #: told of the batch's own events
-    told: Mapped[int] = mapped_column(
+    last_milestone: Mapped[int] = mapped_column(
         SmallInteger, server_default=text("0")
     )  #: percent, of the last ``batch.progress``
     priority: Mapped[int | None] = mapped_column(SmallInteger)  #: of all its jobs; None: each has its own
@@ -200,7 +200,7 @@ class BatchRow(Base):
     paused_seconds: Mapped[float] = mapped_column(
         server_default=text("0")
     )  #: that it was paused since its first job ended, but for the pause that lasts
-    rearranging: Mapped[bool] = mapped_column(
+    propagating: Mapped[bool] = mapped_column(
         server_default=text("false")
     )  #: whether jobs' rows may not follow ``priority`` and ``paused_at`` yet
     deleted_at: Mapped[datetime | None]  #: nobody sees it any more; its jobs' rows go piece by piece
@@ -213,7 +213,7 @@ class JobRow(Base):
     __table_args__ = (
         # the dispatcher's walk: the oldest waiting jobs of a line (tenant, class, model), and the lines themselves
         Index(
-            "job_line",
+            "job_queue",
             "tenant_id",
             "priority",
             "model",
@@ -335,10 +335,10 @@ class EventRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
-class DoomedRow(Base):
+class PendingDeletionRow(Base):
     """An object that no row names any more: to be removed from the object storage."""
 
-    __tablename__ = "doomed"
+    __tablename__ = "pending_deletion"
 
     key: Mapped[str] = mapped_column(primary_key=True)  #: ends in ``/``: all objects whose keys begin with it
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
@@ -426,7 +426,7 @@ class EndpointRow(Base):
     failures: Mapped[int] = mapped_column(server_default=text("0"))  #: tries that failed in a row
     failing_since: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
-    disabled_reason: Mapped[str | None]  #: ``gone``, ``failing`` or ``asked``
+    disabled_reason: Mapped[str | None]  #: ``gone``, ``failing`` or ``requested``
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

@@ -25,7 +25,7 @@ from farm.store.tables import (
     IdempotencyRow,
     JobRow,
     KeyRow,
-    LineRow,
+    QueueStateRow,
     TenantRow,
 )
 
@@ -188,7 +188,7 @@ class Tenants:
         for kind, table in (("jobs", JobRow), ("batches", BatchRow), ("files", FileRow), ("endpoints", EndpointRow)):
             if self._session.scalar(select(exists().where(table.tenant_id == tenant_id))):
                 raise Conflict(f"the tenant still has {kind}; remove them, or revoke its keys, which shuts it out")
-        for owned in (KeyRow, IdempotencyRow, LineRow):
+        for owned in (KeyRow, IdempotencyRow, QueueStateRow):
             self._session.execute(delete(owned).where(owned.tenant_id == tenant_id))
         self._session.execute(delete(TenantRow).where(TenantRow.id == tenant_id))
 
@@ -225,7 +225,7 @@ class Tenants:
         """All tenants, as the policy sees them."""
         return [Share(*row) for row in self._session.connection().exec_driver_sql(_SHARES)]
 
-    def keep_standings(self, standings: Sequence[Standing]) -> None:
+    def save_share_states(self, standings: Sequence[Standing]) -> None:
         """Write where these tenants stand now, in one statement."""
         if not standings:
             return

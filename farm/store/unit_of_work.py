@@ -19,33 +19,33 @@ from sqlalchemy.orm import Session
 
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.settings import Settings
-from farm.store.activity_stats import Activity
+from farm.store.activity_stats import ActivityStats
 from farm.store.batches import Batches
-from farm.store.bulk_actions import Selections
-from farm.store.dashboard_queries import Search
+from farm.store.bulk_actions import BulkActions
+from farm.store.dashboard_queries import DashboardQueries
 from farm.store.deliveries import Deliveries
-from farm.store.delivery_leases import Claims
-from farm.store.delivery_results import Outcomes
+from farm.store.delivery_leases import DeliveryLeases
+from farm.store.delivery_results import DeliveryResults
 from farm.store.events import Events
 from farm.store.files import Files
-from farm.store.job_failures import Failures
+from farm.store.job_failures import JobFailures
 from farm.store.jobs import Jobs
 from farm.store.outbox import Outbox
 from farm.store.pauses import Pauses
-from farm.store.pending_deletions import Doomed
-from farm.store.queue import Backlog
-from farm.store.quotas import Counts, Quotas
-from farm.store.running_jobs import Attempts
+from farm.store.pending_deletions import PendingDeletions
+from farm.store.queue import Queues
+from farm.store.quotas import CountCache, Quotas
+from farm.store.running_jobs import RunningJobs
 from farm.store.tenants import Tenants
 from farm.store.usage import Usage
 from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
 
 
-class Unit:
+class UnitOfWork:
     """One transaction and the repositories that share it."""
 
-    def __init__(self, session: Session, counts: Counts) -> None:
+    def __init__(self, session: Session, counts: CountCache) -> None:
         self.session = session
         self._counts = counts
 
@@ -65,14 +65,14 @@ class Unit:
         return Jobs(self.session)
 
     @cached_property
-    def attempts(self) -> Attempts:
+    def running_jobs(self) -> RunningJobs:
         """Jobs in workers' hands."""
-        return Attempts(self.session)
+        return RunningJobs(self.session)
 
     @cached_property
-    def backlog(self) -> Backlog:
+    def queues(self) -> Queues:
         """Jobs that wait, as the dispatcher sees them."""
-        return Backlog(self.session)
+        return Queues(self.session)
 
     @cached_property
     def batches(self) -> Batches:
@@ -80,9 +80,9 @@ class Unit:
         return Batches(self.session)
 
     @cached_property
-    def doomed(self) -> Doomed:
+    def pending_deletions(self) -> PendingDeletions:
         """Objects to be removed."""
-        return Doomed(self.session)
+        return PendingDeletions(self.session)
 
     @cached_property
     def events(self) -> Events:
@@ -110,9 +110,9 @@ class Unit:
         return Quotas(self.session, self._counts)
 
     @cached_property
-    def failures(self) -> Failures:
+    def job_failures(self) -> JobFailures:
         """Which workers failed which jobs."""
-        return Failures(self.session)
+        return JobFailures(self.session)
 
     @cached_property
     def pauses(self) -> Pauses:
@@ -120,19 +120,19 @@ class Unit:
         return Pauses(self.session)
 
     @cached_property
-    def activity(self) -> Activity:
+    def activity(self) -> ActivityStats:
         """What ended lately."""
-        return Activity(self.session)
+        return ActivityStats(self.session)
 
     @cached_property
-    def selections(self) -> Selections:
+    def bulk_actions(self) -> BulkActions:
         """Many jobs at once."""
-        return Selections(self.session)
+        return BulkActions(self.session)
 
     @cached_property
-    def search(self) -> Search:
+    def dashboard_queries(self) -> DashboardQueries:
         """Jobs and batches for a person who looks."""
-        return Search(self.session)
+        return DashboardQueries(self.session)
 
     @cached_property
     def files(self) -> Files:
@@ -150,14 +150,14 @@ class Unit:
         return Outbox(self.session)
 
     @cached_property
-    def claims(self) -> Claims:
+    def delivery_leases(self) -> DeliveryLeases:
         """Deliveries in a deliverer's hands."""
-        return Claims(self.session)
+        return DeliveryLeases(self.session)
 
     @cached_property
-    def outcomes(self) -> Outcomes:
+    def delivery_results(self) -> DeliveryResults:
         """How tries to deliver ended."""
-        return Outcomes(self.session)
+        return DeliveryResults(self.session)
 
     @cached_property
     def deliveries(self) -> Deliveries:
@@ -170,7 +170,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._counts = Counts()
+        self._counts = CountCache()
         self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")  # over the same connections
 
     @classmethod
@@ -183,25 +183,25 @@ class Store:
         return cls(make_engine(settings.database_url.get_secret_value(), pool=pool))
 
     @contextmanager
-    def begin(self) -> Iterator[Unit]:
+    def begin(self) -> Iterator[UnitOfWork]:
         """One unit of work: commits at the end of the block, rolls back on any error.
 
         Raises `DatabaseUnavailable` when the server does not answer.
         """
         with _translated(), Session(self.engine, expire_on_commit=False) as session, session.begin():
-            unit = Unit(session, self._counts)
+            unit = UnitOfWork(session, self._counts)
             yield unit
-            unit.batches.settle()
-            unit.events.settle()
+            unit.batches.flush_counters()
+            unit.events.flush()
 
     @contextmanager
-    def look(self) -> Iterator[Unit]:
+    def look(self) -> Iterator[UnitOfWork]:
         """For single statements that change nothing: each sees the database by itself, for half of the round trips.
 
         Raises `DatabaseUnavailable` when the server does not answer.
         """
         with _translated(), Session(self._looking, expire_on_commit=False) as session:
-            yield Unit(session, self._counts)
+            yield UnitOfWork(session, self._counts)
 
     def check(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers."""

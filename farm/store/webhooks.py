@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.endpoint import MAX_SECRETS, WEBHOOK_EVENTS, Disabled, Endpoint, signing
+from farm.domain.endpoint import MAX_SECRETS, WEBHOOK_EVENTS, DisabledReason, Endpoint, signing
 from farm.domain.states import EventType
 from farm.errors import Conflict, NotFound
 from farm.store import cursor as cursors
@@ -42,7 +42,7 @@ class Webhooks:
         Raises `Conflict` when the tenant has ``limit`` endpoints, those of jobs' own webhooks not counted.
         """
         if limit is not None:
-            self._room_for_another(tenant_id, limit)
+            self._check_limit(tenant_id, limit)
         row = EndpointRow(
             id=ids.new(ids.ENDPOINT),
             tenant_id=tenant_id,
@@ -79,7 +79,7 @@ class Webhooks:
         ).one()
         return _endpoint(row, now)
 
-    def _room_for_another(self, tenant_id: str, limit: int) -> None:
+    def _check_limit(self, tenant_id: str, limit: int) -> None:
         # one at a time for each tenant, so that two that come together are both counted
         turn = func.pg_advisory_xact_lock(func.hashtextextended(f"endpoints of {tenant_id}", 0))
         self._session.execute(select(turn))
@@ -200,7 +200,7 @@ class Webhooks:
         """Send it nothing more; what waits for it stays until it is enabled again. `NotFound`."""
         row, now = self._row(tenant_id, endpoint_id, lock=True)
         if row.disabled_at is None:
-            row.disabled_at, row.disabled_reason, row.due_at = now, Disabled.ASKED.value, None
+            row.disabled_at, row.disabled_reason, row.due_at = now, DisabledReason.REQUESTED.value, None
             self._session.flush()
         return _endpoint(row, now)
 
@@ -215,7 +215,7 @@ class Webhooks:
             Events(self._session).notify(EVENT_CHANNEL)
         return _endpoint(row, now)
 
-    def clear(self, tenant_id: str, endpoint_id: str, limit: int) -> int:
+    def delete_deliveries(self, tenant_id: str, endpoint_id: str, limit: int) -> int:
         """Delete up to ``limit`` deliveries of an endpoint, with their attempts; returns how many. `NotFound`."""
         self._row(tenant_id, endpoint_id, lock=True)
         some = select(DeliveryRow.id).where(DeliveryRow.endpoint_id == endpoint_id).limit(limit)
@@ -228,7 +228,7 @@ class Webhooks:
         return len(gone.all())
 
     def remove(self, tenant_id: str, endpoint_id: str) -> None:
-        """Delete an endpoint and what was sent to it; `clear` it before. `NotFound`."""
+        """Delete an endpoint and what was sent to it; `delete_deliveries` it before. `NotFound`."""
         self._row(tenant_id, endpoint_id, lock=True)
         self._session.execute(
             delete(EndpointRow).where(EndpointRow.id == endpoint_id).execution_options(synchronize_session=False)
@@ -254,10 +254,10 @@ class Webhooks:
             .returning(EventRow.id)
         ).scalar_one()
         delivery_id = Outbox(self._session).deliver(endpoint_id, event_id)
-        self.hurry([endpoint_id])
+        self.make_due([endpoint_id])
         return delivery_id
 
-    def hurry(self, endpoint_ids: Collection[str]) -> None:
+    def make_due(self, endpoint_ids: Collection[str]) -> None:
         """Let the deliverers look at these endpoints now, also where they pause: somebody waits for it.
 
         One that failed many times in a row still gets a single try.
@@ -290,6 +290,6 @@ def _endpoint(row: EndpointRow, now: datetime) -> Endpoint:
         row.failures,
         row.failing_since,
         row.disabled_at,
-        None if row.disabled_reason is None else Disabled(row.disabled_reason),
+        None if row.disabled_reason is None else DisabledReason(row.disabled_reason),
         row.created_at,
     )

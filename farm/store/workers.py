@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from farm.domain.states import JobState
-from farm.domain.worker import Device, LoadedOn, Worker, WorkerInfo, WorkerState
+from farm.domain.worker import Device, ResidentModel, Worker, WorkerInfo, WorkerState
 from farm.store.tables import JobRow, WorkerRow
 
 HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
@@ -42,7 +42,7 @@ class Room(NamedTuple):
 
 def _worker(row: WorkerRow, holds: int) -> Worker:
     about = dict(row.device)
-    loaded = tuple(LoadedOn(**one) for one in about.pop("loaded", ()))
+    loaded = tuple(ResidentModel(**one) for one in about.pop("loaded", ()))
     info = WorkerInfo(
         name=row.name,
         boot_id=row.boot_id,
@@ -100,8 +100,8 @@ class Workers:
         )
         return before
 
-    def beat(
-        self, name: str, boot_id: str, models: tuple[str, ...], loaded: tuple[LoadedOn, ...] = ()
+    def record_heartbeat(
+        self, name: str, boot_id: str, models: tuple[str, ...], loaded: tuple[ResidentModel, ...] = ()
     ) -> tuple[WorkerState, bool] | None:
         """Record a sign of life; returns the worker's state, and whether somebody wants this process ended.
 
@@ -138,19 +138,19 @@ class Workers:
         drained = case(
             (WorkerRow.state == WorkerState.OFFLINE.value, WorkerRow.state), else_=WorkerState.DRAINING.value
         )
-        return self._steer(name, {"state": drained, "drained_reason": func.coalesce(WorkerRow.drained_reason, reason)})
+        return self._update(name, {"state": drained, "drained_reason": func.coalesce(WorkerRow.drained_reason, reason)})
 
-    def stop(self, name: str) -> None:
+    def request_stop(self, name: str) -> None:
         """Have the process that is the worker now end, when it hears of it."""
-        self._steer(name, {"stop_boot_id": WorkerRow.boot_id})
+        self._update(name, {"stop_boot_id": WorkerRow.boot_id})
 
     def resume(self, name: str) -> bool:
         """Give a drained worker jobs again; False if there is no such worker. One that ends by itself still ends."""
         drained = WorkerRow.drained_reason.is_not(None) & (WorkerRow.state == WorkerState.DRAINING.value)
         online = case((drained, WorkerState.ONLINE.value), else_=WorkerRow.state)
-        return self._steer(name, {"state": online, "drained_reason": null(), "stop_boot_id": null()})
+        return self._update(name, {"state": online, "drained_reason": null(), "stop_boot_id": null()})
 
-    def _steer(self, name: str, values: dict[str, Any]) -> bool:
+    def _update(self, name: str, values: dict[str, Any]) -> bool:
         changed = (
             update(WorkerRow)
             .where(WorkerRow.name == name)
@@ -165,7 +165,7 @@ class Workers:
         wanted = select(WorkerRow).where(WorkerRow.name == name).execution_options(populate_existing=True)
         return next(iter(self._with_load(wanted)), None)
 
-    def silent(self, after_seconds: float) -> list[str]:
+    def mark_silent_offline(self, after_seconds: float) -> list[str]:
         """Mark workers offline that have not been heard of for that long; returns their names."""
         rows = self._session.scalars(
             update(WorkerRow)
@@ -182,7 +182,7 @@ class Workers:
         """Every worker, with what it holds, by name."""
         return self._with_load(select(WorkerRow).order_by(WorkerRow.name))
 
-    def with_room(self) -> list[Room]:
+    def with_free_slots(self) -> list[Room]:
         """The workers that are there and hold less than they take, by name."""
         rows = self._session.connection().exec_driver_sql(_WITH_ROOM).all()
         return [

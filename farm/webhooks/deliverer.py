@@ -25,11 +25,11 @@ from farm.domain.states import EventType
 from farm.egress import guard
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
 from farm.settings import Settings
-from farm.store.delivery_leases import Claim, Claimed, Recipient
-from farm.store.delivery_results import Outcome
+from farm.store.delivery_leases import ClaimedDelivery, ClaimResult, Recipient
+from farm.store.delivery_results import DeliveryResult
 from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
-from farm.store.unit_of_work import Store, Unit
+from farm.store.unit_of_work import Store, UnitOfWork
 from farm.webhooks import prediction, signature
 from farm.webhooks.payload import event_payload, in_progress, job_payload
 from farm.webhooks.prediction import EVENTS
@@ -170,10 +170,10 @@ class Deliverer:
         with self._store.begin() as unit:
             return unit.outbox.fan_out(signature.new_secret, FAN_OUT)
 
-    def _claim(self, free: int, left: dict[str, int]) -> tuple[Claim, list[bytes | None]]:
+    def _claim(self, free: int, left: dict[str, int]) -> tuple[ClaimResult, list[bytes | None]]:
         """Deliveries to send, and their bodies (None: it cannot be built)."""
         with self._store.begin() as unit:
-            claim = unit.claims.take(
+            claim = unit.delivery_leases.claim(
                 free, self._limits.per_endpoint, left, self._limits.lease, self._retry_policy.break_after
             )
         if not claim.claimed:
@@ -183,7 +183,7 @@ class Deliverer:
             jobs = _jobs(unit, {one.job_id for one in claim.claimed if one.job_id is not None})
         return claim, [self._body(one, jobs) for one in claim.claimed]
 
-    def _body(self, one: Claimed, jobs: Mapping[str, Job]) -> bytes | None:
+    def _body(self, one: ClaimedDelivery, jobs: Mapping[str, Job]) -> bytes | None:
         if one.job_id is None:
             return event_payload(one.type, one.occurred_at, one.sequence, one.data)
         job = jobs.get(one.job_id)
@@ -370,13 +370,13 @@ class Deliverer:
             signed, ready.body, deadline=self._limits.deadline, body_deadline=self._limits.body_deadline
         )
 
-    def _outcome(self, one: Claimed, answer: AttemptResult) -> Outcome:
+    def _outcome(self, one: ClaimedDelivery, answer: AttemptResult) -> DeliveryResult:
         retry_in: float | None = None
         if answer.error is FailureReason.INTERRUPTED:
             retry_in = 0.0
         elif answer.error is not None:
             retry_in = self._retry_policy.delay(one.turn, answer.retry_after)
-        return Outcome(
+        return DeliveryResult(
             delivery_id=one.id,
             endpoint_id=one.endpoint.id,
             number=one.number,
@@ -419,7 +419,7 @@ class Deliverer:
             del state.outcomes[: len(batch)]
             del state.unattempted[: len(unattempted)]
 
-    async def _write_singly(self, batch: list[Outcome]) -> None:
+    async def _write_singly(self, batch: list[DeliveryResult]) -> None:
         """One that cannot be written must not take the others with it; its lease brings it back."""
         for one in batch:
             try:
@@ -427,15 +427,15 @@ class Deliverer:
             except Exception:
                 log.exception("an outcome is not recorded", action="webhook_record_failed", delivery=one.delivery_id)
 
-    def _write(self, batch: list[Outcome], unattempted: list[Claimed]) -> None:
+    def _write(self, batch: list[DeliveryResult], unattempted: list[ClaimedDelivery]) -> None:
         with self._store.begin() as unit:
             retry_policy = self._retry_policy
-            verdict = unit.outcomes.record(
+            verdict = unit.delivery_results.record(
                 batch, retry_policy.give_up_after, retry_policy.break_after, retry_policy.pause
             )
         if unattempted:
             with self._store.begin() as unit:
-                unit.claims.give_back(unattempted)
+                unit.delivery_leases.release(unattempted)
             self._wake()
         delivered = sum(one.delivered for one in batch)
         if delivered:
@@ -504,7 +504,7 @@ class Deliverer:
 class _Ready:
     """A claimed delivery that waits for its turn."""
 
-    claimed: Claimed
+    claimed: ClaimedDelivery
     body: bytes | None  #: None: it cannot be built
     since: float  #: `time.monotonic`
 
@@ -549,16 +549,16 @@ class _InFlight:
     closed_idle_at: float = float("-inf")  #: `time.monotonic`
     wants_more: bool = False  #: there may be more to claim than there was room for
     throttled: frozenset[str] = frozenset()  #: endpoints with more to claim than one endpoint may have
-    outcomes: list[Outcome] = field(default_factory=list)  #: not recorded yet
-    unattempted: list[Claimed] = field(default_factory=list)  #: to be given back
+    outcomes: list[DeliveryResult] = field(default_factory=list)  #: not recorded yet
+    unattempted: list[ClaimedDelivery] = field(default_factory=list)  #: to be given back
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def _jobs(unit: Unit, job_ids: set[str]) -> dict[str, Job]:
+def _jobs(unit: UnitOfWork, job_ids: set[str]) -> dict[str, Job]:
     """The jobs that can be read; one that cannot costs only itself."""
     try:
-        return unit.claims.jobs(job_ids)
+        return unit.delivery_leases.jobs(job_ids)
     except ValidationError:
         found: dict[str, Job] = {}
         for job_id in job_ids:

@@ -211,7 +211,7 @@ class Bench:
 
         def heads() -> None:
             with store.begin() as unit:
-                unit.backlog.heads(64)
+                unit.queues.candidates(64)
 
         free = p50(heads)
         paused = timed(lambda: self._until_arranged(self.http.post(f"/v1/batches/{batch_id}/pause")))
@@ -232,7 +232,7 @@ class Bench:
     def _until_arranged(self, answer: httpx2.Response) -> None:
         answer.raise_for_status()
         body = answer.json()
-        while body["rearranging"]:
+        while body["propagating"]:
             time.sleep(0.2)
             body = self.http.get(f"/v1/batches/{body['id']}").raise_for_status().json()
 
@@ -262,7 +262,7 @@ class Bench:
         )
         self.database.execute(_OUTPUTS, {"id": uuid(other)})
         self.database.execute(
-            "UPDATE batch SET succeeded = total, first_ended_at = now(), finished_at = now() WHERE id = %s",
+            "UPDATE batch SET succeeded = total, first_finished_at = now(), finished_at = now() WHERE id = %s",
             [uuid(other)],
         )
         self.database.execute("VACUUM ANALYZE output")
@@ -292,7 +292,7 @@ class Bench:
         self.http.delete(f"/v1/batches/{other}").raise_for_status()
 
         def gone() -> None:
-            left = "SELECT EXISTS (SELECT FROM batch WHERE id = %s) OR EXISTS (SELECT FROM doomed)"
+            left = "SELECT EXISTS (SELECT FROM batch WHERE id = %s) OR EXISTS (SELECT FROM pending_deletion)"
             while (row := self.database.execute(left, [uuid(other)]).fetchone()) and row[0]:
                 time.sleep(0.1)
 

@@ -106,7 +106,7 @@ class Bench:
             " SELECT CAST(%s || lpad(to_hex(place), 8, '0') || substr(md5(random()::text), 1, 7) AS uuid),"
             " tenant_id, 'queued', task, model, 0, spec, cost, max_attempts, metadata"
             " FROM (SELECT * FROM job ORDER BY id LIMIT 1) AS one, generate_series(1, %s) AS place",
-            [ids.Series(ids.JOB).prefix, depth - have],
+            [ids.IdSeries(ids.JOB).prefix, depth - have],
         )
         self.farm.database.execute("VACUUM ANALYZE job")
 

@@ -53,7 +53,7 @@ def rendered(farm: Farm, tenant: str, dispatcher: Dispatcher, models: int, max_s
         for number in range(jobs)
     ]
     with farm.store.begin() as unit:
-        unit.session.connection().exec_driver_sql("DELETE FROM line")
+        unit.session.connection().exec_driver_sql("DELETE FROM queue_state")
         made = unit.jobs.insert(tenant, wanted)
     with farm.store.begin() as unit:
         unit.session.connection().exec_driver_sql("SELECT pg_notify('farm_queue', '')")

@@ -14,13 +14,13 @@ from sqlalchemy import text
 
 from farm import lifecycle
 from farm.domain import ids
-from farm.domain.batch import Entry, NewBatch
+from farm.domain.batch import BatchEntry, NewBatch
 from farm.domain.job import Assignment, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, Priority
 from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Device, WorkerInfo
 from farm.objects import keys
-from farm.store.delivery_results import Outcome
+from farm.store.delivery_results import DeliveryResult
 from farm.webhooks import signature
 from tests.api_server import Api
 from workers.starter import scenes
@@ -124,7 +124,8 @@ def batch(
     """A batch of one image per seed, and its jobs in order."""
     made = ids.new(ids.BATCH)
     entries = [
-        Entry(line, NewJob(spec(seed), priority, custom_id=f"{name}-{line:03}")) for line, seed in enumerate(seeds, 1)
+        BatchEntry(line, NewJob(spec(seed), priority, custom_id=f"{name}-{line:03}"))
+        for line, seed in enumerate(seeds, 1)
     ]
     with api.store.begin() as unit:
         staged = unit.batches.stage(entries)
@@ -155,15 +156,15 @@ def webhooks(api: Api) -> tuple[str, str]:
             unit.outbox.deliver(shop, row.id)
             if number < 5:
                 unit.outbox.deliver(mail, row.id)
-    outcomes: list[Outcome] = []
+    outcomes: list[DeliveryResult] = []
     with api.store.begin() as unit:
-        for one in unit.claims.take(100, 20, {}, 60, 100).claimed:
+        for one in unit.delivery_leases.claim(100, 20, {}, 60, 100).claimed:
             fine = one.endpoint.id == shop
             status, error, answer = (200, None, "ok") if fine else (503, "status", "upstream is away for maintenance")
             outcomes.append(
-                Outcome(one.id, one.endpoint.id, one.number, fine, status, 0.012 if fine else 0.8, error, answer)
+                DeliveryResult(one.id, one.endpoint.id, one.number, fine, status, 0.012 if fine else 0.8, error, answer)
             )
-        unit.outcomes.record(outcomes, 5 * 86_400, 100, lambda _: None)
+        unit.delivery_results.record(outcomes, 5 * 86_400, 100, lambda _: None)
     return mail, next(one.delivery_id for one in outcomes if not one.delivered)
 
 

@@ -136,7 +136,7 @@ def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter: Enter) -> None:
 def test_a_jobs_page_follows_it_to_its_image(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     with api.store.begin() as unit:
-        job_id = unit.backlog.heads(1)[-1].job_id
+        job_id = unit.queues.candidates(1)[-1].job_id
     page = enter(farm.operator)
     page.goto(f"/farm/jobs/{job_id}")
     expect(page.locator(".state").first).to_have_text("queued")
@@ -201,7 +201,7 @@ def test_all_that_match_are_canceled_however_many(
     lived_in: LivedIn, enter: Enter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farm.dashboard.pages.bulk_actions.MOST", 3)
-    monkeypatch.setattr("farm.store.bulk_actions.AT_ONCE", 4)
+    monkeypatch.setattr("farm.store.bulk_actions.CANCEL_CHUNK", 4)
     api, farm = lived_in
     spec = api.job(farm.queued).spec
     with api.store.begin() as unit:

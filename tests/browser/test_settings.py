@@ -17,8 +17,8 @@ from tests.browser.seed_data import Furnished
 def test_queues_show_each_line_with_what_waits(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     with api.store.begin() as unit:
-        waiting = sum(one.waiting for one in unit.search.lines())
-        assert waiting == unit.search.queue().jobs > 20
+        waiting = sum(one.waiting for one in unit.dashboard_queries.queues())
+        assert waiting == unit.dashboard_queries.queue_totals().jobs > 20
     page = enter(farm.operator, java_script_enabled=False)
     expect(page.get_by_role("link", name="Flower")).to_have_attribute("href", "http://127.0.0.1:5555")
     page.get_by_role("link", name="Queues").click()
@@ -29,7 +29,7 @@ def test_queues_show_each_line_with_what_waits(lived_in: LivedIn, enter: Enter) 
     own = enter(farm.tenant)
     own.goto("/farm/queues")
     with api.store.begin() as unit:
-        theirs = unit.search.lines(farm.other_id)
+        theirs = unit.dashboard_queries.queues(farm.other_id)
     assert theirs
     assert own.locator("tbody th").all_inner_texts() == [one.priority.value for one in theirs]
 

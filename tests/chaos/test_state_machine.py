@@ -30,12 +30,12 @@ from hypothesis.stateful import (
 
 from farm import lifecycle
 from farm.domain import ids
-from farm.domain.batch import Entry, NewBatch
+from farm.domain.batch import BatchEntry, NewBatch
 from farm.domain.job import Assignment, DispatchedJob, HeldJob, Job, JobError, NewJob, Output
 from farm.domain.worker import WorkerState
 from farm.errors import Conflict, LeaseLost
 from farm.objects.keys import output_key
-from farm.store.unit_of_work import Store, Unit, make_engine
+from farm.store.unit_of_work import Store, UnitOfWork, make_engine
 from tests.chaos.farm import uuid_of
 from tests.chaos.history import TERMINAL, History, Sample, Violation, check, look, read
 from tests.integration.conftest import spec, worker_info
@@ -104,7 +104,7 @@ class Farm(RuleBasedStateMachine):
     def submit_batch(self, size: int) -> None:
         batch_id = ids.new(ids.BATCH)
         with self.store.begin() as unit:
-            staged = unit.batches.stage(Entry(line, NewJob(spec())) for line in range(1, size + 1))
+            staged = unit.batches.stage(BatchEntry(line, NewJob(spec())) for line in range(1, size + 1))
             lifecycle.submit_batch(unit, self.tenant, batch_id, NewBatch(), staged)
         self.batches.append(batch_id)
 
@@ -124,7 +124,7 @@ class Farm(RuleBasedStateMachine):
         """The sweeper goes on with what it finds, perhaps nothing."""
         batch_id = data.draw(st.sampled_from(self.batches))
         with self.store.begin() as unit:
-            settled = lifecycle.rearrange(unit, batch_id)
+            settled = lifecycle.propagate_batch(unit, batch_id)
         found = self.connection.execute(
             "SELECT count(*) FILTER (WHERE state IN ('queued', 'dispatched') OR NOT job.cancel_requested)"
             " FROM job JOIN batch ON batch.id = batch_id WHERE batch_id = %s AND cancel_requested_at IS NOT NULL"
@@ -144,7 +144,7 @@ class Farm(RuleBasedStateMachine):
 
     # -- the dispatcher -----------------------------------------------------------------------------------------------
 
-    def held(self, unit: Unit) -> int:
+    def held(self, unit: UnitOfWork) -> int:
         """How many of the tenant's jobs are at workers."""
         return next(share.held for share in unit.tenants.shares() if share.tenant_id == self.tenant)
 
@@ -152,7 +152,7 @@ class Farm(RuleBasedStateMachine):
     def dispatch(self, name: str, most: int) -> None:
         with self.store.begin() as unit:
             held = self.held(unit)
-            heads = unit.backlog.heads(10)[: max(0, min(most, CAP - held))]
+            heads = unit.queues.candidates(10)[: max(0, min(most, CAP - held))]
             sent = lifecycle.dispatch(unit, [Assignment(head.job_id, name) for head in heads], LEASE)
         ended = self.connection.execute(
             "SELECT count(*) FROM job JOIN batch ON batch.id = batch_id"
@@ -229,7 +229,7 @@ class Farm(RuleBasedStateMachine):
         with self.store.begin() as unit:
             heard = lifecycle.heartbeat(unit, name, process.boot, list(process.held), (), LEASE)
         assert heard.state is WorkerState.ONLINE
-        for held in [held for held in process.held if held.job_id not in heard.mine]:
+        for held in [held for held in process.held if held.job_id not in heard.held]:
             self.zombies.append((name, held, process.held.pop(held)))  # told to stop; it may be too late for that
 
     @precondition(lambda self: any(process.held for process in self.processes.values()))
@@ -341,7 +341,7 @@ class Farm(RuleBasedStateMachine):
                     case "release":
                         lifecycle.release(unit, held.job_id, held.epoch, "for the test")
                     case "canceled":
-                        lifecycle.canceled(unit, held.job_id, held.epoch)
+                        lifecycle.confirm_cancel(unit, held.job_id, held.epoch)
         except LeaseLost:
             assert not ours or how == "canceled", f"{how} was refused, and {held} is {before}"
             return False
@@ -380,10 +380,10 @@ class Farm(RuleBasedStateMachine):
             self.advance(LEASE + 1)
             self.reap()
             with self.store.begin() as unit:  # as the sweeper does: only what is noted as unfinished
-                unfinished = unit.batches.unfinished()
+                unfinished = unit.batches.pending_changes()
             for batch_id, _ in unfinished:
                 with self.store.begin() as unit:
-                    lifecycle.rearrange(unit, batch_id)
+                    lifecycle.propagate_batch(unit, batch_id)
             self.dispatch(NAMES[0], 2)
             for one in [*self.messages]:
                 self.messages.remove(one)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.model import Model
-from farm.domain.worker import Device, LoadedOn
+from farm.domain.worker import Device, ResidentModel
 from farm.errors import JobCanceled
 from workers import device as devices
 from workers import failpoints
@@ -46,8 +46,8 @@ class NoiseRenderer:
         return tuple(self._loaded)
 
     @property
-    def loaded(self) -> tuple[LoadedOn, ...]:
-        return tuple(LoadedOn(name, 1) for name in self._loaded)
+    def loaded(self) -> tuple[ResidentModel, ...]:
+        return tuple(ResidentModel(name, 1) for name in self._loaded)
 
     def holds(self, model: Model) -> bool:
         return model.id in self._loaded

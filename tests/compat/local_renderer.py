@@ -40,7 +40,7 @@ class Painter:
         for job in tuple(self._slow):
             with self._api.store.begin() as unit:
                 if lifecycle.progress(unit, job.id, job.epoch, 10):
-                    lifecycle.canceled(unit, job.id, job.epoch)
+                    lifecycle.confirm_cancel(unit, job.id, job.epoch)
                     self._slow.remove(job)
 
 

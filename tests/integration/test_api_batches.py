@@ -423,7 +423,7 @@ def test_twenty_thousand_waiting_jobs_are_canceled_quickly_each_with_one_event(a
     batch = submit(client, balls(20_000))
     hand = Hand(api)
     with api.store.begin() as unit:
-        waiting = [head.job_id for head in unit.backlog.heads(100)][:8]
+        waiting = [head.job_id for head in unit.queues.candidates(100)][:8]
     running_jobs = [hand.begin(job_id) for job_id in waiting[:3]]
     with api.store.begin() as unit:
         lifecycle.dispatch(unit, [Assignment(job_id, "other/cpu0") for job_id in waiting[3:]], 30)
@@ -439,7 +439,7 @@ def test_twenty_thousand_waiting_jobs_are_canceled_quickly_each_with_one_event(a
     assert count(api, "event", "type = 'job.canceled'") == 19_997
     for job in running_jobs:
         with api.store.begin() as unit:
-            lifecycle.canceled(unit, job.id, job.epoch)
+            lifecycle.confirm_cancel(unit, job.id, job.epoch)
     found = client.post(f"/v1/batches/{batch['id']}/cancel").json()  # again changes nothing
     assert (found["state"], found["request_counts"]["canceled"]) == ("canceled", 20_000)
     assert count(api, "event", "type = 'job.canceled'") == 20_000
@@ -454,7 +454,7 @@ def test_a_batch_is_canceled_whole_while_jobs_are_handed_over(api: Api, client: 
         while not stopping.is_set():
             try:
                 with api.store.begin() as unit:
-                    chosen = [Assignment(head.job_id, f"w{number}/cpu0") for head in unit.backlog.heads(200)]
+                    chosen = [Assignment(head.job_id, f"w{number}/cpu0") for head in unit.queues.candidates(200)]
                     random.shuffle(chosen)
                     lifecycle.dispatch(unit, chosen[:60], 30)
             except BaseException as error:  # noqa: BLE001

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle, model_registry
-from farm.domain.worker import LoadedOn
+from farm.domain.worker import ResidentModel
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
@@ -334,7 +334,7 @@ def test_a_model_that_was_found_to_run_alone_says_so(api: Api, client: httpx2.Cl
     info = worker_info("host/cpu5")
     with api.store.begin() as unit:
         lifecycle.join(unit, info)
-        loaded = (LoadedOn(model, 1234, "its rows see each other"),)
+        loaded = (ResidentModel(model, 1234, "its rows see each other"),)
         lifecycle.heartbeat(unit, info.name, info.boot_id, [], (model,), 30, loaded)
     assert client.get("/v1/models").json()["data"][0]["runs_alone"] == "its rows see each other"
     (worker,) = [one for one in client.get("/v1/workers").json()["data"] if one["name"] == info.name]
@@ -372,7 +372,7 @@ def test_a_job_waits_for_its_time_and_fails_when_its_deadline_passes(api: Api, c
     assert [job["deadline"] is None for job in jobs].count(True) == 1
     submit(client, not_before=past, custom_id="now")
     with api.store.begin() as unit:
-        heads = [unit.jobs.get(one.job_id, api.tenant_id) for one in unit.backlog.heads(10)]
+        heads = [unit.jobs.get(one.job_id, api.tenant_id) for one in unit.queues.candidates(10)]
         assert [job and job.custom_id for job in heads] == ["now"]
         unit.session.execute(text("UPDATE job SET deadline = now() WHERE deadline IS NOT NULL"))
     with api.store.begin() as unit:

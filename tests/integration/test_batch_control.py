@@ -179,7 +179,7 @@ def test_nothing_of_a_canceled_batch_begins_however_long_its_rows_take(
     hand = Hand(api)
     order = hand.queued()
     begun = hand.begin(order[0])
-    monkeypatch.setattr("farm.store.bulk_actions.AT_ONCE", 3)
+    monkeypatch.setattr("farm.store.bulk_actions.CANCEL_CHUNK", 3)
     with api.store.begin() as unit:  # the request ends here, and its process with it
         assert lifecycle.cancel_batch(unit, api.tenant_id, batch["id"]).state is BatchState.CANCELING
     with api.store.begin() as unit:
@@ -188,14 +188,14 @@ def test_nothing_of_a_canceled_batch_begins_however_long_its_rows_take(
     assert [one.job_id for one in sent] == [order[9]]
     assert client.post(f"/v1/batches/{batch['id']}/pause").status_code == 409
     with api.store.begin() as unit:  # and three at a time
-        assert not lifecycle.rearrange(unit, batch["id"])
+        assert not lifecycle.propagate_batch(unit, batch["id"])
     found = client.get(f"/v1/batches/{batch['id']}").json()
-    assert (found["state"], found["rearranging"], found["request_counts"]["canceled"]) == ("canceling", True, 3)
+    assert (found["state"], found["propagating"], found["request_counts"]["canceled"]) == ("canceling", True, 3)
     services = api.server.config.app.state.context  # type: ignore[union-attr]
     services.cleanup.wake()
-    wait_until(lambda: not client.get(f"/v1/batches/{batch['id']}").json()["rearranging"], 20, what="all follow")
+    wait_until(lambda: not client.get(f"/v1/batches/{batch['id']}").json()["propagating"], 20, what="all follow")
     with api.store.begin() as unit:
-        lifecycle.canceled(unit, begun.id, begun.epoch)
+        lifecycle.confirm_cancel(unit, begun.id, begun.epoch)
     found = client.get(f"/v1/batches/{batch['id']}").json()
     assert (found["state"], found["request_counts"]["canceled"]) == ("canceled", 9)
     told = "SELECT count(*) FROM event JOIN job ON job.id = job_id WHERE job.batch_id = :id AND type = 'job.canceled'"
@@ -217,10 +217,10 @@ def test_a_cancel_that_comes_while_jobs_follow_a_pause_is_not_forgotten(
                 lifecycle.cancel_batch(other, api.tenant_id, batch_id)
             return 0
 
-        monkeypatch.setattr(unit.batches, "move", cancel)
-        assert not lifecycle.rearrange(unit, batch["id"])
+        monkeypatch.setattr(unit.batches, "propagate", cancel)
+        assert not lifecycle.propagate_batch(unit, batch["id"])
     with api.store.begin() as unit:
-        assert (batch["id"], False) in unit.batches.unfinished()
+        assert (batch["id"], False) in unit.batches.pending_changes()
 
 
 def test_a_batch_is_deleted_with_its_images_once_it_is_over(api: Api, client: httpx2.Client) -> None:
@@ -242,7 +242,7 @@ def test_a_batch_is_deleted_with_its_images_once_it_is_over(api: Api, client: ht
     assert client.get(f"/v1/batches/{batch['id']}").status_code == 404
     assert client.delete(f"/v1/batches/{named['id']}").status_code == 200
     wait_until(
-        lambda: rows(api, "SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM doomed)") == [(1, 0)],
+        lambda: rows(api, "SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM pending_deletion)") == [(1, 0)],
         30,
         what="the rows and the objects are gone",
     )

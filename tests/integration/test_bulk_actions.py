@@ -137,7 +137,7 @@ def test_a_hundred_thousand_waiting_jobs_are_canceled_in_seconds(api: Api, farm:
     lines = b"".join(json.dumps(SIZE | {"prompt": f"ball {n}"}).encode() + b"\n" for n in range(1_000))
     farm.submit_batch(lines)
     with api.store.begin() as unit:
-        unit.batches.allow_long()
+        unit.batches.allow_long_statements()
         # the same rows a hundred times, without a batch
         unit.session.execute(
             text(

@@ -30,7 +30,7 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
     store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store.begin() as unit:
-        assert unit.activity.tally(3600, 4).outputs == 0  # of an empty farm, too
+        assert unit.activity.counts(3600, 4).outputs == 0  # of an empty farm, too
         other = unit.tenants.create("other").id
         lifecycle.join(unit, worker_info())
     for number in range(12):
@@ -44,19 +44,19 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
             )
         )
     with store.begin() as unit:
-        day = unit.activity.tally(24 * 3600, 24)
+        day = unit.activity.counts(24 * 3600, 24)
         assert day.exact
-        assert [one.outputs for one in day.stretches[:13]] == [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 2, 0]
+        assert [one.outputs for one in day.buckets[:13]] == [2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 2, 0]
         assert day.failed == {"broken": 2}
-        assert unit.activity.tally(3.5 * 3600, 7).outputs == 8
-        assert unit.activity.tally(24 * 3600, 24, other).outputs == 6
-        assert len(unit.activity.latest(5)) == 5
-        assert {one.job_id for one in unit.activity.latest(50, other)} == {
-            job.id for job in unit.search.jobs(Wanted(other), None, 50)[0]
+        assert unit.activity.counts(3.5 * 3600, 7).outputs == 8
+        assert unit.activity.counts(24 * 3600, 24, other).outputs == 6
+        assert len(unit.activity.latest_outputs(5)) == 5
+        assert {one.job_id for one in unit.activity.latest_outputs(50, other)} == {
+            job.id for job in unit.dashboard_queries.jobs(Wanted(other), None, 50)[0]
         }
     monkeypatch.setattr(activity_stats, "SAMPLE", 8)
     with store.begin() as unit:
-        sampled = unit.activity.tally(24 * 3600, 24)
+        sampled = unit.activity.counts(24 * 3600, 24)
     assert not sampled.exact
     assert 0 < sampled.outputs <= 48
 
@@ -78,14 +78,14 @@ def test_a_flood_of_canceled_jobs_hides_no_image_and_no_failure(
     with store.begin() as unit:
         unit.jobs.insert(tenant, [NewJob(spec(seed=seed)) for seed in range(500)])  # and what waits hides none either
         for whose, images in ((None, 8), (tenant, 6), (other, 2)):
-            tally = unit.activity.tally(3600, 6, whose)
+            tally = unit.activity.counts(3600, 6, whose)
             assert (tally.outputs, tally.exact) == (images, True), whose
             assert tally.failed == ({} if whose == other else {"broken": 1})
-            latest = list(dict.fromkeys(one.job_id for one in unit.activity.latest(50, whose)))
+            latest = list(dict.fromkeys(one.job_id for one in unit.activity.latest_outputs(50, whose)))
             assert latest == [
                 job for job in reversed(ended[1:]) if whose is None or (job == ended[4]) == (whose == other)
             ]
-        assert unit.batches.speed() is not None
+        assert unit.batches.throughput() is not None
 
 
 def test_a_search_looks_through_a_window_and_goes_on_behind_it(
@@ -100,9 +100,10 @@ def test_a_search_looks_through_a_window_and_goes_on_behind_it(
     found: list[str] = []
     cursor: str | None = None
     pages = 0
+    wanted = Wanted(tenant, (JobState.FAILED,), error_code="broken")
     while True:
         with store.begin() as unit:
-            page, cursor = unit.search.jobs(Wanted(tenant, (JobState.FAILED,), error_code="broken"), cursor, 2)
+            page, cursor = unit.dashboard_queries.jobs(wanted, cursor, 2)
         found += [job.id for job in page]
         pages += 1
         if cursor is None:
@@ -110,7 +111,7 @@ def test_a_search_looks_through_a_window_and_goes_on_behind_it(
     assert found == [jobs[9], jobs[1], jobs[0]]
     assert pages >= 4  # most of them short, and none of them long
     with store.begin() as unit:
-        queue = unit.search.queue()
+        queue = unit.dashboard_queries.queue_totals()
         oldest = unit.jobs.get(jobs[2])
         assert (queue.jobs, queue.more) == (5, True)
         assert oldest is not None
@@ -119,7 +120,7 @@ def test_a_search_looks_through_a_window_and_goes_on_behind_it(
         (sent,) = lifecycle.dispatch(unit, [Assignment(jobs[2], "host/cpu0")], 60)
     with store.begin() as unit:
         # what is at workers has an index of its own: it is found however many jobs are newer
-        (held,), _ = unit.search.jobs(Wanted(None, (JobState.DISPATCHED,)), None, 2)
+        (held,), _ = unit.dashboard_queries.jobs(Wanted(None, (JobState.DISPATCHED,)), None, 2)
         assert held.id == sent.job_id
-        assert [one.job_id for one in unit.search.on_devices()] == [sent.job_id]
-        assert new.id == unit.search.jobs(Wanted(tenant), None, 1)[0][0].id
+        assert [one.job_id for one in unit.dashboard_queries.held_jobs()] == [sent.job_id]
+        assert new.id == unit.dashboard_queries.jobs(Wanted(tenant), None, 1)[0][0].id

@@ -14,7 +14,7 @@ from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.dispatcher import Dispatcher
 from farm.domain import ids
-from farm.domain.batch import Entry, NewBatch
+from farm.domain.batch import BatchEntry, NewBatch
 from farm.domain.job import JobFilter, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
@@ -100,7 +100,7 @@ def test_a_batch_that_ends_or_waits_costs_its_tenant_nothing_and_no_device_waits
     mine, other = tenant(store, "mine"), tenant(store, "other", 30)
     batch_id = ids.new(ids.BATCH)
     with store.begin() as unit:
-        staged = unit.batches.stage(Entry(line, NewJob(spec())) for line in range(1, 41))
+        staged = unit.batches.stage(BatchEntry(line, NewJob(spec())) for line in range(1, 41))
         lifecycle.submit_batch(unit, mine, batch_id, NewBatch(), staged)
     insert(store, mine, 2, priority=Priority.INTERACTIVE)
     join(store, slots=4)
@@ -132,7 +132,7 @@ def test_what_is_submitted_behind_a_batch_that_ends_or_waits_does_not_wait_for_i
     for _ in range(3):
         batch_id = ids.new(ids.BATCH)
         with store.begin() as unit:
-            staged = unit.batches.stage(Entry(line, NewJob(spec())) for line in range(1, 41))
+            staged = unit.batches.stage(BatchEntry(line, NewJob(spec())) for line in range(1, 41))
             lifecycle.submit_batch(unit, mine, batch_id, NewBatch(), staged)
         with store.begin() as unit:  # and nobody has gone on to its jobs yet
             {"canceled": lifecycle.cancel_batch, "paused": lifecycle.pause_batch}[how](unit, mine, batch_id)
@@ -248,7 +248,7 @@ def test_a_deep_backlog_hides_no_line_behind_it(store: Store, play: Round) -> No
     (urgent,) = insert(store, one, priority=Priority.INTERACTIVE)
     with store.begin() as unit:
         unit.session.execute(text("UPDATE job SET model = 'other' WHERE id = (SELECT max(id::text)::uuid FROM job)"))
-        lines = unit.backlog.lines(10)
+        lines = unit.queues.read(10)
     assert {(line.mark.priority, line.mark.model): (len(line.heads), line.more) for line in lines} == {
         (Priority.NORMAL, "starter"): (8, True),
         (Priority.INTERACTIVE, "other"): (1, False),

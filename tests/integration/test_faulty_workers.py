@@ -147,7 +147,7 @@ def test_a_drain_outlives_the_workers_process(store: Store) -> None:
     boot_id = worker(store, WORKER).info.boot_id
     with store.begin() as unit:
         unit.workers.set_state(WORKER, WorkerState.OFFLINE)
-        assert unit.workers.beat(WORKER, boot_id, ()) == (WorkerState.DRAINING, False)
+        assert unit.workers.record_heartbeat(WORKER, boot_id, ()) == (WorkerState.DRAINING, False)
         assert lifecycle.resume_worker(unit, WORKER).state is WorkerState.ONLINE
 
 

@@ -18,7 +18,7 @@ from farm.domain.job import Assignment, HeldJob, Job, JobResult, Output
 from farm.domain.states import EventType, JobState
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.store.tables import JobRow
-from farm.store.unit_of_work import Store, Unit
+from farm.store.unit_of_work import Store, UnitOfWork
 from workers.group_commit import Ledger
 
 from .conftest import Submit
@@ -36,7 +36,7 @@ class Gate(Store):
         self.begun = 0
 
     @contextmanager
-    def begin(self) -> Iterator[Unit]:
+    def begin(self) -> Iterator[UnitOfWork]:
         self.begun += 1
         self.open.wait(10)
         with super().begin() as unit:
@@ -145,7 +145,7 @@ def test_a_batch_counts_a_group_and_tells_each_thing_once(
     jobs = jobs_of(store, submit)
     batch_id = ids.new(ids.BATCH)
     with store.begin() as unit:
-        unit.batches.add(tenant, batch_id, NewBatch(None, {}), Staged(JOBS, 1.0), 0, None)
+        unit.batches.insert_batch(tenant, batch_id, NewBatch(None, {}), Staged(JOBS, 1.0), 0, None)
         for place, job in enumerate(jobs, 1):
             row = unit.session.get_one(JobRow, job.id)
             row.batch_id, row.batch_seq = batch_id, place

@@ -171,7 +171,7 @@ def test_heartbeats_keep_a_lease_and_tell_what_is_lost_or_canceled(store: Store,
     expire(store, kept)
     with store.begin() as unit:
         beat = lifecycle.heartbeat(unit, WORKER, info.boot_id, held, ("starter",), 30)
-    assert beat.mine == {kept.id, canceled.id}
+    assert beat.held == {kept.id, canceled.id}
     assert beat.canceled == {canceled.id}
     assert reap(store) == []
 
@@ -182,7 +182,7 @@ def test_a_retryable_failure_is_tried_again_until_the_attempts_are_used(store: S
     with store.begin() as unit:
         assert lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True) is JobState.QUEUED
     with store.begin() as unit:
-        assert unit.backlog.heads(5) == []  # it waits before the next attempt
+        assert unit.queues.candidates(5) == []  # it waits before the next attempt
     available_now(store)
     epoch = run(store, job)
     with store.begin() as unit:
@@ -285,7 +285,7 @@ def test_a_running_job_is_canceled_by_its_worker(store: Store, tenant: str, subm
         assert lifecycle.cancel(unit, tenant, job.id).cancel_requested
     with store.begin() as unit:
         assert lifecycle.progress(unit, job.id, epoch, 1) is True
-        lifecycle.canceled(unit, job.id, epoch)
+        lifecycle.confirm_cancel(unit, job.id, epoch)
     assert get(store, job).state is JobState.CANCELED
 
 
@@ -309,7 +309,7 @@ def test_a_cancel_finds_a_job_that_is_given_back_at_that_moment(
     job = submit()
     epoch = run(store, job)
     with store.begin() as unit:
-        ask = unit.jobs.ask_cancel
+        ask = unit.jobs.request_cancel
 
         def too_late(tenant_id: str, job_id: str) -> bool:
             """Its worker gives it back before the second question is asked."""
@@ -318,7 +318,7 @@ def test_a_cancel_finds_a_job_that_is_given_back_at_that_moment(
                 lifecycle.release(other, job_id, epoch, "drained")
             return ask(tenant_id, job_id)
 
-        monkeypatch.setattr(unit.jobs, "ask_cancel", too_late)
+        monkeypatch.setattr(unit.jobs, "request_cancel", too_late)
         assert lifecycle.cancel(unit, tenant, job.id).state is JobState.CANCELED
     assert get(store, job).state is JobState.CANCELED
 
@@ -344,7 +344,7 @@ def test_cancel_and_success_have_one_winner(store: Store, tenant: str, submit: S
             try:
                 with store.begin() as unit:
                     if how:
-                        lifecycle.canceled(unit, job.id, epoch)
+                        lifecycle.confirm_cancel(unit, job.id, epoch)
                     else:
                         lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {})
             except LeaseLost:
@@ -362,7 +362,7 @@ def test_a_terminal_state_never_changes(store: Store, tenant: str, submit: Submi
     acts: list[Any] = [
         lambda unit: lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True),
         lambda unit: lifecycle.release(unit, job.id, epoch, "x"),
-        lambda unit: lifecycle.canceled(unit, job.id, epoch),
+        lambda unit: lifecycle.confirm_cancel(unit, job.id, epoch),
         lambda unit: lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {}),
         lambda unit: lifecycle.cancel(unit, tenant, job.id),
     ]
@@ -438,8 +438,8 @@ def test_a_tenant_cannot_queue_more_than_its_limit(store: Store, tenant: str, su
 def test_a_large_queue_is_counted_once_in_a_while_and_its_limit_holds(
     store: Store, tenant: str, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quotas, "FEW", 1)
-    monkeypatch.setattr(quotas, "COUNTED_SECONDS", 3600.0)
+    monkeypatch.setattr(quotas, "EXACT_LIMIT", 1)
+    monkeypatch.setattr(quotas, "COUNT_TTL_SECONDS", 3600.0)
     asked: list[int] = []
     count = quotas.Quotas.waiting
 
@@ -462,7 +462,7 @@ def test_a_large_queue_is_counted_once_in_a_while_and_its_limit_holds(
         assert unit.quotas.admit(tenant, 1, 3) is False
         assert unit.quotas.admit(tenant, 2, 3) is False  # many at once are always preceded by a count
     assert asked == [3, 3]
-    monkeypatch.setattr(quotas, "COUNTED_SECONDS", 0.0)
+    monkeypatch.setattr(quotas, "COUNT_TTL_SECONDS", 0.0)
     submit()
     with pytest.raises(QuotaExceeded):
         submit()

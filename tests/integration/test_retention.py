@@ -57,29 +57,29 @@ def test_lost_attempts_are_cleaned_up_after_and_old_jobs_are_forgotten(
     with store.begin() as unit:
         lifecycle.succeed(unit, good.id, 2, [kept], {})
         lifecycle.cancel(unit, tenant, bad.id)
-        lifecycle.canceled(unit, bad.id, 1)
+        lifecycle.confirm_cancel(unit, bad.id, 1)
     cleanup = CleanupThread(store, storage)
 
     with store.begin() as unit:
-        assert lifecycle.clean_up(unit) == 0  # too early: somebody may still be writing
+        assert lifecycle.collect_orphans(unit) == 0  # too early: somebody may still be writing
     cleanup.run_once()
     assert stored(storage, good) == {lost.key, kept.key}
     with store.begin() as unit:
-        assert lifecycle.clean_up(unit, settled_seconds=0) == 2
+        assert lifecycle.collect_orphans(unit, grace_seconds=0) == 2
     # whoever removes the objects may be another process, after a restart
     CleanupThread(store, storage).run_once()
     assert stored(storage, good) == {kept.key}
     assert stored(storage, bad) == set()
     assert half.key not in stored(storage, bad)
     with store.begin() as unit:
-        assert lifecycle.clean_up(unit, settled_seconds=0) == 0  # each is looked at once
+        assert lifecycle.collect_orphans(unit, grace_seconds=0) == 0  # each is looked at once
 
     with store.begin() as unit:
         unit.tenants.change(tenant, retention_days=7)
         unit.session.execute(text("UPDATE job SET finished_at = finished_at - interval '6 days 23 hours'"))
-        assert lifecycle.forget(unit) == 0
+        assert lifecycle.delete_expired(unit) == 0
         unit.session.execute(text("UPDATE job SET finished_at = finished_at - interval '2 hours'"))
-        assert lifecycle.forget(unit) == 2
+        assert lifecycle.delete_expired(unit) == 2
     cleanup.run_once()
     assert stored(storage, good) == set()
     with store.begin() as unit:

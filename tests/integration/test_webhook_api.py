@@ -117,7 +117,7 @@ def test_an_endpoint_is_made_seen_changed_and_deleted(client: httpx2.Client, hoo
     change = {"url": hooks.url("/other"), "description": "", "events": ["job.started"], "enabled": False}
     changed = client.patch(path, json=change).json()
     assert {name: changed[name] for name in change} == change
-    assert changed["disabled_reason"] == "asked"
+    assert changed["disabled_reason"] == "requested"
     assert client.patch(path, json={}).json() == changed
     enabled = client.patch(path, json={"enabled": True}).json()
     assert enabled["disabled_at"] is enabled["disabled_reason"] is None

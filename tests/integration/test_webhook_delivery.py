@@ -20,11 +20,11 @@ import pytest
 from sqlalchemy import text
 
 from farm import __version__, lifecycle
-from farm.domain.endpoint import DeliveryState, Disabled, Endpoint
+from farm.domain.endpoint import DeliveryState, DisabledReason, Endpoint
 from farm.domain.job import Assignment, Job, JobError, NewJob, Output
 from farm.domain.states import EventType, JobState
 from farm.settings import Settings
-from farm.store.deliveries import Attempt, Delivery
+from farm.store.deliveries import Delivery, DeliveryAttempt
 from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer, Limits
@@ -114,7 +114,7 @@ def only_delivery(store: Store, endpoint_id: str) -> Delivery:
         return one
 
 
-def attempts(store: Store, delivery_id: str) -> list[Attempt]:
+def attempts(store: Store, delivery_id: str) -> list[DeliveryAttempt]:
     with store.begin() as unit:
         return unit.deliveries.attempts(delivery_id)
 
@@ -294,7 +294,7 @@ def test_an_endpoint_that_failed_for_days_is_disabled(
     start(retry_policy=replace(SCHEDULE, give_up_after=0.4, delays=(0,) + (0.25,) * 20, break_after=50))
     succeed()
     wait_until(lambda: fresh(store, tenant, wants.id).disabled_at)
-    assert fresh(store, tenant, wants.id).disabled_reason is Disabled.FAILING
+    assert fresh(store, tenant, wants.id).disabled_reason is DisabledReason.FAILING
     tries = len(hooks.at("/hook"))
     assert 2 <= tries <= 5
     (told,) = wait_until(lambda: hooks.at("/others"))

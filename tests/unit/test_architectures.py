@@ -122,7 +122,7 @@ def test_an_architecture_from_a_folder_shares_the_device_and_keeps_both_promises
     company = np.stack(rendered(renderer, model, specs))
     assert np.abs(company - np.stack(stock)).max() <= 1
     assert renderer.hub.rows / renderer.hub.forwards > (1.2 if build is flux else 2.2)
-    assert renderer.loaded[0].alone is None
+    assert renderer.loaded[0].runs_alone is None
     exact = [one.model_copy(update={"exact": True}) for one in specs]
     first = rendered(renderer, model, exact)
     other_way = rendered(renderer, model, exact[::-1])[::-1]

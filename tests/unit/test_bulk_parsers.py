@@ -110,7 +110,7 @@ def test_a_sweep_that_is_too_large_or_uneven_is_refused() -> None:
 
 
 def test_ids_of_a_series_ascend_and_are_ids() -> None:
-    series = ids.Series(ids.JOB)
+    series = ids.IdSeries(ids.JOB)
     made = [series.number(n) for n in (1, 2, 255, 256, 70_000, 2**32 - 1)]
     assert made == sorted(set(made))
     for one in made:

@@ -125,7 +125,7 @@ def test_the_recipe_of_a_image_is_its_request() -> None:
         strength=0.5, output_format=OutputFormat.PNG,
         inputs={"image": InputImage(sha256="ab" * 32, key="k", content_type="image/png", width=8, height=8)},
     )  # fmt: skip
-    data = png((0, 0, 0), farm=recipe.farm_json(spec, 2, {}))
+    data = png((0, 0, 0), farm=recipe.recipe_json(spec, 2, {}))
     request = request_in(data, Path("x.png"))
     assert request["seed"] == 11, "the seed of this image, not of the job"
     assert request["num_images_per_prompt"] == 1

@@ -8,7 +8,7 @@ import json
 import pytest
 from PIL import Image
 
-from farm.domain.recipe import farm_json, parameters_text, request_again
+from farm.domain.recipe import parameters_text, recipe_json, request_from_recipe
 from farm.domain.tasks import JobSpec, OutputFormat
 from farm.objects import recipes
 from workers.encoders import encode
@@ -56,8 +56,8 @@ def test_the_recipe_comes_back_whole(kind: OutputFormat, prompt: str) -> None:
     wanted = spec(kind, prompt=prompt, negative_prompt=prompt)
     data = encode(noise(), wanted, 2, MADE_WITH)
     text = recipes.read(data)
-    assert text == farm_json(wanted, 2, MADE_WITH)
-    again = request_again(text)
+    assert text == recipe_json(wanted, 2, MADE_WITH)
+    again = request_from_recipe(text)
     assert again["prompt"] == prompt
     assert again["seed"] == 9
     assert again["num_images_per_prompt"] == 1

@@ -42,7 +42,7 @@ def numbers(decision: Decision) -> list[int]:
     return [int(one.job_id[4:], 16) for one in decision.assignments]
 
 
-class Backlog:
+class Queues:
     """A farm that never runs dry: plays rounds and carries the policy's memory from one to the next, as a store."""
 
     def __init__(
@@ -249,7 +249,7 @@ def test_within_a_tenant_and_class_the_oldest_goes_first_whatever_its_model() ->
 
 def test_a_bulk_job_is_chosen_in_the_end_under_an_endless_stream_of_normal_ones() -> None:
     bulk = ("small", "a", Priority.BULK)
-    farm = Backlog(
+    farm = Queues(
         Account("big"),
         Account("small"),
         lines={("big", "a", Priority.NORMAL): 1.0, bulk: 1.0},
@@ -266,7 +266,7 @@ def test_a_bulk_job_is_chosen_in_the_end_under_an_endless_stream_of_normal_ones(
 def test_an_aged_backlog_does_not_become_urgent_as_a_whole() -> None:
     bulk = ("t", "a", Priority.BULK)
     urgent = ("t", "a", Priority.INTERACTIVE)
-    farm = Backlog(Account("t"), lines={bulk: 1.0, urgent: 1.0}, rules=Rules(age_seconds=10))
+    farm = Queues(Account("t"), lines={bulk: 1.0, urgent: 1.0}, rules=Rules(age_seconds=10))
     for _ in range(1_000):
         farm.round([Seat("w", 1)])
     # one job each time the line has waited for two classes, and the rest to the urgent ones
@@ -281,7 +281,7 @@ def test_an_aged_backlog_does_not_become_urgent_as_a_whole() -> None:
 @given(st.lists(st.floats(0.2, 8), min_size=2, max_size=4), st.lists(st.floats(0.5, 4), min_size=4, max_size=4))
 def test_under_backlog_cost_is_shared_by_weight_within_two_percent(weights: list[float], costs: list[float]) -> None:
     names = [f"t{number}" for number in range(len(weights))]
-    farm = Backlog(
+    farm = Queues(
         *[Account(name, weight) for name, weight in zip(names, weights, strict=True)],
         lines={(name, "a", Priority.NORMAL): cost for name, cost in zip(names, costs, strict=False)},
     )
@@ -295,7 +295,7 @@ def test_under_backlog_cost_is_shared_by_weight_within_two_percent(weights: list
 
 
 def test_a_single_job_of_a_small_tenant_goes_in_the_next_round_whatever_the_others_backlog() -> None:
-    farm = Backlog(Account("big", weight=100), Account("small"), lines={("big", "a", Priority.NORMAL): 1.0})
+    farm = Queues(Account("big", weight=100), Account("small"), lines={("big", "a", Priority.NORMAL): 1.0})
     for _ in range(50):
         farm.round([Seat("w", 3)])
     farm.lines["small", "a", Priority.NORMAL] = 5.0
@@ -306,7 +306,7 @@ def test_a_single_job_of_a_small_tenant_goes_in_the_next_round_whatever_the_othe
 
 def test_a_tenant_that_was_idle_gets_no_burst_beyond_its_share() -> None:
     stream = ("idle", "a", Priority.NORMAL)
-    farm = Backlog(Account("busy"), Account("idle"), lines={("busy", "a", Priority.NORMAL): 1.0, stream: 1.0})
+    farm = Queues(Account("busy"), Account("idle"), lines={("busy", "a", Priority.NORMAL): 1.0, stream: 1.0})
     for _ in range(10):
         farm.round([Seat("w", 2)])
     del farm.lines[stream]
@@ -320,7 +320,7 @@ def test_a_tenant_that_was_idle_gets_no_burst_beyond_its_share() -> None:
 
 
 def test_a_tenant_that_its_own_cap_held_back_is_owed_nothing() -> None:
-    farm = Backlog(
+    farm = Queues(
         Account("busy"),
         Account("capped", max_running=1, held=1),
         lines={("busy", "a", Priority.NORMAL): 1.0, ("capped", "a", Priority.NORMAL): 1.0},
@@ -374,7 +374,7 @@ def test_models_are_not_reloaded_while_each_job_can_find_its_own() -> None:
 
 
 def test_a_line_is_passed_over_for_loaded_models_at_most_so_often() -> None:
-    farm = Backlog(
+    farm = Queues(
         Account("hot"),
         Account("cold"),
         lines={("hot", "a", Priority.NORMAL): 1.0, ("cold", "b", Priority.NORMAL): 1.0},
@@ -400,7 +400,7 @@ def test_nobody_is_passed_over_for_a_lower_class() -> None:
 
 def test_shares_hold_when_every_tenant_uses_another_model() -> None:
     weights = {"t1": 1.0, "t2": 2.0, "t3": 5.0}
-    farm = Backlog(
+    farm = Queues(
         *[Account(name, weight) for name, weight in weights.items()],
         lines={(name, model, Priority.NORMAL): 1.0 for name, model in zip(weights, MODELS, strict=True)},
     )

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from farm import model_registry
-from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
+from farm.domain.resolve import RANDOM_SEED_LIMIT, choose_model, resolve
 from farm.domain.tasks import AnyJobRequest, InputImage, JobSpec
 from farm.errors import BadInput
 
@@ -34,7 +34,7 @@ def refused(given: dict[str, Any], images: dict[str, InputImage] | None = None) 
 def test_every_gap_is_closed_and_a_seed_is_drawn() -> None:
     specs = [resolved({"task": "text-to-image"}) for _ in range(5)]
     assert len({spec.seed for spec in specs}) == 5
-    assert all(spec.seed < DRAWN_SEEDS for spec in specs)
+    assert all(spec.seed < RANDOM_SEED_LIMIT for spec in specs)
     defaults = REGISTRY.models[0].defaults
     assert (specs[0].width, specs[0].height, specs[0].num_inference_steps) == (
         defaults.width,

@@ -44,7 +44,7 @@ from farm.errors import BadInput, FieldProblem, NotFound
 from farm.objects import keys
 from farm.services import inputs
 from farm.store.files import File
-from farm.store.unit_of_work import Unit
+from farm.store.unit_of_work import UnitOfWork
 from farm.webhooks import signature
 from farm.webhooks.payload import stamp
 from farm.webhooks.prediction import BASE, EVENTS, prediction, reference
@@ -417,7 +417,7 @@ def get_secret(call: AdapterCall) -> Response:
         return JSONResponse({"key": _secret(unit, call.tenant_id)})
 
 
-def _secret(unit: Unit, tenant_id: str) -> str:
+def _secret(unit: UnitOfWork, tenant_id: str) -> str:
     """The tenant's default secret: of an endpoint that stands for it, made when it is first needed."""
     about = "the secret of all webhooks that are asked for over the Replicate API; nothing is sent here"
     return unit.webhooks.one_off(tenant_id, DEFAULT_URL, signature.new_secret(), about).secrets[0]

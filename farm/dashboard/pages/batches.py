@@ -46,9 +46,9 @@ def rows(request: Request, context: Context, user: CurrentUser, cursor: Cursor =
 
 def _page(context: AppContext, user: User, cursor: str) -> dict[str, Any]:
     with context.store.begin() as unit:
-        found, following = unit.search.batches(user.tenant, cursor or None, PAGE)
+        found, following = unit.dashboard_queries.batches(user.tenant, cursor or None, PAGE)
         read = [unit.batches.get(batch, tenant) for batch, tenant in found]
-        names = unit.search.tenant_names([tenant for _, tenant in found]) if user.is_operator else {}
+        names = unit.dashboard_queries.tenant_names([tenant for _, tenant in found]) if user.is_operator else {}
     return {"batches": [one for one in read if one is not None], "names": names, "following": following}
 
 
@@ -67,13 +67,13 @@ def batch(
     found = _found(context, user, batch_id)
     wanted = Wanted(found.tenant_id, tuple(state), error_code=error_code, batch_id=batch_id)
     with context.store.begin() as unit:
-        jobs, following = unit.search.jobs(wanted, cursor or None, GALLERY)
+        jobs, following = unit.dashboard_queries.jobs(wanted, cursor or None, GALLERY)
         grouped = found.counts.failed > 0 and (group or found.counts.total <= GROUPED)
         if grouped:
-            unit.batches.allow_long()
-        failures = unit.search.failures(batch_id) if grouped else []
-        told = unit.search.told_of(batch_id)
-        names = unit.search.tenant_names([found.tenant_id]) if user.is_operator else {}
+            unit.batches.allow_long_statements()
+        failures = unit.dashboard_queries.failure_groups(batch_id) if grouped else []
+        told = unit.dashboard_queries.batch_webhooks(batch_id)
+        names = unit.dashboard_queries.tenant_names([found.tenant_id]) if user.is_operator else {}
     return render(
         request,
         "batch.html",
@@ -189,7 +189,7 @@ def _steered(context: AppContext, user: User, batch_id: str) -> Key:
 
 def _found(context: AppContext, user: User, batch_id: str) -> Batch:
     with context.store.begin() as unit:
-        owner = unit.search.owner(batch_id)
+        owner = unit.dashboard_queries.owner(batch_id)
         found = unit.batches.get(batch_id, owner) if owner is not None and user.tenant in (None, owner) else None
     if found is None:
         raise NotFound("batch", batch_id)

@@ -21,7 +21,7 @@ from farm.domain.job import Job, JobFilter, Selection
 from farm.domain.states import JobState
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, QuotaExceeded
 from farm.store.dashboard_queries import Wanted
-from farm.store.unit_of_work import Unit
+from farm.store.unit_of_work import UnitOfWork
 
 router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
 
@@ -37,7 +37,7 @@ class Action:
     verb: str
     done: str
     explain: str
-    do: Callable[[Unit, User, Job], str | None]  #: returns the new job's id, if it makes one
+    do: Callable[[UnitOfWork, User, Job], str | None]  #: returns the new job's id, if it makes one
 
 
 @dataclass
@@ -50,19 +50,19 @@ class Report:
     unnamed: bool = False  #: new jobs were made, too many to name
 
 
-def _cancel(unit: Unit, user: User, job: Job) -> None:
+def _cancel(unit: UnitOfWork, user: User, job: Job) -> None:
     if job.state.terminal:
         raise Conflict(f"had {job.state} already")
     lifecycle.cancel(unit, user.require_change(job.tenant_id), job.id)
 
 
-def _retry(unit: Unit, user: User, job: Job) -> str:
+def _retry(unit: UnitOfWork, user: User, job: Job) -> str:
     if job.state not in (JobState.FAILED, JobState.CANCELED):
         raise Conflict(f"{job.state}: only failed and canceled jobs are retried")
     return lifecycle.retry(unit, user.require_change(job.tenant_id), job.id).id
 
 
-def _rerun(unit: Unit, user: User, job: Job) -> str:
+def _rerun(unit: UnitOfWork, user: User, job: Job) -> str:
     made, _ = lifecycle.submit(unit, user.require_change(job.tenant_id), with_new_seed(job))
     return made.id
 
@@ -105,7 +105,7 @@ def _act(request: Request, context: AppContext, user: User, given: list[tuple[st
         if everything:
             with context.store.begin() as unit:
                 _owners(unit, user, wanted)
-                chosen = unit.search.matching(wanted, MOST)
+                chosen = unit.dashboard_queries.matching(wanted, MOST)
         count, report = len(chosen), _do(context, user, action, chosen) if sure else None
     names = {"action", "state", *FILTERS} | ({"all"} if everything else {"job"})
     return render(
@@ -140,10 +140,10 @@ def _back(wanted: Wanted) -> str:
     return f"{HOME}/batches/{wanted.batch_id}{query}" if wanted.batch_id else f"{HOME}/jobs{query}"
 
 
-def _owners(unit: Unit, user: User, wanted: Wanted) -> list[str]:
+def _owners(unit: UnitOfWork, user: User, wanted: Wanted) -> list[str]:
     """Whose jobs may match. Raises `NotFound` for the batch of somebody else."""
     if wanted.batch_id:
-        owner = unit.search.owner(wanted.batch_id)
+        owner = unit.dashboard_queries.owner(wanted.batch_id)
         if owner is None or user.tenant not in (None, owner):
             raise NotFound("batch", wanted.batch_id)
         return [owner]
@@ -161,11 +161,11 @@ def _do_all(context: AppContext, user: User, action: str, wanted: Wanted, *, sur
         wanted=JobFilter(states=wanted.states, **{name: getattr(wanted, name) or None for name in FILTERS})
     )
     with context.store.begin() as unit:
-        unit.batches.allow_long()
+        unit.batches.allow_long_statements()
         matching = {
-            owner: unit.selections.cancelable(owner, chosen)
+            owner: unit.bulk_actions.count_cancelable(owner, chosen)
             if action == "cancel"
-            else unit.selections.repeatable(owner, chosen).total
+            else unit.bulk_actions.count_retryable(owner, chosen).total
             for owner in _owners(unit, user, wanted)
         }
     count = sum(matching.values())

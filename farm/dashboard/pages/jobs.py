@@ -21,7 +21,7 @@ from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HEADERS, HOME, TEMPLATES, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
 from farm.domain.job import Job, NewJob
-from farm.domain.resolve import DRAWN_SEEDS, choose_model, resolve
+from farm.domain.resolve import RANDOM_SEED_LIMIT, choose_model, resolve
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import AnyJobRequest, OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem, NotFound
@@ -62,8 +62,8 @@ def jobs(
     """The newest that match, a page at a time."""
     wanted = Wanted(user.tenant, tuple(state), task, model, worker, custom_id.strip(), error_code.strip())
     with context.store.begin() as unit:
-        found, following = unit.search.jobs(wanted, cursor or None, PAGE)
-        names = unit.search.tenant_names([job.tenant_id for job in found]) if user.is_operator else {}
+        found, following = unit.dashboard_queries.jobs(wanted, cursor or None, PAGE)
+        names = unit.dashboard_queries.tenant_names([job.tenant_id for job in found]) if user.is_operator else {}
     return render(
         request,
         "jobs.html",
@@ -142,7 +142,7 @@ def _about(context: AppContext, user: User, job_id: str, base: str) -> dict[str,
         history = unit.events.of_job(job_id)
         wanted = DeliveryFilter(job_id=job_id)
         deliveries, _ = unit.deliveries.page(found.tenant_id, wanted, None, DELIVERIES)
-        names = unit.search.tenant_names([found.tenant_id]) if user.is_operator else {}
+        names = unit.dashboard_queries.tenant_names([found.tenant_id]) if user.is_operator else {}
     parameters = found.spec.parameters()
     return {
         "job": found,
@@ -209,7 +209,7 @@ def rerun(context: Context, user: CurrentUser, job_id: str) -> Response:
 def with_new_seed(old: Job) -> NewJob:
     """What the job asked for, with a seed that is drawn now."""
     return NewJob(
-        spec=old.spec.model_copy(update={"seed": secrets.randbelow(DRAWN_SEEDS)}),
+        spec=old.spec.model_copy(update={"seed": secrets.randbelow(RANDOM_SEED_LIMIT)}),
         priority=old.priority,
         metadata=tuple(old.metadata.items()),
         max_attempts=old.max_attempts,

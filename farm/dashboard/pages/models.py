@@ -24,7 +24,7 @@ def models(request: Request, context: Context, user: CurrentUser) -> Response:
     with context.store.begin() as unit:
         workers = [one for one in unit.workers.all() if one.state is not WorkerState.OFFLINE]
         stopped = unit.pauses.now()
-        held = unit.search.on_devices(user.tenant)
+        held = unit.dashboard_queries.held_jobs(user.tenant)
     loaded = {
         model.id: [one.info.name for one in workers if model.id in one.models] for model in context.registry.models
     }

@@ -13,8 +13,8 @@ from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render,
 from farm.dashboard.session import User
 from farm.domain.states import JobState
 from farm.domain.worker import Worker, WorkerState
-from farm.store.activity_stats import Tally
-from farm.store.dashboard_queries import OnDevice
+from farm.store.activity_stats import ActivityCounts
+from farm.store.dashboard_queries import JobAtWorker
 from farm.store.events import QUEUE_CHANNEL
 from farm.store.tenants import Scope
 
@@ -33,10 +33,10 @@ class DeviceTile:
     """A device and what it is doing."""
 
     worker: Worker
-    jobs: tuple[OnDevice, ...]  #: running, then waiting at the worker
+    jobs: tuple[JobAtWorker, ...]  #: running, then waiting at the worker
 
     @property
-    def running(self) -> OnDevice | None:
+    def running(self) -> JobAtWorker | None:
         """The job it has rendered longest."""
         return next((job for job in self.jobs if job.state is JobState.RUNNING), None)
 
@@ -50,7 +50,7 @@ class DeviceTile:
 def overview(request: Request, context: Context, user: CurrentUser) -> Response:
     """The page."""
     with context.store.begin() as unit:
-        day = unit.activity.tally(DAY, QUARTERS, user.tenant)
+        day = unit.activity.counts(DAY, QUARTERS, user.tenant)
     return render(request, "overview.html", chart=_chart(day), day=day, **_now(context, user), **_latest(context, user))
 
 
@@ -70,7 +70,7 @@ def latest(request: Request, context: Context, user: CurrentUser) -> Response:
 def pace(context: Context, user: CurrentUser) -> Response:
     """The day's chart, as columns for uPlot."""
     with context.store.begin() as unit:
-        day = unit.activity.tally(DAY, QUARTERS, user.tenant)
+        day = unit.activity.counts(DAY, QUARTERS, user.tenant)
     return Response(json.dumps(_chart(day)), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
@@ -95,25 +95,25 @@ def resume(context: Context, user: CurrentUser) -> Response:
 
 def _latest(context: AppContext, user: User) -> dict[str, Any]:
     with context.store.begin() as unit:
-        return {"images": unit.activity.latest(LATEST, user.tenant)}
+        return {"images": unit.activity.latest_outputs(LATEST, user.tenant)}
 
 
 def _now(context: AppContext, user: User) -> dict[str, Any]:
     with context.store.begin() as unit:
-        hour = unit.activity.tally(3600, 60, user.tenant)
-        queue = unit.search.queue(user.tenant)
-        held = unit.search.on_devices(user.tenant)
+        hour = unit.activity.counts(3600, 60, user.tenant)
+        queue = unit.dashboard_queries.queue_totals(user.tenant)
+        held = unit.dashboard_queries.held_jobs(user.tenant)
         workers = [one for one in unit.workers.all() if one.state is not WorkerState.OFFLINE]
         stopped = unit.pauses.now()
-        speed = unit.batches.speed()
+        speed = unit.batches.throughput()
         moment = unit.now()
-    at: dict[str, list[OnDevice]] = {}
+    at: dict[str, list[JobAtWorker]] = {}
     for job in sorted(held, key=lambda job: job.state is not JobState.RUNNING):
         at.setdefault(job.worker, []).append(job)
     cells = [DeviceTile(one, tuple(at.get(one.info.name, ()))) for one in workers]
     cells.sort(key=lambda cell: (cell.running is None, cell.worker.info.name))
     return {
-        "per_minute": sum(one.outputs for one in hour.stretches[:PACE_MINUTES]) / PACE_MINUTES,
+        "per_minute": sum(one.outputs for one in hour.buckets[:PACE_MINUTES]) / PACE_MINUTES,
         "hour": hour,
         "queue": queue,
         "oldest": None if queue.oldest is None else max(0.0, (moment - queue.oldest).total_seconds()),
@@ -127,10 +127,10 @@ def _now(context: AppContext, user: User) -> dict[str, Any]:
     }
 
 
-def _chart(day: Tally) -> dict[str, Any]:
+def _chart(day: ActivityCounts) -> dict[str, Any]:
     """Columns, oldest first: minutes before now, images per minute, failed jobs per minute."""
-    stretch = day.seconds / len(day.stretches)
-    ordered = list(reversed(day.stretches))
+    stretch = day.seconds / len(day.buckets)
+    ordered = list(reversed(day.buckets))
     return {
         "before": [round((one.age + 0.5) * stretch) for one in ordered],
         "images": [round(one.outputs / (stretch / 60), 2) for one in ordered],

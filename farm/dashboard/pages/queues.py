@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render
 from farm.dashboard.session import User
-from farm.store.dashboard_queries import LINES
+from farm.store.dashboard_queries import MAX_QUEUES
 
 PATH: Final = f"{HOME}/queues"
 LINK: Final = Link("Farm", "Queues", PATH, 5)
@@ -30,14 +30,14 @@ def now(request: Request, context: Context, user: CurrentUser) -> Response:
 
 def _now(context: AppContext, user: User) -> dict[str, Any]:
     with context.store.begin() as unit:
-        lines = unit.search.lines(user.tenant)
-        queue = unit.search.queue(user.tenant)
-        speed = unit.batches.speed()
+        lines = unit.dashboard_queries.queues(user.tenant)
+        queue = unit.dashboard_queries.queue_totals(user.tenant)
+        speed = unit.batches.throughput()
         stopped = unit.pauses.now()
-        names = unit.search.tenant_names([one.tenant_id for one in lines]) if user.is_operator else {}
+        names = unit.dashboard_queries.tenant_names([one.tenant_id for one in lines]) if user.is_operator else {}
     return {
         "lines": lines,
-        "most": LINES,
+        "most": MAX_QUEUES,
         "queue": queue,
         "held": sum(one.held for one in lines),
         "seconds": queue.cost / speed if speed else None,

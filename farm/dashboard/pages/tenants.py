@@ -151,7 +151,7 @@ def _page(
         found = unit.tenants.existing(tenant_id)
         used = unit.usage.between(first, last, tenant_id)
         today, _ = unit.usage.today(tenant_id)
-        lines = unit.search.lines(tenant_id)
+        lines = unit.dashboard_queries.queues(tenant_id)
     kept = {"name": found.name, "weight": f"{found.weight:g}"}
     kept |= {field: "" if getattr(found, field) is None else f"{getattr(found, field):.15g}" for field in LIMITS}
     by_model: dict[str, list[Used]] = defaultdict(list)

@@ -14,7 +14,7 @@ from farm.api.dependencies import AppContext, Context
 from farm.api.webhook_schemas import DEFAULT_EVENTS, EndpointCreate, EndpointUpdate, ResendRequest
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
-from farm.domain.endpoint import SUBSCRIBABLE, DeliveryState, Disabled, Endpoint
+from farm.domain.endpoint import SUBSCRIBABLE, DeliveryState, DisabledReason, Endpoint
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.store.deliveries import DeliveryFilter
 from farm.store.tenants import Key
@@ -26,9 +26,9 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 PAGE: Final = 50
 MOST: Final = 10_000  #: deliveries that are counted
 REASONS: Final = {
-    Disabled.GONE: "it answered 410, which asks not to be called again",
-    Disabled.FAILING: "it failed for days",
-    Disabled.ASKED: "somebody asked for it",
+    DisabledReason.GONE: "it answered 410, which asks not to be called again",
+    DisabledReason.FAILING: "it failed for days",
+    DisabledReason.REQUESTED: "somebody asked for it",
 }
 KINDS: Final = sorted(kind.value for kind in SUBSCRIBABLE)
 
@@ -219,7 +219,7 @@ def _checked(kind: Any, **values: Any) -> Any:
 
 def _found(context: AppContext, user: User, endpoint_id: str) -> Endpoint:
     with context.store.begin() as unit:
-        owner = unit.search.owner_of_endpoint(endpoint_id)
+        owner = unit.dashboard_queries.owner_of_endpoint(endpoint_id)
         if owner is None or user.tenant not in (None, owner):
             raise NotFound("endpoint", endpoint_id)
         return unit.webhooks.endpoint(owner, endpoint_id)
@@ -231,7 +231,7 @@ def _steered(context: AppContext, user: User, endpoint_id: str) -> Key:
 
 def _of_delivery(context: AppContext, user: User, delivery_id: str) -> Key:
     with context.store.begin() as unit:
-        owner = unit.search.owner_of_delivery(delivery_id)
+        owner = unit.dashboard_queries.owner_of_delivery(delivery_id)
     if owner is None or user.tenant not in (None, owner):
         raise NotFound("delivery", delivery_id)
     return user.key_for(owner)

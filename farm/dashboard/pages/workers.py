@@ -25,7 +25,7 @@ def workers(request: Request, context: Context, user: CurrentUser) -> Response:
     """All of them, those that are there first."""
     with context.store.begin() as unit:
         found = unit.workers.all()
-        held = unit.search.on_devices(user.tenant)
+        held = unit.dashboard_queries.held_jobs(user.tenant)
         moment = unit.now()
     found.sort(key=lambda one: (one.state is WorkerState.OFFLINE, one.info.name))
     return render(request, "workers.html", workers=found, held=held, moment=moment)
@@ -40,8 +40,8 @@ def worker(
         found = next((one for one in unit.workers.all() if one.info.name == name), None)
         if found is None:
             raise NotFound("worker", name)
-        held = [one for one in unit.search.on_devices(user.tenant) if one.worker == name]
-        last = unit.search.last_on(name, HISTORY)
+        held = [one for one in unit.dashboard_queries.held_jobs(user.tenant) if one.worker == name]
+        last = unit.dashboard_queries.recent_on_worker(name, HISTORY)
         jobs = [job for job in unit.jobs.many(last).values() if user.tenant in (None, job.tenant_id)]
     jobs.sort(key=lambda job: job.id, reverse=True)
     return render(request, "worker.html", worker=found, held=held, jobs=jobs)

@@ -21,7 +21,7 @@ def upgrade() -> None:
     )
     # those that wait keep their order; the previous release ordered by id, which is the order of submission
     op.execute("UPDATE job SET queued_at = created_at WHERE state IN ('queued', 'dispatched', 'running')")
-    op.create_index("job_line", "job", ["tenant_id", "priority", "model", "queued_at", "id"], postgresql_where=WAITING)
+    op.create_index("job_queue", "job", ["tenant_id", "priority", "model", "queued_at", "id"], postgresql_where=WAITING)
     op.create_index(
         "job_deadline",
         "job",
@@ -29,7 +29,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'queued' AND deadline IS NOT NULL"),
     )
     op.create_table(
-        "line",
+        "queue_state",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
         sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),

@@ -14,7 +14,7 @@ def upgrade() -> None:
     op.add_column("tenant", sa.Column("storage_bytes", sa.BigInteger()))
     op.add_column("tenant", sa.Column("stored_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
     op.add_column("tenant", sa.Column("retention_days", sa.Integer()))
-    op.add_column("tenant", sa.Column("strays_until", sa.DateTime(timezone=True)))
+    op.add_column("tenant", sa.Column("orphans_collected_until", sa.DateTime(timezone=True)))
     op.create_table(
         "usage",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
@@ -40,5 +40,11 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_index("job_finished", table_name="job")
     op.drop_table("usage")
-    for name in ("strays_until", "retention_days", "stored_bytes", "storage_bytes", "device_seconds_per_day"):
+    for name in (
+        "orphans_collected_until",
+        "retention_days",
+        "stored_bytes",
+        "storage_bytes",
+        "device_seconds_per_day",
+    ):
         op.drop_column("tenant", name)

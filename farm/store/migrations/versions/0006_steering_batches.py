@@ -11,14 +11,14 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("batch", sa.Column("webhook", sa.Text(), nullable=True))
-    op.add_column("batch", sa.Column("told", sa.SmallInteger(), server_default=sa.text("0"), nullable=False))
+    op.add_column("batch", sa.Column("last_milestone", sa.SmallInteger(), server_default=sa.text("0"), nullable=False))
     op.add_column("batch", sa.Column("priority", sa.SmallInteger(), nullable=True))
     op.add_column("batch", sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("batch", sa.Column("paused_seconds", sa.Double(), server_default=sa.text("0"), nullable=False))
-    op.add_column("batch", sa.Column("rearranging", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.add_column("batch", sa.Column("propagating", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("batch", sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True))
     op.create_index(
-        "batch_unfinished", "batch", ["id"], postgresql_where=sa.text("rearranging OR deleted_at IS NOT NULL")
+        "batch_unfinished", "batch", ["id"], postgresql_where=sa.text("propagating OR deleted_at IS NOT NULL")
     )
     op.add_column("event", sa.Column("batch_id", sa.Uuid(), nullable=True))
     op.create_foreign_key("event_batch_id_fkey", "event", "batch", ["batch_id"], ["id"], ondelete="CASCADE")
@@ -30,7 +30,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("batch_id IS NOT NULL"),
     )
     op.create_table(
-        "doomed",
+        "pending_deletion",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("key"),
@@ -38,9 +38,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_table("doomed")
+    op.drop_table("pending_deletion")
     op.drop_index("event_batch", "event")
     op.drop_column("event", "batch_id")
     op.drop_index("batch_unfinished", "batch")
-    for name in ("deleted_at", "rearranging", "paused_seconds", "paused_at", "priority", "told", "webhook"):
+    for name in ("deleted_at", "propagating", "paused_seconds", "paused_at", "priority", "last_milestone", "webhook"):
         op.drop_column("batch", name)
