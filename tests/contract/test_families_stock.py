@@ -22,6 +22,8 @@ FAST = (
     "LTXPipeline",
     "AnimateDiffPipeline",
     "StableVideoDiffusionPipeline",
+    "StableAudioPipeline",
+    "AudioLDM2Pipeline",
 )
 
 

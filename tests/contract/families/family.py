@@ -37,7 +37,7 @@ class Call:
 
     arguments: Callable[[], dict[str, Any]]  #: new objects each time, because a pipeline may change its arguments
     output: Output
-    #: Arguments among the prompts, images and clips of this call which do not change the output.
+    #: Arguments among the prompts, images, clips and tensors of this call which do not change the output.
     without_effect: frozenset[str] = frozenset()
 
 

@@ -65,7 +65,7 @@ def check(family: Family, pipeline_class: str, folder: Path) -> Rendered:
 
     Raises:
         AssertionError: The output has another medium or size, is constant, differs between two equal calls, or does
-            not depend on one of the prompts, images or clips.
+            not depend on one of the prompts, images, clips or tensors.
     """
     call = family.calls[pipeline_class]
     pipeline = load(family, pipeline_class, folder)
@@ -88,9 +88,10 @@ def _check_values(values: np.ndarray) -> None:
 
 
 def _variations(call: Call) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The arguments of a call with one prompt, image or clip replaced by another."""
+    """The arguments of a call with one prompt, image, clip or tensor replaced by another."""
     for name, value in call.arguments().items():
-        other = value if isinstance(value, str) and "prompt" not in name else _other(value)
+        text = "prompt" in name or name == "lyrics"
+        other = value if isinstance(value, str) and not text else _other(value)
         if other is not value:
             yield name, call.arguments() | {name: other}
 
@@ -102,7 +103,9 @@ def _other(value: Any) -> Any:
             return "three white houses by the sea"
         case Image.Image():
             return ImageOps.invert(value)
-        case [Image.Image() | str() | list(), *_]:
+        case torch.Tensor():
+            return value.flip(-1)
+        case [Image.Image() | str() | list() | torch.Tensor(), *_]:
             return [_other(item) for item in value]
         case [first, *_] if is_dataclass(first):
             return [replace(item, **_changes(item)) for item in value]
@@ -120,12 +123,13 @@ def _read(result: Any) -> tuple[Output, np.ndarray, np.ndarray]:
     for name, media in _FIELDS.items():
         value = getattr(result, name, None)
         if value is not None:
-            if type(result).__name__ in _FRAMES_NAMED_IMAGES:
-                media, value = Media.VIDEO, value if isinstance(value, list) else [value]  # noqa: PLW2901
-            output, values = _measure(media, value)
-            if media is not Media.VIDEO or getattr(result, "audio", None) is None:
+            one_clip = name == "video" or type(result).__name__ in _FRAMES_NAMED_IMAGES
+            clips = [value] if one_clip and not isinstance(value[0], list) else value
+            output, values = _measure(Media.VIDEO if one_clip else media, clips)
+            sound = getattr(result, "audio", getattr(result, "sound", None))
+            if output.media is not Media.VIDEO or sound is None:
                 return output, values, np.empty(0)
-            sound = np.asarray(result.audio[0].float())
+            sound = np.atleast_2d(np.asarray(sound if one_clip else sound[0], np.float32))
             return replace(output, sound=sound.shape), values, sound
     raise AssertionError(f"{type(result).__name__} has none of {', '.join(_FIELDS)}")
 
@@ -136,6 +140,7 @@ _FIELDS = {
     "prediction": Media.IMAGE,
     "rgb": Media.IMAGE,
     "frames": Media.VIDEO,
+    "video": Media.VIDEO,
     "audios": Media.AUDIO,
     "image_embeds": Media.EMBEDDING,
     "image_embeddings": Media.EMBEDDING,

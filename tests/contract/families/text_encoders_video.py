@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import (
+    ClapConfig,
+    ClapModel,
+    ClapTextConfig,
+    ClapTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModel,
     Gemma3Config,
@@ -20,6 +26,9 @@ from transformers import (
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
+    T5GemmaConfig,
+    T5GemmaEncoderModel,
+    T5GemmaModuleConfig,
 )
 
 from tests.contract.families.text_encoders import WIDTH, clip_image_encoder, decoder_config
@@ -122,3 +131,52 @@ def qwen2_vl(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> Qwen2VLF
         vision_end_token_id=token("<|vision_end|>"),
     )
     return Qwen2VLForConditionalGeneration(config).eval()
+
+
+def clap(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> ClapModel:
+    """The encoder of texts and sounds of AudioLDM 2 and MusicLDM; its embeddings are (B, width)."""
+    return ClapModel(ClapConfig(**clap_configs(tokenizer, width), projection_dim=width)).eval()
+
+
+def clap_text(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> ClapTextModelWithProjection:
+    """AudioLDM's encoder of texts; its embeddings are (B, width)."""
+    return ClapTextModelWithProjection(ClapTextConfig(**clap_configs(tokenizer, width)["text_config"])).eval()
+
+
+def clap_configs(tokenizer: PreTrainedTokenizerBase, width: int) -> dict[str, dict[str, Any]]:
+    """The configs of CLAP's two encoders."""
+    return {
+        "text_config": {
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": tokenizer.model_max_length + 2,
+            "projection_dim": width,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        "audio_config": {
+            "spec_size": 8,
+            "window_size": 4,
+            "num_mel_bins": 8,
+            "intermediate_size": 2 * width,
+            "depths": [1, 1],
+            "num_attention_heads": [1, 1],
+            "patch_embeds_hidden_size": 8,
+            "hidden_size": 16,
+            "projection_dim": width,
+            "patch_size": 2,
+            "patch_stride": 2,
+            "patch_embed_input_channels": 4,
+        },
+    }
+
+
+def t5_gemma(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> T5GemmaEncoderModel:
+    """Stable Audio 3's encoder of texts."""
+    changes = {"query_pre_attn_scalar": width // 4, "layer_types": ["sliding_attention", "full_attention"]}
+    module = T5GemmaModuleConfig(**decoder_config(tokenizer, width) | changes).to_dict()
+    return T5GemmaEncoderModel(T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False)).eval()

@@ -15,6 +15,7 @@ from transformers import (
     LlamaTokenizer,
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
+    RobertaTokenizer,
     T5Tokenizer,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -112,6 +113,12 @@ def t5_tokenizer(max_length: int = 512) -> T5Tokenizer:
     known = {token for token, _ in scores}
     scores += [(character, -20.0) for character in _characters() if character not in known]
     return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=max_length)
+
+
+def roberta_tokenizer(max_length: int = 77) -> RobertaTokenizer:
+    """The byte-level BPE of RoBERTa and CLAP."""
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    return RobertaTokenizer(**_bpe(_LETTERS, _merges("Ġ"), special), model_max_length=max_length)
 
 
 def bert_tokenizer(max_length: int = 77) -> BertTokenizer:
