@@ -23,7 +23,6 @@ FAST = (
     "AnimateDiffPipeline",
     "StableVideoDiffusionPipeline",
     "StableAudioPipeline",
-    "AudioLDM2Pipeline",
 )
 
 
