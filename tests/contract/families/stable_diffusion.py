@@ -5,25 +5,43 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    PriorTransformer,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImageVariationPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionLatentUpscalePipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
+    StableUnCLIPImg2ImgPipeline,
+    StableUnCLIPPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
-from tests.contract.families.family import Call, Family, image
-from tests.contract.families.inputs import PROMPT, mask, picture
-from tests.contract.families.text_encoders import WIDTH, clip_text_encoder
+from tests.contract.families.autoencoders import vae
+from tests.contract.families.calls import SIDE, call, image_to_image, inpainting, text_to_image
+from tests.contract.families.family import Family, image
+from tests.contract.families.inputs import NEGATIVE_PROMPT, PROMPT, picture
+from tests.contract.families.text_encoders import (
+    WIDTH,
+    clip_image_encoder,
+    clip_image_processor,
+    clip_text_encoder,
+    clip_text_encoder_with_projection,
+)
 from tests.contract.families.tokenizers import clip_tokenizer
-
-SIDE = 64
 
 
 def unet(**changes: Any) -> UNet2DConditionModel:
-    """A UNet for latents of four channels, which are a quarter of the image's sides."""
+    """A UNet for latents of four channels."""
     return UNet2DConditionModel(
         **{
-            "sample_size": SIDE // 2,
+            "sample_size": 32,
             "in_channels": 4,
             "out_channels": 4,
             "block_out_channels": (16, 32),
@@ -33,21 +51,6 @@ def unet(**changes: Any) -> UNet2DConditionModel:
             "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
             "cross_attention_dim": WIDTH,
             "attention_head_dim": 2,
-        }
-        | changes
-    )
-
-
-def vae(**changes: Any) -> AutoencoderKL:
-    """An image autoencoder that halves the sides."""
-    return AutoencoderKL(
-        **{
-            "sample_size": SIDE,
-            "latent_channels": 4,
-            "block_out_channels": (8, 16),
-            "norm_num_groups": 4,
-            "down_block_types": ("DownEncoderBlock2D",) * 2,
-            "up_block_types": ("UpDecoderBlock2D",) * 2,
         }
         | changes
     )
@@ -83,30 +86,151 @@ def _stable_diffusion() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**components(), **UNCHECKED)
 
 
+def _inpaint() -> StableDiffusionInpaintPipeline:
+    return StableDiffusionInpaintPipeline(**components() | {"unet": unet(in_channels=9)}, **UNCHECKED)
+
+
+def _pix2pix() -> StableDiffusionInstructPix2PixPipeline:
+    return StableDiffusionInstructPix2PixPipeline(**components() | {"unet": unet(in_channels=8)}, **UNCHECKED)
+
+
+def _depth() -> StableDiffusionDepth2ImgPipeline:
+    depth_estimator = DPTForDepthEstimation(
+        DPTConfig(
+            image_size=32,
+            patch_size=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8],
+            fusion_hidden_size=8,
+            is_hybrid=False,
+        )
+    )
+    return StableDiffusionDepth2ImgPipeline(
+        **components() | {"unet": unet(in_channels=5)},
+        depth_estimator=depth_estimator.eval(),
+        feature_extractor=DPTImageProcessor(size={"height": 32, "width": 32}),
+    )
+
+
+def _upscale() -> StableDiffusionUpscalePipeline:
+    return StableDiffusionUpscalePipeline(
+        **components()
+        | {
+            "unet": unet(in_channels=7, num_class_embeds=1000, sample_size=16),
+            "vae": vae(8, 8, 16),
+        },
+        low_res_scheduler=DDPMScheduler(),
+        max_noise_level=350,
+    )
+
+
+def _latent_upscale() -> StableDiffusionLatentUpscalePipeline:
+    denoiser = UNet2DConditionModel(
+        in_channels=8,
+        out_channels=5,
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=None,
+        act_fn="gelu",
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+        time_cond_proj_dim=128 + WIDTH,  # the noise level and the pooled text
+    )
+    return StableDiffusionLatentUpscalePipeline(
+        **components() | {"unet": denoiser, "scheduler": EulerDiscreteScheduler(prediction_type="sample")}
+    )
+
+
+def _image_variation() -> StableDiffusionImageVariationPipeline:
+    return StableDiffusionImageVariationPipeline(
+        vae=vae(),
+        image_encoder=clip_image_encoder(),
+        unet=unet(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=clip_image_processor(),
+        requires_safety_checker=False,
+    )
+
+
+def _unclip_components() -> dict[str, Any]:
+    """The noise of the image embedding is a part of the UNet's class embedding."""
+    return components() | {
+        "unet": unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * WIDTH),
+        "image_normalizer": StableUnCLIPImageNormalizer(embedding_dim=WIDTH),
+        "image_noising_scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    }
+
+
+def _unclip() -> StableUnCLIPPipeline:
+    return StableUnCLIPPipeline(
+        **_unclip_components(),
+        prior_tokenizer=clip_tokenizer(),
+        prior_text_encoder=clip_text_encoder_with_projection(),
+        prior=PriorTransformer(num_attention_heads=2, attention_head_dim=16, embedding_dim=WIDTH, num_layers=1),
+        prior_scheduler=DDPMScheduler(
+            variance_type="fixed_small_log",
+            prediction_type="sample",
+            clip_sample_range=5.0,
+            beta_schedule="squaredcos_cap_v2",
+        ),
+    )
+
+
+def _unclip_img2img() -> StableUnCLIPImg2ImgPipeline:
+    return StableUnCLIPImg2ImgPipeline(
+        **_unclip_components(), image_encoder=clip_image_encoder(), feature_extractor=clip_image_processor()
+    )
+
+
 FAMILIES = (
     Family(
         "stable-diffusion",
         _stable_diffusion,
         {
-            "StableDiffusionPipeline": Call(
-                lambda: {"prompt": PROMPT, "width": SIDE, "height": SIDE, "num_inference_steps": 2},
-                image(SIDE, SIDE),
-            ),
-            "StableDiffusionImg2ImgPipeline": Call(
-                lambda: {"prompt": PROMPT, "image": picture(SIDE, SIDE), "strength": 0.5, "num_inference_steps": 4},
-                image(SIDE, SIDE),
-            ),
-            "StableDiffusionInpaintPipeline": Call(
-                lambda: {
-                    "prompt": PROMPT,
-                    "image": picture(SIDE, SIDE),
-                    "mask_image": mask(SIDE, SIDE),
-                    "width": SIDE,
-                    "height": SIDE,
-                    "num_inference_steps": 2,
-                },
-                image(SIDE, SIDE),
-            ),
+            "StableDiffusionPipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
+            "StableDiffusionImg2ImgPipeline": image_to_image(),
+            "StableDiffusionInpaintPipeline": inpainting(),
         },
     ),
+    Family("stable-diffusion-inpainting", _inpaint, {"StableDiffusionInpaintPipeline": inpainting()}),
+    Family("stable-diffusion-depth", _depth, {"StableDiffusionDepth2ImgPipeline": image_to_image()}),
+    Family("instruct-pix2pix", _pix2pix, {"StableDiffusionInstructPix2PixPipeline": image_to_image(strength=None)}),
+    Family(
+        "stable-diffusion-upscale",
+        _upscale,
+        {
+            "StableDiffusionUpscalePipeline": call(
+                image(SIDE, SIDE), SIDE // 4, prompt=PROMPT, image=picture, num_inference_steps=2
+            )
+        },
+    ),
+    Family(
+        "stable-diffusion-latent-upscale",
+        _latent_upscale,
+        {
+            "StableDiffusionLatentUpscalePipeline": call(
+                image(2 * SIDE, 2 * SIDE), prompt=PROMPT, image=picture, num_inference_steps=2
+            )
+        },
+    ),
+    Family(
+        "stable-diffusion-image-variation",
+        _image_variation,
+        {"StableDiffusionImageVariationPipeline": text_to_image(prompt=None, image=picture)},
+    ),
+    Family("stable-unclip", _unclip, {"StableUnCLIPPipeline": text_to_image(prior_num_inference_steps=2)}),
+    Family("stable-unclip-img2img", _unclip_img2img, {"StableUnCLIPImg2ImgPipeline": text_to_image(image=picture)}),
 )
