@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage
 
 
 def vae(*channels: int, **changes: Any) -> AutoencoderKL:
@@ -32,4 +32,45 @@ def flow_vae(**changes: Any) -> AutoencoderKL:
     """The autoencoder of SD3 and Flux: without convolutions at the latents, and with a shift."""
     return vae(
         **{"use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5, "shift_factor": 0.06} | changes
+    )
+
+
+def qwen_vae(blocks: int = 2, **changes: Any) -> AutoencoderKLQwenImage:
+    """The autoencoder of Qwen-Image, which treats an image as a clip of one frame.
+
+    Args:
+        blocks: the sides are halved once per block after the first.
+        changes: of the config.
+    """
+    latents = 4
+    return AutoencoderKLQwenImage(
+        **{
+            "base_dim": 4,
+            "z_dim": latents,
+            "dim_mult": [1] * blocks,
+            "num_res_blocks": 1,
+            "temperal_downsample": [True] * (blocks - 1),
+            "latents_mean": [0.1] * latents,
+            "latents_std": [1.2] * latents,
+        }
+        | changes
+    )
+
+
+def deep_compression_vae() -> AutoencoderDC:
+    """The autoencoder of Sana, which halves the sides three times here."""
+    blocks = ("ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock")
+    scales = ((), (), (5,), (5,))
+    return AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        scaling_factor=0.5,
     )

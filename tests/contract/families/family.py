@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 
@@ -48,6 +49,7 @@ class Family:
     name: str  #: kebab-case
     build: Callable[[], DiffusionPipeline]
     calls: Mapping[str, Call]  #: by pipeline class; the first is the class that ``build`` returns
+    dtype: torch.dtype = torch.float32  #: the only one with which the pipelines work, if it is not float32
     requires: tuple[str, ...] = ()  #: modules that must be importable besides diffusers and transformers
     #: What the model's own instructions do between loading and calling, where a call fails without it.
     prepare: Callable[[DiffusionPipeline], None] | None = None

@@ -38,10 +38,10 @@ class Rendered:
 def load(family: Family, pipeline_class: str, folder: Path) -> DiffusionPipeline:
     """Load a saved family as one of its classes, as a user's script does."""
     if pipeline_class == family.pipeline_class:
-        pipeline = DiffusionPipeline.from_pretrained(folder)
+        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=family.dtype)
         assert type(pipeline).__name__ == pipeline_class, f"the folder loads as {type(pipeline).__name__}"
     else:
-        pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder)
+        pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, torch_dtype=family.dtype)
     pipeline.set_progress_bar_config(disable=True)
     if family.prepare:
         family.prepare(pipeline)
@@ -102,7 +102,7 @@ def _other(value: Any) -> Any:
         case str():
             return "three white houses by the sea"
         case Image.Image():
-            return ImageOps.invert(value)
+            return ImageOps.invert(value.convert("RGB")).convert(value.mode)
         case torch.Tensor():
             return value.flip(-1)
         case [Image.Image() | str() | list() | torch.Tensor(), *_]:
