@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # stock pipelines warn of wha
 FAST = (
     "StableDiffusionPipeline",
     "StableDiffusionInpaintPipeline",
+    "FluxFillPipeline",
     "WanPipeline",
     "WanImageToVideoPipeline",
     "LTXPipeline",

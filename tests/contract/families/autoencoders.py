@@ -28,21 +28,23 @@ def vae(*channels: int, **changes: Any) -> AutoencoderKL:
     )
 
 
-def flow_vae(**changes: Any) -> AutoencoderKL:
+def flow_vae(*channels: int, **changes: Any) -> AutoencoderKL:
     """The autoencoder of SD3 and Flux: without convolutions at the latents, and with a shift."""
     return vae(
-        **{"use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5, "shift_factor": 0.06} | changes
+        *channels,
+        **{"use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5, "shift_factor": 0.06}
+        | changes,
     )
 
 
-def qwen_vae(blocks: int = 2, **changes: Any) -> AutoencoderKLQwenImage:
+def qwen_vae(blocks: int = 2, latents: int = 4, **changes: Any) -> AutoencoderKLQwenImage:
     """The autoencoder of Qwen-Image, which treats an image as a clip of one frame.
 
     Args:
         blocks: the sides are halved once per block after the first.
+        latents: their channels.
         changes: of the config.
     """
-    latents = 4
     return AutoencoderKLQwenImage(
         **{
             "base_dim": 4,

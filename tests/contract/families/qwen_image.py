@@ -13,7 +13,6 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
-
 from PIL import Image
 
 from tests.contract.families.autoencoders import qwen_vae
@@ -58,11 +57,11 @@ def _edit_components(**changes: Any) -> dict[str, Any]:
 
 
 def _layered() -> QwenImageLayeredPipeline:
-    """The layers have an alpha channel, and their number is a condition."""
+    """The layers have an alpha channel; an input with as many channels as the latents would be taken for latents."""
     return QwenImageLayeredPipeline(
         **components(
-            vae=qwen_vae(5, base_dim=2, input_channels=4),
-            transformer=transformer(use_additional_t_cond=True, use_layer3d_rope=True),
+            vae=qwen_vae(5, 8, base_dim=2, input_channels=4),
+            transformer=transformer(in_channels=32, out_channels=8, use_additional_t_cond=True, use_layer3d_rope=True),
             processor=qwen2_vl_processor(),
         )
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
@@ -20,6 +22,9 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3Config,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -104,6 +109,18 @@ def _t5(tokenizer: PreTrainedTokenizerBase, width: int) -> dict[str, Any]:
     }
 
 
+def bert(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> BertModel:
+    """BERT, the first text encoder of Hunyuan-DiT."""
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    return BertModel(config).eval()
+
+
 def decoder_config(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> dict[str, Any]:
     """What the configs of all language models (Llama, Qwen, Gemma, GLM) have in common."""
     return {
@@ -162,5 +179,43 @@ def qwen2_vl_processor() -> Qwen2VLProcessor:
         image_processor=Qwen2VLImageProcessor(**sizes),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(**sizes),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def qwen3_vl_config(width: int = WIDTH, layers: int = 2) -> Qwen3VLConfig:
+    """The config of the newer encoder of texts and images; its features enter the first layers of the text model."""
+    tokenizer = qwen2_tokenizer()
+    token = tokenizer.convert_tokens_to_ids
+    return Qwen3VLConfig(
+        text_config=decoder_config(tokenizer, width)
+        | {
+            "num_hidden_layers": layers,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_heads": 2,
+            "out_hidden_size": width,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+
+
+def qwen3_vl_processor() -> Qwen3VLProcessor:
+    """What makes texts and images the input of the encoder above; an image is at most 64 tokens."""
+    sizes = {"shortest_edge": 32 * 32, "longest_edge": 8 * 8 * 32 * 32}
+    tokenizer = qwen2_tokenizer()
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=sizes, patch_size=16),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=sizes, patch_size=16),
         chat_template=tokenizer.chat_template,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertTokenizer,
     CLIPTokenizer,
@@ -74,22 +75,30 @@ def qwen2_tokenizer(max_length: int = 2048) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def byte_level_tokenizer(*special_tokens: str, max_length: int = 2048, **options: Any) -> PreTrainedTokenizerFast:
+def byte_level_tokenizer(
+    *special_tokens: str, prefix: tuple[str, ...] = (), max_length: int = 2048, **options: Any
+) -> PreTrainedTokenizerFast:
     """The same BPE with other special tokens: that of Llama 3, GLM and SmolLM 3.
 
     Args:
-        special_tokens: besides those of ``options``.
+        special_tokens: besides those of ``prefix`` and ``options``.
+        prefix: the special tokens with which each text begins.
         max_length: in tokens.
         options: of the tokenizer, such as ``bos_token``.
     """
-    names = [value for name, value in options.items() if name.endswith("_token")]
-    backend = Qwen2Tokenizer(**_bpe(_LETTERS, _merges("Ġ"), tuple(dict.fromkeys((*names, *special_tokens)))))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend.backend_tokenizer,
+    special = prefix + special_tokens
+    names = tuple(value for name, value in options.items() if name.endswith("_token"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Qwen2Tokenizer(**_bpe(_LETTERS, _merges("Ġ"), names + special)).backend_tokenizer,
         model_max_length=max_length,
-        additional_special_tokens=list(special_tokens),
+        additional_special_tokens=list(special),
         **options,
     )
+    if prefix:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[*prefix, "$A"], special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in prefix]
+        )
+    return tokenizer
 
 
 def gemma_tokenizer(max_length: int = 512) -> GemmaTokenizer:
