@@ -22,7 +22,7 @@ from transformers import (
 
 from tests.contract.families.calls import inpainting, text_to_image
 from tests.contract.families.family import Family
-from tests.contract.families.inputs import picture
+from tests.contract.families.inputs import picture, pictures
 from tests.contract.families.text_encoders import decoder_config, qwen3_config
 from tests.contract.families.tokenizers import byte_level_tokenizer, qwen2_tokenizer
 
@@ -135,7 +135,7 @@ FAMILIES = (
     Family(
         "flux2",
         _flux2,
-        {"Flux2Pipeline": text_to_image(image=lambda *side: [picture(*side, seed) for seed in (1, 2)])},
+        {"Flux2Pipeline": text_to_image(image=pictures)},
         requires=("torchvision",),
     ),
     Family(

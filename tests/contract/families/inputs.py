@@ -22,6 +22,11 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
+def pictures(width: int, height: int) -> list[Image.Image]:
+    """Two images that differ."""
+    return [picture(width, height, 1), picture(width, height, 2)]
+
+
 def mask(width: int, height: int, seed: int = 0) -> Image.Image:
     """A mask with one white rectangle, the area to repaint."""
     random = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.contract.families.autoencoders import qwen_vae
 from tests.contract.families.calls import SIDE, call, image_to_image, inpainting, text_to_image
 from tests.contract.families.family import Family, image
-from tests.contract.families.inputs import NEGATIVE_PROMPT, PROMPT, picture
+from tests.contract.families.inputs import NEGATIVE_PROMPT, PROMPT, picture, pictures
 from tests.contract.families.text_encoders import WIDTH, qwen2_5_vl, qwen2_vl_processor
 from tests.contract.families.tokenizers import qwen2_tokenizer
 
@@ -96,7 +96,7 @@ FAMILIES = (
     Family(
         "qwen-image-edit-plus",
         lambda: QwenImageEditPlusPipeline(**_edit_components()),
-        {"QwenImageEditPlusPipeline": text_to_image(image=lambda *side: [picture(*side, seed) for seed in (1, 2)])},
+        {"QwenImageEditPlusPipeline": text_to_image(image=pictures)},
         requires=("torchvision",),
     ),
     Family(

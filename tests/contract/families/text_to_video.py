@@ -19,9 +19,9 @@ from diffusers import (
     MochiTransformer3DModel,
 )
 
+from tests.contract.families.autoencoders import vae
 from tests.contract.families.family import Call, Family, video
 from tests.contract.families.inputs import NEGATIVE_PROMPT, PROMPT
-from tests.contract.families.autoencoders import vae
 from tests.contract.families.text_encoders import WIDTH, t5_encoder
 from tests.contract.families.tokenizers import t5_tokenizer
 
