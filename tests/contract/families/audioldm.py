@@ -15,6 +15,7 @@ from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel
 from transformers import ClapFeatureExtractor, GPT2Config, GPT2LMHeadModel, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from tests.contract.families import stable_diffusion
+from tests.contract.families.autoencoders import vae
 from tests.contract.families.family import Call, Family, audio
 from tests.contract.families.inputs import NEGATIVE_PROMPT, PROMPT
 from tests.contract.families.text_encoders import WIDTH, t5_encoder
@@ -29,7 +30,7 @@ _MEL_BINS = 8
 
 def _vae() -> AutoencoderKL:
     """Latents of half the sides of a spectrogram."""
-    return stable_diffusion.vae(in_channels=1, out_channels=1)
+    return vae(in_channels=1, out_channels=1)
 
 
 def _vocoder() -> SpeechT5HifiGan:
