@@ -47,28 +47,32 @@ BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's
 
 def submit(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines or CSV, one job per line; - is stdin.")],
-    file_format: Annotated[BodyName | None, typer.Option("--format", help="From the file's ending if absent.")] = None,
+    file_format: Annotated[
+        BodyName | None, typer.Option("--format", help="Default: from the file's extension.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, count and estimate; submit nothing.")] = False,
-    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Submit the good lines all the same.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until the batch is over.")] = False,
-    name: Annotated[str | None, typer.Option(help="Your own name for the batch.")] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Submit the valid lines even if others are refused.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait until the batch has ended.")] = False,
+    name: Annotated[str | None, typer.Option(help="A name for the batch.")] = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same file and key give the same batch.")] = None,
-    task: Annotated[TaskName, typer.Option(help="For lines that name none.")] = TaskName.TEXT_TO_IMAGE,
-    model: Annotated[str | None, typer.Option(help="For lines that name none, as all of the following.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What to paint.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
+    task: Annotated[TaskName, typer.Option(help="Default for lines without one.")] = TaskName.TEXT_TO_IMAGE,
+    model: Annotated[str | None, typer.Option(help="Default for lines without one, as are all options below.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to render.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the output should not show.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
-    seed: Annotated[int | None, typer.Option(help="Drawn for each if absent.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: random for each job.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="Images per job.")] = None,
     output_format: Annotated[FormatName | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
-    priority: Annotated[PriorityName | None, typer.Option(help="bulk if absent.")] = None,
+    priority: Annotated[PriorityName | None, typer.Option(help="Default: bulk.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,
-    webhook: Annotated[str | None, typer.Option(help="A URL that is told how far the batch is.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="A URL that receives the batch's events.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -153,7 +157,7 @@ def pause(
 
 def resume(
     batch_id: BatchArgument,
-    priority: Annotated[PriorityName | None, typer.Option(help="And give all its jobs this priority.")] = None,
+    priority: Annotated[PriorityName | None, typer.Option(help="Also set this priority on all its jobs.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -169,8 +173,8 @@ def resume(
 
 def delete(
     batch_id: BatchArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -198,7 +202,7 @@ def _steered(batch: Batch, *, as_json: bool) -> None:
 
 
 def batches(
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -217,7 +221,9 @@ def batches(
 
 def get(
     batch_id: BatchArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The directory; made if absent.")] = Path(),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The directory; created if it does not exist.")
+    ] = Path(),
     template: Annotated[
         str, typer.Option("--name", help=f"How files are named, from {', '.join(_NAME_FIELDS)}.")
     ] = _NAME,
@@ -339,7 +345,7 @@ def _content_type(file: str, given: BodyName | None) -> str:
         endings = {".jsonl": BodyName.JSONL, ".ndjson": BodyName.JSONL, ".csv": BodyName.CSV}
         given = endings.get(Path(file).suffix.lower())
         if given is None:
-            raise BadInput.of("format", file, f"{file} does not say what it is: add --format jsonl or --format csv")
+            raise BadInput.of("format", file, f"{file} has no known extension: add --format jsonl or --format csv")
     return requests.CSV if given is BodyName.CSV else requests.JSONL
 
 
@@ -349,7 +355,7 @@ def _wait(farm: Farm, batch: Batch) -> Batch:
             return farm.wait_batch(batch, on_progress=show)
     except KeyboardInterrupt:
         print(
-            f"{batch.id} goes on without you: `farm watch {batch.id}` comes back to it",
+            f"Batch {batch.id} is still running. `farm watch {batch.id}` follows it.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
@@ -435,7 +441,7 @@ def _print_refused(error: ApiError) -> None:
     if error.error_count > _SHOWN:
         where = f": all of them are in {error.error_file}" if error.error_file else ""
         print(f"farm: and {error.error_count - _SHOWN:,} more{where}", file=sys.stderr)
-    print("farm: nothing was submitted; --skip-invalid submits the good lines", file=sys.stderr)
+    print("farm: nothing was submitted; --skip-invalid submits the valid lines", file=sys.stderr)
 
 
 def _sentence(error: dict[str, Any]) -> str:

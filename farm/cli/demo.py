@@ -79,11 +79,11 @@ class Result:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the images go.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="The directory for the images.")] = Path("demo-out"),
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where the farm lies; a temporary directory if absent, removed at the end.")
+        Path | None, typer.Option(help="The farm's data directory. Default: a temporary one, removed at the end.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="How many workers; one per device if absent.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many workers. Default: one per device.")] = None,
 ) -> None:
     """Start a farm, render all four tasks into a folder with a contact sheet, and stop the farm.
 
@@ -144,7 +144,7 @@ def _render(
     begun = time.monotonic()
     try:
         if source is not None and source.problem:
-            result.problem = "the image that it begins with was not rendered"
+            result.problem = "its input image was not rendered"
             return result
         image = source.image if source is not None else None
         if wish.hole is not None and image is not None:
@@ -264,9 +264,9 @@ def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:
 
     def group(result: Result) -> list[Tile]:
         source = results[result.wish.source or 0]
-        before = Tile(_opened(source.image) if source.image else _blank(), "the image given")
+        before = Tile(_opened(source.image) if source.image else _blank(), "input image")
         if result.mask is not None:
-            return [before, Tile(result.mask, "the mask: white is painted anew"), tile(result)]
+            return [before, Tile(result.mask, "mask: white is repainted"), tile(result)]
         between = "its depth, estimated" if result.wish.task == DEPTH else "repainted"
         strength = f"strength {result.wish.strength:g}" if result.wish.strength is not None else ""
         return [before, Tile(None, between, strength), tile(result)]

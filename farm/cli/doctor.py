@@ -83,7 +83,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
     try:
         given = read_settings()
     except SetupError as error:
-        yield Check("settings", Verdict.BAD, str(error), "correct the FARM_* variable that it names")
+        yield Check("settings", Verdict.BAD, str(error), "correct the FARM_* variable named there")
         return
     yield from _wheels(given)
     yield _account(given)
@@ -131,12 +131,12 @@ def _account(given: Settings) -> Check:
     if root_is_renamed():
         return Check(name, Verdict.OK, "root; PostgreSQL runs in a user namespace")
     if nobody_opens_directories():
-        return Check(name, Verdict.OK, "root, and user namespaces are refused: PostgreSQL runs as nobody")
+        return Check(name, Verdict.OK, "root, and user namespaces are not allowed: PostgreSQL runs as user nobody")
     return Check(
         name,
         Verdict.WARN,
-        "root, and user namespaces and capabilities are refused: PostgreSQL runs as nobody",
-        "keep the installation and the data under directories that everyone may enter, or use an ordinary account",
+        "root, and user namespaces and capabilities are not allowed: PostgreSQL runs as user nobody",
+        "keep the installation and the data under directories that all users may enter, or use an ordinary account",
     )
 
 
@@ -160,7 +160,7 @@ def _at_rest(directory: DataDirectory, run: RunState | None, farm: Farm) -> Iter
     if run is None:
         yield Check("farm", Verdict.WARN, f"no farm is running in {directory.path}", "start it with `farm up`")
     elif run.phase == "failed":
-        yield Check("farm", Verdict.BAD, f"it did not start: {run.message}", "put that right, then `farm up` again")
+        yield Check("farm", Verdict.BAD, f"it did not start: {run.message}", "fix that, then run `farm up` again")
     else:
         left = [part.name for part in run.parts if part.identity is not None and part.identity.alive()]
         found = "its supervisor was killed" + (f", and left {', '.join(left)} running" if left else "")
@@ -182,9 +182,9 @@ def _running(directory: DataDirectory, run: RunState, farm: Farm, given: Setting
         found = f"{part.condition} at {part.address or 'pid ' + str(part.pid)}{again}"
         log = directory.log(part.name)
         if part.condition is Condition.HEALTHY:
-            verdict, advice = (Verdict.WARN, f"read why it died in {log}") if part.restarts else (Verdict.OK, "")
+            verdict, advice = (Verdict.WARN, f"see why it ended in {log}") if part.restarts else (Verdict.OK, "")
         elif part.condition is Condition.STARTING:
-            verdict, advice = Verdict.WARN, f"give it a minute; if it stays so, read {log}"
+            verdict, advice = Verdict.WARN, f"wait a minute; if it stays so, read {log}"
         else:
             verdict, advice = Verdict.BAD, f"read {log}"
         yield Check(part.name, verdict, found, advice)
@@ -220,7 +220,7 @@ def _database(addresses: Addresses) -> Iterator[Check]:
         yield Check("migrations", Verdict.OK, f"at {revision}")
     else:
         yield Check(
-            "migrations", Verdict.BAD, f"at {revision or 'nothing'}, this release wants {wanted}", "run `farm migrate`"
+            "migrations", Verdict.BAD, f"at {revision or 'nothing'}, this release needs {wanted}", "run `farm migrate`"
         )
     if abs(skew) < _SKEW_SECONDS:
         yield Check("clock", Verdict.OK, f"{abs(skew) * 1000:.0f} ms from the database's")
@@ -272,7 +272,7 @@ def _api(service_addresses: ServiceAddresses, farm: Farm) -> Iterator[Check]:
         answer = connection.getresponse()
         body: Any = json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        yield Check("workers", Verdict.BAD, f"the API did not tell: {error}", "read the API's log")
+        yield Check("workers", Verdict.BAD, f"the API gave no answer: {error}", "read the API's log")
         return
     finally:
         connection.close()
@@ -286,7 +286,10 @@ def _api(service_addresses: ServiceAddresses, farm: Farm) -> Iterator[Check]:
         yield Check("workers", Verdict.OK, f"{len(alive)} alive: {names}")
     else:
         yield Check(
-            "workers", Verdict.BAD, "none is alive", "read the workers' logs; a first start loads torch for 10 s"
+            "workers",
+            Verdict.BAD,
+            "no worker is online",
+            "read the workers' logs; the first start loads torch for about 10 s",
         )
 
 

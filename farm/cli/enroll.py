@@ -22,7 +22,7 @@ def join(url: str, token: str | None, environment: MutableMapping[str, str] = os
         raise BadInput.of("token", None, "is not known: `farm up --listen` prints it; give --token, or FARM_JOIN_TOKEN")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadInput.of("join", url, f"{url!r} is no http or https address")
+        raise BadInput.of("join", url, f"{url!r} is not an http or https URL")
     if parts.scheme == "http":
         print(f"farm worker: {url} is not encrypted; join only through a private network", file=sys.stderr)
     answer = _ask(url.rstrip("/") + "/v1/join", token)
@@ -42,10 +42,10 @@ def _ask(url: str, token: str) -> Mapping[str, Any]:
     except httpx2.HTTPError as error:
         raise Unavailable(f"the farm at {url} does not answer ({error})") from error
     if response.status_code == 401:
-        raise Unauthorized("the farm refuses this join token: `farm up --listen` prints the right one")
+        raise Unauthorized("invalid join token: `farm up --listen` prints the current one")
     if response.status_code == 404:
         raise SetupError(
-            f"{url}: this farm lets no worker join over HTTP: start it with `farm up --listen ADDRESS`, "
+            f"{url}: joining over HTTP is disabled on this farm: start it with `farm up --listen ADDRESS`, "
             "or set FARM_JOIN_TOKEN for its API"
         )
     if response.status_code != 200:

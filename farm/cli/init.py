@@ -23,8 +23,8 @@ def init(
     if as_json:
         print(json.dumps({"revision": revision, "api_key": key}))
         return
-    print(f"the database is at revision {revision}, and the bucket {settings().s3_bucket} takes objects")
+    print(f"the database is at revision {revision}, and the bucket {settings().s3_bucket} accepts objects")
     if key is None:
-        print("there are API keys already: make more with `farm keys create`", file=sys.stderr)
+        print("API keys exist already: create more with `farm keys create`", file=sys.stderr)
     else:
-        print(f"the first API key, which is shown only now:\n{key}")
+        print(f"the first API key, shown only once:\n{key}")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _COLOURS = {"succeeded": "green", "failed": "red", "canceled": "yellow", "running": "cyan", "dispatched": "cyan"}
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID…]", help="Ids of jobs and batches.")]
-Everything = Annotated[bool, typer.Option("--all", help="Not the named ones: all that match.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask whether it is meant.")]
+Everything = Annotated[bool, typer.Option("--all", help="All jobs that match the filters.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
 class StateName(StrEnum):
@@ -37,7 +37,7 @@ class StateName(StrEnum):
 State = Annotated[list[StateName] | None, typer.Option("--state", help="Only this state; may be repeated.")]
 OfTask = Annotated[str | None, typer.Option("--task", help="Only this task.")]
 OfModel = Annotated[str | None, typer.Option("--model", help="Only this model.")]
-OfName = Annotated[str | None, typer.Option("--custom-id", help="Only jobs of this name.")]
+OfName = Annotated[str | None, typer.Option("--custom-id", help="Only jobs with this custom_id.")]
 OfBatch = Annotated[str | None, typer.Option("--batch", metavar="ID", help="Only jobs of this batch.")]
 
 
@@ -47,7 +47,7 @@ def ls(
     model: OfModel = None,
     custom_id: OfName = None,
     batch: OfBatch = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -125,7 +125,7 @@ def retry(
     custom_id: OfName = None,
     batch: OfBatch = None,
     error_code: Annotated[
-        str | None, typer.Option("--error-code", help="Only those that failed with this one.")
+        str | None, typer.Option("--error-code", help="Only jobs that failed with this error code.")
     ] = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -170,9 +170,9 @@ def _wanted(
     if everything and not job_ids:
         return given or {"everything": True}
     if everything or given:
-        raise BadInput.of("--all", None, "either name jobs, or say --all, with options that say which of all")
+        raise BadInput.of("--all", None, "give job ids, or --all with filters, not both")
     if not job_ids:
-        raise BadInput.of("ID", None, "name jobs or batches, or say --all")
+        raise BadInput.of("ID", None, "give ids of jobs or batches, or --all")
     return None
 
 
@@ -184,14 +184,16 @@ def _sure(verb: str, count: int, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise BadInput.of("--all", None, f"would {verb} {count:,} jobs: say --yes as well")
+        raise BadInput.of("--all", None, f"would {verb} {count:,} jobs: add --yes")
     typer.confirm(f"{verb} {count:,} jobs?", abort=True, err=True)
 
 
 def _canceled(one: Job | Batch) -> str:
     if one.over:
         return f"{one.id}  canceled"
-    return f"{one.id}  {'canceling: nothing of it begins any more' if _is_batch(one.id) else 'stops at its next step'}"
+    return (
+        f"{one.id}  {'canceling: none of its jobs starts any more' if _is_batch(one.id) else 'stops at its next step'}"
+    )
 
 
 def _is_batch(name: str) -> bool:

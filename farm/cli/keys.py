@@ -14,8 +14,8 @@ from farm.cli.jobs import age
 if TYPE_CHECKING:
     from farm.client.models import Key
 
-Tenant = Annotated[str | None, typer.Option(help="The tenant's id; the key's own tenant by default.")]
-keys = typer.Typer(help="List, make, rotate and revoke API keys.")
+Tenant = Annotated[str | None, typer.Option(help="The tenant's id. Default: the key's own tenant.")]
+keys = typer.Typer(help="List, create, rotate and revoke API keys.")
 
 
 class ScopeName(StrEnum):
@@ -35,7 +35,7 @@ def _default(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """List, make, rotate and revoke API keys. Without a command, list them."""
+    """List, create, rotate and revoke API keys. Without a command, list them."""
     if context.invoked_subcommand is None:
         ls(None, as_json, url, api_key, data_dir)
 
@@ -69,8 +69,8 @@ def ls(
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What it is for.")],
-    scope: Annotated[list[ScopeName] | None, typer.Option(help="What it may do; may be repeated.")] = None,
+    name: Annotated[str, typer.Argument(help="A description.")],
+    scope: Annotated[list[ScopeName] | None, typer.Option(help="A scope; may be repeated.")] = None,
     tenant: Tenant = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -102,7 +102,7 @@ def _show(key: Key, as_json: bool) -> None:
     if as_json:
         print_json(key.raw)
         return
-    print(f"{key.id} may {', '.join(key.scopes)}; this is the only time that it is shown:", file=sys.stderr)
+    print(f"{key.id} may {', '.join(key.scopes)}; the key is shown only once:", file=sys.stderr)
     print(key.text)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def migrate() -> None:
-    """Bring the database to this release's schema. Safe to run again, and while the farm runs."""
+    """Migrate the database to this release's schema. Safe to run again, and while the farm runs."""
     from farm.errors import SetupError
     from farm.settings import settings
     from farm.store.migrate import upgrade

@@ -21,7 +21,7 @@ def format_of(output: Path | None, given: str | None) -> str | None:
         return given
     asked = FORMATS.get(output.suffix.lower())
     if asked is None:
-        raise BadInput.of("output", str(output), f"{output.suffix} is no format of the farm: use {', '.join(FORMATS)}")
+        raise BadInput.of("output", str(output), f"{output.suffix} is not a known format: use {', '.join(FORMATS)}")
     if given is not None and given != asked:
         raise BadInput.of("format", given, f"contradicts {output}: leave one of them out")
     return asked
@@ -61,7 +61,7 @@ def refuse_taken(paths: list[Path], *, force: bool) -> None:
         if path.is_dir():
             raise BadInput.of("output", str(path), f"{path} is a directory")
         if path.exists() and not force:
-            raise BadInput.of("output", str(path), f"{path} exists: choose another name, or add --force")
+            raise BadInput.of("output", str(path), f"{path} exists: choose another name or add --force")
 
 
 def free(path: Path) -> Path:

@@ -50,14 +50,16 @@ class PriorityName(StrEnum):
 
 Where = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="The file, or a directory; a name from prompt and seed if absent."),
+    typer.Option("--output", "-o", help="The file or directory. Default: a name from prompt and seed."),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Submit and print the job's id; save nothing.")]
 NotBefore = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Render no earlier than this: 2026-01-31T22:00:00+01:00.")
+    str | None, typer.Option(metavar="TIME", help="Do not start before this time: 2026-01-31T22:00:00+01:00.")
 ]
-Deadline = Annotated[str | None, typer.Option(metavar="TIME", help="Fail what still waits then, written the same way.")]
+Deadline = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Fail the job if it still waits at this time, written the same way.")
+]
 ImagePath = str | None
 
 
@@ -71,31 +73,31 @@ class Saved:
 
 
 def render(
-    prompt: Annotated[str, typer.Argument(help="What to paint.")],
+    prompt: Annotated[str, typer.Argument(help="What to render.")],
     output: Where = None,
     task: Annotated[
         TaskName | None,
-        typer.Option(help="What to do; from the images given if absent: image and mask → inpainting…"),
+        typer.Option(help="The task. Default: from the given images (image and mask: inpainting…)."),
     ] = None,
-    image: Annotated[ImagePath, typer.Option(help="Begin with this image (file, URL, file_… or sha256:…).")] = None,
-    mask: Annotated[ImagePath, typer.Option(help="Paint the white part of this mask anew.")] = None,
-    depth: Annotated[ImagePath, typer.Option(help="Keep this depth map's depth; brighter is nearer.")] = None,
+    image: Annotated[ImagePath, typer.Option(help="The input image (file, URL, file_… or sha256:…).")] = None,
+    mask: Annotated[ImagePath, typer.Option(help="The mask; its white part is repainted.")] = None,
+    depth: Annotated[ImagePath, typer.Option(help="The depth map; brighter is nearer.")] = None,
     strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same image; drawn if absent.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same image. Default: random.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many images.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of `farm models`.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What not to paint.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the output should not show.")] = None,
     file_format: Annotated[
-        FormatName | None, typer.Option("--format", help="From the file's ending if absent.")
+        FormatName | None, typer.Option("--format", help="Default: from the file's extension.")
     ] = None,
     priority: Annotated[
-        PriorityName | None, typer.Option(help="interactive if absent, or normal with --no-wait.")
+        PriorityName | None, typer.Option(help="Default: interactive, or normal with --no-wait.")
     ] = None,
-    custom_id: Annotated[str | None, typer.Option(help="Your own name for the job.")] = None,
+    custom_id: Annotated[str | None, typer.Option(help="A custom_id for the job.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,
     force: Force = False,
@@ -206,7 +208,7 @@ class Verdict(StrEnum):
         """For a person."""
         return {
             Verdict.IDENTICAL: "bit-identical",
-            Verdict.PIXELS: "same pixels; the files differ in what they say of themselves",
+            Verdict.PIXELS: "same pixels; the metadata differs",
             Verdict.DIFFERENT: "the pixels differ",
         }[self]
 
@@ -232,7 +234,9 @@ def request_in(data: bytes, path: Path) -> dict[str, Any]:
     text = recipes.read(data)
     if text is None:
         raise BadInput.of(
-            "file", str(path), f"{path} carries no recipe: it was not made by a farm, or another program saved it again"
+            "file",
+            str(path),
+            f"{path} has no recipe in its metadata: it was not made by a farm, or another program saved it again",
         )
     return request_from_recipe(text)
 
@@ -243,7 +247,7 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
         return None, None
     found = re.fullmatch(r"([0-9]{1,5})[x×X]([0-9]{1,5})", text.strip())
     if found is None:
-        raise BadInput.of("size", text, f"{text!r} is no size: write it as 512x512")
+        raise BadInput.of("size", text, f"{text!r} is not a size: write it as 512x512")
     return int(found[1]), int(found[2])
 
 
@@ -256,7 +260,7 @@ def wait_for(farm: Farm, job: Job, *, as_json: bool) -> Job:
             job = farm.wait(job, on_progress=watch)
     except KeyboardInterrupt:
         print(
-            f"{job.id} goes on without you: look at it with `farm show {job.id}`, stop it with `farm cancel {job.id}`",
+            f"Job {job.id} is still running. `farm show {job.id}` shows it, `farm cancel {job.id}` stops it.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None

@@ -49,7 +49,7 @@ def _users() -> list[str]:
     text = os.environ.get("FARM_FLOWER_AUTH") or os.environ.get("FLOWER_BASIC_AUTH")
     if text is None:
         text = f"farm:{secrets.token_urlsafe(16)}"
-        print(f"FARM_FLOWER_AUTH is not set: enter as {text}", file=sys.stderr, flush=True)
+        print(f"FARM_FLOWER_AUTH is not set: sign in as {text}", file=sys.stderr, flush=True)
     users = [user.strip() for user in text.split(",")]
     if not all(name and password for name, _, password in (user.partition(":") for user in users)):
         raise SetupError("FARM_FLOWER_AUTH must be user:password, or several of them with commas between")
@@ -59,7 +59,7 @@ def _users() -> list[str]:
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable) or str(default)
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 65536):
-        raise SetupError(f"{variable} is {text!r}, which is no port: use a number from 1 to 65535")
+        raise SetupError(f"{variable} is {text!r}, which is not a port: use a number from 1 to 65535")
     return int(text)
 
 

@@ -18,13 +18,11 @@ def worker(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(
-            help="The device to own: 0, cuda:0, a GPU-… UUID, cpu, cpu1 or mps. The first one found if absent."
-        ),
+        typer.Option(help="The device: 0, cuda:0, a GPU-… UUID, cpu, cpu1 or mps. Default: the first one found."),
     ] = None,
     join: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Join the farm at this address, which tells where its servers are."),
+        typer.Option(metavar="URL", help="Join the farm at this URL, which sends the addresses of its servers."),
     ] = None,
     token: Annotated[
         str | None, typer.Option(help="The token that `farm up --listen` prints; FARM_JOIN_TOKEN by default.")

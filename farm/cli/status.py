@@ -47,7 +47,9 @@ def status(
     else:
         _show(parts)
         if phase == "down":
-            typer.echo("the supervisor died: `farm up` cleans up after it, `farm down` ends what is left", err=True)
+            typer.echo(
+                "the supervisor was killed: `farm up` cleans up after it, `farm down` ends what is left", err=True
+            )
         elif run.message:
             typer.echo(f"{phase}: {run.message}", err=True)
     if not parts or phase != "ready" or any(part.condition is not Condition.HEALTHY for part in parts):

@@ -11,15 +11,17 @@ import typer
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.errors import BadInput
 
-tenants = typer.Typer(help="List, make, change and remove tenants.")
+tenants = typer.Typer(help="List, create, change and remove tenants.")
 
 Name = Annotated[str, typer.Argument(help="The tenant's name or id.")]
-Weight = Annotated[float | None, typer.Option(help="Its share of the farm, relative to the others.")]
-Cap = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Jobs that may wait.")]
-Running = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Jobs that may be at workers at once.")]
-Device = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Seconds on devices in a day (UTC).")]
-Stored = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Bytes of outputs and inputs.")]
-Days = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Days that ended jobs and outputs are kept.")]
+Weight = Annotated[float | None, typer.Option(help="Its share of the farm, relative to other tenants.")]
+Cap = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Maximum number of waiting jobs.")]
+Running = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Maximum number of jobs at workers at once.")]
+Device = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Maximum seconds on devices per day (UTC).")]
+Stored = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Maximum bytes of outputs and inputs.")]
+Days = Annotated[
+    str | None, typer.Option(metavar="NUMBER|none", help="Days for which ended jobs and their outputs are kept.")
+]
 COLUMNS: Final = ("day", "tenant", "model", "jobs", "images", "bytes", "device_seconds")
 
 
@@ -31,7 +33,7 @@ def _default(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """List, make, change and remove tenants. Without a command, list them. Needs a key with the scope admin."""
+    """List, create, change and remove tenants. Without a command, list them. Needs a key with the scope admin."""
     if context.invoked_subcommand is None:
         ls(as_json, url, api_key, data_dir)
 
@@ -45,7 +47,7 @@ def ls(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_di
 
 @tenants.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Unique in the farm.")],
+    name: Annotated[str, typer.Argument(help="The tenant's name, unique in the farm.")],
     weight: Weight = None,
     max_queued: Cap = None,
     max_running: Running = None,

@@ -31,7 +31,7 @@ from farm.local.supervisor import ALREADY_RUNNING, AlreadyRunning, Options, Supe
 
 DataDir = Annotated[
     Path,
-    typer.Option("--data-dir", envvar="FARM_DATA_DIR", help="Where everything of this farm lies.", show_default=True),
+    typer.Option("--data-dir", envvar="FARM_DATA_DIR", help="The data directory of the farm.", show_default=True),
 ]
 
 #: How long ``farm up --detach`` waits until the API answers, in seconds.
@@ -53,7 +53,7 @@ def up(
         typer.Option(min=0, max=256, help="How many workers; one per device, or one on the CPU without a device."),
     ] = None,
     servers_only: Annotated[
-        bool, typer.Option("--servers-only", help="Start PostgreSQL, Valkey and S3 and prepare them; no services.")
+        bool, typer.Option("--servers-only", help="Start PostgreSQL, Valkey and S3 and prepare them, but no services.")
     ] = False,
     listen: Annotated[
         str | None,
@@ -194,11 +194,11 @@ def _wait_ready(directory: DataDirectory, ended: Callable[[], None], supervisor:
                 if run.phase == "ready":
                     return run
                 if supervisor is None and (run.phase == "failed" or not run.supervisor.alive()):
-                    raise SetupError(run.message or "the farm has stopped meanwhile: start it again")
+                    raise SetupError(run.message or "the farm stopped meanwhile: start it again")
                 if run.message:
                     status.update(escape(run.message))
             elif supervisor is None:
-                raise SetupError("the farm has stopped meanwhile: start it again")
+                raise SetupError("the farm stopped meanwhile: start it again")
             ended()
             if time.monotonic() > deadline:
                 raise _TooLong(_unwell(directory))

@@ -15,7 +15,7 @@ from farm.cli.jobs import age
 if TYPE_CHECKING:
     from farm.client import Delivery, Endpoint
 
-webhooks = typer.Typer(help="Manage webhooks, or listen to them here.")
+webhooks = typer.Typer(help="Manage webhooks, or receive them on this machine.")
 
 _COLOURS = {"delivered": "green", "dead": "red", "pending": "cyan"}
 
@@ -44,7 +44,9 @@ class DeliveryStateName(StrEnum):
 
 Events = Annotated[
     list[EventName] | None,
-    typer.Option("--event", help="A type of event; may be repeated. Default: the ends of jobs.", show_default=False),
+    typer.Option(
+        "--event", help="An event type; may be repeated. Default: the terminal events of jobs.", show_default=False
+    ),
 ]
 
 
@@ -56,7 +58,7 @@ def _default(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Manage webhooks, or listen to them here. Without a command, list the endpoints."""
+    """Manage webhooks, or receive them on this machine. Without a command, list the endpoints."""
     if context.invoked_subcommand is None:
         ls(as_json=as_json, url=url, api_key=api_key, data_dir=data_dir)
 
@@ -66,7 +68,7 @@ def _default(
 
 @webhooks.command()
 def ls(
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number.")] = 50,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -90,10 +92,10 @@ def ls(
 
 @webhooks.command()
 def add(
-    target: Annotated[str, typer.Argument(metavar="URL", help="Where events are POSTed to.")],
+    target: Annotated[str, typer.Argument(metavar="URL", help="The URL that receives the events.")],
     event: Events = None,
-    description: Annotated[str, typer.Option(help="What it is for.")] = "",
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Sign with a key pair too (v1a, ed25519).")] = False,
+    description: Annotated[str, typer.Option(help="A description.")] = "",
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Also sign with a key pair (v1a, ed25519).")] = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -116,7 +118,7 @@ def add(
 @webhooks.command()
 def show(
     endpoint_id: EndpointId,
-    secret: Annotated[bool, typer.Option("--secret", help="Its secrets too.")] = False,
+    secret: Annotated[bool, typer.Option("--secret", help="Show its secrets, too.")] = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -140,10 +142,10 @@ def edit(
     endpoint_id: EndpointId,
     target: Annotated[str | None, typer.Option("--to", help="A new URL to send to.")] = None,
     event: Events = None,
-    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
-    enable: Annotated[bool | None, typer.Option("--enable/--disable", help="Send to it again, or no more.")] = None,
+    description: Annotated[str | None, typer.Option(help="A description.")] = None,
+    enable: Annotated[bool | None, typer.Option("--enable/--disable", help="Enable or disable it.")] = None,
     asymmetric: Annotated[
-        bool | None, typer.Option("--asymmetric/--no-asymmetric", help="Sign with a key pair too, or no more.")
+        bool | None, typer.Option("--asymmetric/--no-asymmetric", help="Also sign with a key pair, or stop doing so.")
     ] = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -180,13 +182,15 @@ def rm(
     if as_json:
         print_json(gone.raw)
     else:
-        print(f"{gone.id} is gone")
+        print(f"{gone.id} is deleted")
 
 
 @webhooks.command()
 def rotate(
     endpoint_id: EndpointId,
-    hours: Annotated[float, typer.Option(min=0, max=168, help="How long the old secret still signs beside it.")] = 24,
+    hours: Annotated[
+        float, typer.Option(min=0, max=168, help="How long the old secret signs beside the new one.")
+    ] = 24,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -223,7 +227,7 @@ def send_test(
     if as_json:
         print_json(sent.raw)
     elif not sent.attempts:
-        print(f"{sent.id} was not tried yet: is a deliverer running? `farm webhooks show-delivery` tells more")
+        print(f"{sent.id} was not attempted yet: is a deliverer running? `farm webhooks show-delivery` shows more")
     else:
         print(f"{sent.id}  {sent.state}  {_outcome(sent)}  {sent.attempts[0].seconds * 1000:.0f} ms")
     if sent.state != "delivered":
@@ -238,8 +242,8 @@ def deliveries(
     state: Annotated[DeliveryStateName | None, typer.Option(help="Only this state.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Only to this endpoint.")] = None,
     job: Annotated[str | None, typer.Option(help="Only about this job.")] = None,
-    event: Annotated[str | None, typer.Option(help="Only this type of event.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 20,
+    event: Annotated[str | None, typer.Option(help="Only this event type.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -297,7 +301,7 @@ def show_delivery(
 @webhooks.command()
 def resend(
     delivery_id: Annotated[str | None, typer.Argument(metavar="ID", help="The delivery's id.")] = None,
-    all_dead: Annotated[bool, typer.Option("--all-dead", help="All that were given up.")] = False,
+    all_dead: Annotated[bool, typer.Option("--all-dead", help="All dead deliveries.")] = False,
     endpoint: Annotated[str | None, typer.Option(help="With --all-dead: only to this endpoint.")] = None,
     since: Annotated[str | None, typer.Option(help="With --all-dead: only from this time on (ISO 8601).")] = None,
     as_json: AsJson = False,
@@ -309,7 +313,7 @@ def resend(
     from farm.errors import BadInput
 
     if (delivery_id is None) != all_dead:
-        raise BadInput.of("ID", delivery_id, "give one delivery's id, or --all-dead")
+        raise BadInput.of("ID", delivery_id, "give the id of a delivery, or --all-dead")
     with connect(url, api_key, data_dir) as farm:
         if delivery_id is None:
             count = farm.resend_dead(endpoint_id=endpoint, created_after=since)
@@ -330,15 +334,15 @@ def resend(
 
 @webhooks.command()
 def listen(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0: any free port.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free port.")] = 0,
     event: Annotated[
         list[EventName] | None,
-        typer.Option("--event", help="A type of event; may be repeated. Default: all.", show_default=False),
+        typer.Option("--event", help="An event type; may be repeated. Default: all.", show_default=False),
     ] = None,
     forward: Annotated[
-        str | None, typer.Option(help="Pass each request on to this URL, and its answer back to the farm.")
+        str | None, typer.Option(help="Forward each request to this URL, and its answer to the farm.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each event, a line each.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event and line.")] = False,
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,

@@ -135,8 +135,8 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("worker", "state", "device", "memory", "dtype", "jobs", "models", "heard"):
-        table.add_column(heading, justify="right" if heading in {"memory", "jobs", "heard"} else "left")
+    for heading in ("worker", "state", "device", "memory", "dtype", "jobs", "models", "heartbeat"):
+        table.add_column(heading, justify="right" if heading in {"memory", "jobs", "heartbeat"} else "left")
     for worker in found:
         table.add_row(
             worker.name,

@@ -93,7 +93,7 @@ class WaitedTooLong(FarmClientError):
 
     def __init__(self, job: Job | Batch, seconds: float) -> None:
         self.job = job
-        super().__init__(f"{job.id} is not over after {seconds:g} s (it is {job.state}); it goes on")
+        super().__init__(f"{job.id} has not ended after {seconds:g} s (it is {job.state}); it is still running")
 
 
 class Corrupted(FarmClientError):

@@ -142,7 +142,7 @@ def download(output: Output) -> Flow[bytes]:
             f"{urlsplit(output.url).netloc} answered {found.status}"
         )
     if hashlib.sha256(found.content).hexdigest() != output.sha256:
-        raise Corrupted(f"output {output.index} of {output.job_id} arrived damaged: its SHA-256 differs")
+        raise Corrupted(f"output {output.index} of {output.job_id} was damaged in transit: its SHA-256 differs")
     return found.content
 
 

@@ -119,7 +119,7 @@ def _selection(ids: Sequence[str] | None, filters: Mapping[str, Any], *, dry_run
     given = {name: value for name, value in filters.items() if value not in (None, [], ())}
     everything = given.pop("everything", False)
     if (ids is None) == (not given and not everything):
-        raise BadInput.of("ids", ids, "name jobs, or give a filter, or say everything=True")
+        raise BadInput.of("ids", ids, "give job ids, a filter, or everything=True")
     if isinstance(given.get("state"), str):
         given["state"] = [given["state"]]
     chosen: dict[str, Any] = {"filter": given} if ids is None else {"ids": list(ids)}

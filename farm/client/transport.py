@@ -25,14 +25,14 @@ class Transport:
     def __init__(self, url: str | None, api_key: str | None, retries: int, timeout: float) -> None:
         found = url or os.environ.get("FARM_URL")
         if not found:
-            raise BadInput.of("url", None, "is not known: give it, or set FARM_URL")
+            raise BadInput.of("url", None, "is missing: give it, or set FARM_URL")
         key = api_key or os.environ.get("FARM_API_KEY")
         if not key:
-            raise BadInput.of("api_key", None, "is not known: give it, or set FARM_API_KEY")
+            raise BadInput.of("api_key", None, "is missing: give it, or set FARM_API_KEY")
         if urlsplit(found).scheme not in ("http", "https") or not urlsplit(found).hostname:
-            raise BadInput.of("url", found, f"{found!r} is no http or https address")
+            raise BadInput.of("url", found, f"{found!r} is not an http or https URL")
         if not key.isascii() or not key.isprintable():
-            raise BadInput.of("api_key", None, "has characters that no key has")
+            raise BadInput.of("api_key", None, "has characters that API keys do not have")
         self.url = found.rstrip("/")
         self.retries = retries
         #: for an httpx client
@@ -76,7 +76,7 @@ class Transport:
         try:
             body = response.json()
         except ValueError as error:
-            raise Unreachable(f"{self.url} answers, but it is no farm: point FARM_URL at a farm's API") from error
+            raise Unreachable(f"{self.url} answers, but is not a farm: set FARM_URL to a farm's API") from error
         return call.read(body)
 
     def after_answer(self, call: Call[Any], attempt: int, response: httpx2.Response) -> float | None:

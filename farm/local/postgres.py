@@ -282,7 +282,7 @@ def _require_passage(place: Path) -> None:
         if directory.exists() and not directory.stat().st_mode & 0o001:
             raise SetupError(
                 f"PostgreSQL does not run as root, and uid {NOBODY}, which would run it, may not enter {directory}: "
-                "run the farm as an ordinary user, or keep it and its data under directories that everyone may enter"
+                "run the farm as an ordinary user, or keep it and its data under directories that all users may enter"
             )
 
 
@@ -294,4 +294,4 @@ def _environment() -> Mapping[str, str]:
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"

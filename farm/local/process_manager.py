@@ -157,7 +157,7 @@ class ProcessManager:
         managed.deaths += 1
         pause = self._backoff.delay(managed.deaths)
         managed.due = time.monotonic() + pause
-        self._report(f"{managed.program.name} {how}; it starts again in {pause:g} s")
+        self._report(f"{managed.program.name} {how}; restarting in {pause:g} s")
 
 
 def _ending(code: int | None) -> str:

@@ -171,7 +171,7 @@ class Supervisor:
         if self._stopping():
             return
         servers.create_database()
-        self._report("bringing the database and the storage up to date")
+        self._report("migrating the database and preparing the storage")
         table = services.environment(os.environ, self.directory, servers.addresses, service_addresses)
         farm = replace(farm, api_key=self._bootstrap(farm, table))
         if self._stopping():
@@ -211,7 +211,7 @@ class Supervisor:
                     return farm.api_key or ""
         if prepared.returncode != 0:
             self.directory.log("bootstrap").write_text(said)
-            last = said.strip().splitlines()[-1:] or ["it said nothing"]
+            last = said.strip().splitlines()[-1:] or ["it printed nothing"]
             raise StartFailed("bootstrap", f"could not prepare the database and the storage: {last[0]}")
         return str(json.loads(out)["api_key"])
 
@@ -227,7 +227,7 @@ class Supervisor:
             if crash_looping is not None:
                 raise StartFailed(
                     crash_looping,
-                    f"died {_GIVE_UP_AFTER} times while it started; its log is {self.directory.log(crash_looping)}",
+                    f"ended {_GIVE_UP_AFTER} times while it started; its log is {self.directory.log(crash_looping)}",
                 )
             # Not `or`: both must look.
             if self._servers.watch() | self._services.watch():

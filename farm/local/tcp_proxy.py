@@ -27,11 +27,11 @@ def check(address: str) -> str:
         found = ipaddress.ip_address(address)
     except ValueError as error:
         raise SetupError(
-            f"--listen {address!r} is no IP address: give one of this machine's, such as 10.0.0.5"
+            f"--listen {address!r} is not an IP address: give one of this machine's, such as 10.0.0.5"
         ) from error
     if found.version != 4 or found.is_loopback or found.is_unspecified or found.is_multicast:
         raise SetupError(
-            f"--listen {address} cannot be reached from another machine as it stands: give this machine's own IPv4 "
+            f"--listen {address} cannot be reached from another machine: give this machine's own IPv4 "
             "address in a private network, such as 10.0.0.5"
         )
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -211,7 +211,7 @@ def _png(data: bytes, field: str) -> _Header:
                 raise _damaged(field, "it does not begin with a PNG header")
             depth, color = data[at + 16], data[at + 17]
             if depth not in _PNG_DEPTHS.get(color, ()):
-                raise _damaged(field, f"PNG knows no {depth}-bit pixels of colour type {color}")
+                raise _damaged(field, f"PNG has no {depth}-bit pixels of colour type {color}")
             header = _Header(PNG, int.from_bytes(data[at + 8 : at + 12]), int.from_bytes(data[at + 12 : at + 16]))
         elif kind == b"IHDR":
             raise _damaged(field, "it has two PNG headers")
@@ -393,7 +393,7 @@ def _nothing_after(data: bytes, at: int, field: str) -> None:
         raise _refused(
             field,
             f"{extra} bytes after the end",
-            f"the file goes on for {extra:,} bytes after the image's end, as a motion photo or a hidden archive "
+            f"{extra:,} bytes follow the image's end, as a motion photo or a hidden archive "
             "does; save it as a plain image",
         )
 

@@ -134,7 +134,7 @@ def verify(
         raise _refused(TIMESTAMP, stamp, "it is not a number of seconds since 1970")
     off = abs((time.time() if now is None else now) - int(stamp))
     if off > tolerance:
-        raise _refused(TIMESTAMP, stamp, f"it lies {off:.0f} seconds off; at most {tolerance:.0f} are allowed")
+        raise _refused(TIMESTAMP, stamp, f"it differs by {off:.0f} seconds; at most {tolerance:.0f} are allowed")
     try:
         signed = _signed(message_id, int(stamp), body)
     except ValueError as error:
