@@ -234,5 +234,5 @@ def test_every_command_does_what_it_says(api: Api, farm: Farm, hooks: Receiver, 
     assert run(api, tmp_path, "resend", "--all-dead") == "1 are sent again\n"
     run(api, tmp_path, "resend", code=2)
     run(api, tmp_path, "add", "http://10.0.0.1/", code=2)
-    assert run(api, tmp_path, "rm", one) == f"{one} is gone\n"
+    assert run(api, tmp_path, "rm", one) == f"{one} is deleted\n"
     assert json.loads(run(api, tmp_path, "ls", "--json")) == []

@@ -211,7 +211,7 @@ def test_other_formats_are_refused_by_name(data: bytes, name: str) -> None:
 @pytest.mark.parametrize("tail", [b"PK\x05\x06" + bytes(18) + b"\1", b"<?php system($_GET[0]); ?>", PNG, b"x"])
 @pytest.mark.parametrize("data", [PNG, JPEG, WEBP], ids=["png", "jpeg", "webp"])
 def test_a_second_file_behind_the_image_is_refused(data: bytes, tail: bytes) -> None:
-    assert "after the image's end" in refusal(data + tail)
+    assert "follow the image's end" in refusal(data + tail)
 
 
 @pytest.mark.usefixtures("no_decoder")

@@ -75,7 +75,7 @@ def test_a_missing_or_changed_header_is_refused(name: str) -> None:
 @pytest.mark.parametrize("off", [-301, 301, 86_400])
 def test_an_old_or_future_timestamp_is_refused(off: int) -> None:
     headers = signature.headers([SECRET], "msg_1", NOW, BODY)
-    with pytest.raises(signature.SignatureRefused, match="seconds off"):
+    with pytest.raises(signature.SignatureRefused, match="differs by"):
         signature.verify(SECRET, headers, BODY, now=NOW + off)
 
 
