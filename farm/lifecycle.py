@@ -20,18 +20,8 @@ from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchContents, BatchState, NewBatch, Staged
-from farm.domain.job import (
-    Assignment,
-    DispatchedJob,
-    HeldJob,
-    Job,
-    JobError,
-    JobFilter,
-    JobResult,
-    NewJob,
-    Output,
-    Selection,
-)
+from farm.domain.job import HeldJob, Job, JobError, JobFilter, JobResult, NewJob, Output, Selection
+from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import ResidentModel, Worker, WorkerInfo, WorkerState
 from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded

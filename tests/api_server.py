@@ -17,7 +17,8 @@ from PIL import Image
 from farm import lifecycle
 from farm.api.serve import Server, make_server
 from farm.dashboard.app import create_app
-from farm.domain.job import Assignment, Job, JobError, Output
+from farm.domain.job import Job, JobError, Output
+from farm.domain.queue import Assignment
 from farm.domain.worker import WorkerInfo
 from farm.errors import LeaseLost
 from farm.objects import keys
@@ -25,6 +26,7 @@ from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
+from tests.queues import candidates
 from tests.waiting import wait_until
 
 
@@ -149,7 +151,7 @@ class Hand:
     def queued(self) -> list[str]:
         """Jobs that wait."""
         with self.api.store.begin() as unit:
-            return [head.job_id for head in unit.queues.candidates(100)]
+            return [head.job_id for head in candidates(unit, 100)]
 
     def run_all(self, stopping: threading.Event) -> None:
         """Render whatever comes until told to stop; each third job fails."""

@@ -57,7 +57,7 @@ class Ear(threading.Thread):
         heard, since = self._heard, time.monotonic()
         while not self._closing.wait(self._seconds / LOOKS):
             try:
-                waiting = broker.unread(self._app, [self._worker])[self._worker]
+                waiting = broker.queue_lengths(self._app, [self._worker])[self._worker]
             except BrokerUnavailable:
                 waiting = 0  # nobody can hear anything
             now = time.monotonic()

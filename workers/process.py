@@ -126,7 +126,7 @@ class Shift:
             versions=devices.versions(),
         )
         # Messages first: those of a dead process are for jobs that joining gives back.
-        patiently(lambda: broker.clear(self._app, self.name))
+        patiently(lambda: broker.purge(self._app, self.name))
         lost = patiently(lambda: self._join(info))
         for job in lost:
             log.warning("taken back from this worker's last process", action="job_taken_back", job=job)

@@ -275,7 +275,7 @@ class WorkerSchema(Schema):
     device: DeviceSchema
     slots: int = Field(description="Jobs that its device renders at once.")
     prefetch: int = Field(description="Jobs that may wait beside them.")
-    holds: int = Field(description="Jobs handed over to it or running on it.")
+    held_jobs: int = Field(description="Jobs handed over to it or running on it.")
     models: list[str] = Field(description="Models in its memory.")
     loaded: list[LoadedSchema] = Field(description="What it tells of them.")
     tags: list[str]
@@ -303,7 +303,7 @@ class WorkerSchema(Schema):
             ),
             slots=worker.info.slots,
             prefetch=worker.info.prefetch,
-            holds=worker.holds,
+            held_jobs=worker.held_jobs,
             models=list(worker.models),
             loaded=[LoadedSchema(model=one.model, bytes=one.bytes, runs_alone=one.runs_alone) for one in worker.loaded],
             tags=list(worker.info.tags),

@@ -147,7 +147,7 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
             worker.device,
             f"{worker.memory_bytes / 2**30:.1f} GiB",
             worker.dtype,
-            f"{worker.holds} of {worker.slots}",
+            f"{worker.held_jobs} of {worker.slots}",
             ", ".join(worker.models),
             f"{age(worker.heartbeat_at)} ago",
         )

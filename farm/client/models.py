@@ -207,7 +207,7 @@ class Worker:
     memory_bytes: int
     dtype: str
     slots: int  #: jobs its device renders at once
-    holds: int  #: jobs handed over to it
+    held_jobs: int  #: jobs handed over to it
     models: tuple[str, ...]  #: what is in its memory
     heartbeat_at: datetime | None
     drained_reason: str | None  #: why it gets no jobs until somebody resumes it
@@ -225,7 +225,7 @@ class Worker:
             memory_bytes=int(described.get("memory_bytes") or 0),
             dtype=str(described.get("dtype") or ""),
             slots=int(raw.get("slots") or 0),
-            holds=int(raw.get("holds") or 0),
+            held_jobs=int(raw.get("held_jobs") or 0),
             models=tuple(raw.get("models") or ()),
             heartbeat_at=_time(raw.get("heartbeat_at")),
             drained_reason=raw.get("drained_reason"),

@@ -25,7 +25,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from farm.domain.job import DispatchedJob
+from farm.domain.queue import DispatchedJob
 from farm.errors import BrokerUnavailable, SetupError
 from farm.settings import Settings
 
@@ -104,10 +104,10 @@ def send(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
         raise BrokerUnavailable("Redis does not answer") from error
 
 
-def tell(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
-    """Tell Celery's monitors what was sent, in one event of many parts. Raises `BrokerUnavailable`."""
+def publish_sent_events(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
+    """Publish task-sent events to Celery's monitors, in one message of many parts. Raises `BrokerUnavailable`."""
     name = anon_nodename()
-    part = _Form(
+    part = _Template(
         {
             "type": "task-sent",
             "hostname": name,
@@ -133,7 +133,7 @@ def tell(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
         with app.producer_or_acquire() as producer:
             exchange = get_exchange(producer.connection)
             producer.publish(
-                f"[{','.join(part.filled(_words(jobs)))}]",
+                f"[{','.join(part.render(_fields(jobs)))}]",
                 exchange=exchange.name,
                 routing_key="task.multi",
                 declare=[exchange],
@@ -147,7 +147,7 @@ def tell(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
         raise BrokerUnavailable("Redis does not answer") from error
 
 
-class _Words(NamedTuple):
+class _Fields(NamedTuple):
     """What differs from message to message, as it stands in JSON."""
 
     id: str  #: `message_id`, and the tag too: of no other message, which is all that a tag must be
@@ -156,22 +156,22 @@ class _Words(NamedTuple):
     body: str = ""  #: the task's arguments, as its worker takes them
 
 
-class _Form:
-    """A value's JSON with places, wherever ``<name>`` of one of `_Words` stands.
+class _Template:
+    """A value's JSON with places, wherever ``<name>`` of one of `_Fields` stands.
 
     Celery builds each message anew, encodes it twice and waits for Redis each time: a millisecond and more, a thousand
-    times in a round. Here Celery builds one, and the others are its text with their own words in their places.
+    times in a round. Here Celery builds one, and the others are its text with their own fields in their places.
     """
 
     def __init__(self, value: Any) -> None:
-        text, *rest = re.split(f"<({'|'.join(_Words._fields)})>", json.dumps(value).replace("%", "%%"))
+        text, *rest = re.split(f"<({'|'.join(_Fields._fields)})>", json.dumps(value).replace("%", "%%"))
         self._text = "%s".join([text, *rest[1::2]])
-        self._pick: Callable[[_Words], tuple[str, ...]] = itemgetter(*map(_Words._fields.index, rest[::2]))
+        self._pick: Callable[[_Fields], tuple[str, ...]] = itemgetter(*map(_Fields._fields.index, rest[::2]))
 
-    def filled(self, words: Iterable[_Words]) -> list[str]:
+    def render(self, fields: Iterable[_Fields]) -> list[str]:
         """The JSON of each."""
         text, pick = self._text, self._pick
-        return [text % pick(one) for one in words]
+        return [text % pick(one) for one in fields]
 
 
 _SAMPLE: Final = DispatchedJob("<job>", 7777, "")  #: of a hand-over, to be made the text of others
@@ -179,7 +179,7 @@ _SAMPLE: Final = DispatchedJob("<job>", 7777, "")  #: of a hand-over, to be made
 
 def _messages(app: Celery, channel: Any, jobs: Sequence[DispatchedJob]) -> list[str]:
     """Celery's messages, as it would put them into the lists of the workers."""
-    headers, properties, body, _ = app.amqp.as_task_v2("", RENDER, kwargs=contents(_SAMPLE))
+    headers, properties, body, _ = app.amqp.as_task_v2("", RENDER, kwargs=message_arguments(_SAMPLE))
     headers |= {"id": "<id>", "root_id": "<id>", "kwargsrepr": "<shown>"}
     message = channel.prepare_message("<body>", None, "application/json", "utf-8", headers, properties)
     message["properties"] |= {
@@ -189,26 +189,26 @@ def _messages(app: Celery, channel: Any, jobs: Sequence[DispatchedJob]) -> list[
         "delivery_info": {"exchange": DIRECT.name, "routing_key": "<queue>"},
         "body_encoding": "base64",
     }
-    return _Form(message).filled(_words(jobs, json.dumps(body)))
+    return _Template(message).render(_fields(jobs, json.dumps(body)))
 
 
-def _words(jobs: Iterable[DispatchedJob], body: str | None = None) -> Iterator[_Words]:
-    """The words of each, with the bodies only where that of the sample is given."""
-    shown = _of_any(repr(contents(_SAMPLE)))
-    body = None if body is None else _of_any(body)
+def _fields(jobs: Iterable[DispatchedJob], body: str | None = None) -> Iterator[_Fields]:
+    """The fields of each, with the bodies only where that of the sample is given."""
+    shown = _parameterized(repr(message_arguments(_SAMPLE)))
+    body = None if body is None else _parameterized(body)
     queues: dict[str, str] = {}
     for job_id, epoch, worker in jobs:
         queue = queues.get(worker) or queues.setdefault(worker, json.dumps(queue_name(worker))[1:-1])
         written = "" if body is None else b2a_base64((body % (job_id, epoch)).encode(), newline=False).decode()
-        yield _Words(message_id(job_id, epoch), shown % (job_id, epoch), queue, written)
+        yield _Fields(message_id(job_id, epoch), shown % (job_id, epoch), queue, written)
 
 
-def _of_any(sample: str) -> str:
+def _parameterized(sample: str) -> str:
     """A text about the sample, with places for another one's job and epoch."""
     return sample.replace("%", "%%").replace(_SAMPLE.job_id, "%s").replace(str(_SAMPLE.epoch), "%d")
 
 
-def contents(one: DispatchedJob) -> dict[str, Any]:
+def message_arguments(one: DispatchedJob) -> dict[str, Any]:
     """What a message says: the keyword arguments of the task."""
     return {"job": one.job_id, "epoch": one.epoch, "version": MESSAGE_VERSION}
 
@@ -235,7 +235,7 @@ _LENGTHS: Final = """
 """
 
 
-def unread(app: Celery, workers: Sequence[str]) -> dict[str, int]:
+def queue_lengths(app: Celery, workers: Sequence[str]) -> dict[str, int]:
     """How many messages wait for each worker, by one command.
 
     Raises `BrokerUnavailable`.
@@ -248,7 +248,7 @@ def unread(app: Celery, workers: Sequence[str]) -> dict[str, int]:
         raise BrokerUnavailable("Redis does not answer") from error
 
 
-def clear(app: Celery, worker: str) -> int:
+def purge(app: Celery, worker: str) -> int:
     """Throw away the messages that wait for a worker: those of a dead process, whose jobs were taken back already."""
     try:
         with app.connection_for_write() as connection:

@@ -1,16 +1,15 @@
-"""The dispatcher's loop: hear of a change, look at the real state, hand over, commit, then send.
+"""The dispatcher's loop: wait for a notification, read the state, decide, commit, send the messages.
 
-It keeps nothing between rounds, so a restart costs nothing, and it may be killed anywhere: what was committed and not
-sent is offered again when its dispatch lease runs out.
+It keeps nothing between rounds, so a restart costs nothing, and it may be killed anywhere: a job that was dispatched
+and whose message was not sent is queued again when its dispatch lease runs out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -20,23 +19,21 @@ from farm import lifecycle, metrics, model_registry, tracing
 from farm.dispatch import broker
 from farm.dispatch.leadership import Leadership
 from farm.dispatch.metrics import FarmGauges
-from farm.dispatch.policy import Account, Decision, Line, Need, Paused, Rules, Seat, choose
+from farm.dispatch.policy import Decision, ModelRequirements, Rules, choose
 from farm.dispatch.reaper import Reaper
-from farm.domain.job import DispatchedJob
+from farm.domain.queue import DispatchedJob, Queue
+from farm.domain.worker import WorkerCapacity
 from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
 from farm.settings import Settings
-from farm.store import queue
 from farm.store.events import QUEUE_CHANNEL
 from farm.store.listen import Listener
-from farm.store.queue import Mark
-from farm.store.tenants import Standing
 from farm.store.unit_of_work import Store, UnitOfWork
 
 log = structlog.stdlib.get_logger()
 
-STANDBY_SECONDS: Final = 1.0  #: how often a standby asks for the lead
-LOGGED: Final = 20  #: hand-overs of a round with a line each; those of a larger round share one
-BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0)  #: between tries while a server is away
+STANDBY_SECONDS: Final = 1.0  #: how often a standby tries to become the leader
+LOGGED: Final = 20  #: jobs of a round with a log line each; those of a larger round share one
+BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0)  #: between tries while a server is unavailable
 
 
 class Dispatcher:
@@ -51,14 +48,14 @@ class Dispatcher:
         self._listener = Listener(settings.database_url.get_secret_value(), [QUEUE_CHANNEL])
         self._leadership = Leadership(self._store.engine)
         self._reaper = Reaper(self._store, settings)
-        self._needs = {
-            model.id: Need(model.memory_bytes, frozenset(model.tags))
+        self._requirements = {
+            model.id: ModelRequirements(model.memory_bytes, frozenset(model.tags))
             for model in model_registry.load(settings.models_file).models
         }
         self._rules = Rules()
         self._stopping = threading.Event()
-        self._broker_trouble = 0  #: sends that failed in a row
-        self._untold: list[DispatchedJob] = []  #: sent, and Celery's monitors do not know it yet
+        self._broker_failures = 0  #: sends that failed in a row
+        self._unpublished: list[DispatchedJob] = []  #: sent, and not yet published to Celery's monitors
         self._leads = False
         self.gauges = FarmGauges(self._store, lambda: self._leads)
 
@@ -67,37 +64,37 @@ class Dispatcher:
         self._stopping.set()
 
     def run(self) -> None:
-        """Dispatch until stopped. Servers that go away are waited for."""
-        database_trouble = 0
+        """Dispatch until stopped. Servers that are unavailable are waited for."""
+        database_failures = 0
         while not self._stopping.is_set():
             try:
                 leads = self._leadership.hold()
                 if leads != self._leads:
-                    log.info("leads" if leads else "stands by", action="leadership", leads=leads)
+                    log.info("leading" if leads else "standby", action="leadership", leads=leads)
                 self._leads = leads
                 metrics.DISPATCHER_LEADER.set(leads)
                 if not leads:
                     self._stopping.wait(STANDBY_SECONDS)
                     continue
-                self._listener.connect()  # listen before looking, so that nothing falls between
+                self._listener.connect()  # listen before reading, so that no change is missed
                 self._reaper.run()
-                begun = time.monotonic()
+                began = time.monotonic()
                 with metrics.timed(metrics.ROUND_SECONDS):
                     more = self.round() if self._broker_ready() else False
                 ended = time.monotonic()
                 metrics.LAST_ROUND_TIMESTAMP.set_to_current_time()
-                database_trouble = 0
-                self._tell()
+                database_failures = 0
+                self._publish()
                 if not more:
-                    self._listener.wait(self._nap())
-                    # Where news comes faster than rounds go, half of the time is left to it: the next round then takes
-                    # all that came, instead of one for each. After a longer silence nothing waits.
-                    self._stopping.wait(max(0.0, 2 * ended - begun - time.monotonic()))
+                    self._listener.wait(self._idle_seconds())
+                    # When notifications come faster than rounds, half of the time is left to them: the next round then
+                    # covers all that came, instead of one round for each. After a longer silence nothing waits.
+                    self._stopping.wait(max(0.0, 2 * ended - began - time.monotonic()))
                     self._listener.drop()
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", action="database_unavailable", error=str(error))
-                self._stopping.wait(BACK_OFF_SECONDS[min(database_trouble, len(BACK_OFF_SECONDS) - 1)])
-                database_trouble += 1
+                self._stopping.wait(BACK_OFF_SECONDS[min(database_failures, len(BACK_OFF_SECONDS) - 1)])
+                database_failures += 1
                 self._reaper.hold()
                 self._leads = False
                 metrics.DISPATCHER_LEADER.set(0)
@@ -106,172 +103,151 @@ class Dispatcher:
         self._store.close()
 
     def round(self) -> bool:
-        """One look and what follows from it; returns whether looking again at once is worth it.
+        """Dispatch what can be dispatched now; returns whether another round at once may dispatch more.
 
         Raises `DatabaseUnavailable`.
         """
         try:
             try:
-                sent, decision = self._dispatch(careful=False)
-            except _NotToBeHad:
-                sent, decision = self._dispatch(careful=True)
+                jobs, decision = self._dispatch(lock_first=False)
+            except _CandidatesUnavailable:
+                jobs, decision = self._dispatch(lock_first=True)
         except BrokerUnavailable as error:
-            self._broker_trouble += 1
-            log.warning("cannot look at the lists", action="broker_unavailable", error=str(error))
+            self._broker_failures += 1
+            log.warning("cannot read the broker's queues", action="broker_unavailable", error=str(error))
             return False
-        if not sent:
+        if not jobs:
             return False
-        self._send(sent, decision.charged)
+        self._send(jobs, decision.charged)
         return decision.more
 
-    def _dispatch(self, *, careful: bool) -> tuple[list[DispatchedJob], Decision]:
-        """Decide and hand over, in one transaction.
+    def _dispatch(self, *, lock_first: bool) -> tuple[list[DispatchedJob], Decision]:
+        """Decide and dispatch, in one transaction.
 
-        Some of the chosen may not be to be had: a batch that is paused or canceled holds its jobs from that moment on,
-        but they leave their lines by and by, and whoever moves them holds their rows. Then nothing is changed and
-        `_NotToBeHad` raised, or their tenant would be charged for nothing and devices would wait. A ``careful`` look
-        costs more, and chooses only among what is to be had.
+        Some of the chosen jobs may be unavailable: a batch that is paused or canceled keeps its jobs from that moment
+        on, but they leave their queues later, and the transaction that moves them has locked their rows. Then nothing
+        is changed and `_CandidatesUnavailable` is raised: otherwise their tenant would be charged for nothing and
+        devices would wait. With ``lock_first`` reading costs more, and finds only jobs that are available.
         """
         with self._store.begin() as unit:
-            decision = self._decide(unit, careful=careful)
-            sent = lifecycle.dispatch(unit, decision.assignments, self._settings.dispatch_lease_seconds)
-            if len(sent) < len(decision.assignments) and not careful:
-                raise _NotToBeHad
-            unit.tenants.save_share_states(
-                [Standing(one.tenant_id, one.vtime, one.backlogged) for one in decision.standings]
-            )
-            unit.queues.save_states(
-                [Mark(one.tenant_id, one.priority, one.model, one.skips, one.served_at) for one in decision.marks]
-            )
-        return sent, decision
+            decision = self._decide(unit, lock_first=lock_first)
+            jobs = lifecycle.dispatch(unit, decision.assignments, self._settings.dispatch_lease_seconds)
+            if len(jobs) < len(decision.assignments) and not lock_first:
+                raise _CandidatesUnavailable
+            unit.tenants.save_share_states(decision.share_states)
+            unit.queues.save_states(decision.queue_states)
+        return jobs, decision
 
-    def _decide(self, unit: UnitOfWork, *, careful: bool) -> Decision:
-        """Read the state, few statements whatever the backlog, and apply the policy to it.
+    def _decide(self, unit: UnitOfWork, *, lock_first: bool) -> Decision:
+        """Read the state, by a few statements whatever the backlog, and apply the policy to it.
 
         Raises `BrokerUnavailable`.
         """
-        rooms = unit.workers.with_free_slots()
-        seats = [
-            Seat(worker, room, models, prefetch, memory, tags, draining)
-            for worker, draining, _, room, prefetch, models, memory, tags in rooms
-        ]
-        room = sum(seat.room for seat in seats if not seat.draining)
-        if not room:
+        workers = unit.workers.with_free_slots()
+        free = sum(worker.free_slots for worker in workers if not worker.draining)
+        if not free:
             return Decision()
-        accounts = [
-            Account(tenant_id, weight, vtime, backlogged, held, max_running, paused)
-            for tenant_id, weight, max_running, paused, vtime, backlogged, held in unit.tenants.shares()
-        ]
-        # twice as many as can go, so that a tenant whose turn comes often seldom runs out of known jobs
-        limit = 2 * min(room, self._rules.max_assignments)
-        found = unit.queues.read_available(limit) if careful else unit.queues.read(limit)
-        failed = unit.job_failures.workers_of([job_id for line in found for job_id in line.failed])
-        stopped = unit.pauses.now()
-        policy = functools.partial(
-            choose,
-            lines=_lines(found, failed),
-            accounts=accounts,
-            now=unit.now().timestamp(),
-            needs=self._needs,
-            paused=Paused(stopped.farm, stopped.models),
-            rules=self._rules,
-        )
-        decision = policy(seats)
-        seats, lessened = self._as_lists_allow(seats, {one.worker: one.window for one in rooms}, decision)
-        return policy(seats) if lessened else decision
+        shares = unit.tenants.shares()
+        # twice as many as can be dispatched, so that a tenant that is served often seldom runs out of known jobs
+        limit = 2 * min(free, self._rules.max_assignments)
+        queues = unit.queues.read_available(limit) if lock_first else unit.queues.read(limit)
+        failed_by = unit.job_failures.workers_of([job_id for queue in queues for job_id in queue.failed])
+        queues = [_with_failures(queue, failed_by) for queue in queues]
+        paused = unit.pauses.now()
+        now = unit.now().timestamp()
 
-    def _as_lists_allow(
-        self, seats: list[Seat], windows: Mapping[str, int], decision: Decision
-    ) -> tuple[list[Seat], bool]:
-        """The seats with no more room than their lists in Redis have, and whether that is less for any.
+        def policy(workers: Sequence[WorkerCapacity]) -> Decision:
+            return choose(
+                workers, queues, shares, now, requirements=self._requirements, paused=paused, rules=self._rules
+            )
 
-        Messages of dead epochs lie there too, for as long as a worker does not read: without this, each lease that ends
-        unread would add another one. Asked of those that would get something first; of all, if one of them has less.
+        decision = policy(workers)
+        limited = self._limited_by_broker(workers, decision)
+        return decision if limited is None else policy(limited)
+
+    def _limited_by_broker(self, workers: Sequence[WorkerCapacity], decision: Decision) -> list[WorkerCapacity] | None:
+        """The workers with no more free slots than their queues in Redis leave them; None: that is no limit.
+
+        Messages of ended epochs lie in these queues, too, for as long as a worker does not read: without this limit
+        each lease that ends unread would add another one. Asked for the workers that would get something first; for
+        all, if one of them has less. Raises `BrokerUnavailable`.
         """
-        chosen = sorted({one.worker for one in decision.assignments})
-        room = {seat.worker: seat.room for seat in seats}
-        for workers in (chosen, sorted(room)):
-            unread = broker.unread(self._app, workers) if workers else {}
+        by_name = {worker.worker: worker for worker in workers}
+        for names in (sorted({one.worker for one in decision.assignments}), sorted(by_name)):
+            lengths = broker.queue_lengths(self._app, names) if names else {}
             less = {
-                worker: windows[worker] - count
-                for worker, count in unread.items()
-                if windows[worker] - count < room[worker]
+                name: by_name[name].capacity - length
+                for name, length in lengths.items()
+                if by_name[name].capacity - length < by_name[name].free_slots
             }
             if not less:
-                return seats, False
+                return None
         return [
-            seat._replace(room=less.get(seat.worker, seat.room)) for seat in seats if less.get(seat.worker, 1) > 0
-        ], True
+            worker._replace(free_slots=less.get(worker.worker, worker.free_slots))
+            for worker in workers
+            if less.get(worker.worker, 1) > 0
+        ]
 
-    def _send(self, sent: list[DispatchedJob], charged: Mapping[str, tuple[str, float]]) -> None:
+    def _send(self, jobs: list[DispatchedJob], charged: Mapping[str, tuple[str, float]]) -> None:
         try:
-            broker.send(self._app, sent)
-            self._broker_trouble = 0
-            self._untold = sent
-            metrics.JOBS_DISPATCHED.inc(len(sent))
-            for one in sent:
+            broker.send(self._app, jobs)
+            self._broker_failures = 0
+            self._unpublished = jobs
+            metrics.JOBS_DISPATCHED.inc(len(jobs))
+            for one in jobs:
                 tracing.job_event("dispatch", one.job_id, worker=one.worker, epoch=one.epoch)
-            for one in sent if len(sent) <= LOGGED else ():
-                log.info("handed over", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
-            if len(sent) > LOGGED:
+            for one in jobs if len(jobs) <= LOGGED else ():
+                log.info("dispatched", action="job_dispatched", job=one.job_id, epoch=one.epoch, worker=one.worker)
+            if len(jobs) > LOGGED:
                 log.info(
-                    "handed over",
+                    "dispatched",
                     action="jobs_dispatched",
-                    count=len(sent),
-                    workers=len({one.worker for one in sent}),
+                    count=len(jobs),
+                    workers=len({one.worker for one in jobs}),
                 )
         except BrokerUnavailable as error:
-            self._broker_trouble += 1
-            log.warning("cannot send, giving back", action="broker_unavailable", error=str(error), jobs=len(sent))
-            # Some may have arrived all the same; unless claimed by now, their epoch is over and they will be dropped.
+            self._broker_failures += 1
+            log.warning("cannot send, requeueing", action="broker_unavailable", error=str(error), jobs=len(jobs))
+            # Some messages may have arrived. Unless claimed by now, their epoch ends here, and workers drop them.
             with self._store.begin() as unit:
-                for job_id in lifecycle.requeue_unsent(unit, sent, "broker unavailable"):
+                for job_id in lifecycle.requeue_unsent(unit, jobs, "broker unavailable"):
                     unit.tenants.refund(*charged[job_id])
 
-    def _tell(self) -> None:
-        """Tell Celery's monitors what the round sent. Nothing waits for that, and nothing is lost with it."""
-        told, self._untold = self._untold, []
-        if told:
+    def _publish(self) -> None:
+        """Publish what the round sent to Celery's monitors. Nothing waits for that, and nothing is lost with it."""
+        jobs, self._unpublished = self._unpublished, []
+        if jobs:
             with contextlib.suppress(BrokerUnavailable):
-                broker.tell(self._app, told)
+                broker.publish_sent_events(self._app, jobs)
 
     def _broker_ready(self) -> bool:
-        if not self._broker_trouble:
+        if not self._broker_failures:
             return True
         try:
             broker.check(self._app)
         except BrokerUnavailable:
-            self._broker_trouble += 1
+            self._broker_failures += 1
             return False
-        log.info("the broker is back", action="broker_back")
-        self._broker_trouble = 0
+        log.info("the broker is available again", action="broker_back")
+        self._broker_failures = 0
         return True
 
-    def _nap(self) -> float:
+    def _idle_seconds(self) -> float:
         """Seconds to wait for a notification."""
-        nap = self._reaper.due_in()
-        if self._broker_trouble:
-            nap = max(nap, BACK_OFF_SECONDS[min(self._broker_trouble, len(BACK_OFF_SECONDS)) - 1])
-        return max(0.01, nap)
+        seconds = self._reaper.due_in()
+        if self._broker_failures:
+            seconds = max(seconds, BACK_OFF_SECONDS[min(self._broker_failures, len(BACK_OFF_SECONDS)) - 1])
+        return max(0.01, seconds)
 
 
-class _NotToBeHad(Exception):
-    """Some of the jobs that were chosen."""
+class _CandidatesUnavailable(Exception):
+    """Some of the chosen jobs cannot be dispatched now."""
 
 
-def _lines(found: list[queue.Line], failed_by: Mapping[str, frozenset[str]]) -> list[Line]:
-    """The lines as the policy takes them, with who failed which job."""
-    return [
-        Line(
-            line.mark.tenant_id,
-            line.mark.model,
-            line.mark.priority,
-            [head._replace(failed_by=failed_by.get(head.job_id, head.failed_by)) for head in line.heads]
-            if line.failed
-            else line.heads,
-            line.more,
-            line.mark.skips,
-            line.mark.served_at,
-        )
-        for line in found
-    ]
+def _with_failures(queue: Queue, failed_by: Mapping[str, frozenset[str]]) -> Queue:
+    """The queue with the workers that failed its candidates."""
+    if not queue.failed:
+        return queue
+    return queue._replace(
+        candidates=[job._replace(failed_by=failed_by.get(job.job_id, job.failed_by)) for job in queue.candidates]
+    )

@@ -1,31 +1,34 @@
-"""Who gets what, decided late and from the real state alone: a pure function, so that it can be tested and simulated.
+"""Which queued job goes to which worker: a pure function of the current state, so that it can be tested and simulated.
 
-Values in, values out: `choose` reads no clock, no database and no memory of its own. What must outlive a round (the
-tenants' virtual times, the marks of the lines) goes in with the state and comes out with the decision, to be stored in
-the transaction of the hand-overs.
+Values in, values out: `choose` reads no clock and no database, and keeps nothing. What must outlive a round (the
+tenants' virtual times, the queues' states) is part of its input and of its decision, and is stored in the transaction
+that dispatches the jobs.
+
+A *queue* holds one tenant's queued jobs of one priority for one model. All of them fit the same workers, so a blocked
+candidate never hides a job that could run.
 
 The rules, in the order in which they bind:
 
-1. **Who may play.** A paused farm hands over nothing; a paused tenant or model is left out; a draining worker gets
-   nothing; a tenant at its cap gets nothing more; a job before its ``not_before`` or past its deadline is no candidate.
-2. **Class, aged.** Of all heads the highest effective class goes first. A head rises one class for each
-   ``age_seconds`` that it and its line went unserved. Being served resets the line, so an overnight backlog of a
-   million jobs gets a trickle under a stream of urgent ones instead of becoming urgent as a whole.
-3. **Fair share.** Within a class the tenant with the smallest virtual time goes first, and is charged cost / weight
-   (start-time fair queueing, Goyal, Vin and Cheng 1996). A tenant that had nothing waiting starts at the smallest
-   virtual time of those that had: idleness saves up nothing.
-4. **Within a tenant** the oldest head of the highest class goes first.
-5. **Where.** A worker with a free slot and the model loaded; else one with a free slot; else the model's own queue for
-   prefetch; else any prefetch. Only workers whose memory holds the model and whose tags include the model's.
-   A worker that failed the job before gets it again only if no other one with room fits.
-6. **Passing over.** A job that would make a worker load its model steps aside for jobs that find theirs loaded, but
-   never for a lower class, at most ``max_skips`` hand-overs long, counted over rounds, and only for tenants that are
-   ahead of its own by less than ``max_skips`` such jobs: without this, whoever has a model loaded would keep it loaded,
-   and shares would follow models instead of weights. What is free at the end of the round is used all the same: no
-   seat stays empty while a job fits it.
+1. **Eligibility.** A paused farm dispatches nothing; a paused tenant or model is left out; a draining worker gets
+   nothing; a tenant at ``max_running`` gets nothing more; a job before its ``not_before`` or past its deadline is no
+   candidate.
+2. **Priority, aged.** The queue of the highest effective priority goes first. A queue rises by one priority for each
+   ``age_seconds`` in which neither its oldest job nor the queue was served. Serving a queue resets it, so an overnight
+   backlog of a million jobs gets a trickle under a stream of urgent ones, instead of becoming urgent as a whole.
+3. **Fair share.** Within a priority the tenant with the smallest virtual time goes first, and is charged cost / weight
+   (start-time fair queueing, Goyal, Vin and Cheng 1996). A tenant that had nothing queued starts at the smallest
+   virtual time of those that had: idle time earns no credit.
+4. **Within a tenant** the queue with the oldest job of the highest priority goes first.
+5. **Placement.** A worker with a free slot and the model loaded; else one with a free slot; else the prefetch of one
+   that has the model; else any prefetch. Only workers whose memory holds the model and whose tags include the model's.
+   A worker that failed the job before gets it again only if no other eligible one has capacity.
+6. **Delay scheduling** (Zaharia et al., EuroSys 2010). A queue whose job would make a worker load its model is skipped
+   in favour of queues whose models are loaded, but never of a lower priority, for at most ``max_skips`` dispatched
+   jobs, counted over rounds, and only of tenants that are ahead of its own by less than ``max_skips`` such jobs.
+   Without this limit a tenant whose model is loaded would keep it loaded, and shares would follow models instead of
+   weights. What is free at the end of the round is used all the same: no slot stays empty while a job fits it.
 
-A *line* is one tenant's waiting jobs of one class for one model: all of them fit the same workers, so a blocked head
-never hides a job that could run. Cost of a round: O((tenants + lines + workers + hand-overs) × log).
+Cost of a round: O((tenants + queues + workers + assignments) × log).
 """
 
 from __future__ import annotations
@@ -34,101 +37,37 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
-from farm.domain.job import Assignment, QueuedJob
+from farm.domain.queue import Assignment, Paused, Queue, QueuedJob, QueueState, ShareState, TenantShare
 from farm.domain.states import Priority
+from farm.domain.worker import WorkerCapacity
 
 HIGHEST: Final = max(priority.rank for priority in Priority)
-LEAST_WEIGHT: Final = 1e-6  #: a tenant of weight 0 is served when nobody else waits, and divides nothing by zero
+NOTHING_PAUSED: Final = Paused()
+MIN_WEIGHT: Final = 1e-6  #: a tenant of weight 0 is served when nobody else waits, and divides nothing by zero
 
 
 @dataclass(frozen=True)
 class Rules:
     """The numbers of the policy."""
 
-    age_seconds: float = 300.0  #: of waiting that raise a head by one class
-    max_skips: int = 16  #: hand-overs that a line may be passed over for the sake of loaded models
+    age_seconds: float = 300.0  #: of waiting that raise a queue by one priority
+    max_skips: int = 16  #: dispatched jobs that may pass a queue over because their models are loaded
     max_assignments: int = 1_000  #: per round: bounds the transaction, the next round follows at once
 
 
 @dataclass(frozen=True)
-class Line:
-    """The first waiting jobs of one tenant, class and model, oldest first."""
-
-    tenant_id: str
-    model: str
-    priority: Priority
-    heads: Sequence[QueuedJob]
-    more: bool = False  #: whether others may wait behind these
-    skips: int = 0  #: hand-overs since it was last served that passed it over
-    served_at: float | None = None  #: its last hand-over
-
-
-@dataclass(frozen=True)
-class Account:
-    """A tenant's standing."""
-
-    tenant_id: str
-    weight: float = 1.0
-    vtime: float = 0.0  #: cost / weight handed over so far, with the lifts for idle times
-    backlogged: bool = False  #: whether jobs were left waiting for a worker, not for a cap, after the last round
-    held: int = 0  #: jobs dispatched or running
-    max_running: int | None = None  #: the most that ``held`` may become
-    paused: bool = False
-
-
-class Seat(NamedTuple):
-    """A worker that may be handed jobs. A tuple: each round makes one for each worker."""
-
-    worker: str
-    room: int  #: how many more jobs it takes: slots + prefetch, less what it holds
-    models: frozenset[str] = frozenset()  #: in its memory, or of the jobs that it holds
-    prefetch: int = 0  #: the last so many of ``room`` wait at the worker instead of running
-    memory_bytes: int | None = None  #: of its device; None: unknown, and taken to be enough
-    tags: frozenset[str] = frozenset()
-    draining: bool = False
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a model asks of a worker."""
+class ModelRequirements:
+    """What a model needs of a worker."""
 
     memory_bytes: int | None = None
     tags: frozenset[str] = frozenset()
 
-    def met_by(self, seat: Seat) -> bool:
+    def met_by(self, worker: WorkerCapacity) -> bool:
         """Whether the model runs there."""
-        fits = self.memory_bytes is None or seat.memory_bytes is None or self.memory_bytes <= seat.memory_bytes
-        return fits and self.tags <= seat.tags
-
-
-@dataclass(frozen=True)
-class Paused:
-    """What operators have stopped, besides single tenants."""
-
-    farm: bool = False
-    models: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a line carries into the next round."""
-
-    tenant_id: str
-    model: str
-    priority: Priority
-    skips: int
-    served_at: float | None
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What a tenant carries into the next round."""
-
-    tenant_id: str
-    vtime: float
-    backlogged: bool
+        fits = self.memory_bytes is None or worker.memory_bytes is None or self.memory_bytes <= worker.memory_bytes
+        return fits and self.tags <= worker.tags
 
 
 @dataclass(frozen=True)
@@ -136,51 +75,66 @@ class Decision:
     """What one round decided: store all of it, or nothing."""
 
     assignments: tuple[Assignment, ...] = ()  #: in the order in which they should be sent
-    standings: tuple[Standing, ...] = ()  #: of the tenants where something changed
-    marks: tuple[Mark, ...] = ()  #: of the lines where something changed
+    share_states: tuple[ShareState, ...] = ()  #: of the tenants where something changed
+    queue_states: tuple[QueueState, ...] = ()  #: of the queues where something changed
     charged: Mapping[str, tuple[str, float]] = field(default_factory=dict)  #: by job: (tenant, cost / weight)
-    more: bool = False  #: whether another round at once may hand over more
+    more: bool = False  #: whether another round at once may assign more
 
 
 def choose(
-    seats: Sequence[Seat],
-    lines: Sequence[Line],
-    accounts: Sequence[Account],
+    workers: Sequence[WorkerCapacity],
+    queues: Sequence[Queue],
+    shares: Sequence[TenantShare],
     now: float,
     *,
-    needs: Mapping[str, Need] | None = None,
-    paused: Paused = Paused(),
+    requirements: Mapping[str, ModelRequirements] | None = None,
+    paused: Paused = NOTHING_PAUSED,
     rules: Rules = Rules(),
 ) -> Decision:
-    """The hand-overs to make now. A line without an account, or a model without a need, asks for nothing special."""
-    return _Round(seats, lines, accounts, now, needs or {}, paused, rules).run()
+    """Assign queued jobs to workers.
+
+    Args:
+        workers: those that are there, with what they can take.
+        queues: each with its first jobs, oldest first.
+        shares: the tenants. One that is missing has the default weight and no limit.
+        now: seconds since 1970, by the database's clock.
+        requirements: by model. A model that is missing runs anywhere.
+        paused: the farm and the models that are paused; a tenant's pause is in its share.
+        rules: the numbers of the policy.
+    """
+    return _Round(workers, queues, shares, now, requirements or {}, paused, rules).run()
 
 
 _Key = tuple[int, int, int, str]
 
 
-class _Place:
-    """A seat while a round fills it."""
+class _OpenWorker:
+    """A worker while a round fills it."""
 
-    __slots__ = ("ahead", "free", "key", "models", "worker")
+    __slots__ = ("key", "models", "name", "prefetch", "slots")
 
-    def __init__(self, seat: Seat) -> None:
-        self.worker = seat.worker
-        self.free = max(0, seat.room - seat.prefetch)  #: slots
-        self.ahead = seat.room - self.free  #: prefetch
-        self.models = set(seat.models)
+    def __init__(self, worker: WorkerCapacity) -> None:
+        self.name = worker.worker
+        self.slots = max(0, worker.free_slots - worker.prefetch)  #: free on the device
+        self.prefetch = worker.free_slots - self.slots  #: free beside it
+        self.models = set(worker.models)
         self.key = self._key()
 
+    @property
+    def full(self) -> bool:
+        """Whether it takes nothing more."""
+        return not self.slots and not self.prefetch
+
     def _key(self) -> _Key:
-        """Smaller is better: a free slot, the most room, the fewest models that a new one could push out."""
-        return (0 if self.free else 1, -(self.free + self.ahead), len(self.models), self.worker)
+        """Smaller is better: a free slot, the most capacity, the fewest models that a new one could evict."""
+        return (0 if self.slots else 1, -(self.slots + self.prefetch), len(self.models), self.name)
 
     def take(self, model: str) -> bool:
-        """One more job of the model goes here; returns whether the model is new here."""
-        if self.free:
-            self.free -= 1
+        """Assign one more job of the model; returns whether the model is new to this worker."""
+        if self.slots:
+            self.slots -= 1
         else:
-            self.ahead -= 1
+            self.prefetch -= 1
         new = model not in self.models
         if new:
             self.models.add(model)
@@ -188,128 +142,134 @@ class _Place:
         return new
 
 
-class _Places:
+class _OpenWorkers:
     """The workers, so that the best one for a model is found in O(log workers).
 
-    Workers that the same models fit form a kind; a farm has as many kinds as it has sorts of machines. Places only get
-    worse in a round, so a heap's entry may be better than its place is by now: that is put right when it comes to the
-    top, and each place is in a heap once.
+    Workers that fit the same models form a kind; a farm has as many kinds as it has sorts of machines. Workers only get
+    worse in a round, so a heap's entry may be better than its worker is by now: that is corrected when the entry comes
+    to the top. Each worker is in a heap once.
     """
 
-    def __init__(self, seats: Sequence[Seat], models: frozenset[str], needs: Mapping[str, Need]) -> None:
-        self._kinds: dict[frozenset[str], list[tuple[_Key, _Place]]] = {}
-        self._warm: dict[str, list[tuple[_Key, _Place]]] = {model: [] for model in models}
-        alike: dict[tuple[int | None, frozenset[str]], frozenset[str]] = {}
-        asking = {model: needs[model] for model in models if model in needs}
-        self.room = 0
-        for seat in seats:
-            if seat.draining or seat.room <= 0:
+    def __init__(
+        self,
+        workers: Sequence[WorkerCapacity],
+        models: frozenset[str],
+        requirements: Mapping[str, ModelRequirements],
+    ) -> None:
+        self._kinds: dict[frozenset[str], list[tuple[_Key, _OpenWorker]]] = {}
+        self._warm: dict[str, list[tuple[_Key, _OpenWorker]]] = {model: [] for model in models}
+        known: dict[tuple[int | None, frozenset[str]], frozenset[str]] = {}
+        demanding = {model: requirements[model] for model in models if model in requirements}
+        self.free_slots = 0
+        for worker in workers:
+            if worker.draining or worker.free_slots <= 0:
                 continue
-            sort = (seat.memory_bytes, seat.tags)
-            kind = alike.get(sort)
+            machine = (worker.memory_bytes, worker.tags)
+            kind = known.get(machine)
             if kind is None:
-                kind = frozenset(m for m in models if m not in asking or asking[m].met_by(seat))
-                alike[sort] = kind
+                kind = frozenset(m for m in models if m not in demanding or demanding[m].met_by(worker))
+                known[machine] = kind
             if not kind:
                 continue
-            place = _Place(seat)
-            self.room += seat.room
-            entry = (place.key, place)
+            opened = _OpenWorker(worker)
+            self.free_slots += worker.free_slots
+            entry = (opened.key, opened)
             self._kinds.setdefault(kind, []).append(entry)
-            for model in place.models & kind:
+            for model in opened.models & kind:
                 self._warm[model].append(entry)
         for heap in (*self._kinds.values(), *self._warm.values()):
             heapq.heapify(heap)
-        self._fitting = {model: [heap for kind, heap in self._kinds.items() if model in kind] for model in models}
+        self._eligible = {model: [heap for kind, heap in self._kinds.items() if model in kind] for model in models}
 
-    def best(self, model: str, avoid: frozenset[str] = frozenset()) -> tuple[_Place | None, bool]:
-        """The place to prefer for a job of the model, and whether it has (or will have) the model loaded.
+    def best(self, model: str, avoid: frozenset[str] = frozenset()) -> tuple[_OpenWorker | None, bool]:
+        """The worker to prefer for a job of the model, and whether it has (or will have) the model loaded.
 
-        The workers to avoid count only where no other one has room for it.
+        Workers to avoid are taken only where no other eligible one has capacity.
         """
         if avoid:
-            # few jobs have failed before, so this may look at every place
+            # few jobs have failed before, so this may look at every worker
             others = [
-                place
-                for heap in self._fitting[model]
-                for _, place in heap
-                if (place.free or place.ahead) and place.worker not in avoid
+                worker
+                for heap in self._eligible[model]
+                for _, worker in heap
+                if not worker.full and worker.name not in avoid
             ]
             if others:
-                best = min(others, key=lambda one: (not one.free, model not in one.models, one.key))
+                best = min(others, key=lambda one: (not one.slots, model not in one.models, one.key))
                 return best, model in best.models
         warm = self._top(self._warm[model])
-        if warm is not None and warm.free:
+        if warm is not None and warm.slots:
             return warm, True
         other = None
-        for heap in self._fitting[model]:
+        for heap in self._eligible[model]:
             top = self._top(heap)
             if top is not None and (other is None or top.key < other.key):
                 other = top
-        if other is None or (warm is not None and not other.free):
+        if other is None or (warm is not None and not other.slots):
             return warm, True
         return other, model in other.models
 
-    def take(self, place: _Place, model: str) -> None:
-        """One more job of the model goes there."""
-        self.room -= 1
-        if place.take(model):
-            heapq.heappush(self._warm[model], (place.key, place))
+    def take(self, worker: _OpenWorker, model: str) -> None:
+        """Assign one more job of the model to that worker."""
+        self.free_slots -= 1
+        if worker.take(model):
+            heapq.heappush(self._warm[model], (worker.key, worker))
 
     @staticmethod
-    def _top(heap: list[tuple[_Key, _Place]]) -> _Place | None:
+    def _top(heap: list[tuple[_Key, _OpenWorker]]) -> _OpenWorker | None:
         while heap:
-            key, place = heap[0]
-            if not place.free and not place.ahead:
+            key, worker = heap[0]
+            if worker.full:
                 heapq.heappop(heap)
-            elif key == place.key:
-                return place
+            elif key == worker.key:
+                return worker
             else:
-                heapq.heapreplace(heap, (place.key, place))
+                heapq.heapreplace(heap, (worker.key, worker))
         return None
 
 
 @dataclass(slots=True)
-class _Queue:
-    """A line while a round walks it."""
+class _OpenQueue:
+    """A queue while a round serves it."""
 
-    line: Line
-    heads: Sequence[QueuedJob]  #: candidates only
-    at: int = 0  #: of ``heads``
+    queue: Queue
+    candidates: Sequence[QueuedJob]
+    at: int = 0  #: of ``candidates``
     served: int = 0
     skips: int = 0
-    aside_at: int | None = None  #: hand-overs made in this round when it stepped aside
-    aside: bool = False  #: whether it stands aside now
+    skipped_at: int | None = None  #: assignments that this round had made when the queue was first skipped
+    skipped: bool = False  #: whether it is being skipped now
     forced: bool = False  #: whether it may make a worker load its model
 
     @property
-    def wall(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether its next job is not known: nothing that comes after it may be decided in this round."""
-        return self.at >= len(self.heads)
+        return self.at >= len(self.candidates)
 
     def key(self, now: float, age_seconds: float) -> tuple[int, float, str]:
-        """Smaller goes first: the effective class, then the oldest head."""
-        head = self.heads[self.at] if self.at < len(self.heads) else self.heads[-1]
-        rank = self.line.priority.rank
+        """Smaller goes first: the effective priority, then the oldest job."""
+        job = self.candidates[self.at] if self.at < len(self.candidates) else self.candidates[-1]
+        rank = self.queue.priority.rank
         if not self.served:
-            since = head.since if self.line.served_at is None else max(head.since, self.line.served_at)
+            served_at = self.queue.served_at
+            since = job.queued_at if served_at is None else max(job.queued_at, served_at)
             rank = min(HIGHEST, rank + max(0, int((now - since) / age_seconds)))
-        return (-rank, head.since, head.job_id)
+        return (-rank, job.queued_at, job.job_id)
 
 
 @dataclass(slots=True)
-class _Tenant:
+class _OpenTenant:
     """A tenant while a round serves it."""
 
-    account: Account
+    share: TenantShare
     vtime: float
-    left: int  #: how many more jobs its cap allows
+    left: int  #: how many more jobs its limit allows
     queues: list[tuple[tuple[int, float, str], int]] = field(default_factory=list)  #: a heap: (key, index of the queue)
     version: int = 0
 
     def charge(self, job: QueuedJob) -> float:
         """What a job adds to the virtual time."""
-        return job.cost / max(self.account.weight, LEAST_WEIGHT)
+        return job.cost / max(self.share.weight, MIN_WEIGHT)
 
 
 class _Round:
@@ -317,81 +277,83 @@ class _Round:
 
     def __init__(
         self,
-        seats: Sequence[Seat],
-        lines: Sequence[Line],
-        accounts: Sequence[Account],
+        workers: Sequence[WorkerCapacity],
+        queues: Sequence[Queue],
+        shares: Sequence[TenantShare],
         now: float,
-        needs: Mapping[str, Need],
+        requirements: Mapping[str, ModelRequirements],
         paused: Paused,
         rules: Rules,
     ) -> None:
         self._now = now
         self._rules = rules
-        known = {account.tenant_id: account for account in accounts}
-        for line in lines:
-            known.setdefault(line.tenant_id, Account(line.tenant_id))
+        known = {share.tenant_id: share for share in shares}
+        for queue in queues:
+            known.setdefault(queue.tenant_id, TenantShare(queue.tenant_id))
         self._tenants = {
-            name: _Tenant(
-                account,
-                account.vtime,
-                2**62 if account.max_running is None else max(0, account.max_running - account.held),
+            name: _OpenTenant(
+                share,
+                share.vtime,
+                2**62 if share.max_running is None else max(0, share.max_running - share.held),
             )
-            for name, account in known.items()
+            for name, share in known.items()
         }
-        self._queues: list[_Queue] = []
-        for line in lines:
-            tenant = self._tenants[line.tenant_id]
-            if paused.farm or tenant.account.paused or line.model in paused.models or not tenant.left:
+        self._queues: list[_OpenQueue] = []
+        for queue in queues:
+            tenant = self._tenants[queue.tenant_id]
+            if paused.farm or tenant.share.paused or queue.model in paused.models or not tenant.left:
                 continue
-            heads = [h for h in line.heads if h.since <= now and (h.deadline is None or now < h.deadline)]
-            if heads:
-                queue = _Queue(line, heads, skips=line.skips)
-                tenant.queues.append((queue.key(now, rules.age_seconds), len(self._queues)))
-                self._queues.append(queue)
+            candidates = [
+                job for job in queue.candidates if job.queued_at <= now and (job.deadline is None or now < job.deadline)
+            ]
+            if candidates:
+                opened = _OpenQueue(queue, candidates, skips=queue.skips)
+                tenant.queues.append((opened.key(now, rules.age_seconds), len(self._queues)))
+                self._queues.append(opened)
         for tenant in self._tenants.values():
             heapq.heapify(tenant.queues)
         self._lift()
-        self._places = _Places(seats, frozenset(queue.line.model for queue in self._queues), needs)
+        self._workers = _OpenWorkers(workers, frozenset(one.queue.model for one in self._queues), requirements)
         self._heap: list[tuple[int, float, float, str, int]] = []
-        # the queues that stand aside, as two heaps; entries of those that came back are void
-        self._until_made: list[tuple[float, int]] = []  #: (hand-overs made when its patience ends, index of the queue)
-        self._until_ahead: list[tuple[float, int]] = []  #: (virtual time it makes way for, index of the queue)
+        # the skipped queues, as two heaps; entries of those that are no longer skipped are void
+        self._until_made: list[tuple[float, int]] = []  #: (assignments after which it is served, index of the queue)
+        self._until_vtime: list[tuple[float, int]] = []  #: (virtual time up to which others pass, index of the queue)
         self._chosen: list[Assignment] = []
         self._charged: dict[str, tuple[str, float]] = {}
 
     def _lift(self) -> None:
-        """A tenant that had nothing waiting starts level with those of its class, or above, that had."""
-        continuing: dict[int, float] = {}  # by effective class: the smallest virtual time
+        """Let a tenant that had nothing queued start level with those of its priority, or above, that had."""
+        continuing: dict[int, float] = {}  # by effective priority: the smallest virtual time
         for tenant in self._tenants.values():
-            if tenant.queues and tenant.account.backlogged:
+            if tenant.queues and tenant.share.backlogged:
                 rank = -tenant.queues[0][0][0]
                 continuing[rank] = min(tenant.vtime, continuing.get(rank, tenant.vtime))
-        # with nobody to be level with, the farm's clock is the furthest that anybody got
-        furthest = max((tenant.vtime for tenant in self._tenants.values()), default=0.0)
+        # without such a tenant, the farm's clock is the largest virtual time
+        largest = max((tenant.vtime for tenant in self._tenants.values()), default=0.0)
         for tenant in self._tenants.values():
-            if tenant.queues and not tenant.account.backlogged:
+            if tenant.queues and not tenant.share.backlogged:
                 rank = -tenant.queues[0][0][0]
                 peers = [vtime for other, vtime in continuing.items() if other >= rank]
-                tenant.vtime = max(tenant.vtime, min(peers, default=furthest))
+                tenant.vtime = max(tenant.vtime, min(peers, default=largest))
 
     def run(self) -> Decision:
-        """Fill the places."""
+        """Fill the workers."""
         for name in self._tenants:
             self._enter(name)
         stopped = False
-        rank = HIGHEST  # of the queues that stepped aside
-        while self._places.room:
+        rank = HIGHEST  # of the skipped queues
+        while self._workers.free_slots:
             if len(self._chosen) >= self._rules.max_assignments:
                 stopped = True
                 break
             if self._until_made:
-                self._end_patience(self._until_made, len(self._chosen))
+                self._end_skips(self._until_made, len(self._chosen))
             found = self._next()
             if found is None or -found[0] < rank:
-                # nobody of their class is left to step aside for
-                if self._end_patience(self._until_made, math.inf):
+                # nobody of their priority is left in whose favour they are skipped
+                if self._end_skips(self._until_made, math.inf):
                     continue
-            elif self._end_patience(self._until_ahead, found[1]):
+            elif self._end_skips(self._until_vtime, found[1]):
                 continue
             if found is None:
                 break
@@ -399,25 +361,26 @@ class _Round:
             tenant = self._tenants[found[3]]
             _, index = tenant.queues[0]
             queue = self._queues[index]
-            if queue.wall:
+            if queue.exhausted:
                 stopped = True
                 break
-            place, loaded = self._places.best(queue.line.model, queue.heads[queue.at].failed_by)
-            if place is None:
+            job = queue.candidates[queue.at]
+            worker, loaded = self._workers.best(queue.queue.model, job.failed_by)
+            if worker is None:
                 heapq.heappop(tenant.queues)  # nothing of it fits anywhere in this round
             elif loaded or queue.forced or queue.skips >= self._rules.max_skips:
-                self._assign(tenant, queue, place)
+                self._assign(tenant, queue, worker)
             else:
                 heapq.heappop(tenant.queues)
-                queue.aside, queue.aside_at = True, len(self._chosen)
-                ahead = tenant.vtime + self._rules.max_skips * tenant.charge(queue.heads[queue.at])
+                queue.skipped, queue.skipped_at = True, len(self._chosen)
+                vtime = tenant.vtime + self._rules.max_skips * tenant.charge(job)
                 heapq.heappush(self._until_made, (len(self._chosen) + self._rules.max_skips - queue.skips, index))
-                heapq.heappush(self._until_ahead, (ahead, index))
+                heapq.heappush(self._until_vtime, (vtime, index))
             self._enter(found[3])
         return self._decision(stopped)
 
     def _enter(self, name: str) -> None:
-        """Put a tenant where it belongs now; earlier entries of it are void."""
+        """Put a tenant where it belongs now; its earlier entries are void."""
         tenant = self._tenants[name]
         tenant.version += 1
         if tenant.queues and tenant.left:
@@ -429,7 +392,7 @@ class _Round:
                 heapq.heappush(self._heap, entry)
 
     def _next(self) -> tuple[int, float, float, str, int] | None:
-        """The tenant whose turn it is; it stays in the heap until it enters again."""
+        """The tenant to serve next; it stays in the heap until it enters again."""
         heap, tenants = self._heap, self._tenants
         while heap:
             first = heap[0]
@@ -438,33 +401,33 @@ class _Round:
             heapq.heappop(heap)
         return None
 
-    def _end_patience(self, aside: list[tuple[float, int]], reached: float) -> bool:
-        """Bring back, to be served next at any price, the queues that stood aside until now; whether there were any."""
+    def _end_skips(self, skipped: list[tuple[float, int]], reached: float) -> bool:
+        """Serve the queues skipped until now, also where a model must be loaded; returns whether any were."""
         any_back = False
-        while aside and aside[0][0] <= reached:
-            _, index = heapq.heappop(aside)
+        while skipped and skipped[0][0] <= reached:
+            _, index = heapq.heappop(skipped)
             queue = self._queues[index]
-            if queue.aside:
-                queue.aside, queue.forced, any_back = False, True, True
-                tenant = self._tenants[queue.line.tenant_id]
+            if queue.skipped:
+                queue.skipped, queue.forced, any_back = False, True, True
+                tenant = self._tenants[queue.queue.tenant_id]
                 heapq.heappush(tenant.queues, (queue.key(self._now, self._rules.age_seconds), index))
-                self._enter(queue.line.tenant_id)
+                self._enter(queue.queue.tenant_id)
         return any_back
 
-    def _assign(self, tenant: _Tenant, queue: _Queue, place: _Place) -> None:
-        head = queue.heads[queue.at]
-        self._chosen.append(Assignment(head.job_id, place.worker))
-        self._places.take(place, queue.line.model)
-        charge = tenant.charge(head)
-        self._charged[head.job_id] = (tenant.account.tenant_id, charge)
+    def _assign(self, tenant: _OpenTenant, queue: _OpenQueue, worker: _OpenWorker) -> None:
+        job = queue.candidates[queue.at]
+        self._chosen.append(Assignment(job.job_id, worker.name))
+        self._workers.take(worker, queue.queue.model)
+        charge = tenant.charge(job)
+        self._charged[job.job_id] = (tenant.share.tenant_id, charge)
         tenant.vtime += charge
         tenant.left -= 1
         queue.at += 1
         queue.served += 1
         queue.skips = 0
         queue.forced = False
-        queue.aside_at = None
-        if not queue.wall or queue.line.more:
+        queue.skipped_at = None
+        if not queue.exhausted or queue.queue.more:
             _, index = tenant.queues[0]
             heapq.heapreplace(tenant.queues, (queue.key(self._now, self._rules.age_seconds), index))
         else:
@@ -473,21 +436,21 @@ class _Round:
     def _decision(self, stopped: bool) -> Decision:
         made = len(self._chosen)
         waiting: set[str] = set()
-        marks: list[Mark] = []
-        for queue in self._queues:
-            line = queue.line
-            if not queue.wall or line.more:
-                waiting.add(line.tenant_id)
-            skips = queue.skips
-            if queue.aside_at is not None:
-                skips = min(self._rules.max_skips, skips + made - queue.aside_at)
-            served_at = self._now if queue.served else line.served_at
-            if queue.served or skips != line.skips:
-                marks.append(Mark(line.tenant_id, line.model, line.priority, skips, served_at))
-        standings: list[Standing] = []
+        queue_states: list[QueueState] = []
+        for opened in self._queues:
+            queue = opened.queue
+            if not opened.exhausted or queue.more:
+                waiting.add(queue.tenant_id)
+            skips = opened.skips
+            if opened.skipped_at is not None:
+                skips = min(self._rules.max_skips, skips + made - opened.skipped_at)
+            served_at = self._now if opened.served else queue.served_at
+            if opened.served or skips != queue.skips:
+                queue_states.append(QueueState(queue.tenant_id, queue.model, queue.priority, skips, served_at))
+        share_states: list[ShareState] = []
         for name, tenant in self._tenants.items():
-            # one that its own cap keeps waiting is not owed anything
+            # one that its own limit keeps waiting earns no credit
             backlogged = name in waiting and tenant.left > 0
-            if backlogged != tenant.account.backlogged or tenant.vtime != tenant.account.vtime:
-                standings.append(Standing(name, tenant.vtime, backlogged))
-        return Decision(tuple(self._chosen), tuple(standings), tuple(marks), self._charged, more=stopped)
+            if backlogged != tenant.share.backlogged or tenant.vtime != tenant.share.vtime:
+                share_states.append(ShareState(name, tenant.vtime, backlogged))
+        return Decision(tuple(self._chosen), tuple(share_states), tuple(queue_states), self._charged, more=stopped)

@@ -1,7 +1,7 @@
 """The real policy over synthetic farms: ``python -m farm.dispatch.simulate --workers 10000 --jobs 100000000``.
 
 Everything but the measured times follows from the seed. A backlog is a counter and a formula for its n-th job, so
-that memory holds the heads of the lines and what is at the workers, whatever the number of jobs.
+that memory holds the candidates of the queues and what is at the workers, whatever the number of jobs.
 
 The farm: devices of two sorts, models that differ in size and cost, and four sorts of tenants:
 
@@ -28,9 +28,10 @@ from typing import Any, Final
 
 from PIL import Image, ImageDraw
 
-from farm.dispatch.policy import Account, Decision, Line, Mark, Need, Rules, Seat, Standing, choose
-from farm.domain.job import QueuedJob
+from farm.dispatch.policy import Decision, ModelRequirements, Rules, choose
+from farm.domain.queue import Queue, QueuedJob, QueueState, ShareState, TenantShare
 from farm.domain.states import Priority
+from farm.domain.worker import WorkerCapacity
 
 GIB: Final = 2**30
 MASK: Final = 2**64 - 1
@@ -133,7 +134,7 @@ class Device:
     loaded: dict[str, int] = field(default_factory=dict)  #: bytes by model, least recently used first
 
     @property
-    def holds(self) -> int:
+    def held(self) -> int:
         """Jobs at it."""
         return len(self.queue) + len(self.running)
 
@@ -191,7 +192,7 @@ class Simulation:
             Model(f"model-{n}", sizes[n % len(sizes)] * GIB, 8.0 * (1 + n % len(sizes) / 2))
             for n in range(scenario.models)
         ]
-        self.needs = {model.name: Need(model.memory_bytes) for model in self.models}
+        self.requirements = {model.name: ModelRequirements(model.memory_bytes) for model in self.models}
         self.devices = [
             Device(f"host{n // 8:05d}/cuda{n % 8}", 80 * GIB, 2.5)
             if n % 10 < 3
@@ -201,9 +202,11 @@ class Simulation:
         self._device_of = {device.name: index for index, device in enumerate(self.devices)}
         self._open = set(range(len(self.devices)))
         self.streams = self._streams()
-        self._by_line = {(s.tenant, s.model.name, s.priority): s for s in self.streams}
+        self._by_queue = {(s.tenant, s.model.name, s.priority): s for s in self.streams}
         names = sorted({stream.tenant for stream in self.streams})
-        self.accounts = {name: Account(name, float(name[7:]) if name.startswith("studio-") else 1.0) for name in names}
+        self.shares = {
+            name: TenantShare(name, float(name[7:]) if name.startswith("studio-") else 1.0) for name in names
+        }
         self._events: list[tuple[float, int, str, int, int, str]] = []  #: (when, number, what, device, boots, job)
         self._returning: dict[str, tuple[Stream, QueuedJob]] = {}
         self._number = 0
@@ -264,40 +267,42 @@ class Simulation:
 
     def _round(self) -> bool:
         s = self.scenario
-        seats = []
+        workers = []
         for index in sorted(self._open):
             device = self.devices[index]
-            room = s.slots + s.prefetch - device.holds
-            seats.append(Seat(device.name, room, device.models(), s.prefetch, device.memory_bytes))
-        room = sum(seat.room for seat in seats)
-        read = max(8, 2 * min(room, self.rules.max_assignments) // len(self.streams))
-        lines = []
+            free_slots = s.slots + s.prefetch - device.held
+            workers.append(WorkerCapacity(device.name, free_slots, device.models(), s.prefetch, device.memory_bytes))
+        free_slots = sum(worker.free_slots for worker in workers)
+        read = max(8, 2 * min(free_slots, self.rules.max_assignments) // len(self.streams))
+        queues = []
         for stream in self.streams:
-            heads = stream.heads(self.now, read)
-            if heads:
-                lines.append(
-                    Line(
+            candidates = stream.heads(self.now, read)
+            if candidates:
+                queues.append(
+                    Queue(
                         stream.tenant,
                         stream.model.name,
                         stream.priority,
-                        heads,
-                        len(heads) == read,
+                        candidates,
+                        len(candidates) == read,
                         stream.skips,
                         stream.served_at,
                     )
                 )
         began = time.perf_counter()
-        decision = choose(seats, lines, list(self.accounts.values()), self.now, needs=self.needs, rules=self.rules)
+        decision = choose(
+            workers, queues, list(self.shares.values()), self.now, requirements=self.requirements, rules=self.rules
+        )
         self.policy_seconds += time.perf_counter() - began
         self.rounds += 1
         self._apply(decision)
         return decision.more
 
     def _apply(self, decision: Decision) -> None:
-        for standing in decision.standings:
-            self._stand(standing)
-        for mark in decision.marks:
-            self._mark(mark)
+        for share_state in decision.share_states:
+            self._keep_share(share_state)
+        for queue_state in decision.queue_states:
+            self._keep_queue(queue_state)
         for one in decision.assignments:
             stream = self.streams[int(one.job_id[13:])]
             job = stream.known.popleft()  # a line is served from its front
@@ -308,19 +313,19 @@ class Simulation:
             if self.competing_until is None:
                 self.cost[stream.tenant] += job.cost
             self._start(index)
-            if device.holds >= self.scenario.slots + self.scenario.prefetch:
+            if device.held >= self.scenario.slots + self.scenario.prefetch:
                 self._open.discard(index)
         if self.competing_until is None:
             waiting = {stream.tenant for stream in self.streams if not stream.dry}
             if any(f"studio-{k}" not in waiting for k in range(1, self.scenario.studios + 1)):
                 self.competing_until = self.now
 
-    def _stand(self, one: Standing) -> None:
-        account = self.accounts[one.tenant_id]
-        self.accounts[one.tenant_id] = Account(account.tenant_id, account.weight, one.vtime, one.backlogged)
+    def _keep_share(self, one: ShareState) -> None:
+        share = self.shares[one.tenant_id]
+        self.shares[one.tenant_id] = share._replace(vtime=one.vtime, backlogged=one.backlogged)
 
-    def _mark(self, one: Mark) -> None:
-        stream = self._by_line[one.tenant_id, one.model, one.priority]
+    def _keep_queue(self, one: QueueState) -> None:
+        stream = self._by_queue[one.tenant_id, one.model, one.priority]
         stream.skips, stream.served_at = one.skips, one.served_at
 
     # -- the devices --------------------------------------------------------------------------------------------------
@@ -347,7 +352,7 @@ class Simulation:
             seconds = job.cost / device.speed * s.slots  # the slots share the device
             loaded_at = self.now + load
             device.running[job.job_id] = Running(stream, job, self.now, loaded_at, loaded_at + seconds)
-            self.waits[stream.tenant].add(self.now - job.since)
+            self.waits[stream.tenant].add(self.now - job.queued_at)
             self._schedule(self.now + load + seconds, "done", index, job.job_id)
 
     def _schedule(self, when: float, what: str, index: int, job_id: str = "") -> None:
@@ -361,7 +366,7 @@ class Simulation:
             device = self.devices[index]
             if what == "back":  # a job, whose lease ran out
                 stream, job = self._returning.pop(job_id)
-                stream.known = deque(sorted((*stream.known, job), key=lambda one: (one.since, one.job_id)))
+                stream.known = deque(sorted((*stream.known, job), key=lambda one: (one.queued_at, one.job_id)))
             elif what == "there":
                 device.there = True
                 self._open.add(index)
@@ -414,7 +419,7 @@ class Simulation:
         self.samples.append({"at": round(self.now, 3), "busy": busy / slots, "shares": self._shares()})
 
     def _report(self, wall: float) -> dict[str, Any]:
-        weights = {name: self.accounts[name].weight for name in self._shares()}
+        weights = {name: self.shares[name].weight for name in self._shares()}
         shares = self._shares()
         target = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         made = sum(self.dispatched.values())
@@ -432,13 +437,13 @@ class Simulation:
                 "largest_share_error": round(max(abs(shares[name] - target[name]) for name in shares), 5),
                 "tenants": {
                     name: {
-                        "weight": account.weight,
+                        "weight": share.weight,
                         "jobs": self.dispatched[name],
                         "share": round(shares[name], 5) if name in shares else None,
                         "fair_share": round(target[name], 5) if name in target else None,
                         "wait_seconds": self.waits[name].summary(),
                     }
-                    for name, account in self.accounts.items()
+                    for name, share in self.shares.items()
                 },
                 "samples": self.samples,
             },

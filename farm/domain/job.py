@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
@@ -111,31 +111,6 @@ class Selection:
 
     job_ids: tuple[str, ...] | None = None
     wanted: JobFilter = JobFilter()  #: where none are named
-
-
-class QueuedJob(NamedTuple):
-    """A waiting job, as the dispatcher weighs it; times are seconds. A tuple: each round makes thousands."""
-
-    job_id: str  #: time-ordered, so the smaller is the older
-    cost: float  #: megapixel-steps
-    since: float = 0.0  #: its place in the line: when it was submitted, or when it was to become available
-    deadline: float | None = None  #: not handed over from then on
-    failed_by: frozenset[str] = frozenset()  #: workers that failed it: others are preferred
-
-
-class Assignment(NamedTuple):
-    """A decision of the dispatcher: this job goes to that worker."""
-
-    job_id: str
-    worker: str
-
-
-class DispatchedJob(NamedTuple):
-    """A hand-over that was recorded and whose message may be sent."""
-
-    job_id: str
-    epoch: int
-    worker: str
 
 
 @dataclass(frozen=True)

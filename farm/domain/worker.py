@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class WorkerState(StrEnum):
@@ -57,7 +58,7 @@ class Worker:
     info: WorkerInfo
     state: WorkerState
     models: tuple[str, ...]  #: ids of the models in its memory
-    holds: int  #: jobs dispatched to it or running on it
+    held_jobs: int  #: jobs dispatched to it or running on it
     started_at: datetime
     heartbeat_at: datetime
     loaded: tuple[ResidentModel, ...] = ()  #: what it says of those models
@@ -65,6 +66,19 @@ class Worker:
     stopping: bool = False  #: whether its process was asked to end and has not yet
 
     @property
-    def room(self) -> int:
-        """How many more jobs it may be handed."""
-        return max(0, self.info.slots + self.info.prefetch - self.holds)
+    def free_slots(self) -> int:
+        """How many more jobs it takes."""
+        return max(0, self.info.slots + self.info.prefetch - self.held_jobs)
+
+
+class WorkerCapacity(NamedTuple):
+    """What a worker can take, as the policy weighs it. A tuple: each round makes one for each worker."""
+
+    worker: str
+    free_slots: int  #: how many more jobs it takes: its capacity, less what it holds
+    models: frozenset[str] = frozenset()  #: in its memory, or of the jobs that it holds
+    prefetch: int = 0  #: the last so many of ``free_slots`` wait at the worker instead of running
+    memory_bytes: int | None = None  #: of its device; None: unknown, and assumed to be enough
+    tags: frozenset[str] = frozenset()
+    draining: bool = False
+    capacity: int = 0  #: the most jobs that it holds at once: slots + prefetch

@@ -117,7 +117,7 @@ class QueueSummary:
 #: The lines themselves are found by a loose index scan, as the dispatcher finds them; of each, few rows are read.
 _QUEUES: Final = text(f"""
     WITH {ALL_QUEUES}, found AS (
-        SELECT * FROM waiting WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
+        SELECT * FROM queue WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
     ), held AS (
         SELECT tenant_id, priority, model, count(*) AS jobs FROM job
         WHERE state IN ('dispatched', 'running')
@@ -311,8 +311,8 @@ class DashboardQueries:
             select(func.count(), func.coalesce(func.sum(some.c.cost), 0.0), func.min(some.c.queued_at))
         ).one()
         if count > WINDOW:  # the oldest may be among those that were not read: the head of each line is
-            lines = [one for one in Queues(self._session).read(1) if tenant_id in (None, one.mark.tenant_id)]
-            since = min([since, *(datetime.fromtimestamp(one.heads[0].since, UTC) for one in lines)])
+            queues = [one for one in Queues(self._session).read(1) if tenant_id in (None, one.tenant_id)]
+            since = min([since, *(datetime.fromtimestamp(one.candidates[0].queued_at, UTC) for one in queues)])
         return QueueTotals(min(count, WINDOW), cost, count > WINDOW, since)
 
     def queues(self, tenant_id: str | None = None) -> list[QueueSummary]:

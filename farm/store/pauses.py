@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from farm.domain.queue import Paused
 from farm.store.tables import PauseRow
 
 FARM: Final = "farm"
@@ -22,27 +22,18 @@ _NOW: Final = """
 """
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """What is paused now."""
-
-    farm: bool
-    models: frozenset[str]
-    tenants: tuple[str, ...]  #: ids, in the order of their creation
-
-
 class Pauses:
     """All pauses. A pause stops hand-overs; what is at workers already goes on."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def now(self) -> Stopped:
+    def now(self) -> Paused:
         """What is paused now."""
         names: dict[str, list[str]] = {FARM: [], MODEL: [], TENANT: []}
         for kind, name in self._session.connection().exec_driver_sql(_NOW):
             names[kind].append(name)
-        return Stopped(bool(names[FARM]), frozenset(names[MODEL]), tuple(sorted(names[TENANT])))
+        return Paused(bool(names[FARM]), frozenset(names[MODEL]), tuple(sorted(names[TENANT])))
 
     def pause(self, model: str | None = None) -> None:
         """Stop a model, or the farm; a second time changes nothing."""

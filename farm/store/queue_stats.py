@@ -1,4 +1,4 @@
-"""How the farm stands: what waits, what is at workers, and who renders."""
+"""Counts of jobs and workers by state, for the metrics of the whole farm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-# one branch for each of the partial indexes of jobs that are not over
+# one branch for each of the partial indexes of jobs that are not finished
 _JOBS: Final = text("""
     SELECT 'queued', model, count(*), extract(epoch FROM now() - min(queued_at))
     FROM job WHERE state = 'queued' GROUP BY model
@@ -19,25 +19,25 @@ _JOBS: Final = text("""
 
 
 @dataclass(frozen=True)
-class Line:
+class JobStats:
     """Jobs of one model in one state."""
 
     state: str
     model: str
     jobs: int
-    oldest_seconds: float
+    oldest_seconds: float  #: age of the oldest queued one
 
 
 @dataclass(frozen=True)
-class Standing:
+class QueueStats:
     """The farm at one moment."""
 
-    lines: tuple[Line, ...]
+    jobs: tuple[JobStats, ...]
     workers: Mapping[str, int]  #: by state
 
 
-def standing(session: Session) -> Standing:
-    """Look."""
-    lines = tuple(Line(row[0], row[1], int(row[2]), float(row[3])) for row in session.execute(_JOBS))
+def queue_stats(session: Session) -> QueueStats:
+    """Count unfinished jobs by state and model, and workers by state."""
+    jobs = tuple(JobStats(row[0], row[1], int(row[2]), float(row[3])) for row in session.execute(_JOBS))
     workers = session.execute(text("SELECT state, count(*) FROM worker GROUP BY state"))
-    return Standing(lines, {row[0]: int(row[1]) for row in workers})
+    return QueueStats(jobs, {row[0]: int(row[1]) for row in workers})

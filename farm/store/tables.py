@@ -87,8 +87,8 @@ class TenantRow(Base):
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: as last measured
     orphans_collected_until: Mapped[datetime | None]  #: orphans of jobs that ended before are gone
     retention_days: Mapped[int | None]  #: how long ended jobs and their outputs are kept; None: for ever
-    vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `Standing`
-    backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `Standing`
+    vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `ShareState`
+    backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `ShareState`
     paused_at: Mapped[datetime | None]  #: its jobs wait while this is set
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 

@@ -10,13 +10,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import delete, exists, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
+from farm.domain.queue import ShareState, TenantShare
 from farm.errors import Conflict, NotFound, Unauthorized
 from farm.store.tables import (
     BatchRow,
@@ -56,40 +57,19 @@ class Tenant:
     created_at: datetime
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where a tenant stands in the fair share."""
-
-    tenant_id: str
-    vtime: float
-    backlogged: bool  #: whether it was left waiting for a worker
-
-
 _SHARES: Final = """
-    SELECT 'ten_' || translate(id::text, '-', ''), weight, max_running, paused_at IS NOT NULL, vtime, backlogged,
-        coalesce(held.jobs, 0)
+    SELECT 'ten_' || translate(id::text, '-', ''), weight, vtime, backlogged, coalesce(held.jobs, 0), max_running,
+        paused_at IS NOT NULL
     FROM tenant LEFT JOIN (
         SELECT tenant_id, count(*) AS jobs FROM job WHERE state IN ('dispatched', 'running') GROUP BY tenant_id
     ) AS held ON held.tenant_id = tenant.id
     ORDER BY id
 """
-_KEEP_STANDINGS: Final = """
+_SAVE_SHARE_STATES: Final = """
     UPDATE tenant SET vtime = kept.vtime, backlogged = kept.backlogged
     FROM unnest(%(ids)s::uuid[], %(vtimes)s::float8[], %(backlogged)s::boolean[]) AS kept (id, vtime, backlogged)
     WHERE tenant.id = kept.id
 """
-
-
-class Share(NamedTuple):
-    """A tenant as the policy sees it."""
-
-    tenant_id: str
-    weight: float
-    max_running: int | None
-    paused: bool
-    vtime: float
-    backlogged: bool
-    held: int  #: its jobs that are dispatched or running
 
 
 @dataclass(frozen=True)
@@ -221,20 +201,20 @@ class Tenants:
         )
         return found is not None
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[TenantShare]:
         """All tenants, as the policy sees them."""
-        return [Share(*row) for row in self._session.connection().exec_driver_sql(_SHARES)]
+        return [TenantShare(*row) for row in self._session.connection().exec_driver_sql(_SHARES)]
 
-    def save_share_states(self, standings: Sequence[Standing]) -> None:
-        """Write where these tenants stand now, in one statement."""
-        if not standings:
+    def save_share_states(self, states: Sequence[ShareState]) -> None:
+        """Store these tenants' states, in one statement."""
+        if not states:
             return
         values = {
-            "ids": [ids.to_uuid(ids.TENANT, one.tenant_id) for one in standings],
-            "vtimes": [one.vtime for one in standings],
-            "backlogged": [one.backlogged for one in standings],
+            "ids": [ids.to_uuid(ids.TENANT, one.tenant_id) for one in states],
+            "vtimes": [one.vtime for one in states],
+            "backlogged": [one.backlogged for one in states],
         }
-        self._session.connection().exec_driver_sql(_KEEP_STANDINGS, values)
+        self._session.connection().exec_driver_sql(_SAVE_SHARE_STATES, values)
 
     def refund(self, tenant_id: str, charge: float) -> None:
         """Take back what was charged for hand-overs that were never sent."""

@@ -3,44 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import Float, case, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from farm.domain.states import JobState
-from farm.domain.worker import Device, ResidentModel, Worker, WorkerInfo, WorkerState
+from farm.domain.worker import Device, ResidentModel, Worker, WorkerCapacity, WorkerInfo, WorkerState
 from farm.store.tables import JobRow, WorkerRow
 
 HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
 
 
-_WITH_ROOM: Final = """
-    SELECT name, state = 'draining', slots + prefetch, slots + prefetch - coalesce(held.jobs, 0), prefetch,
-        models || held.coming, (device ->> 'memory_bytes')::bigint, tags
+_WITH_FREE_SLOTS: Final = """
+    SELECT name, slots + prefetch - coalesce(held.jobs, 0), models || held.models_of_jobs, prefetch,
+        (device ->> 'memory_bytes')::bigint, tags, state = 'draining', slots + prefetch
     FROM worker LEFT JOIN (
-        SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS coming
+        SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS models_of_jobs
         FROM job WHERE state IN ('dispatched', 'running') GROUP BY worker
     ) AS held ON held.worker = worker.name
     WHERE state <> 'offline' AND slots + prefetch > coalesce(held.jobs, 0) ORDER BY name
 """
 
 
-class Room(NamedTuple):
-    """A worker that may take more, as the policy sees it. A tuple: each round makes one for each worker."""
-
-    worker: str
-    draining: bool
-    window: int  #: the most that it holds: slots + prefetch
-    room: int  #: how many more jobs it takes: its window, less what it holds
-    prefetch: int
-    models: frozenset[str]  #: in its memory, or of jobs that it holds
-    memory_bytes: int
-    tags: frozenset[str]
-
-
-def _worker(row: WorkerRow, holds: int) -> Worker:
+def _worker(row: WorkerRow, held_jobs: int) -> Worker:
     about = dict(row.device)
     loaded = tuple(ResidentModel(**one) for one in about.pop("loaded", ()))
     info = WorkerInfo(
@@ -58,7 +45,7 @@ def _worker(row: WorkerRow, holds: int) -> Worker:
         info,
         WorkerState(row.state),
         tuple(row.models),
-        holds,
+        held_jobs,
         row.started_at,
         row.heartbeat_at,
         loaded,
@@ -182,12 +169,12 @@ class Workers:
         """Every worker, with what it holds, by name."""
         return self._with_load(select(WorkerRow).order_by(WorkerRow.name))
 
-    def with_free_slots(self) -> list[Room]:
-        """The workers that are there and hold less than they take, by name."""
-        rows = self._session.connection().exec_driver_sql(_WITH_ROOM).all()
+    def with_free_slots(self) -> list[WorkerCapacity]:
+        """The workers that are online or draining and hold fewer jobs than they may, by name."""
+        rows = self._session.connection().exec_driver_sql(_WITH_FREE_SLOTS).all()
         return [
-            Room(worker, draining, window, room, prefetch, frozenset(models), memory, frozenset(tags))
-            for worker, draining, window, room, prefetch, models, memory, tags in rows
+            WorkerCapacity(worker, free, frozenset(models), prefetch, memory, frozenset(tags), draining, capacity)
+            for worker, free, models, prefetch, memory, tags, draining, capacity in rows
         ]
 
     def _with_load(self, statement: Any) -> list[Worker]:
@@ -195,5 +182,5 @@ class Workers:
         counted = self._session.execute(
             select(JobRow.worker, func.count()).where(JobRow.state.in_(HELD)).group_by(JobRow.worker)
         )
-        holds = {row[0]: row[1] for row in counted}
-        return [_worker(row, holds.get(row.name, 0)) for row in rows]
+        held = {row[0]: row[1] for row in counted}
+        return [_worker(row, held.get(row.name, 0)) for row in rows]

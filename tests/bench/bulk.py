@@ -33,6 +33,7 @@ from farm.domain import ids
 from farm.local.state import DataDirectory
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
+from tests.queues import candidates
 
 OUT = Path("bench-out")
 DELAYED = 3_000  #: messages of the loop of ``delay``; more would take minutes and say the same
@@ -211,7 +212,7 @@ class Bench:
 
         def heads() -> None:
             with store.begin() as unit:
-                unit.queues.candidates(64)
+                candidates(unit, 64)
 
         free = p50(heads)
         paused = timed(lambda: self._until_arranged(self.http.post(f"/v1/batches/{batch_id}/pause")))

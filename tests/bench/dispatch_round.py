@@ -23,7 +23,8 @@ import redis
 from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.dispatcher import Dispatcher
-from farm.domain.job import DispatchedJob, NewJob
+from farm.domain.job import NewJob
+from farm.domain.queue import DispatchedJob
 from farm.domain.states import Priority
 from farm.settings import Settings
 from tests.bench.webhooks import Farm, farm_servers
@@ -91,7 +92,7 @@ def one_by_one(dispatcher: Dispatcher, sent: list[DispatchedJob]) -> None:
     for one in sent:
         app.send_task(
             broker.RENDER,
-            kwargs=broker.contents(one),
+            kwargs=broker.message_arguments(one),
             task_id=broker.message_id(one.job_id, one.epoch),
             queue=broker.queue_of(one.worker),
         )

@@ -15,7 +15,8 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import BatchEntry, NewBatch
-from farm.domain.job import Assignment, Job, JobError, NewJob, Output
+from farm.domain.job import Job, JobError, NewJob, Output
+from farm.domain.queue import Assignment
 from farm.domain.states import EventType, Priority
 from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Device, WorkerInfo

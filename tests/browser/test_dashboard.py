@@ -20,6 +20,7 @@ from farm.store.tenants import Scope
 from tests.browser.conftest import Enter, LivedIn
 from tests.browser.screenshots import paths
 from tests.browser.seed_data import scene
+from tests.queues import candidates
 from tests.waiting import wait_until
 
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
@@ -136,7 +137,7 @@ def test_no_page_shuts_anybody_out(lived_in: LivedIn, enter: Enter) -> None:
 def test_a_jobs_page_follows_it_to_its_image(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     with api.store.begin() as unit:
-        job_id = unit.queues.candidates(1)[-1].job_id
+        job_id = candidates(unit, 1)[-1].job_id
     page = enter(farm.operator)
     page.goto(f"/farm/jobs/{job_id}")
     expect(page.locator(".state").first).to_have_text("queued")

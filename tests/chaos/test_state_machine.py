@@ -31,7 +31,8 @@ from hypothesis.stateful import (
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import BatchEntry, NewBatch
-from farm.domain.job import Assignment, DispatchedJob, HeldJob, Job, JobError, NewJob, Output
+from farm.domain.job import HeldJob, Job, JobError, NewJob, Output
+from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.worker import WorkerState
 from farm.errors import Conflict, LeaseLost
 from farm.objects.keys import output_key
@@ -39,6 +40,7 @@ from farm.store.unit_of_work import Store, UnitOfWork, make_engine
 from tests.chaos.farm import uuid_of
 from tests.chaos.history import TERMINAL, History, Sample, Violation, check, look, read
 from tests.integration.conftest import spec, worker_info
+from tests.queues import candidates
 
 LEASE = 30.0
 CAP = 3
@@ -152,7 +154,7 @@ class Farm(RuleBasedStateMachine):
     def dispatch(self, name: str, most: int) -> None:
         with self.store.begin() as unit:
             held = self.held(unit)
-            heads = unit.queues.candidates(10)[: max(0, min(most, CAP - held))]
+            heads = candidates(unit, 10)[: max(0, min(most, CAP - held))]
             sent = lifecycle.dispatch(unit, [Assignment(head.job_id, name) for head in heads], LEASE)
         ended = self.connection.execute(
             "SELECT count(*) FROM job JOIN batch ON batch.id = batch_id"

@@ -26,11 +26,13 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.api import batches
 from farm.domain import ids
-from farm.domain.job import Assignment, JobError
+from farm.domain.job import JobError
+from farm.domain.queue import Assignment
 from farm.errors import LeaseLost
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
+from tests.queues import candidates
 from tests.waiting import wait_until
 
 JSONL = {"Content-Type": "application/jsonl"}
@@ -423,7 +425,7 @@ def test_twenty_thousand_waiting_jobs_are_canceled_quickly_each_with_one_event(a
     batch = submit(client, balls(20_000))
     hand = Hand(api)
     with api.store.begin() as unit:
-        waiting = [head.job_id for head in unit.queues.candidates(100)][:8]
+        waiting = [head.job_id for head in candidates(unit, 100)][:8]
     running_jobs = [hand.begin(job_id) for job_id in waiting[:3]]
     with api.store.begin() as unit:
         lifecycle.dispatch(unit, [Assignment(job_id, "other/cpu0") for job_id in waiting[3:]], 30)
@@ -454,7 +456,7 @@ def test_a_batch_is_canceled_whole_while_jobs_are_handed_over(api: Api, client: 
         while not stopping.is_set():
             try:
                 with api.store.begin() as unit:
-                    chosen = [Assignment(head.job_id, f"w{number}/cpu0") for head in unit.queues.candidates(200)]
+                    chosen = [Assignment(head.job_id, f"w{number}/cpu0") for head in candidates(unit, 200)]
                     random.shuffle(chosen)
                     lifecycle.dispatch(unit, chosen[:60], 30)
             except BaseException as error:  # noqa: BLE001

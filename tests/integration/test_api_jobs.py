@@ -22,6 +22,7 @@ from farm.settings import Settings
 from farm.store.tenants import Scope
 from tests.api_server import Api, Hand, png, running
 from tests.integration.conftest import worker_info
+from tests.queues import candidates
 from tests.waiting import wait_until
 
 BALL: dict[str, Any] = {"task": "text-to-image", "prompt": "a red ball on a blue background", "seed": 7}
@@ -372,7 +373,7 @@ def test_a_job_waits_for_its_time_and_fails_when_its_deadline_passes(api: Api, c
     assert [job["deadline"] is None for job in jobs].count(True) == 1
     submit(client, not_before=past, custom_id="now")
     with api.store.begin() as unit:
-        heads = [unit.jobs.get(one.job_id, api.tenant_id) for one in unit.queues.candidates(10)]
+        heads = [unit.jobs.get(one.job_id, api.tenant_id) for one in candidates(unit, 10)]
         assert [job and job.custom_id for job in heads] == ["now"]
         unit.session.execute(text("UPDATE job SET deadline = now() WHERE deadline IS NOT NULL"))
     with api.store.begin() as unit:

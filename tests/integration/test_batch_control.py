@@ -27,7 +27,7 @@ from farm.api.batches import PAGE
 from farm.client import AsyncFarm, Farm, Job, WaitedTooLong
 from farm.domain import ids
 from farm.domain.batch import MILESTONES, BatchState
-from farm.domain.job import Assignment
+from farm.domain.queue import Assignment
 from farm.errors import BadInput
 from farm.objects.presign import Credentials, Presigner
 from farm.objects.storage import content_disposition

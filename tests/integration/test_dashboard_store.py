@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.domain.job import Assignment, JobError, JobFilter, NewJob, Output, Selection
+from farm.domain.job import JobError, JobFilter, NewJob, Output, Selection
+from farm.domain.queue import Assignment
 from farm.domain.states import JobState
 from farm.store import activity_stats, dashboard_queries
 from farm.store.dashboard_queries import Wanted

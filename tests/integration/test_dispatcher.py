@@ -20,7 +20,8 @@ from farm import lifecycle
 from farm.dispatch import broker
 from farm.dispatch.reaper import Reaper
 from farm.domain import ids
-from farm.domain.job import Assignment, DispatchedJob, Job
+from farm.domain.job import Job
+from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.settings import Settings
@@ -221,7 +222,7 @@ def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) ->
         assert client.keys("*") == [f"worker.{WORKER}".encode()]  # no bindings that a wipe could lose
         (raw,) = client.lrange(f"worker.{WORKER}", 0, -1)
         assert json.loads(raw)["headers"]["id"] == "job_x.3"
-    assert broker.clear(app, WORKER) == 1
+    assert broker.purge(app, WORKER) == 1
 
 
 def test_celerys_monitors_are_told_what_was_sent(redis_url: str, start: Start, worker: str, submit: Submit) -> None:
@@ -233,7 +234,7 @@ def test_celerys_monitors_are_told_what_was_sent(redis_url: str, start: Start, w
         with receiver.consumer_context(wakeup=False) as (listening, _, _):
             with contextlib.suppress(TimeoutError):
                 listening.drain_events(timeout=0.5)  # it subscribes when it first looks
-            broker.tell(app, [DispatchedJob("job_x", 3, 'odd"/cpu0')])
+            broker.publish_sent_events(app, [DispatchedJob("job_x", 3, 'odd"/cpu0')])
             job = submit()
             start()
             while len(heard) < 2:

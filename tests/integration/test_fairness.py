@@ -35,7 +35,7 @@ def play(farm_env: dict[str, str], store: Store) -> Iterator[Round]:
     def one() -> list[str]:
         before = held(store)
         dispatcher.round()
-        broker.clear(dispatcher._app, WORKER)  # the worker reads its messages
+        broker.purge(dispatcher._app, WORKER)  # the worker reads its messages
         return sorted(held(store) - before)
 
     yield one
@@ -248,8 +248,8 @@ def test_a_deep_backlog_hides_no_line_behind_it(store: Store, play: Round) -> No
     (urgent,) = insert(store, one, priority=Priority.INTERACTIVE)
     with store.begin() as unit:
         unit.session.execute(text("UPDATE job SET model = 'other' WHERE id = (SELECT max(id::text)::uuid FROM job)"))
-        lines = unit.queues.read(10)
-    assert {(line.mark.priority, line.mark.model): (len(line.heads), line.more) for line in lines} == {
+        queues = unit.queues.read(10)
+    assert {(queue.priority, queue.model): (len(queue.candidates), queue.more) for queue in queues} == {
         (Priority.NORMAL, "starter"): (8, True),
         (Priority.INTERACTIVE, "other"): (1, False),
     }

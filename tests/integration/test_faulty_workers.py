@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from farm import lifecycle
 from farm.dispatch.dispatcher import Dispatcher
-from farm.domain.job import Assignment, Job, JobError, NewJob, Output
+from farm.domain.job import Job, JobError, NewJob, Output
+from farm.domain.queue import Assignment
 from farm.domain.states import JobState
 from farm.domain.worker import Worker, WorkerState
 from farm.settings import Settings

@@ -14,7 +14,8 @@ import pytest
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import NewBatch, Staged
-from farm.domain.job import Assignment, HeldJob, Job, JobResult, Output
+from farm.domain.job import HeldJob, Job, JobResult, Output
+from farm.domain.queue import Assignment
 from farm.domain.states import EventType, JobState
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.store.tables import JobRow

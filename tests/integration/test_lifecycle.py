@@ -13,11 +13,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from farm import lifecycle
-from farm.domain.job import Assignment, HeldJob, Job, JobError, NewJob, Output
+from farm.domain.job import HeldJob, Job, JobError, NewJob, Output
+from farm.domain.queue import Assignment
 from farm.domain.states import EDGES, EventType, JobState
 from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
 from farm.store import quotas
 from farm.store.unit_of_work import Store
+from tests.queues import candidates
 
 from .conftest import Submit, spec, worker_info
 
@@ -182,7 +184,7 @@ def test_a_retryable_failure_is_tried_again_until_the_attempts_are_used(store: S
     with store.begin() as unit:
         assert lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True) is JobState.QUEUED
     with store.begin() as unit:
-        assert unit.queues.candidates(5) == []  # it waits before the next attempt
+        assert candidates(unit, 5) == []  # it waits before the next attempt
     available_now(store)
     epoch = run(store, job)
     with store.begin() as unit:

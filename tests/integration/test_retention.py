@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.domain.job import Assignment, Job, Output
+from farm.domain.job import Job, Output
+from farm.domain.queue import Assignment
 from farm.domain.states import JobState
 from farm.objects import keys
 from farm.objects.storage import Storage

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 
 from farm import lifecycle, tracing
-from farm.domain.job import Assignment
+from farm.domain.queue import Assignment
 from farm.domain.states import JobState
 from farm.domain.worker import Device, WorkerInfo
 from farm.errors import SetupError

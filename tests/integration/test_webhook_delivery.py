@@ -21,7 +21,8 @@ from sqlalchemy import text
 
 from farm import __version__, lifecycle
 from farm.domain.endpoint import DeliveryState, DisabledReason, Endpoint
-from farm.domain.job import Assignment, Job, JobError, NewJob, Output
+from farm.domain.job import Job, JobError, NewJob, Output
+from farm.domain.queue import Assignment
 from farm.domain.states import EventType, JobState
 from farm.settings import Settings
 from farm.store.deliveries import Delivery, DeliveryAttempt

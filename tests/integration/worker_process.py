@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 
 from farm import lifecycle
 from farm.dispatch import broker
-from farm.domain.job import Assignment, DispatchedJob, Job, NewJob
+from farm.domain.job import Job, NewJob
+from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import JobState
 from farm.domain.tasks import InputImage, JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Worker, WorkerState
