@@ -1,7 +1,7 @@
-"""One connection to a receiver: a request at a time, and what is read of each answer has an end.
+"""One HTTP/1.1 connection to a receiver: one request at a time, answers read up to a limit.
 
-It stands on asyncio's transports and h11's parser, without an HTTP client between: a client's pools and streams cost
-several times what the request itself costs, and the deliverer pools by endpoint anyway. The plain acknowledgement that
+It uses asyncio's transports and h11's parser without an HTTP client: a client's pools and streams cost several times as
+much as the request itself, and the deliverer pools by endpoint anyway. The plain acknowledgement that
 nearly every receiver sends is read without the parser too.
 """
 
@@ -20,16 +20,16 @@ _FIELD: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t -~]*")
 
 
 class ConnectionBroken(ConnectionError):
-    """The connection ended before an answer was there."""
+    """The connection ended before an answer arrived."""
 
 
 class NotHTTP(ConnectionError):
-    """What came was not HTTP/1.1."""
+    """The answer was not HTTP/1.1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back in time: a status, and as much of the body as is read."""
+    """An answer: its status, and the first part of its body."""
 
     status: int
     retry_after: str | None  #: the header
@@ -89,14 +89,14 @@ class HttpConnection(asyncio.Protocol):
     # -- what asyncio calls -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is open, and its other side is who it should be."""
+        """asyncio: the connection is open (and over TLS, verified)."""
         self._transport = cast("asyncio.Transport", transport)
         self.opened_at = asyncio.get_running_loop().time()
 
     def data_received(self, data: bytes) -> None:
-        """A part of an answer."""
+        """asyncio: a part of an answer arrived."""
         if self._answered is None or self._answered.done():
-            self.close()  # nobody asked
+            self.close()  # not requested
             return
         if self._parser is None:
             plain = _plain(data)
@@ -108,14 +108,14 @@ class HttpConnection(asyncio.Protocol):
         self._read(self._parser)
 
     def eof_received(self) -> bool:
-        """The other side has said all."""
+        """asyncio: the peer closed its side."""
         if self._answered is not None and not self._answered.done() and self._parser is not None:
             self._parser.receive_data(b"")
             self._read(self._parser)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more will come."""
+        """asyncio: the connection is closed."""
         if self._answered is not None and not self._answered.done():
             if self._status is not None:
                 self._finish()
@@ -167,7 +167,7 @@ class HttpConnection(asyncio.Protocol):
             self._answered.set_exception(TimeoutError())
 
     def _finish(self) -> None:
-        """Hand over what there is; the connection is kept if the answer ended as it should, and nothing came behind."""
+        """Return the answer; the connection stays open if the answer ended properly and nothing followed it."""
         assert self._answered is not None
         assert self._status is not None
         parser = self._parser
@@ -208,7 +208,7 @@ def _plain(data: bytes) -> Reply | None:
     status = int(first[9:12])
     if status == 204 and not length:
         length = 0
-    elif status == 204:  # it has no body, whatever it says
+    elif status == 204:  # it has no body, whatever its headers say
         return None
     if length is None or length != len(body) or length > MAX_ANSWER:
         return None

@@ -1,13 +1,13 @@
-"""No way inside: what the farm may connect to when a tenant names the URL.
+"""Egress guard: which URLs of tenants the farm connects to.
 
-Webhook endpoints and input URLs are addresses that strangers choose and our machines open. Without a guard that is a
-connector to the cloud's metadata service, the database and the neighbours. So:
+Tenants choose webhook endpoints and input URLs, and our machines connect to them. Without a guard a tenant could reach the
+cloud's metadata service, the database and other internal hosts (server-side request forgery). So:
 
 1. :func:`parse` refuses what is not a plain ``https://host/…`` URL, read by the same parser that later connects;
 2. the host is resolved **once** for each connection, and refused if *any* of its addresses is not :func:`public`,
    unless it lies in ``Settings.webhook_allow``;
-3. the connection goes to the very address that was checked, while ``Host``, SNI and the certificate check keep the
-   original name: a resolver that changes its mind has no second chance;
+3. the connection goes to the address that was checked, while ``Host``, SNI and the certificate check keep the
+   original name: DNS rebinding has no effect;
 4. no redirect is followed, no proxy from the environment is used, no cookie is kept.
 
 All four live below the HTTP clients, in their transport and in :class:`PinnedConnector`, which opens the deliverer's
@@ -145,9 +145,9 @@ def parse(url: str, settings: Settings, *, field: str = "url") -> Target:
     """Read a URL that a client gave, without asking any resolver.
 
     Args:
-        url: as it came.
+        url: as the client sent it.
         settings: ``webhook_allow`` and ``webhook_allow_http``.
-        field: how the client called it, for the refusal.
+        field: the client's name for it, for the error message.
 
     Raises:
         TargetRefused: the URL is not of a form, or names an address or port, that the farm connects to.
@@ -235,7 +235,7 @@ def _admit(
 ) -> None:
     """Refuse a host if any of its addresses may not be reached.
 
-    The refusal does not tell the addresses of a name: what an internal name resolves to is nobody's business outside.
+    The refusal does not tell the addresses of a name: outsiders must not learn what an internal name resolves to.
     """
     shown = url or host
     inside = [allowed(address, settings.webhook_allow) for address in addresses]
@@ -281,10 +281,10 @@ def client(
     verify: ssl.SSLContext | None = None,
     max_connections: int = 100,
 ) -> httpx2.Client:
-    """An HTTP client that reaches only what the guard lets through; :class:`TargetRefused` comes out of its requests.
+    """An HTTP client that connects only to allowed targets; its requests raise :class:`TargetRefused`.
 
-    ``timeout`` is in seconds and bounds each step (connect, one read, one write), not the whole: an answer that drips
-    needs a deadline of the caller's. A name server that does not answer is waited for as long as the system does.
+    ``timeout`` is in seconds and bounds each step (connect, one read, one write), not the whole: for an answer
+    that arrives byte by byte the caller needs its own deadline. A name server that does not answer is waited for as long as the system does.
     ``verify`` replaces the system's certificate authorities.
     """
     backend = _Backend(settings, resolver or system_resolver)
@@ -386,7 +386,7 @@ class PinnedConnector:
         self._settings = settings
         self._resolver = resolver or system_resolver
         self._verify = verify
-        # Threads of its own: name servers that hang must not take those that serve the rest of the process.
+        # Its own threads, so that name servers that hang do not block the rest of the process.
         self._threads = anyio.CapacityLimiter(64)
 
     async def open(self, url: str, protocol: Callable[[], Protocol], timeout: float) -> Protocol:  # noqa: ASYNC109
@@ -395,7 +395,7 @@ class PinnedConnector:
         Raises:
             TargetRefused: as :func:`check`.
             TimeoutError: it took too long.
-            OSError: no address, nobody listens there, or the certificate is not trusted.
+            OSError: no address, nothing listens there, or the certificate is not trusted.
         """
         target = parse(url, self._settings)
         deadline = time.monotonic() + timeout

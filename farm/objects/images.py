@@ -1,6 +1,6 @@
-"""What an input image must be, and how a pipeline gets to see it.
+"""Validation and decoding of input images.
 
-Nothing here trusts a file name, a declared content type or a decoder. An image is recognised by its first bytes, and
+No file name, declared content type or decoder is trusted. An image is recognised by its first bytes, and
 its container is walked by the few lines below: size in pixels, frames, and whether the file ends where the image
 ends. Only then does Pillow decode it, once, with the one decoder that belongs to the format.
 
@@ -35,7 +35,7 @@ _MAX_PARTS: Final = 65_536
 #: image, so a small file with thousands of them would hold a core for minutes.
 _MAX_SCANS: Final = 64
 
-# What a browser's "accept anything" habit sends most often, so that the refusal can call it by its name.
+# The other formats that clients send most often, so that the error can name them.
 _KNOWN_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"GIF8", "a GIF"),
     (b"II*\x00", "a TIFF"),
@@ -76,7 +76,7 @@ class _Header:
 
 
 def inspect(data: bytes, settings: Settings | None = None, *, field: str = "image") -> ImageInfo:
-    """Check an encoded image from a client, and prove that it decodes.
+    """Validate an encoded image from a client, including that it decodes.
 
     Args:
         data: the file as it came.
@@ -109,9 +109,9 @@ def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "ima
 
 
 def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
-    """The image upright and as ``L``: white is painted anew, black is kept.
+    """The image upright and as ``L``: white is repainted, black is kept.
 
-    Transparent parts count as black, so white strokes on a transparent layer do what they look like.
+    Transparent parts count as black, so white strokes on a transparent layer work as expected.
 
     Raises:
         InputRefused: as :func:`inspect`.
@@ -281,7 +281,7 @@ def _jpeg(data: bytes, field: str) -> _Header:
 
 
 def _nothing_after_jpeg(data: bytes, at: int, field: str) -> None:
-    # Phones append further JPEGs (thumbnails, depth, HDR gain maps) to the image; a decoder never looks at them.
+    # Phones append further JPEGs (thumbnails, depth, HDR gain maps) to the image; decoders ignore them.
     rest = data[at:].strip(b"\x00")
     if rest.startswith(b"\xff\xd8\xff") and rest.endswith(b"\xff\xd9"):
         return
@@ -387,7 +387,7 @@ def _what(data: bytes) -> str:
 
 
 def _nothing_after(data: bytes, at: int, field: str) -> None:
-    # A second file behind the image is how one file is made to be two things to two readers.
+    # A second file behind the image would make a polyglot: two readers would see two different files.
     extra = len(data.rstrip(b"\x00")) - at
     if extra > 0:
         raise _refused(

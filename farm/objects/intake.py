@@ -1,4 +1,4 @@
-"""From what a client refers to as an input image to checked bytes in the storage.
+"""Input images: from an upload, data URL or URL to validated bytes in the storage.
 
 An image comes as an upload, as a ``data:`` URL in the request, or as a URL to fetch. All three end in
 :func:`farm.objects.images.inspect`, and under a key made of the content's SHA-256: the same image is stored once.
@@ -38,7 +38,7 @@ class StoredInput:
 
 
 class Intake:
-    """Takes input images in. Safe to share between threads; every method blocks."""
+    """Accepts input images. Thread-safe; every method blocks."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The names of all objects in the bucket.
 
 Inputs are content-addressed, so the same image sent twice is stored once. Outputs carry the epoch, so a worker that
-lost its right to a job cannot overwrite what the current one wrote::
+lost its lease on a job cannot overwrite what the current one wrote::
 
     inputs/<tenant>/<sha256>.<extension>
     outputs/<tenant>/<job>/<epoch>/<index>.<extension>

@@ -1,1 +1,1 @@
-"""Webhooks: the guard that keeps outgoing requests out of private networks, signatures, and delivery."""
+"""Webhooks: payloads, signatures, retries and delivery."""

@@ -1,8 +1,8 @@
-"""The deliverer: events become deliveries, deliveries become signed POSTs, until each is acknowledged or given up.
+"""The deliverer: turns events into deliveries and sends each as signed POSTs until it is acknowledged or dead.
 
 Any number of deliverers may run. What one has claimed is leased in the database, so a killed one loses nothing: its
 deliveries are due again, under the same ``webhook-id``, when the lease ends. The loop sleeps until a notification says
-that there are new events, until the next delivery is due, or until a try that ended makes room for what waited.
+that there are new events, until the next delivery is due, or until an attempt ends and frees capacity.
 """
 
 from __future__ import annotations
@@ -39,39 +39,39 @@ from farm.webhooks.sender import IDLE_CONNECTION_SECONDS, AttemptResult, Connect
 log = structlog.stdlib.get_logger()
 
 BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between attempts while the database is away
-IDLE_SECONDS: Final = 30.0  #: a look without being told, in case a notification got lost
+IDLE_SECONDS: Final = 30.0  #: between two looks without a notification, in case one was lost
 FAN_OUT: Final = 500  #: events per transaction
-LINGER_SECONDS: Final = 0.025  #: outcomes wait so long for others, to be written with them
+LINGER_SECONDS: Final = 0.025  #: a result waits this long for others, to be written in one transaction
 RECORD: Final = 1_000  #: outcomes per transaction
-FORGET_SECONDS: Final = 120.0  #: what is known of an endpoint that nothing is sent to is kept for so long
+FORGET_SECONDS: Final = 120.0  #: the state of an endpoint without deliveries is kept for this long
 KEPT: Final = 256  #: idle connections to all endpoints
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a deliverer does at once, and for how long. Times in seconds."""
+    """Concurrency and time limits of a deliverer. Times in seconds."""
 
     fast_concurrency: int = 64  #: attempts in their first second
     slow_concurrency: int = 192  #: attempts beyond it: slow endpoints queue for these, not for the ones above
     slow_after: float = 1.0
     per_endpoint: int = 4  #: attempts at once
     max_claimed: int = 512  #: claimed deliveries that wait here for their turn
-    #: the same of one endpoint, once it has shown that it answers quickly; till then what it may be tried with at once
+    #: the same for one endpoint that answers quickly; for others ``per_endpoint``
     per_endpoint_claimed: int = 64
     fast_seconds: float = 0.25  #: an answer within this time is quick
-    deadline: float = 20.0  #: of one try
+    deadline: float = 20.0  #: of one attempt
     body_deadline: float = 5.0  #: of an answer's body, within the deadline
-    lease: float = 45.0  #: longer than a try, what waits before it and its recording
+    lease: float = 45.0  #: longer than an attempt, the wait before it and its recording
     grace: float = 5.0  #: for attempts in flight when the deliverer is stopped
 
     @property
     def max_wait(self) -> float:
-        """How long a claimed delivery waits for its turn, so that its lease still covers a whole try."""
+        """How long a claimed delivery may wait, so that its lease still covers a whole attempt."""
         return max((self.lease - self.deadline) / 2, self.lease / 4)
 
 
 class Deliverer:
-    """One deliverer."""
+    """One deliverer process: claims deliveries, sends them concurrently, records the results."""
 
     def __init__(
         self,
@@ -100,12 +100,12 @@ class Deliverer:
         self._in_flight = _InFlight()
 
     def stop(self) -> None:
-        """End soon, with what is in flight; safe from a signal handler and from any thread."""
+        """Stop soon, after the attempts in flight; safe from a signal handler and from any thread."""
         self._stopping.set()
         self._wake()
 
     def run(self) -> None:
-        """Deliver until stopped. A database that goes away is waited for."""
+        """Deliver until stopped. Waits for a database that is unreachable."""
         asyncio.run(self._serve())
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Deliverer:
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", action="database_unavailable", error=str(error))
                 delay, failures = self._back_off(failures)
-            except Exception:  # a service that ends by its own mistake helps nobody
+            except Exception:  # the service continues after an unexpected error
                 log.exception("a round failed", action="round_failed")
                 delay, failures = self._back_off(failures)
             if failures:
@@ -162,7 +162,7 @@ class Deliverer:
         if any(state.queues[one].wants_more_claims for one in claim.starved if one in state.queues):
             return 0.0  # room was made while the database was asked
         if claim.due_in is not None and not state.wants_more:
-            # what is due and was not taken is in another deliverer's hands for a moment
+            # due deliveries that were not claimed are claimed by another deliverer at this moment
             delay = min(delay, max(claim.due_in, 0.05))
         return delay
 
@@ -211,10 +211,10 @@ class Deliverer:
         except TimeoutError:
             return
 
-    # -- whose turn it is ---------------------------------------------------------------------------------------------
+    # -- scheduling --------------------------------------------------------------------------------------------------
 
     def _queue_of(self, endpoint: Recipient) -> _EndpointQueue:
-        """What waits for an endpoint, under its newest URL and keys."""
+        """The queue of an endpoint, with its newest URL and keys."""
         state = self._in_flight
         queue = state.queues.get(endpoint.id)
         if queue is None:
@@ -233,13 +233,13 @@ class Deliverer:
         return EndpointClient.for_url(endpoint.url, self._settings, self._connector, self._budget)
 
     def _enqueue(self, queue: _EndpointQueue) -> None:
-        """Let a queue have a turn, if it has something to send and a place to send it."""
+        """Schedule a queue if it has deliveries and is below its concurrency."""
         if queue.waiting and not queue.queued and queue.attempting < self._limits.per_endpoint:
             queue.queued = True
             (self._in_flight.slow if queue.slow else self._in_flight.ready).append(queue)
 
     def _send(self) -> None:
-        """Begin as many attempts as there are places, the queues in turn."""
+        """Start as many attempts as the limits allow, round-robin over the queues."""
         state, limits = self._in_flight, self._limits
         late = time.monotonic() - limits.max_wait
         while (
@@ -261,14 +261,14 @@ class Deliverer:
             self._enqueue(queue)
 
     def _release(self, queue: _EndpointQueue, count: int) -> None:
-        """Leave what waits longest in a queue to whoever claims it next."""
+        """Release the oldest deliveries of a queue for the next claim."""
         for _ in range(count):
             self._in_flight.unattempted.append(queue.waiting.popleft().claimed)
         self._in_flight.waiting -= count
         self._in_flight.ended.set()
 
     def _close_idle(self) -> None:
-        """Close what is idle for long, and forget endpoints that nothing is sent to."""
+        """Close connections that are idle for long, and drop the state of unused endpoints."""
         state, now = self._in_flight, time.monotonic()
         if now - state.closed_idle_at < IDLE_CONNECTION_SECONDS / 2:
             return
@@ -279,7 +279,7 @@ class Deliverer:
                 queue.client.close()
                 del state.queues[name]
 
-    # -- one try ------------------------------------------------------------------------------------------------------
+    # -- one attempt ----------------------------------------------------------------------------------------------------
 
     def _start(self, queue: _EndpointQueue, ready: _Ready) -> None:
         state, limits = self._in_flight, self._limits
@@ -320,7 +320,7 @@ class Deliverer:
         task.add_done_callback(ended)
 
     def _adapt(self, queue: _EndpointQueue, answer: AttemptResult) -> None:
-        """An endpoint that answers quickly may have more of its deliveries in hand; of another one, none wait here."""
+        """Let an endpoint that answers quickly have more deliveries claimed; release those of a slow one."""
         limits = self._limits
         queue.slow = answer.seconds > limits.slow_after
         if answer.error is None and answer.seconds <= limits.fast_seconds:
@@ -338,10 +338,10 @@ class Deliverer:
             else:
                 with tracing.job_span("webhook", one.job_id, delivery=one.id, event=one.type.value, number=one.number):
                     answer = await self._post(queue, ready)
-        except asyncio.CancelledError:  # the end of this process, which its outcome must not miss
+        except asyncio.CancelledError:  # this process ends; the result is recorded all the same
             answer = AttemptResult(None, FailureReason.INTERRUPTED, time.monotonic() - started)
-        except Exception:  # whatever it was, it must not end the others
-            log.exception("a try failed in itself", action="webhook_try_failed", delivery=one.id)
+        except Exception:  # an unexpected error must not end the other attempts
+            log.exception("attempt failed with an internal error", action="webhook_try_failed", delivery=one.id)
             answer = AttemptResult(None, FailureReason.INTERNAL, time.monotonic() - started)
         metrics.WEBHOOK_ATTEMPT_SECONDS.labels(answer.error or "delivered").observe(answer.seconds)
         self._in_flight.outcomes.append(self._outcome(one, answer))
@@ -395,7 +395,7 @@ class Deliverer:
     # -- the log of attempts -------------------------------------------------------------------------------------------
 
     async def _record(self) -> None:
-        """Write outcomes as they come, all that are there in one transaction; returns when stopped and done."""
+        """Record results as they arrive, all available ones in one transaction; returns when stopped and done."""
         state = self._in_flight
         failures = 0
         while not (self._stopping.is_set() and not state.attempts and not state.outcomes and not state.unattempted):
@@ -420,7 +420,7 @@ class Deliverer:
             del state.unattempted[: len(unattempted)]
 
     async def _write_singly(self, batch: list[DeliveryResult]) -> None:
-        """One that cannot be written must not take the others with it; its lease brings it back."""
+        """Record one by one, so that one failing result does not block the others; its lease brings it back."""
         for one in batch:
             try:
                 await asyncio.to_thread(self._write, [one], [])
@@ -457,7 +457,7 @@ class Deliverer:
         try:
             loop.call_soon_threadsafe(self._in_flight.woken.set)
             loop.call_soon_threadsafe(self._in_flight.ended.set)
-        except RuntimeError:  # the loop is closed: there is nobody to wake
+        except RuntimeError:  # the loop is closed
             return
 
     def _listen(self) -> None:
@@ -478,7 +478,7 @@ class Deliverer:
         listener.close()
 
     async def _shut_down(self, recorder: asyncio.Task[None]) -> None:
-        """Let what is in flight end, cut short what takes too long, and note how all of it went."""
+        """Wait for attempts in flight, cancel those that take too long, and record all results."""
         for queue in self._in_flight.queues.values():
             self._release(queue, len(queue.waiting))
         if self._in_flight.attempts:
@@ -502,7 +502,7 @@ class Deliverer:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A claimed delivery that waits for its turn."""
+    """A claimed delivery that waits for an attempt."""
 
     claimed: ClaimedDelivery
     body: bytes | None  #: None: it cannot be built
@@ -511,52 +511,52 @@ class _Ready:
 
 @dataclass(eq=False)
 class _EndpointQueue:
-    """What a deliverer has in state for one endpoint, and knows of it."""
+    """The deliveries of one endpoint and its connection state."""
 
     endpoint: Recipient
     client: EndpointClient
-    depth: int  #: deliveries that it may have in hand
+    depth: int  #: deliveries that may be claimed for it
     signer: signature.Signer | None = None
     waiting: deque[_Ready] = field(default_factory=deque)
     attempting: int = 0
-    queued: bool = False  #: whether it waits for a turn
-    slow: bool = False  #: whether its last try lingered
+    queued: bool = False  #: whether it is scheduled
+    slow: bool = False  #: whether its last attempt was slow
     used_at: float = field(default_factory=time.monotonic)
 
     @property
     def held(self) -> int:
-        """Its deliveries in state."""
+        """Its claimed deliveries."""
         return len(self.waiting) + self.attempting
 
     @property
     def wants_more_claims(self) -> bool:
-        """Whether it is worth while to claim more for it."""
+        """Whether to claim more deliveries for it."""
         return self.held * 2 <= self.depth
 
 
 @dataclass
 class _InFlight:
-    """What a deliverer has in hand; touched by the event loop's thread only."""
+    """The deliverer's state; used by the event loop's thread only."""
 
     queues: dict[str, _EndpointQueue] = field(default_factory=dict)
-    ready: deque[_EndpointQueue] = field(default_factory=deque)  #: queues with something to send and a place for it
-    slow: deque[_EndpointQueue] = field(default_factory=deque)  #: the same, of endpoints whose last try lingered
-    waiting: int = 0  #: claimed deliveries that wait for their turn
+    ready: deque[_EndpointQueue] = field(default_factory=deque)  #: queues that may start an attempt
+    slow: deque[_EndpointQueue] = field(default_factory=deque)  #: the same, of endpoints whose last attempt was slow
+    waiting: int = 0  #: claimed deliveries that wait for an attempt
     attempts: set[asyncio.Task[AttemptResult]] = field(default_factory=set)
     fresh: int = 0  #: attempts in their first second
     slow_attempts: int = 0  #: attempts of endpoints that were slow when they began
     fanned_out_at: float = float("-inf")  #: `time.monotonic`
     closed_idle_at: float = float("-inf")  #: `time.monotonic`
-    wants_more: bool = False  #: there may be more to claim than there was room for
+    wants_more: bool = False  #: more deliveries may be due than could be claimed
     throttled: frozenset[str] = frozenset()  #: endpoints with more to claim than one endpoint may have
     outcomes: list[DeliveryResult] = field(default_factory=list)  #: not recorded yet
-    unattempted: list[ClaimedDelivery] = field(default_factory=list)  #: to be given back
+    unattempted: list[ClaimedDelivery] = field(default_factory=list)  #: to be released
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def _jobs(unit: UnitOfWork, job_ids: set[str]) -> dict[str, Job]:
-    """The jobs that can be read; one that cannot costs only itself."""
+    """The jobs that can be read; a job that cannot be read is left out."""
     try:
         return unit.delivery_leases.jobs(job_ids)
     except ValidationError:

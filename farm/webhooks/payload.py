@@ -1,8 +1,8 @@
-"""The body of a webhook: what happened, to which job, with what outcome.
+"""The JSON payloads of webhooks.
 
-A body is built anew for each try from the stored rows. A job that is over never changes, and an event on the way there
-keeps what it tells in its own row, so all tries of a delivery say the same; only the outputs' URLs are fresh, because a
-signed URL of the first try would be dead at a later one.
+A payload is built anew for each attempt from the stored rows. A job that is over never changes, and an event on the way there
+keeps its data in its own row, so all attempts of a delivery carry the same data; only the outputs' URLs are fresh, because a
+signed URL of the first attempt would have expired at a later one.
 """
 
 from __future__ import annotations

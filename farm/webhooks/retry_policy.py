@@ -1,4 +1,4 @@
-"""When a delivery is tried again, and when an endpoint rests. All times in seconds."""
+"""When a delivery is retried, and when an endpoint is paused. All times in seconds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_RETRY_AFTER: Final = HOUR  #: an endpoint cannot put us off for longer
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """The plan of all tries: about 75 hours from the first to the last, as Standard Webhooks proposes."""
+    """The delays of all attempts: about 75 hours from the first to the last, as Standard Webhooks proposes."""
 
-    #: before each try, counted from the one before; the first is made at once
+    #: before each attempt, counted from the one before; the first is made at once
     delays: tuple[float, ...] = (
         0,
         5,
@@ -48,7 +48,7 @@ class RetryPolicy:
         return max(self._spread(self.delays[tries]), retry_after or 0)
 
     def pause(self, failures: int) -> float | None:
-        """How long an endpoint rests that failed so often in a row, if it rests."""
+        """How long an endpoint is paused after this many failures in a row, if it is."""
         if failures < self.break_after:
             return None
         # the exponent is bounded: a float has no room for 2 ** 2000

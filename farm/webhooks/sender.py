@@ -1,4 +1,4 @@
-"""One POST to one endpoint, and what came back: it ends in bounded time and memory, whatever the other side does."""
+"""Send one POST to one endpoint, in bounded time and memory whatever the receiver does."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _HONOURS_RETRY_AFTER: Final = frozenset({429, 503})
 
 
 class FailureReason(StrEnum):
-    """Why a try did not deliver: the error class in the log."""
+    """Why an attempt failed, as recorded in the delivery log."""
 
     STATUS = "status"  #: an answer, and not a 2xx
     REDIRECT = "redirect"  #: a 3xx, which is never followed
     GONE = "gone"  #: 410: the endpoint asks not to be called again
     REFUSED = "refused"  #: the guard does not connect there
-    CONNECT = "connect"  #: no name, no client, nobody listens, or the certificate is not trusted
+    CONNECT = "connect"  #: no address, no connection, or the certificate is not trusted
     TIMEOUT = "timeout"  #: no status in time
     NETWORK = "network"  #: the connection broke
-    PROTOCOL = "protocol"  #: what came was not HTTP
+    PROTOCOL = "protocol"  #: the answer was not HTTP
     INTERRUPTED = "interrupted"  #: this deliverer was stopped meanwhile
-    INTERNAL = "internal"  #: our own mistake; the process's log has the trace
+    INTERNAL = "internal"  #: an internal error; the process's log has the trace
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """What came back."""
+    """The result of one attempt."""
 
     status: int | None
     error: FailureReason | None  #: None: delivered
@@ -51,14 +51,14 @@ class AttemptResult:
 
 @dataclass
 class ConnectionBudget:
-    """How many idle connections a process keeps, over all endpoints."""
+    """How many idle connections a process may keep, over all endpoints."""
 
     free: int
 
 
 @dataclass
 class EndpointClient:
-    """The way to one endpoint: its connections go to addresses that the guard has checked, and are kept while used."""
+    """The connections to one endpoint, opened through the egress guard and kept while in use."""
 
     url: str
     connector: guard.PinnedConnector
@@ -71,7 +71,7 @@ class EndpointClient:
     def for_url(
         cls, url: str, settings: Settings, connector: guard.PinnedConnector, budget: ConnectionBudget
     ) -> EndpointClient:
-        """The way to a URL; one that the guard refuses is refused at every try."""
+        """The client for a URL; a URL that the guard refuses is refused at every attempt."""
         try:
             parsed = httpx2.URL(guard.parse(url, settings).url)
         except TargetRefused as refusal:
@@ -126,7 +126,7 @@ class EndpointClient:
         return AttemptResult(reply.status, _reason(reply.status), loop.time() - started, text, patience)
 
     def close(self, idle_before: float | None = None) -> None:
-        """End the connections that nobody used since ``idle_before`` (the loop's time); None: all that are idle."""
+        """Close the connections that were not used since ``idle_before`` (the loop's time); None: all that are idle."""
         stay: list[HttpConnection] = []
         for connection in self.idle:
             if connection.usable and idle_before is not None and connection.idle_since >= idle_before:
