@@ -1,7 +1,7 @@
 """Egress guard: which URLs of tenants the farm connects to.
 
-Tenants choose webhook endpoints and input URLs, and our machines connect to them. Without a guard a tenant could reach the
-cloud's metadata service, the database and other internal hosts (server-side request forgery). So:
+Tenants choose webhook endpoints and input URLs, and our machines connect to them. Without a guard a tenant could reach
+the cloud's metadata service, the database and other internal hosts (server-side request forgery). So:
 
 1. :func:`parse` refuses what is not a plain ``https://host/…`` URL, read by the same parser that later connects;
 2. the host is resolved **once** for each connection, and refused if *any* of its addresses is not :func:`public`,
@@ -283,8 +283,9 @@ def client(
 ) -> httpx2.Client:
     """An HTTP client that connects only to allowed targets; its requests raise :class:`TargetRefused`.
 
-    ``timeout`` is in seconds and bounds each step (connect, one read, one write), not the whole: for an answer
-    that arrives byte by byte the caller needs its own deadline. A name server that does not answer is waited for as long as the system does.
+    ``timeout`` is in seconds and bounds each step (connect, one read, one write), not the whole: for an
+    answer that arrives byte by byte the caller needs its own deadline. A name server that does not answer is waited for
+    as long as the system does.
     ``verify`` replaces the system's certificate authorities.
     """
     backend = _Backend(settings, resolver or system_resolver)

@@ -279,7 +279,7 @@ class Deliverer:
                 queue.client.close()
                 del state.queues[name]
 
-    # -- one attempt ----------------------------------------------------------------------------------------------------
+    # -- one attempt ---------------------------------------------------------------------------------------------------
 
     def _start(self, queue: _EndpointQueue, ready: _Ready) -> None:
         state, limits = self._in_flight, self._limits

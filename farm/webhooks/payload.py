@@ -1,8 +1,8 @@
 """The JSON payloads of webhooks.
 
-A payload is built anew for each attempt from the stored rows. A job that is over never changes, and an event on the way there
-keeps its data in its own row, so all attempts of a delivery carry the same data; only the outputs' URLs are fresh, because a
-signed URL of the first attempt would have expired at a later one.
+A payload is built anew for each attempt from the stored rows. A job that is over never changes, and an event on the
+way there keeps its data in its own row, so all attempts of a delivery carry the same data; only the outputs' URLs are
+fresh, because a signed URL of the first attempt would have expired at a later one.
 """
 
 from __future__ import annotations
