@@ -1,8 +1,8 @@
 """The worker as a Celery app: ``celery -A workers.app worker``, or ``farm worker``, which runs the same.
 
-Celery's part is small: it brings a message to this worker's own queue and runs `render_message` in a thread of its
-pool. Everything that a job needs is in `workers.job_runner`; the process's life is in `workers.process`. Importing this
-module touches neither torch nor a device, so that ``celery inspect`` and Flower can import it too.
+Celery only delivers messages: it takes one from this worker's own queue and runs `render_message` in a thread of its
+pool. `workers.job_runner` runs the job; `workers.process` starts and ends the process. Importing this module imports
+neither torch nor a device library, so that ``celery inspect`` and Flower can import it, too.
 """
 
 from __future__ import annotations
@@ -20,39 +20,38 @@ from farm.errors import SetupError
 from farm.log import configure
 from farm.settings import settings
 from workers import failpoints
-from workers.job_runner import render
-from workers.process import Shift
+from workers.process import WorkerProcess
 
 log = structlog.stdlib.get_logger()
 
 try:
     app = broker.make_app(settings())
-except SetupError as mistake:  # a person runs this module through Celery's program: one sentence, no trace
-    raise SystemExit(f"farm worker: {mistake}") from mistake
-# Before Celery reads its command line: the default pool there is the configured one. A fork would not survive CUDA.
+except SetupError as error:  # an operator runs this module through Celery's program: one sentence, no traceback
+    raise SystemExit(f"farm worker: {error}") from error
+# Before Celery reads its command line: its default pool is the configured one. CUDA does not work in a forked process.
 app.conf.worker_pool = "threads"
 app.conf.worker_consumer = "workers.consumer:Consumer"
 
 _POOL: Final = "celery.concurrency.thread"
-_shift: Shift | None = None
+_process: WorkerProcess | None = None
 
 
 @app.task(name=broker.RENDER)  # type: ignore[untyped-decorator, unused-ignore]
 def render_message(job: str, epoch: int, version: int = 0, **_unknown: object) -> None:
-    """A hand-over arrived: do the job, if it is ours to do."""
-    assert _shift is not None  # made before Celery consumes
-    _shift.hear()
+    """Run the job of a message, if this worker may claim it."""
+    assert _process is not None  # made before Celery consumes
+    _process.record_message()
     if version != broker.MESSAGE_VERSION:
-        # Unclaimed, the job is offered again when its dispatch lease runs out, perhaps to a worker that understands it.
-        log.warning("a message of another version", action="message_unknown", job=job, epoch=epoch, version=version)
+        # Unclaimed, the job is requeued when its dispatch lease ends, perhaps for a worker that knows this version.
+        log.warning("unknown message version", action="message_unknown", job=job, epoch=epoch, version=version)
         return
     failpoints.at("after_receive")
-    render(_shift.bench, job, epoch)
+    _process.job_runner.run(job, epoch)
 
 
 @signals.setup_logging.connect
 def _log(loglevel: int | None = None, logfile: str | None = None, **_: object) -> None:
-    """Log as the rest of the farm does; ``-l`` is about Celery's own lines, ``-f`` about where all go."""
+    """Log like the rest of the farm; ``-l`` sets the level of Celery's own lines, ``-f`` the file for all lines."""
     configure(settings(), "worker")
     if logfile:
         root = logging.getLogger()
@@ -66,40 +65,40 @@ def _log(loglevel: int | None = None, logfile: str | None = None, **_: object) -
 
 
 @signals.celeryd_init.connect
-def _begin(instance: Any = None, conf: Any = None, options: dict[str, Any] | None = None, **_: object) -> None:
-    """A worker process begins: pin, join, and take its own queue only. Runs before Celery reads its settings."""
-    global _shift  # noqa: PLW0603 - Celery's signals leave no other place for what one process is
-    # Celery swallows exceptions of signal handlers, but not this one, and prints its sentence
+def _start(instance: Any = None, conf: Any = None, options: dict[str, Any] | None = None, **_: object) -> None:
+    """Start the worker process: pin, join, and consume its own queue only. Runs before Celery reads its settings."""
+    global _process  # noqa: PLW0603 - Celery's signals leave no other place for the state of one process
+    # Celery ignores exceptions of signal handlers, except SystemExit, whose message it prints
     try:
         _require_threads(options or {})
         _log()
         tracing.configure(settings(), "worker")
-        _shift = Shift(settings(), app)
+        _process = WorkerProcess(settings(), app)
         if instance.hostname == default_nodename(None):  # not named with -n
-            instance.hostname = f"{_shift.device_name}@{_shift.host}"
-        conf.worker_concurrency = _shift.capacity
-        conf.task_queues = (broker.queue_of(_shift.name),)
-        conf.task_default_queue = broker.queue_of(_shift.name).name
-        _shift.begin()
+            instance.hostname = f"{_process.device_name}@{_process.host}"
+        conf.worker_concurrency = _process.capacity
+        conf.task_queues = (broker.queue_of(_process.name),)
+        conf.task_default_queue = broker.queue_of(_process.name).name
+        _process.start()
     except SetupError as error:
         raise SystemExit(f"farm worker: {error}") from error
 
 
 @signals.worker_shutting_down.connect
-def _asked_to_end(**_: object) -> None:
-    if _shift is not None:
-        _shift.ask_to_end()
+def _request_shutdown(**_: object) -> None:
+    if _process is not None:
+        _process.request_shutdown()
 
 
 @signals.worker_shutdown.connect
-def _end(**_: object) -> None:
-    if _shift is not None:
-        _shift.end()
+def _leave(**_: object) -> None:
+    if _process is not None:
+        _process.leave()
 
 
 def _require_threads(options: dict[str, Any]) -> None:
-    """Raise `SetupError` for ``-P`` with another pool; Celery itself takes prefork for the configured one."""
+    """Raise `SetupError` for ``-P`` with another pool than threads."""
     pool = options.get("pool") or options.get("pool_cls")
     if pool is None or pool == "threads" or getattr(pool, "__module__", None) == _POOL:
         return
-    raise SetupError("the farm's worker needs Celery's threads pool, because one process owns one device; leave out -P")
+    raise SetupError("a worker needs Celery's threads pool, because one process owns one device; leave out -P")

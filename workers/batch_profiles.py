@@ -1,7 +1,7 @@
-"""What a device has learnt about sharing forwards, kept between processes: trying it out takes seconds.
+"""Keeps what was measured about a device's forwards between processes: measuring takes seconds.
 
-One small file for each lesson under the data directory, named by a hash of everything that it depends on: the device,
-torch, its threads, the weights, the module and the shapes of its arguments. A file that cannot be read is learnt again.
+One small file for each profile, named by a hash of everything that it depends on: the device, torch, its threads, the
+weights, the module and the shapes of its arguments. A file that cannot be read is measured again.
 """
 
 from __future__ import annotations
@@ -16,52 +16,57 @@ import structlog
 
 log = structlog.stdlib.get_logger()
 
-VERSION = 1  #: goes up when what is tried, or how, changes
+VERSION = 2  #: increases when what is measured, or how, changes
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Of one module at one size."""
+class BatchProfile:
+    """How many rows the forwards of one module get at one size."""
 
-    most: int  #: rows of a forward that pay
-    #: By the rows of a call: the least and most rows of forwards with equal bits.
-    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    max_rows: int  #: of a forward: more are not efficient
+    #: By the rows of a call: the minimum and maximum rows of forwards with equal bits.
+    row_ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
-class Lessons:
-    """The lessons of one device."""
+class BatchProfiles:
+    """The profiles of one device."""
 
-    def __init__(self, folder: Path | None, about: str = "") -> None:
-        """``folder``: None keeps nothing; ``about``: what all lessons of this process depend on."""
-        self._folder = folder
-        self._about = about
+    def __init__(self, directory: Path | None, environment: str = "") -> None:
+        """``directory``: None keeps nothing; ``environment``: what all profiles of this process depend on."""
+        self._directory = directory
+        self._environment = environment
 
-    def recall(self, name: str) -> Lesson | None:
-        """What was learnt under that name."""
-        if self._folder is None:
+    def load(self, name: str) -> BatchProfile | None:
+        """The profile of that name, if one is kept."""
+        if self._directory is None:
             return None
         try:
             read = json.loads(self._path(name).read_text("utf-8"))
-            spans = {int(rows): (int(least), int(most)) for rows, (least, most) in read["spans"].items()}
-            return Lesson(int(read["most"]), spans)
+            ranges = {int(rows): (int(least), int(most)) for rows, (least, most) in read["row_ranges"].items()}
+            return BatchProfile(int(read["max_rows"]), ranges)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def keep(self, name: str, lesson: Lesson) -> None:
-        """Remember a lesson. A disk that does not take it costs the next process some seconds and nothing else."""
-        if self._folder is None:
+    def save(self, name: str, profile: BatchProfile) -> None:
+        """Keep a profile. If the disk does not take it, the next process measures again."""
+        if self._directory is None:
             return
         path = self._path(name)
-        body = {"name": name, "about": self._about, "most": lesson.most, "spans": lesson.spans}
+        content = {
+            "name": name,
+            "environment": self._environment,
+            "max_rows": profile.max_rows,
+            "row_ranges": profile.row_ranges,
+        }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(f".{os.getpid()}")
-            draft.write_text(json.dumps(body), "utf-8")
+            draft.write_text(json.dumps(content), "utf-8")
             draft.replace(path)
         except OSError as error:
-            log.warning("a lesson is not kept", action="lesson_lost", path=str(path), error=str(error))
+            log.warning("cannot keep a batch profile", action="profile_unsaved", path=str(path), error=str(error))
 
     def _path(self, name: str) -> Path:
-        assert self._folder is not None
-        digest = hashlib.sha256(f"{VERSION}\0{self._about}\0{name}".encode()).hexdigest()
-        return self._folder / f"{digest[:32]}.json"
+        assert self._directory is not None
+        digest = hashlib.sha256(f"{VERSION}\0{self._environment}\0{name}".encode()).hexdigest()
+        return self._directory / f"{digest[:32]}.json"

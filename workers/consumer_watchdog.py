@@ -1,8 +1,8 @@
-"""Whether Celery's consumer still listens.
+"""Detects a stalled Celery consumer.
 
-A consumer can fall silent and its process live on: the heartbeat beats, the device is idle, and each job that is handed
-over waits for the end of its dispatch lease. What tells it from one that has nothing to do is its list in Redis: there
-are messages, there are places for them, and none is taken.
+A consumer can stop taking messages while its process lives: the heartbeat continues, the device is idle, and each job
+dispatched to the worker waits for the end of its dispatch lease. A stalled consumer differs from an idle one in its
+Redis list: there are messages, there are free slots, and no message is taken.
 """
 
 from __future__ import annotations
@@ -20,52 +20,60 @@ from farm.errors import BrokerUnavailable
 
 log = structlog.stdlib.get_logger()
 
-LOOKS: Final = 6  #: within the time that makes a silent consumer a deaf one
+CHECKS: Final = 6  #: within the time after which a consumer counts as stalled
 
 
-class Ear(threading.Thread):
-    """Asks the broker over a connection of its own, for the consumer's may be what is dead."""
+class ConsumerWatchdog(threading.Thread):
+    """Reads the length of the worker's list over a connection of its own, because the consumer's may be broken."""
 
     def __init__(
         self,
         app: Celery,
         worker: str,
-        seconds: float,
-        busy: Callable[[], bool],
-        deaf: Callable[[], object],
+        stall_seconds: float,
+        is_full: Callable[[], bool],
+        on_stall: Callable[[], object],
     ) -> None:
-        """``busy``: whether all places for jobs are taken; ``deaf`` is called once, after ``seconds`` of silence."""
-        super().__init__(name="ear", daemon=True)
+        """Prepare the thread.
+
+        Args:
+            app: For its connection to the broker.
+            worker: The worker's name.
+            stall_seconds: How long messages may wait without one being taken.
+            is_full: Whether the worker holds as many jobs as it may.
+            on_stall: Called once, from the watchdog's thread, when the consumer has stalled.
+        """
+        super().__init__(name="consumer watchdog", daemon=True)
         self._app = app
         self._worker = worker
-        self._seconds = seconds
-        self._busy = busy
-        self._deaf = deaf
-        self._heard = 0
+        self._stall_seconds = stall_seconds
+        self._is_full = is_full
+        self._on_stall = on_stall
+        self._received = 0
         self._closing = threading.Event()
 
-    def hear(self) -> None:
-        """A message was taken."""
-        self._heard += 1
+    def record_message(self) -> None:
+        """Record that the consumer took a message."""
+        self._received += 1
 
     def close(self) -> None:
-        """End: from here on nobody listens on purpose."""
+        """End the thread: from here on the consumer stops on purpose."""
         self._closing.set()
 
     def run(self) -> None:
-        """Look until closed."""
-        heard, since = self._heard, time.monotonic()
-        while not self._closing.wait(self._seconds / LOOKS):
+        """Check until closed."""
+        received, since = self._received, time.monotonic()
+        while not self._closing.wait(self._stall_seconds / CHECKS):
             try:
                 waiting = broker.queue_lengths(self._app, [self._worker])[self._worker]
             except BrokerUnavailable:
-                waiting = 0  # nobody can hear anything
+                waiting = 0  # no consumer can take messages now
             now = time.monotonic()
-            if not waiting or self._heard != heard or self._busy():
-                heard, since = self._heard, now
-            elif now - since >= self._seconds:
+            if not waiting or self._received != received or self._is_full():
+                received, since = self._received, now
+            elif now - since >= self._stall_seconds:
                 log.critical(
-                    "messages wait and none is taken", action="consumer_deaf", worker=self._worker, waiting=waiting
+                    "the consumer takes no messages", action="consumer_stalled", worker=self._worker, waiting=waiting
                 )
-                self._deaf()
+                self._on_stall()
                 return

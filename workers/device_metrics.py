@@ -1,4 +1,4 @@
-"""The device's memory and how busy it is, where NVIDIA's library tells."""
+"""Metrics of the device's memory and utilization, where NVIDIA's management library is installed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from farm import metrics
 from farm.domain.worker import Device
 
 
-def watch(device: Device) -> None:
-    """Let scrapes ask for the device's state. Without ``nvidia-ml-py``, or without such a device, its size is all."""
+def register(device: Device) -> None:
+    """Read the device's state at each scrape. Without ``nvidia-ml-py`` or an NVIDIA GPU, only its size is known."""
     metrics.DEVICE_MEMORY.set(device.memory_bytes)
     if device.kind != "cuda":
         return
@@ -18,7 +18,7 @@ def watch(device: Device) -> None:
 
         pynvml.nvmlInit()
         handle = _handle(pynvml, device.index)
-    except Exception:  # noqa: BLE001 - a number that is missing must not keep a device from rendering
+    except Exception:  # noqa: BLE001 - a missing metric must not keep a device from rendering
         return
     metrics.DEVICE_MEMORY_USED.set_function(lambda: float(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
     metrics.DEVICE_UTILIZATION.set_function(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)

@@ -1,4 +1,4 @@
-"""From pixels to a file that carries its recipe.
+"""Encodes images as files that contain their recipe.
 
 | format | pixels            | ``parameters``                  | ``farm`` JSON              |
 |--------|-------------------|---------------------------------|----------------------------|
@@ -6,8 +6,8 @@
 | WebP   | lossless          | EXIF UserComment (UTF-16)       | EXIF ImageDescription      |
 | JPEG   | quality 95, 4:4:4 | EXIF UserComment (UTF-16)       | comment segments ``farm``  |
 
-A JPEG segment ends at 64 KiB and a recipe with two long prompts does not fit into one, so there it is cut into several.
-No time and no id is written: the same recipe gives the same bytes. `farm.objects.recipes` reads all of them back.
+A JPEG segment has at most 64 KiB, and a recipe with two long prompts does not fit into one, so it is split into
+several. No time and no id is written: the same recipe gives the same bytes. `farm.objects.recipes` reads all of these.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PNG_LEVEL: Final = 1
 
 
 def encode(image: Image.Image, spec: JobSpec, index: int, made_with: dict[str, object]) -> bytes:
-    """The file of output ``index`` in the format that the job asks for; ``image`` is RGB, (H, W)."""
+    """The file of output ``index`` in the job's output format; ``image`` is RGB."""
     text = parameters_text(spec, index)
     recipe = recipe_json(spec, index, made_with)
     target = io.BytesIO()
@@ -57,7 +57,7 @@ def _exif(text: str, recipe: str | None = None) -> bytes:
     if recipe is not None:
         exif[IMAGE_DESCRIPTION] = recipe
     details: dict[int, Any] = exif.get_ifd(EXIF_IFD)
-    # big-endian without a byte order mark is what the image tools that write this field use
+    # big-endian without a byte order mark, like other tools that write this field
     details[USER_COMMENT] = UNICODE_MARK + text.encode("utf-16-be")
     return exif.tobytes()
 

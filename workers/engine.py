@@ -1,10 +1,11 @@
-"""The engine: the one thread that owns the device. Jobs go in as work and come out as images.
+"""The engine: the one thread that owns the device. Requests go in, images come out.
 
-The jobs in its slots share forwards step by step (`workers.batched_renderer`); a job for which a person waits needs
-no free slot. A job that was on the device when a worker died is a suspect: it gets the device for itself, and no
-other job begins until it has left the process, so that a second death is its own and no neighbour's.
+The jobs in its slots share forwards (`workers.batched_renderer`); an interactive job needs no free slot. A job whose
+images do not fit the device's memory is rendered again alone, with less memory (`workers.single_renderer`). A job that
+was on a device when its worker crashed is isolated: no other job runs beside it, and none starts until it has left the
+process, so that a second crash is its own fault and not a co-batched job's.
 
-A dead engine would leave every job waiting for ever, so its death ends the process; the leases bring the jobs back.
+Without its engine, a process would hold its jobs until their leases end, so the process ends if the engine fails.
 """
 
 from __future__ import annotations
@@ -13,108 +14,146 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
+from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.worker import Device, ResidentModel
-from farm.errors import JobCanceled, RenderError
+from farm.errors import JobCanceled, OutOfMemory, RenderError
 from workers import device as devices
-from workers.device import NO_UPKEEP, Choice, Upkeep
-from workers.render_request import Rendered, RenderWork
+from workers.device import DeviceChoice
+from workers.render_request import RenderRequest, RenderResult
 
 if TYPE_CHECKING:
-    from workers.batched_renderer import SharedRenderer
+    from workers.batched_renderer import BatchedRenderer
+    from workers.model_cache import ModelCache
+    from workers.single_renderer import SingleRenderer
 
 log = structlog.stdlib.get_logger()
 
-EXIT_ENGINE_DIED: Final = 70  #: EX_SOFTWARE of sysexits.h
+EXIT_ENGINE_FAILED: Final = 70  #: EX_SOFTWARE of sysexits.h
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine uses its device."""
+
+    device: DeviceChoice
+    torch_threads: int = 0  #: of torch's CPU kernels; 0: torch's own choice
+    slots: int = 1  #: jobs on the device at once
+    max_rows: int = 16  #: of one forward, on a device whose memory torch does not measure
+    profiles_dir: Path | None = None  #: see `workers.batch_profiles`; None: profiles are not kept
+    cpu_cache_bytes: int = 0  #: page-locked main memory for models evicted from a CUDA device
+    compile_dir: Path | None = None  #: where compiled kernels are kept; None: nothing is compiled
+
+
+class Renderers(NamedTuple):
+    """What an engine's thread uses on its device."""
+
+    models: ModelCache
+    batched: BatchedRenderer
+    single: SingleRenderer
+
+
+def make_renderers(device: Device, options: EngineOptions, on_progress: Callable[[], None]) -> Renderers:
+    """Import torch and prepare the device.
+
+    Args:
+        device: The device as torch described it.
+        options: Of the engine.
+        on_progress: Called whenever rendering makes progress.
+    """
+    # seconds of imports, and only after pinning
+    import torch  # noqa: PLC0415
+
+    from workers import pipelines  # noqa: PLC0415
+    from workers.batch_profiles import BatchProfiles  # noqa: PLC0415
+    from workers.batched_renderer import BatchedRenderer  # noqa: PLC0415
+    from workers.model_cache import ModelCache  # noqa: PLC0415
+    from workers.single_renderer import SingleRenderer  # noqa: PLC0415
+
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(options.torch_threads)
+    environment = f"{device.name}|{torch.__version__}|{torch.get_num_threads()}|{options.max_rows}"
+    if options.compile_dir is not None:
+        environment += "|compiled"
+    models = ModelCache(device, cpu_bytes=options.cpu_cache_bytes, compiled=options.compile_dir is not None)
+    profiles = BatchProfiles(options.profiles_dir, environment)
+    return Renderers(
+        models,
+        BatchedRenderer(models, options.max_rows, profiles, on_progress),
+        SingleRenderer(models, on_progress),
+    )
 
 
 class Engine(threading.Thread):
-    """Owns the device from start to end."""
+    """Owns the device from start to end. The public methods may be called from any thread."""
 
-    def __init__(
-        self,
-        choice: Choice,
-        torch_threads: int,
-        slots: int = 1,
-        most_rows: int = 16,
-        lessons_dir: Path | None = None,
-        upkeep: Upkeep = NO_UPKEEP,
-    ) -> None:
-        """``slots``: jobs on the device at once; ``most_rows``: of one shared forward, where no memory is measured.
-
-        ``lessons_dir``: where what was learnt about sharing is kept, see `workers.batch_profiles`.
-        """
+    def __init__(self, options: EngineOptions) -> None:
         super().__init__(name="engine", daemon=True)
-        self._choice = choice
-        self._torch_threads = torch_threads
-        self._slots = slots
-        self._most_rows = most_rows
-        self._lessons_dir = lessons_dir
-        self._upkeep = upkeep
-        self._waiting: deque[RenderWork] = deque()
+        self._options = options
+        self._waiting: deque[RenderRequest] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._busy = False
-        self._begun: set[RenderWork] = set()  # taken up, and not left the process yet
-        self._renderer: SharedRenderer | None = None
+        self._in_process: set[RenderRequest] = set()  # whose jobs have not left the process
+        self._out_of_memory: deque[RenderRequest] = deque()  # they wait for an empty device
+        self._renderers: Renderers | None = None
         self.loading = True  #: whether a model, or torch itself, is being loaded
-        self.moved_at = time.monotonic()  #: when it last got further: a step, a phase of loading, a change of job
-        self.device: Future[Device] = Future()  #: known once torch has looked
+        self.progress_at = time.monotonic()  #: when it last made progress: a step, a phase of loading, another job
+        self.device: Future[Device] = Future()  #: known once torch has described it
 
     # -- from other threads -------------------------------------------------------------------------------------------
 
-    def submit(self, work: RenderWork) -> Future[Rendered]:
-        """Queue work for the device. The future fails with `RenderError` or whatever the pipeline raised."""
+    def submit(self, request: RenderRequest) -> Future[RenderResult]:
+        """Queue a request. Its future fails with `RenderError`, or with what the pipeline raised."""
         with self._wake:
             if not self._waiting and not self._busy:
-                self._move()  # an idle engine has not stalled
-            self._waiting.append(work)
+                self._record_progress()  # an idle engine has not stalled
+            self._waiting.append(request)
             self._wake.notify()
-        return work.future
+        return request.future
 
-    def withdraw(self, work: RenderWork) -> bool:
-        """Take back work that the device has not taken up, at once; False if it has (it stops at its next step)."""
+    def withdraw(self, request: RenderRequest) -> bool:
+        """Cancel a request that the device has not started; False if it has (then it ends at its next step)."""
         with self._wake:
             try:
-                self._waiting.remove(work)
+                self._waiting.remove(request)
             except ValueError:
                 return False
-        work.future.set_exception(JobCanceled("the job was stopped before the device took it up"))
+        request.future.set_exception(JobCanceled("the job was stopped before the device started it"))
         return True
 
-    def leave(self, owner: Hashable) -> None:
-        """That owner's job has left the process, whatever became of it."""
+    def job_left(self, owner: Hashable) -> None:
+        """The job of that owner has left the process, however it ended."""
         with self._wake:
-            self._begun = {work for work in self._begun if work.owner != owner}
+            self._in_process = {request for request in self._in_process if request.owner != owner}
             self._wake.notify()
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The ids of the models in memory."""
-        return () if self._renderer is None else self._renderer.models
 
     @property
     def loaded(self) -> tuple[ResidentModel, ...]:
-        """What is known of those models."""
-        return () if self._renderer is None else self._renderer.loaded
+        """The models in the device's memory, least recently used first."""
+        if self._renderers is None:
+            return ()
+        reasons = self._renderers.batched.refusals
+        return tuple(ResidentModel(name, size, reasons.get(name)) for name, size in self._renderers.models.sizes)
 
     @property
-    def idle_seconds(self) -> float:
-        """For how long it has not got further with what it has to do; 0 with nothing to do."""
+    def seconds_without_progress(self) -> float:
+        """How long it has had work without progress; 0 without work."""
         with self._wake:
-            if not self._busy and not self.loading and (not self._waiting or self._held_up()):
+            if not self._busy and not self.loading and (not self._waiting or self._waits_for_isolation()):
                 return 0.0
-            return time.monotonic() - self.moved_at
+            return time.monotonic() - self.progress_at
 
     def close(self) -> None:
-        """End after the work at hand."""
+        """End the thread when the device is empty."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -122,108 +161,126 @@ class Engine(threading.Thread):
     # -- its own thread -----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Look at the device, then render until closed."""
+        """Describe the device, then render until closed."""
         try:
-            if self._upkeep.compile_dir is not None:  # torch reads it when it compiles, and keeps kernels there
-                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._upkeep.compile_dir.absolute())
+            if self._options.compile_dir is not None:  # torch reads it when it compiles, and keeps kernels there
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self._options.compile_dir.absolute())
             try:
-                device = devices.describe(self._choice)
-            except BaseException as error:  # noqa: BLE001 - handed on, not swallowed
+                device = devices.describe(self._options.device)
+            except BaseException as error:  # noqa: BLE001 - the thread that waits for the device gets it
                 self.device.set_exception(error)
-                return  # whoever waits for the device says what is wrong and ends the process
+                return
             self.device.set_result(device)
-            self._move()
-            self._render_until_closed(device)
+            self._record_progress()
+            self._renderers = make_renderers(device, self._options, self._record_progress)
+            self._record_progress()
+            self.loading = False
+            self._render_until_closed(self._renderers)
         except BaseException:
-            log.critical("the engine died", action="engine_died", exc_info=True)
-            os._exit(EXIT_ENGINE_DIED)
+            log.critical("the engine failed", action="engine_failed", exc_info=True)
+            os._exit(EXIT_ENGINE_FAILED)
 
-    def _render_until_closed(self, device: Device) -> None:
-        from workers.batched_renderer import SharedRenderer  # noqa: PLC0415 - seconds of imports, after pinning
+    def _render_until_closed(self, renderers: Renderers) -> None:
+        while self._wait_for_work(renderers):
+            while (request := self._take_next(renderers)) is not None:
+                self._start_job(request, renderers)
+            for request, outcome in renderers.batched.advance():
+                if isinstance(outcome, OutOfMemory):
+                    self._out_of_memory.append(request)
+                else:
+                    self._finish_job(request, outcome)
+            if self._out_of_memory and not renderers.batched.active:
+                self._render_alone(self._out_of_memory.popleft(), renderers)
 
-        renderer = SharedRenderer(
-            device, self._torch_threads, self._move, self._most_rows, self._lessons_dir, self._upkeep
-        )
-        self._renderer = renderer
-        self._move()
-        self.loading = False
-        while self._wait(renderer):
-            while (work := self._pick(renderer)) is not None:
-                self._admit(work, renderer)
-            for ended, outcome in renderer.advance():
-                self._deliver(ended, outcome)
-
-    def _wait(self, renderer: SharedRenderer) -> bool:
+    def _wait_for_work(self, renderers: Renderers) -> bool:
         """Wait for something to do; False once closed with nothing left on the device."""
         with self._wake:
-            if not renderer.active:
+            if not self._active(renderers):
                 self._busy = False
-                self._wake.wait_for(lambda: self._next(renderer) is not None or self._closing)
+                self._wake.wait_for(lambda: self._next(renderers) is not None or self._closing)
                 if self._closing:
                     return False
                 self._busy = True
-                self._move()
+                self._record_progress()
             return True
 
-    def _pick(self, renderer: SharedRenderer) -> RenderWork | None:
-        """The waiting job that may begin now: those of a waiting person first, then first come first served."""
-        with self._wake:
-            first = None if self._closing else self._next(renderer)
-            if first is not None:
-                self._waiting.remove(first)
-            return first
+    def _active(self, renderers: Renderers) -> int:
+        """Jobs on the device."""
+        return renderers.batched.active + len(self._out_of_memory)
 
-    def _next(self, renderer: SharedRenderer) -> RenderWork | None:
-        if not self._waiting:
+    def _take_next(self, renderers: Renderers) -> RenderRequest | None:
+        with self._wake:
+            request = None if self._closing else self._next(renderers)
+            if request is not None:
+                self._waiting.remove(request)
+            return request
+
+    def _next(self, renderers: Renderers) -> RenderRequest | None:
+        """The waiting job that may start now: interactive jobs first, then first come, first served."""
+        first = self._first_waiting()
+        if first is None or self._waits_for_isolation():
             return None
-        first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE)
-        if self._held_up():
+        if not self._can_start(first.model, renderers):
+            renderers.models.prefetch(first.model)
             return None
-        if not renderer.takes(first.model):
-            renderer.fetch(first.model)
-            return None
-        full = renderer.active >= self._slots and first.priority is not Priority.INTERACTIVE
+        full = self._active(renderers) >= self._options.slots and first.priority is not Priority.INTERACTIVE
         return None if full else first
 
-    def _held_up(self) -> bool:
-        """Whether the device stays empty until what began has left the process, because one of them is a suspect."""
-        first = max(self._waiting, key=lambda work: work.priority is Priority.INTERACTIVE, default=None)
-        return bool(self._begun) and (
-            any(work.suspect for work in self._begun) or (first is not None and first.suspect)
+    def _first_waiting(self) -> RenderRequest | None:
+        return max(self._waiting, key=lambda request: request.priority is Priority.INTERACTIVE, default=None)
+
+    def _can_start(self, model: Model, renderers: Renderers) -> bool:
+        """Whether a job of that model may start. Loading waits until the device is empty: it may evict models."""
+        return not self._out_of_memory and (not renderers.batched.active or model in renderers.models)
+
+    def _waits_for_isolation(self) -> bool:
+        """Whether no job may start until those that did have left the process, because one of them is isolated."""
+        first = self._first_waiting()
+        return bool(self._in_process) and (
+            any(request.isolated for request in self._in_process) or (first is not None and first.isolated)
         )
 
-    def _admit(self, work: RenderWork, renderer: SharedRenderer) -> None:
-        if work.stop.is_set():
-            work.future.set_exception(JobCanceled("the job was stopped before the device took it up"))
+    def _start_job(self, request: RenderRequest, renderers: Renderers) -> None:
+        if request.stop.is_set():
+            request.future.set_exception(JobCanceled("the job was stopped before the device started it"))
             return
         with self._wake:
-            self._begun.add(work)
-        work.on_take_up()
-        self.loading = not renderer.holds(work.model)
-        self._move()
+            self._in_process.add(request)
+        request.on_start(request.total_steps)
+        self.loading = request.model not in renderers.models
+        self._record_progress()
         try:
-            renderer.admit(work)
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for it
-            self._deliver(work, error)
+            renderers.batched.admit(request)
+        except Exception as error:  # noqa: BLE001 - the job's thread gets it
+            self._finish_job(request, error)
         finally:
-            self._move()
+            self._record_progress()
             self.loading = False
 
-    def _deliver(self, work: RenderWork, outcome: Rendered | BaseException) -> None:
-        if isinstance(outcome, Rendered):
-            work.future.set_result(outcome)
+    def _render_alone(self, request: RenderRequest, renderers: Renderers) -> None:
+        try:
+            result = renderers.single.render(request)
+        except Exception as error:  # noqa: BLE001 - the job's thread gets it
+            self._finish_job(request, error)
+        else:
+            self._finish_job(request, result)
+        self._record_progress()
+
+    def _finish_job(self, request: RenderRequest, outcome: RenderResult | BaseException) -> None:
+        if isinstance(outcome, RenderResult):
+            request.future.set_result(outcome)
             return
         if not isinstance(outcome, RenderError):
-            log.error("rendering failed", action="render_failed", model=work.model.id, exc_info=outcome)
-        _let_go(outcome)
-        work.future.set_exception(outcome)
+            log.error("rendering failed", action="render_failed", model=request.model.id, exc_info=outcome)
+        _drop_tracebacks(outcome)
+        request.future.set_exception(outcome)
 
-    def _move(self) -> None:
-        self.moved_at = time.monotonic()
+    def _record_progress(self) -> None:
+        self.progress_at = time.monotonic()
 
 
-def _let_go(error: BaseException) -> None:
-    """Drop the frames of a failed run: they hold its tensors, which must not live as long as the error does."""
+def _drop_tracebacks(error: BaseException) -> None:
+    """Drop the frames of a failed run: their tensors would live as long as the error does."""
     cause: BaseException | None = error
     while cause is not None:
         cause.__traceback__ = None

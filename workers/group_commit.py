@@ -1,7 +1,7 @@
-"""Claims and successes of this worker's threads, carried to the database in one transaction for all that wait.
+"""Group commit: claims and successes of this worker's threads, in one transaction for all that wait.
 
-While one transaction is under way, others come in; the next one takes all of them. So a lone job never waits for
-company, and the busier the worker the larger its groups.
+While one transaction runs, other threads queue their writes; the next transaction takes all of them. So a single job
+never waits for others, and the busier the worker, the larger its groups.
 """
 
 from __future__ import annotations
@@ -23,93 +23,94 @@ log = structlog.stdlib.get_logger()
 
 
 @dataclass
-class Entry:
-    """One job's line in the ledger."""
+class PendingWrite:
+    """The claim or the success of one job."""
 
     held: HeldJob
-    done: JobResult | None  #: None: it is to be claimed
-    outcome: Future[Job | None] = field(default_factory=Future)  #: the job claimed; None: it succeeded
-    turn: threading.Event = field(default_factory=threading.Event)  #: set when its thread may go on
+    success: JobResult | None  #: None: the job is to be claimed
+    committed: Future[Job | None] = field(default_factory=Future)  #: gives the claimed job; None for a success
+    wake: threading.Event = field(default_factory=threading.Event)  #: set when its thread may continue
 
 
-class Ledger:
-    """Any number of threads write into it, one of them carries. Safe to share between threads."""
+class GroupCommit:
+    """Writes claims and successes in groups: one of the waiting threads commits for all. Safe to share."""
 
     def __init__(self, store: Store, worker: str, lease_seconds: float) -> None:
         self._store: Final = store
         self._worker = worker
         self._lease_seconds = lease_seconds
-        self._waiting: list[Entry] = []
-        self._carried = False  #: whether a thread carries at this moment
+        self._pending: list[PendingWrite] = []
+        self._committing = False  #: whether some thread commits now
         self._lock = threading.Lock()
 
     def claim(self, held: HeldJob) -> Job:
-        """dispatched → running. Raises `LeaseLost`, `DatabaseUnavailable`."""
-        job = self._write(Entry(held, None))
+        """dispatched → running. Raises `LeaseLost` or `DatabaseUnavailable`."""
+        job = self._write(PendingWrite(held, None))
         assert job is not None  # of a claim
         return job
 
-    def succeed(self, done: JobResult) -> None:
-        """running → succeeded. Raises `LeaseLost`, `DatabaseUnavailable`."""
-        self._write(Entry(done.held, done))
+    def succeed(self, success: JobResult) -> None:
+        """running → succeeded. Raises `LeaseLost` or `DatabaseUnavailable`."""
+        self._write(PendingWrite(success.held, success))
 
-    def _write(self, entry: Entry) -> Job | None:
+    def _write(self, write: PendingWrite) -> Job | None:
         with self._lock:
-            self._waiting.append(entry)
-            carries, self._carried = not self._carried, True
-        if not carries:
-            entry.turn.wait()
-        if not entry.outcome.done():
-            self._carry()
-        return entry.outcome.result()
+            self._pending.append(write)
+            commits, self._committing = not self._committing, True
+        if not commits:
+            write.wake.wait()
+        if not write.committed.done():
+            self._commit_pending()
+        return write.committed.result()
 
-    def _carry(self) -> None:
-        """Carry all that wait, this thread's own entry among them; then the first of those that came meanwhile does."""
+    def _commit_pending(self) -> None:
+        """Commit all pending writes, this thread's own among them; then wake the first thread that came meanwhile."""
         with self._lock:
-            group, self._waiting = self._waiting, []
+            group, self._pending = self._pending, []
         try:
             self._commit(group)
         finally:
-            for entry in group:
-                entry.outcome.cancel()  # nothing, unless this thread was ended in the middle
-                entry.turn.set()
+            for write in group:
+                write.committed.cancel()  # has an effect only if this thread was interrupted
+                write.wake.set()
             with self._lock:
-                if self._waiting:
-                    self._waiting[0].turn.set()
+                if self._pending:
+                    self._pending[0].wake.set()
                 else:
-                    self._carried = False
+                    self._committing = False
 
-    def _commit(self, group: Sequence[Entry]) -> None:
+    def _commit(self, group: Sequence[PendingWrite]) -> None:
         try:
             self._transact(group)
         except DatabaseUnavailable as error:
-            for entry in group:
-                entry.outcome.set_exception(error)
+            for write in group:
+                write.committed.set_exception(error)
         except Exception as error:
             if len(group) == 1:
-                group[0].outcome.set_exception(error)
+                group[0].committed.set_exception(error)
                 return
-            # what one of them brought must not cost the others their work
-            log.exception("a group is written one by one", action="group_split", jobs=len(group))
-            for entry in group:
-                self._commit([entry])
+            # one invalid write must not fail the others
+            log.exception("group commit failed, committing one by one", action="group_commit_split", jobs=len(group))
+            for write in group:
+                self._commit([write])
 
-    def _transact(self, group: Sequence[Entry]) -> None:
-        claims = [entry.held for entry in group if entry.done is None]
-        done = [entry.done for entry in group if entry.done is not None]
+    def _transact(self, group: Sequence[PendingWrite]) -> None:
+        claims = [write.held for write in group if write.success is None]
+        successes = [write.success for write in group if write.success is not None]
         claimed: list[Job] = []
-        won: list[str] = []
+        succeeded: list[str] = []
         with self._store.begin() as unit:
-            if done:
-                won = lifecycle.succeed_all(unit, done)
+            if successes:
+                succeeded = lifecycle.succeed_all(unit, successes)
             if claims:
                 claimed = lifecycle.claim_all(unit, claims, self._worker, self._lease_seconds)
         metrics.GROUP_COMMIT_JOBS.observe(len(group))
         jobs = {HeldJob(job.id, job.epoch): job for job in claimed}
-        for entry in group:
-            job = jobs.pop(entry.held, None) if entry.done is None else None  # a message that came twice claims once
-            if job is None and (entry.done is None or entry.held.job_id not in won):
-                error = LeaseLost(f"{entry.held.job_id} is not ours at epoch {entry.held.epoch}")
-                entry.outcome.set_exception(error)
+        for write in group:
+            # a message that was delivered twice claims once
+            job = jobs.pop(write.held, None) if write.success is None else None
+            if job is None and (write.success is None or write.held.job_id not in succeeded):
+                error = LeaseLost(f"this worker does not hold {write.held.job_id} at epoch {write.held.epoch}")
+                write.committed.set_exception(error)
             else:
-                entry.outcome.set_result(job)
+                write.committed.set_result(job)

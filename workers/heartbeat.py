@@ -1,8 +1,8 @@
-"""The worker's sign of life, and the watch over it.
+"""Renews the worker's leases, and stops work that may not continue.
 
-The heartbeat renews the leases of jobs that get further, and of those alone: a job whose work hangs loses its lease
-like one whose worker died. The watch is a thread of its own, because a heartbeat that waits for the database cannot
-watch itself: it stops jobs whose lease is about to end, and ends the process when the device hangs.
+The heartbeat renews the leases of jobs that make progress, and only those: a job that hangs loses its lease like one
+whose worker crashed. The watchdog is a separate thread, because a heartbeat that waits for the database cannot check
+itself: it stops jobs whose lease is about to end, and ends the process when the device hangs.
 """
 
 from __future__ import annotations
@@ -18,113 +18,128 @@ import structlog
 from farm import lifecycle
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.settings import Settings
+from farm.store.unit_of_work import Store
 from workers.engine import Engine
-from workers.job_runner import Bench
-from workers.leases import Right, Rights, Stage
+from workers.leases import Lease, Leases, Stage, lease_deadline
 
 log = structlog.stdlib.get_logger()
 
 EXIT_REPLACED: Final = 3  #: another process has this worker's name
-EXIT_STALLED: Final = 75  #: EX_TEMPFAIL of sysexits.h: a fresh process may do better
-WATCH_SECONDS: Final = 0.5
+EXIT_STALLED: Final = 75  #: EX_TEMPFAIL of sysexits.h: a new process may succeed
+CHECK_SECONDS: Final = 0.5  #: between two checks of the watchdog
 
 
-class Heartbeat(threading.Thread):
-    """Tells the database that this worker lives, and learns what it must stop."""
+class HeartbeatThread(threading.Thread):
+    """Tells the database that this worker is alive, renews its leases, and stops what the response says."""
 
-    def __init__(self, bench: Bench, boot_id: str, stop: Callable[[], object]) -> None:
-        """``stop`` is called once, when an operator wants this process ended."""
+    def __init__(
+        self,
+        worker: str,
+        boot_id: str,
+        settings: Settings,
+        store: Store,
+        engine: Engine,
+        leases: Leases,
+        on_stop_request: Callable[[], object],
+    ) -> None:
+        """``on_stop_request`` is called once, when an operator asks this process to end."""
         super().__init__(name="heartbeat", daemon=True)
-        self._stop_asked = False
-        self._stop_process = stop
-        self._bench = bench
+        self._worker = worker
         self._boot_id = boot_id
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._leases = leases
+        self._on_stop_request = on_stop_request
+        self._stop_requested = False
         self._closing = threading.Event()
 
     def close(self) -> None:
-        """End after the beat at hand."""
+        """End the thread after the current heartbeat."""
         self._closing.set()
 
     def run(self) -> None:
-        """Beat until closed. While the database is away, try more often: the leases run."""
-        every = self._bench.settings.heartbeat_seconds
-        pause = every
+        """Beat until closed; more often while the database does not answer, because the leases run out."""
+        interval = self._settings.heartbeat_seconds
+        pause = interval
         while not self._closing.wait(pause):
             try:
                 self.beat()
-                pause = every
+                pause = interval
             except DatabaseUnavailable as error:
-                log.warning("the heartbeat does not reach the database", action="heartbeat_missed", error=str(error))
-                pause = min(1.0, every)
+                log.warning("cannot reach the database", action="heartbeat_missed", error=str(error))
+                pause = min(1.0, interval)
             except LeaseLost as error:
                 if self._closing.is_set():
                     return
                 # Two processes of one name would take each other's messages. The newer one has the row.
-                log.critical("replaced", action="worker_replaced", worker=self._bench.worker, reason=str(error))
+                log.critical("replaced", action="worker_replaced", worker=self._worker, reason=str(error))
                 os._exit(EXIT_REPLACED)
             except Exception:
                 log.exception("the heartbeat failed", action="heartbeat_missed")
 
     def beat(self) -> None:
-        """One sign of life. Raises `DatabaseUnavailable`, or `LeaseLost` if another process has the name."""
-        bench = self._bench
-        asked = [right for right in bench.rights.all() if gets_further(right, bench.engine, bench.settings)]
-        asked_at = time.monotonic()
-        with bench.store.begin() as unit:
-            heard = lifecycle.heartbeat(
+        """Send one heartbeat. Raises `DatabaseUnavailable`, or `LeaseLost` if another process has the name."""
+        sent = [lease for lease in self._leases.all() if makes_progress(lease, self._engine, self._settings)]
+        sent_at = time.monotonic()
+        lease_seconds = self._settings.run_lease_seconds
+        loaded = self._engine.loaded
+        with self._store.begin() as unit:
+            response = lifecycle.heartbeat(
                 unit,
-                bench.worker,
+                self._worker,
                 self._boot_id,
-                [right.held for right in asked],
-                bench.engine.models,
-                bench.settings.run_lease_seconds,
-                bench.engine.loaded,
+                [lease.held for lease in sent],
+                tuple(one.model for one in loaded),
+                lease_seconds,
+                loaded,
             )
-        bench.rights.keep(asked, heard.held, heard.canceled, bench.lease_until(asked_at))
-        if heard.stop and not self._stop_asked:
-            self._stop_asked = True
-            log.info("an operator wants this process ended", action="worker_stop_asked", worker=bench.worker)
-            self._stop_process()
+        self._leases.apply_heartbeat(sent, response.held, response.canceled, lease_deadline(sent_at, lease_seconds))
+        if response.stop and not self._stop_requested:
+            self._stop_requested = True
+            log.info("an operator asked this process to end", action="worker_stop_requested", worker=self._worker)
+            self._on_stop_request()
 
 
-class Watch(threading.Thread):
-    """Stops what has no right to go on, and the process when its device hangs. Asks nobody."""
+class Watchdog(threading.Thread):
+    """Stops jobs whose lease was not renewed, and ends the process when the device hangs. Needs no server."""
 
-    def __init__(self, rights: Rights, engine: Engine, settings: Settings, worker: str) -> None:
-        super().__init__(name="watch", daemon=True)
-        self._rights = rights
+    def __init__(self, leases: Leases, engine: Engine, settings: Settings, worker: str) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._leases = leases
         self._engine = engine
         self._settings = settings
         self._worker = worker
         self._closing = threading.Event()
 
     def close(self) -> None:
-        """End."""
+        """End the thread."""
         self._closing.set()
 
     def run(self) -> None:
-        """Look twice a second."""
-        while not self._closing.wait(WATCH_SECONDS):
-            for right in self._rights.fence():
+        """Check twice a second until closed."""
+        while not self._closing.wait(CHECK_SECONDS):
+            for lease in self._leases.stop_expired():
                 log.warning(
-                    "stopped: its lease could not be renewed",
-                    action="job_fenced",
+                    "stopped: the lease could not be renewed",
+                    action="lease_expired",
                     worker=self._worker,
-                    job=right.job.id,
-                    epoch=right.epoch,
+                    job=lease.job.id,
+                    epoch=lease.epoch,
                 )
-            if stalled(self._engine, self._settings):
+            if is_stalled(self._engine, self._settings):
                 log.critical("the device hangs", action="device_stalled", worker=self._worker)
                 os._exit(EXIT_STALLED)
 
 
-def stalled(engine: Engine, settings: Settings) -> bool:
-    """Whether the device has had work for too long without getting further."""
-    return engine.idle_seconds > (settings.load_timeout_seconds if engine.loading else settings.step_timeout_seconds)
+def is_stalled(engine: Engine, settings: Settings) -> bool:
+    """Whether the device has had work for too long without progress."""
+    limit = settings.load_timeout_seconds if engine.loading else settings.step_timeout_seconds
+    return engine.seconds_without_progress > limit
 
 
-def gets_further(right: Right, engine: Engine, settings: Settings) -> bool:
-    """Whether a job's lease is worth renewing."""
-    if right.stage in (Stage.WAITING, Stage.RENDERING):
-        return not stalled(engine, settings)
-    return time.monotonic() - right.moved_at < settings.step_timeout_seconds
+def makes_progress(lease: Lease, engine: Engine, settings: Settings) -> bool:
+    """Whether the work on a job makes progress, so that its lease is to be renewed."""
+    if lease.stage in (Stage.WAITING, Stage.RENDERING):
+        return not is_stalled(engine, settings)
+    return time.monotonic() - lease.progress_at < settings.step_timeout_seconds

@@ -1,18 +1,19 @@
-"""One job from claim to commit.
+"""Runs one job, from claim to commit.
 
-    claim ─► fetch the inputs ─► the device ─► encode ─► store under the epoch's keys ─► commit
+    claim ─► fetch inputs ─► render ─► encode and upload ─► commit
+                │               │              │               │
+                └───────────────┴──────┬───────┴───────────────┘
+                                       └─► an error: record how the attempt ended, delete what it stored
 
-Each stage is a function, and each may end the job in one of four ways: it fails with a `RenderError`, it is given back
-(`GivenBack`), it was stopped (`Right.why`), or its right is lost, in which case nothing is written any more.
+A stage ends the attempt by raising. `record_end` says what each error means for the job's row; when the lease is lost,
+nothing is written.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 from PIL import Image
@@ -21,418 +22,254 @@ from farm import lifecycle, metrics, tracing
 from farm.domain.job import HeldJob, Job, JobError, JobResult, Output
 from farm.domain.model import Model
 from farm.domain.states import JobState
-from farm.domain.tasks import InputImage
 from farm.errors import (
     DatabaseUnavailable,
-    FarmError,
-    InputRefused,
-    InputUnavailable,
     JobCanceled,
     LeaseLost,
     ModelUnavailable,
-    NotFound,
     RenderError,
     StorageUnavailable,
 )
-from farm.objects import images, keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit_of_work import Store, UnitOfWork
 from workers import failpoints
-from workers.encoders import encode
 from workers.engine import Engine
-from workers.group_commit import Ledger
-from workers.leases import Right, Rights, Stage, Why
-from workers.progress_reporter import Reporter
-from workers.render_request import Rendered, RenderWork, total_steps
-from workers.upload_spool import Shelf
+from workers.group_commit import GroupCommit
+from workers.job_inputs import fetch_inputs
+from workers.job_outputs import OutputUploader
+from workers.leases import Lease, Leases, Stage, StopReason, lease_deadline
+from workers.progress_reporter import ProgressReporter
+from workers.render_request import RenderRequest, RenderResult
+from workers.retry import retry_for, retry_until_lease_ends
+from workers.stages import measure
+from workers.upload_spool import UploadSpool
 
 log = structlog.stdlib.get_logger()
-T = TypeVar("T")
-
-BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between tries while a server is away; the last one repeats
 
 
-class GivenBack(FarmError):
-    """The job goes back to the queue through no fault of its own; the text is the reason."""
-
-
-class Unsure(LeaseLost):
-    """Nobody can say whether the commit arrived, so what was stored must stay."""
+class CommitUnknown(LeaseLost):
+    """The database does not say whether the commit succeeded, so the stored outputs must stay."""
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What one job needs of the worker it is at."""
+class JobRunner:
+    """Runs the jobs of one worker, each in a thread of its own. Safe to share between threads."""
 
     worker: str  #: the worker's name
     settings: Settings
     store: Store
     storage: Storage
     engine: Engine
-    ledger: Ledger
-    reporter: Reporter
-    rights: Rights
-    shelf: Shelf
-    model: Callable[[str], Model | None]  #: the registry's entry of that id
+    group_commit: GroupCommit
+    reporter: ProgressReporter
+    leases: Leases
+    spool: UploadSpool
+    find_model: Callable[[str], Model | None]  #: the registry's entry of that id
 
-    def lease_until(self, asked_at: float) -> float:
-        """The monotonic time at which work must stop whose lease was asked for at ``asked_at``."""
-        lease = self.settings.run_lease_seconds
-        return asked_at + lease - min(5.0, lease / 5)
+    def run(self, job_id: str, epoch: int) -> None:
+        """Run the job of a message if this worker may claim it. Raises nothing: the job's row has the outcome."""
+        with (
+            structlog.contextvars.bound_contextvars(worker=self.worker, job=job_id, epoch=epoch),
+            tracing.job_span("attempt", job_id, worker=self.worker, epoch=epoch),
+        ):
+            with tracing.span("claim"):
+                lease = self.claim(HeldJob(job_id, epoch))
+            if lease is not None:
+                try:
+                    self.run_claimed(lease)
+                except Exception:
+                    log.exception("the outcome of the job is not recorded", action="job_dropped")
+                finally:
+                    self.spool.clear(lease.held)
+                    self.engine.job_left(lease.held)
+                    self.leases.remove(lease)
 
+    def claim(self, held: HeldJob) -> Lease | None:
+        """dispatched → running; None if this worker may not claim the job, or the database does not answer."""
 
-def render(bench: Bench, job_id: str, epoch: int) -> None:
-    """Do the job that a message names, if it is ours to do. Raises nothing: what happens is in the job's row."""
-    with (
-        structlog.contextvars.bound_contextvars(worker=bench.worker, job=job_id, epoch=epoch),
-        tracing.job_span("attempt", job_id, worker=bench.worker, epoch=epoch),
-    ):
-        with tracing.span("claim"):
-            right = claim(bench, job_id, epoch)
-        if right is None:
-            return
-        failpoints.at("after_claim", right.job.spec.prompt)
+        def claim() -> Lease:
+            requested_at = time.monotonic()
+            job = self.group_commit.claim(held)
+            return Lease(job, lease_deadline(requested_at, self.settings.run_lease_seconds))
+
         try:
-            carry_out(bench, right)
-        except Exception:
-            log.exception("the job was dropped", action="job_dropped")
-        finally:
-            bench.shelf.clear(right.held)
-            bench.engine.leave(right.held)
-            bench.rights.drop(right)
-
-
-def carry_out(bench: Bench, right: Right) -> None:
-    """From inputs to commit, and from every failure to the state that it means."""
-    stored: list[Output] = []
-    try:
-        with stage("inputs"):
-            inputs = fetch(bench, right)
-        with stage("denoise"):
-            rendered = on_the_device(bench, right, inputs)
-        # one by one: if a later one fails, the earlier ones are known
-        stored.extend(store(bench, right, encoded(right, rendered)))
-        with stage("commit"):
-            commit(bench, right, stored, rendered)
-    except JobCanceled:
-        stopped(bench, right)
-    except LeaseLost as error:
-        log.info("the right is lost", action="right_lost", reason=str(error))
-        if isinstance(error, Unsure):
-            return
-    except GivenBack as error:
-        give_back(bench, right, str(error))
-    except RenderError as error:
-        fail(bench, right, JobError(error.code, str(error)), retryable=error.retryable)
-    except Exception as error:
-        log.exception("the job failed", action="job_failed_unforeseen")
-        fail(bench, right, JobError(RenderError.code, in_one_sentence(error)), retryable=RenderError.retryable)
-    else:
-        return
-    discard(bench, stored)
-
-
-# -- the stages ------------------------------------------------------------------------------------------------------
-
-
-def claim(bench: Bench, job_id: str, epoch: int) -> Right | None:
-    """dispatched → running; None if the job is not (or no longer) ours, or nobody can be asked."""
-    give_up_at = time.monotonic() + bench.settings.dispatch_lease_seconds
-    for pause in pauses():
-        asked_at = time.monotonic()
-        try:
-            job = bench.ledger.claim(HeldJob(job_id, epoch))
+            lease = retry_for(self.settings.dispatch_lease_seconds, claim)
         except LeaseLost:
-            log.info("not ours to claim", action="claim_refused")
+            log.info("the claim was refused", action="claim_refused")
             return None
         except DatabaseUnavailable:
-            if time.monotonic() + pause > give_up_at:
-                log.warning("cannot claim, the hand-over will be repeated", action="claim_given_up")
-                return None
-            time.sleep(pause)
-        else:
-            right = Right(job, bench.lease_until(asked_at))
-            bench.rights.add(right)
-            if job.claimed_at is not None:
-                waited = (job.claimed_at - job.created_at).total_seconds()
-                metrics.STAGE_SECONDS.labels("wait").observe(max(0.0, waited))
-            log.info("claimed", action="job_claimed", task=job.spec.task, model=job.spec.model, attempt=job.attempts)
-            return right
-    return None
+            log.warning("cannot claim the job; it will be dispatched again", action="claim_given_up")
+            return None
+        self.leases.add(lease)
+        job = lease.job
+        if job.claimed_at is not None:
+            waited = (job.claimed_at - job.created_at).total_seconds()
+            metrics.STAGE_SECONDS.labels("wait").observe(max(0.0, waited))
+        log.info("claimed", action="job_claimed", task=job.spec.task, model=job.spec.model, attempt=job.attempts)
+        failpoints.at("after_claim", job.spec.prompt)
+        return lease
 
+    def run_claimed(self, lease: Lease) -> None:
+        """Run the stages after the claim; when one of them raises, record how the attempt ended."""
+        stored: list[Output] = []
+        try:
+            with measure("inputs"):
+                inputs = fetch_inputs(lease, self.storage, self.settings)
+            with measure("denoise"):
+                result = self.render(lease, inputs)
+            uploader = OutputUploader(self.storage, self.spool, self.settings.storage_retry_seconds)
+            for output in uploader.upload(lease, result):
+                stored.append(output)  # noqa: PERF402 - one by one: those before one that fails must be deleted
+            with measure("commit"):
+                self.commit(lease, stored, result)
+        except Exception as error:  # noqa: BLE001 - each kind is told apart there
+            self.record_end(lease, error)
+            if not isinstance(error, CommitUnknown):
+                self.delete_outputs(stored)
 
-def fetch(bench: Bench, right: Right) -> dict[str, Image.Image]:
-    """The input images, decoded: ``image`` RGB, ``mask_image`` L, ``depth_map`` L or I;16."""
-    right.enter(Stage.FETCHING)
-    return {name: fetch_one(bench, right, name, image) for name, image in right.job.spec.inputs.items()}
+    def render(self, lease: Lease, inputs: dict[str, Image.Image]) -> RenderResult:
+        """Render the images on the device. Raises `RenderError`, or what the pipeline raises."""
+        spec = lease.job.spec
+        model = self.find_model(spec.model)
+        if model is None:
+            raise ModelUnavailable(f"the models file of this worker has no model {spec.model}")
 
+        def on_start(steps: int) -> None:
+            lease.enter(Stage.RENDERING)
+            self.reporter.started(lease, steps)
 
-def fetch_one(bench: Bench, right: Right, name: str, image: InputImage) -> Image.Image:
-    """One input. Raises `InputUnavailable` if it is gone or broken, `GivenBack` if the storage stays away."""
-    load = {"mask_image": images.load_mask, "depth_map": images.load_depth}.get(name, images.load_rgb)
-    try:
-        data = while_storage_is_away(bench, right, lambda: bench.storage.get(image.key))
-        return load(data, bench.settings, field=name)
-    except NotFound as error:
-        raise InputUnavailable(f"{name} is no longer in the storage") from error
-    except InputRefused as error:
-        raise InputUnavailable(f"{name} cannot be used: {error}") from error
+        def on_step(done: int) -> None:
+            failpoints.at("mid_denoise", spec.prompt)
+            lease.record_progress()
+            self.reporter.step(lease, done)
 
-
-def on_the_device(bench: Bench, right: Right, inputs: dict[str, Image.Image]) -> Rendered:
-    """The images, rendered. Raises `JobCanceled` if it was stopped, `RenderError`, or what the pipeline raises."""
-    spec = right.job.spec
-    model = bench.model(spec.model)
-    if model is None:
-        raise ModelUnavailable(f"this worker's registry has no model {spec.model}")
-
-    def take_up() -> None:
-        right.enter(Stage.RENDERING)
-        bench.reporter.take_up(right, total_steps(spec))
-
-    def step(done: int) -> None:
-        failpoints.at("mid_denoise", spec.prompt)
-        right.move()
-        bench.reporter.step(right, done)
-
-    right.enter(Stage.WAITING)
-    work = RenderWork(
-        spec,
-        model,
-        inputs,
-        take_up,
-        step,
-        right.stopped,
-        right.job.priority,
-        owner=right.held,
-        suspect=right.job.crash_count > 0,
-        on_preview=(lambda preview: bench.reporter.preview(right, preview)) if spec.preview else None,
-    )
-    future = bench.engine.submit(work)
-    # a job that waits for the device leaves at once; one on the device at its next step
-    right.on_stop(lambda: bench.engine.withdraw(work))
-    return future.result()
-
-
-def encoded(right: Right, rendered: Rendered) -> Iterator[tuple[Output, bytes]]:
-    """Each image as a file with its recipe, and as the output that it becomes; the image itself is let go."""
-    job, spec = right.job, right.job.spec
-    content_type = spec.output_format.content_type
-    for index in range(len(rendered.images)):
-        image = rendered.images.pop(0)
-        with stage("encode"):
-            body = encode(image, spec, index, rendered.made_with)
-        failpoints.at("after_encode", spec.prompt)
-        key = keys.output_key(job.tenant_id, job.id, right.epoch, index, keys.extension(content_type))
-        yield (
-            Output(
-                index=index,
-                key=key,
-                sha256="",  # of what is stored, told by storing
-                size=len(body),
-                width=image.width,
-                height=image.height,
-                content_type=content_type,
-                seed=spec.seed_of(index),
-            ),
-            body,
+        lease.enter(Stage.WAITING)
+        request = RenderRequest(
+            spec,
+            model,
+            inputs,
+            on_start,
+            on_step,
+            lease.stopped,
+            lease.job.priority,
+            owner=lease.held,
+            isolated=lease.job.crash_count > 0,
+            on_preview=(lambda preview: self.reporter.preview(lease, preview)) if spec.preview else None,
         )
+        future = self.engine.submit(request)
+        # a job that waits for the device ends at once; one on the device at its next step
+        lease.on_stop(lambda: self.engine.withdraw(request))
+        return future.result()
 
+    def commit(self, lease: Lease, outputs: list[Output], result: RenderResult) -> None:
+        """running → succeeded, with outputs and event, in one transaction.
 
-def store(bench: Bench, right: Right, files: Iterator[tuple[Output, bytes]]) -> Iterator[Output]:
-    """PUT each file under the epoch's key. Raises `GivenBack` if the storage stays away."""
-    right.enter(Stage.STORING)
-    for output, body in files:
+        Raises:
+            LeaseLost: Another epoch holds the job.
+            CommitUnknown: The database stopped answering during the commit.
+        """
+        lease.enter(Stage.COMMITTING)
+        # a short job may end before the reporter has written that it started
+        steps, started_at = self.reporter.take_unwritten_start(lease)
+
+        def succeed() -> None:
+            seconds = None if started_at is None else time.monotonic() - started_at
+            self.group_commit.succeed(JobResult(lease.held, tuple(outputs), result.made_with, steps, seconds))
+
+        failpoints.at("before_commit", lease.job.spec.prompt)
         try:
-            with stage("upload"):
-                done = put(bench, right, output, body)
-        except StorageUnavailable as error:
-            log.warning("the finished images wait on disk", action="images_shelved", error=str(error))
-            shelved = [(output, bench.shelf.keep(right.held, output.index, body))]
-            shelved += [(one, bench.shelf.keep(right.held, one.index, file)) for one, file in files]
-            del body
-            yield from store_later(bench, right, shelved)
-        else:
-            yield done
+            retry_until_lease_ends(lease, succeed)
+        except LeaseLost:
+            # A commit may reach the database although its response is lost. The next try then finds that the job has
+            # succeeded already, at this very epoch, and its outputs must not be deleted.
+            if not self.has_succeeded(lease):
+                raise
+        failpoints.at("after_commit", lease.job.spec.prompt)
+        metrics.OUTPUTS.labels(lease.job.spec.model).inc(len(outputs))
+        count_attempt(lease, "succeeded")
+        log.info("succeeded", action="job_succeeded", outputs=len(outputs))
 
+    def has_succeeded(self, lease: Lease) -> bool:
+        """Whether the job's row says that it succeeded at this epoch. Raises `CommitUnknown`."""
 
-def store_later(bench: Bench, right: Right, shelved: list[tuple[Output, Callable[[], bytes]]]) -> Iterator[Output]:
-    """The same for what waits on the shelf until the storage is back."""
-    for output, read in shelved:
+        def read() -> Job | None:
+            with self.store.begin() as unit:
+                return unit.jobs.get(lease.job.id)
 
-        def again(output: Output = output, read: Callable[[], bytes] = read) -> Output:
-            return put(bench, right, output, read())
-
-        with stage("upload"):
-            done = while_storage_is_away(bench, right, again)
-        yield done
-
-
-def put(bench: Bench, right: Right, output: Output, body: bytes) -> Output:
-    """One file into the storage; returns the output with the hash of what is stored. Raises `StorageUnavailable`."""
-    written = bench.storage.put(output.key, body, output.content_type)
-    assert written.sha256 is not None  # put() computes it
-    if output.index + 1 < right.job.spec.num_images_per_prompt:
-        failpoints.at("mid_upload", right.job.spec.prompt)
-    right.move()
-    return replace(output, sha256=written.sha256)
-
-
-def commit(bench: Bench, right: Right, outputs: list[Output], rendered: Rendered) -> None:
-    """running → succeeded, with outputs and event, in one transaction. Raises `LeaseLost`."""
-    right.enter(Stage.COMMITTING)
-    steps, begun_at = bench.reporter.unwritten(right)  # a job may be quicker than the report that it began
-
-    def succeed() -> None:
-        seconds = None if begun_at is None else time.monotonic() - begun_at
-        bench.ledger.succeed(JobResult(right.held, tuple(outputs), rendered.made_with, steps, seconds))
-
-    failpoints.at("before_commit", right.job.spec.prompt)
-    try:
-        insist(right, succeed)
-    except LeaseLost as error:
-        # A commit may have reached the database although its answer never came back, and then the second try finds the
-        # job succeeded: by us. Its outputs must not be thrown away.
-        job = read(bench, right)
-        if job is None:
-            raise Unsure(str(error)) from error
-        if job.state is not JobState.SUCCEEDED or job.epoch != right.epoch:
-            raise
-    failpoints.at("after_commit", right.job.spec.prompt)
-    metrics.OUTPUTS.labels(right.job.spec.model).inc(len(outputs))
-    finished(right, "succeeded")
-    log.info("succeeded", action="job_succeeded", outputs=len(outputs))
-
-
-# -- the other ends --------------------------------------------------------------------------------------------------
-
-
-def stopped(bench: Bench, right: Right) -> None:
-    """The work was stopped from outside: say so, unless another holds the job now."""
-    if right.why is Why.CANCELED:
-        ended(bench, right, lambda unit: lifecycle.confirm_cancel(unit, right.job.id, right.epoch))
-        finished(right, "canceled")
-        log.info("canceled", action="job_canceled")
-    elif right.why is Why.DRAINED:
-        give_back(bench, right, "worker stopped")
-    else:
-        log.warning("stopped, its lease was not renewed", action="right_lost")
-
-
-def give_back(bench: Bench, right: Right, reason: str) -> None:
-    """running → queued, without counting the attempt."""
-    finished(right, "released")
-    log.info("given back", action="job_released", reason=reason)
-    ended(bench, right, lambda unit: lifecycle.release(unit, right.job.id, right.epoch, reason))
-
-
-def fail(bench: Bench, right: Right, error: JobError, *, retryable: bool) -> None:
-    """running → failed, or → queued if another attempt may help and is left."""
-    finished(right, "failed")
-    log.warning("failed", action="job_failed", code=error.code, error=error.message, retryable=retryable)
-    ended(bench, right, lambda unit: lifecycle.fail(unit, right.job.id, right.epoch, error, retryable=retryable))
-
-
-def discard(bench: Bench, outputs: list[Output]) -> None:
-    """Delete what was stored for a job that did not succeed here. Best effort: nothing refers to it."""
-    for output in outputs:
         try:
-            bench.storage.delete(output.key)
-        except StorageUnavailable:
-            log.info("an orphan is left", action="orphan_left", key=output.key)
+            job = retry_for(self.settings.run_lease_seconds, read)
+        except DatabaseUnavailable as error:
+            raise CommitUnknown(f"the database does not say whether {lease.job.id} was committed") from error
+        return job is not None and job.state is JobState.SUCCEEDED and job.epoch == lease.epoch
+
+    def record_end(self, lease: Lease, error: Exception) -> None:
+        """Write how an attempt ended that did not succeed, unless the lease is lost."""
+        change = end_of(lease, error)
+        if change is None:
             return
 
+        def write() -> None:
+            with self.store.begin() as unit:
+                change(unit)
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Measure a stage."""
-    with metrics.timed(metrics.STAGE_SECONDS.labels(name)), tracing.span(name):
-        yield
-
-
-def finished(right: Right, outcome: str) -> None:
-    """Count how an attempt ended here."""
-    metrics.JOB_ATTEMPTS.labels(outcome, right.job.spec.model).inc()
-
-
-# -- waiting for servers ---------------------------------------------------------------------------------------------
-
-
-def ended(bench: Bench, right: Right, change: Callable[[UnitOfWork], object]) -> None:
-    """Write an end; if the right is lost by now, another one's end stands."""
-
-    def end() -> None:
-        with bench.store.begin() as unit:
-            change(unit)
-
-    try:
-        insist(right, end)
-    except LeaseLost as error:
-        log.info("the right is lost", action="right_lost", reason=str(error))
-
-
-def insist(right: Right, change: Callable[[], None]) -> None:
-    """Make a fenced change, trying again while the database is away and the lease lasts. Raises `LeaseLost`."""
-    for pause in pauses():
-        if right.seconds_left <= 0 or right.why is Why.LOST:
-            break
         try:
-            change()
-        except DatabaseUnavailable:
-            log.warning("waiting for the database", action="database_unavailable")
-            time.sleep(min(pause, max(0.0, right.seconds_left)))
-        else:
-            return
-    raise LeaseLost(f"the lease of {right.job.id} ended before the database could be told")
+            retry_until_lease_ends(lease, write)
+        except LeaseLost as lost:
+            log.info("the lease is lost", action="lease_lost", reason=str(lost))
+
+    def delete_outputs(self, outputs: list[Output]) -> None:
+        """Delete the stored outputs of an attempt that did not succeed. Best effort: no row refers to them."""
+        for output in outputs:
+            try:
+                self.storage.delete(output.key)
+            except StorageUnavailable:
+                log.info("an output without a job is left in the storage", action="orphan_left", key=output.key)
+                return
 
 
-def read(bench: Bench, right: Right) -> Job | None:
-    """The job as it stands; None if the database does not answer for the time of a lease."""
-    give_up_at = time.monotonic() + bench.settings.run_lease_seconds
-    for pause in pauses():
-        try:
-            with bench.store.begin() as unit:
-                return unit.jobs.get(right.job.id)
-        except DatabaseUnavailable:
-            if time.monotonic() > give_up_at:
-                break
-            time.sleep(pause)
-    return None
+def end_of(lease: Lease, error: Exception) -> Callable[[UnitOfWork], object] | None:
+    """The change of the job's row that an error means; None if the lease is lost and nothing may be written."""
+    job_id, epoch = lease.job.id, lease.epoch
+
+    def release(reason: str) -> Callable[[UnitOfWork], object]:
+        count_attempt(lease, "released")
+        log.info("released", action="job_released", reason=reason)
+        return lambda unit: lifecycle.release(unit, job_id, epoch, reason)
+
+    def fail(code: str, message: str, *, retryable: bool) -> Callable[[UnitOfWork], object]:
+        count_attempt(lease, "failed")
+        log.warning("failed", action="job_failed", code=code, error=message, retryable=retryable)
+        return lambda unit: lifecycle.fail(unit, job_id, epoch, JobError(code, message), retryable=retryable)
+
+    match error:
+        case JobCanceled() if lease.stop_reason is StopReason.CANCELED:
+            count_attempt(lease, "canceled")
+            log.info("canceled", action="job_canceled")
+            return lambda unit: lifecycle.confirm_cancel(unit, job_id, epoch)
+        case JobCanceled() if lease.stop_reason is StopReason.DRAINED:
+            return release("worker stopped")
+        case JobCanceled():
+            log.warning("stopped: the lease was not renewed", action="lease_lost")
+            return None
+        case LeaseLost():
+            log.info("the lease is lost", action="lease_lost", reason=str(error))
+            return None
+        case StorageUnavailable():
+            return release("storage unavailable")
+        case RenderError():
+            return fail(error.code, str(error), retryable=error.retryable)
+        case _:
+            log.error("the job failed unexpectedly", action="job_failed_unexpectedly", exc_info=error)
+            return fail(RenderError.code, summary_of(error), retryable=RenderError.retryable)
 
 
-def while_storage_is_away(bench: Bench, right: Right, action: Callable[[], T]) -> T:
-    """Do something with the storage, trying again while it is away.
-
-    The heartbeat keeps the lease alive meanwhile.
-
-    Raises:
-        GivenBack: the storage stayed away for ``storage_retry_seconds``.
-        JobCanceled: the job was stopped.
-    """
-    give_up_at = time.monotonic() + bench.settings.storage_retry_seconds
-    for pause in pauses():
-        if right.stopped.is_set():
-            raise JobCanceled("the job was stopped")
-        try:
-            return action()
-        except StorageUnavailable as error:
-            if time.monotonic() + pause > give_up_at:
-                raise GivenBack("storage unavailable") from error
-            log.warning("waiting for the storage", action="storage_unavailable", error=str(error))
-            right.move()
-            right.stopped.wait(pause)
-    raise AssertionError  # pauses() never ends
+def count_attempt(lease: Lease, outcome: str) -> None:
+    """Count an attempt by its outcome."""
+    metrics.JOB_ATTEMPTS.labels(outcome, lease.job.spec.model).inc()
 
 
-def pauses() -> Iterator[float]:
-    """Seconds between tries: growing, then even."""
-    yield from BACK_OFF_SECONDS
-    while True:
-        yield BACK_OFF_SECONDS[-1]
-
-
-def in_one_sentence(error: BaseException) -> str:
-    """An unforeseen error for a person: its kind and first line, shortened, fit for the database."""
+def summary_of(error: BaseException) -> str:
+    """An unexpected error in one line that the database takes: its type and message, at most 300 characters."""
     text = " ".join(str(error).split()).replace("\x00", "")
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__

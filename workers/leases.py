@@ -1,8 +1,8 @@
-"""The rights that this process holds: claimed jobs, how long each may be worked on, and whether it must stop.
+"""The leases that this process holds: claimed jobs, how long each may be worked on, and whether it must stop.
 
-A right is stopped from outside its thread (a cancel, a lost lease, the worker's end) by :meth:`Right.stop`; the work
-sees the event at its next denoising step or its next wait. Deadlines are on the monotonic clock, so a clock that is set
-does not lengthen a lease.
+Another thread stops a lease (cancel, lost lease, shutdown) with :meth:`Lease.stop`; the thread that works on the job
+sees the event at its next denoising step or its next wait. Deadlines are on the monotonic clock, so a change of the
+system clock does not lengthen a lease.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from farm.domain.job import HeldJob, Job
 
 
 class Stage(StrEnum):
-    """How far a job is at this worker."""
+    """The stage that a job has reached in this worker."""
 
     FETCHING = "fetching"
     WAITING = "waiting"  #: for the device
@@ -25,28 +25,28 @@ class Stage(StrEnum):
     COMMITTING = "committing"
 
 
-class Why(StrEnum):
-    """Why a right ended before its job did."""
+class StopReason(StrEnum):
+    """Why the work on a job must stop."""
 
-    CANCELED = "canceled"  #: somebody wants the job stopped
+    CANCELED = "canceled"  #: a client or an operator canceled the job
     LOST = "lost"  #: another epoch may hold the job by now: nothing may be written
-    DRAINED = "drained"  #: the worker ends
+    DRAINED = "drained"  #: the worker shuts down
 
 
-class Right:
-    """The right to one job at one epoch."""
+class Lease:
+    """The lease of one job at one epoch. Safe to share between threads."""
 
-    def __init__(self, job: Job, until: float) -> None:
-        """``until``: the monotonic time at which the work must have stopped."""
+    def __init__(self, job: Job, deadline: float) -> None:
+        """``deadline``: the monotonic time at which the work must have stopped."""
         self.job = job
         self.held = HeldJob(job.id, job.epoch)
         self.stopped = threading.Event()
-        self.why: Why | None = None
+        self.stop_reason: StopReason | None = None
         self.stage = Stage.FETCHING
-        self.moved_at = time.monotonic()  #: when the work last got further
-        self._until = until
+        self.progress_at = time.monotonic()  #: when the work last made progress
+        self._deadline = deadline
         self._lock = threading.Lock()
-        self._hooks: list[Callable[[], object]] = []
+        self._stop_callbacks: list[Callable[[], object]] = []
 
     @property
     def epoch(self) -> int:
@@ -54,89 +54,108 @@ class Right:
         return self.held.epoch
 
     def enter(self, stage: Stage) -> None:
-        """The work reaches a stage."""
+        """Record that the work reached a stage."""
         self.stage = stage
-        self.move()
+        self.record_progress()
 
-    def move(self) -> None:
-        """The work got further: its lease is worth renewing."""
-        self.moved_at = time.monotonic()
+    def record_progress(self) -> None:
+        """Record that the work made progress, so that the heartbeat renews the lease."""
+        self.progress_at = time.monotonic()
 
-    def renew(self, until: float) -> None:
-        """The lease lasts longer now."""
-        self._until = max(self._until, until)
+    def renew(self, deadline: float) -> None:
+        """Extend the lease."""
+        self._deadline = max(self._deadline, deadline)
 
     @property
     def seconds_left(self) -> float:
-        """How long the work may go on without news from the database."""
-        return self._until - time.monotonic()
+        """How long the work may continue without a renewal."""
+        return self._deadline - time.monotonic()
 
-    def stop(self, why: Why) -> None:
-        """End the work soon. The first reason stands, but a lost right outweighs the others."""
+    def stop(self, reason: StopReason) -> None:
+        """Ask the work to stop. The first reason stands, except that `StopReason.LOST` replaces any other."""
         with self._lock:
-            if self.why is None or why is Why.LOST:
-                self.why = why
+            if self.stop_reason is None or reason is StopReason.LOST:
+                self.stop_reason = reason
             self.stopped.set()
-            hooks = tuple(self._hooks)
-        for hook in hooks:
-            hook()
+            callbacks = tuple(self._stop_callbacks)
+        for callback in callbacks:
+            callback()
 
-    def on_stop(self, hook: Callable[[], object]) -> None:
-        """Call something when the work is stopped; at once if it is already."""
+    def on_stop(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` when the work is stopped; at once if it is already."""
         with self._lock:
-            self._hooks.append(hook)
-            late = self.stopped.is_set()
-        if late:
-            hook()
+            self._stop_callbacks.append(callback)
+            already_stopped = self.stopped.is_set()
+        if already_stopped:
+            callback()
 
 
-class Rights:
-    """All rights of this process. Safe to share between threads."""
+class Leases:
+    """All leases of this process. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._held: dict[HeldJob, Right] = {}
+        self._held: dict[HeldJob, Lease] = {}
         self._changed = threading.Condition()
 
-    def add(self, right: Right) -> None:
-        """A job was claimed."""
+    def add(self, lease: Lease) -> None:
+        """Add the lease of a job that was claimed."""
         with self._changed:
-            self._held[right.held] = right
+            self._held[lease.held] = lease
 
-    def drop(self, right: Right) -> None:
-        """The job left this process, whatever became of it."""
+    def remove(self, lease: Lease) -> None:
+        """Remove the lease of a job on which this process no longer works, however the work ended."""
         with self._changed:
-            self._held.pop(right.held, None)
+            self._held.pop(lease.held, None)
             self._changed.notify_all()
 
-    def all(self) -> list[Right]:
-        """What is held now."""
+    def all(self) -> list[Lease]:
+        """Every lease held now."""
         with self._changed:
             return list(self._held.values())
 
-    def holds(self, right: Right) -> bool:
-        """Whether the job is still in this process's hands."""
+    def __contains__(self, lease: Lease) -> bool:
+        """Whether this process still works on the job."""
         with self._changed:
-            return right.held in self._held
+            return lease.held in self._held
 
-    def keep(self, asked: Collection[Right], mine: Collection[str], canceled: Collection[str], until: float) -> None:
-        """What a heartbeat said of the rights it asked for: renewed, canceled, or lost."""
-        for right in asked:
-            if right.job.id not in mine:
-                if self.holds(right):  # or else it ended while the heartbeat was on its way
-                    right.stop(Why.LOST)
+    def apply_heartbeat(
+        self, sent: Collection[Lease], renewed: Collection[str], canceled: Collection[str], deadline: float
+    ) -> None:
+        """Apply the response to a heartbeat.
+
+        Args:
+            sent: The leases that the heartbeat asked to renew.
+            renewed: Ids of the jobs whose lease was renewed; the others of ``sent`` are lost.
+            canceled: Ids of the jobs to be canceled.
+            deadline: The new deadline of the renewed leases, monotonic.
+        """
+        for lease in sent:
+            if lease.job.id not in renewed:
+                if lease in self:  # otherwise the job ended while the heartbeat was on its way
+                    lease.stop(StopReason.LOST)
                 continue
-            right.renew(until)
-            if right.job.id in canceled:
-                right.stop(Why.CANCELED)
+            lease.renew(deadline)
+            if lease.job.id in canceled:
+                lease.stop(StopReason.CANCELED)
 
-    def fence(self) -> list[Right]:
-        """Stop what has no time left; returns those stopped now."""
-        late = [right for right in self.all() if right.seconds_left <= 0 and right.why is not Why.LOST]
-        for right in late:
-            right.stop(Why.LOST)
-        return late
+    def stop_expired(self) -> list[Lease]:
+        """Stop the leases whose deadline has passed; returns those that were stopped now."""
+        expired = [
+            lease for lease in self.all() if lease.seconds_left <= 0 and lease.stop_reason is not StopReason.LOST
+        ]
+        for lease in expired:
+            lease.stop(StopReason.LOST)
+        return expired
 
     def wait_empty(self, seconds: float) -> bool:
-        """Wait until nothing is held; False if something still is after ``seconds``."""
+        """Wait until no lease is held; False if one still is after ``seconds``."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._held, timeout=max(0.0, seconds))
+
+
+def lease_deadline(requested_at: float, lease_seconds: float) -> float:
+    """The monotonic time at which work must stop under a lease of ``lease_seconds`` requested at ``requested_at``.
+
+    It is some seconds before the database's deadline, so that the work has stopped when another worker may start it.
+    """
+    return requested_at + lease_seconds - min(5.0, lease_seconds / 5)

@@ -1,9 +1,9 @@
-"""From a task and a model to a diffusers pipeline, and from a job's spec to one call of it.
+"""Loads the diffusers pipelines of a model, and turns a job's spec into one call of a pipeline.
 
-The pipelines are diffusers' own, unmodified. The pipelines of one model share its components, so a model lies in memory
-once whatever it is asked for. A scheduler keeps the state of the run it is in, so every run gets a fresh one. Weights
-come from safetensors files only and no code of a model's repository is run. No safety checker is loaded: what may be
-rendered is the operator's policy, and a checker's black squares would be failures that look like successes.
+The pipelines are diffusers' own, unmodified. The pipelines of one model share its components, so a model is in memory
+once whatever its tasks. A scheduler keeps the state of its run, so every run gets a new one. Weights come from
+safetensors files only, and no code of a model's repository is run. No safety checker is loaded: what may be rendered is
+the operator's policy, and the black images of a checker would be failures that look like successes.
 """
 
 from __future__ import annotations
@@ -54,31 +54,32 @@ _FOR_TASK: Final[dict[Task, Any]] = {
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-#: Of each weights file, this much is hashed at its start, middle and end: all of a small file, and of a large one
-#: enough to tell two trainings apart without reading it twice.
+#: How much of a weights file is hashed at its start, middle and end: all of a small file, and of a large one enough to
+#: distinguish two trainings without reading the file twice.
 _SAMPLE_BYTES: Final = 8 * 2**20
 
 
-def quiet() -> None:
-    """Keep the libraries' progress bars and advice out of the log."""
+def silence_libraries() -> None:
+    """Keep the libraries' progress bars and warnings out of the log."""
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # the depth pipeline asks for autocast in the dtype it runs in already
+    # the depth pipeline asks for autocast in the dtype that it uses already
     warnings.filterwarnings("ignore", message=r"In (CPU|MPS) autocast, but the target dtype is not supported")
 
 
-def be_deterministic(threads: int) -> None:
+def make_deterministic(threads: int) -> None:
     """Make the same call give the same bytes on this machine: fixed threads, no autotuning, no atomic adds.
 
-    ``threads``: of torch's CPU kernels; 0 keeps torch's choice. A sum's order depends on it, so it never changes later.
+    ``threads``: of torch's CPU kernels; 0 keeps torch's choice. The order of a sum depends on it, so it must not change
+    later.
     """
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # only warn: some attention kernels have no deterministic form, and an image is better than none
+    # only warn: some attention kernels have no deterministic implementation, and must work all the same
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -87,82 +88,82 @@ class LoadedModel:
     """A model in the device's memory."""
 
     model: Model
-    dtype: str  #: what it really runs in
+    dtype: str  #: of its weights in memory
     revision: str | None  #: the commit of a Hub model
     fingerprint: str  #: of the weights: see :func:`fingerprint`
     bytes: int  #: of all weights and buffers, each counted once
     _pipelines: dict[Task, Any] = field(default_factory=dict)
     compiled: bool = False  #: whether a part of it is, see `compile`
-    _worn: tuple[int, tuple[Lora, ...]] | None = None  # the denoiser's id, and the LoRAs in force
-    _loras: dict[tuple[int, str], str] = field(default_factory=dict)  # by denoiser and name: as it is loaded
-    _lora_prints: dict[str, str] = field(default_factory=dict)  # by name: of its weights
+    _active_loras: tuple[int, tuple[Lora, ...]] | None = None  # the denoiser's id, and its active LoRAs
+    _adapters: dict[tuple[int, str], str] = field(default_factory=dict)  # by denoiser and LoRA: the loaded adapter
+    _lora_fingerprints: dict[str, str] = field(default_factory=dict)  # by name
     _preview_map: torch.Tensor | None = None
-    _schedulers: dict[tuple[int, Scheduler], Any] = field(default_factory=dict)  # by the id of the model's own: unused
+    _schedulers: dict[tuple[int, Scheduler], Any] = field(default_factory=dict)  # by the id of the pipeline's own
 
     def pipeline(self, task: Task) -> Any:
-        """The model's pipeline for a task, on the components it has already.
+        """The model's pipeline for a task, with the components in memory.
 
-        Raises `ModelUnavailable` if the model has no such pipeline.
+        Raises `ModelUnavailable` if the model does not support the task.
         """
         if task not in self._pipelines:
             self._pipelines[task] = _derive(self.model, next(iter(self._pipelines.values())), task)
         return self._pipelines[task]
 
     def scheduler(self, task: Task, name: Scheduler) -> Any:
-        """A fresh scheduler of that name for the task's pipeline. Raises `ModelUnavailable`, see `make_scheduler`."""
+        """A new scheduler of that name for the task's pipeline. Raises `ModelUnavailable`, see `make_scheduler`."""
         base = self.pipeline(task).scheduler
-        fresh = self._schedulers.get((id(base), name))
-        if fresh is None:
-            fresh = self._schedulers[id(base), name] = make_scheduler(name, base)
-        # making one takes milliseconds of the engine's thread, with the farm's other threads waiting for Python
-        return copy.deepcopy(fresh)
+        unused = self._schedulers.get((id(base), name))
+        if unused is None:
+            unused = self._schedulers[id(base), name] = make_scheduler(name, base)
+        # a copy: making one takes milliseconds, in which no other thread of the process runs
+        return copy.deepcopy(unused)
 
-    def wear(self, task: Task, loras: tuple[Lora, ...]) -> None:
-        """Put LoRAs in force for a task, and no others. Loads them when they are first asked for; cheap if in force.
+    def activate_loras(self, task: Task, loras: tuple[Lora, ...]) -> None:
+        """Activate LoRAs for a task, and no others; loads each at its first use. Cheap if they are active already.
 
-        Raises `ModelUnavailable` for one that is not there, is no safetensors file, or does not fit the model.
+        Raises `ModelUnavailable` for one that is missing, is not a safetensors file, or does not fit the model.
         """
         pipeline = self.pipeline(task)
         denoiser = id(denoiser_of(pipeline))
-        if self._worn == (denoiser, loras) or not (loras or self._loras):
+        if self._active_loras == (denoiser, loras) or not (loras or self._adapters):
             return
-        names = [self._lora(pipeline, denoiser, lora.name) for lora in loras]
+        names = [self._load_lora(pipeline, denoiser, lora.name) for lora in loras]
         if names:
             pipeline.enable_lora()
             pipeline.set_adapters(names, [lora.scale for lora in loras])
         else:
             pipeline.disable_lora()
-        self._worn = denoiser, loras
+        self._active_loras = denoiser, loras
 
-    def _lora(self, pipeline: Any, denoiser: int, name: str) -> str:
-        known = self._loras.get((denoiser, name))
+    def _load_lora(self, pipeline: Any, denoiser: int, name: str) -> str:
+        known = self._adapters.get((denoiser, name))
         if known is not None:
             return known
         entry = self.model.lora(name)
         if entry is None:
-            raise ModelUnavailable(f"this worker's registry has no LoRA {name} for model {self.model.id}")
+            raise ModelUnavailable(f"model {self.model.id} has no LoRA {name} in the models file of this worker")
         path = lora_file(self.model, entry)
-        adapter = f"{name}-{len(self._loras)}"  # once for each denoiser, and a text encoder may have both
+        adapter = f"{name}-{len(self._adapters)}"  # unique: a text encoder may have those of several denoisers
         try:
             pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=adapter, use_safetensors=True)
-        except Exception as error:  # whatever an odd file makes the loader raise
+        except Exception as error:  # whatever an invalid file makes the loader raise
             if is_out_of_memory(error):
                 raise
             raise ModelUnavailable(f"LoRA {name} does not fit model {self.model.id}: {_short(error)}") from error
         if adapter not in {one for names in pipeline.get_list_adapters().values() for one in names}:
-            raise ModelUnavailable(f"LoRA {name} changes nothing of model {self.model.id}: it is for another one")
-        self._loras[denoiser, name] = adapter
-        self._lora_prints[name] = _digest_of(path)
-        self._worn = None  # loading puts it in force
+            raise ModelUnavailable(f"LoRA {name} has no weights for model {self.model.id}: it is for another model")
+        self._adapters[denoiser, name] = adapter
+        self._lora_fingerprints[name] = _digest_of(path)
+        self._active_loras = None  # loading activates it
         return adapter
 
-    def move(self, where: str) -> None:
-        """Put all weights there."""
+    def move(self, device: str) -> None:
+        """Move all weights to a device."""
         for pipeline in self._pipelines.values():
-            pipeline.to(where)
+            pipeline.to(device)
 
     def modules(self) -> list[torch.nn.Module]:
-        """What has weights, each once; the pipelines share it."""
+        """The components with weights, each once; the pipelines share them."""
         found = {
             id(component): component
             for pipeline in self._pipelines.values()
@@ -172,26 +173,26 @@ class LoadedModel:
         return list(found.values())
 
     def compile(self) -> None:
-        """Let torch compile the blocks that a denoiser repeats, once for all of them; the first forwards do it.
+        """Let torch compile the repeated blocks of the denoisers, at their first forwards.
 
-        A module whose class names no such blocks stays as it is. The kernels lie in ``TORCHINDUCTOR_CACHE_DIR``.
+        A module whose class names no such blocks is not compiled. The kernels are kept in ``TORCHINDUCTOR_CACHE_DIR``.
         """
-        torch._dynamo.config.suppress_errors = True  # noqa: SLF001 - what cannot be compiled runs as it is
+        torch._dynamo.config.suppress_errors = True  # noqa: SLF001 - what cannot be compiled runs uncompiled
         for module in self.modules():
             if getattr(module, "_repeated_blocks", None):
-                # for any number of rows: each would be compiled anew
+                # dynamic: otherwise each number of rows would be compiled separately
                 module.compile_repeated_blocks(dynamic=True)  # type: ignore[operator]
                 self.compiled = True
 
     def preview_map(self, task: Task) -> torch.Tensor | None:
-        """The map from latents to colours, fitted when it is first asked for; None for a model without a VAE."""
+        """The map from latents to colours, fitted at its first use; None for a model without an `AutoencoderKL`."""
         vae = getattr(self.pipeline(task), "vae", None)
         if self._preview_map is None and isinstance(vae, diffusers.AutoencoderKL):
             self._preview_map = previews.fit(vae)
         return self._preview_map
 
     def made_with(self, device: Device, loras: tuple[Lora, ...] = ()) -> dict[str, object]:
-        """What a recipe says of the model and the libraries. Nothing in it belongs to one worker or one moment."""
+        """What a recipe contains about the model and the libraries. It does not depend on the worker or the time."""
         found: dict[str, object] = {
             "model": self.model.id,
             "weights": self.fingerprint,
@@ -206,16 +207,16 @@ class LoadedModel:
         if self.compiled:  # other kernels round differently
             found["compiled"] = True
         if loras:
-            found["loras"] = {lora.name: self._lora_prints.get(lora.name) for lora in loras}
+            found["loras"] = {lora.name: self._lora_fingerprints.get(lora.name) for lora in loras}
         return found
 
 
 def load(model: Model, device: Device) -> LoadedModel:
-    """Bring a model's weights onto the device.
+    """Load a model into the device's memory.
 
     Raises:
-        ModelUnavailable: with one sentence that says what is missing.
-        torch.OutOfMemoryError: the device has no room for it.
+        ModelUnavailable: The model is missing or broken; the message says how.
+        torch.OutOfMemoryError: It does not fit the device. On a processor: `MemoryError`, `RuntimeError`.
     """
     dtype = _dtype(model, device)
     try:
@@ -223,43 +224,42 @@ def load(model: Model, device: Device) -> LoadedModel:
             folder, pipelines = _load_builtin(model, dtype)
         else:
             folder, pipelines = _load_folder(model, dtype)
-        where = torch_device(device)
         for pipeline in pipelines.values():
-            pipeline.to(where)
+            pipeline.to(torch_device(device))
             pipeline.set_progress_bar_config(disable=True)
             if device.kind == "cuda":
-                _lay_out_for_tensor_cores(pipeline)
+                _use_channels_last(pipeline)
     except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # whatever a broken repository makes the loaders raise, the worker stays healthy
+    except Exception as error:  # whatever a broken repository makes the loaders raise
         raise ModelUnavailable(f"model {model.id} cannot be loaded from {model.source}: {_short(error)}") from error
     revision = folder.name if folder.parent.name == "snapshots" else None
     size = _bytes_of(pipelines.values())
     return LoadedModel(model, str(dtype).removeprefix("torch."), revision, fingerprint(folder), size, pipelines)
 
 
-def _lay_out_for_tensor_cores(pipeline: Any) -> None:
-    """Channels last for what convolves: tensor cores read it as it lies. Attention is torch's fused one by default."""
+def _use_channels_last(pipeline: Any) -> None:
+    """Store the weights of convolutions in channels-last order, which tensor cores read without conversion."""
     for name in ("unet", "vae", "controlnet"):
         module = getattr(pipeline, name, None)
         if isinstance(module, torch.nn.Module):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch takes it by itself, too
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def _load_builtin(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any]]:
     name = model.source.removeprefix(BUILTIN)
     if name != "starter":
-        raise ModelUnavailable(f"model {model.id} names {model.source}, and no such model is built in")
-    from workers import starter  # noqa: PLC0415 - it is one of many models
+        raise ModelUnavailable(f"model {model.id} has the source {model.source}; only {BUILTIN}starter is built in")
+    from workers import starter  # noqa: PLC0415 - only if it is used
     from workers.starter.load import load as load_starter  # noqa: PLC0415
 
     return Path(starter.WEIGHTS), {Task(task): pipeline for task, pipeline in load_starter(dtype).items()}
 
 
 def fetch(model: Model) -> int:
-    """Bring a model's files to this machine and into its page cache, so that loading does not wait for them.
+    """Download a model's files and read them into the page cache, so that loading does not wait for them.
 
-    Touches neither torch nor the device, so any thread may do it. Returns the bytes read. Raises what the Hub raises.
+    Uses neither torch nor the device, so any thread may call it. Returns the bytes read. Raises what the Hub raises.
     """
     if model.source.startswith(BUILTIN):
         return 0
@@ -272,11 +272,11 @@ def fetch(model: Model) -> int:
 
 
 def _folder_of(model: Model) -> Path:
-    """Where a model's files lie, downloaded if it is on the Hub."""
+    """The directory of a model's files, downloaded if the model is on the Hub."""
     folder = Path(model.source)
     if not folder.is_dir():
         if folder.is_absolute() or model.source.startswith("."):
-            raise ModelUnavailable(f"model {model.id} should lie in {model.source}, and there is no such directory")
+            raise ModelUnavailable(f"model {model.id}: there is no directory {model.source}")
         folder = Path(
             diffusers.DiffusionPipeline.download(
                 model.source,
@@ -293,7 +293,7 @@ def _load_folder(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any
     folder = _folder_of(model)
     if not any(folder.rglob("*.safetensors")):
         raise ModelUnavailable(
-            f"model {model.id} has no .safetensors files in {model.source}; other formats can run code"
+            f"model {model.id} has no .safetensors files in {model.source}; other formats can contain code"
         )
     base = diffusers.DiffusionPipeline.from_pretrained(
         folder,
@@ -311,22 +311,22 @@ def _load_folder(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any
 
 
 def _derive(model: Model, base: Any, task: Task) -> Any:
-    """The pipeline for another task over the same components."""
+    """The pipeline for another task with the same components."""
     if task is Task.DEPTH_TO_IMAGE:
         if isinstance(base, diffusers.StableDiffusionDepth2ImgPipeline):
             return base
-        raise ModelUnavailable(f"model {model.id} has no depth estimator, so it cannot do {task}")
+        raise ModelUnavailable(f"model {model.id} has no depth estimator, so it does not support {task}")
     try:
         pipeline = _FOR_TASK[task].from_pipe(base)
     except (ValueError, TypeError) as error:
-        raise ModelUnavailable(f"model {model.id} is a {type(base).__name__}, which cannot do {task}") from error
+        raise ModelUnavailable(f"model {model.id} is a {type(base).__name__}, which does not support {task}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def _dtype(model: Model, device: Device) -> torch.dtype:
     if device.kind == "cpu":
-        return torch.float32  # half precision is slow there, and some operators lack it
+        return torch.float32  # half precision is slow on a processor, and some operators lack it
     return _DTYPES[device.dtype if model.dtype == "auto" else model.dtype]
 
 
@@ -358,7 +358,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def denoiser_of(pipeline: Any) -> Any:
-    """The module that a pipeline calls at every step; None if it names it otherwise."""
+    """The module that a pipeline calls at every step; None if the pipeline has another name for it."""
     return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
@@ -368,18 +368,21 @@ def lora_file(model: Model, entry: LoraFile) -> Path:
     if not (path.is_absolute() or entry.source.startswith(".") or path.suffix == ".safetensors"):
         if entry.weight_name is None or not entry.weight_name.endswith(".safetensors"):
             raise ModelUnavailable(
-                f"LoRA {entry.name} of model {model.id} is on the Hub: its weight_name must be a .safetensors file"
+                f"LoRA {entry.name} of model {model.id} is on the Hub: weight_name must name a .safetensors file"
             )
         try:
             return Path(huggingface_hub.hf_hub_download(entry.source, entry.weight_name, revision=entry.revision))
         except Exception as error:  # whatever the network and the Hub raise
-            raise ModelUnavailable(f"LoRA {entry.name} cannot be had from {entry.source}: {_short(error)}") from error
+            raise ModelUnavailable(f"cannot download LoRA {entry.name} from {entry.source}: {_short(error)}") from error
     if path.is_dir() and entry.weight_name is not None:
         path /= entry.weight_name
     if path.suffix != ".safetensors":
-        raise ModelUnavailable(f"LoRA {entry.name} of model {model.id} is {path.name}; other formats can run code")
+        raise ModelUnavailable(
+            f"LoRA {entry.name} of model {model.id} is {path.name}; only .safetensors is allowed, other formats can "
+            "contain code"
+        )
     if not path.is_file():
-        raise ModelUnavailable(f"LoRA {entry.name} of model {model.id} should lie in {path}, and there is no such file")
+        raise ModelUnavailable(f"LoRA {entry.name} of model {model.id}: there is no such file {path}")
     return path
 
 
@@ -389,17 +392,17 @@ def _digest_of(path: Path) -> str:
 
 
 def make_scheduler(name: Scheduler, base: Any) -> Any:
-    """A fresh scheduler of that name with the model's noise schedule; ``base`` is the model's own.
+    """A new scheduler of that name with the model's noise schedule; ``base`` is the model's own.
 
-    Raises `ModelUnavailable` for a model whose noise schedule it does not fit (flow matching).
+    Raises `ModelUnavailable` for a model with another kind of noise schedule (flow matching).
     """
     kind = SCHEDULERS[name]
     if type(base) is kind or kind in base.compatibles:
         return kind.from_config(base.config)
-    if name is Scheduler.EULER:  # flow matching is integrated with Euler steps of its own
+    if name is Scheduler.EULER:  # the scheduler of flow matching integrates by Euler steps
         return type(base).from_config(base.config)
     raise ModelUnavailable(
-        f"the model's noise schedule is a {type(base).__name__}, which {name} cannot follow; use {Scheduler.EULER}"
+        f"the model's scheduler is a {type(base).__name__}, which {name} cannot replace; use {Scheduler.EULER}"
     )
 
 
@@ -410,19 +413,28 @@ def render(
     inputs: Mapping[str, Image.Image],
     on_step: Callable[[int], None],
     stop: threading.Event,
-    look: Callable[[int, torch.Tensor], None] | None = None,
+    on_latents: Callable[[int, torch.Tensor], None] | None = None,
 ) -> Image.Image:
-    """Render output ``index`` of a job by one call of the stock pipeline, so that it can be rendered again alone.
+    """Render one output of a job by one call of the unmodified pipeline.
 
-    ``on_step`` gets the denoising steps done, 1 to `steps_run`; ``look`` gets them with the latents, (1, C, H/8, W/8)
-    where the pipeline does not pack them. The image is RGB, (height, width).
+    Args:
+        loaded: The model.
+        spec: The job.
+        index: Of the output; its seed is ``spec.seed + index``.
+        inputs: The decoded input images by name.
+        on_step: Gets the denoising steps done, 1 to `steps_run`.
+        stop: Ends the run at its next step.
+        on_latents: Gets the steps done and the latents, (1, C, H/8, W/8) where the pipeline does not pack them.
+
+    Returns:
+        RGB, (height, width) of the spec.
 
     Raises:
-        NanOutput: the arithmetic overflowed.
-        JobCanceled: ``stop`` was set; nothing is left of the run.
-        UnsuitableInput: an input leaves the pipeline nothing to work with.
+        NanOutput: The arithmetic overflowed.
+        JobCanceled: ``stop`` was set.
+        UnsuitableInput: The pipeline cannot use an input.
     """
-    # A copy shares the components and nothing else, so a run leaves no state behind that another one could see.
+    # A copy shares only the components, so a run leaves no state in the pipeline.
     pipeline = copy.copy(loaded.pipeline(spec.task))
     pipeline.scheduler = loaded.scheduler(spec.task, spec.scheduler)
     steps = steps_run(spec)
@@ -430,12 +442,12 @@ def render(
     def after_step(pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if stop.is_set():
             raise JobCanceled("the job was stopped")
-        # some schedulers call the denoiser twice for one step: count in the steps that were asked for
+        # some schedulers call the denoiser twice for one step: count the requested steps
         done = min(steps, (step + 1) * steps // max(1, pipe.num_timesteps))
         on_step(done)
         latents = tensors.get("latents")
-        if look is not None and latents is not None:
-            look(done, latents)
+        if on_latents is not None and latents is not None:
+            on_latents(done, latents)
         return {}
 
     if stop.is_set():
@@ -447,23 +459,23 @@ def render(
         num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale,
         num_images_per_prompt=1,
-        # on the CPU whatever the device: the same seed is the same noise everywhere
+        # on the CPU whatever the device: the same seed gives the same noise everywhere
         generator=torch.Generator("cpu").manual_seed(spec.seed_of(index)),
         callback_on_step_end=after_step,
         output_type="np",
         **given,
     )
     pixels = called.images
-    if not np.isfinite(pixels).all():  # a black image is what Pillow would make of it
-        raise NanOutput("the image came out as NaN")
+    if not np.isfinite(pixels).all():  # Pillow would make a black image of it
+        raise NanOutput("the image contains NaN")
     image: Image.Image = diffusers.image_processor.VaeImageProcessor.numpy_to_pil(pixels)[0]
     if spec.task is Task.INPAINTING:
-        image = _kept_outside(image, given["image"], given["mask_image"])
+        image = _restore_outside_mask(image, given["image"], given["mask_image"])
     return image.convert("RGB")
 
 
 def _arguments(spec: JobSpec, inputs: Mapping[str, Image.Image]) -> dict[str, Any]:
-    """What the task's pipeline takes beside the common parameters. Inputs are brought to the job's size here."""
+    """The arguments of the task's pipeline besides the common ones. Resizes the inputs to the job's size."""
     size = (spec.width, spec.height)
     if spec.task is Task.TEXT_TO_IMAGE:
         return {"width": spec.width, "height": spec.height}
@@ -481,30 +493,30 @@ def _arguments(spec: JobSpec, inputs: Mapping[str, Image.Image]) -> dict[str, An
     return found
 
 
-def _kept_outside(painted: Image.Image, image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The painted image where the mask is white, the given one elsewhere: all three of the job's size.
+def _restore_outside_mask(painted: Image.Image, image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The painted image where the mask is white, the input image elsewhere: all three of the job's size.
 
-    The pipeline sends the whole image through the autoencoder, which changes the part that nobody asked to change.
+    The pipeline encodes and decodes the whole image, which changes the pixels outside the mask as well.
     """
-    white = mask.convert("L").point(lambda value: 255 if value >= 128 else 0)  # where the pipeline cuts it, too
+    white = mask.convert("L").point(lambda value: 255 if value >= 128 else 0)  # the pipeline's threshold
     return Image.composite(painted.convert("RGB"), image.convert("RGB"), white)
 
 
 def _depth(image: Image.Image) -> torch.Tensor:
-    """A depth image, ``L`` or ``I;16``, as (1, H, W); brighter is nearer, which is what depth estimators give too."""
+    """A depth image, ``L`` or ``I;16``, as (1, H, W) in [0, 1]; brighter is nearer, as depth estimators define it."""
     low, high = image.getextrema()
     if low == high:
-        raise UnsuitableInput("the depth map has the same value everywhere, so it says nothing about depth")
+        raise UnsuitableInput("the depth map has the same value everywhere, so it contains no depth")
     width, height = image.size
     if image.mode == "I;16":
-        # through bytes: torch reads no Pillow image, and 16 bit pixels are little-endian there
+        # Pillow's 16 bit pixels are little-endian
         values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint16).to(torch.float32)
         return values.reshape(1, height, width) / 65535.0
     values = torch.frombuffer(bytearray(image.convert("L").tobytes()), dtype=torch.uint8).to(torch.float32)
     return values.reshape(1, height, width) / 255.0
 
 
-def tile(loaded: LoadedModel, task: Task, *, on: bool) -> None:
+def set_vae_tiling(loaded: LoadedModel, task: Task, *, on: bool) -> None:
     """Let the VAE work in slices and tiles, which needs far less memory and changes pixels a little."""
     vae = getattr(loaded.pipeline(task), "vae", None)
     for name in ("slicing", "tiling"):
@@ -514,22 +526,22 @@ def tile(loaded: LoadedModel, task: Task, *, on: bool) -> None:
 
 
 @contextmanager
-def offloaded(loaded: LoadedModel, task: Task, where: str) -> Iterator[None]:
-    """Let each component of a task's pipeline lie on the device only while it works, and in main memory else.
+def cpu_offload(loaded: LoadedModel, task: Task, device: str) -> Iterator[None]:
+    """Keep each component of a task's pipeline in main memory except while it computes.
 
-    Slow, for weights are moved for every image; the pixels stay the same. Nobody else may run on the model meanwhile.
+    Slow, because weights are moved for every image; the pixels stay the same. No other run may use the model meanwhile.
     """
     pipeline = loaded.pipeline(task)
-    pipeline.enable_model_cpu_offload(device=where)
+    pipeline.enable_model_cpu_offload(device=device)
     try:
         yield
     finally:
         pipeline.remove_all_hooks()
-        loaded.move(where)
+        loaded.move(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device, or this machine, has no memory left."""
+    """Whether an error means that the device or this machine has no memory left."""
     # the CPU's allocator raises a plain RuntimeError
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -537,7 +549,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _short(error: BaseException) -> str:
-    """An error's first line, shortened for a person."""
+    """The first line of an error, at most 300 characters."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else text[:299] + "…"

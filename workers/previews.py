@@ -1,7 +1,7 @@
-"""What an image looks like on its way: latents to colours by one linear map, which is fitted to the model's VAE.
+"""Previews of unfinished images: from latents to colours by one linear map, which is fitted to the model's VAE.
 
 Decoding at every step would cost more than the steps of a small model. Latents are nearly linear in the colours of the
-pixels they stand for, so a least-squares map from their channels to red, green and blue shows shapes and colours.
+pixels that they encode, so a least-squares map from their channels to red, green and blue shows shapes and colours.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
-from workers.render_request import PREVIEW_BYTES
+from workers.render_request import MAX_PREVIEW_BYTES
 
-SIDE: Final = 96  #: pixels of a preview, its longer side
+SIDE: Final = 96  #: pixels of a preview's longer side
 _SAMPLES: Final = 8  #: images that the map is fitted to
 _CELLS: Final = 8  #: latents on a side of each
 _QUALITIES: Final = (80, 60, 40, 20)
 
 
 def fit(vae: Any) -> torch.Tensor:
-    """The map of a VAE from a latent's channels, as the denoiser sees them, and 1 to RGB in [0, 1]: (C + 1, 3)."""
+    """The colour map of a VAE, (C + 1, 3): from the C channels of a latent and a 1 to RGB in [0, 1].
+
+    The latents are those of the denoiser: shifted and scaled.
+    """
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
     draw = torch.Generator("cpu").manual_seed(0)
     cells = torch.rand(_SAMPLES, 3, _CELLS // 2, _CELLS // 2, generator=draw)
@@ -39,8 +42,18 @@ def fit(vae: Any) -> torch.Tensor:
     return solution.float()
 
 
-def spread(latents: torch.Tensor, width: int, height: int, channels: int) -> torch.Tensor | None:
-    """The first image's latents as (C, h, w); some pipelines pack 2 × 2 of them into one token. None: neither."""
+def unpack(latents: torch.Tensor, width: int, height: int, channels: int) -> torch.Tensor | None:
+    """The first image's latents as (C, H/8, W/8).
+
+    Args:
+        latents: (B, C, H/8, W/8), or (B, tokens, 4C) where a pipeline packs 2 × 2 of them into one token.
+        width: Pixels of the image.
+        height: Pixels of the image.
+        channels: C.
+
+    Returns:
+        None for latents of another shape.
+    """
     one = latents[:1].float().cpu()
     if one.ndim == 4 and one.shape[1] == channels:
         return one[0]
@@ -53,12 +66,12 @@ def spread(latents: torch.Tensor, width: int, height: int, channels: int) -> tor
     return None
 
 
-def paint(latents: torch.Tensor, mapping: torch.Tensor, width: int, height: int) -> bytes | None:
-    """A small JPEG of what latents stand for; None for those of a form that the map does not fit."""
-    cells = spread(latents, width, height, len(mapping) - 1)
+def make(latents: torch.Tensor, colour_map: torch.Tensor, width: int, height: int) -> bytes | None:
+    """A small JPEG of what latents encode; None for latents that the map does not fit."""
+    cells = unpack(latents, width, height, len(colour_map) - 1)
     if cells is None or not torch.isfinite(cells).all():
         return None
-    colours = torch.einsum("chw,cr->hwr", cells, mapping[:-1]) + mapping[-1]
+    colours = torch.einsum("chw,cr->hwr", cells, colour_map[:-1]) + colour_map[-1]
     pixels = (colours.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
     image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.numpy().tobytes())
     scale = SIDE / max(width, height)
@@ -66,6 +79,6 @@ def paint(latents: torch.Tensor, mapping: torch.Tensor, width: int, height: int)
     for quality in _QUALITIES:
         target = io.BytesIO()
         image.save(target, "JPEG", quality=quality)
-        if target.tell() <= PREVIEW_BYTES:
+        if target.tell() <= MAX_PREVIEW_BYTES:
             return target.getvalue()
     return None

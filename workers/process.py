@@ -2,8 +2,8 @@
 
     pin the device ─► clear the old messages ─► join ─► (Celery consumes) ─► drain ─► leave
 
-The end comes in two steps, as with most servers: the first signal lets jobs on the device finish for ``drain_seconds``
-and gives the waiting ones back at once; the second one gives everything back.
+A shutdown has two steps. The first signal releases waiting jobs at once and lets jobs on the device finish for
+``drain_seconds``; the second one releases all jobs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from enum import Enum
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 from celery import Celery
@@ -26,110 +25,120 @@ from farm import lifecycle, metrics, model_registry
 from farm.dispatch import broker
 from farm.domain.model import Model, Registry
 from farm.domain.worker import WorkerInfo, WorkerState
-from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
+from farm.errors import DatabaseUnavailable, SetupError
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
 from workers import device as devices
 from workers import device_metrics
-from workers.consumer_watchdog import Ear
-from workers.device import Upkeep
-from workers.engine import Engine
-from workers.group_commit import Ledger
-from workers.heartbeat import EXIT_STALLED, Heartbeat, Watch
-from workers.job_runner import Bench, pauses
-from workers.leases import Rights, Stage, Why
-from workers.progress_reporter import Reporter
-from workers.upload_spool import Shelf
+from workers.consumer_watchdog import ConsumerWatchdog
+from workers.engine import Engine, EngineOptions
+from workers.group_commit import GroupCommit
+from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog
+from workers.job_runner import JobRunner
+from workers.leases import Leases, Stage, StopReason
+from workers.progress_reporter import ProgressReporter
+from workers.retry import retry_until_available
+from workers.upload_spool import UploadSpool
 
 log = structlog.stdlib.get_logger()
-T = TypeVar("T")
 
 #: Jobs that a device renders at once when they share forwards, by the device's kind.
 SLOTS: Final = {"cuda": 16, "mps": 8, "cpu": 4}
-LAST_SECONDS: Final = 10.0  #: for stopped jobs to be given back, before the process ends without them
+ABORT_SECONDS: Final = 10.0  #: for stopped jobs to be released, before the process ends without waiting for them
 
 
-class End(Enum):
-    """Why a process's shift ends."""
+class ShutdownReason(Enum):
+    """Why a process shuts down."""
 
-    ASKED = "asked"  #: by a signal
-    DEAF = "deaf"  #: its consumer fell silent; a fresh process will hear
+    SIGNAL = "signal"
+    CONSUMER_STALLED = "consumer_stalled"  #: a new process gets a new consumer
 
 
-class Shift:
-    """What one worker process is and holds. Make it before torch is imported: it pins the device."""
+class WorkerProcess:
+    """The state of one worker process. Make it before torch is imported: it pins the device."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
-        """Raises `SetupError` if this machine cannot do what was asked."""
+        """Raises `SetupError` if this machine lacks what the settings ask for."""
         devices.require_libraries()
         choice = devices.choose(settings.device)
         devices.pin(choice)
-        self.settings = settings
         self.host = settings.worker_host or socket.gethostname()
         self.device_name = choice.index
         self.name = f"{self.host}/{choice.index}"  #: the worker's name in the farm
+        self._settings = settings
         self._app = app
         self._boot_id = uuid.uuid4().hex
         self._models: Registry = model_registry.load(settings.models_file)
         self._slots = slots(settings.batching, choice.kind)
         self.capacity = self._slots + settings.prefetch  #: jobs in this process at once
-        rights = Rights()
+        self._leases = Leases()
         # each job's thread, the heartbeat and the reporter may each hold a connection
-        database = Store.connect(settings, pool=self.capacity + 2)
-        self.bench = Bench(
+        self._store = Store.connect(settings, pool=self.capacity + 2)
+        self._engine = Engine(
+            EngineOptions(
+                choice,
+                torch_threads=settings.torch_threads,
+                slots=self._slots,
+                max_rows=settings.batch_rows,
+                profiles_dir=settings.data_dir / "batch-profiles",
+                cpu_cache_bytes=settings.cpu_model_cache_bytes,
+                compile_dir=settings.data_dir / "compiled" if settings.compile else None,
+            )
+        )
+        self._reporter = ProgressReporter(self._store, self._leases)
+        self.job_runner = JobRunner(
             worker=self.name,
             settings=settings,
-            store=database,
+            store=self._store,
             storage=Storage(settings),
-            engine=Engine(
-                choice,
-                settings.torch_threads,
-                self._slots,
-                settings.batch_rows,
-                settings.data_dir / "lessons",
-                Upkeep(settings.cpu_model_cache_bytes, settings.data_dir / "compiled" if settings.compile else None),
-            ),
-            ledger=Ledger(database, self.name, settings.run_lease_seconds),
-            reporter=Reporter(database, rights),
-            rights=rights,
-            shelf=Shelf(settings.data_dir / "shelf" / self.name.replace("/", "-")),
-            model=self._model,
+            engine=self._engine,
+            group_commit=GroupCommit(self._store, self.name, settings.run_lease_seconds),
+            reporter=self._reporter,
+            leases=self._leases,
+            spool=UploadSpool(settings.data_dir / "spool" / self.name.replace("/", "-")),
+            find_model=self._find_model,
         )
-        self._ear = Ear(
+        self._consumer_watchdog = ConsumerWatchdog(
             app,
             self.name,
             settings.consumer_stall_seconds,
-            lambda: len(rights.all()) >= self.capacity,
-            lambda: self._signals.put(End.DEAF),
+            is_full=lambda: len(self._leases.all()) >= self.capacity,
+            on_stall=lambda: self._shutdown.put(ShutdownReason.CONSUMER_STALLED),
         )
-        # the way of every other end: Celery hears the signal, stops consuming and calls `ask_to_end`
-        self._heartbeat = Heartbeat(self.bench, self._boot_id, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        self._watch = Watch(rights, self.bench.engine, settings, self.name)
-        # put() of a SimpleQueue may be called from a signal handler, which a lock may not
-        self._signals: queue.SimpleQueue[End] = queue.SimpleQueue()
+        self._heartbeat = HeartbeatThread(
+            self.name,
+            self._boot_id,
+            settings,
+            self._store,
+            self._engine,
+            self._leases,
+            # like every other shutdown: Celery gets the signal, stops consuming and calls `request_shutdown`
+            on_stop_request=lambda: os.kill(os.getpid(), signal.SIGTERM),
+        )
+        self._watchdog = Watchdog(self._leases, self._engine, settings, self.name)
+        # put() of a SimpleQueue may be called from a signal handler; acquiring a lock may not
+        self._shutdown: queue.SimpleQueue[ShutdownReason] = queue.SimpleQueue()
         self._left = threading.Event()
 
-    def begin(self) -> None:
-        """Join the farm. Waits for servers that are away. Raises `SetupError` if the device is not there."""
-        engine = self.bench.engine
-        engine.start()
-        device = engine.device.result()
+    def start(self) -> None:
+        """Join the farm. Waits for servers that do not answer. Raises `SetupError` if the device is missing."""
+        self._engine.start()
+        device = self._engine.device.result()
         info = WorkerInfo(
             name=self.name,
             boot_id=self._boot_id,
             host=self.host,
             device=device,
             slots=self._slots,
-            prefetch=self.settings.prefetch,
+            prefetch=self._settings.prefetch,
             pid=os.getpid(),
             versions=devices.versions(),
         )
-        # Messages first: those of a dead process are for jobs that joining gives back.
-        patiently(lambda: broker.purge(self._app, self.name))
-        lost = patiently(lambda: self._join(info))
-        for job in lost:
-            log.warning("taken back from this worker's last process", action="job_taken_back", job=job)
+        # Messages first: those of an earlier process are for jobs that joining requeues.
+        retry_until_available(lambda: broker.purge(self._app, self.name))
+        for job in retry_until_available(lambda: self._join(info)):
+            log.warning("requeued: an earlier process of this worker held it", action="job_requeued", job=job)
         log.info(
             "joined",
             action="worker_joined",
@@ -138,95 +147,83 @@ class Shift:
             dtype=device.dtype,
             memory_gib=round(device.memory_bytes / 2**30, 1),
         )
-        device_metrics.watch(device)
-        metrics.serve(self.settings, self.settings.metrics_worker_port)
-        for thread in (self.bench.reporter, self._heartbeat, self._watch, self._ear):
+        device_metrics.register(device)
+        metrics.serve(self._settings, self._settings.metrics_worker_port)
+        for thread in (self._reporter, self._heartbeat, self._watchdog, self._consumer_watchdog):
             thread.start()
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
-    def ask_to_end(self) -> None:
-        """A signal to stop came; a second one makes it quick. May be called from a signal handler."""
-        self._signals.put(End.ASKED)
+    def record_message(self) -> None:
+        """Record that the consumer took a message."""
+        self._consumer_watchdog.record_message()
 
-    def hear(self) -> None:
-        """A message arrived."""
-        self._ear.hear()
+    def request_shutdown(self) -> None:
+        """Shut down; a second request releases all jobs at once. May be called from a signal handler."""
+        self._shutdown.put(ShutdownReason.SIGNAL)
 
-    def end(self) -> None:
-        """Leave the farm: what is still held goes back to the queue."""
+    def leave(self) -> None:
+        """Leave the farm: jobs that are still held return to their queues."""
         if self._left.is_set():
             return
         self._left.set()
         self._heartbeat.close()
-        self._watch.close()
+        self._watchdog.close()
         if self._heartbeat.is_alive():
-            self._heartbeat.join(5)  # a beat after the goodbye would bring this worker back online
+            self._heartbeat.join(5)  # a later heartbeat would bring this worker back online
         try:
-            with self.bench.store.begin() as unit:
-                left = lifecycle.leave(unit, self.name, self._boot_id)
+            with self._store.begin() as unit:
+                released = lifecycle.leave(unit, self.name, self._boot_id)
         except DatabaseUnavailable:
-            log.warning("cannot say goodbye; the leases will", action="leave_failed", worker=self.name)
+            log.warning("cannot leave the farm; the leases will run out", action="leave_failed", worker=self.name)
         else:
-            log.info("left", action="worker_left", worker=self.name, given_back=len(left))
-        self.bench.reporter.close()
-        self.bench.engine.close()
+            log.info("left", action="worker_left", worker=self.name, released=len(released))
+        self._reporter.close()
+        self._engine.close()
 
     def _join(self, info: WorkerInfo) -> list[str]:
-        with self.bench.store.begin() as unit:
+        with self._store.begin() as unit:
             return lifecycle.join(unit, info)
 
-    def _model(self, model_id: str) -> Model | None:
+    def _find_model(self, model_id: str) -> Model | None:
         found = self._models.get(model_id)
-        if found is None:  # the file may have grown since this process began
+        if found is None:  # the file may have changed since this process started
             try:
-                self._models = model_registry.load(self.settings.models_file)
+                self._models = model_registry.load(self._settings.models_file)
             except SetupError as error:
-                log.warning("the models file is broken", action="registry_broken", error=str(error))
+                log.warning("cannot read the models file", action="registry_unreadable", error=str(error))
             found = self._models.get(model_id)
         return found
 
     def _drain(self) -> None:
-        """Wait for the first reason to end, then empty this process's hands."""
-        why = self._signals.get()
-        self._ear.close()
-        rights = self.bench.rights
-        log.info("draining", action="worker_draining", worker=self.name, held=len(rights.all()))
+        """Wait for a shutdown request, then for the jobs to finish or be released."""
+        reason = self._shutdown.get()
+        self._consumer_watchdog.close()
+        log.info("draining", action="worker_draining", worker=self.name, held=len(self._leases.all()))
         try:
-            with self.bench.store.begin() as unit:
+            with self._store.begin() as unit:
                 unit.workers.set_state(self.name, WorkerState.DRAINING, self._boot_id)
         except DatabaseUnavailable:
-            log.warning("cannot tell that this worker drains", action="drain_untold", worker=self.name)
-        give_up_at = time.monotonic() + self.settings.drain_seconds
-        while time.monotonic() < give_up_at and self._signals.empty():
-            for right in rights.all():
-                if right.stage in (Stage.FETCHING, Stage.WAITING):
-                    right.stop(Why.DRAINED)
-            if rights.wait_empty(0.1):
+            log.warning("cannot write that this worker drains", action="drain_unwritten", worker=self.name)
+        give_up_at = time.monotonic() + self._settings.drain_seconds
+        while time.monotonic() < give_up_at and self._shutdown.empty():
+            for lease in self._leases.all():
+                if lease.stage in (Stage.FETCHING, Stage.WAITING):
+                    lease.stop(StopReason.DRAINED)
+            if self._leases.wait_empty(0.1):
                 break
-        for right in rights.all():
-            right.stop(Why.DRAINED)
-        if not rights.wait_empty(LAST_SECONDS):
-            # Celery would wait for the threads of hanging jobs for ever
-            log.warning("ending in spite of hanging jobs", action="worker_abandons", held=len(rights.all()))
-            self.end()
+        for lease in self._leases.all():
+            lease.stop(StopReason.DRAINED)
+        if not self._leases.wait_empty(ABORT_SECONDS):
+            # Celery would wait for the threads of hanging jobs without end
+            log.warning("ending although jobs hang", action="drain_aborted", held=len(self._leases.all()))
+            self.leave()
             os._exit(1)
-        if why is End.DEAF:
-            # a consumer that hears nothing does not hear that it should end, either
-            self.end()
+        if reason is ShutdownReason.CONSUMER_STALLED:
+            # a stalled consumer does not react to a request to end, either
+            self.leave()
             os._exit(EXIT_STALLED)
 
 
 def slots(batching: str, kind: str) -> int:
     """Jobs on a device at once: several that share forwards, or one."""
     return 1 if batching == "off" else SLOTS[kind]
-
-
-def patiently(action: Callable[[], T]) -> T:
-    """Do something that needs a server, trying again while it is away."""
-    for pause in pauses():
-        try:
-            return action()
-        except (BrokerUnavailable, DatabaseUnavailable) as error:
-            log.warning("waiting", action="server_unavailable", error=str(error))
-            time.sleep(pause)
-    raise AssertionError  # pauses() never ends

@@ -1,6 +1,6 @@
-"""Live progress to the database, from a thread of its own: the device never waits for the database.
+"""Writes live progress to the database from a thread of its own, so that the device never waits for the database.
 
-The engine leaves its newest step in a slot; whatever lies there is written at most twice a second.
+The engine stores the latest step of each job here; the thread writes the stored steps at most twice a second.
 """
 
 from __future__ import annotations
@@ -16,125 +16,131 @@ from farm import lifecycle
 from farm.domain.job import HeldJob
 from farm.errors import DatabaseUnavailable
 from farm.store.unit_of_work import Store
-from workers.leases import Right, Rights, Why
+from workers.leases import Lease, Leases, StopReason
 from workers.render_request import Preview
 
 log = structlog.stdlib.get_logger()
 
-SECONDS: Final = 0.5  #: between two writes
+INTERVAL_SECONDS: Final = 0.5  #: between two writes
 
 
-class Reporter(threading.Thread):
-    """Writes steps to the rows of the jobs on the device, and hears of cancels on the way."""
+class ProgressReporter(threading.Thread):
+    """Writes starts and steps to the jobs' rows, and stops jobs that the rows say are canceled or lost.
 
-    def __init__(self, store: Store, rights: Rights) -> None:
-        super().__init__(name="reporter", daemon=True)
+    `started`, `step` and `preview` never wait for the database.
+    """
+
+    def __init__(self, store: Store, leases: Leases) -> None:
+        super().__init__(name="progress reporter", daemon=True)
         self._store = store
-        self._rights = rights
-        self._begun: dict[Right, tuple[int, float]] = {}  #: steps, and when
-        self._steps: dict[Right, int] = {}
-        self._previews: dict[Right, Preview] = {}
-        self._news = threading.Condition()
+        self._leases = leases
+        self._starts: dict[Lease, tuple[int, float]] = {}  #: number of steps, and when the job started
+        self._steps: dict[Lease, int] = {}
+        self._previews: dict[Lease, Preview] = {}
+        self._changed = threading.Condition()
         self._closing = False
 
-    def take_up(self, right: Right, steps: int) -> None:
-        """The device begins with a job of that many denoising steps. Never waits for the database."""
-        with self._news:
-            self._begun[right] = steps, time.monotonic()
-            self._news.notify()
+    def started(self, lease: Lease, steps: int) -> None:
+        """Report that the device started a job of ``steps`` denoising steps."""
+        with self._changed:
+            self._starts[lease] = steps, time.monotonic()
+            self._changed.notify()
 
-    def step(self, right: Right, step: int) -> None:
-        """So many denoising steps are done. Never waits for the database."""
-        with self._news:
-            self._steps[right] = step
-            self._news.notify()
+    def step(self, lease: Lease, step: int) -> None:
+        """Report how many denoising steps are done."""
+        with self._changed:
+            self._steps[lease] = step
+            self._changed.notify()
 
-    def preview(self, right: Right, preview: Preview) -> None:
-        """What an image looks like on its way; goes out with the next step. Never waits for the database."""
-        with self._news:
-            self._previews[right] = preview
+    def preview(self, lease: Lease, preview: Preview) -> None:
+        """Report a preview; it is written with the next step."""
+        with self._changed:
+            self._previews[lease] = preview
 
-    def unwritten(self, right: Right) -> tuple[int, float] | tuple[None, None]:
-        """The denoising steps of a job whose taking up is not written yet, and when that was; the caller writes it."""
-        with self._news:
-            self._steps.pop(right, None)
-            self._previews.pop(right, None)
-            return self._begun.pop(right, (None, None))
+    def take_unwritten_start(self, lease: Lease) -> tuple[int, float] | tuple[None, None]:
+        """The number of steps and the time of a start that is not written yet, which the caller must write.
+
+        Also drops the job's other unwritten progress: it has ended.
+        """
+        with self._changed:
+            self._steps.pop(lease, None)
+            self._previews.pop(lease, None)
+            return self._starts.pop(lease, (None, None))
 
     def close(self) -> None:
-        """End after the write at hand."""
-        with self._news:
+        """End the thread after the current write."""
+        with self._changed:
             self._closing = True
-            self._news.notify()
+            self._changed.notify()
 
     def run(self) -> None:
-        """Write that a job begins at once, because a death counts from there; steps twice a second."""
+        """Write starts at once, because a crash counts from there, and steps twice a second."""
         next_steps_at = 0.0
         while True:
-            with self._news:
-                while not self._closing and not self._begun:
+            with self._changed:
+                while not self._closing and not self._starts:
                     pause = next_steps_at - time.monotonic()
                     if self._steps and pause <= 0:
                         break
-                    self._news.wait(pause if self._steps else None)
+                    self._changed.wait(pause if self._steps else None)
                 if self._closing:
                     return
-                begun, self._begun = self._begun, {}
-                steps: dict[Right, int] = {}
+                starts, self._starts = self._starts, {}
+                steps: dict[Lease, int] = {}
                 if time.monotonic() >= next_steps_at:
                     steps, self._steps = self._steps, {}
-                    next_steps_at = time.monotonic() + SECONDS
-            written = [self._write_begun(begun), self._write_steps(steps)]
+                    next_steps_at = time.monotonic() + INTERVAL_SECONDS
+            written = [self._write_starts(starts), self._write_steps(steps)]
             if not all(written):
-                time.sleep(SECONDS)
+                time.sleep(INTERVAL_SECONDS)
 
-    def _write_begun(self, begun: dict[Right, tuple[int, float]]) -> bool:
-        """Write which jobs the device took up; False if that must be tried again."""
-        held = {right.held: right for right in begun if self._rights.holds(right)}
+    def _write_starts(self, starts: dict[Lease, tuple[int, float]]) -> bool:
+        """Write which jobs the device started; False if the write must be repeated."""
+        held = {lease.held: lease for lease in starts if lease in self._leases}
         if not held:
             return True
         try:
             with self._store.begin() as unit:
-                ours = lifecycle.start_all(unit, {one: begun[right][0] for one, right in held.items()})
+                ours = lifecycle.start_all(unit, {one: starts[lease][0] for one, lease in held.items()})
         except DatabaseUnavailable:
-            log.warning("progress is not written", action="progress_unwritten", jobs=len(held))
-            with self._news:
-                for right in held.values():
-                    self._begun.setdefault(right, begun[right])
+            log.warning("cannot write that jobs started", action="progress_unwritten", jobs=len(held))
+            with self._changed:
+                for lease in held.values():
+                    self._starts.setdefault(lease, starts[lease])
             return False
         except Exception:
-            log.exception("progress is not written", action="progress_unwritten", jobs=len(held))
+            log.exception("cannot write that jobs started", action="progress_unwritten", jobs=len(held))
         else:
             self._stop_lost(held, ours)
         return True
 
-    def _write_steps(self, steps: dict[Right, int]) -> bool:
-        """Write how far jobs are, and stop those that are to be canceled; False if that must be tried again."""
-        held = {right.held: right for right in steps if self._rights.holds(right)}
+    def _write_steps(self, steps: dict[Lease, int]) -> bool:
+        """Write the steps done, and stop jobs that are to be canceled; False if the write must be repeated."""
+        held = {lease.held: lease for lease in steps if lease in self._leases}
         if not held:
             return True
-        with self._news:
-            previews = {one.job_id: self._previews.pop(right, None) for one, right in held.items()}
-        shown = {job_id: preview.data_url for job_id, preview in previews.items() if preview is not None}
+        with self._changed:
+            previews = {one.job_id: self._previews.pop(lease, None) for one, lease in held.items()}
+        data_urls = {job_id: preview.data_url for job_id, preview in previews.items() if preview is not None}
         try:
             with self._store.begin() as unit:
-                ours = lifecycle.progress_all(unit, {one: steps[right] for one, right in held.items()}, shown)
+                ours = lifecycle.progress_all(unit, {one: steps[lease] for one, lease in held.items()}, data_urls)
         except DatabaseUnavailable:
-            log.warning("progress is not written", action="progress_unwritten", jobs=len(held))
-            with self._news:  # what came in meanwhile is newer
-                for right in held.values():
-                    self._steps.setdefault(right, steps[right])
+            log.warning("cannot write progress", action="progress_unwritten", jobs=len(held))
+            with self._changed:  # a step that came in meanwhile is newer
+                for lease in held.values():
+                    self._steps.setdefault(lease, steps[lease])
             return False
         except Exception:
-            log.exception("progress is not written", action="progress_unwritten", jobs=len(held))
+            log.exception("cannot write progress", action="progress_unwritten", jobs=len(held))
         else:
             self._stop_lost(held, ours)
-            for one, right in held.items():
+            for one, lease in held.items():
                 if ours.get(one.job_id):
-                    right.stop(Why.CANCELED)
+                    lease.stop(StopReason.CANCELED)
         return True
 
-    def _stop_lost(self, held: dict[HeldJob, Right], ours: Collection[str]) -> None:
-        for one, right in held.items():
-            if one.job_id not in ours and self._rights.holds(right):  # or else it ended while this was on its way
-                right.stop(Why.LOST)
+    def _stop_lost(self, held: dict[HeldJob, Lease], ours: Collection[str]) -> None:
+        for one, lease in held.items():
+            if one.job_id not in ours and lease in self._leases:  # otherwise it ended during the write
+                lease.stop(StopReason.LOST)

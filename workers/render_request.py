@@ -1,4 +1,4 @@
-"""A job as the device sees it: what goes into the engine, and what comes out."""
+"""What the job runner gives the engine for one job, and what it gets back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec
 
-#: Of a preview: with its base64 and its name it stays below the 8,000 bytes of a notification of PostgreSQL.
-PREVIEW_BYTES: Final = 5_600
+#: Of a preview: with base64 and the job's id it fits into the 8,000 bytes of a PostgreSQL notification.
+MAX_PREVIEW_BYTES: Final = 5_600
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """What came out for one job."""
+class RenderResult:
+    """The images of one job."""
 
     images: list[Image.Image]  #: RGB, (height, width) of the spec, in the order of the outputs
     made_with: dict[str, object]  #: model revision and weights, dtype, device kind, library versions
@@ -30,36 +30,38 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Preview:
-    """What an image looks like on its way."""
+    """A small image of an unfinished output."""
 
     index: int  #: of the output
     step: int  #: denoising steps done of that output
-    image: bytes  #: a JPEG of at most `PREVIEW_BYTES`
+    image: bytes  #: a JPEG of at most `MAX_PREVIEW_BYTES`
 
     @property
     def data_url(self) -> str:
-        """As a page shows it."""
+        """The image as a data URL."""
         return f"data:image/jpeg;base64,{base64.b64encode(self.image).decode()}"
 
 
 @dataclass(eq=False)
-class RenderWork:
-    """One job as the device sees it."""
+class RenderRequest:
+    """One job for the engine.
+
+    The engine's thread calls the callbacks; they must not block.
+    """
 
     spec: JobSpec
     model: Model
     inputs: Mapping[str, Image.Image]
-    #: Both are called on the engine's thread and must not wait for anything.
-    on_take_up: Callable[[], None]
+    on_start: Callable[[int], None]  #: the device starts the job; gets `total_steps`
     on_step: Callable[[int], None]  #: gets the denoising steps done over all outputs, 1 to `total_steps`
-    stop: threading.Event  #: set from outside: the work ends at its next denoising step
+    stop: threading.Event  #: set by the caller: the job ends at its next denoising step
     priority: Priority = Priority.NORMAL
-    owner: Hashable = None  #: the job's right, which `Engine.leave` names
-    suspect: bool = False  #: a worker died while it was on the device
-    on_preview: Callable[[Preview], None] | None = None  #: wanted, and where it goes; must not wait for anything
-    future: Future[Rendered] = field(default_factory=Future)
+    owner: Hashable = None  #: the lease of the job, which `Engine.job_left` names
+    isolated: bool = False  #: a worker crashed while it rendered this job: no other job may run beside it
+    on_preview: Callable[[Preview], None] | None = None  #: None: no previews wanted
+    future: Future[RenderResult] = field(default_factory=Future)
 
-
-def total_steps(spec: JobSpec) -> int:
-    """Denoising steps of a whole job, over all its outputs."""
-    return steps_run(spec) * spec.num_images_per_prompt
+    @property
+    def total_steps(self) -> int:
+        """Denoising steps of the whole job, over all its outputs."""
+        return steps_run(self.spec) * self.spec.num_images_per_prompt

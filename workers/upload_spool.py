@@ -1,7 +1,7 @@
-"""Finished images that wait for a storage that is away: on the worker's disk, so that its memory is free meanwhile.
+"""Encoded outputs that wait on the worker's disk while the object storage does not answer, so that memory stays free.
 
-Nothing here outlives its right. What a dead process left is thrown away at the start of the next one: its jobs were
-taken back.
+Nothing here outlives its lease. The next process of the same worker deletes what an earlier one left: its jobs were
+requeued.
 """
 
 from __future__ import annotations
@@ -18,29 +18,33 @@ from farm.domain.job import HeldJob
 log = structlog.stdlib.get_logger()
 
 
-class Shelf:
-    """A folder of one worker."""
+class UploadSpool:
+    """The spool directory of one worker. Safe to share between threads, each with a job of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        shutil.rmtree(folder, ignore_errors=True)
+    def __init__(self, directory: Path) -> None:
+        """Empties ``directory``."""
+        self._directory = directory
+        shutil.rmtree(directory, ignore_errors=True)
 
-    def keep(self, held: HeldJob, index: int, body: bytes) -> Callable[[], bytes]:
-        """Put an image down; returns how to get it. It stays in memory where the disk takes nothing."""
-        place = self._place(held) / str(index)
+    def add(self, held: HeldJob, index: int, body: bytes) -> Callable[[], bytes]:
+        """Spool the file of output ``index``; returns a function that reads it.
+
+        The file stays in memory if the disk does not take it.
+        """
+        path = self._job_directory(held) / str(index)
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(body)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
         except OSError as error:
-            log.warning("a finished image stays in memory", action="shelf_full", error=str(error))
+            log.warning("cannot spool an output, keeping it in memory", action="spool_failed", error=str(error))
             with contextlib.suppress(OSError):
-                place.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             return lambda: body
-        return place.read_bytes
+        return path.read_bytes
 
     def clear(self, held: HeldJob) -> None:
-        """Throw away what was kept for a job."""
-        shutil.rmtree(self._place(held), ignore_errors=True)
+        """Delete the spooled files of a job."""
+        shutil.rmtree(self._job_directory(held), ignore_errors=True)
 
-    def _place(self, held: HeldJob) -> Path:
-        return self._folder / f"{held.job_id}.{held.epoch}"
+    def _job_directory(self, held: HeldJob) -> Path:
+        return self._directory / f"{held.job_id}.{held.epoch}"

@@ -33,10 +33,10 @@ from tests.bench import peers
 from tests.bench.engine import popular
 from workers import device as devices
 from workers import pipelines
-from workers.engine import Engine
+from workers.engine import Engine, EngineOptions
 from workers.pipelines import LoadedModel
 from workers.process import SLOTS
-from workers.render_request import RenderWork
+from workers.render_request import RenderRequest
 
 OUT = Path("bench-out")
 Submit = Callable[[JobSpec, Callable[[], None]], None]  #: a job, and what to call when it is done
@@ -95,7 +95,7 @@ class Static:
 def through(engine: Engine, model: Model, *, exact: bool) -> Submit:
     def submit(spec: JobSpec, done: Callable[[], None]) -> None:
         wanted = spec.model_copy(update={"exact": exact})
-        work = RenderWork(wanted, model, {}, lambda: None, lambda _: None, threading.Event())
+        work = RenderRequest(wanted, model, {}, lambda _: None, lambda _: None, threading.Event())
         work.future.add_done_callback(lambda _: done())
         engine.submit(work)
 
@@ -136,10 +136,10 @@ def main() -> None:
     model = model_registry.load(None).models[0]
     side = asked.side or model.defaults.width
     choice = devices.choose(None)
-    pipelines.quiet()
-    pipelines.be_deterministic(asked.threads)
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(asked.threads)
     slots = asked.slots or SLOTS[choice.kind]
-    engine = Engine(choice, asked.threads, slots, lessons_dir=OUT / "lessons")
+    engine = Engine(EngineOptions(choice, asked.threads, slots, profiles_dir=OUT / "batch-profiles"))
     engine.start()
     device = engine.device.result()
     sides: dict[str, Submit] = {

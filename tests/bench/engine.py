@@ -28,8 +28,8 @@ from farm.domain.worker import Device
 from tests.bench import peers
 from workers import device as devices
 from workers import pipelines
-from workers.engine import Engine
-from workers.render_request import RenderWork
+from workers.engine import Engine, EngineOptions
+from workers.render_request import RenderRequest
 
 OUT = Path("bench-out")
 SCHEDULERS = (Scheduler.DDIM, Scheduler.EULER, Scheduler.EULER_ANCESTRAL, Scheduler.DPM_SOLVER, Scheduler.UNIPC)
@@ -111,7 +111,7 @@ def through(engine: Engine, model: Model, specs: list[JobSpec], ended: Callable[
     futures = []
     for spec in specs:
         wanted = spec.model_copy(update={"exact": exact})
-        work = RenderWork(wanted, model, peers.inputs(spec), lambda: None, lambda _: None, Event())
+        work = RenderRequest(wanted, model, peers.inputs(spec), lambda _: None, lambda _: None, Event())
         work.future.add_done_callback(lambda _: ended())
         futures.append(engine.submit(work))
     for future in futures:
@@ -135,11 +135,11 @@ def main() -> None:
     draw = mixed if asked.work == "mixed" else popular
     specs = draw(asked.jobs, model, asked.side or model.defaults.width)
     choice = devices.choose(None)
-    pipelines.quiet()
-    pipelines.be_deterministic(asked.threads)
-    lessons = OUT / "lessons"
-    one_slot = Engine(choice, asked.threads, 1, asked.rows, lessons)
-    shared = Engine(choice, asked.threads, asked.slots, asked.rows, lessons)
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(asked.threads)
+    profiles = OUT / "batch-profiles"
+    one_slot = Engine(EngineOptions(choice, asked.threads, 1, asked.rows, profiles))
+    shared = Engine(EngineOptions(choice, asked.threads, asked.slots, asked.rows, profiles))
     for engine in (one_slot, shared):
         engine.start()
     device: Device = shared.device.result()

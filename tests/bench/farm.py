@@ -27,9 +27,9 @@ from tests.bench.pinning import pin_engines
 from tests.bench.whole import Whole, whole
 from workers import device as devices
 from workers import pipelines
-from workers.engine import Engine
+from workers.engine import Engine, EngineOptions
 from workers.process import SLOTS
-from workers.render_request import RenderWork
+from workers.render_request import RenderRequest
 
 OUT = Path("bench-out")
 
@@ -49,7 +49,7 @@ def through_farm(farm: Whole, specs: list[JobSpec]) -> float:
 def through_engine(engine: Engine, model: Model, specs: list[JobSpec]) -> float:
     """Seconds from the first job to the last image."""
     begun = time.perf_counter()
-    works = [RenderWork(spec, model, {}, lambda: None, lambda _: None, Event()) for spec in specs]
+    works = [RenderRequest(spec, model, {}, lambda _: None, lambda _: None, Event()) for spec in specs]
     for future in [engine.submit(work) for work in works]:
         future.result()
     return time.perf_counter() - begun
@@ -75,9 +75,9 @@ def main() -> None:
         for spec in popular(asked.jobs, model, asked.side or model.defaults.width)
     ]
     choice = devices.choose(None)
-    pipelines.quiet()
-    pipelines.be_deterministic(1)
-    engine = Engine(choice, 1, SLOTS[choice.kind], lessons_dir=OUT / "lessons")
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
+    engine = Engine(EngineOptions(choice, 1, SLOTS[choice.kind], profiles_dir=OUT / "batch-profiles"))
     engine.start()
     device = engine.device.result()
     farms, alone = [], []

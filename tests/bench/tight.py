@@ -9,12 +9,12 @@ __all__ = ["app"]
 
 HOLDS_BYTES = 100_000_000  #: the built-in model has 39 MB
 
-_init = model_cache.Residency.__init__
+_init = model_cache.ModelCache.__init__
 
 
-def _with_little_room(self: model_cache.Residency, *args: object, **more: object) -> None:
+def _with_little_memory(self: model_cache.ModelCache, *args: object, **more: object) -> None:
     _init(self, *args, **more)  # type: ignore[arg-type]
     self._budget = HOLDS_BYTES
 
 
-model_cache.Residency.__init__ = _with_little_room  # type: ignore[method-assign]
+model_cache.ModelCache.__init__ = _with_little_memory  # type: ignore[method-assign]

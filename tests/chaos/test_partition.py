@@ -59,7 +59,7 @@ def test_a_worker_cut_off_for_longer_than_its_lease_writes_nothing_when_it_is_ba
             cut_off.kill()
             other.kill()
             proxies.close()
-    assert "action=job_fenced" in cut_off.log()
+    assert "action=lease_expired" in cut_off.log()
     after = farm.job(job.id)
     assert (after.state, after.epoch, after.worker) == (JobState.SUCCEEDED, done.epoch, other.name)
     assert [output.sha256 for output in after.outputs] == [output.sha256 for output in done.outputs]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
-import types
 from collections.abc import Callable
+from typing import ClassVar
 
 if ahead := float(os.environ.get("FARM_CHAOS_CLOCK", "0")):
     # Everything in this process that asks Python for the time of day is told a wrong one. Not moved: the monotonic
@@ -21,69 +20,72 @@ if ahead := float(os.environ.get("FARM_CHAOS_CLOCK", "0")):
 
 from PIL import Image
 
-from farm.domain.cost import steps_run
 from farm.domain.model import Model
-from farm.domain.worker import Device, ResidentModel
+from farm.domain.tasks import JobSpec
+from farm.domain.worker import Device
 from farm.errors import JobCanceled
 from workers import device as devices
-from workers import failpoints
-from workers.device import Choice
-from workers.render_request import Rendered, RenderWork
+from workers import engine, failpoints
+from workers.device import DeviceChoice
+from workers.render_request import RenderRequest, RenderResult
 
 STEP_SECONDS = 0.02
 
 
+class NoiseModels:
+    """In place of `ModelCache`: a model is loaded at once and stays."""
+
+    def __init__(self) -> None:
+        self.sizes: tuple[tuple[str, int], ...] = ()
+
+    def __contains__(self, model: Model) -> bool:
+        return (model.id, 1) in self.sizes
+
+    def load(self, model: Model) -> None:
+        if model not in self:
+            failpoints.at("loading_model")
+            self.sizes += ((model.id, 1),)
+
+    def prefetch(self, model: Model) -> None: ...
+
+
 class NoiseRenderer:
-    """In place of `SharedRenderer`: a step of every job at each call, then noise of its seed."""
+    """In place of `BatchedRenderer`: one step of every job at each call, then noise from its seed."""
 
-    def __init__(self, _device: Device, _torch_threads: int, move: Callable[[], None], *_: object) -> None:
-        self._move = move
-        self._jobs: dict[RenderWork, int] = {}
-        self._loaded: set[str] = set()
+    refusals: ClassVar[dict[str, str]] = {}
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        return tuple(self._loaded)
-
-    @property
-    def loaded(self) -> tuple[ResidentModel, ...]:
-        return tuple(ResidentModel(name, 1) for name in self._loaded)
-
-    def holds(self, model: Model) -> bool:
-        return model.id in self._loaded
+    def __init__(self, models: NoiseModels, on_progress: Callable[[], None]) -> None:
+        self._models = models
+        self._on_progress = on_progress
+        self._jobs: dict[RenderRequest, int] = {}
 
     @property
     def active(self) -> int:
         return len(self._jobs)
 
-    def takes(self, _: Model) -> bool:
-        return True
+    def admit(self, request: RenderRequest) -> None:
+        self._models.load(request.model)
+        self._jobs[request] = 0
 
-    def admit(self, work: RenderWork) -> None:
-        if not self.holds(work.model):
-            failpoints.at("loading_model")
-            self._loaded.add(work.model.id)
-        self._jobs[work] = 0
-
-    def advance(self) -> list[tuple[RenderWork, Rendered | BaseException]]:
+    def advance(self) -> list[tuple[RenderRequest, RenderResult | BaseException]]:
         time.sleep(STEP_SECONDS)
-        self._move()
-        ended: list[tuple[RenderWork, Rendered | BaseException]] = []
-        for work, done in list(self._jobs.items()):
-            if work.stop.is_set():
-                ended.append((work, JobCanceled("the job was stopped")))
+        self._on_progress()
+        finished: list[tuple[RenderRequest, RenderResult | BaseException]] = []
+        for request, done in list(self._jobs.items()):
+            if request.stop.is_set():
+                finished.append((request, JobCanceled("the job was stopped")))
                 continue
-            self._jobs[work] = done + 1
-            work.on_step(done + 1)
-            if done + 1 >= steps_run(work.spec) * work.spec.num_images_per_prompt:
-                ended.append((work, Rendered(_images(work), {"model": work.model.id, "dtype": "float32"})))
-        for work, _ in ended:
-            del self._jobs[work]
-        return ended
+            self._jobs[request] = done + 1
+            request.on_step(done + 1)
+            if done + 1 >= request.total_steps:
+                made_with: dict[str, object] = {"model": request.model.id, "dtype": "float32"}
+                finished.append((request, RenderResult(_images(request.spec), made_with)))
+        for request, _ in finished:
+            del self._jobs[request]
+        return finished
 
 
-def _images(work: RenderWork) -> list[Image.Image]:
-    spec = work.spec
+def _images(spec: JobSpec) -> list[Image.Image]:
     size = (spec.width, spec.height)
     return [
         Image.frombytes("RGB", size, random.Random(spec.seed_of(index)).randbytes(3 * size[0] * size[1]))
@@ -91,13 +93,16 @@ def _images(work: RenderWork) -> list[Image.Image]:
     ]
 
 
-def _describe(choice: Choice) -> Device:
-    return Device("cpu", choice.index, "a processor that paints noise", devices.main_memory(), "float32")
+def _describe(choice: DeviceChoice) -> Device:
+    return Device("cpu", choice.index, "a processor that renders noise", devices.main_memory(), "float32")
+
+
+def _make_renderers(device: Device, options: engine.EngineOptions, on_progress: Callable[[], None]) -> engine.Renderers:
+    models = NoiseModels()
+    return engine.Renderers(models, NoiseRenderer(models, on_progress), None)  # type: ignore[arg-type]
 
 
 devices.describe = _describe
-_stand_in = types.ModuleType("workers.batched_renderer")
-_stand_in.SharedRenderer = NoiseRenderer  # type: ignore[attr-defined]
-sys.modules["workers.batched_renderer"] = _stand_in
+engine.make_renderers = _make_renderers
 
 from workers.app import app  # noqa: E402, F401 - Celery finds it here

@@ -16,12 +16,11 @@ from farm.domain.worker import Device
 from tests.unit.test_pipelines import images, spec
 from workers import device as devices
 from workers import pipelines
-from workers.batched_renderer import SharedRenderer
-from workers.device import Upkeep
-from workers.engine import Engine
-from workers.model_cache import Residency
+from workers.batched_renderer import BatchedRenderer
+from workers.engine import Engine, EngineOptions
+from workers.model_cache import ModelCache
 from workers.pipelines import LoadedModel
-from workers.render_request import Rendered, RenderWork
+from workers.render_request import RenderRequest, RenderResult
 
 pytestmark = [
     pytest.mark.skipif(
@@ -34,6 +33,12 @@ pytestmark = [
 ]
 
 MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> None:
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
 
 
 def mixed(*, exact: bool) -> list[JobSpec]:
@@ -50,9 +55,11 @@ def mixed(*, exact: bool) -> list[JobSpec]:
     ]
 
 
-def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> list[np.ndarray[Any, Any]]:
-    jobs = [RenderWork(one, model, images(one.task), lambda: None, lambda _: None, threading.Event()) for one in specs]
-    ended: dict[RenderWork, Any] = {}
+def rendered(renderer: BatchedRenderer, model: Model, specs: list[JobSpec]) -> list[np.ndarray[Any, Any]]:
+    jobs = [
+        RenderRequest(one, model, images(one.task), lambda _: None, lambda _: None, threading.Event()) for one in specs
+    ]
+    ended: dict[RenderRequest, Any] = {}
     for job in jobs:
         renderer.admit(job)
         ended.update(renderer.advance())
@@ -60,7 +67,7 @@ def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> li
         ended.update(renderer.advance())
     ended.update(renderer.advance())
     for job in jobs:
-        assert isinstance(ended[job], Rendered), ended[job]
+        assert isinstance(ended[job], RenderResult), ended[job]
     return [np.asarray(ended[job].images[0], int) for job in jobs]
 
 
@@ -73,7 +80,7 @@ def test_the_device_is_described_by_what_it_can_do() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
 def test_exact_images_do_not_depend_on_their_company(dtype: Any) -> None:
     model = MODEL.model_copy(update={"dtype": dtype})
-    renderer = SharedRenderer(devices.describe(devices.choose("cuda:0")), 1, lambda: None, 8)
+    renderer = BatchedRenderer(ModelCache(devices.describe(devices.choose("cuda:0"))), 8)
     first = rendered(renderer, model, mixed(exact=True))
     other_way = rendered(renderer, model, mixed(exact=True)[::-1])[::-1]
     (alone,) = rendered(renderer, model, mixed(exact=True)[4:5])
@@ -83,13 +90,13 @@ def test_exact_images_do_not_depend_on_their_company(dtype: Any) -> None:
 
 def test_shared_images_differ_by_rounding_alone() -> None:
     model = MODEL.model_copy(update={"dtype": "float32"})
-    renderer = SharedRenderer(devices.describe(devices.choose("cuda:0")), 1, lambda: None, 8)
+    renderer = BatchedRenderer(ModelCache(devices.describe(devices.choose("cuda:0"))), 8)
     company = np.stack(rendered(renderer, model, mixed(exact=False)))
     alone = np.stack([rendered(renderer, model, [one])[0] for one in mixed(exact=False)])
     differences = np.abs(company - alone)
     assert differences.max() <= 1
     assert (differences.max(-1) > 0).mean() <= 0.001
-    assert renderer.hub.rows > renderer.hub.forwards
+    assert renderer.batcher.rows > renderer.batcher.forwards
 
 
 def test_a_model_that_left_the_device_comes_back_from_main_memory_with_the_same_pixels(
@@ -104,27 +111,27 @@ def test_a_model_that_left_the_device_comes_back_from_main_memory_with_the_same_
 
     monkeypatch.setattr(pipelines, "load", load)
     device = devices.describe(devices.choose("cuda:0"))
-    residency = Residency(replace(device, memory_bytes=100_000_000), upkeep=Upkeep(attic_bytes=2**30))  # holds one
+    cache = ModelCache(replace(device, memory_bytes=100_000_000), cpu_bytes=2**30)  # one model fits the device
     models = [MODEL.model_copy(update={"id": name}) for name in ("one", "other")]
     wanted = mixed(exact=True)[0]
 
     def image(model: Model) -> bytes:
-        loaded = residency.get(model)
+        loaded = cache.load(model)
         return pipelines.render(loaded, wanted, 0, {}, lambda _: None, threading.Event()).tobytes()
 
     first = image(models[0])
     held = torch.cuda.memory_allocated()
     image(models[1])
-    assert residency.ids == ("other",)
+    assert [name for name, _ in cache.sizes] == ["other"]
     assert torch.cuda.memory_allocated() < 1.5 * held  # the first one's weights are off the device
     assert image(models[0]) == first
     assert loads == ["one", "other"]
 
 
 def test_only_the_engines_thread_touches_the_device() -> None:
-    engine = Engine(devices.choose("cuda:0"), 1, slots=4)
+    engine = Engine(EngineOptions(devices.choose("cuda:0"), torch_threads=1, slots=4))
     engine.start()
-    work = RenderWork(mixed(exact=True)[0], MODEL, {}, lambda: None, lambda _: None, threading.Event())
+    work = RenderRequest(mixed(exact=True)[0], MODEL, {}, lambda _: None, lambda _: None, threading.Event())
     assert len(engine.submit(work).result(300).images) == 1
     engine.close()
     engine.join(60)
@@ -139,7 +146,7 @@ def test_a_model_whose_weights_are_moved_to_and_fro_makes_the_same_image_and_com
         return pipelines.render(loaded, spec(Task.TEXT_TO_IMAGE), 0, {}, lambda _: None, threading.Event())
 
     before = image()
-    with pipelines.offloaded(loaded, Task.TEXT_TO_IMAGE, "cuda:0"):
+    with pipelines.cpu_offload(loaded, Task.TEXT_TO_IMAGE, "cuda:0"):
         assert unet.device.type == "cpu"
         assert image().tobytes() == before.tobytes()
     assert unet.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""The ledger: many threads, few transactions, and no thread pays for another's mistake."""
+"""Group commit: many threads, few transactions, and no thread pays for another's mistake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from farm.domain.states import EventType, JobState
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.store.tables import JobRow
 from farm.store.unit_of_work import Store, UnitOfWork
-from workers.group_commit import Ledger
+from workers.group_commit import GroupCommit
 
 from .conftest import Submit
 
@@ -76,14 +76,14 @@ def test_what_comes_meanwhile_shares_the_next_transaction(
     store: Store, tenant: str, submit: Submit, gate: Gate
 ) -> None:
     held = dispatch(store, jobs_of(store, submit))
-    ledger = Ledger(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30)
     with ThreadPoolExecutor(JOBS) as pool:
-        claims = [pool.submit(ledger.claim, one) for one in held]
+        claims = [pool.submit(group_commit.claim, one) for one in held]
         soon(gate)
         assert [one.result().id for one in claims] == [one.job_id for one in held]
         assert gate.begun == 2  # the first one alone, and all the others
         gate.open.clear()
-        ends = [pool.submit(ledger.succeed, done(one)) for one in held]
+        ends = [pool.submit(group_commit.succeed, done(one)) for one in held]
         soon(gate)
         for end in ends:
             end.result()
@@ -106,9 +106,9 @@ def test_what_comes_meanwhile_shares_the_next_transaction(
 
 def test_a_message_that_came_twice_claims_once(store: Store, submit: Submit, gate: Gate) -> None:
     first, second = dispatch(store, jobs_of(store, submit, 2))
-    ledger = Ledger(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30)
     with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(ledger.claim, one) for one in (first, second, second, second)]
+        calls = [pool.submit(group_commit.claim, one) for one in (first, second, second, second)]
         soon(gate)
     assert [outcome(one) for one in calls].count(LeaseLost) == 2
     with store.begin() as unit:
@@ -120,17 +120,17 @@ def test_a_message_that_came_twice_claims_once(store: Store, submit: Submit, gat
 def test_what_one_job_brings_costs_the_others_nothing(store: Store, submit: Submit, gate: Gate) -> None:
     held = dispatch(store, jobs_of(store, submit, 4))
     gate.open.set()
-    ledger = Ledger(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30)
     for one in held:
-        ledger.claim(one)
+        group_commit.claim(one)
     stale = HeldJob(held[3].job_id, held[3].epoch + 1)
     gate.open.clear()
     with ThreadPoolExecutor(4) as pool:
         # PostgreSQL takes no zero byte in a text; and one right is lost
         calls: list[Future[Any]] = [
-            pool.submit(ledger.succeed, one) for one in (done(held[0]), done(held[1]), done(held[2], "a\0b"))
+            pool.submit(group_commit.succeed, one) for one in (done(held[0]), done(held[1]), done(held[2], "a\0b"))
         ]
-        calls.append(pool.submit(ledger.succeed, done(stale)))
+        calls.append(pool.submit(group_commit.succeed, done(stale)))
         soon(gate)
     assert [outcome(one) for one in calls[:2]] == [None, None]
     assert outcome(calls[2]) not in {None, LeaseLost, DatabaseUnavailable}
@@ -151,14 +151,14 @@ def test_a_batch_counts_a_group_and_tells_each_thing_once(
             row = unit.session.get_one(JobRow, job.id)
             row.batch_id, row.batch_seq = batch_id, place
     gate.open.set()
-    ledger = Ledger(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30)
     held = dispatch(store, jobs)
     for one in held:
-        ledger.claim(one)
+        group_commit.claim(one)
     for group in (held[:4], held[4:]):
         gate.open.clear()
         with ThreadPoolExecutor(4) as pool:
-            calls = [pool.submit(ledger.succeed, done(one)) for one in group]
+            calls = [pool.submit(group_commit.succeed, done(one)) for one in group]
             soon(gate)
         assert [outcome(one) for one in calls] == [None] * 4
     with store.begin() as unit:

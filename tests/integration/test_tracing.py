@@ -34,29 +34,31 @@ from tests.api_server import Hand, running
 from tests.integration.conftest import Submit
 from tests.waiting import wait_until
 from workers.engine import Engine
-from workers.group_commit import Ledger
-from workers.job_runner import Bench, render
-from workers.leases import Rights
-from workers.progress_reporter import Reporter
-from workers.render_request import Rendered, RenderWork
-from workers.upload_spool import Shelf
+from workers.group_commit import GroupCommit
+from workers.job_runner import JobRunner
+from workers.leases import Leases
+from workers.progress_reporter import ProgressReporter
+from workers.render_request import RenderRequest, RenderResult
+from workers.upload_spool import UploadSpool
 
 JOB = {"task": "text-to-image", "model": "starter", "prompt": "a red ball on a blue background"}
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class Device64:
-    """In place of the device: a black image at once."""
+class BlackEngine:
+    """In place of the engine: a black image at once."""
 
-    def submit(self, work: RenderWork) -> Future[Rendered]:
-        work.on_take_up()
-        done: Future[Rendered] = Future()
-        done.set_result(Rendered([Image.new("RGB", (work.spec.width, work.spec.height))], {"dtype": "float32"}))
+    def submit(self, request: RenderRequest) -> Future[RenderResult]:
+        request.on_start(request.total_steps)
+        done: Future[RenderResult] = Future()
+        done.set_result(
+            RenderResult([Image.new("RGB", (request.spec.width, request.spec.height))], {"dtype": "float32"})
+        )
         return done
 
-    def withdraw(self, _: RenderWork) -> None: ...
+    def withdraw(self, _: RenderRequest) -> None: ...
 
-    def leave(self, _: object) -> None: ...
+    def job_left(self, _: object) -> None: ...
 
 
 @pytest.fixture
@@ -96,21 +98,21 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
         )
         with api.store.begin() as unit:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job, hand.name)], 30)
-        rights = Rights()
+        leases = Leases()
         model = api.server.config.app.state.context.registry.get  # type: ignore[union-attr]
-        bench = Bench(
+        runner = JobRunner(
             hand.name,
             settings,
             api.store,
             api.storage,
-            cast("Engine", Device64()),
-            Ledger(api.store, hand.name, 30),
-            Reporter(api.store, rights),
-            rights,
-            Shelf(tmp_path / "shelf"),
+            cast("Engine", BlackEngine()),
+            GroupCommit(api.store, hand.name, 30),
+            ProgressReporter(api.store, leases),
+            leases,
+            UploadSpool(tmp_path / "spool"),
             model,
         )
-        render(bench, job, sent.epoch)
+        runner.run(job, sent.epoch)
         with api.store.begin() as unit:
             done = unit.jobs.get(job)
         assert done is not None

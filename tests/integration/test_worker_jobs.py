@@ -197,7 +197,7 @@ def test_a_broken_model_fails_its_job_and_nothing_else(farm: Farm, worker: Worke
     job = farm.wait(farm.start(spec(model="broken"), worker.name), JobState.FAILED)
     assert job.error is not None
     assert job.error.code == "model_unavailable"
-    assert "no such directory" in job.error.message
+    assert "there is no directory" in job.error.message
     assert job.attempts == 1
     unknown = farm.wait(farm.start(spec(model="nowhere"), worker.name), JobState.FAILED)
     assert unknown.error is not None

@@ -86,7 +86,7 @@ def test_jobs_stop_before_their_lease_ends_when_the_database_is_away(
     wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
     wire.cut()
     try:
-        wait_until(lambda: "action=job_fenced" in steady.log(), 15, what="the job is fenced")
+        wait_until(lambda: "action=lease_expired" in steady.log(), 15, what="the job is fenced")
         assert farm.job(job.id).state is JobState.RUNNING
         assert wait_until(lambda: reaped(farm), 10) == [job.id]
     finally:
@@ -96,9 +96,9 @@ def test_jobs_stop_before_their_lease_ends_when_the_database_is_away(
     assert farm.job(job.id).state is JobState.QUEUED
 
 
-def shelved(farm: Farm) -> list[Path]:
+def spooled(farm: Farm) -> list[Path]:
     """What workers keep on disk until the storage is back."""
-    return [one for one in (farm.log_dir / "shelf").rglob("*") if one.is_file()]
+    return [one for one in (farm.log_dir / "spool").rglob("*") if one.is_file()]
 
 
 def test_a_finished_image_waits_for_a_storage_that_is_away(
@@ -111,13 +111,13 @@ def test_a_finished_image_waits_for_a_storage_that_is_away(
         wait_until(lambda: "waiting for the storage" in steady.log(), 90, every=0.2, what="it waits for the storage")
         assert reaped(farm) == []  # the lease outlives the wait
         # on the disk, all of them, so that the worker's memory is free for the next jobs
-        assert len(shelved(farm)) == 2
+        assert len(spooled(farm)) == 2
     finally:
         wire.mend()
     done = farm.wait(job, JobState.SUCCEEDED, timeout=60)
     assert done.attempts == 1
     assert [farm.storage.head(one.key).sha256 for one in done.outputs] == [one.sha256 for one in done.outputs]
-    wait_until(lambda: not shelved(farm), 10, what="the shelf is empty")
+    wait_until(lambda: not spooled(farm), 10, what="the spool is empty")
 
 
 def test_a_job_whose_storage_stays_away_is_given_back_without_counting(
@@ -162,7 +162,7 @@ def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_ho
         assert "ok" in next(iter(answer.values()))
         unheard = farm.start(spec(seed=8), worker.name)
         assert worker.wait(90) == EXIT_STALLED
-        assert "consumer_deaf" in worker.log()
+        assert "consumer_stalled" in worker.log()
         done = farm.job(held.id)
         assert (done.state, done.attempts) == (JobState.SUCCEEDED, 1)
         # unclaimed, it went back with the worker's goodbye: nobody had to wait for the end of its lease

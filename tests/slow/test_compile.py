@@ -25,8 +25,8 @@ def test_compiled_blocks_give_the_same_image_and_are_kept_for_the_next_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    pipelines.quiet()
-    pipelines.be_deterministic(1)
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
     wanted = spec(Task.TEXT_TO_IMAGE, num_inference_steps=2)
     plain = np.asarray(render(pipelines.load(STARTER, CPU), wanted, {}), int)
     compiled = pipelines.load(STARTER, CPU)

@@ -17,8 +17,9 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from tests.unit.test_batching import flux, sd3, sdxl
 from tests.unit.test_pipelines import CPU, spec
 from workers import pipelines
-from workers.batched_renderer import SharedRenderer
-from workers.render_request import Rendered, RenderWork
+from workers.batched_renderer import BatchedRenderer
+from workers.model_cache import ModelCache
+from workers.render_request import RenderRequest, RenderResult
 from workers.starter import WEIGHTS
 
 pytestmark = [
@@ -29,8 +30,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def all_rows_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether sharing gains time on a busy machine is no matter of these tests."""
-    monkeypatch.setattr("workers.batching.rows_that_pay", max)
+    """These tests do not depend on which row counts are efficient on a busy machine."""
+    monkeypatch.setattr("workers.batching.row_selection.most_efficient_rows", max)
 
 
 def clip(width: int, *, projected: bool) -> Any:
@@ -80,9 +81,9 @@ def whole(build: Callable[[], tuple[Any, Any]]) -> Any:
     return pipeline
 
 
-def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> list[np.ndarray[Any, Any]]:
-    jobs = [RenderWork(one, model, {}, lambda: None, lambda _: None, threading.Event()) for one in specs]
-    ended: dict[RenderWork, Any] = {}
+def rendered(renderer: BatchedRenderer, model: Model, specs: list[JobSpec]) -> list[np.ndarray[Any, Any]]:
+    jobs = [RenderRequest(one, model, {}, lambda _: None, lambda _: None, threading.Event()) for one in specs]
+    ended: dict[RenderRequest, Any] = {}
     for job in jobs:
         renderer.admit(job)
         ended.update(renderer.advance())
@@ -90,7 +91,7 @@ def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> li
         ended.update(renderer.advance())
     ended.update(renderer.advance())
     for job in jobs:
-        assert isinstance(ended[job], Rendered), ended[job]
+        assert isinstance(ended[job], RenderResult), ended[job]
     return [np.asarray(ended[job].images[0], int) for job in jobs]
 
 
@@ -98,8 +99,8 @@ def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> li
 def test_an_architecture_from_a_folder_shares_the_device_and_keeps_both_promises(
     build: Callable[[], tuple[Any, Any]], tmp_path: Path
 ) -> None:
-    pipelines.quiet()
-    pipelines.be_deterministic(1)
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
     whole(build).save_pretrained(tmp_path / "model")
     model = Model(id="other", source=str(tmp_path / "model"), tasks=(Task.TEXT_TO_IMAGE,))
     loaded = pipelines.load(model, CPU)
@@ -118,11 +119,11 @@ def test_an_architecture_from_a_folder_shares_the_device_and_keeps_both_promises
     ]
     stock = [np.asarray(pipelines.render(loaded, one, 0, {}, lambda _: None, threading.Event()), int) for one in specs]
     assert len({image.tobytes() for image in stock}) == len(specs)
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
+    renderer = BatchedRenderer(ModelCache(CPU), 8)
     company = np.stack(rendered(renderer, model, specs))
     assert np.abs(company - np.stack(stock)).max() <= 1
-    assert renderer.hub.rows / renderer.hub.forwards > (1.2 if build is flux else 2.2)
-    assert renderer.loaded[0].runs_alone is None
+    assert renderer.batcher.rows / renderer.batcher.forwards > (1.2 if build is flux else 2.2)
+    assert not renderer.refusals
     exact = [one.model_copy(update={"exact": True}) for one in specs]
     first = rendered(renderer, model, exact)
     other_way = rendered(renderer, model, exact[::-1])[::-1]

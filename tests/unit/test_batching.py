@@ -19,14 +19,17 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.errors import JobCanceled, ModelUnavailable, NanOutput, OutOfMemory
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import pipelines
-from workers.batch_profiles import Lesson, Lessons
-from workers.batched_renderer import SharedRenderer, parking
-from workers.batching import Hub, Run, Sharing, rows_that_fit, rows_that_pay, span_for
+from workers.batch_profiles import BatchProfile, BatchProfiles
+from workers.batched_renderer import BatchedRenderer, modules_to_hook
+from workers.batching.batcher import ContinuousBatcher
+from workers.batching.calls import BatchMode, PipelineRun
+from workers.batching.row_selection import equal_bits_range, most_efficient_rows, rows_that_fit_memory
 from workers.device import choose
-from workers.engine import Engine
+from workers.engine import Engine, EngineOptions
+from workers.model_cache import ModelCache
 from workers.pipelines import LoadedModel
 from workers.process import slots
-from workers.render_request import Rendered, RenderWork
+from workers.render_request import RenderRequest, RenderResult
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -40,14 +43,14 @@ SMALL: dict[str, Any] = {"width": 32, "height": 32}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
-    pipelines.quiet()
-    pipelines.be_deterministic(1)
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
 
 
 @pytest.fixture(autouse=True)
 def all_rows_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether sharing gains time on a busy machine is no matter of these tests."""
-    monkeypatch.setattr("workers.batching.rows_that_pay", max)
+    """These tests do not depend on which row counts are efficient on a busy machine."""
+    monkeypatch.setattr("workers.batching.row_selection.most_efficient_rows", max)
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +58,30 @@ def starter() -> LoadedModel:
     return pipelines.load(EXACT, CPU)
 
 
-def hub_on(pipeline: Any, most: int = 8) -> Hub:
-    hub = Hub(most, pipelines.is_out_of_memory)
-    for name, module in parking(pipeline):
-        hub.hook(module, name, denoiser=not name.startswith("vae."), checked=name == "vae.decoder")
-    return hub
+def batcher_on(pipeline: Any, most: int = 8) -> ContinuousBatcher:
+    batcher = ContinuousBatcher(most, pipelines.is_out_of_memory)
+    for name, module in modules_to_hook(pipeline):
+        batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
+    return batcher
 
 
 @pytest.fixture
-def hubs(starter: LoadedModel) -> Iterator[Callable[..., Hub]]:
-    """Makes hubs on the built-in model, and leaves its modules as they were."""
-    made: list[Hub] = []
-    modules = {id(module): (name, module) for task in Task for name, module in parking(starter.pipeline(task))}
+def batchers(starter: LoadedModel) -> Iterator[Callable[..., ContinuousBatcher]]:
+    """Makes batchers on the built-in model, and leaves its modules as they were."""
+    made: list[ContinuousBatcher] = []
+    modules = {id(module): (name, module) for task in Task for name, module in modules_to_hook(starter.pipeline(task))}
 
-    def make(most: int = 8) -> Hub:
-        hub = Hub(most, pipelines.is_out_of_memory)
+    def make(most: int = 8) -> ContinuousBatcher:
+        batcher = ContinuousBatcher(most, pipelines.is_out_of_memory)
         for name, module in modules.values():
-            hub.hook(module, name, denoiser=not name.startswith("vae."), checked=name == "vae.decoder")
-        made.append(hub)
-        return hub
+            batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
+        made.append(batcher)
+        return batcher
 
     yield make
-    for hub in reversed(made):
+    for batcher in reversed(made):
         for _, module in modules.values():
-            hub.unhook(module)
+            batcher.unhook(module)
     assert all("forward" not in module.__dict__ for _, module in modules.values())
 
 
@@ -88,8 +91,8 @@ def image_of(
     return lambda: pipelines.render(loaded, wanted, 0, images(wanted.task), on_step, threading.Event())
 
 
-def finish(hub: Hub) -> None:
-    while hub.advance():
+def finish(batcher: ContinuousBatcher) -> None:
+    while batcher.advance():
         pass
 
 
@@ -115,24 +118,28 @@ def mixed() -> list[JobSpec]:
 
 
 def together(
-    hub: Hub, loaded: LoadedModel, specs: list[JobSpec], sharing: Sharing, draw: random.Random | None = None
+    batcher: ContinuousBatcher,
+    loaded: LoadedModel,
+    specs: list[JobSpec],
+    mode: BatchMode,
+    draw: random.Random | None = None,
 ) -> list[Image.Image]:
     """The specs in one company; one more joins at every second forward, or when it is drawn."""
-    runs: list[Run] = []
+    runs: list[PipelineRun] = []
     for wanted in specs:
-        runs.append(hub.start(image_of(loaded, wanted), sharing))
+        runs.append(batcher.start(image_of(loaded, wanted), mode))
         for _ in range(2 if draw is None else draw.randrange(5)):
-            hub.advance()
-    finish(hub)
+            batcher.advance()
+    finish(batcher)
     for run in runs:
         if run.error is not None:
             raise run.error
     return [run.result for run in runs]
 
 
-@pytest.mark.parametrize("sharing", [Sharing.ALONE, Sharing.THROUGHPUT])
+@pytest.mark.parametrize("mode", [BatchMode.ALONE, BatchMode.THROUGHPUT])
 def test_alone_every_task_gives_the_bytes_of_the_stock_pipeline(
-    starter: LoadedModel, hubs: Callable[..., Hub], sharing: Sharing
+    starter: LoadedModel, batchers: Callable[..., ContinuousBatcher], mode: BatchMode
 ) -> None:
     schedulers = list(Scheduler)
     specs = [
@@ -147,45 +154,51 @@ def test_alone_every_task_gives_the_bytes_of_the_stock_pipeline(
         for turn in range(2)
     ]
     stock = [image_of(starter, wanted)() for wanted in specs]
-    hub = hubs()
+    batcher = batchers()
     for wanted, expected in zip(specs, stock, strict=True):
-        run = hub.start(image_of(starter, wanted), sharing)
-        finish(hub)
+        run = batcher.start(image_of(starter, wanted), mode)
+        finish(batcher)
         assert run.error is None
         assert run.result.tobytes() == expected.tobytes(), wanted
 
 
-def test_in_mixed_company_throughput_differs_by_rounding_alone(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
+def test_in_mixed_company_throughput_differs_by_rounding_alone(
+    starter: LoadedModel, batchers: Callable[..., ContinuousBatcher]
+) -> None:
     stock = [image_of(starter, wanted)() for wanted in mixed()]
-    hub = hubs()
-    shared = together(hub, starter, mixed(), Sharing.THROUGHPUT)
+    batcher = batchers()
+    shared = together(batcher, starter, mixed(), BatchMode.THROUGHPUT)
     differences = np.abs(
         np.stack([np.asarray(a, int) - np.asarray(b, int) for a, b in zip(shared, stock, strict=True)])
     )
     assert differences.max() <= 1
     assert (differences.max(-1) > 0).mean() <= 0.001
-    assert hub.rows / hub.forwards > 2.2  # they did share
+    assert batcher.rows / batcher.forwards > 2.2  # they did share
 
 
-def test_exact_images_do_not_depend_on_their_neighbours(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
-    sharing = Sharing.EXACT
+def test_exact_images_do_not_depend_on_their_neighbours(
+    starter: LoadedModel, batchers: Callable[..., ContinuousBatcher]
+) -> None:
+    mode = BatchMode.EXACT
     specs = mixed()
-    hub = hubs()
-    first = together(hub, starter, specs, sharing)
+    batcher = batchers()
+    first = together(batcher, starter, specs, mode)
     for seed in range(2):  # in another order, and arriving at other times
         draw = random.Random(seed)
         order = draw.sample(range(len(specs)), len(specs))
-        again = together(hub, starter, [specs[place] for place in order], sharing, draw)
+        again = together(batcher, starter, [specs[place] for place in order], mode, draw)
         assert [image.tobytes() for image in again] == [first[place].tobytes() for place in order]
     for index in (0, 3):
-        (alone,) = together(hub, starter, [specs[index]], sharing)
+        (alone,) = together(batcher, starter, [specs[index]], mode)
         assert alone.tobytes() == first[index].tobytes()
 
 
-def test_a_failing_a_canceled_and_a_nan_image_end_alone(starter: LoadedModel, hubs: Callable[..., Hub]) -> None:
+def test_a_failing_a_canceled_and_a_nan_image_end_alone(
+    starter: LoadedModel, batchers: Callable[..., ContinuousBatcher]
+) -> None:
     good = [spec(seed=seed, num_inference_steps=6, **SMALL) for seed in (1, 2)]
-    hub = hubs()
-    expected = together(hub, starter, good, Sharing.EXACT)
+    batcher = batchers()
+    expected = together(batcher, starter, good, BatchMode.EXACT)
 
     def fail(step: int) -> None:
         if step == 2:
@@ -204,21 +217,21 @@ def test_a_failing_a_canceled_and_a_nan_image_end_alone(starter: LoadedModel, hu
         finally:
             unwound.append("yes")
 
-    runs = [hub.start(image_of(starter, wanted), Sharing.EXACT) for wanted in good]
+    runs = [batcher.start(image_of(starter, wanted), BatchMode.EXACT) for wanted in good]
     failing, nan, stopped = (
-        hub.start(one, Sharing.EXACT) for one in (image_of(starter, spec(**SMALL), fail), poisoned, canceled)
+        batcher.start(one, BatchMode.EXACT) for one in (image_of(starter, spec(**SMALL), fail), poisoned, canceled)
     )
     for _ in range(3):
-        hub.advance()
-    hub.stop(stopped, JobCanceled("enough"))
-    finish(hub)
+        batcher.advance()
+    batcher.stop(stopped, JobCanceled("enough"))
+    finish(batcher)
     assert isinstance(failing.error, ValueError)
     assert isinstance(nan.error, NanOutput)
     assert isinstance(stopped.error, JobCanceled)
     assert unwound == ["yes"]
     assert [run.result.tobytes() for run in runs] == [image.tobytes() for image in expected]
-    assert len(hub.take_ended()) == 7
-    assert not hub.busy
+    assert len(batcher.take_finished()) == 7
+    assert not batcher.busy
 
 
 # -- with a module whose forwards can be counted, refused and spoilt ---------------------------------------------------
@@ -249,31 +262,31 @@ class Mixing(Double):
         return (sample * 0 + super().forward(sample, timestep)[0].sum(),)
 
 
-class Toy(Hub):
-    """A hub whose pipelines all want the same promise, and which has learnt that all rows pay."""
+class Toy(ContinuousBatcher):
+    """A batcher whose pipelines all want the same promise, and which has learnt that all rows pay."""
 
-    def __init__(self, module: Double, sharing: Sharing, most: int) -> None:
+    def __init__(self, module: Double, mode: BatchMode, most: int) -> None:
         super().__init__(most, pipelines.is_out_of_memory, Known(most))
         self.hook(module, "toy")
-        self.sharing = sharing
+        self.mode = mode
 
-    def run(self, work: Callable[[], Any], *, urgent: bool = False) -> Run:
-        return self.start(work, self.sharing, urgent=urgent)
+    def run(self, work: Callable[[], Any], *, interactive: bool = False) -> PipelineRun:
+        return self.start(work, self.mode, interactive=interactive)
 
 
-class Known(Lessons):
+class Known(BatchProfiles):
     """What a device would have learnt on which every row costs nothing."""
 
     def __init__(self, most: int) -> None:
         super().__init__(None)
         self.most = most
 
-    def recall(self, name: str) -> Lesson | None:
-        return None if Sharing.EXACT.name in name else Lesson(self.most)
+    def load(self, name: str) -> BatchProfile | None:
+        return None if BatchMode.EXACT.name in name else BatchProfile(self.most)
 
 
-def toy(module: Double, sharing: Sharing = Sharing.THROUGHPUT, most: int = 8) -> Toy:
-    return Toy(module, sharing, most)
+def toy(module: Double, mode: BatchMode = BatchMode.THROUGHPUT, most: int = 8) -> Toy:
+    return Toy(module, mode, most)
 
 
 def steps(module: Double, value: float, count: int, rows: int = 1, extra: Any = None) -> Callable[[], list[float]]:
@@ -289,23 +302,23 @@ def steps(module: Double, value: float, count: int, rows: int = 1, extra: Any = 
 
 def test_each_row_keeps_its_own_timestep_and_late_joiners_share_at_once() -> None:
     module = Double()
-    hub = toy(module)
-    first = hub.run(steps(module, 1.0, 6))
+    batcher = toy(module)
+    first = batcher.run(steps(module, 1.0, 6))
     for _ in range(3):
-        hub.advance()
-    late = hub.run(steps(module, 5.0, 3))
+        batcher.advance()
+    late = batcher.run(steps(module, 5.0, 3))
     module.seen.clear()
-    hub.advance()
-    hub.advance()
+    batcher.advance()
+    batcher.advance()
     assert module.seen[-1] == [1.0, 5.0]
-    finish(hub)
+    finish(batcher)
     assert first.result == [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     assert late.result == [10.0, 11.0, 12.0]
 
 
 def test_gradients_stay_off_for_those_that_are_parked_and_on_for_the_thread() -> None:
     module = Double()
-    hub = toy(module)
+    batcher = toy(module)
 
     @torch.no_grad()
     def long() -> bool:
@@ -313,109 +326,109 @@ def test_gradients_stay_off_for_those_that_are_parked_and_on_for_the_thread() ->
             module(torch.ones(1, 3), step)
         return torch.is_grad_enabled()
 
-    run = hub.run(long)
-    hub.run(steps(module, 1.0, 1))
-    finish(hub)
+    run = batcher.run(long)
+    batcher.run(steps(module, 1.0, 1))
+    finish(batcher)
     assert run.result is False
     assert torch.is_grad_enabled()
 
 
 def test_the_oldest_call_leads_and_nobody_starves() -> None:
     module = Double()
-    hub = toy(module, Sharing.ALONE)
+    batcher = toy(module, BatchMode.ALONE)
     for value in (1.0, 2.0, 3.0):
-        hub.run(steps(module, value, 3))
-    finish(hub)
+        batcher.run(steps(module, value, 3))
+    finish(batcher)
     assert [row for (row,) in module.seen] == [1.0, 2.0, 3.0] * 3
 
 
 def test_an_urgent_call_waits_for_one_forward_at_most_and_lets_others_through() -> None:
     module = Double()
-    hub = toy(module, Sharing.ALONE)
+    batcher = toy(module, BatchMode.ALONE)
     for value in (1.0, 2.0, 3.0):
-        hub.run(steps(module, value, 6))
-    hub.advance()
-    hub.run(steps(module, 9.0, 5), urgent=True)
+        batcher.run(steps(module, value, 6))
+    batcher.advance()
+    batcher.run(steps(module, 9.0, 5), interactive=True)
     module.seen.clear()
     for _ in range(10):
-        hub.advance()
+        batcher.advance()
     assert [row for (row,) in module.seen][::2] == [9.0] * 5
     assert 9.0 not in [row for (row,) in module.seen][1::2]
 
 
 def test_forwards_keep_to_the_limit_of_rows_and_urgent_calls_get_the_places() -> None:
     module = Double()
-    hub = toy(module, most=4)
+    batcher = toy(module, most=4)
     for value in (1.0, 2.0, 3.0):
-        hub.run(steps(module, value, 3, rows=2))
-    hub.run(steps(module, 9.0, 1, rows=2), urgent=True)
-    hub.advance()
+        batcher.run(steps(module, value, 3, rows=2))
+    batcher.run(steps(module, 9.0, 1, rows=2), interactive=True)
+    batcher.advance()
     assert 9.0 in module.seen[0]
-    finish(hub)
+    finish(batcher)
     assert max(len(rows) for rows in module.seen) == 4
 
 
 def test_calls_of_other_conditions_do_not_share() -> None:
     module = Double()
-    hub = toy(module)
-    hub.run(steps(module, 1.0, 2, extra={"scale": 1.0}))
-    hub.run(steps(module, 2.0, 2, extra={"scale": 0.5}))
-    hub.run(steps(module, 3.0, 2, extra=object()))  # state that is not in tensors
-    finish(hub)
+    batcher = toy(module)
+    batcher.run(steps(module, 1.0, 2, extra={"scale": 1.0}))
+    batcher.run(steps(module, 2.0, 2, extra={"scale": 0.5}))
+    batcher.run(steps(module, 3.0, 2, extra=object()))  # state that is not in tensors
+    finish(batcher)
     assert all(len(rows) == 1 for rows in module.seen)
 
 
 def test_a_forward_that_runs_out_of_memory_is_split_and_later_ones_are_smaller() -> None:
     module = Double()
     module.room = 3
-    hub = toy(module)
-    runs = [hub.run(steps(module, float(value), 4)) for value in range(1, 9)]
-    finish(hub)
+    batcher = toy(module)
+    runs = [batcher.run(steps(module, float(value), 4)) for value in range(1, 9)]
+    finish(batcher)
     assert [run.result for run in runs] == [[2.0 * value + step for step in range(4)] for value in range(1, 9)]
-    too_big = hub.run(steps(module, 1.0, 1, rows=4))
-    finish(hub)
+    too_big = batcher.run(steps(module, 1.0, 1, rows=4))
+    finish(batcher)
     assert isinstance(too_big.error, torch.OutOfMemoryError)
 
 
 def test_one_calls_failure_in_a_shared_forward_is_its_own() -> None:
     module = Double()
-    hub = toy(module)
-    good, bad = hub.run(steps(module, 1.0, 3)), hub.run(steps(module, -1.0, 3))
-    finish(hub)
+    batcher = toy(module)
+    good, bad = batcher.run(steps(module, 1.0, 3)), batcher.run(steps(module, -1.0, 3))
+    finish(batcher)
     assert isinstance(bad.error, ValueError)
     assert good.result == [2.0, 3.0, 4.0]
-    hub.run(steps(module, 1.0, 1))
-    hub.run(steps(module, 2.0, 1))
+    batcher.run(steps(module, 1.0, 1))
+    batcher.run(steps(module, 2.0, 1))
     module.seen.clear()
-    hub.advance()
-    assert [1.0, 2.0] in module.seen  # sharing goes on without it
+    batcher.advance()
+    assert [1.0, 2.0] in module.seen  # calls still share forwards
 
 
-@pytest.mark.parametrize("sharing", [Sharing.THROUGHPUT, Sharing.EXACT])
-def test_a_module_that_mixes_its_rows_is_found_out_and_runs_alone(sharing: Sharing) -> None:
+@pytest.mark.parametrize("mode", [BatchMode.THROUGHPUT, BatchMode.EXACT])
+def test_a_module_that_mixes_its_rows_is_found_out_and_runs_alone(mode: BatchMode) -> None:
     module = Mixing()
-    hub = toy(module, sharing)
-    runs = [hub.run(steps(module, value, 4)) for value in (1.0, 2.0)]
-    finish(hub)
+    batcher = toy(module, mode)
+    runs = [batcher.run(steps(module, value, 4)) for value in (1.0, 2.0)]
+    finish(batcher)
     assert [run.result for run in runs] == [[6.0, 9.0, 12.0, 15.0], [12.0, 15.0, 18.0, 21.0]]
 
 
 def test_exact_calls_get_the_longest_span_of_equal_rows_that_pads_them_to_no_more_than_twice() -> None:
     made: dict[int, bytes | None] = {1: b"a", 2: b"b", 3: b"b", 4: b"c", 5: b"c", 6: b"c"}
-    assert [span_for(rows, made) for rows in (1, 2, 3, 4)] == [(2, 3), (4, 6), (4, 6), None]
-    assert span_for(1, {1: b"a", 2: None, 3: b"a", 4: b"a", 5: None}) is None
-    assert span_for(2, {1: b"a", 2: b"a", 3: b"a", 4: b"a", 5: b"e"}) == (1, 4)
+    assert [equal_bits_range(rows, made) for rows in (1, 2, 3, 4)] == [(2, 3), (4, 6), (4, 6), None]
+    assert equal_bits_range(1, {1: b"a", 2: None, 3: b"a", 4: b"a", 5: None}) is None
+    assert equal_bits_range(2, {1: b"a", 2: b"a", 3: b"a", 4: b"a", 5: b"e"}) == (1, 4)
 
 
 def test_the_rows_that_pay_are_the_fewest_that_take_about_the_least_time_each() -> None:
-    assert rows_that_pay({1: 1.0, 2: 1.2, 4: 2.0, 8: 3.9, 16: 9.0}) == 4
-    assert rows_that_pay({1: 1.0, 2: 2.1}) == 1
+    assert most_efficient_rows({1: 1.0, 2: 1.2, 4: 2.0, 8: 3.9, 16: 9.0}) == 4
+    assert most_efficient_rows({1: 1.0, 2: 2.1}) == 1
 
 
 def test_rows_are_bounded_by_what_a_row_takes_of_the_free_memory() -> None:
-    assert rows_that_fit(peak_bytes=200, rows=2, free_bytes=1000) == 8
-    assert rows_that_fit(peak_bytes=200, rows=2, free_bytes=10) == 1
-    assert rows_that_fit(peak_bytes=0, rows=2, free_bytes=10**12) == 64
+    assert rows_that_fit_memory(peak_bytes=200, rows=2, free_bytes=1000) == 8
+    assert rows_that_fit_memory(peak_bytes=200, rows=2, free_bytes=10) == 1
+    assert rows_that_fit_memory(peak_bytes=0, rows=2, free_bytes=10**12) == 64
 
 
 # -- other architectures, tiny and random ------------------------------------------------------------------------------
@@ -609,53 +622,52 @@ def test_other_architectures_share_without_code_of_their_own(
         return np.asarray(call(pipe, index).images)
 
     stock = [render(index) for index in range(3)]
-    hub = hub_on(pipeline)
-    alone = hub.start(lambda: render(1), Sharing.THROUGHPUT)
-    finish(hub)
+    batcher = batcher_on(pipeline)
+    alone = batcher.start(lambda: render(1), BatchMode.THROUGHPUT)
+    finish(batcher)
     assert np.array_equal(alone.result, stock[1])
-    before = hub.forwards, hub.rows
-    runs = [hub.start(lambda index=index: render(index), Sharing.THROUGHPUT) for index in range(3)]  # type: ignore[misc]
-    finish(hub)
+    before = batcher.forwards, batcher.rows
+    runs = [batcher.start(lambda index=index: render(index), BatchMode.THROUGHPUT) for index in range(3)]  # type: ignore[misc]
+    finish(batcher)
     for run, expected in zip(runs, stock, strict=True):
         assert run.error is None
         np.testing.assert_allclose(run.result, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
     rows = 1 if build is flux else 2
-    assert (hub.rows - before[1]) / (hub.forwards - before[0]) > 1.5 * rows
+    assert (batcher.rows - before[1]) / (batcher.forwards - before[0]) > 1.5 * rows
 
 
 # -- whole jobs --------------------------------------------------------------------------------------------------------
 
 
-def work(wanted: JobSpec, model: Model = EXACT, priority: Priority = Priority.NORMAL) -> RenderWork:
+def work(wanted: JobSpec, model: Model = EXACT, priority: Priority = Priority.NORMAL) -> RenderRequest:
     done: list[int] = []
-    made = RenderWork(
-        wanted, model, images(wanted.task), lambda: None, done.append, threading.Event(), priority=priority
+    made = RenderRequest(
+        wanted, model, images(wanted.task), lambda _: None, done.append, threading.Event(), priority=priority
     )
     made.__dict__["done"] = done
     return made
 
 
-def carried_out(renderer: SharedRenderer) -> dict[RenderWork, Any]:
-    ended: dict[RenderWork, Any] = {}
+def carried_out(renderer: BatchedRenderer) -> dict[RenderRequest, Any]:
+    ended: dict[RenderRequest, Any] = {}
     while renderer.active:
         ended.update(renderer.advance())
     return ended | dict(renderer.advance())
 
 
 def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps(starter: LoadedModel) -> None:
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
+    renderer = BatchedRenderer(ModelCache(CPU), 8)
     jobs = [
         work(spec(num_images_per_prompt=3, seed=4, exact=False, **SMALL)),
         work(spec(num_inference_steps=5, seed=9, exact=False, **SMALL)),
     ]
     for job in jobs:
-        assert renderer.takes(job.model)
         renderer.admit(job)
     ended = carried_out(renderer)
-    assert renderer.hub.rows / renderer.hub.forwards > 3
+    assert renderer.batcher.rows / renderer.batcher.forwards > 3
     for job in jobs:
         rendered = ended[job]
-        assert isinstance(rendered, Rendered)
+        assert isinstance(rendered, RenderResult)
         assert len(rendered.images) == job.spec.num_images_per_prompt
         for index, image in enumerate(rendered.images):
             alone = pipelines.render(starter, job.spec, index, {}, lambda _: None, threading.Event())
@@ -668,52 +680,60 @@ def test_a_model_that_goes_takes_its_hooks_along() -> None:
     import gc
     import weakref
 
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
+    models = ModelCache(CPU)
+    renderer = BatchedRenderer(models, 8)
     renderer.admit(work(spec(num_inference_steps=1, **SMALL)))
-    unet = weakref.ref(next(iter(renderer._jobs)).loaded.pipeline(Task.TEXT_TO_IMAGE).unet)
+    unet = weakref.ref(models.load(EXACT).pipeline(Task.TEXT_TO_IMAGE).unet)
     carried_out(renderer)
-    assert renderer._serial._residency.drop_others("another")
+    assert models.evict_others("another")
     gc.collect()
     assert unet() is None
 
 
 def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
-    stopped, short, good = (
-        work(spec(num_inference_steps=count, num_images_per_prompt=2, **SMALL)) for count in (50, 4, 6)
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=4))
+    stopped, large, good, late = (
+        work(spec(num_inference_steps=count, seed=count, **SMALL)) for count in (200, 4, 6, 5)
     )
+    names = {stopped.spec.seed: "stopped", large.spec.seed: "large", good.spec.seed: "good", late.spec.seed: "late"}
+    rendered: list[str] = []
+    failed = threading.Event()
     real = pipelines.render
 
     def render(loaded: Any, wanted: JobSpec, *rest: Any) -> Image.Image:
-        if wanted is short.spec:
+        rendered.append(names[wanted.seed])
+        if wanted is large.spec:
+            failed.set()
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(loaded, wanted, *rest)
 
     monkeypatch.setattr(pipelines, "render", render)
-    for job in (stopped, good):
-        renderer.admit(job)
-    renderer.advance()
-    renderer.admit(short)
-    assert not renderer.takes(EXACT)  # it gets the device for itself once the others are done
+    for job in (stopped, good, large):
+        engine.submit(job)
+    engine.start()
+    assert failed.wait(60)
+    engine.submit(late)  # there is a free slot, but the device must be empty for the large job first
+    assert len(good.future.result(60).images) == 1
     stopped.stop.set()
-    ended = carried_out(renderer)
-    assert isinstance(ended[stopped], JobCanceled)
-    assert isinstance(ended[short], OutOfMemory)
-    assert len(ended[good].images) == 2
-    assert renderer.takes(EXACT)
+    assert isinstance(stopped.future.exception(60), JobCanceled)
+    assert isinstance(large.future.exception(60), OutOfMemory)
+    assert len(late.future.result(60).images) == 1
+    assert rendered == ["stopped", "good", "large", "large", "late"]
+    engine.close()
+    engine.join(30)
 
 
 # -- the engine's thread -----------------------------------------------------------------------------------------------
 
 
 def test_the_engine_fills_its_slots_lets_a_waiting_person_in_and_ends_jobs_one_by_one() -> None:
-    engine = Engine(choose("cpu0"), 1, slots=2)
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=2))
     began: list[str] = []
     gate = threading.Event()
 
-    def job(name: str, count: int, priority: Priority = Priority.NORMAL) -> RenderWork:
+    def job(name: str, count: int, priority: Priority = Priority.NORMAL) -> RenderRequest:
         made = work(spec(num_inference_steps=count, seed=count, **SMALL), priority=priority)
-        made.on_take_up = lambda: began.append(name)
+        made.on_start = lambda _: began.append(name)
         return made
 
     def hold(_: int) -> None:
@@ -738,34 +758,34 @@ def test_the_engine_fills_its_slots_lets_a_waiting_person_in_and_ends_jobs_one_b
     engine.close()
     engine.join(30)
     assert not engine.is_alive()
-    assert engine.idle_seconds == 0
+    assert engine.seconds_without_progress == 0
 
 
 def test_a_device_takes_several_jobs_unless_told_not_to() -> None:
     assert [slots(batching, kind) for batching in ("on", "off") for kind in ("cpu", "cuda")] == [4, 16, 1, 1]
 
 
-def test_a_suspect_has_the_device_for_itself_until_it_has_left_the_process() -> None:
-    engine = Engine(choose("cpu0"), 1, slots=4)
+def test_an_isolated_job_runs_alone_until_it_has_left_the_process() -> None:
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=4))
     began: list[str] = []
 
-    def job(name: str, *, suspect: bool = False) -> RenderWork:
+    def job(name: str, *, isolated: bool = False) -> RenderRequest:
         made = work(spec(num_inference_steps=3, **SMALL))
-        made.owner, made.suspect = name, suspect
-        made.on_take_up = lambda: began.append(name)
+        made.owner, made.isolated = name, isolated
+        made.on_start = lambda _: began.append(name)
         return made
 
-    jobs = {name: job(name, suspect=name == "suspect") for name in ("before", "suspect", "after")}
+    jobs = {name: job(name, isolated=name == "isolated") for name in ("before", "isolated", "after")}
     for one in jobs.values():
         engine.submit(one)
     engine.start()
     jobs["before"].future.result(60)
     assert began == ["before"]
-    assert engine.idle_seconds == 0  # it waits, and does not hang
-    engine.leave("before")
-    jobs["suspect"].future.result(60)
-    assert began == ["before", "suspect"]
-    engine.leave("suspect")
+    assert engine.seconds_without_progress == 0  # it waits, and does not hang
+    engine.job_left("before")
+    jobs["isolated"].future.result(60)
+    assert began == ["before", "isolated"]
+    engine.job_left("isolated")
     jobs["after"].future.result(60)
     engine.close()
     engine.join(30)

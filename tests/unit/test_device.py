@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from farm.errors import SetupError
-from workers.device import Choice, choose, pin
+from workers.device import DeviceChoice, choose, pin
 
 GPU = "GPU-8c1b0a5e-1111-2222-3333-444455556666"
 
@@ -13,17 +13,17 @@ GPU = "GPU-8c1b0a5e-1111-2222-3333-444455556666"
 @pytest.mark.parametrize(
     ("wanted", "choice"),
     [
-        ("1", Choice("cuda", "cuda:1", "1")),
-        ("cuda:1", Choice("cuda", "cuda:1", "1")),
-        ("CUDA:0", Choice("cuda", "cuda:0", "0")),
-        ("cuda", Choice("cuda", "cuda:0", "0")),
-        (GPU, Choice("cuda", GPU, GPU)),
-        ("cpu", Choice("cpu", "cpu0", None)),
-        ("cpu3", Choice("cpu", "cpu3", None)),
-        ("mps", Choice("mps", "mps", None)),
+        ("1", DeviceChoice("cuda", "cuda:1", "1")),
+        ("cuda:1", DeviceChoice("cuda", "cuda:1", "1")),
+        ("CUDA:0", DeviceChoice("cuda", "cuda:0", "0")),
+        ("cuda", DeviceChoice("cuda", "cuda:0", "0")),
+        (GPU, DeviceChoice("cuda", GPU, GPU)),
+        ("cpu", DeviceChoice("cpu", "cpu0", None)),
+        ("cpu3", DeviceChoice("cpu", "cpu3", None)),
+        ("mps", DeviceChoice("mps", "mps", None)),
     ],
 )
-def test_a_device_is_named_in_many_ways(wanted: str, choice: Choice) -> None:
+def test_a_device_is_named_in_many_ways(wanted: str, choice: DeviceChoice) -> None:
     assert choose(wanted) == choice
 
 
@@ -49,5 +49,5 @@ def test_a_pinned_process_sees_its_device_alone(wanted: str, before: dict[str, s
 
 
 def test_an_index_outside_the_view_is_refused() -> None:
-    with pytest.raises(SetupError, match="leaves 1"):
+    with pytest.raises(SetupError, match="allows 1"):
         pin(choose("1"), {"CUDA_VISIBLE_DEVICES": "4"})

@@ -18,8 +18,9 @@ from farm.domain.tasks import JobSpec, Task, TextToImageRequest
 from farm.errors import BadInput, ModelUnavailable
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import pipelines
-from workers.batched_renderer import SharedRenderer
-from workers.render_request import Rendered, RenderWork
+from workers.batched_renderer import BatchedRenderer
+from workers.model_cache import ModelCache
+from workers.render_request import RenderRequest, RenderResult
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -51,8 +52,8 @@ def made(path: Path, seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pipelines.quiet()
-    pipelines.be_deterministic(1)
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
     folder = tmp_path_factory.mktemp("loras")
     for seed, name in enumerate(("ink", "clay")):
         made(folder / f"{name}.safetensors", seed)
@@ -72,11 +73,13 @@ def wearing(*loras: tuple[str, float], task: Task = Task.TEXT_TO_IMAGE, **change
     return spec(task, loras=worn, **(SMALL | changes))
 
 
-def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> list[Any]:
-    jobs = [RenderWork(one, model, images(one.task), lambda: None, lambda _: None, threading.Event()) for one in specs]
+def rendered(renderer: BatchedRenderer, model: Model, specs: list[JobSpec]) -> list[Any]:
+    jobs = [
+        RenderRequest(one, model, images(one.task), lambda _: None, lambda _: None, threading.Event()) for one in specs
+    ]
     for job in jobs:
         renderer.admit(job)
-    ended: dict[RenderWork, Any] = {}
+    ended: dict[RenderRequest, Any] = {}
     while renderer.active:
         ended.update(renderer.advance())
     ended.update(renderer.advance())
@@ -84,12 +87,12 @@ def rendered(renderer: SharedRenderer, model: Model, specs: list[JobSpec]) -> li
 
 
 def image(outcome: Any) -> Image.Image:
-    assert isinstance(outcome, Rendered), outcome
+    assert isinstance(outcome, RenderResult), outcome
     return outcome.images[0]
 
 
 def test_jobs_of_one_device_wear_what_each_asked_for_and_equal_ones_share(model: Model) -> None:
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
+    renderer = BatchedRenderer(ModelCache(CPU), 8)
     plain, ink, soft, both = (
         wearing(),
         wearing(("ink", 1.0)),
@@ -100,20 +103,20 @@ def test_jobs_of_one_device_wear_what_each_asked_for_and_equal_ones_share(model:
     specs = [plain, ink, soft, both, depth, plain, ink]
     alone = [image(outcome).tobytes() for one in specs for outcome in rendered(renderer, model, [one])]
     assert len(set(alone)) == 5
-    before = renderer.hub.forwards
+    before = renderer.batcher.forwards
     company = rendered(renderer, model, specs)
     assert [image(one).tobytes() for one in company] == alone
-    shared = renderer.hub.forwards - before
-    before = renderer.hub.forwards
+    shared = renderer.batcher.forwards - before
+    before = renderer.batcher.forwards
     for one in specs:
         rendered(renderer, model, [one])
-    assert shared < renderer.hub.forwards - before  # the two of plain and the two of ink went together
+    assert shared < renderer.batcher.forwards - before  # the two of plain and the two of ink went together
     assert set(company[3].made_with["loras"]) == {"ink", "clay"}
     assert "loras" not in company[0].made_with
 
 
 def test_a_lora_is_what_its_weights_say(model: Model, folder: Path) -> None:
-    (worn,) = rendered(SharedRenderer(CPU, 1, lambda: None, 8), model, [wearing(("ink", 0.8))])
+    (worn,) = rendered(BatchedRenderer(ModelCache(CPU), 8), model, [wearing(("ink", 0.8))])
     merged = pipelines.load(model.model_copy(update={"loras": ()}), CPU)
     weights = made(folder / "again.safetensors", 0)
     modules = dict(merged.pipeline(Task.TEXT_TO_IMAGE).unet.named_modules())
@@ -125,9 +128,9 @@ def test_a_lora_is_what_its_weights_say(model: Model, folder: Path) -> None:
     assert np.abs(np.asarray(image(worn), int) - np.asarray(expected, int)).max() <= 2
 
 
-@pytest.mark.parametrize(("name", "says"), [("gone", "no such file"), ("pickle", "can run code")])
+@pytest.mark.parametrize(("name", "says"), [("gone", "no such file"), ("pickle", "can contain code")])
 def test_a_lora_that_cannot_be_worn_fails_its_job_with_one_sentence(model: Model, name: str, says: str) -> None:
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
+    renderer = BatchedRenderer(ModelCache(CPU), 8)
     with pytest.raises(ModelUnavailable, match=says):
         rendered(renderer, model, [wearing((name, 1.0))])
     assert image(rendered(renderer, model, [wearing()])[0])

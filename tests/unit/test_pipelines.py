@@ -17,8 +17,7 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Device
 from farm.errors import JobCanceled, ModelUnavailable, UnsuitableInput
 from workers import pipelines
-from workers.cpu_model_cache import Attic, weights
-from workers.model_cache import Residency
+from workers.model_cache import CpuModelCache, ModelCache, weights
 from workers.pipelines import LoadedModel
 from workers.starter import WEIGHTS
 
@@ -35,8 +34,8 @@ STARTER = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
-    pipelines.quiet()
-    pipelines.be_deterministic(1)
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
 
 
 @pytest.fixture(scope="module")
@@ -203,18 +202,19 @@ def test_models_stay_until_memory_is_short_and_the_oldest_goes_first(
 
     monkeypatch.setattr(pipelines, "load", load)
     models = {name: STARTER.model_copy(update={"id": name}) for name in "abc"}
-    residency = Residency(Device("cpu", "cpu0", "", 500, "float32"))  # half of it is for weights
+    cache = ModelCache(Device("cpu", "cpu0", "", 500, "float32"))  # half of it is for weights
     for name in "abac":
-        residency.get(models[name])
+        cache.load(models[name])
     assert loads == ["a", "b", "c"]
-    assert residency.ids == ("a", "c")
-    residency.get(models["b"])
-    assert residency.ids == ("c", "b")
-    changed = models["b"].model_copy(update={"source": "elsewhere"})
-    assert residency.get(changed).model == changed  # the registry says something else by now
+    assert cache.sizes == (("a", 100), ("c", 100))
+    cache.load(models["b"])
+    assert cache.sizes == (("c", 100), ("b", 100))
+    changed = models["b"].model_copy(update={"source": "elsewhere"})  # its registry entry has changed
+    assert changed not in cache
+    assert cache.load(changed).model == changed
 
 
-def test_a_model_that_left_the_device_is_back_with_its_weights_and_the_attic_keeps_to_its_bytes() -> None:
+def test_the_cpu_cache_returns_an_evicted_model_with_its_weights_and_keeps_within_its_limit() -> None:
     def loaded(name: str) -> LoadedModel:
         pipeline = SimpleNamespace(components={"unet": torch.nn.Linear(9, 10), "scheduler": None})  # 400 bytes
         model = STARTER.model_copy(update={"id": name})
@@ -222,18 +222,18 @@ def test_a_model_that_left_the_device_is_back_with_its_weights_and_the_attic_kee
 
     models = {name: loaded(name) for name in "abc"}
     before = {name: [tensor.clone() for tensor in weights(model)] for name, model in models.items()}
-    attic = Attic(Device("cuda", "cuda:0", "a device", 2**30, "float16"), 800)
-    attic._where = "cpu"  # there is no other place here
-    assert all(attic.keep(models[name]) for name in "abc")
-    assert attic.bytes == 800
-    assert attic.bring(models["a"].model) is None  # the oldest went
-    assert attic.bring(models["c"].model.model_copy(update={"source": "elsewhere"})) is None
-    back = attic.bring(models["b"].model)
+    cache = CpuModelCache(Device("cuda", "cuda:0", "a device", 2**30, "float16"), 800)
+    cache._torch_device = "cpu"  # this machine may have no other device
+    assert all(cache.put(models[name]) for name in "abc")
+    assert cache.bytes == 800
+    assert cache.take(models["a"].model) is None  # the oldest was removed
+    assert cache.take(models["c"].model.model_copy(update={"source": "elsewhere"})) is None
+    back = cache.take(models["b"].model)
     assert back is models["b"]
     assert all(torch.equal(here, there) for here, there in zip(weights(back), before["b"], strict=True))
-    assert attic.bytes == 0
-    assert not Attic(Device("cuda", "cuda:0", "a device", 2**30, "float16"), 399).keep(models["a"])
-    assert not Attic(Device("cpu", "cpu0", "a processor", 2**30, "float32"), 2**30).keep(models["a"])
+    assert cache.bytes == 0
+    assert not CpuModelCache(Device("cuda", "cuda:0", "a device", 2**30, "float16"), 399).put(models["a"])
+    assert not CpuModelCache(Device("cpu", "cpu0", "a processor", 2**30, "float32"), 2**30).put(models["a"])
 
 
 def test_inpainting_leaves_every_pixel_outside_the_mask_as_it_was(starter: LoadedModel) -> None:

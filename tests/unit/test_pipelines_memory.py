@@ -20,18 +20,18 @@ from farm.domain.worker import Device
 from farm.errors import OutOfMemory
 from farm.settings import Settings
 from workers import pipelines, single_renderer
-from workers.batched_renderer import SharedRenderer
 from workers.device import choose
-from workers.engine import Engine
-from workers.heartbeat import stalled
-from workers.render_request import Rendered, RenderWork
-from workers.single_renderer import SerialRenderer
+from workers.engine import Engine, EngineOptions
+from workers.heartbeat import is_stalled
+from workers.model_cache import ModelCache
+from workers.render_request import RenderRequest, RenderResult
+from workers.single_renderer import SingleRenderer
 
 CPU = Device("cpu", "cpu0", "a processor", 2**33, "float32")
 MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
 
 
-def work() -> RenderWork:
+def work() -> RenderRequest:
     spec = JobSpec.model_validate(
         {
             "task": "text-to-image",
@@ -50,7 +50,7 @@ def work() -> RenderWork:
             "inputs": {},
         }
     )
-    return RenderWork(spec, MODEL, {}, lambda: None, lambda _: None, threading.Event())
+    return RenderRequest(spec, MODEL, {}, lambda _: None, lambda _: None, threading.Event())
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *outcomes: BaseException | None) -> list[bool]:
@@ -70,18 +70,19 @@ def failing(monkeypatch: pytest.MonkeyPatch, *outcomes: BaseException | None) ->
             raise outcome
         return Image.new("RGB", (64, 64))
 
-    monkeypatch.setattr(pipelines, "tile", tile)
+    monkeypatch.setattr(pipelines, "set_vae_tiling", tile)
     monkeypatch.setattr(pipelines, "render", render)
     return tiled
 
 
-def outcome_of(wanted: RenderWork) -> Any:
-    renderer = SharedRenderer(CPU, 1, lambda: None, 8)
-    renderer.admit(wanted)
-    while renderer.active:
-        for _, outcome in renderer.advance():
-            return outcome
-    return dict(renderer.advance())[wanted]
+def outcome_of(request: RenderRequest) -> Any:
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1))
+    engine.start()
+    future = engine.submit(request)
+    outcome = future.exception(120) or future.result()
+    engine.close()
+    engine.join(30)
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_job_that_does_not_fit_is_tried_once_more_in_tiles_and_its_recipe_says
 ) -> None:
     tiled = failing(monkeypatch, error, None)
     rendered = outcome_of(work())
-    assert isinstance(rendered, Rendered)
+    assert isinstance(rendered, RenderResult)
     assert tiled == [False, True]
     assert rendered.made_with["vae"] == "tiled"
 
@@ -111,18 +112,19 @@ def test_before_it_is_given_up_only_what_works_lies_on_the_device(monkeypatch: p
     loaded = pipelines.load(MODEL, CPU)
     on_the_device: list[str] = []
     tiled = failing(monkeypatch, torch.OutOfMemoryError(), None)
-    offloaded = pipelines.offloaded
+    cpu_offload = pipelines.cpu_offload
 
     @contextmanager
     def watched(*given: Any) -> Iterator[None]:
         on_the_device.append(given[2])
-        with offloaded(loaded, given[1], "cpu"):
+        with cpu_offload(loaded, given[1], "cpu"):
             yield
 
-    monkeypatch.setattr(pipelines, "offloaded", watched)
+    monkeypatch.setattr(pipelines, "cpu_offload", watched)
     monkeypatch.setattr(single_renderer, "torch_device", lambda _: asked)
-    renderer = SerialRenderer(Device("cuda", "cuda0", "a device", 2**33, "float16"), 1, lambda: None)
-    rendered = renderer.render_with_less(loaded, work())
+    models = ModelCache(Device("cuda", "cuda0", "a device", 2**33, "float16"))
+    models._models[MODEL.id] = loaded
+    rendered = SingleRenderer(models, lambda: None).render(work())
     assert (len(rendered.images), tiled, on_the_device) == (1, [True, True], [asked])
     assert rendered.made_with["vae"] == "tiled"
 
@@ -136,7 +138,7 @@ def test_weights_that_were_moved_to_and_fro_lie_where_they_lay_and_the_image_is_
 
     before = image()
     unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
-    with pipelines.offloaded(loaded, Task.TEXT_TO_IMAGE, "cpu"):
+    with pipelines.cpu_offload(loaded, Task.TEXT_TO_IMAGE, "cpu"):
         assert hasattr(unet, "_hf_hook")
         assert image().tobytes() == before.tobytes()
     assert not hasattr(unet, "_hf_hook")
@@ -152,13 +154,12 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.M
 
 def test_the_engines_death_ends_the_process() -> None:
     program = """
-import threading, workers.single_renderer
+import threading
+from workers import engine
 from workers.device import choose
-from workers.engine import Engine
-class Broken:
-    def __init__(self, *_): raise RuntimeError("the device is on fire")
-workers.single_renderer.SerialRenderer = Broken
-Engine(choose("cpu0"), 1).start()
+def broken(*_): raise RuntimeError("the device is on fire")
+engine.make_renderers = broken
+engine.Engine(engine.EngineOptions(choose("cpu0"))).start()
 threading.Event().wait(60)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
@@ -168,23 +169,23 @@ threading.Event().wait(60)
 
 def test_an_engine_with_nothing_to_do_has_not_stalled_and_one_that_hangs_has() -> None:
     settings = Settings(step_timeout_seconds=0.05)
-    engine = Engine(choose("cpu0"), 1)  # never started: it takes nothing up, as if it hung
+    engine = Engine(EngineOptions(choose("cpu0")))  # never started: it takes nothing up, as if it hung
     engine.loading = False
-    engine.moved_at = time.monotonic() - 10
-    assert not stalled(engine, settings)
+    engine.progress_at = time.monotonic() - 10
+    assert not is_stalled(engine, settings)
     waiting = work()
     engine.submit(waiting)
-    assert not stalled(engine, settings)
+    assert not is_stalled(engine, settings)
     deadline = time.monotonic() + 5
-    while not stalled(engine, settings):
+    while not is_stalled(engine, settings):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     engine.loading = True  # a download may take far longer
-    assert not stalled(engine, settings)
+    assert not is_stalled(engine, settings)
 
 
 def test_work_that_waits_for_the_device_is_taken_back_at_once() -> None:
-    engine = Engine(choose("cpu0"), 1)
+    engine = Engine(EngineOptions(choose("cpu0")))
     first, second = work(), work()
     future = engine.submit(first)
     engine.submit(second)

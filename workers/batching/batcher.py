@@ -1,0 +1,342 @@
+"""Runs pipelines in greenlets, and the calls of their hooked modules in shared forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+import structlog
+import torch
+from greenlet import getcurrent, greenlet  # type: ignore[import-untyped, unused-ignore]
+
+from farm import metrics
+from farm.errors import NanOutput
+from workers.batch_profiles import BatchProfile, BatchProfiles
+from workers.batching.calls import (
+    BatchMode,
+    ModuleHook,
+    ModuleState,
+    NotBatchable,
+    Output,
+    ParkedCall,
+    PipelineRun,
+    SignatureState,
+    TensorDigests,
+    tensors_in,
+)
+from workers.batching.row_selection import empty_cache, measure_profile
+
+log = structlog.stdlib.get_logger()
+
+#: By how much a shared forward may differ from a separate one, relative to the largest value. Rounding stays below it;
+#: a module that mixes its rows does not.
+TOLERANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-6}
+TOLERANCE_HALF: Final = 5e-2
+
+
+class ContinuousBatcher:
+    """Runs pipelines and forwards, all on one thread.
+
+    The oldest parked call leads the next forward, so every call is served. An interactive call goes before older ones,
+    but not twice in a row.
+    """
+
+    def __init__(
+        self,
+        max_rows: int,
+        is_out_of_memory: Callable[[BaseException], bool],
+        profiles: BatchProfiles | None = None,
+    ) -> None:
+        """Start without pipelines.
+
+        Args:
+            max_rows: Of one forward, on a device whose memory is not measured.
+            is_out_of_memory: Whether an error means that the device has no memory left.
+            profiles: What was measured before; None: profiles are not kept.
+        """
+        self.forwards = 0  #: run so far
+        self.rows = 0  #: in them, without padding
+        self._max_rows = max_rows
+        self._is_out_of_memory = is_out_of_memory
+        self._profiles = profiles or BatchProfiles(None)
+        self._hooks: dict[int, ModuleHook] = {}  # by the module's id; a hook holds its module
+        self._parked: list[ParkedCall] = []
+        self._finished: list[PipelineRun] = []
+        self._digests = TensorDigests()
+        self._sequence = 0
+        self._interactive_led = False  # whether an interactive call led the last forward, before older ones
+        self._resumer: greenlet | None = None  # which resumed the current pipeline, and continues when that parks
+        self._runs: dict[greenlet, PipelineRun] = {}
+
+    # -- modules ------------------------------------------------------------------------------------------------------
+
+    def hook(
+        self,
+        module: torch.nn.Module,
+        name: str,
+        *,
+        weights: str = "",
+        denoiser: bool = True,
+        check_finite: bool = False,
+    ) -> None:
+        """Let calls of a module park; once for each module, while it is loaded. See `ModuleHook` for the arguments."""
+        if id(module) not in self._hooks:
+            self._hooks[id(module)] = ModuleHook(
+                module, name, self._park, weights=weights, denoiser=denoiser, check_finite=check_finite
+            )
+
+    def unhook(self, module: torch.nn.Module) -> None:
+        """Let the module compute by itself again; pipelines that still use it continue that way."""
+        hook = self._hooks.pop(id(module), None)
+        if hook is not None:
+            hook.remove()
+
+    def refusal(self, module: torch.nn.Module) -> str | None:
+        """Why a module's calls run alone, if that is known."""
+        hook = self._hooks.get(id(module))
+        return None if hook is None else hook.refusal
+
+    # -- pipelines ----------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether any run is unfinished."""
+        return bool(self._parked)
+
+    def start(
+        self,
+        pipeline: Callable[[], Any],
+        mode: BatchMode,
+        *,
+        interactive: bool = False,
+        state: ModuleState | None = None,
+    ) -> PipelineRun:
+        """Run a pipeline up to its first parked call."""
+        run = PipelineRun(mode, interactive, state)
+
+        def body() -> None:
+            try:
+                run.result = pipeline()
+            except BaseException as error:  # noqa: BLE001 - it ends this image only
+                run.error = error
+            run.finished = True
+
+        run.greenlet = greenlet(body)
+        self._runs[run.greenlet] = run
+        self._resume(run)
+        return run
+
+    def stop(self, run: PipelineRun, error: BaseException) -> None:
+        """Raise an error in a pipeline at its parked call."""
+        call = run.parked_call
+        if run.finished or call is None:
+            return
+        self._parked.remove(call)
+        self._resume(run, error=error)
+
+    def take_finished(self) -> list[PipelineRun]:
+        """The runs that finished since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def advance(self) -> bool:
+        """Run one forward for the next group of calls, and their pipelines until they park again; False if idle."""
+        if not self._parked:
+            return False
+        group = self._next_group()
+        for call in group:
+            self._parked.remove(call)
+        self._run_group(group)
+        return True
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def _park(self, hook: ModuleHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        """Called in a pipeline's greenlet in place of a hooked module's forward; returns its output."""
+        run = self._runs.get(getcurrent())
+        # gradients and autocast belong to the caller's context, which a shared forward would not have
+        if run is None or torch.is_grad_enabled() or torch.is_autocast_enabled(_device_type(args, kwargs)):
+            return hook.original(*args, **kwargs)
+        call = self._parked_call(hook, run, args, kwargs)
+        run.parked_call = call
+        self._parked.append(call)
+        assert self._resumer is not None
+        return self._resumer.switch()
+
+    def _parked_call(
+        self, hook: ModuleHook, run: PipelineRun, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ParkedCall:
+        self._sequence += 1
+        if hook.allows(run.mode):
+            try:
+                found = hook.signature_of(args, kwargs, self._digests)
+            except NotBatchable as reason:
+                hook.refuse(str(reason))
+            else:
+                shapes = run.mode, run.state is not None, found.shapes
+                signature = hook.signatures.setdefault(shapes, SignatureState(self._max_rows))
+                key = id(hook), shapes, found.content, run.state
+                call = ParkedCall(hook, run, args, kwargs, found.arguments, found.rows, key, signature, self._sequence)
+                if not signature.profiled:
+                    with torch.no_grad():
+                        self._profile(call, shapes)
+                return call
+        never = SignatureState(0, batchable=False)
+        return ParkedCall(hook, run, args, kwargs, {}, 0, object(), never, self._sequence)
+
+    def _profile(self, call: ParkedCall, shapes: Hashable) -> None:
+        """Load or measure, once for each signature, how many rows its forwards get."""
+        signature, hook = call.signature, call.hook
+        signature.profiled = True
+        name = f"{hook.name}|{hook.weights}|{shapes!r}"
+        profile = self._profiles.load(name)
+        if profile is None:
+            try:
+                profile = measure_profile(call, self._max_rows, self._is_out_of_memory)
+            except Exception as error:  # noqa: BLE001 - what fails on synthetic rows need not fail on the call
+                if not self._is_out_of_memory(error):
+                    hook.refuse(f"{type(error).__name__}: {error}"[:200])
+                    signature.batchable = False
+                    return
+                error.__traceback__ = None
+                profile = BatchProfile(max_rows=call.rows)
+            else:
+                self._profiles.save(name, profile)
+        signature.max_rows, signature.row_ranges = profile.max_rows, profile.row_ranges
+        log.info(
+            "batch profile",
+            action="batch_profile_ready",
+            module=hook.name,
+            mode=call.run.mode.value,
+            max_rows=profile.max_rows,
+            row_ranges=profile.row_ranges,  # in exact mode: calls of other row counts run alone
+        )
+
+    def _next_group(self) -> list[ParkedCall]:
+        """The oldest call and those that fit it; an interactive one first, but not twice before an older one."""
+        oldest = self._parked[0]
+        interactive = next((call for call in self._parked if call.run.interactive), None)
+        if interactive is not None and interactive is not oldest and not self._interactive_led:
+            lead, self._interactive_led = interactive, True
+        else:
+            lead, self._interactive_led = oldest, False
+        row_range = lead.row_range
+        group, rows = [lead], lead.rows
+        max_rows = min(row_range[1], max(lead.signature.max_rows, row_range[0]))
+        for call in sorted(self._parked, key=lambda call: (not call.run.interactive, call.sequence)):
+            fits = call.key == lead.key and rows + call.rows <= max_rows and call.row_range == row_range
+            if call is not lead and fits:
+                group.append(call)
+                rows += call.rows
+        return group
+
+    # -- forwards -----------------------------------------------------------------------------------------------------
+
+    def _run_group(self, group: list[ParkedCall]) -> None:
+        """Compute the group's calls and resume their pipelines; a forward that fails is split first."""
+        lead = group[0]
+        out_of_memory = False
+        failure: BaseException | None = None
+        outputs: list[Output] = []
+        try:
+            with torch.no_grad():
+                outputs = self._compute(group)
+        except Exception as error:  # noqa: BLE001 - handled below, where its frames no longer hold tensors
+            out_of_memory = self._is_out_of_memory(error)
+            failure = error
+        if failure is None:
+            for call, output in zip(group, outputs, strict=True):
+                self._return_output(call, output)
+            return
+        if len(group) == 1:
+            self._resume(lead.run, error=failure)
+            return
+        failure.__traceback__ = None
+        if out_of_memory:
+            rows = sum(call.rows for call in group)
+            lead.signature.max_rows = max(lead.rows, min(lead.signature.max_rows, rows // 2))
+            log.warning("out of memory: splitting a forward", action="forward_split", module=lead.hook.name, rows=rows)
+            empty_cache(lead)
+            middle = len(group) // 2
+            self._run_group(group[:middle])
+            self._run_group(group[middle:])
+            return
+        # Either one of the calls is invalid or the module cannot be batched: separate forwards show which.
+        for call in group:
+            self._run_group([call])
+        if not any(isinstance(call.run.error, type(failure)) for call in group):
+            lead.signature.batchable = False
+            lead.hook.refuse(f"{type(failure).__name__}: {failure}"[:200])
+
+    def _compute(self, group: list[ParkedCall]) -> list[Output]:
+        lead = group[0]
+        hook, signature = lead.hook, lead.signature
+        self.forwards += 1
+        rows = max(1, sum(call.rows for call in group))
+        self.rows += rows
+        metrics.FORWARD_ROWS.observe(rows)
+        lead.apply_state()
+        min_rows, _ = lead.row_range
+        if lead.run.mode is BatchMode.EXACT and min_rows:
+            return hook.run_together(group, min_rows)
+        if len(group) == 1:
+            return [hook.run_alone(lead)]
+        if signature.verified:
+            return hook.run_together(group)
+        together = hook.run_together(group)
+        separate = [hook.run_alone(call) for call in group]
+        signature.verified = True
+        if not all(_is_close(one, other) for one, other in zip(together, separate, strict=True)):
+            signature.batchable = False
+            hook.refuse("a shared forward gives another result than separate ones")
+        return separate
+
+    def _return_output(self, call: ParkedCall, output: Output) -> None:
+        if call.hook.check_finite and not _is_finite(output):
+            self._resume(call.run, error=NanOutput("the image contains NaN"))
+        else:
+            self._resume(call.run, output)
+
+    def _resume(self, run: PipelineRun, output: Output = None, *, error: BaseException | None = None) -> None:
+        """Switch to a pipeline until it parks or finishes."""
+        task = run.greenlet
+        assert task is not None
+        run.parked_call = None
+        before, self._resumer = self._resumer, getcurrent()
+        task.parent = self._resumer
+        if run.state is not None:  # the text encoder, which does not park, needs it, too
+            run.state.apply()
+        # Pipelines switch gradients off, but for the whole thread: one that finishes would switch them on for those
+        # that are parked.
+        with torch.no_grad():
+            if error is not None:
+                task.throw(error)
+            elif task:
+                task.switch(output)
+            else:
+                task.switch()
+        self._resumer = before
+        if run.finished:
+            del self._runs[task]
+            run.greenlet = None
+            self._finished.append(run)
+
+
+def _device_type(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    first = next(iter(tensors_in([*args, *kwargs.values()])), None)
+    return "cpu" if first is None else first.device.type
+
+
+def _is_finite(output: Output) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output))
+
+
+def _is_close(one: Output, other: Output) -> bool:
+    """Whether two outputs differ by rounding only; non-finite tensors are not compared."""
+    for here, there in zip(tensors_in(one), tensors_in(other), strict=True):
+        if not (torch.isfinite(here).all() and torch.isfinite(there).all()):
+            continue
+        allowed = TOLERANCE.get(there.dtype, TOLERANCE_HALF) * max(float(there.abs().max()), 1e-6)
+        if float((here - there).abs().max()) > allowed:
+            return False
+    return True

@@ -1,0 +1,108 @@
+"""From rendered images to stored outputs: encode, upload, and spool on disk while the storage does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from farm.domain.job import Output
+from farm.domain.tasks import JobSpec
+from farm.errors import StorageUnavailable
+from farm.objects import keys
+from farm.objects.storage import Storage
+from workers import failpoints
+from workers.encoders import encode
+from workers.leases import Lease, Stage
+from workers.render_request import RenderResult
+from workers.retry import retry_storage
+from workers.stages import measure
+from workers.upload_spool import UploadSpool
+
+log = structlog.stdlib.get_logger()
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An encoded output, beside its bytes."""
+
+    index: int  #: of the output
+    width: int  #: pixels
+    height: int  #: pixels
+
+
+@dataclass(frozen=True)
+class OutputUploader:
+    """Stores the outputs of jobs."""
+
+    storage: Storage
+    spool: UploadSpool
+    retry_seconds: float  #: how long a finished output waits for the storage
+
+    def upload(self, lease: Lease, result: RenderResult) -> Iterator[Output]:
+        """Encode each image and PUT it under the epoch's key. Empties ``result.images``.
+
+        Yields each output as soon as it is stored, so that the caller knows what to delete if a later one fails.
+
+        Raises:
+            StorageUnavailable: The storage did not answer for ``retry_seconds``.
+            JobCanceled: The job was stopped while it waited for the storage.
+        """
+        lease.enter(Stage.STORING)
+        files = encode_outputs(lease.job.spec, result)
+        for encoded, body in files:
+            try:
+                with measure("upload"):
+                    stored = self._put(lease, encoded, body)
+            except StorageUnavailable as error:
+                log.warning("spooling the outputs on disk", action="outputs_spooled", error=str(error))
+                spooled = [(encoded, self.spool.add(lease.held, encoded.index, body))]
+                spooled += [(one, self.spool.add(lease.held, one.index, file)) for one, file in files]
+                del body
+                yield from self._upload_spooled(lease, spooled)
+            else:
+                yield stored
+
+    def _upload_spooled(
+        self, lease: Lease, spooled: list[tuple[EncodedImage, Callable[[], bytes]]]
+    ) -> Iterator[Output]:
+        for encoded, read in spooled:
+
+            def put(encoded: EncodedImage = encoded, read: Callable[[], bytes] = read) -> Output:
+                return self._put(lease, encoded, read())
+
+            with measure("upload"):
+                stored = retry_storage(lease, self.retry_seconds, put)
+            yield stored
+
+    def _put(self, lease: Lease, encoded: EncodedImage, body: bytes) -> Output:
+        """PUT one file. Raises `StorageUnavailable`."""
+        job, spec = lease.job, lease.job.spec
+        content_type = spec.output_format.content_type
+        key = keys.output_key(job.tenant_id, job.id, lease.epoch, encoded.index, keys.extension(content_type))
+        written = self.storage.put(key, body, content_type)
+        assert written.sha256 is not None  # put() computes it
+        if encoded.index + 1 < spec.num_images_per_prompt:
+            failpoints.at("mid_upload", spec.prompt)
+        lease.record_progress()
+        return Output(
+            index=encoded.index,
+            key=key,
+            sha256=written.sha256,
+            size=len(body),
+            width=encoded.width,
+            height=encoded.height,
+            content_type=content_type,
+            seed=spec.seed_of(encoded.index),
+        )
+
+
+def encode_outputs(spec: JobSpec, result: RenderResult) -> Iterator[tuple[EncodedImage, bytes]]:
+    """Each image as a file with its recipe. Empties ``result.images``, so that a spooled output frees its image."""
+    for index in range(len(result.images)):
+        image = result.images.pop(0)
+        with measure("encode"):
+            body = encode(image, spec, index, result.made_with)
+        failpoints.at("after_encode", spec.prompt)
+        yield EncodedImage(index, image.width, image.height), body
