@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,local,otel]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,otel]' --group dev
 	touch $@
 
 install: $(INSTALLED) ## make .venv with the farm and everything it needs

@@ -24,6 +24,7 @@
     │   ├── NanOutput
     │   └── JobCanceled
     └── SetupError          this machine cannot run what was asked; the message says what to do
+        └── MissingExtra    a package of an extra is not installed
 
 HTTP status codes are the API's business (``farm/api/problems.py``).
 """
@@ -173,3 +174,10 @@ class JobCanceled(RenderError):
 
 class SetupError(FarmError):
     """This machine cannot run what was asked; the message says what to do about it."""
+
+
+class MissingExtra(SetupError):
+    """A package that an optional part of the farm needs is not installed."""
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(f"{what} needs {package}: pip install 'diffusion-render-farm[{extra}]'")

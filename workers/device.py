@@ -19,7 +19,7 @@ import psutil
 
 import farm
 from farm.domain.worker import Device
-from farm.errors import SetupError
+from farm.errors import MissingExtra, SetupError
 
 _NAMED: Final = re.compile(r"(?P<kind>cuda|cpu|mps)?:?(?P<index>\d*)")
 _UUID: Final = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
@@ -102,9 +102,7 @@ def require_libraries() -> None:
     """Raise `SetupError` if libraries that a worker needs are not installed."""
     missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise SetupError(
-            f'a worker needs {", ".join(missing)}, not installed here: pip install "diffusion-render-farm[worker]"'
-        )
+        raise MissingExtra("a worker", ", ".join(missing), "worker")
 
 
 def describe(choice: DeviceChoice) -> Device:

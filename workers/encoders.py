@@ -18,10 +18,14 @@ from typing import Any, Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from farm.domain.recipe import parameters_text, recipe_json
+from farm.domain.infotext import parameters_text
+from farm.domain.recipe import recipe_json
 from farm.domain.tasks import JobSpec, OutputFormat
-from farm.objects.recipes import COMMENT_MARK, EXIF_IFD, IMAGE_DESCRIPTION, UNICODE_MARK, USER_COMMENT
+from farm.objects.recipes import COMMENT_MARK, IMAGE_DESCRIPTION
 
+_EXIF_IFD: Final = 0x8769  #: EXIF tag: where the directory of the camera's fields lies
+_USER_COMMENT: Final = 0x9286  #: EXIF tag, in that directory
+_UNICODE_MARK: Final = b"UNICODE\x00"  #: the character code that a UserComment begins with
 _SEGMENT: Final = 60_000  #: bytes of one JPEG segment's content, below the format's 65,533
 #: zlib's level for PNG: 300–500 ms at the default become 88–154 ms for 1024 × 1024 pixels
 _PNG_LEVEL: Final = 1
@@ -56,9 +60,9 @@ def _exif(text: str, recipe: str | None = None) -> bytes:
     exif = Image.Exif()
     if recipe is not None:
         exif[IMAGE_DESCRIPTION] = recipe
-    details: dict[int, Any] = exif.get_ifd(EXIF_IFD)
+    details: dict[int, Any] = exif.get_ifd(_EXIF_IFD)
     # big-endian without a byte order mark, like other tools that write this field
-    details[USER_COMMENT] = UNICODE_MARK + text.encode("utf-16-be")
+    details[_USER_COMMENT] = _UNICODE_MARK + text.encode("utf-16-be")
     return exif.tobytes()
 
 

@@ -4,47 +4,55 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
 from farm import __version__
-from farm.errors import FarmError, Unavailable
+from farm.errors import FarmError, MissingExtra, Unavailable
 
-#: command: the module of ``farm.cli`` that has it, and its line in ``farm --help``
-COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "up": ("up", "Start a whole farm on this machine."),
-    "down": ("up", "Stop the farm of a data directory."),
-    "status": ("status", "Show the health of each part."),
-    "doctor": ("doctor", "Say what is wrong and what to do."),
-    "render": ("render", "Render one image and save it."),
-    "rerun": ("render", "Render an image again from its own metadata."),
-    "ls": ("jobs", "List jobs."),
-    "show": ("jobs", "Show all about one job."),
-    "cancel": ("jobs", "Stop jobs."),
-    "retry": ("jobs", "Submit failed or canceled jobs again."),
-    "submit": ("batches", "Submit a file of jobs as one batch."),
-    "watch": ("batches", "Follow a batch until it ends."),
-    "get": ("batches", "Download a batch's images."),
-    "batches": ("batches", "List batches."),
-    "pause": ("batches", "Pause a batch."),
-    "resume": ("batches", "Resume a paused batch."),
-    "delete": ("batches", "Delete a batch that has ended."),
-    "workers": ("workers", "List, drain, stop and resume workers."),
-    "pauses": ("workers", "Pause the farm, a model or a tenant."),
-    "models": ("workers", "List the models and example prompts."),
-    "webhooks": ("webhooks", "Manage webhooks, or receive them on this machine."),
-    "keys": ("keys", "List, create, rotate and revoke API keys."),
-    "tenants": ("tenants", "List, create, change and remove tenants."),
-    "usage": ("tenants", "Show what tenants have used, by day and model."),
-    "demo": ("demo", "Start a farm, render all four tasks, stop it."),
-    "api": ("serve_api", "Run the HTTP API."),
-    "dispatcher": ("serve_dispatcher", "Run one dispatcher."),
-    "deliverer": ("serve_deliverer", "Run one webhook deliverer."),
-    "worker": ("serve_worker", "Run one worker, which owns one device."),
-    "flower": ("serve_flower", "Run Flower, Celery's own dashboard."),
-    "init": ("init", "Prepare your own servers: schema, bucket, first API key."),
-    "migrate": ("migrate", "Migrate the database to this release's schema."),
+
+class Command(NamedTuple):
+    """Where a command is and what it needs."""
+
+    module: str  #: of ``farm.cli``
+    help: str  #: its line in ``farm --help``
+    extra: str | None = None  #: the extra of the package that it needs; None: it works with the base installation
+
+
+COMMANDS: Final[dict[str, Command]] = {
+    "up": Command("up", "Start a whole farm on this machine.", "local"),
+    "down": Command("up", "Stop the farm of a data directory.", "local"),
+    "status": Command("status", "Show the health of each part."),
+    "doctor": Command("doctor", "Say what is wrong and what to do.", "server"),
+    "render": Command("render", "Render one image and save it."),
+    "rerun": Command("render", "Render an image again from its own metadata."),
+    "ls": Command("jobs", "List jobs."),
+    "show": Command("jobs", "Show all about one job."),
+    "cancel": Command("jobs", "Stop jobs."),
+    "retry": Command("jobs", "Submit failed or canceled jobs again."),
+    "submit": Command("batches", "Submit a file of jobs as one batch."),
+    "watch": Command("batches", "Follow a batch until it ends."),
+    "get": Command("batches", "Download a batch's images."),
+    "batches": Command("batches", "List batches."),
+    "pause": Command("batches", "Pause a batch."),
+    "resume": Command("batches", "Resume a paused batch."),
+    "delete": Command("batches", "Delete a batch that has ended."),
+    "workers": Command("workers", "List, drain, stop and resume workers."),
+    "pauses": Command("workers", "Pause the farm, a model or a tenant."),
+    "models": Command("workers", "List the models and example prompts."),
+    "webhooks": Command("webhooks", "Manage webhooks, or receive them on this machine."),
+    "keys": Command("keys", "List, create, rotate and revoke API keys."),
+    "tenants": Command("tenants", "List, create, change and remove tenants."),
+    "usage": Command("tenants", "Show what tenants have used, by day and model."),
+    "demo": Command("demo", "Start a farm, render all four tasks, stop it.", "local"),
+    "api": Command("serve_api", "Run the HTTP API.", "server"),
+    "dispatcher": Command("serve_dispatcher", "Run one dispatcher.", "server"),
+    "deliverer": Command("serve_deliverer", "Run one webhook deliverer.", "server"),
+    "worker": Command("serve_worker", "Run one worker, which owns one device.", "worker"),
+    "flower": Command("serve_flower", "Run Flower, Celery's own dashboard.", "server"),
+    "init": Command("init", "Prepare your own servers: schema, bucket, first API key.", "server"),
+    "migrate": Command("migrate", "Migrate the database to this release's schema.", "server"),
 }
 
 
@@ -58,11 +66,11 @@ def app(chosen: str | None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     program.callback()(_program)
-    for name, (module, line) in COMMANDS.items():
+    for name, command in COMMANDS.items():
         if chosen is None:
-            program.command(name, help=line)(_unloaded)
+            program.command(name, help=command.help)(_unloaded)
         elif name == chosen:
-            found = getattr(importlib.import_module(f"farm.cli.{module}"), name)
+            found = getattr(importlib.import_module(f"farm.cli.{command.module}"), name)
             if isinstance(found, typer.Typer):
                 program.add_typer(found, name=name)
             else:
@@ -71,11 +79,22 @@ def app(chosen: str | None) -> typer.Typer:
 
 
 def main() -> None:
-    """The ``farm`` program. A `FarmError` is the user's affair: its sentence and exit code 2 (3: unreachable)."""
+    """Run the ``farm`` program.
+
+    A `FarmError` is printed as one sentence, with exit code 2 (3: a farm does not answer). A command whose packages are
+    not installed says which extra has them.
+    """
     # Only the first word can name a command: options of the program itself take no values.
     chosen = next((word for word in sys.argv[1:2] if word in COMMANDS), None)
     try:
         app(chosen)(prog_name="farm")
+    except ModuleNotFoundError as error:
+        extra = COMMANDS[chosen].extra if chosen else None
+        package = (error.name or "").partition(".")[0]
+        if extra is None or package in ("farm", "workers", ""):
+            raise
+        print(f"farm: {MissingExtra(f'farm {chosen}', package, extra)}", file=sys.stderr)
+        sys.exit(2)
     except FarmError as error:
         print(f"farm: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, Unavailable) else 2)

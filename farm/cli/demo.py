@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,16 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from farm.cli import output_files
 from farm.cli.connect import running
+from farm.cli.contact_sheet import Section, Tile, sheet
+from farm.cli.progress import watching
+from farm.client import Farm
 from farm.errors import FarmError, SetupError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from farm.cli.progress import Watch
-    from farm.client import Farm, Job
+    from farm.client import Job
 
 TEXT: Final = "text-to-image"
 IMAGE: Final = "image-to-image"
@@ -73,7 +79,7 @@ class Result:
     job: Job | None = None
     image: bytes = b""
     path: Path | None = None
-    mask: Image | None = None
+    mask: Image.Image | None = None
     problem: str = ""
     seconds: float = field(default=0.0)  #: from the submission to the image
 
@@ -97,8 +103,6 @@ def demo(
     _end_on_sigterm()
     with _directory(data_dir) as directory, _farm_in(directory, workers) as addresses:
         ready = time.monotonic()
-        from farm.client import Farm
-
         with Farm(addresses["url"], addresses["api_key"]) as farm:
             results = _render_all(farm, out)
         rendered = time.monotonic()
@@ -110,8 +114,6 @@ def demo(
 
 def _render_all(farm: Farm, out: Path) -> list[Result]:
     """Each wave's jobs are all submitted at once; the second one begins with images of the first."""
-    from farm.cli.progress import watching
-
     names: dict[str, str] = {}
     pool = ThreadPoolExecutor(max_workers=max(len(FROM_WORDS), len(FROM_IMAGES)))
     try:
@@ -172,8 +174,7 @@ def _render(
     return result
 
 
-def _mask(image: bytes, hole: tuple[float, float, float, float]) -> Image:
-    from PIL import Image, ImageDraw
+def _mask(image: bytes, hole: tuple[float, float, float, float]) -> Image.Image:
 
     size = _opened(image).size
     mask = Image.new("L", size, 0)
@@ -183,10 +184,7 @@ def _mask(image: bytes, hole: tuple[float, float, float, float]) -> Image:
     return mask
 
 
-def _opened(data: bytes) -> Image:
-    import io
-
-    from PIL import Image
+def _opened(data: bytes) -> Image.Image:
 
     return Image.open(io.BytesIO(data))
 
@@ -254,8 +252,6 @@ def _end_on_sigterm() -> None:
 
 
 def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:
-    from farm.cli.contact_sheet import Section, Tile, sheet
-
     def tile(result: Result) -> Tile:
         if not result.image or result.job is None:
             return Tile(_blank(), result.wish.prompt, result.problem[:30])
@@ -281,16 +277,12 @@ def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:
     sheet("Rendered by the farm", subtitle, sections).save(path)
 
 
-def _blank() -> Image:
-    from PIL import Image
+def _blank() -> Image.Image:
 
     return Image.new("RGB", (64, 64), (226, 224, 220))
 
 
 def _print_summary(results: list[Result], out: Path, *, started: float, rendering: float, total: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("task", "jobs", "succeeded", "s per job"):

@@ -160,7 +160,7 @@ def rerun(
 ) -> None:
     """Render an image again from the recipe that it carries, and say whether it came out the same.
 
-    Exits 1 if the pixels differ.
+    Exits 1 if the pixels differ, or if they cannot be compared.
     """
     output_files.format_of(output, None)
     path = Path(source)
@@ -192,7 +192,7 @@ def rerun(
         for index, one in enumerate(saved):
             told = f"  {verdicts[index].sentence}" if verdicts else ""
             print(f"{one.path}  seed {one.output.seed}{told}")
-    if Verdict.DIFFERENT in verdicts:
+    if Verdict.DIFFERENT in verdicts or Verdict.UNKNOWN in verdicts:
         raise typer.Exit(1)
 
 
@@ -202,6 +202,7 @@ class Verdict(StrEnum):
     IDENTICAL = "identical"  #: the files are the same, byte for byte
     PIXELS = "pixels"  #: the pixels are the same, what the file says of them is not
     DIFFERENT = "different"
+    UNKNOWN = "unknown"  #: the files differ, and Pillow is not installed to compare their pixels
 
     @property
     def sentence(self) -> str:
@@ -210,6 +211,7 @@ class Verdict(StrEnum):
             Verdict.IDENTICAL: "bit-identical",
             Verdict.PIXELS: "same pixels; the metadata differs",
             Verdict.DIFFERENT: "the pixels differ",
+            Verdict.UNKNOWN: "the files differ; to compare their pixels: pip install pillow",
         }[self]
 
 
@@ -219,8 +221,10 @@ def compare(old: bytes, new: bytes) -> Verdict:
         return Verdict.IDENTICAL
     import io
 
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        return Verdict.UNKNOWN
     first, second = Image.open(io.BytesIO(old)), Image.open(io.BytesIO(new))
     alike = first.size == second.size and first.convert("RGBA").tobytes() == second.convert("RGBA").tobytes()
     return Verdict.PIXELS if alike else Verdict.DIFFERENT

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from farm.errors import SetupError
+from farm.errors import MissingExtra
 
 
 def worker(
@@ -29,14 +29,9 @@ def worker(
     ] = None,
 ) -> None:
     """Render jobs on one device until stopped. Start one worker for each device."""
-    missing = [
-        name for name in ("workers", "torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None
-    ]
+    missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise SetupError(
-            f"a worker needs {', '.join(missing)}, which this environment lacks: "
-            'pip install "diffusion-render-farm[worker]"'
-        )
+        raise MissingExtra("a worker", ", ".join(missing), "worker")
     if join is not None:
         from farm.cli.enroll import join as join_farm
 

@@ -1,77 +1,118 @@
-"""``farm status``: how each part of the farm on this machine does."""
+"""``farm status``: the health of each part of a farm, the one that runs here or another one."""
 
 from __future__ import annotations
 
-import json
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from farm.cli.up import DataDir
+from farm.cli.connect import HERE, ApiKey, DataDir, Url, connect, print_json
 from farm.errors import FarmError
-from farm.local import health
-from farm.local.health import Condition, PartHealth
-from farm.local.servers import read_settings
-from farm.local.state import DataDirectory
 
-_COLOURS = {
-    Condition.HEALTHY: "green",
-    Condition.STARTING: "yellow",
-    Condition.RESTARTING: "red",
-    Condition.DOWN: "red",
+if TYPE_CHECKING:
+    from farm.local.health import PartHealth
+
+_COLOURS: Final = {
+    "healthy": "green",
+    "ok": "green",
+    "online": "green",
+    "starting": "yellow",
+    "draining": "yellow",
 }
 
 
 def status(
-    data_dir: DataDir = Path(".farm"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    data_dir: DataDir = HERE,
 ) -> None:
-    """Show each part: its state, process, address, uptime and memory. Exits 1 unless all are healthy."""
+    """Show each part's health: of the farm in the data directory, or of the one that --url or FARM_URL names.
+
+    Exits 1 unless all are healthy.
+    """
+    from farm.local.state import DataDirectory
+
+    elsewhere = url or (os.environ.get("FARM_URL") if DataDirectory(data_dir).run() is None else None)
+    healthy = _remote(elsewhere, api_key, data_dir, as_json=as_json) if elsewhere else _local(data_dir, as_json=as_json)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _remote(url: str, api_key: str | None, data_dir: Path, *, as_json: bool) -> bool:
+    """Show what a farm's API says of itself and of the workers."""
+    with connect(url, api_key, data_dir) as farm:
+        version, parts, workers = farm.health()["version"], farm.readiness(), farm.workers()
+    ready = parts.pop("status") == "ok"
+    states = Counter("stopping" if worker.stopping else worker.state for worker in workers)
+    if as_json:
+        print_json({"url": url, "version": version, "parts": parts, "workers": dict(states)})
+    else:
+        rows = [("api", "ok", f"{url}, version {version}"), *((name, state, "") for name, state in parts.items())]
+        rows += [("workers", state, str(count)) for state, count in sorted(states.items())]
+        _table(("part", "state", ""), rows if states else [*rows, ("workers", "none", "")])
+    return ready and states["online"] > 0
+
+
+def _local(data_dir: Path, *, as_json: bool) -> bool:
+    """Show the processes of the farm that runs in a data directory."""
+    from farm.local import health
+    from farm.local.health import Condition
+    from farm.local.servers import read_settings
+    from farm.local.state import DataDirectory
+
     directory = DataDirectory(data_dir)
     try:
         run = directory.run()
         parts = health.parts(directory, read_settings()) if run is not None else []
     except FarmError as error:
         typer.echo(f"farm: {error}", err=True)
-        raise typer.Exit(1) from None
+        return False
     phase = run.phase if run is not None and (run.phase == "failed" or health.supervised(run)) else "down"
     if as_json:
-        print(json.dumps({"data_dir": str(directory.path), "phase": phase, "parts": [asdict(part) for part in parts]}))
+        print_json({"data_dir": str(directory.path), "phase": phase, "parts": [asdict(part) for part in parts]})
     elif run is None:
         typer.echo(f"no farm is running in {directory.path}: start it with `farm up`", err=True)
     else:
-        _show(parts)
+        _table(("part", "state", "pid", "address", "uptime", "memory"), [_row(part) for part in parts])
         if phase == "down":
             typer.echo(
                 "the supervisor was killed: `farm up` cleans up after it, `farm down` ends what is left", err=True
             )
         elif run.message:
             typer.echo(f"{phase}: {run.message}", err=True)
-    if not parts or phase != "ready" or any(part.condition is not Condition.HEALTHY for part in parts):
-        raise typer.Exit(1)
+    return bool(parts) and phase == "ready" and all(part.condition is Condition.HEALTHY for part in parts)
 
 
-def _show(parts: list[PartHealth]) -> None:
+def _row(part: PartHealth) -> tuple[str, ...]:
+    return (
+        part.name,
+        f"{part.condition} (restarted {part.restarts}×)" if part.restarts else str(part.condition),
+        str(part.pid or ""),
+        part.address,
+        duration(part.uptime_seconds),
+        "" if part.memory_bytes is None else f"{part.memory_bytes / 2**20:.0f} MiB",
+    )
+
+
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("part", "state", "pid", "address", "uptime", "memory"):
+    for heading in headings:
         table.add_column(
             heading, overflow="fold", justify="right" if heading in {"pid", "uptime", "memory"} else "left"
         )
-    for part in parts:
-        again = f" (restarted {part.restarts}×)" if part.restarts else ""
-        table.add_row(
-            part.name,
-            Text(f"{part.condition}{again}", style=_COLOURS[part.condition]),
-            str(part.pid or ""),
-            part.address,
-            duration(part.uptime_seconds),
-            "" if part.memory_bytes is None else f"{part.memory_bytes / 2**20:.0f} MiB",
-        )
+    for name, state, *rest in rows:
+        colour = _COLOURS.get(state.partition(" ")[0], "red")
+        table.add_row(name, Text(state, style=colour), *rest)
     Console(highlight=False).print(table)
 
 

@@ -145,6 +145,8 @@ class Methods:
     wait_batch = Talk(operations.wait_batch)
 
     # the farm
+    health = Method(requests.health)
+    readiness = Method(requests.readiness)
     models = Method(requests.models)
     workers = Method(requests.workers)
     drain_worker = Method(requests.drain_worker)

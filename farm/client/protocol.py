@@ -29,6 +29,7 @@ class Call(Generic[T]):
     content: Callable[[], Iterable[bytes]] | None = None  #: a body that is streamed, from its beginning at each call
     patience: float | None = None  #: seconds to wait for the answer, where it may take longer than others
     foreign: bool = False  #: of another server, which gets no key
+    answers: frozenset[int] = frozenset()  #: error statuses whose JSON is an answer all the same
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,16 @@ def models() -> Call[tuple[Model, ...]]:
     return Call("GET", "/v1/models", lambda body: tuple(map(Model.of, body["data"])))
 
 
+def health() -> Call[dict[str, str]]:
+    """The API's process: its ``status`` and its ``version``. Needs no key."""
+    return Call("GET", "/healthz", dict)
+
+
+def readiness() -> Call[dict[str, str]]:
+    """Whether ``database``, ``redis`` and ``storage`` are ``ok``, and the ``status`` of them all. Needs no key."""
+    return Call("GET", "/readyz", dict, answers=frozenset({503}))
+
+
 def workers() -> Call[tuple[Worker, ...]]:
     """Who renders."""
     return Call("GET", "/v1/workers", lambda body: tuple(map(Worker.of, body["data"])))

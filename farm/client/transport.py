@@ -71,7 +71,7 @@ class Transport:
         """What an answer means. Raises `ApiError`, or `Unreachable` if it is no farm's."""
         if call.foreign:
             return call.read(Fetched(response.status_code, response.content))
-        if not response.is_success:
+        if not response.is_success and response.status_code not in call.answers:
             raise ApiError.of(response.status_code, response.content)
         try:
             body = response.json()
@@ -85,6 +85,8 @@ class Transport:
         A call that is not repeatable is sent again only when it did certainly nothing: the connection was refused, or
         the farm refused to take it up.
         """
+        if response.status_code in call.answers:
+            return None
         refused = response.status_code in (429, 503)
         if attempt >= self.retries or response.status_code not in requests.RETRIED or not (call.repeatable or refused):
             return None

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from farm.errors import SetupError
 
 
@@ -73,6 +71,8 @@ def _start_mark(pid: int) -> str | None:
 
 
 def _start_mark_elsewhere(pid: int) -> str | None:
+    import psutil  # noqa: PLC0415 - the base installation, which reads where a farm answers, has none
+
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"

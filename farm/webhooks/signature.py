@@ -15,12 +15,14 @@ import hmac
 import secrets as random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from farm.errors import BadInput, FieldProblem, MissingExtra
 
-from farm.errors import BadInput, FieldProblem
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PREFIX: Final = "whsec_"
 PRIVATE: Final = "whsk_"  #: and the base64 of an ed25519 seed, 32 bytes; never shown to anybody
@@ -43,7 +45,7 @@ def new_secret() -> str:
 
 def new_key() -> str:
     """A fresh private key, as ``whsk_<base64>``."""
-    return PRIVATE + base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode()
+    return PRIVATE + base64.b64encode(_ed25519().Ed25519PrivateKey.generate().private_bytes_raw()).decode()
 
 
 def public_key(key: str) -> str:
@@ -157,7 +159,9 @@ def _fits_secret(text: str, signatures: Sequence[str], signed: bytes) -> bool:
 
 
 def _fits_key(text: str, signatures: Sequence[str], signed: bytes) -> bool:
-    key = Ed25519PublicKey.from_public_bytes(_seed(text, PUBLIC))
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - see _ed25519
+
+    key = _ed25519().Ed25519PublicKey.from_public_bytes(_seed(text, PUBLIC))
     for one in signatures:
         version, _, encoded = one.partition(",")
         try:
@@ -170,7 +174,17 @@ def _fits_key(text: str, signatures: Sequence[str], signed: bytes) -> bool:
 
 
 def _private(text: str) -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(_seed(text, PRIVATE))
+    key: Ed25519PrivateKey = _ed25519().Ed25519PrivateKey.from_private_bytes(_seed(text, PRIVATE))
+    return key
+
+
+def _ed25519() -> ModuleType:
+    """The library of key pairs, which the client's base installation lacks: shared secrets need none."""
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise MissingExtra("an ed25519 signature (v1a)", "cryptography", "server") from error
+    return ed25519
 
 
 def _seed(text: str, prefix: str) -> bytes:

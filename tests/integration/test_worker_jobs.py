@@ -13,6 +13,7 @@ from PIL import Image
 
 from farm import lifecycle
 from farm.dispatch import broker
+from farm.domain.recipe import request_from_recipe
 from farm.domain.states import JobState
 from farm.domain.tasks import JobSpec, OutputFormat, Task
 from farm.objects import recipes
@@ -93,10 +94,10 @@ def test_each_task_renders_and_its_recipe_renders_the_same_bytes_again(
     (first,) = rendered(farm, worker, spec(task, inputs=inputs))
     text = recipes.read(first)
     assert text is not None
-    stored = json.loads(text)["spec"]
-    by_content = {image.sha256: image for image in inputs.values()}  # type: ignore[attr-defined]
-    stored["inputs"] = {name: by_content[sha256] for name, sha256 in stored["inputs"].items()}
-    (again,) = rendered(farm, worker, JobSpec.model_validate(stored))
+    parameters = request_from_recipe(text)
+    by_content = {f"sha256:{image.sha256}": image for image in inputs.values()}  # type: ignore[attr-defined]
+    named = {name: by_content[parameters.pop(name)] for name in inputs}
+    (again,) = rendered(farm, worker, JobSpec.model_validate({"strength": None, **parameters, "inputs": named}))
     assert again == first
 
 
@@ -122,7 +123,7 @@ def test_other_formats_carry_the_recipe_too(farm: Farm, worker: WorkerProcess, k
     text = recipes.read(file)
     assert text is not None
     body = json.loads(text)
-    assert body["spec"]["output_format"] == kind.value
+    assert body["parameters"]["output_format"] == kind.value
     assert body["made_with"]["weights"].startswith("sha256:")
 
 

@@ -58,6 +58,14 @@ def test_a_submit_that_fails_first_is_sent_again_under_the_same_key(slept: list[
     assert all(0 < seconds <= 2 for seconds in slept[1:])
 
 
+def test_a_farm_that_is_not_ready_says_so_at_once(slept: list[float]) -> None:
+    parts = {"status": "error", "database": "error", "redis": "ok", "storage": "ok"}
+    with serving(lambda *_: Answer(503, parts)) as server, Farm(server.url, "k") as farm:
+        assert farm.readiness() == parts
+    assert len(server.asked) == 1
+    assert not slept
+
+
 def test_two_submits_have_two_keys() -> None:
     with serving(lambda *_: Answer(201, job())) as server, Farm(server.url, "k") as farm:
         farm.submit("a red ball")

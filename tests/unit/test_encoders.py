@@ -7,8 +7,10 @@ import json
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from farm.domain.recipe import parameters_text, recipe_json, request_from_recipe
+from farm.domain.infotext import parameters_text
+from farm.domain.recipe import recipe_json, request_from_recipe
 from farm.domain.tasks import JobSpec, OutputFormat
 from farm.objects import recipes
 from workers.encoders import encode
@@ -66,7 +68,12 @@ def test_the_recipe_comes_back_whole(kind: OutputFormat, prompt: str) -> None:
 @FORMATS
 def test_other_tools_find_the_parameters(kind: OutputFormat) -> None:
     wanted = spec(kind, prompt="两个球 🦊", negative_prompt="blurry")
-    assert recipes.read_parameters(encode(noise(), wanted, 0, MADE_WITH)) == parameters_text(wanted, 0)
+    with Image.open(io.BytesIO(encode(noise(), wanted, 0, MADE_WITH))) as image:
+        if kind is OutputFormat.PNG:
+            found = image.info["parameters"]
+        else:
+            found = image.getexif().get_ifd(0x8769)[0x9286].removeprefix(b"UNICODE\0").decode("utf-16-be")
+    assert found == parameters_text(wanted, 0)
 
 
 @FORMATS
@@ -87,13 +94,12 @@ def test_the_same_recipe_gives_the_same_bytes(kind: OutputFormat) -> None:
 def test_nothing_belongs_to_one_job_or_moment() -> None:
     text = recipes.read(encode(noise(), spec(OutputFormat.PNG), 0, MADE_WITH))
     assert text is not None
-    assert set(json.loads(text)) == {"version", "spec", "made_with"}
+    assert set(json.loads(text)) == {"version", "parameters", "made_with"}
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00"])
 def test_what_is_no_image_has_no_recipe(data: bytes) -> None:
     assert recipes.read(data) is None
-    assert recipes.read_parameters(data) is None
 
 
 @FORMATS
@@ -101,4 +107,31 @@ def test_a_strangers_image_has_no_recipe(kind: OutputFormat) -> None:
     target = io.BytesIO()
     noise().save(target, kind.value)
     assert recipes.read(target.getvalue()) is None
-    assert recipes.read_parameters(target.getvalue()) is None
+
+
+@FORMATS
+def test_a_file_that_is_cut_short_or_damaged_anywhere_is_read_without_an_error(kind: OutputFormat) -> None:
+    data = encode(noise(), spec(kind), 0, MADE_WITH)
+    whole = recipes.read(data)
+    assert whole
+    for end in range(0, len(data), 7):
+        assert (recipes.read(data[:end]) or "") in whole
+    for at in range(0, min(len(data), 1500), 3):
+        recipes.read(data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("international", [False, True])
+def test_the_recipe_outlives_a_tool_that_writes_the_text_of_a_png_another_way(
+    zipped: bool, international: bool
+) -> None:
+    text = recipes.read(encode(noise(), spec(OutputFormat.PNG), 0, MADE_WITH))
+    assert text is not None
+    info = PngInfo()
+    if international:
+        info.add_itxt("farm", text, "en", "farm", zip=zipped)
+    else:
+        info.add_text("farm", text, zip=zipped)
+    target = io.BytesIO()
+    noise().save(target, "PNG", pnginfo=info)
+    assert recipes.read(target.getvalue()) == text

@@ -180,6 +180,12 @@ def test_the_version_is_declared_once_and_shown_everywhere() -> None:
     ]
 
 
+def test_the_docs_name_each_extra() -> None:
+    page = (ROOT / "docs" / "getting-started.md").read_text()
+    named = re.findall(r"(?m)^\| `'diffusion-render-farm\[(\w+)\]'` \|", page)
+    assert named == list(PYPROJECT["project"]["optional-dependencies"])
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     directory = tmp_path_factory.mktemp("wheel")

@@ -32,9 +32,9 @@ from farm.api.compat.adapter import (
     submits,
 )
 from farm.api.compat.submission import cancel, render, store_image
+from farm.domain.infotext import SAMPLER_NAMES, parameters_text
 from farm.domain.job import Job, JobFilter
 from farm.domain.model import Model
-from farm.domain.recipe import SAMPLER_NAMES, parameters_text
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem
