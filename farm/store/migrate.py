@@ -1,4 +1,4 @@
-"""Bringing a database to the schema of this release. Migrations only ever expand what the previous release knows."""
+"""Bring a database to the schema of this release. The baseline migration says which steps a later one may take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema that migrations make is the one that the tables describe."""
+"""Migrations make the schema that the tables declare, and the release before works on it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from farm.domain.job import Output
 from farm.domain.states import JobState
 from farm.errors import LeaseLost
 from farm.store import migrate
+from farm.store.tables import Base
 from farm.store.unit_of_work import Store, make_engine, sqlalchemy_url
 from tests.conftest import TestServers
 
 from .conftest import worker_info
 
-#: The schema of the release before this one.
-BEFORE = "0004"
-#: A job's spec as that release stored it.
+#: The schema of the release before this one; before the first release, of the first.
+BEFORE = "0001"
+#: A job's spec as that release stores it.
 SPEC = {
     "task": "text-to-image", "model": "starter", "prompt": "a red ball on a blue background", "negative_prompt": "",
     "num_inference_steps": 4, "guidance_scale": 4.0, "scheduler": "ddim", "seed": 1, "num_images_per_prompt": 1,
@@ -31,7 +32,46 @@ SPEC = {
 }  # fmt: skip
 
 
-def test_migrations_and_tables_agree(database_url: str) -> None:
+#: What a table, its columns, constraints and indexes are, as the database itself writes it down.
+SCHEMA = {
+    "tables": """
+        SELECT relname, reloptions FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S') AND relname <> 'alembic_version'
+    """,
+    "columns": """
+        SELECT table_name, column_name, data_type, udt_name, is_nullable, column_default, is_identity
+        FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    """,
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+    """,
+    "indexes": """
+        SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+    """,
+}
+
+
+def schema(database_url: str) -> dict[str, set[str]]:
+    with psycopg.connect(database_url) as connection:
+        return {kind: {repr(row) for row in connection.execute(query)} for kind, query in SCHEMA.items()}
+
+
+@pytest.fixture
+def empty_database(servers: TestServers) -> Iterator[str]:
+    servers.postgres.create_database("empty")
+    yield servers.postgres.url("empty")
+    servers.postgres.drop_database("empty")
+
+
+def test_migrating_an_empty_database_gives_the_schema_of_the_tables(database_url: str, empty_database: str) -> None:
+    engine = create_engine(sqlalchemy_url(empty_database))
+    Base.metadata.create_all(engine)
+    engine.dispose()
+    migrated, declared = schema(database_url), schema(empty_database)
+    for kind in SCHEMA:
+        assert migrated[kind], kind
+        assert migrated[kind] == declared[kind], kind
     engine = create_engine(sqlalchemy_url(database_url))
     with engine.connect() as connection:
         assert migrate.differences(connection) == []
@@ -40,7 +80,21 @@ def test_migrations_and_tables_agree(database_url: str) -> None:
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:
+    before = schema(database_url)
     assert migrate.upgrade(database_url) == migrate.head()
+    assert schema(database_url) == before
+
+
+def test_a_downgrade_of_the_baseline_leaves_nothing(empty_database: str) -> None:
+    assert migrate.upgrade(empty_database) == migrate.head()
+    engine = create_engine(sqlalchemy_url(empty_database))
+    with engine.connect() as connection:
+        config = migrate.config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        connection.commit()
+    engine.dispose()
+    assert not any(schema(empty_database).values())
 
 
 @pytest.fixture
@@ -49,9 +103,9 @@ def old_database(servers: TestServers) -> Iterator[str]:
     servers.postgres.create_database("before")
     engine = create_engine(sqlalchemy_url(servers.postgres.url("before")))
     with engine.connect() as connection:
-        made = migrate.config()
-        made.attributes["connection"] = connection
-        command.upgrade(made, BEFORE)
+        config = migrate.config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, BEFORE)
         connection.commit()
     engine.dispose()
     yield servers.postgres.url("before")
@@ -59,7 +113,7 @@ def old_database(servers: TestServers) -> Iterator[str]:
 
 
 class OldRelease:
-    """What the processes of the release before do, in the statements that it had."""
+    """What the processes of the release before do, in the statements that it has."""
 
     def __init__(self, database_url: str) -> None:
         self.tenant = ids.new(ids.TENANT)

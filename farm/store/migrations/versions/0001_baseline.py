@@ -1,4 +1,15 @@
-"""The first schema."""
+"""The schema of the first release.
+
+Migrations after this one follow three steps, one release each, so that processes of two releases can run on one
+database at a time:
+
+1. **Expand**: add tables, nullable columns or columns with a default, and indexes. The release before still works.
+2. **Deploy**: the new release reads and writes what was added, and still fills what the release before reads.
+3. **Contract**: remove what no running release uses.
+
+A migration never renames, and never makes a column ``NOT NULL`` that the release before leaves empty. On a table that
+may be large it creates and drops indexes with ``postgresql_concurrently`` in an ``autocommit_block``.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +22,19 @@ depends_on = None
 
 
 def upgrade() -> None:
-
+    op.create_table(
+        "pause",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("paused_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "name"),
+    )
+    op.create_table(
+        "pending_deletion",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("key"),
+    )
     op.create_table(
         "tenant",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -19,6 +42,14 @@ def upgrade() -> None:
         sa.Column("weight", sa.Double(), server_default=sa.text("1"), nullable=False),
         sa.Column("max_queued", sa.Integer(), nullable=True),
         sa.Column("max_running", sa.Integer(), nullable=True),
+        sa.Column("device_seconds_per_day", sa.Double(), nullable=True),
+        sa.Column("storage_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("stored_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("orphans_collected_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("retention_days", sa.Integer(), nullable=True),
+        sa.Column("vtime", sa.Double(), server_default=sa.text("0"), nullable=False),
+        sa.Column("backlogged", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("name"),
@@ -38,6 +69,8 @@ def upgrade() -> None:
         sa.Column("models", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("drained_reason", sa.Text(), nullable=True),
+        sa.Column("stop_boot_id", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
@@ -49,13 +82,47 @@ def upgrade() -> None:
         sa.Column("scopes", sa.ARRAY(sa.Text()), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["tenant_id"],
-            ["tenant.id"],
-        ),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(op.f("ix_api_key_tenant_id"), "api_key", ["tenant_id"], unique=False)
+    op.create_table(
+        "batch",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=True),
+        sa.Column("metadata", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("retry_of", sa.Uuid(), nullable=True),
+        sa.Column("total", sa.Integer(), nullable=False),
+        sa.Column("cost", sa.Double(), nullable=False),
+        sa.Column("skipped", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("error_key", sa.Text(), nullable=True),
+        sa.Column("succeeded", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("failed", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("canceled", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("first_finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("webhook", sa.Text(), nullable=True),
+        sa.Column("last_milestone", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("priority", sa.SmallInteger(), nullable=True),
+        sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("paused_seconds", sa.Double(), server_default=sa.text("0"), nullable=False),
+        sa.Column("propagating", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        postgresql_with={"fillfactor": "50"},
+    )
+    op.create_index("batch_listing", "batch", ["tenant_id", sa.literal_column("id DESC")], unique=False)
+    op.create_index(
+        "batch_unfinished",
+        "batch",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("propagating OR deleted_at IS NOT NULL"),
+    )
     op.create_table(
         "endpoint",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -64,6 +131,11 @@ def upgrade() -> None:
         sa.Column("description", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("events", sa.ARRAY(sa.Text()), nullable=False),
         sa.Column("secrets", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column(
+            "secrets_until", sa.ARRAY(sa.DateTime(timezone=True)), server_default=sa.text("'{}'"), nullable=False
+        ),
+        sa.Column("keys", sa.ARRAY(sa.Text()), server_default=sa.text("'{}'"), nullable=False),
+        sa.Column("keys_until", sa.ARRAY(sa.DateTime(timezone=True)), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("one_off", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("sequence", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
@@ -71,11 +143,9 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("disabled_reason", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["tenant_id"],
-            ["tenant.id"],
-        ),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(
@@ -83,6 +153,20 @@ def upgrade() -> None:
     )
     op.create_index(
         "endpoint_one_off", "endpoint", ["tenant_id", "url"], unique=True, postgresql_where=sa.text("one_off")
+    )
+    op.create_index(
+        "endpoint_progress",
+        "endpoint",
+        ["tenant_id"],
+        unique=False,
+        postgresql_where=sa.text("'job.progress' = ANY (events)"),
+    )
+    op.create_index(
+        "endpoint_subscribed",
+        "endpoint",
+        ["tenant_id"],
+        unique=False,
+        postgresql_where=sa.text("NOT one_off AND disabled_at IS NULL"),
     )
     op.create_index(op.f("ix_endpoint_tenant_id"), "endpoint", ["tenant_id"], unique=False)
     op.create_table(
@@ -97,10 +181,7 @@ def upgrade() -> None:
         sa.Column("width", sa.Integer(), nullable=False),
         sa.Column("height", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["tenant_id"],
-            ["tenant.id"],
-        ),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("tenant_id", "sha256"),
     )
@@ -110,11 +191,9 @@ def upgrade() -> None:
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("request_hash", sa.LargeBinary(), nullable=False),
         sa.Column("job_id", sa.Uuid(), nullable=True),
+        sa.Column("batch_id", sa.Uuid(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["tenant_id"],
-            ["tenant.id"],
-        ),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
         sa.PrimaryKeyConstraint("tenant_id", "key"),
     )
     op.create_table(
@@ -144,18 +223,29 @@ def upgrade() -> None:
         sa.Column("metadata", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("webhook", sa.Text(), nullable=True),
         sa.Column("retry_of", sa.Uuid(), nullable=True),
+        sa.Column("batch_id", sa.Uuid(), nullable=True),
+        sa.Column("batch_seq", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("queued_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
         sa.Column("dispatched_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["tenant_id"],
-            ["tenant.id"],
-        ),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
         sa.PrimaryKeyConstraint("id"),
         postgresql_with={"fillfactor": "70"},
+    )
+    op.create_index(
+        "job_batch", "job", ["batch_id", "batch_seq"], unique=True, postgresql_where=sa.text("batch_id IS NOT NULL")
+    )
+    op.create_index(
+        "job_batch_custom_id",
+        "job",
+        ["batch_id", "custom_id"],
+        unique=True,
+        postgresql_where=sa.text("batch_id IS NOT NULL AND custom_id IS NOT NULL"),
     )
     op.create_index(
         "job_custom_id",
@@ -165,36 +255,85 @@ def upgrade() -> None:
         postgresql_where=sa.text("custom_id IS NOT NULL"),
     )
     op.create_index(
-        "job_held", "job", ["worker"], unique=False, postgresql_where=sa.text("state IN ('dispatched', 'running')")
+        "job_deadline",
+        "job",
+        ["deadline"],
+        unique=False,
+        postgresql_where=sa.text("state = 'queued' AND deadline IS NOT NULL"),
     )
     op.create_index(
-        "job_leases",
+        "job_finished",
         "job",
-        ["lease_until"],
+        ["tenant_id", "finished_at"],
         unique=False,
-        postgresql_where=sa.text("state IN ('dispatched', 'running')"),
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
+    )
+    op.create_index(
+        "job_held", "job", ["worker"], unique=False, postgresql_where=sa.text("state IN ('dispatched', 'running')")
     )
     op.create_index("job_listing", "job", ["tenant_id", sa.literal_column("id DESC")], unique=False)
     op.create_index(
-        "job_ready",
+        "job_queue",
         "job",
-        ["tenant_id", sa.literal_column("priority DESC"), "id"],
+        ["tenant_id", "priority", "model", "queued_at", "id"],
         unique=False,
         postgresql_where=sa.text("state = 'queued'"),
+    )
+    op.create_index("job_retry_of", "job", ["retry_of"], unique=False, postgresql_where=sa.text("retry_of IS NOT NULL"))
+    op.create_table(
+        "queue_state",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("priority", sa.SmallInteger(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("skips", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("served_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
+        sa.PrimaryKeyConstraint("tenant_id", "priority", "model"),
+    )
+    op.create_table(
+        "usage",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("slot", sa.SmallInteger(), nullable=False),
+        sa.Column("jobs", sa.BigInteger(), nullable=False),
+        sa.Column("images", sa.BigInteger(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("device_seconds", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("tenant_id", "day", "model", "slot"),
+        postgresql_with={"fillfactor": "50"},
     )
     op.create_table(
         "event",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
-        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("job_id", sa.Uuid(), nullable=True),
+        sa.Column("batch_id", sa.Uuid(), nullable=True),
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("step", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("data", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("fanned_out", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["batch_id"], ["batch.id"], ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["job_id"], ["job.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("job_id", "epoch", "type"),
+        sa.UniqueConstraint("job_id", "epoch", "type", "step"),
+    )
+    op.create_index(
+        "event_batch",
+        "event",
+        ["batch_id", "type", "step"],
+        unique=True,
+        postgresql_where=sa.text("batch_id IS NOT NULL"),
+    )
+    op.create_index(
+        "event_ended",
+        "event",
+        ["tenant_id", "type", "id"],
+        unique=False,
+        postgresql_where=sa.text("type IN ('job.succeeded', 'job.failed')"),
     )
     op.create_index(
         "event_one_end",
@@ -204,6 +343,16 @@ def upgrade() -> None:
         postgresql_where=sa.text("type IN ('job.succeeded', 'job.failed', 'job.canceled')"),
     )
     op.create_index("event_to_fan_out", "event", ["id"], unique=False, postgresql_where=sa.text("NOT fanned_out"))
+    op.create_table(
+        "job_failure",
+        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("worker", sa.Text(), nullable=False),
+        sa.Column("refuted", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["job.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "worker"),
+    )
+    op.create_index("job_failure_refuted", "job_failure", ["worker"], unique=False, postgresql_where=sa.text("refuted"))
     op.create_table(
         "output",
         sa.Column("job_id", sa.Uuid(), nullable=False),
@@ -227,6 +376,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("sequence", sa.BigInteger(), nullable=False),
         sa.Column("tries", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("tries_before", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("next_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -234,6 +384,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["event_id"], ["event.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("endpoint_id", "event_id"),
+    )
+    op.create_index(
+        "delivery_dead",
+        "delivery",
+        ["endpoint_id", "event_id"],
+        unique=False,
+        postgresql_where=sa.text("state = 'dead'"),
     )
     op.create_index(
         "delivery_due",
@@ -255,3 +412,23 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["delivery_id"], ["delivery.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("delivery_id", "number"),
     )
+
+
+def downgrade() -> None:
+    op.drop_table("delivery_attempt")
+    op.drop_table("delivery")
+    op.drop_table("output")
+    op.drop_table("job_failure")
+    op.drop_table("event")
+    op.drop_table("usage")
+    op.drop_table("queue_state")
+    op.drop_table("job")
+    op.drop_table("idempotency")
+    op.drop_table("file")
+    op.drop_table("endpoint")
+    op.drop_table("batch")
+    op.drop_table("api_key")
+    op.drop_table("worker")
+    op.drop_table("tenant")
+    op.drop_table("pending_deletion")
+    op.drop_table("pause")
