@@ -1,4 +1,4 @@
-"""``farm …``: every command, each loaded only when it is asked for, so that ``farm --help`` is quick."""
+"""``farm …``: every command, each loaded only when it is used, so that ``farm --help`` is quick."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def watch(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Follow a batch to its end: how many are done and failed, how fast, how long still."""
+    """Follow a batch until it ends: finished and failed jobs, speed, time left."""
     with connect(url, api_key, data_dir) as farm:
         batch = _wait(farm, farm.batch(batch_id))
     if as_json:
@@ -150,7 +150,7 @@ def pause(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Let a batch wait: none of its jobs is handed to a worker; what runs goes on to its end."""
+    """Pause a batch: none of its jobs is dispatched; running jobs finish."""
     with connect(url, api_key, data_dir) as farm:
         _steered(farm.pause_batch(batch_id), as_json=as_json)
 
@@ -163,7 +163,7 @@ def resume(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Let a paused batch go on, from its old place in the queue."""
+    """Resume a paused batch, at its old place in the queue."""
     with connect(url, api_key, data_dir) as farm:
         batch = farm.resume_batch(batch_id)
         if priority is not None:
@@ -180,7 +180,7 @@ def delete(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Delete a batch that is over, with its jobs and their images."""
+    """Delete a batch that has ended, with its jobs and their images."""
     with connect(url, api_key, data_dir) as farm:
         found = farm.delete_batch(batch_id, dry_run=True)
         told = f"{found.jobs:,} jobs and {found.outputs:,} images ({found.bytes / 2**20:.1f} MiB)"
@@ -232,9 +232,9 @@ def get(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Download a batch's images so far. Run it again to go on: files that are here and whole are not fetched again.
+    """Download the images that a batch has so far. Run it again to continue: complete files are skipped.
 
-    Exits 1 if an image could not be had or a job failed.
+    Exits with 1 if an image could not be downloaded or a job failed.
     """
     _check_template(template)
     try:
@@ -266,7 +266,7 @@ def get(
 
 
 def _fetched(farm: Farm, batch_id: str, directory: Path, template: str) -> Iterator[tuple[Path, int | FarmError]]:
-    """Each image's path, with the bytes that were fetched for it (0: it was there), or why it could not be had."""
+    """Each path with the bytes that were fetched (0: it existed), or the reason why it could not be downloaded."""
     seen: set[Path] = set()
 
     def fetch(output: Output, path: Path) -> int | FarmError:
@@ -335,7 +335,7 @@ def _check_template(template: str) -> None:
         raise BadInput.of("name", template, f"{{{unknown[0]}}} is not known; there are {', '.join(_NAME_FIELDS)}")
 
 
-# -- telling ---------------------------------------------------------------------------------------------------------
+# -- printing --------------------------------------------------------------------------------------------------------
 
 
 def _content_type(file: str, given: BodyName | None) -> str:

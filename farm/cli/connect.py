@@ -37,7 +37,7 @@ class NoFarm(Unavailable):
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path) -> Farm:
-    """A client of the farm that is meant. Raises `NoFarm` or `BadInput`."""
+    """A client of the selected farm. Raises `NoFarm` or `BadInput`."""
     url = url or os.environ.get("FARM_URL")
     api_key = api_key or os.environ.get("FARM_API_KEY")
     if not (url and api_key):

@@ -1,4 +1,4 @@
-"""``farm demo``: a whole farm, started, put to work on all four tasks, looked at, and stopped."""
+"""``farm demo``: start a whole farm, render all four tasks, make a contact sheet, stop the farm."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ FROM_IMAGES: Final = (
 
 @dataclass
 class Result:
-    """What became of a wish."""
+    """The result of one job of the demo."""
 
     wish: Wish
     job: Job | None = None
@@ -127,7 +127,7 @@ def _render_all(farm: Farm, out: Path) -> list[Result]:
             numbers = range(1 + len(first), 1 + len(first) + len(FROM_IMAGES))
             return first + list(pool.map(work, numbers, FROM_IMAGES, sources))
     finally:
-        # After Ctrl-C nobody waits for jobs: the farm is stopped under those who still follow them.
+        # After Ctrl-C the farm is stopped although threads still follow jobs.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -223,7 +223,7 @@ def _farm_in(directory: Path, workers: int | None) -> Iterator[dict[str, Any]]:
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # The demo's farm must not lean on servers, or on a key, that the surroundings name.
+    # The demo's farm must not use servers or a key from the environment.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     environment |= {name: os.environ[name] for name in _KEPT if name in os.environ}
     return subprocess.run(  # noqa: S603 - this very program
@@ -248,7 +248,7 @@ def _end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
-# -- what it made ----------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------------------
 
 
 def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:

@@ -41,7 +41,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     verdict: Verdict
@@ -60,7 +60,7 @@ def doctor(
     data_dir: DataDir = Path(".farm"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look for what is wrong and say what to do. Exits 1 when something is bad."""
+    """Check the farm on this machine and say what to do. Exits with 1 when something is bad."""
     checks = list(_examine(DataDirectory(data_dir)))
     bad = any(check.verdict is Verdict.BAD for check in checks)
     if as_json:

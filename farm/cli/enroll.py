@@ -13,9 +13,9 @@ from farm.errors import BadInput, SetupError, Unauthorized, Unavailable
 
 
 def join(url: str, token: str | None, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Ask the farm at that address for its servers, and set what the environment does not say otherwise.
+    """Ask the farm at that URL for its servers, and set the variables that the environment does not set.
 
-    Raises `BadInput`, `Unauthorized`, or `Unavailable` when nobody answers.
+    Raises `BadInput`, `Unauthorized`, or `Unavailable` when it does not answer.
     """
     token = token or environment.get("FARM_JOIN_TOKEN")
     if not token:

@@ -12,7 +12,7 @@ import typer
 def init(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Bring the database to this release's schema, make the bucket, and print a first API key if there is none.
+    """Migrate the database, create the bucket, and print a first API key if there is none.
 
     Safe to run again: before every upgrade, and as the first container of a deployment.
     """

@@ -1,4 +1,4 @@
-"""``farm ls``, ``show``, ``cancel`` and ``retry``: looking at jobs and steering them."""
+"""``farm ls``, ``show``, ``cancel`` and ``retry``: list, show and control jobs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def show(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Show all about one job: what was asked, how far it is, what came of it."""
+    """Show one job: its parameters, progress and outputs."""
     with connect(url, api_key, data_dir) as farm:
         job = farm.get(job_id)
     if as_json:
@@ -95,9 +95,9 @@ def cancel(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Stop jobs, or all jobs of a batch: at once while they wait, at the next denoising step while they run.
+    """Cancel jobs, or all jobs of a batch: at once while they wait, at the next denoising step while they run.
 
-    Name them, or say --all: all that are not over and match the other options.
+    Give ids, or --all: all jobs that have not ended and match the other options.
     """
     wanted = _wanted(job_ids, everything, state=state, task=task, model=model, custom_id=custom_id, batch_id=batch)
     with connect(url, api_key, data_dir) as farm:
@@ -135,7 +135,7 @@ def retry(
 ) -> None:
     """Submit failed or canceled jobs again, as new jobs; or those of a batch, as a new batch.
 
-    Name them, or say --all: all that failed or were canceled, were not retried since, and match the other options.
+    Give ids, or --all: all jobs that failed or were canceled, were not retried since, and match the other options.
     """
     wanted = _wanted(
         job_ids,
@@ -163,7 +163,7 @@ def retry(
 def _wanted(
     job_ids: list[str] | None, everything: bool, *, state: list[StateName] | None, **filters: str | None
 ) -> dict[str, Any] | None:
-    """The filter that is meant, or None: the jobs are named."""
+    """The filter, or None if ids are given."""
     given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     if state:
         given["state"] = [one.value for one in state]
@@ -177,7 +177,7 @@ def _wanted(
 
 
 def _sure(verb: str, count: int, *, yes: bool) -> None:
-    """Tell how many jobs it is about, and ask, if somebody is there to answer."""
+    """Print how many jobs are affected, and ask for confirmation on a terminal."""
     if not count:
         print(f"no job to {verb}", file=sys.stderr)
         raise typer.Exit
@@ -208,7 +208,7 @@ def _either(job: Callable[[str], Job], batch: Callable[[str], Batch]) -> Callabl
 def _each(
     job_ids: list[str], act: Callable[[str], Job | Batch], line: Callable[[Job | Batch], str], *, as_json: bool
 ) -> None:
-    """Do it to every job, whatever became of the others; exit 1 if some, 2 if all were refused."""
+    """Apply the action to every job; exit with 1 if some, with 2 if all were refused."""
     done: list[dict[str, Any]] = []
     refused = 0
     for job_id in job_ids:

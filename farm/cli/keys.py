@@ -77,7 +77,7 @@ def create(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Make a key that may submit and read, or what the scopes say. It is shown this once."""
+    """Create a key with the scopes submit and read, or those given. The key is shown once."""
     with connect(url, api_key, data_dir) as farm:
         key = farm.make_key(name, tuple(one.value for one in scope or ()), tenant)
     _show(key, as_json)
@@ -92,7 +92,7 @@ def rotate(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Make a second key of the same name and scopes; both live until you revoke the old one."""
+    """Create a second key with the same name and scopes; both are valid until you revoke the old one."""
     with connect(url, api_key, data_dir) as farm:
         key = farm.rotate_key(key_id, tenant)
     _show(key, as_json)
@@ -115,7 +115,7 @@ def revoke(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """End a key at once."""
+    """Revoke a key at once."""
     with connect(url, api_key, data_dir) as farm:
         key = farm.revoke_key(key_id, tenant)
     if as_json:

@@ -1,4 +1,4 @@
-"""Where rendered images are saved, and how they are called when nobody said."""
+"""Where rendered images are saved, and their default names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def format_of(output: Path | None, given: str | None) -> str | None:
 
 
 def is_directory(output: Path | None) -> bool:
-    """Whether images go into it, under made-up names."""
+    """Whether images go into it, under generated names."""
     return output is not None and output.is_dir()
 
 
@@ -65,7 +65,7 @@ def refuse_taken(paths: list[Path], *, force: bool) -> None:
 
 
 def free(path: Path) -> Path:
-    """The path, or the first of ``name-2``, ``name-3``… that is free: for names that we made up ourselves."""
+    """The path, or the first of ``name-2``, ``name-3``… that is free: for generated names."""
     found, number = path, 2
     while found.exists():
         found, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
@@ -73,7 +73,7 @@ def free(path: Path) -> Path:
 
 
 def save(path: Path, data: bytes) -> None:
-    """Write the file whole or not at all."""
+    """Write the file atomically."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(data)

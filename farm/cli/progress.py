@@ -1,4 +1,4 @@
-"""Waiting for jobs in front of a person: a bar on a terminal, lines elsewhere; on stderr, as stdout is for results."""
+"""Progress of jobs: a bar on a terminal, lines elsewhere; on stderr, because stdout is for results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE_SECONDS = 5.0
 
 
 class Watch(Protocol):
-    """Hears of every change of a job."""
+    """Called with every change of a job."""
 
     def __call__(self, job: Job) -> None:
         """The job as it is now."""
@@ -28,7 +28,7 @@ def _id(job: Job) -> str:
 
 @contextmanager
 def watching(name: Callable[[Job], str] | None = None) -> Iterator[Watch]:
-    """What shows the progress of any number of jobs while the block runs; safe to call from several threads.
+    """Show the progress of any number of jobs while the block runs; thread-safe.
 
     ``name``: what to call a job on screen. With it the bars stay, as the record of what was done.
     """

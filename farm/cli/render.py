@@ -1,4 +1,4 @@
-"""``farm render`` and ``farm rerun``: one job from here to a file."""
+"""``farm render`` and ``farm rerun``: render one job and save its images."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def render(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Render one prompt and save the image. The farm renders on if you stop waiting with Ctrl-C."""
+    """Render one prompt and save the image. Ctrl-C stops waiting, not the job."""
     width, height = size_of(size)
     wanted = output_files.format_of(output, file_format)
     if output is not None and not output_files.is_directory(output) and not no_wait:
@@ -158,7 +158,7 @@ def rerun(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Render an image again from the recipe that it carries, and say whether it came out the same.
+    """Render an image again from the recipe in its metadata, and compare.
 
     Exits 1 if the pixels differ, or if they cannot be compared.
     """
@@ -206,7 +206,7 @@ class Verdict(StrEnum):
 
     @property
     def sentence(self) -> str:
-        """For a person."""
+        """The sentence that the command prints."""
         return {
             Verdict.IDENTICAL: "bit-identical",
             Verdict.PIXELS: "same pixels; the metadata differs",
@@ -256,7 +256,7 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
 
 
 def wait_for(farm: Farm, job: Job, *, as_json: bool) -> Job:
-    """The job once it has succeeded. Exits 1 if it does not, and 130 on Ctrl-C, which leaves the job to the farm."""
+    """The job once it has succeeded. Exits 1 if it does not, and with 130 on Ctrl-C, which does not stop the job."""
     from farm.client import JobFailed
 
     try:

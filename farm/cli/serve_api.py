@@ -11,7 +11,7 @@ def api(
     host: Annotated[str | None, typer.Option(help="Address to listen on; FARM_API_HOST by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; FARM_API_PORT by default.")] = None,
 ) -> None:
-    """Serve the HTTP API and the dashboard until told to stop."""
+    """Serve the HTTP API and the dashboard until SIGTERM or Ctrl-C."""
     from farm import metrics, tracing
     from farm.api.serve import serve
     from farm.dashboard.app import create_app

@@ -6,7 +6,7 @@ import signal
 
 
 def deliverer() -> None:
-    """Send webhooks. Any number may run at once; SIGTERM ends one with what it has in flight."""
+    """Send webhooks. Any number may run at once; SIGTERM ends one after its attempts in flight."""
     from farm import metrics, tracing
     from farm.gc_tuning import freeze_modules
     from farm.log import configure

@@ -6,7 +6,7 @@ import signal
 
 
 def dispatcher() -> None:
-    """Hand waiting jobs over to workers. Several may run: one leads, the others stand by."""
+    """Dispatch waiting jobs to workers. Several may run: one leads, the others stand by."""
     from farm import metrics, tracing
     from farm.dispatch.dispatcher import Dispatcher
     from farm.gc_tuning import freeze_modules

@@ -1,4 +1,4 @@
-"""``farm flower``: Flower, Celery's own dashboard, over the farm's broker: an extra view, no source of our numbers."""
+"""``farm flower``: Flower, Celery's own dashboard, over the farm's broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def flower(
     ] = None,
     url_prefix: Annotated[str | None, typer.Option(help="The path at which a reverse proxy serves it.")] = None,
 ) -> None:
-    """Show Celery's workers and messages. FARM_FLOWER_AUTH=user:password says who may enter; else one is drawn."""
+    """Show Celery's workers and messages. FARM_FLOWER_AUTH=user:password sets the login; default: a random one."""
     from farm.dispatch.broker import make_app
     from farm.log import configure
     from farm.settings import settings
@@ -45,7 +45,7 @@ def flower(
 
 
 def _users() -> list[str]:
-    """Who may enter, as ``user:password``. Never nobody: Flower's pages can stop workers."""
+    """The login as ``user:password``. Always required: Flower's pages can stop workers."""
     text = os.environ.get("FARM_FLOWER_AUTH") or os.environ.get("FLOWER_BASIC_AUTH")
     if text is None:
         text = f"farm:{secrets.token_urlsafe(16)}"
@@ -75,7 +75,7 @@ def _run(app: Any, options: dict[str, Any]) -> None:
     from tornado.web import authenticated
 
     class GuardedMetrics(Metrics):  # type: ignore[misc]
-        """Flower lets anybody read its metrics, who does what on which worker; ours asks for the password first."""
+        """Require the password for Flower's metrics, too."""
 
         @authenticated  # type: ignore[untyped-decorator]
         async def get(self) -> None:

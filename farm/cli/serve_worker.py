@@ -28,7 +28,7 @@ def worker(
         str | None, typer.Option(help="The token that `farm up --listen` prints; FARM_JOIN_TOKEN by default.")
     ] = None,
 ) -> None:
-    """Render jobs on one device until stopped. Start one worker for each device."""
+    """Render jobs on one device until stopped. Start one worker per device."""
     missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtra("a worker", ", ".join(missing), "worker")
@@ -38,7 +38,7 @@ def worker(
         join_farm(join, token)
     if device is not None:
         os.environ["FARM_DEVICE"] = device
-    # Workers of one farm have nothing to tell each other: without gossip and mingle their number costs nothing.
+    # Workers of one farm do not need each other: without gossip and mingle their number costs nothing.
     options = ["--without-gossip", "--without-mingle", "--loglevel", "WARNING", *(celery_options or ())]
     sys.stdout.flush()
     sys.stderr.flush()

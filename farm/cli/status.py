@@ -34,7 +34,7 @@ def status(
 ) -> None:
     """Show each part's health: of the farm in the data directory, or of the one that --url or FARM_URL names.
 
-    Exits 1 unless all are healthy.
+    Exits with 1 unless all are healthy.
     """
     from farm.local.state import DataDirectory
 

@@ -1,4 +1,4 @@
-"""``farm tenants`` and ``farm usage``: who may use the farm, how much of it, and what they have used."""
+"""``farm tenants`` and ``farm usage``: tenants, their limits and their usage."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def create(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Make a tenant; give it a key with `farm keys create NAME --tenant ID`."""
+    """Create a tenant; give it a key with `farm keys create NAME --tenant ID`."""
     caps = _caps(weight, max_queued, max_running, device_seconds_per_day, storage_bytes, retention_days)
     with connect(url, api_key, data_dir) as farm:
         _show(farm.make_tenant(name, **caps), as_json)
@@ -87,7 +87,7 @@ def change(
 
 @tenants.command()
 def rm(tenant: Name, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
-    """Remove a tenant that has nothing any more, with its keys and its usage."""
+    """Remove a tenant without jobs and files, with its keys and its usage."""
     with connect(url, api_key, data_dir) as farm:
         tenant_id = _id(farm, tenant)
         farm.remove_tenant(tenant_id)

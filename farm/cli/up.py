@@ -88,7 +88,7 @@ def up(
 
 
 def down(data_dir: DataDir = Path(".farm")) -> None:
-    """Stop the farm: services first, then the servers. What is stored stays."""
+    """Stop the farm: services first, then the servers. Stored data stays."""
     directory = DataDirectory(data_dir)
     run = directory.run()
     if run is None:
@@ -206,7 +206,7 @@ def _wait_ready(directory: DataDirectory, ended: Callable[[], None], supervisor:
 
 
 def _unwell(directory: DataDirectory) -> list[str]:
-    """The parts to blame: those that died, else those that do not answer."""
+    """The parts that failed: those that ended, else those that do not answer."""
     parts = [
         part for part in health.parts(directory, read_settings()) if part.condition is not health.Condition.HEALTHY
     ]
@@ -265,7 +265,7 @@ def _show(run: RunState, *, as_json: bool, detached: bool) -> None:
 
 
 def _place(url: str) -> str:
-    """A server's address without its password, which ``--json`` tells."""
+    """A server's address without its password, which ``--json`` prints."""
     parsed = urlsplit(url)
     return f"{parsed.hostname}:{parsed.port}{parsed.path}"
 

@@ -1,4 +1,4 @@
-"""``farm webhooks``: where events are sent, what was sent, and a receiver to develop a handler with."""
+"""``farm webhooks``: endpoints, deliveries, and a receiver for developing a handler."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def add(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Have events sent to a URL. The secret that signs them is printed."""
+    """Add an endpoint: a URL that receives events. Prints its signing secret."""
     with connect(url, api_key, data_dir) as farm:
         made = farm.add_endpoint(
             target, events=[one.value for one in event or ()], description=description, asymmetric=asymmetric
@@ -124,7 +124,7 @@ def show(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Show an endpoint and how it fares."""
+    """Show an endpoint and its health."""
     with connect(url, api_key, data_dir) as farm:
         one = farm.endpoint(endpoint_id)
         secrets = farm.endpoint_secret(endpoint_id) if secret else None
@@ -152,7 +152,7 @@ def edit(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Change an endpoint; what is not given stays."""
+    """Change an endpoint; omitted options stay as they are."""
     given: dict[str, Any] = {
         "url": target,
         "description": description,
@@ -176,7 +176,7 @@ def rm(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Delete an endpoint, with the record of what was sent to it."""
+    """Delete an endpoint and its delivery log."""
     with connect(url, api_key, data_dir) as farm:
         gone = farm.remove_endpoint(endpoint_id)
     if as_json:

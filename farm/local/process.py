@@ -1,4 +1,4 @@
-"""Child processes that cannot be lost: started, watched, stopped, and found again after a crash."""
+"""Child processes: start, watch, stop, and find again after a crash."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """One process of one program, writing straight to its log file.
 
-    Start it from the main thread: the kernel counts a parent as dead when the *thread* that forked has ended.
+    Start it from the main thread: for the kernel the parent has died when the *thread* that forked has ended.
     """
 
     def __init__(self, program: Program, log: Path) -> None:
@@ -68,7 +68,7 @@ class Child:
         def die_with_parent() -> None:
             if _prctl is not None:
                 _prctl(_PR_SET_PDEATHSIG, orphan_signal)
-                if os.getppid() != supervisor:  # it died before we asked to be told
+                if os.getppid() != supervisor:  # it died before prctl was called
                     os._exit(1)
 
         descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -144,7 +144,7 @@ def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False
 
 
 def clean_up(leftovers: Iterable[Identity], *, grace_seconds: float = 10.0) -> list[int]:
-    """End processes of a run whose supervisor died, and what they had started. Returns the pids that were found alive.
+    """End the processes of a run whose supervisor died, and their children. Returns the pids that were still alive.
 
     They get SIGTERM and ``grace_seconds``, then SIGKILL. A pid that another program was given since is left alone.
     """

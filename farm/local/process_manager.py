@@ -1,4 +1,4 @@
-"""Keeps a set of programs running: starts them, starts them again when they die, stops them."""
+"""Process manager: starts a set of programs, restarts those that end, stops them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RestartBackoff:
 
     first: float = 1.0
     most: float = 30.0
-    forget_after: float = 60.0  #: a program that has lived this long has earned a fresh start
+    forget_after: float = 60.0  #: after this uptime the count of failures starts anew
 
     def delay(self, deaths: int) -> float:
         """The pause after so many deaths in a row."""
@@ -35,7 +35,7 @@ class StartFailed(SetupError):
 
 
 class _ManagedProcess:
-    """One program and what has become of it."""
+    """One program with its process and restart state."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -100,7 +100,7 @@ class ProcessManager:
         return None
 
     def watch(self) -> bool:
-        """Look once: notice the dead, start those whose pause is over. Returns whether anything changed."""
+        """Check once: record ended processes, restart those whose delay is over. Returns whether anything changed."""
         changed = False
         now = time.monotonic()
         for managed in self._processes:

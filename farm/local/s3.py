@@ -1,6 +1,6 @@
-"""SeaweedFS as a child process: an S3 server whose every other door is shut.
+"""SeaweedFS as a child process: only its S3 port is usable by others.
 
-SeaweedFS is five servers in one process. Only S3 asks for keys by itself; the rest is closed here one by one:
+SeaweedFS is five servers in one process. Only S3 requires keys by default; the others are closed here one by one:
 
 - filer and master answer no HTTP request at all (``-disableHttp``): the master's ``/col/delete`` would drop a bucket's
   data for anybody who can reach its port, a page in a browser included;
@@ -105,7 +105,7 @@ class EmbeddedS3:
         )
 
     def ready(self) -> bool:
-        """Whether S3 answers: to a stranger it says 403."""
+        """Whether S3 answers: without a key with 403."""
         connection = http.client.HTTPConnection(LOOPBACK, self.ports["s3"], timeout=2)
         try:
             connection.request("GET", "/")

@@ -64,7 +64,7 @@ class Servers:
         *,
         postgres_options: tuple[tuple[str, str], ...] = (),
     ) -> Servers:
-        """The servers of a prepared farm (see ``prepare``); those that the settings name are left to their owners."""
+        """The servers of a prepared farm (see ``prepare``); servers that the settings name are not started."""
         root = directory.path
         postgres = valkey = store = None
         if settings.database_url is None:
@@ -103,10 +103,10 @@ class Servers:
 
 
 def prepare(directory: DataDirectory, reservations: ports.PortReservations, *, api_port: int | None = None) -> Farm:
-    """Settle ports and secrets, and remember them. Call it while nothing of this farm runs.
+    """Choose ports and secrets, and store them. Call it while nothing of this farm runs.
 
-    ``api_port`` is the user's wish and must be free (SetupError); else it is 8000, or another when that is taken. Keep
-    the reservations until the farm's servers have ended.
+    ``api_port`` is the requested port and must be free (SetupError); else it is 8000, or another when that is taken.
+    Keep the reservations until the farm's servers have ended.
     """
     known = directory.farm()
     if api_port is not None and not ports.is_free(api_port):

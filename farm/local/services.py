@@ -29,13 +29,13 @@ class ServiceAddresses:
     flower_port: int
     flower_login: str  #: ``user:password``, or several with commas between
     listen: str | None = None  #: the address at which other machines reach this farm, if any shall
-    join_token: str = ""  #: what a worker on another machine must bring
+    join_token: str = ""  #: what a worker on another machine must present
 
     @classmethod
     def of(
         cls, farm: Farm, api_host: str, inherited: Mapping[str, str] = os.environ, listen: str | None = None
     ) -> ServiceAddresses:
-        """The service_addresses that a prepared farm has settled on."""
+        """The addresses of a prepared farm."""
         login = inherited.get("FARM_FLOWER_AUTH") or f"farm:{farm.secret('flower')}"
         token = "" if listen is None else f"join_{farm.secret('join')}"
         return cls(api_host, farm.ports["api"], farm.ports["flower"], login, listen, token)
@@ -71,7 +71,7 @@ class ServiceAddresses:
 def environment(
     inherited: Mapping[str, str], directory: DataDirectory, addresses: Addresses, service_addresses: ServiceAddresses
 ) -> dict[str, str]:
-    """What every service finds in its environment; what the user has set goes before our defaults for webhooks."""
+    """What every service finds in its environment; the user's variables override our defaults for webhooks."""
     return {
         **WEBHOOKS_TO_LOOPBACK,
         **inherited,
@@ -98,7 +98,7 @@ def _external(addresses: Addresses, service_addresses: ServiceAddresses) -> dict
 def _proxy_program(
     base: Mapping[str, str], addresses: Addresses, service_addresses: ServiceAddresses
 ) -> tuple[Program, ...]:
-    """The process that lets other machines in, where they shall come in."""
+    """The TCP proxy for other machines, if ``listen`` is set."""
     if service_addresses.listen is None:
         return ()
     urls = (service_addresses.url, addresses.database_url, addresses.redis_url, addresses.s3_endpoint_url or "")
@@ -145,7 +145,7 @@ def table(
                     "FARM_DEVICE": device,
                 },
                 address=device,
-                stop_seconds=30.0,  # it finishes or gives back the jobs on its device
+                stop_seconds=30.0,  # it finishes or releases the jobs on its device
             )
             for index, device in enumerate(devices)
         ),

@@ -1,4 +1,4 @@
-"""What a data directory remembers: ports, secrets, the first key, and which processes are ours.
+"""The state of a data directory: ports, secrets, the first key, and the supervised processes.
 
 Two files, both mode 0600 and replaced atomically. ``farm.json`` is the farm's identity and outlives every run;
 ``processes.json`` is one run of the supervisor. Only the holder of the directory's lock writes either of them.
@@ -37,7 +37,7 @@ def write_private(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Identity:
-    """A process that cannot be mistaken for a later one with the same pid."""
+    """A process, told apart from a later one with the same pid by its start time."""
 
     pid: int
     started: str  #: when it began, in a form that a change of the wall clock does not move
@@ -49,7 +49,7 @@ class Identity:
         return None if started is None else cls(pid, started)
 
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Whether this process still runs."""
         return _start_mark(self.pid) == self.started
 
 
@@ -96,7 +96,7 @@ class Farm:
     api_key: str | None = None  #: the key of the first run, shown again by later ones
 
     def secret(self, purpose: str) -> str:
-        """A secret that ``with_secrets`` has drawn."""
+        """A secret that ``with_secrets`` has generated."""
         return self.secrets[purpose]
 
     def with_secrets(self, *purposes: str) -> Farm:
@@ -166,7 +166,7 @@ class DataDirectory:
         write_private(self._farm, json.dumps(asdict(farm), indent=1))
 
     def run(self) -> RunState | None:
-        """The latest run, whether it still goes on or not; None when there was none or it ended cleanly."""
+        """The latest run, whether it is still running or not; None when there was none or it ended cleanly."""
         found = self._read(self._run)
         if not found:
             return None

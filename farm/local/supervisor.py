@@ -1,8 +1,8 @@
-"""The process behind ``farm up``: servers first, then what they need, then the services; all of it ends with it.
+"""The supervisor behind ``farm up``: starts servers, bootstrap and services in this order, and stops them all.
 
-Everything it starts is its child, in a session of its own, and is told by the kernel when the supervisor dies. What a
-machine without that leaves behind is found by the next ``farm up`` through pid and start time, and ended before
-anything starts: servers and services keep nothing that a SIGKILL could lose.
+Everything it starts is its child, in its own session, and gets a signal from the kernel when the supervisor dies.
+Where the kernel cannot do that, the next ``farm up`` finds left-over processes by pid and start time and ends them
+before it starts anything. Servers and services survive a SIGKILL without loss.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from farm.settings import Settings
 
 log = logging.getLogger("farm.supervisor")
 
-#: The exit code of a supervisor that found another one at work.
+#: The exit code of a supervisor that found another one running.
 ALREADY_RUNNING = 3
 
-_GIVE_UP_AFTER = 2  #: deaths in a row of the API while the farm starts; later it is started again for ever
+_GIVE_UP_AFTER = 2  #: deaths in a row of the API while the farm starts; later it is restarted without a limit
 
 _LOOK_EVERY = 0.2  #: seconds between two looks at the children
 _CUT_EVERY = 60.0  #: seconds between two looks at the length of the logs
@@ -301,7 +301,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The detached supervisor: no terminal, its own words in ``supervisor.log``."""
+    """The detached supervisor: no terminal, it logs to ``supervisor.log``."""
     parser = argparse.ArgumentParser(prog="farm.local.supervisor")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--port", type=int)

@@ -1,4 +1,4 @@
-"""The door of a farm on one machine: what listens on loopback, reachable from other machines on one chosen address.
+"""TCP proxy of a farm on one machine: makes loopback servers reachable on one chosen address.
 
 The embedded servers stay on loopback, where their lesser ports have no authentication; this process carries the bytes
 of the few that ask for a password or a key. What passes is as private as the network: give the address of a private
@@ -73,7 +73,7 @@ async def _passage(inside: int, reader: asyncio.StreamReader, writer: asyncio.St
 
 
 def _notice_death(writer: asyncio.StreamWriter) -> None:
-    """A machine that vanished without a word is noticed within a minute, and its connection given up."""
+    """Detect a peer that vanished within a minute, and close its connection."""
     own = writer.get_extra_info("socket")
     own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

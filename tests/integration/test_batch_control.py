@@ -83,7 +83,7 @@ def streamed(client: httpx2.Client, batch_id: str, last: str | None = None) -> l
         return list(httpx2.EventSource(answer))
 
 
-# -- telling ---------------------------------------------------------------------------------------------------------
+# -- printing --------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_tells_of_each_milestone_and_of_its_end_once_however_its_jobs_end(
