@@ -19,6 +19,7 @@ from farm.local.process_manager import ProcessManager
 from farm.local.state import DataDirectory
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
+from tests.transitions import refuse_other_transitions
 
 #: A variable of the developer's own shell must not steer the tests to a farm that is in use.
 for _name in [name for name in os.environ if name.startswith("FARM_")]:
@@ -114,11 +115,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
 
 @pytest.fixture(scope="session")
 def migrated_template(servers: TestServers) -> str:
-    """The name of a database with this release's schema, which the tests' own databases are copied from."""
+    """The name of a database that the tests' own are copied from: this release's schema, and jobs keep to `EDGES`."""
     from farm.store.migrate import upgrade
 
     servers.postgres.create_database("migrated_template")
     upgrade(servers.postgres.url("migrated_template"))
+    refuse_other_transitions(servers.postgres.url("migrated_template"))
     return "migrated_template"
 
 

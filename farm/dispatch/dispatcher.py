@@ -66,11 +66,13 @@ class Dispatcher:
     def run(self) -> None:
         """Dispatch until stopped. Servers that are unavailable are waited for."""
         database_failures = 0
+        logged: bool | None = None  # whether this one leads, by the log
         while not self._stopping.is_set():
             try:
                 leads = self._leadership.hold()
-                if leads != self._leads:
+                if leads is not logged:
                     log.info("leading" if leads else "standby", action="leadership", leads=leads)
+                logged = leads
                 self._leads = leads
                 metrics.DISPATCHER_LEADER.set(leads)
                 if not leads:
@@ -96,7 +98,7 @@ class Dispatcher:
                 self._stopping.wait(BACK_OFF_SECONDS[min(database_failures, len(BACK_OFF_SECONDS) - 1)])
                 database_failures += 1
                 self._reaper.hold()
-                self._leads = False
+                self._leads, logged = False, None
                 metrics.DISPATCHER_LEADER.set(0)
         self._leadership.give_up()
         self._listener.close()

@@ -42,6 +42,7 @@ from tests.chaos.history import Post, about
 from tests.chaos.noise import COMMAND, ROOT
 from tests.chaos.partition import Namespace
 from tests.chaos.proxy import Mode, Proxies, Proxy
+from tests.transitions import refuse_other_transitions
 
 POISON = "poison"  #: a prompt with this word kills the process that denoises it
 LEASE = 6.0  #: seconds, of a run
@@ -152,6 +153,7 @@ class ChaosFarm:
         self.addresses = found.addresses.environment()
         self.database_url = found.addresses.database_url
         upgrade(self.database_url)
+        refuse_other_transitions(self.database_url)
         with environment(self.addresses):
             self.storage = Storage(Settings())
         self._closing.callback(self.storage.close)

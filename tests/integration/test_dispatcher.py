@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
 
 import pytest
 import redis
@@ -39,9 +41,10 @@ def start(farm_env: dict[str, str]) -> Iterator[Start]:
     """Starts dispatcher processes; ends those that still run."""
     running: list[subprocess.Popen[bytes]] = []
 
-    def one(**settings: str) -> subprocess.Popen[bytes]:
+    def one(log: IO[bytes] | None = None, **settings: str) -> subprocess.Popen[bytes]:
         command = "from farm.cli.serve_dispatcher import dispatcher; dispatcher()"
-        child = subprocess.Popen([sys.executable, "-c", command], env=os.environ | farm_env | settings)
+        env = os.environ | farm_env | settings
+        child = subprocess.Popen([sys.executable, "-c", command], env=env, stderr=log)
         running.append(child)
         return child
 
@@ -154,18 +157,21 @@ def test_a_wiped_broker_loses_no_job(
 
 
 def test_a_standby_takes_over_within_three_seconds_of_a_kill(
-    start: Start, queue: Callable[[], list[tuple[str, int]]], worker: str, submit: Submit
+    start: Start, queue: Callable[[], list[tuple[str, int]]], beating: None, submit: Submit, tmp_path: Path
 ) -> None:
     leader = start()
     first = submit()
     wait_until(lambda: queue() == [(first.id, 1)], 15, what="the first message")
-    standby = start()
+    log = tmp_path / "standby.log"
+    with log.open("wb") as written:
+        standby = start(written)
+    wait_until(lambda: "action=leadership leads=False" in log.read_text(), 15, what="the second dispatcher stands by")
     second_epoch_jobs = [submit()]
     wait_until(lambda: len(queue()) == 2, 5, what="the second message")
     leader.kill()
     leader.wait()
     third = submit()
-    wait_until(lambda: (third.id, 1) in queue(), 15, what="a message from the standby")
+    wait_until(lambda: (third.id, 1) in queue(), 3, what="a message from the standby")
     assert queue() == [(first.id, 1), (second_epoch_jobs[0].id, 1), (third.id, 1)]
     standby.send_signal(signal.SIGTERM)
     assert standby.wait(10) == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import select
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -10,22 +11,34 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from farm import lifecycle
 from farm.domain.job import HeldJob, Job, JobError, NewJob, Output
 from farm.domain.queue import Assignment
-from farm.domain.states import EDGES, EventType, JobState
+from farm.domain.states import EDGES, TERMINAL, EventType, JobState
 from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
 from farm.store import quotas
 from farm.store.unit_of_work import Store
 from tests.queues import candidates
+from tests.waiting import wait_until
 
 from .conftest import Submit, spec, worker_info
 
 WORKER = "host/cpu0"
 OUTPUT = Output(0, "outputs/x.png", "ab" * 32, 10, 64, 64, "image/png", 1)
 BROKEN = JobError("render_failed", "it broke")
+#: Keeps every change of a job's state.
+RECORD = """
+    CREATE TABLE transition (before text, after text);
+    CREATE FUNCTION record_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO transition VALUES (OLD.state, NEW.state);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER record_transition AFTER UPDATE OF state ON job FOR EACH ROW
+        WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION record_transition();
+"""
 
 
 def get(store: Store, job: Job) -> Job:
@@ -499,31 +512,114 @@ def test_pages_neither_repeat_nor_miss_a_job_while_others_arrive(store: Store, t
     assert len(set(seen)) == len(seen)
 
 
-def test_every_edge_of_the_drawing_exists_and_no_terminal_state_has_one() -> None:
-    assert all(not EDGES[state] for state in JobState if state.terminal)
-    assert set(EDGES) == set(JobState)
+# -- the edges -------------------------------------------------------------------------------------------------------
+
+
+def overdue(store: Store, job: Job) -> None:
+    """Let the job's deadline pass, and fail those that wait longer than theirs."""
+    with store.begin() as unit:
+        unit.session.execute(text("UPDATE job SET deadline = now() - interval '1 second'"))
+    with store.begin() as unit:
+        assert lifecycle.expire(unit) == [job.id]
+
+
+def fail(store: Store, job: Job) -> None:
+    epoch = run(store, job)
+    with store.begin() as unit:
+        lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=False)
+
+
+def give_up(store: Store, job: Job) -> None:
+    """Run the job, and cancel it; its worker stops at the next step."""
+    epoch = run(store, job)
+    cancel(store, job)
+    with store.begin() as unit:
+        lifecycle.confirm_cancel(unit, job.id, epoch)
+
+
+def let_lease_end(store: Store, job: Job) -> None:
+    expire(store, job)
+    assert reap(store) == [job.id]
+
+
+def cancel(store: Store, job: Job) -> None:
+    with store.begin() as unit:
+        lifecycle.cancel(unit, job.tenant_id, job.id)
+
+
+#: For each edge, a way in which the lifecycle takes a queued job along it.
+WAYS: dict[tuple[JobState, JobState], tuple[Callable[[Store, Job], object], ...]] = {
+    (JobState.QUEUED, JobState.DISPATCHED): (dispatch,),
+    (JobState.QUEUED, JobState.FAILED): (overdue,),
+    (JobState.QUEUED, JobState.CANCELED): (cancel,),
+    (JobState.DISPATCHED, JobState.RUNNING): (run,),
+    (JobState.DISPATCHED, JobState.QUEUED): (dispatch, let_lease_end),
+    (JobState.DISPATCHED, JobState.CANCELED): (dispatch, cancel),
+    (JobState.RUNNING, JobState.SUCCEEDED): (lambda store, job: succeed(store, job, run(store, job)),),
+    (JobState.RUNNING, JobState.FAILED): (fail,),
+    (JobState.RUNNING, JobState.QUEUED): (run, let_lease_end),
+    (JobState.RUNNING, JobState.CANCELED): (give_up,),
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(before, after) for before, targets in EDGES.items() for after in sorted(targets)]
+)
+def test_the_lifecycle_takes_a_job_along_each_edge(
+    store: Store, database_url: str, submit: Submit, before: JobState, after: JobState
+) -> None:
+    job = submit()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(RECORD)
+        for act in WAYS[before, after]:
+            act(store, job)
+        made = connection.execute("SELECT before, after FROM transition").fetchall()
+    assert (before, after) in made
+    assert get(store, job).state is after
+
+
+def test_a_change_along_no_edge_is_refused(store: Store, submit: Submit) -> None:
+    """In every database of these tests, so that each of them checks the edges."""
+    job = submit()
+    succeed(store, job, run(store, job))
+    for after in JobState:
+        if after is not JobState.SUCCEEDED:
+            with pytest.raises(DatabaseError, match=f"went from succeeded to {after}"), store.begin() as unit:
+                unit.session.execute(text("UPDATE job SET state = :after"), {"after": after})
+
+
+def test_no_terminal_state_has_an_edge() -> None:
+    assert {state for state in JobState if not EDGES[state]} == TERMINAL
 
 
 # -- the connection --------------------------------------------------------------------------------------------------
 
 
-def test_a_connection_that_the_server_dropped_is_replaced_before_use(store: Store, database_url: str) -> None:
+def sockets(store: Store) -> list[int]:
+    """Open three connections at once, have them listen, and leave them in the pool; their file descriptors."""
+    found: list[int] = []
     with ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(store.begin()).session.execute(text("SELECT 1"))
+            held = stack.enter_context(store.begin()).session.connection().connection.driver_connection
+            assert isinstance(held, psycopg.Connection)
+            held.execute("LISTEN test")
+            found.append(held.fileno())
+    return found
+
+
+def test_a_connection_that_the_server_dropped_is_replaced_before_use(store: Store, database_url: str) -> None:
+    sockets(store)
     with psycopg.connect(database_url, autocommit=True) as other:
         mine = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'farm'"
         ended = other.execute(f"SELECT pg_terminate_backend(pid, 5000) {mine}").fetchall()
         assert len(ended) >= 3
         for _ in range(4):  # none of them fails, nor those that come after
             store.check()
-        # something to be read is no good-bye: here the new value of a setting, which the server tells by itself
+        # something to be read is no good-bye: here a notification
+        idle = sockets(store)
         before = set(other.execute(f"SELECT pid {mine}").fetchall())
-        other.execute("ALTER SYSTEM SET TimeZone = 'Europe/Lisbon'")
-        other.execute("SELECT pg_reload_conf()")
-        time.sleep(0.2)
+        other.execute("NOTIFY test")
+        wait_until(lambda: len(select.select(idle, [], [], 0)[0]) == len(idle), what="each connection is notified")
         for _ in range(4):
             store.check()
         assert set(other.execute(f"SELECT pid {mine}").fetchall()) == before
-        other.execute("ALTER SYSTEM RESET TimeZone")
-        other.execute("SELECT pg_reload_conf()")

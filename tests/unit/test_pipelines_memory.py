@@ -19,6 +19,7 @@ from farm.domain.tasks import JobSpec, Task
 from farm.domain.worker import Device
 from farm.errors import OutOfMemory
 from farm.settings import Settings
+from tests.waiting import wait_until
 from workers import pipelines, single_renderer
 from workers.device import choose
 from workers.engine import Engine, EngineOptions
@@ -176,10 +177,7 @@ def test_an_engine_with_nothing_to_do_has_not_stalled_and_one_that_hangs_has() -
     waiting = work()
     engine.submit(waiting)
     assert not is_stalled(engine, settings)
-    deadline = time.monotonic() + 5
-    while not is_stalled(engine, settings):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: is_stalled(engine, settings), 5)
     engine.loading = True  # a download may take far longer
     assert not is_stalled(engine, settings)
 
