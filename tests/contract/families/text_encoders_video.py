@@ -26,6 +26,9 @@ from transformers import (
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
+    T5Gemma2Encoder,
+    T5Gemma2EncoderConfig,
+    T5Gemma2TextConfig,
     T5GemmaConfig,
     T5GemmaEncoderModel,
     T5GemmaModuleConfig,
@@ -180,3 +183,18 @@ def t5_gemma(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> T5GemmaE
     changes = {"query_pre_attn_scalar": width // 4, "layer_types": ["sliding_attention", "full_attention"]}
     module = T5GemmaModuleConfig(**decoder_config(tokenizer, width) | changes).to_dict()
     return T5GemmaEncoderModel(T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False)).eval()
+
+
+def t5_gemma2(tokenizer: PreTrainedTokenizerBase, width: int = WIDTH) -> T5Gemma2Encoder:
+    """Motif-Video's encoder of texts; its SigLIP model is the pipeline's encoder of images."""
+    text = {
+        "query_pre_attn_scalar": width // 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "dropout_rate": 0.0,
+    }
+    config = T5Gemma2EncoderConfig(
+        text_config=T5Gemma2TextConfig(**decoder_config(tokenizer, width) | text),
+        vision_config=siglip(width).config,
+        mm_tokens_per_image=4,
+    )
+    return T5Gemma2Encoder(config).eval()
