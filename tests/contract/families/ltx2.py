@@ -31,14 +31,14 @@ from tests.contract.families.tokenizers import gemma_tokenizer
 SIDE = 32
 FRAMES = 5
 
-_LATENTS = 4
+LATENTS = 4
 _MEL_BINS = 8
 
 
-def _vae() -> AutoencoderKLLTX2Video:
+def vae() -> AutoencoderKLLTX2Video:
     """Latents of half the sides and of half the frames."""
     return AutoencoderKLLTX2Video(
-        latent_channels=_LATENTS,
+        latent_channels=LATENTS,
         block_out_channels=(8,),
         decoder_block_out_channels=(8,),
         layers_per_block=(1,),
@@ -90,7 +90,7 @@ def _components(**transformer: Any) -> dict[str, Any]:
     }
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(),
-        "vae": _vae(),
+        "vae": vae(),
         "audio_vae": _audio_vae(),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
@@ -101,8 +101,8 @@ def _components(**transformer: Any) -> dict[str, Any]:
             **{f"{media}_connector_{name}": value for media in ("video", "audio") for name, value in connector.items()},
         ),
         "transformer": LTX2VideoTransformer3DModel(
-            in_channels=_LATENTS,
-            out_channels=_LATENTS,
+            in_channels=LATENTS,
+            out_channels=LATENTS,
             num_attention_heads=2,
             attention_head_dim=8,
             cross_attention_dim=16,
@@ -120,8 +120,8 @@ def _components(**transformer: Any) -> dict[str, Any]:
 
 
 def _latent_upsample() -> DiffusionPipeline:
-    upsampler = LTX2LatentUpsamplerModel(in_channels=_LATENTS, mid_channels=32, num_blocks_per_stage=1)
-    return LTX2LatentUpsamplePipeline(vae=_vae(), latent_upsampler=upsampler)
+    upsampler = LTX2LatentUpsamplerModel(in_channels=LATENTS, mid_channels=32, num_blocks_per_stage=1)
+    return LTX2LatentUpsamplePipeline(vae=vae(), latent_upsampler=upsampler)
 
 
 def _text_arguments(**changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sana Video."""
+"""Sana Video and SANA-WM, which moves a camera through the scene of an image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from diffusers import (
     SanaImageToVideoPipeline,
     SanaVideoPipeline,
     SanaVideoTransformer3DModel,
+    SanaWMPipeline,
+    SanaWMTransformer3DModel,
 )
 
-from tests.contract.families import wan
-from tests.contract.families.family import Call, Family
+from tests.contract.families import ltx2, wan
+from tests.contract.families.family import Call, Family, video
 from tests.contract.families.inputs import NEGATIVE_PROMPT, PROMPT, picture
 from tests.contract.families.text_encoders import WIDTH, gemma2
 from tests.contract.families.tokenizers import gemma_tokenizer
@@ -42,6 +44,29 @@ def _components(scheduler: Any) -> dict[str, Any]:
     }
 
 
+def _world_model() -> SanaWMPipeline:
+    tokenizer = gemma_tokenizer()
+    autoencoder = ltx2.vae()
+    return SanaWMPipeline(
+        tokenizer=tokenizer,
+        text_encoder=gemma2(tokenizer),
+        vae=autoencoder,
+        transformer=SanaWMTransformer3DModel(
+            in_channels=ltx2.LATENTS,
+            num_layers=2,
+            hidden_size=32,
+            num_attention_heads=2,
+            softmax_every_n=2,
+            linear_head_dim=16,
+            chunk_plucker_channels=6 * autoencoder.temporal_compression_ratio,
+            chunk_plucker_post_attn_blocks=2,
+            caption_channels=WIDTH,
+            image_size=ltx2.SIDE,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 def _arguments(**changes: Any) -> dict[str, Any]:
     return {
         "prompt": PROMPT,
@@ -52,6 +77,21 @@ def _arguments(**changes: Any) -> dict[str, Any]:
         "use_resolution_binning": False,
         "num_inference_steps": 2,
     } | changes
+
+
+def _world_arguments() -> dict[str, Any]:
+    """The camera goes forward for the whole clip."""
+    return {
+        "image": picture(ltx2.SIDE, ltx2.SIDE),
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE_PROMPT,
+        "action": f"w-{ltx2.FRAMES}",
+        "intrinsics": [32.0, 32.0, 16.0, 16.0],
+        "width": ltx2.SIDE,
+        "height": ltx2.SIDE,
+        "num_frames": ltx2.FRAMES,
+        "num_inference_steps": 2,
+    }
 
 
 FAMILIES = (
@@ -70,5 +110,10 @@ FAMILIES = (
         "sana-video-image",
         lambda: SanaImageToVideoPipeline(**_components(FlowMatchEulerDiscreteScheduler(shift=3.0))),
         {"SanaImageToVideoPipeline": Call(lambda: _arguments(image=picture(wan.SIDE, wan.SIDE)), wan.CLIP)},
+    ),
+    Family(
+        "sana-wm",
+        _world_model,
+        {"SanaWMPipeline": Call(_world_arguments, video(ltx2.FRAMES, ltx2.SIDE, ltx2.SIDE))},
     ),
 )

@@ -123,7 +123,7 @@ def _read(result: Any) -> tuple[Output, np.ndarray, np.ndarray]:
     for name, media in _FIELDS.items():
         value = getattr(result, name, None)
         if value is not None:
-            one_clip = name == "video" or type(result).__name__ in _FRAMES_NAMED_IMAGES
+            one_clip = type(result).__name__ in _ONE_CLIP
             clips = [value] if one_clip and not isinstance(value[0], list) else value
             output, values = _measure(Media.VIDEO if one_clip else media, clips)
             sound = getattr(result, "audio", getattr(result, "sound", None))
@@ -150,8 +150,14 @@ _FIELDS = {
 }
 
 
-#: The output classes whose ``images`` are the frames of one clip.
-_FRAMES_NAMED_IMAGES = ("TextToVideoPipelineOutput", "TextToVideoSDXLPipelineOutput", "ShapEPipelineOutput")
+#: The output classes that hold the frames of one clip instead of a list of clips.
+_ONE_CLIP = (
+    "Cosmos3OmniPipelineOutput",
+    "SanaWMPipelineOutput",
+    "ShapEPipelineOutput",
+    "TextToVideoPipelineOutput",
+    "TextToVideoSDXLPipelineOutput",
+)
 
 
 def _measure(media: Media, value: Any) -> tuple[Output, np.ndarray]:
