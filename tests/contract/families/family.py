@@ -54,6 +54,9 @@ class Family:
     #: What the model's own instructions do between loading and calling, where a call fails without it.
     prepare: Callable[[DiffusionPipeline], None] | None = None
 
+    #: A call takes longer than ten seconds, however small the model is: rendered only where it is named.
+    slow: bool = False
+
     @property
     def pipeline_class(self) -> str:
         """The class that ``model_index.json`` names."""

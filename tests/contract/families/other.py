@@ -171,6 +171,7 @@ FAMILIES = (
         "shap-e",
         _text_to_3d,
         {"ShapEPipeline": Call(lambda: {"prompt": PROMPT, "frame_size": SIDE, "num_inference_steps": 2}, _TURNTABLE)},
+        slow=True,
     ),
     Family(
         "shap-e-image",
@@ -180,6 +181,7 @@ FAMILIES = (
                 lambda: {"image": picture(SIDE, SIDE), "frame_size": SIDE, "num_inference_steps": 2}, _TURNTABLE
             )
         },
+        slow=True,
     ),
 )
 
