@@ -28,7 +28,7 @@ class Rendered:
     output: Output
     values: np.ndarray  #: all outputs, in the range 0 to 1 for images and videos
     sound: np.ndarray  #: of a video, (channels, samples); empty where there is none
-    seconds: float
+    seconds: float  #: of processor time
 
     def equals(self, other: Rendered) -> bool:
         """Whether all values of both are equal."""
@@ -53,10 +53,10 @@ def render(pipeline: DiffusionPipeline, arguments: dict[str, Any]) -> Rendered:
     if "generator" in inspect.signature(pipeline.__call__).parameters:
         arguments = {**arguments, "generator": torch.Generator().manual_seed(0)}
     torch.manual_seed(0)  # some pipelines draw from the global generator
-    started = time.perf_counter()
+    started = time.process_time()
     with np.errstate(invalid="raise"):  # NaN that is cast to pixels
         result = pipeline(**arguments)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return Rendered(*_read(result), seconds)
 
 

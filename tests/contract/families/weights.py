@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -26,7 +27,7 @@ def _randomize(component: str, module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{component}.{name}".encode()))
         if parameter.ndim > 1:
-            fan_in = max(1, parameter[0].numel())
+            fan_in = math.prod(parameter.shape[1:])
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
         elif not parameter.isfinite().all():
             raise ValueError(f"{component}.{name} is not initialized")
