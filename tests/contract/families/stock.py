@@ -100,7 +100,7 @@ def _other(value: Any) -> Any:
     """Another value of the same kind; the same value where its kind is none that a user would vary."""
     match value:
         case str():
-            return "three white houses by the sea"
+            return value.replace("cube", "sphere") if "cube" in value else "three white houses by the sea"
         case Image.Image():
             return ImageOps.invert(value.convert("RGB")).convert(value.mode)
         case torch.Tensor():
