@@ -39,15 +39,15 @@ demo: $(INSTALLED) ## start a farm, render all four tasks into demo-out/, stop i
 	$(BIN)/farm demo --out demo-out
 
 test: $(INSTALLED) $(COMPAT)/.installed ## the whole test suite, on real servers
-	$(BIN)/ruff check farm workers tests
-	$(BIN)/ruff format --check farm workers tests
+	$(BIN)/ruff check farm workers tools tests
+	$(BIN)/ruff format --check farm workers tools tests
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED) ## ruff and the import contracts
-	$(BIN)/ruff check farm workers tests
-	$(BIN)/ruff format --check farm workers tests
+	$(BIN)/ruff check farm workers tools tests
+	$(BIN)/ruff format --check farm workers tools tests
 	$(BIN)/lint-imports
 
 types: $(INSTALLED) ## mypy, strict
@@ -63,8 +63,8 @@ nightly: $(INSTALLED) ## what takes too long for every change
 	$(BIN)/python -m pytest tests/slow
 
 fmt: $(INSTALLED) ## format the code
-	$(BIN)/ruff check --fix-only --quiet farm workers tests
-	$(BIN)/ruff format farm workers tests
+	$(BIN)/ruff check --fix-only --quiet farm workers tools tests
+	$(BIN)/ruff format farm workers tools tests
 
 bench: $(INSTALLED) ## every part beside a named peer in the same run: about forty minutes on two cores
 	$(BIN)/python -m tests.bench.latency

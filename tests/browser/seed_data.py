@@ -24,7 +24,7 @@ from farm.objects import keys
 from farm.store.delivery_results import DeliveryResult
 from farm.webhooks import signature
 from tests.api_server import Api
-from workers.starter import scenes
+from tools.starter import scenes
 
 GPU = Device(kind="cuda", index="cuda:0", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, dtype="bfloat16")
 

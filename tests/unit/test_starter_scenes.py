@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from workers.starter import captions, scenes
-from workers.starter.scenes import Colour, Place, Scene, Shape, Size, Solid, Stage, Thing
+from tools.starter import captions, scenes
+from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Solid, Stage, Thing
 
 RED_CUBE = Thing(Colour.RED, Shape.CUBE, Size.LARGE, Place.LEFT)
 BLUE_BALL = Thing(Colour.BLUE, Shape.SPHERE, Size.MEDIUM, Place.RIGHT)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from workers.starter import attributes, chart, images, scenes, text, tokenizer, unet, vae
-from workers.starter.course import Chance, Course
-from workers.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
+from tools.starter import attributes, chart, images, scenes, text, tokenizer, unet, vae
+from tools.starter.course import Chance, Course
+from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from workers.starter import attributes
-from workers.starter.captions import caption
-from workers.starter.course import Chance
-from workers.starter.scenes import COLOURS, Scene, sample
-from workers.starter.tokenizer import LENGTH
+from tools.starter import attributes
+from tools.starter.captions import caption
+from tools.starter.course import Chance
+from tools.starter.scenes import COLOURS, Scene, sample
+from tools.starter.tokenizer import LENGTH
 
 #: Features per token; the denoiser's `cross_attention_dim`.
 WIDTH: Final = 128

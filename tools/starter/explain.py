@@ -1,4 +1,4 @@
-"""Draws the images of `how-diffusion-works.md` with the built-in model: `python -m workers.starter.explain`."""
+"""Draws the images of `how-diffusion-works.md` with the built-in model: `python -m tools.starter.explain`."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from workers.starter import evaluate, unet, vae
-from workers.starter.captions import plain
-from workers.starter.images import pixels
-from workers.starter.scenes import Colour, Place, Scene, Shape, Size, Thing, draw, recolour
+from tools.starter import evaluate, unet, vae
+from tools.starter.captions import plain
+from tools.starter.images import pixels
+from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Thing, draw, recolour
 
 SCENE: Final = Scene(
     Colour.BLUE,
@@ -113,7 +113,7 @@ class Explainer:
 
 def main() -> None:
     """Draws all of them."""
-    parser = argparse.ArgumentParser(prog="python -m workers.starter.explain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.explain", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("docs/images"))
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()

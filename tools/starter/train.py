@@ -1,4 +1,4 @@
-"""Trains the built-in model from nothing: `python -m workers.starter.train`.
+"""Trains the built-in model from nothing: `python -m tools.starter.train`.
 
 The stages run one after another; each resumes from its last checkpoint, skips itself when it is finished, and may be
 interrupted at any time. A longer course is asked for by `--stage unet --steps 40000`: it goes on from the last
@@ -22,9 +22,9 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from workers.starter import depth, images, judge, ship, text, tokenizer, unet, vae
-from workers.starter.course import Course
-from workers.starter.images import SceneImages
+from tools.starter import depth, images, judge, ship, text, tokenizer, unet, vae
+from tools.starter.course import Course
+from tools.starter.images import SceneImages
 
 FOLDER: Final = Path("data/starter")
 TRAINING_SEED: Final = 1
@@ -177,7 +177,7 @@ STAGES: Final[dict[str, Callable[[Studio, int], None]]] = {
 
 def main() -> None:
     """Runs the stages that were asked for, by default all of them and then `ship`."""
-    parser = argparse.ArgumentParser(prog="python -m workers.starter.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.train", description=__doc__.split("\n")[0])
     parser.add_argument("--stage", choices=[*STAGES, "ship"], action="append", help="only this stage (may be repeated)")
     parser.add_argument("--steps", type=int, help="the length of the stage's course, counted from its beginning")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"where checkpoints are kept (default {FOLDER})")

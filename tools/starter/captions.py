@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from workers.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
+from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
 
 #: Other words for the same; the first is the one most often said.
 COLOUR_WORDS: Final[dict[Colour, tuple[str, ...]]] = {

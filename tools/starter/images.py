@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
-from workers.starter.scenes import Scene, draw, sample
+from tools.starter.scenes import Scene, draw, sample
 
 #: Pixels of an image, per side.
 SIZE: Final = 128

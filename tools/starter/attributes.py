@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.starter.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene
+from tools.starter.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene
 
 #: The number of classes of each attribute in the order of `classes`: background, then per slot shape, colour, size.
 WIDTHS: Final = (len(COLOURS), *(len(SHAPES) + 1, len(COLOURS) + 1, len(SIZES) + 1) * len(PLACES))

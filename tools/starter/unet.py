@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from workers.starter import text
-from workers.starter.captions import caption, plain
-from workers.starter.course import Chance
-from workers.starter.images import SceneImages
-from workers.starter.scenes import Scene
-from workers.starter.vae import CELLS
+from tools.starter import text
+from tools.starter.captions import caption, plain
+from tools.starter.course import Chance
+from tools.starter.images import SceneImages
+from tools.starter.scenes import Scene
+from tools.starter.vae import CELLS
 
 WIDTHS: Final = (32, 64, 112)
 #: How many times more than an empty cell one counts in the loss that shows a thing, less one.

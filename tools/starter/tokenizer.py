@@ -9,8 +9,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from workers.starter.captions import caption
-from workers.starter.scenes import sample
+from tools.starter.captions import caption
+from tools.starter.scenes import sample
 
 #: Tokens of a prompt with its start and end; longer prompts are cut.
 LENGTH: Final = 32

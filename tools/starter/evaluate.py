@@ -1,4 +1,4 @@
-"""Measures the built-in model: `python -m workers.starter.evaluate`.
+"""Measures the built-in model: `python -m tools.starter.evaluate`.
 
 Prompts name combinations of colour, shape and background that no stage has seen. The judge says what each
 image shows; it was trained on drawn scenes only, and its own accuracy is reported beside. Seeds are fixed: the same
@@ -25,12 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from workers.starter import WEIGHTS, attributes, depth, vae
-from workers.starter.captions import plain
-from workers.starter.images import pixels
-from workers.starter.judge import SHIPPED, Judge
+from tools.starter import attributes, depth, vae
+from tools.starter.captions import plain
+from tools.starter.images import pixels
+from tools.starter.judge import SHIPPED, Judge
+from tools.starter.scenes import COLOURS, Colour, DrawnScene, Scene, draw, recolour, sample
+from workers.starter import WEIGHTS
 from workers.starter.load import load
-from workers.starter.scenes import COLOURS, Colour, DrawnScene, Scene, draw, recolour, sample
 
 SEED: Final = 4_000
 BATCH: Final = 10
@@ -236,7 +237,7 @@ def seconds_per_image(farm: Farm) -> float:
 
 def main() -> None:
     """Prints the table, and writes the figures as JSON and the sheet as PNG where asked."""
-    parser = argparse.ArgumentParser(prog="python -m workers.starter.evaluate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.evaluate", description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=200, help="prompts per task (default 200)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--guidance", type=float, nargs="*", help="also try these guidance scales")

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
-from workers.starter.course import Chance
-from workers.starter.images import SceneImages
+from tools.starter.course import Chance
+from tools.starter.images import SceneImages
 
 #: Pixels per side that the estimator looks at. The depth only has to fill 16 x 16 latent cells.
 SIGHT: Final = 64

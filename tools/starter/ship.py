@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
-from workers.starter import WEIGHTS, captions, depth, judge, unet
-from workers.starter.images import SIZE
-from workers.starter.scenes import COLOURS, SHAPES, Size
+from tools.starter import captions, depth, judge, unet
+from tools.starter.images import SIZE
+from tools.starter.scenes import COLOURS, SHAPES, Size
+from workers.starter import WEIGHTS
 
 GUIDANCE: Final = 2.0
 STEPS: Final = 20

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.starter.course import Chance
-from workers.starter.images import SIZE, SceneImages
+from tools.starter.course import Chance
+from tools.starter.images import SIZE, SceneImages
 
 WIDTHS: Final = (16, 32, 64, 96)
 GROUPS: Final = 2

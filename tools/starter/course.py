@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from workers.starter import chart
+from tools.starter import chart
 
 #: While this file exists, training waits: somebody is measuring something on this machine.
 PAUSE: Final = os.environ.get("STARTER_PAUSE_FILE", "data/starter/pause")

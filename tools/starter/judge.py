@@ -5,6 +5,7 @@ It measures the denoiser (`evaluate`), so it must not have learned from anything
 
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.starter import WEIGHTS, attributes
-from workers.starter.course import Chance
-from workers.starter.images import SceneImages
+from tools.starter import attributes
+from tools.starter.course import Chance
+from tools.starter.images import SceneImages
 
-#: Its weights. They lie beside the model's, of which they are no part.
-SHIPPED: Final = WEIGHTS.with_name("judge.safetensors")
+#: Its weights, which are not part of the model.
+SHIPPED: Final = Path(__file__).with_name("judge.safetensors")
 #: Pixels per side of what the judge looks at; images are averaged down to it.
 SIGHT: Final = 64
 
