@@ -135,9 +135,8 @@ class Hand:
                     key=key,
                     sha256=hashlib.sha256(data).hexdigest(),
                     size=len(data),
-                    width=job.spec.width,
-                    height=job.spec.height,
-                    content_type="image/png",
+                    media_type="image/png",
+                    metadata={"width": job.spec.width, "height": job.spec.height},
                     seed=job.spec.seed_of(index),
                 )
             )

@@ -79,9 +79,9 @@ class OutputUploader:
     def _put(self, lease: Lease, encoded: EncodedImage, body: bytes) -> Output:
         """PUT one file. Raises `StorageUnavailable`."""
         job, spec = lease.job, lease.job.spec
-        content_type = spec.output_format.content_type
-        key = keys.output_key(job.tenant_id, job.id, lease.epoch, encoded.index, keys.extension(content_type))
-        written = self.storage.put(key, body, content_type)
+        media_type = spec.output_format.media_type
+        key = keys.output_key(job.tenant_id, job.id, lease.epoch, encoded.index, keys.extension(media_type))
+        written = self.storage.put(key, body, media_type)
         assert written.sha256 is not None  # put() computes it
         if encoded.index + 1 < spec.num_images_per_prompt:
             failpoints.at("mid_upload", spec.prompt)
@@ -89,12 +89,11 @@ class OutputUploader:
         return Output(
             index=encoded.index,
             key=key,
-            sha256=written.sha256,
+            media_type=media_type,
             size=len(body),
-            width=encoded.width,
-            height=encoded.height,
-            content_type=content_type,
+            sha256=written.sha256,
             seed=spec.seed_of(encoded.index),
+            metadata={"width": encoded.width, "height": encoded.height},
         )
 
 

@@ -598,7 +598,7 @@ def _ahead(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 def file_name(one: ArchiveEntry) -> str:
     """An output's name in an archive: the place keeps it one of a kind, whatever the client's own name is."""
     own = re.sub(r"[^\w.-]+", "_", one.name).lstrip(".").encode()[:NAME_BYTES].decode(errors="ignore")
-    return f"{one.seq:06d}-{own}-{one.index}.{keys.extension(one.content_type)}"
+    return f"{one.seq:06d}-{own}-{one.index}.{keys.extension(one.media_type)}"
 
 
 @router.get(

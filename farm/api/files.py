@@ -20,7 +20,7 @@ from farm.domain import ids
 from farm.errors import BadInput, NotFound
 from farm.objects import images
 from farm.services import inputs
-from farm.store.files import File
+from farm.store.files import StoredFile
 
 router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=AuthenticatedRoute)
 
@@ -96,7 +96,7 @@ def _name(filename: str | None) -> str | None:
     return text.encode("utf-8", "replace").decode()[:200] or None
 
 
-def _store(context: AppContext, tenant_id: str, upload: _Upload) -> tuple[File, bool]:
+def _store(context: AppContext, tenant_id: str, upload: _Upload) -> tuple[StoredFile, bool]:
     stored = context.intake.from_bytes(tenant_id, upload.data, upload.filename, field="file")
     return inputs.keep(context.store, tenant_id, stored, upload.filename)
 

@@ -31,7 +31,7 @@ from farm.domain.job import Job, JobFilter, NewJob
 from farm.domain.model import Model
 from farm.domain.resolve import check_times, choose_model, resolve
 from farm.domain.states import JobState
-from farm.domain.tasks import AnyJobRequest, CustomId, InputImage, Moment, NoNul, Storable, Task
+from farm.domain.tasks import AnyJobRequest, CustomId, InputFile, Moment, NoNul, Storable, Task
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
@@ -147,7 +147,7 @@ async def resolved(context: AppContext, tenant_id: str, request: AnyJobRequest) 
     """The job that the request asks for, with its images stored."""
     model = _model(context, request)
     given = inputs.references(request)
-    images: dict[str, InputImage] = {}
+    images: dict[str, InputFile] = {}
     if given:
         images = await anyio.to_thread.run_sync(
             inputs.gather, given, tenant_id, context.store, context.intake, limiter=context.fetching

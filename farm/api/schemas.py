@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.domain.job import Job, Output
+from farm.domain.media import MediaMetadata
 from farm.domain.model import Model, ModelDefaults, ModelLimits
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import Task
@@ -15,7 +16,7 @@ from farm.domain.worker import Worker, WorkerState
 from farm.objects import keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
-from farm.store.files import File
+from farm.store.files import StoredFile
 from farm.store.tenants import Key, Scope
 
 
@@ -34,17 +35,18 @@ class ProgressSchema(Schema):
 
 
 class OutputSchema(Schema):
-    """One image."""
+    """One file that a job made."""
 
     url: str = Field(
         description="Where to get it, without a key, for a limited time. Read the job again for a new URL."
     )
+    media_type: str = Field(description="`image/png`, for instance.")
+    size: int = Field(description="Bytes.")
     sha256: str = Field(description="Of the file's bytes.")
-    width: int = Field(description="Pixels.")
-    height: int = Field(description="Pixels.")
     seed: int
-    content_type: str
-    bytes: int
+    width: int | None = Field(description="Pixels; null for media without.")
+    height: int | None = Field(description="Pixels; null for media without.")
+    metadata: MediaMetadata = Field(description="All that is known of the content, such as `width` and `height`.")
 
 
 class ErrorSchema(Schema):
@@ -163,15 +165,16 @@ class JobSchema(Schema):
 
 def output_schema(job_id: str, output: Output, storage: Storage, settings: Settings) -> OutputSchema:
     """One output of a job, with a fresh URL."""
-    name = f"{job_id}_{output.index}.{keys.extension(output.content_type)}"
+    name = f"{job_id}_{output.index}.{keys.extension(output.media_type)}"
     return OutputSchema(
         url=storage.presign_get(output.key, settings.presign_seconds, name),
+        media_type=output.media_type,
+        size=output.size,
         sha256=output.sha256,
+        seed=output.seed,
         width=output.width,
         height=output.height,
-        seed=output.seed,
-        content_type=output.content_type,
-        bytes=output.size,
+        metadata=output.metadata,
     )
 
 
@@ -183,28 +186,30 @@ class JobPage(Schema):
 
 
 class FileSchema(Schema):
-    """A stored input image."""
+    """A stored input file."""
 
     id: str
+    media_type: str = Field(description="By the content, whatever was declared.")
+    size: int = Field(description="Bytes.")
     sha256: str
-    content_type: str = Field(description="By the content, whatever was declared.")
-    width: int = Field(description="Pixels, as seen.")
-    height: int = Field(description="Pixels, as seen.")
-    bytes: int
+    width: int | None = Field(description="Pixels, as seen; null for media without.")
+    height: int | None = Field(description="Pixels, as seen; null for media without.")
+    metadata: MediaMetadata = Field(description="All that is known of the content, such as `width` and `height`.")
     filename: str | None
     created_at: datetime
 
     @classmethod
-    def of(cls, file: File) -> Self:
+    def of(cls, file: StoredFile) -> Self:
         """The file as its tenant sees it."""
-        image = file.image
+        content = file.content
         return cls(
             id=file.id,
-            sha256=image.sha256,
-            content_type=image.content_type,
-            width=image.width,
-            height=image.height,
-            bytes=file.size,
+            media_type=content.media_type,
+            size=content.size,
+            sha256=content.sha256,
+            width=content.width,
+            height=content.height,
+            metadata=content.metadata,
             filename=file.filename,
             created_at=file.created_at,
         )

@@ -22,7 +22,7 @@ from farm.store.tenants import Key, Scope
 
 router: Final = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=AuthenticatedRoute)
 
-COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "images", "bytes", "device_seconds")
+COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "outputs", "bytes", "device_seconds")
 MOST_DAYS: Final = 366
 
 
@@ -45,7 +45,7 @@ class UsageSchema(Schema):
     tenant: str = Field(description="The tenant's name.")
     model: str
     jobs: int = Field(description="Jobs that succeeded.")
-    images: int
+    outputs: int
     bytes: int = Field(description="Of the outputs.")
     device_seconds: float = Field(description="Each job's own time on its device, also while others shared the device.")
 
@@ -79,7 +79,7 @@ def usage(
     ] = None,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> UsageList | Response:
-    """Device-seconds, images and bytes by day, tenant and model."""
+    """Device-seconds, outputs and bytes by day, tenant and model."""
     last = last or datetime.now(UTC).date()
     first = first or max(date.min + timedelta(31), last) - timedelta(30)
     if not 0 <= (last - first).days < MOST_DAYS:
@@ -98,7 +98,7 @@ def usage(
             tenant=names[one.tenant_id],
             model=one.model,
             jobs=one.jobs,
-            images=one.images,
+            outputs=one.outputs,
             bytes=one.bytes,
             device_seconds=round(one.device_seconds, 3),
         )

@@ -298,7 +298,7 @@ def _fetched(farm: Farm, batch_id: str, directory: Path, template: str) -> Itera
 
 def _is_here(path: Path, output: Output) -> bool:
     try:
-        if path.stat().st_size != output.bytes:
+        if path.stat().st_size != output.size:
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == output.sha256

@@ -294,7 +294,7 @@ def _print_job(job: Job) -> None:
     for name, value in (job.raw.get("recipe") or {}).items():
         row(f"recipe.{name}", value)
     for output in job.outputs:
-        size = f"{output.width}x{output.height}, {output.bytes / 1024:.0f} KiB, {output.content_type}"
+        size = f"{output.width}x{output.height}, {output.size / 1024:.0f} KiB, {output.media_type}"
         row(f"output {output.index}", f"seed {output.seed}, {size}\nsha256 {output.sha256}\n{output.url}")
     Console(highlight=False, soft_wrap=True).print(grid)
 

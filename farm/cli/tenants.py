@@ -22,7 +22,7 @@ Stored = Annotated[str | None, typer.Option(metavar="NUMBER|none", help="Maximum
 Days = Annotated[
     str | None, typer.Option(metavar="NUMBER|none", help="Days for which ended jobs and their outputs are kept.")
 ]
-COLUMNS: Final = ("day", "tenant", "model", "jobs", "images", "bytes", "device_seconds")
+COLUMNS: Final = ("day", "tenant", "model", "jobs", "outputs", "bytes", "device_seconds")
 
 
 @tenants.callback(invoke_without_command=True)
@@ -104,7 +104,7 @@ def usage(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Show device-seconds, images and bytes by day, tenant and model; the last 30 days by default."""
+    """Show device-seconds, outputs and bytes by day, tenant and model; the last 30 days by default."""
     with connect(url, api_key, data_dir) as farm:
         found = farm.usage(first, last, tenant)
     if as_json:

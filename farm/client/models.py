@@ -44,22 +44,23 @@ class FieldError:
 
 @dataclass(frozen=True)
 class Output:
-    """One image of a job."""
+    """One file that a job made."""
 
     job_id: str
     index: int  #: 0-based position among the job's outputs
     url: str  #: presigned: works without a key, for a while
+    media_type: str  #: ``image/png``
+    size: int  #: bytes
     sha256: str  #: of the file's bytes, hex
-    bytes: int
-    width: int  #: pixels
-    height: int  #: pixels
     seed: int
-    content_type: str
+    width: int | None  #: pixels; None for media without
+    height: int | None  #: pixels; None for media without
+    metadata: dict[str, Any]  #: all that is known of the content
 
     @property
     def suffix(self) -> str:
-        """The file name's ending that the content type asks for."""
-        return {"image/jpeg": ".jpg", "image/webp": ".webp"}.get(self.content_type, ".png")
+        """The file name's ending that the media type asks for."""
+        return {"image/jpeg": ".jpg", "image/webp": ".webp"}.get(self.media_type, ".png")
 
 
 @dataclass(frozen=True)
@@ -149,23 +150,27 @@ class RetryReport:
 
 @dataclass(frozen=True)
 class File:
-    """An uploaded image."""
+    """An uploaded file."""
 
     id: str
+    media_type: str  #: ``image/png``
+    size: int  #: bytes
     sha256: str
-    width: int  #: pixels
-    height: int  #: pixels
-    content_type: str
+    width: int | None  #: pixels; None for media without
+    height: int | None  #: pixels; None for media without
+    metadata: dict[str, Any]  #: all that is known of the content
 
     @classmethod
     def of(cls, raw: Json) -> File:
         """The file that an answer describes."""
         return cls(
-            str(raw["id"]),
-            str(raw.get("sha256", "")),
-            int(raw.get("width", 0)),
-            int(raw.get("height", 0)),
-            str(raw.get("content_type", "")),
+            id=str(raw["id"]),
+            media_type=str(raw.get("media_type") or ""),
+            size=int(raw.get("size") or 0),
+            sha256=str(raw.get("sha256") or ""),
+            width=raw.get("width"),
+            height=raw.get("height"),
+            metadata=dict(raw.get("metadata") or {}),
         )
 
 
@@ -510,12 +515,13 @@ def _output(job_id: str, index: int, raw: Json) -> Output:
         job_id=job_id,
         index=index,
         url=str(raw["url"]),
+        media_type=str(raw.get("media_type") or ""),
+        size=int(raw.get("size") or 0),
         sha256=str(raw["sha256"]),
-        bytes=int(raw.get("bytes") or 0),
-        width=int(raw.get("width") or 0),
-        height=int(raw.get("height") or 0),
         seed=int(raw["seed"]),
-        content_type=str(raw.get("content_type") or ""),
+        width=raw.get("width"),
+        height=raw.get("height"),
+        metadata=dict(raw.get("metadata") or {}),
     )
 
 

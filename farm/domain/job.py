@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from farm.domain.media import MediaMetadata, pixels
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
 
@@ -31,12 +32,21 @@ class Output:
 
     index: int  #: 0-based position among the job's outputs
     key: str  #: object key
-    sha256: str  #: of the file's bytes, hex
+    media_type: str  #: ``image/png``
     size: int  #: bytes
-    width: int  #: pixels
-    height: int  #: pixels
-    content_type: str
+    sha256: str  #: of the file's bytes, hex
     seed: int
+    metadata: MediaMetadata = field(default_factory=dict)
+
+    @property
+    def width(self) -> int | None:
+        """Pixels; None for media without."""
+        return pixels(self.metadata, "width")
+
+    @property
+    def height(self) -> int | None:
+        """Pixels; None for media without."""
+        return pixels(self.metadata, "height")
 
 
 @dataclass(frozen=True)

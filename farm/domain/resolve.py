@@ -12,7 +12,7 @@ from farm.domain.tasks import (
     DepthToImageRequest,
     ImageToImageRequest,
     InpaintingRequest,
-    InputImage,
+    InputFile,
     JobSpec,
     Scheduler,
     Task,
@@ -62,7 +62,7 @@ def choose_model(request: AnyJobRequest, registry: Registry) -> Model:
     return model
 
 
-def resolve(request: AnyJobRequest, model: Model, images: Mapping[str, InputImage]) -> JobSpec:
+def resolve(request: AnyJobRequest, model: Model, images: Mapping[str, InputFile]) -> JobSpec:
     """The job's spec. ``images`` are the request's inputs by field name, stored and checked already.
 
     Raises `BadInput` with every problem found.
@@ -150,9 +150,9 @@ def _strength(request: AnyJobRequest) -> float | None:
             return None
 
 
-def _size(request: AnyJobRequest, model: Model, image: InputImage | None) -> tuple[int, int]:
+def _size(request: AnyJobRequest, model: Model, image: InputFile | None) -> tuple[int, int]:
     """Width and height in pixels: as asked, else the image's shape within the model's limits, else the default."""
-    if image is None:
+    if image is None or image.width is None or image.height is None:
         return request.width or model.defaults.width, request.height or model.defaults.height
     fitted = model.fit(image.width, image.height)
     return request.width or fitted[0], request.height or fitted[1]

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from farm.domain.media import MediaMetadata, pixels
 from farm.domain.states import Priority
 
 MAX_SEED: Final = 2**63 - 1  #: what a signed 64-bit column and a torch generator both take
@@ -61,7 +62,7 @@ class OutputFormat(StrEnum):
     JPEG = "jpeg"
 
     @property
-    def content_type(self) -> str:
+    def media_type(self) -> str:
         """The MIME type."""
         return f"image/{self.value}"
 
@@ -218,14 +219,24 @@ INPUT_FIELDS: Final[dict[Task, tuple[str, ...]]] = {
 }
 
 
-class InputImage(FrozenValue):
-    """A stored input image, named by its content."""
+class InputFile(FrozenValue):
+    """A stored input of a job, named by its content."""
 
-    sha256: str
-    key: str = Field(exclude=False)  #: its object key
-    content_type: str
-    width: int  #: pixels
-    height: int  #: pixels
+    sha256: str  #: of the file's bytes, hex
+    key: str  #: object key
+    media_type: str  #: by the content: ``image/png``
+    size: int  #: bytes
+    metadata: MediaMetadata = Field(default_factory=dict)
+
+    @property
+    def width(self) -> int | None:
+        """Pixels; None for media without."""
+        return pixels(self.metadata, "width")
+
+    @property
+    def height(self) -> int | None:
+        """Pixels; None for media without."""
+        return pixels(self.metadata, "height")
 
 
 class JobSpec(FrozenValue):
@@ -244,7 +255,7 @@ class JobSpec(FrozenValue):
     height: int  #: pixels
     strength: float | None
     output_format: OutputFormat
-    inputs: dict[str, InputImage]  #: by field name: ``image``, ``mask_image``, ``depth_map``
+    inputs: dict[str, InputFile]  #: by field name: ``image``, ``mask_image``, ``depth_map``
     exact: bool = True  #: whether the bytes must not depend on what else the device renders
     loras: tuple[Lora, ...] = ()  #: in the order they were given
     preview: bool = False  #: whether its progress carries small images; decides no pixel

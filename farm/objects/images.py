@@ -61,16 +61,16 @@ _KNOWN_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
 class ImageInfo:
     """An input image that was checked and decodes."""
 
-    content_type: str  #: by its content: ``image/png``, ``image/jpeg`` or ``image/webp``
+    media_type: str  #: by its content: ``image/png``, ``image/jpeg`` or ``image/webp``
     width: int  #: pixels, the way it is seen: after the EXIF orientation
     height: int  #: pixels, likewise
-    bytes: int  #: as encoded
+    size: int  #: as encoded
     sha256: str  #: hex, of the encoded bytes
 
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    content_type: str
+    media_type: str
     width: int  #: as stored, before the EXIF orientation
     height: int
 
@@ -88,7 +88,7 @@ def inspect(data: bytes, settings: Settings | None = None, *, field: str = "imag
     """
     header = _checked(data, settings or process_settings(), field)
     image = _upright(_decoded(data, header, field), field)
-    return ImageInfo(header.content_type, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
+    return ImageInfo(header.media_type, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
 
 
 def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "image") -> Image.Image:
@@ -342,7 +342,7 @@ def _webp_frame(kind: bytes, body: bytes, field: str) -> _Header:
 
 def _decoded(data: bytes, header: _Header, field: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=[_DECODERS[header.content_type]])
+        image = Image.open(io.BytesIO(data), formats=[_DECODERS[header.media_type]])
         # Whatever a decoder makes of a hostile header, it may not be more pixels than were counted above.
         if image.size == (header.width, header.height):
             image.load()

@@ -10,12 +10,12 @@ import asyncio
 import base64
 import binascii
 import ssl
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import httpx2
 
+from farm.domain.tasks import InputFile
 from farm.egress import guard
 from farm.errors import FieldProblem, InputRefused, NotFound
 from farm.objects import images, keys
@@ -23,18 +23,6 @@ from farm.objects.storage import Storage
 from farm.settings import Settings
 
 FETCH_SECONDS: Final = 20.0  #: for a whole input URL: resolving, connecting and reading to the end
-
-
-@dataclass(frozen=True, slots=True)
-class StoredInput:
-    """An input image in the storage."""
-
-    sha256: str  #: hex, of the encoded bytes
-    key: str
-    content_type: str  #: by its content
-    width: int  #: pixels, after the EXIF orientation
-    height: int  #: pixels, likewise
-    bytes: int  #: as encoded
 
 
 class Intake:
@@ -58,7 +46,7 @@ class Intake:
 
     def from_bytes(
         self, tenant_id: str, data: bytes, filename: str | None = None, *, field: str = "image"
-    ) -> StoredInput:
+    ) -> InputFile:
         """Take in an encoded image; ``filename`` only makes a refusal easier to read.
 
         Raises:
@@ -73,12 +61,18 @@ class Intake:
             raise InputRefused(
                 *(FieldProblem(p.field, p.value, f"{filename[:100]!r}: {p.message}") for p in refused.problems)
             ) from refused
-        key = keys.input_key(tenant_id, image.sha256, keys.extension(image.content_type))
-        if not self._stored(key, image.bytes):
-            self._storage.put(key, data, image.content_type)
-        return StoredInput(image.sha256, key, image.content_type, image.width, image.height, image.bytes)
+        key = keys.input_key(tenant_id, image.sha256, keys.extension(image.media_type))
+        if not self._stored(key, image.size):
+            self._storage.put(key, data, image.media_type)
+        return InputFile(
+            sha256=image.sha256,
+            key=key,
+            media_type=image.media_type,
+            size=image.size,
+            metadata={"width": image.width, "height": image.height},
+        )
 
-    def from_data_url(self, tenant_id: str, url: str, *, field: str = "image") -> StoredInput:
+    def from_data_url(self, tenant_id: str, url: str, *, field: str = "image") -> InputFile:
         """Take in an image written as ``data:image/png;base64,…`` (RFC 2397, base64 only).
 
         The declared type is not looked at; the content decides.
@@ -89,7 +83,7 @@ class Intake:
         """
         return self.from_bytes(tenant_id, self._decoded(url, field), field=field)
 
-    def from_url(self, tenant_id: str, url: str, *, field: str = "image") -> StoredInput:
+    def from_url(self, tenant_id: str, url: str, *, field: str = "image") -> InputFile:
         """Fetch an image and take it in. Not to be called on an event loop's thread.
 
         Raises:

@@ -98,16 +98,16 @@ def epoch_prefix(tenant_id: str, job_id: str, epoch: int) -> str:
     return f"{job_prefix(tenant_id, job_id)}{epoch}/"
 
 
-def extension(content_type: str) -> str:
+def extension(media_type: str) -> str:
     """The extension for a content type that the farm stores.
 
     Raises:
         ValueError: the farm stores nothing of this type.
     """
     try:
-        return EXTENSIONS[content_type]
+        return EXTENSIONS[media_type]
     except KeyError:
-        raise ValueError(f"the farm stores no {content_type!r}; it stores {', '.join(EXTENSIONS)}") from None
+        raise ValueError(f"the farm stores no {media_type!r}; it stores {', '.join(EXTENSIONS)}") from None
 
 
 def _part(name: str, form: re.Pattern[str], value: str) -> str:

@@ -27,7 +27,7 @@ from farm.domain import ids
 from farm.domain.batch import Batch, BatchEntry, EntryOverrides, Estimate, NewBatch, OnError, Staged
 from farm.domain.job import NewJob
 from farm.domain.resolve import RANDOM_SEED_LIMIT, check_times, choose_model, resolve
-from farm.domain.tasks import AnyJobRequest, InputImage, JobRequest
+from farm.domain.tasks import AnyJobRequest, InputFile, JobRequest
 from farm.egress import guard
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.lifecycle import IdempotencyKey
@@ -169,10 +169,10 @@ class LineValidator:
         found += check_times(request, datetime.now(UTC))
         if request.webhook is not None:
             found += self._webhook(request.webhook)
-        images: dict[str, InputImage] = {}
+        images: dict[str, InputFile] = {}
         for field, reference in inputs.references(request).items():
             image = self._image(field, reference)
-            if isinstance(image, InputImage):
+            if isinstance(image, InputFile):
                 images[field] = image
             else:
                 found += image
@@ -189,7 +189,7 @@ class LineValidator:
             deadline=request.deadline,
         )
 
-    def _look_up(self, field: str, reference: str) -> InputImage | tuple[FieldProblem, ...]:
+    def _look_up(self, field: str, reference: str) -> InputFile | tuple[FieldProblem, ...]:
         if not inputs.is_stored(reference):
             if not reference[:8].lower().startswith(("https://", "http://")):
                 message = "must be file_…, sha256:… or a URL in a bulk request: upload an image with POST /v1/files"
@@ -208,7 +208,7 @@ class LineValidator:
                 self._fetching_seconds += time.monotonic() - begun
         return self._gathered(field, reference)
 
-    def _gathered(self, field: str, reference: str) -> InputImage | tuple[FieldProblem, ...]:
+    def _gathered(self, field: str, reference: str) -> InputFile | tuple[FieldProblem, ...]:
         try:
             return inputs.gather({field: reference}, self._tenant_id, self._context.store, self._context.intake)[field]
         except BadInput as refused:

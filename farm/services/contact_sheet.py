@@ -67,7 +67,7 @@ def lay_out(jobs: Sequence[Job], across: str | None, down: str | None) -> SheetL
     With ``down``, rows are of that parameter alone. Without ``across`` a parameter is chosen that has few values.
     Raises `BadInput` for a parameter that no job has.
     """
-    images = [(job, output) for job in jobs for output in job.outputs if output.content_type.startswith("image/")]
+    images = [(job, output) for job in jobs for output in job.outputs if output.media_type.startswith("image/")]
     about = [{**job.spec.parameters(), "seed": output.seed} for job, output in images]
     known = list(dict.fromkeys(name for one in about for name in one))
     for field, name in (("columns", across), ("rows", down)):

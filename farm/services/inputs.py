@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, InputImage
+from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, InputFile
 from farm.errors import BadInput, FieldProblem
-from farm.objects.intake import Intake, StoredInput
-from farm.store.files import File
+from farm.objects.intake import Intake
+from farm.store.files import StoredFile
 from farm.store.unit_of_work import Store
 
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
@@ -26,12 +26,12 @@ def is_stored(reference: str) -> bool:
     return reference.startswith("file_") or _SHA256.fullmatch(reference) is not None
 
 
-def gather(given: dict[str, str], tenant_id: str, store: Store, intake: Intake) -> dict[str, InputImage]:
+def gather(given: dict[str, str], tenant_id: str, store: Store, intake: Intake) -> dict[str, InputFile]:
     """The images that the references name. Fetches and stores what is not stored yet; blocks for as long.
 
     Raises `BadInput` with the problems of all of them.
     """
-    images: dict[str, InputImage] = {}
+    images: dict[str, InputFile] = {}
     problems: list[FieldProblem] = []
     for field, reference in given.items():
         try:
@@ -43,25 +43,18 @@ def gather(given: dict[str, str], tenant_id: str, store: Store, intake: Intake) 
     return images
 
 
-def keep(store: Store, tenant_id: str, stored: StoredInput, filename: str | None) -> tuple[File, bool]:
-    """Record a stored image as the tenant's file. Returns it, and whether it is new."""
-    image = InputImage(
-        sha256=stored.sha256,
-        key=stored.key,
-        content_type=stored.content_type,
-        width=stored.width,
-        height=stored.height,
-    )
+def keep(store: Store, tenant_id: str, content: InputFile, filename: str | None) -> tuple[StoredFile, bool]:
+    """Record stored content as the tenant's file. Returns the file, and whether it is new."""
     with store.begin() as unit:
-        known = unit.files.by_content(tenant_id, stored.sha256)
+        known = unit.files.by_content(tenant_id, content.sha256)
         if known is not None:
             return known, False
-        return unit.files.add(tenant_id, image, stored.bytes, filename), True
+        return unit.files.add(tenant_id, content, filename), True
 
 
-def _image(field: str, reference: str, tenant_id: str, store: Store, intake: Intake) -> InputImage:
+def _image(field: str, reference: str, tenant_id: str, store: Store, intake: Intake) -> InputFile:
     scheme = reference[:8].lower()
-    take: Callable[..., StoredInput]
+    take: Callable[..., InputFile]
     if scheme.startswith("data:"):
         take = intake.from_data_url
     elif scheme.startswith(("https://", "http://")):
@@ -69,10 +62,10 @@ def _image(field: str, reference: str, tenant_id: str, store: Store, intake: Int
     else:
         return _known(field, reference, tenant_id, store)
     file, _ = keep(store, tenant_id, take(tenant_id, reference, field=field), None)
-    return file.image
+    return file.content
 
 
-def _known(field: str, reference: str, tenant_id: str, store: Store) -> InputImage:
+def _known(field: str, reference: str, tenant_id: str, store: Store) -> InputFile:
     content = _SHA256.fullmatch(reference)
     if content is None and not reference.startswith("file_"):
         raise BadInput.of(
@@ -86,4 +79,4 @@ def _known(field: str, reference: str, tenant_id: str, store: Store) -> InputIma
         )
     if file is None:
         raise BadInput.of(field, reference, "there is no such file; upload it with POST /v1/files")
-    return file.image
+    return file.content

@@ -11,10 +11,12 @@ from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import DateTime, Float, Integer, Text, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Uuid
 
 from farm.domain import ids
+from farm.domain.media import MediaMetadata, pixels
 from farm.store.tables import JOB_ID
 
 SAMPLE: Final = 20_000  #: events that are read at most to count a stretch of time
@@ -65,7 +67,7 @@ _WHOLE: Final = _counts("""
 """)
 _LATEST: Final = (
     text("""
-    SELECT job.id, output.index AS number, job.spec ->> 'prompt' AS prompt, output.width, output.height, output.seed,
+    SELECT job.id, output.index AS number, job.spec ->> 'prompt' AS prompt, output.metadata, output.seed,
            job.finished_at
     FROM (
         SELECT newest.* FROM tenant CROSS JOIN LATERAL (
@@ -78,7 +80,7 @@ _LATEST: Final = (
     ORDER BY latest.place DESC, output.index LIMIT :limit
 """)
     .bindparams(bindparam("tenant", type_=Uuid))
-    .columns(id=JOB_ID, number=Integer, prompt=Text, width=Integer, height=Integer, finished_at=DateTime(timezone=True))
+    .columns(id=JOB_ID, number=Integer, prompt=Text, metadata=JSONB, finished_at=DateTime(timezone=True))
 )
 
 
@@ -121,10 +123,19 @@ class RecentOutput:
     job_id: str
     index: int
     prompt: str
-    width: int  #: pixels
-    height: int  #: pixels
+    metadata: MediaMetadata
     seed: int
     finished_at: datetime
+
+    @property
+    def width(self) -> int | None:
+        """Pixels; None for media without."""
+        return pixels(self.metadata, "width")
+
+    @property
+    def height(self) -> int | None:
+        """Pixels; None for media without."""
+        return pixels(self.metadata, "height")
 
 
 class ActivityStats:
@@ -158,10 +169,7 @@ class ActivityStats:
     def latest_outputs(self, limit: int, tenant_id: str | None = None) -> list[RecentOutput]:
         """The outputs that were finished last, newest first; of one tenant, or of all."""
         rows = self._session.execute(_LATEST, {"limit": limit} | _whose(tenant_id))
-        return [
-            RecentOutput(row.id, row.number, row.prompt, row.width, row.height, row.seed, row.finished_at)
-            for row in rows
-        ]
+        return [RecentOutput(row.id, row.number, row.prompt, row.metadata, row.seed, row.finished_at) for row in rows]
 
 
 def _whose(tenant_id: str | None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ DELETE_CHUNK: Final = 5_000  #: jobs deleted by one statement, with their events
 _string: Final = json.encoder.encode_basestring  #: a text as JSON
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 COPY_CHUNK: Final = 64 * 2**10  #: characters sent to COPY at once
-_OUTPUT_COLUMNS: Final = ("index", "key", "sha256", "size", "width", "height", "content_type", "seed")
+_OUTPUT_COLUMNS: Final = ("index", "key", "media_type", "size", "sha256", "seed", "meta")
 MAX_EVENT_METADATA: Final = 8_000  #: characters of a batch's metadata that its events carry; more is left out
 
 _STAGING: Final = text("""
@@ -200,7 +200,7 @@ class ArchiveEntry:
     name: str  #: the job's own name: its ``custom_id``, or its id
     key: str
     size: int  #: bytes
-    content_type: str
+    media_type: str
     ended_at: datetime
 
 
@@ -295,7 +295,7 @@ class Batches:
                 JobRow.id,
                 OutputRow.key,
                 OutputRow.size,
-                OutputRow.content_type,
+                OutputRow.media_type,
                 JobRow.finished_at,
             )
             .join(OutputRow, OutputRow.job_id == JobRow.id)

@@ -1,4 +1,4 @@
-"""Input images: what a tenant has stored, by id and by content."""
+"""Input files: what a tenant has stored, by id and by content."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.tasks import InputImage
+from farm.domain.tasks import InputFile
 from farm.store.tables import FileRow
 
 
 @dataclass(frozen=True)
-class File:
-    """A stored input image."""
+class StoredFile:
+    """A file that a tenant has uploaded, or that was fetched for one of its jobs."""
 
     id: str
-    image: InputImage
+    content: InputFile
     filename: str | None
-    size: int  #: bytes
     created_at: datetime
 
 
-def _file(row: FileRow) -> File:
-    image = InputImage(
-        sha256=row.sha256, key=row.key, content_type=row.content_type, width=row.width, height=row.height
-    )
-    return File(row.id, image, row.filename, row.size, row.created_at)
+def _file(row: FileRow) -> StoredFile:
+    content = InputFile(sha256=row.sha256, key=row.key, media_type=row.media_type, size=row.size, metadata=row.meta)
+    return StoredFile(row.id, content, row.filename, row.created_at)
 
 
 class Files:
@@ -38,34 +35,33 @@ class Files:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, tenant_id: str, image: InputImage, size: int, filename: str | None) -> File:
-        """Record a stored image; the same content again gives the file that is there. ``size`` in bytes."""
+    def add(self, tenant_id: str, content: InputFile, filename: str | None) -> StoredFile:
+        """Record a stored file; the same content again gives the file that is there."""
         values = {
             "id": ids.new(ids.FILE),
             "tenant_id": tenant_id,
-            "sha256": image.sha256,
-            "key": image.key,
+            "sha256": content.sha256,
+            "key": content.key,
             "filename": filename,
-            "content_type": image.content_type,
-            "size": size,
-            "width": image.width,
-            "height": image.height,
+            "media_type": content.media_type,
+            "size": content.size,
+            "meta": content.metadata,
         }
         self._session.execute(
             insert(FileRow).values(values).on_conflict_do_nothing(index_elements=["tenant_id", "sha256"])
         )
-        found = self.by_content(tenant_id, image.sha256)
+        found = self.by_content(tenant_id, content.sha256)
         assert found is not None  # inserted above, or there before
         return found
 
-    def get(self, tenant_id: str, file_id: str) -> File | None:
+    def get(self, tenant_id: str, file_id: str) -> StoredFile | None:
         """The tenant's file of that id."""
         if not ids.is_id(ids.FILE, file_id):
             return None
         row = self._session.scalar(select(FileRow).where(FileRow.tenant_id == tenant_id, FileRow.id == file_id))
         return None if row is None else _file(row)
 
-    def by_content(self, tenant_id: str, sha256: str) -> File | None:
+    def by_content(self, tenant_id: str, sha256: str) -> StoredFile | None:
         """The tenant's file of that content (hex SHA-256)."""
         row = self._session.scalar(select(FileRow).where(FileRow.tenant_id == tenant_id, FileRow.sha256 == sha256))
         return None if row is None else _file(row)

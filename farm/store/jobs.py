@@ -81,7 +81,7 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         worker=row.worker,
         progress=progress,
         outputs=tuple(
-            Output(o.index, o.key, o.sha256, o.size, o.width, o.height, o.content_type, o.seed) for o in outputs
+            Output(one.index, one.key, one.media_type, one.size, one.sha256, one.seed, one.meta) for one in outputs
         ),
         error=error,
         recipe=row.recipe,

@@ -80,12 +80,11 @@ _SUCCEED: Final = """
         RETURNING job.id, job.tenant_id, job.epoch, job.worker, job.attempts,
             jsonb_array_length(done.outputs) AS outputs
     ), stored AS (
-        INSERT INTO output (job_id, index, epoch, key, sha256, size, width, height, content_type, seed)
-        SELECT won.id, made.index, won.epoch, made.key, made.sha256, made.size, made.width, made.height,
-               made.content_type, made.seed
+        INSERT INTO output (job_id, index, epoch, key, media_type, size, sha256, seed, metadata)
+        SELECT won.id, made.index, won.epoch, made.key, made.media_type, made.size, made.sha256, made.seed,
+               made.metadata
         FROM won JOIN done ON won.id = done.id, jsonb_to_recordset(done.outputs) AS made (
-            index smallint, key text, sha256 text, size bigint, width integer, height integer, content_type text,
-            seed bigint)
+            index smallint, key text, media_type text, size bigint, sha256 text, seed bigint, metadata jsonb)
     )
     SELECT id, tenant_id, epoch, worker, attempts, outputs FROM won
 """

@@ -140,13 +140,13 @@ class UsageRow(Base):
     model: Mapped[str] = mapped_column(primary_key=True)
     slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True)  #: several, so that no job waits for another's
     jobs: Mapped[int] = mapped_column(BigInteger)
-    images: Mapped[int] = mapped_column(BigInteger)
+    outputs: Mapped[int] = mapped_column(BigInteger)
     bytes: Mapped[int] = mapped_column(BigInteger)
     device_seconds: Mapped[float]
 
 
 class FileRow(Base):
-    """A stored input image of a tenant, one row per content."""
+    """A stored input of a tenant, one row per content."""
 
     __tablename__ = "file"
     __table_args__ = (UniqueConstraint("tenant_id", "sha256"),)
@@ -156,10 +156,9 @@ class FileRow(Base):
     sha256: Mapped[str]
     key: Mapped[str]
     filename: Mapped[str | None]
-    content_type: Mapped[str]
+    media_type: Mapped[str]
     size: Mapped[int] = mapped_column(BigInteger)  #: bytes
-    width: Mapped[int]  #: pixels
-    height: Mapped[int]  #: pixels
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))  #: `MediaMetadata`
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -291,12 +290,11 @@ class OutputRow(Base):
     index: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     epoch: Mapped[int]  #: the epoch that wrote it
     key: Mapped[str]
-    sha256: Mapped[str]
+    media_type: Mapped[str]
     size: Mapped[int] = mapped_column(BigInteger)  #: bytes
-    width: Mapped[int]  #: pixels
-    height: Mapped[int]  #: pixels
-    content_type: Mapped[str]
+    sha256: Mapped[str]
     seed: Mapped[int] = mapped_column(BigInteger)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))  #: `MediaMetadata`
 
 
 class EventRow(Base):

@@ -17,15 +17,15 @@ from farm.store.tables import FileRow, JobRow, OutputRow, TenantRow, UsageRow
 SLOTS: Final = 16
 
 _COUNT: Final = """
-    INSERT INTO usage (tenant_id, day, model, slot, jobs, images, bytes, device_seconds)
-    SELECT job.tenant_id, (now() AT TIME ZONE 'UTC')::date, job.model, %(slot)s, count(*), sum(made.images),
+    INSERT INTO usage (tenant_id, day, model, slot, jobs, outputs, bytes, device_seconds)
+    SELECT job.tenant_id, (now() AT TIME ZONE 'UTC')::date, job.model, %(slot)s, count(*), sum(made.outputs),
         sum(made.bytes), sum(greatest(0, extract(epoch FROM now() - coalesce(started_at, claimed_at, now()))))
     FROM unnest(%(ids)s::uuid[]) AS done (id) JOIN job ON job.id = done.id CROSS JOIN LATERAL (
-        SELECT count(*) AS images, coalesce(sum(size), 0) AS bytes FROM output WHERE job_id = job.id) AS made
+        SELECT count(*) AS outputs, coalesce(sum(size), 0) AS bytes FROM output WHERE job_id = job.id) AS made
     GROUP BY job.tenant_id, job.model
     ORDER BY job.tenant_id, job.model  -- every transaction locks these rows in the same order
     ON CONFLICT (tenant_id, day, model, slot) DO UPDATE SET
-        jobs = usage.jobs + excluded.jobs, images = usage.images + excluded.images,
+        jobs = usage.jobs + excluded.jobs, outputs = usage.outputs + excluded.outputs,
         bytes = usage.bytes + excluded.bytes,
         device_seconds = usage.device_seconds + excluded.device_seconds
 """
@@ -39,7 +39,7 @@ class Used:
     day: date
     model: str
     jobs: int  #: that succeeded
-    images: int
+    outputs: int
     bytes: int  #: of outputs
     device_seconds: float  #: each job's own time on its device, whether or not it shared it
 
@@ -61,7 +61,7 @@ class Usage:
         keys = (UsageRow.day, UsageRow.tenant_id, UsageRow.model)
         sums = (
             func.sum(UsageRow.jobs),
-            func.sum(UsageRow.images),
+            func.sum(UsageRow.outputs),
             func.sum(UsageRow.bytes),
             func.sum(UsageRow.device_seconds),
         )

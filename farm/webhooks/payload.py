@@ -115,12 +115,13 @@ def _job(
 
 def _output(output: Output, url: str | None, expires_at: datetime) -> dict[str, Any]:
     return {
+        "media_type": output.media_type,
+        "size": output.size,
         "sha256": output.sha256,
+        "seed": output.seed,
         "width": output.width,
         "height": output.height,
-        "seed": output.seed,
-        "content_type": output.content_type,
-        "bytes": output.size,
+        "metadata": output.metadata,
         "url": url,
         "url_expires_at": None if url is None else stamp(expires_at),
     }

@@ -39,8 +39,9 @@ OUT = Path("bench-out")
 DELAYED = 3_000  #: messages of the loop of ``delay``; more would take minutes and say the same
 LOOKS = 60
 _OUTPUTS = """
-    INSERT INTO output (job_id, index, epoch, key, sha256, size, width, height, content_type, seed)
-    SELECT id, 0, 1, 'outputs/' || id || '/1/0.png', repeat('0', 64), 4000, 64, 64, 'image/png', batch_seq
+    INSERT INTO output (job_id, index, epoch, key, media_type, size, sha256, seed, metadata)
+    SELECT id, 0, 1, 'outputs/' || id || '/1/0.png', 'image/png', 4000, repeat('0', 64), batch_seq,
+           '{"width": 64, "height": 64}'
     FROM job WHERE batch_id = %(id)s
 """
 

@@ -177,8 +177,9 @@ class Farm:
                 [keys],
             )
             cursor.execute(
-                "INSERT INTO output (job_id, index, epoch, key, sha256, size, width, height, content_type, seed)"
-                " SELECT id, 0, 1, 'outputs/' || id || '/1/0.png', repeat('ab', 32), 5120, 64, 64, 'image/png', 1"
+                "INSERT INTO output (job_id, index, epoch, key, media_type, size, sha256, seed, metadata)"
+                " SELECT id, 0, 1, 'outputs/' || id || '/1/0.png', 'image/png', 5120, repeat('ab', 32), 1,"
+                ' \'{"width": 64, "height": 64}\''
                 " FROM unnest(%s::uuid[]) AS id",
                 [keys],
             )

@@ -88,7 +88,8 @@ class Worker:
         data = scene(job.spec.seed)[1]
         key = keys.output_key(job.tenant_id, job.id, job.epoch, 0, "png")
         self.api.storage.put(key, data, "image/png")
-        output = Output(0, key, hashlib.sha256(data).hexdigest(), len(data), 128, 128, "image/png", job.spec.seed_of(0))
+        sha256, seed, metadata = hashlib.sha256(data).hexdigest(), job.spec.seed_of(0), {"width": 128, "height": 128}
+        output = Output(0, key, "image/png", len(data), sha256, seed, metadata)
         recipe = {"dtype": "bfloat16", "device": "NVIDIA H100 80GB HBM3", "torch": "2.13.0"}
         with self.api.store.begin() as unit:
             lifecycle.succeed(unit, job.id, job.epoch, [output], recipe)

@@ -327,7 +327,7 @@ class Farm(RuleBasedStateMachine):
         """One fenced change. It takes effect exactly if the job runs at that epoch, whoever asks."""
         before = self.row(held.job_id)
         ours = before == ("running", held.epoch)
-        output = Output(0, output_key(self.tenant, job.id, held.epoch, 0, "png"), SHA, 1, 64, 64, "image/png", 1)
+        output = Output(0, output_key(self.tenant, job.id, held.epoch, 0, "png"), "image/png", 1, SHA, 1)
         try:
             with self.store.begin() as unit:
                 match how:

@@ -129,7 +129,7 @@ def test_images_come_as_upload_content_or_data_url(client: httpx2.Client) -> Non
     assert uploaded.status_code == 201
     file = uploaded.json()
     assert file["filename"] == "b.png"
-    assert (file["width"], file["height"], file["content_type"]) == (64, 48, "image/png")
+    assert (file["width"], file["height"], file["media_type"]) == (64, 48, "image/png")
     again = client.post("/v1/files", content=image, headers={"Content-Type": "image/png"})
     assert (again.status_code, again.json()["id"]) == (200, file["id"])
     assert client.get(f"/v1/files/{file['id']}").json() == file

@@ -162,14 +162,14 @@ def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_re
         failed = client.post("/v1/jobs", json=JOB).raise_for_status().json()
         hand.fail(hand.begin(failed["id"]))
         (used,) = client.get("/v1/usage").raise_for_status().json()["data"]
-        assert (used["tenant"], used["model"], used["jobs"], used["images"]) == ("tests", "starter", 2, 4)
+        assert (used["tenant"], used["model"], used["jobs"], used["outputs"]) == ("tests", "starter", 2, 4)
         (first, _) = client.get(f"/v1/jobs/{job['id']}").json()["outputs"]
         assert used["bytes"] == 4 * len(png(first["width"], first["height"]))
         assert used["device_seconds"] > 0
         sheet = client.get("/v1/usage?format=csv")
         assert sheet.headers["content-type"].startswith("text/csv")
         (row,) = csv.DictReader(io.StringIO(sheet.text))
-        assert (row["images"], row["tenant"]) == ("4", "tests")
+        assert (row["outputs"], row["tenant"]) == ("4", "tests")
 
         def submit(**caps: float | None) -> Any:
             client.patch(f"/v1/tenants/{api.tenant_id}", json=caps).raise_for_status()

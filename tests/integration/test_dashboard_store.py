@@ -21,7 +21,7 @@ def _end(store: Store, job_id: str, code: str | None = None) -> None:
         lifecycle.claim(unit, job_id, sent.epoch, "host/cpu0", 60)
         lifecycle.start(unit, job_id, sent.epoch, 4)
         if code is None:
-            outputs = [Output(n, f"outputs/{job_id}/{n}", "0" * 64, 1, 64, 64, "image/png", n) for n in range(2)]
+            outputs = [Output(n, f"outputs/{job_id}/{n}", "image/png", 1, "0" * 64, n) for n in range(2)]
             lifecycle.succeed(unit, job_id, sent.epoch, outputs, {})
         else:
             lifecycle.fail(unit, job_id, sent.epoch, JobError(code, "no"), retryable=False)

@@ -72,7 +72,7 @@ def finish(store: Store, job_ids: list[str]) -> None:
             job = unit.jobs.get(job_id)
             assert job is not None
             lifecycle.claim(unit, job_id, job.epoch, WORKER, 30)
-            output = Output(0, f"outputs/{job_id}.png", "ab" * 32, 10, 64, 64, "image/png", 1)
+            output = Output(0, f"outputs/{job_id}.png", "image/png", 10, "ab" * 32, 1, {"width": 64, "height": 64})
             lifecycle.succeed(unit, job_id, job.epoch, [output], {})
 
 

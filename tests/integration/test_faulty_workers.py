@@ -65,7 +65,7 @@ def fail(store: Store, job_id: str, name: str) -> JobState:
 
 def complete(store: Store, job_id: str, name: str) -> None:
     epoch = claim(store, job_id, name)
-    output = Output(0, f"outputs/{job_id}.png", "ab" * 32, 10, 64, 64, "image/png", 1)
+    output = Output(0, f"outputs/{job_id}.png", "image/png", 10, "ab" * 32, 1, {"width": 64, "height": 64})
     with store.begin() as unit:
         lifecycle.succeed(unit, job_id, epoch, [output], {})
 

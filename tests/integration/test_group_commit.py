@@ -56,7 +56,7 @@ def dispatch(store: Store, jobs: list[Job]) -> list[HeldJob]:
 
 
 def output(held: HeldJob, key: str | None = None) -> Output:
-    return Output(0, key or f"outputs/{held.job_id}.png", "ab" * 32, 10, 64, 64, "image/png", 1)
+    return Output(0, key or f"outputs/{held.job_id}.png", "image/png", 10, "ab" * 32, 1, {"width": 64, "height": 64})
 
 
 def done(held: HeldJob, key: str | None = None) -> JobResult:

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
+from farm.domain.tasks import InputFile
 from farm.egress import guard
 from farm.errors import InputRefused
-from farm.objects.intake import Intake, StoredInput
+from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.settings import Settings
 
@@ -79,7 +80,13 @@ def test_bytes_are_stored_under_their_hash(intake: Intake, storage: Storage, ten
     data = image(kind="JPEG")
     sha256 = hashlib.sha256(data).hexdigest()
     stored = intake.from_bytes(tenant, data, "cat.png")
-    assert stored == StoredInput(sha256, f"inputs/{tenant}/{sha256}.jpg", "image/jpeg", 40, 24, len(data))
+    assert stored == InputFile(
+        sha256=sha256,
+        key=f"inputs/{tenant}/{sha256}.jpg",
+        media_type="image/jpeg",
+        size=len(data),
+        metadata={"width": 40, "height": 24},
+    )
     assert storage.get(stored.key) == data
     assert storage.head(stored.key).content_type == "image/jpeg", "the content decides, not the file's name"
 
@@ -121,7 +128,7 @@ def test_a_data_url_is_taken_by_its_content(intake: Intake, storage: Storage, te
     data = image(1)
     text = base64.b64encode(data).decode()
     stored = intake.from_data_url(tenant, head + text)
-    assert stored.content_type == "image/png"
+    assert stored.media_type == "image/png"
     assert storage.get(stored.key) == data
     assert intake.from_data_url(tenant, head + text.rstrip("=")) == stored, "padding may be left out"
     assert intake.from_data_url(tenant, head + quote(text, safe="")) == stored, "and escapes are undone"
@@ -233,7 +240,7 @@ def test_a_image_is_fetched(intake: Intake, storage: Storage, tenant: str, host:
     data = image(2)
     # The declared type is a lie, and there is no length: the content decides.
     stored = intake.from_url(tenant, host(answering("200 OK", "Content-Type: text/html", body=data)).url)
-    assert (stored.content_type, stored.bytes) == ("image/png", len(data))
+    assert (stored.media_type, stored.size) == ("image/png", len(data))
     assert storage.get(stored.key) == data
 
 

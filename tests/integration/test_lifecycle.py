@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 from .conftest import Submit, spec, worker_info
 
 WORKER = "host/cpu0"
-OUTPUT = Output(0, "outputs/x.png", "ab" * 32, 10, 64, 64, "image/png", 1)
+OUTPUT = Output(0, "outputs/x.png", "image/png", 10, "ab" * 32, 1, {"width": 64, "height": 64})
 BROKEN = JobError("render_failed", "it broke")
 #: Keeps every change of a job's state.
 RECORD = """
@@ -172,6 +172,20 @@ def test_two_reapers_take_a_job_back_once(store: Store, submit: Submit) -> None:
     with ThreadPoolExecutor(4) as pool:
         taken = [job_id for part in pool.map(lambda _: reap(store), range(4)) for job_id in part]
     assert sorted(taken) == sorted(job.id for job in jobs)
+
+
+def test_outputs_of_any_media_keep_what_is_known_of_their_content(store: Store, tenant: str, submit: Submit) -> None:
+    job = submit()
+    video = Output(0, "outputs/x.mp4", "video/mp4", 10, "ab" * 32, 7, {"width": 64, "height": 48, "seconds": 2.5})
+    sound = Output(1, "outputs/x.wav", "audio/wav", 20, "cd" * 32, 8, {"sample_rate": 44_100})
+    with store.begin() as unit:
+        (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
+        lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
+        made = lifecycle.succeed(unit, job.id, sent.epoch, [video, sound], {}).outputs
+    assert made == (video, sound)
+    assert [(one.width, one.height) for one in made] == [(64, 48), (None, None)]
+    with store.begin() as unit:
+        assert [one.width for one in unit.activity.latest_outputs(9, tenant)] == [64, None]
 
 
 def test_heartbeats_keep_a_lease_and_tell_what_is_lost_or_canceled(store: Store, tenant: str, submit: Submit) -> None:

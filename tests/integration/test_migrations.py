@@ -186,7 +186,7 @@ def test_an_upgrade_with_jobs_in_flight_loses_none_and_lets_the_old_processes_fi
             "done": JobState.SUCCEEDED, "theirs": JobState.SUCCEEDED, "late": JobState.QUEUED,
         }  # fmt: skip
         lifecycle.join(unit, worker_info("host/cpu1"))
-    output = Output(0, "a key", "0" * 64, 1, 64, 64, "image/png", 1)
+    output = Output(0, "a key", "image/png", 1, "0" * 64, 1, {"width": 64, "height": 64})
     with store.begin() as unit:
         assert lifecycle.claim(unit, jobs["dispatched"], 1, "host/cpu0", 30).state is JobState.RUNNING
         assert lifecycle.succeed(unit, jobs["running"], 1, [output], {}).state is JobState.SUCCEEDED

@@ -36,7 +36,7 @@ def attempt(store: Store, storage: Storage, job: Job) -> Output:
         lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
     key = keys.output_key(job.tenant_id, job.id, sent.epoch, 0, "png")
     storage.put(key, b"an image", "image/png")
-    return Output(0, key, "0" * 64, 9, 64, 64, "image/png", 1)
+    return Output(0, key, "image/png", 9, "0" * 64, 1, {"width": 64, "height": 64})
 
 
 def stored(storage: Storage, job: Job) -> set[str]:

@@ -89,7 +89,7 @@ def succeed(store: Store, tenant: str) -> Succeed:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
         with store.begin() as unit:
             lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
-        output = Output(0, f"outputs/{job.id}/1/0.png", "ab" * 32, 1234, 64, 64, "image/png", 1)
+        output = Output(0, f"outputs/{job.id}/1/0.png", "image/png", 1234, "ab" * 32, 1, {"width": 64, "height": 64})
         with store.begin() as unit:
             return lifecycle.succeed(unit, job.id, sent.epoch, [output], {"version": 1})
 
@@ -164,7 +164,7 @@ def test_an_event_is_delivered_once_and_signed(
     assert data["parameters"]["prompt"] == job.spec.prompt
     (output,) = data["outputs"]
     assert output["url"] == f"https://bucket.example/outputs/{job.id}/1/0.png?signed"
-    assert (output["sha256"], output["bytes"], output["seed"]) == ("ab" * 32, 1234, 1)
+    assert (output["sha256"], output["size"], output["seed"]) == ("ab" * 32, 1234, 1)
     (attempt,) = attempts(store, delivery.id)
     assert (attempt.number, attempt.status, attempt.error, attempt.answer) == (1, 200, None, "ok")
     assert count(store, "SELECT count(*) FROM event WHERE NOT fanned_out") == 0

@@ -81,8 +81,8 @@ def rendered(farm: Farm, worker: WorkerProcess, wanted: JobSpec) -> list[bytes]:
     for file, output in zip(files, job.outputs, strict=True):
         assert hashlib.sha256(file).hexdigest() == output.sha256
         assert len(file) == output.size
-        assert output.content_type == wanted.output_format.content_type
-        assert farm.storage.head(output.key).content_type == output.content_type
+        assert output.media_type == wanted.output_format.media_type
+        assert farm.storage.head(output.key).content_type == output.media_type
     return files
 
 

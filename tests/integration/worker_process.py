@@ -24,7 +24,7 @@ from farm.dispatch import broker
 from farm.domain.job import Job, NewJob
 from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import JobState
-from farm.domain.tasks import InputImage, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.tasks import InputFile, JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Worker, WorkerState
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
@@ -72,18 +72,11 @@ class Farm:
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def store_input(self, image: Image.Image) -> InputImage:
+    def store_input(self, image: Image.Image) -> InputFile:
         """Store an input image."""
         target = io.BytesIO()
         image.save(target, "PNG")
-        stored = Intake(self.storage, self.settings).from_bytes(self.tenant, target.getvalue())
-        return InputImage(
-            sha256=stored.sha256,
-            key=stored.key,
-            content_type=stored.content_type,
-            width=stored.width,
-            height=stored.height,
-        )
+        return Intake(self.storage, self.settings).from_bytes(self.tenant, target.getvalue())
 
     def submit(self, spec: JobSpec, max_attempts: int = 3) -> Job:
         with self.store.begin() as unit:

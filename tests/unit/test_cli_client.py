@@ -43,7 +43,7 @@ def sse(*events: tuple[str, object, str | None]) -> bytes:
 
 
 def output(url: str, data: bytes = IMAGE) -> dict[str, object]:
-    return {"url": url, "sha256": hashlib.sha256(data).hexdigest(), "seed": 3, "content_type": "image/png"}
+    return {"url": url, "sha256": hashlib.sha256(data).hexdigest(), "seed": 3, "media_type": "image/png"}
 
 
 def test_a_submit_that_fails_first_is_sent_again_under_the_same_key(slept: list[float]) -> None:

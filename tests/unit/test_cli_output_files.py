@@ -13,7 +13,7 @@ from farm.cli import output_files
 from farm.cli.render import Verdict, compare, request_in, size_of
 from farm.client.requests import infer_task
 from farm.domain import recipe
-from farm.domain.tasks import InputImage, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.tasks import InputFile, JobSpec, OutputFormat, Scheduler, Task
 from farm.errors import BadInput
 
 
@@ -123,7 +123,7 @@ def test_the_recipe_of_a_image_is_its_request() -> None:
         task=Task.IMAGE_TO_IMAGE, model="starter", prompt="a cube", negative_prompt="", num_inference_steps=5,
         guidance_scale=4.0, scheduler=Scheduler.DDIM, seed=9, num_images_per_prompt=3, width=64, height=64,
         strength=0.5, output_format=OutputFormat.PNG,
-        inputs={"image": InputImage(sha256="ab" * 32, key="k", content_type="image/png", width=8, height=8)},
+        inputs={"image": InputFile(sha256="ab" * 32, key="k", media_type="image/png", size=99)},
     )  # fmt: skip
     data = png((0, 0, 0), farm=recipe.recipe_json(spec, 2, {}))
     request = request_in(data, Path("x.png"))

@@ -80,7 +80,7 @@ def test_other_tools_find_the_parameters(kind: OutputFormat) -> None:
 def test_the_file_is_what_it_says_and_opens(kind: OutputFormat) -> None:
     image = noise()
     decoded = Image.open(io.BytesIO(encode(image, spec(kind), 0, MADE_WITH)))
-    assert decoded.get_format_mimetype() == kind.content_type
+    assert decoded.get_format_mimetype() == kind.media_type
     assert decoded.size == (64, 32)
     if kind is not OutputFormat.JPEG:
         assert decoded.convert("RGB").tobytes() == image.tobytes()

@@ -86,7 +86,7 @@ def refusal(data: bytes, limits: Settings = LIMITS) -> str:
 
 
 @pytest.mark.parametrize(
-    ("data", "content_type"),
+    ("data", "media_type"),
     [
         (PNG, "image/png"),
         (encoded(scene("P")), "image/png"),
@@ -100,9 +100,9 @@ def refusal(data: bytes, limits: Settings = LIMITS) -> str:
         (encoded(scene("RGBA"), "WEBP", quality=80, exif=b"Exif\0\0"), "image/webp"),
     ],
 )
-def test_still_images_of_the_three_formats_are_taken(data: bytes, content_type: str) -> None:
+def test_still_images_of_the_three_formats_are_taken(data: bytes, media_type: str) -> None:
     image = images.inspect(data, LIMITS)
-    assert image == images.ImageInfo(content_type, 48, 32, len(data), hashlib.sha256(data).hexdigest())
+    assert image == images.ImageInfo(media_type, 48, 32, len(data), hashlib.sha256(data).hexdigest())
     assert images.load_rgb(data, LIMITS).mode == "RGB"
     assert images.load_mask(data, LIMITS).mode == "L"
     assert images.load_depth(data, LIMITS).mode in ("L", "I;16")

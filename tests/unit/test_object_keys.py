@@ -47,7 +47,7 @@ def test_numbers_are_not_negative(epoch: int, index: int) -> None:
         keys.output_key(TENANT, JOB, epoch, index, "png")
 
 
-def test_a_content_type_has_one_extension() -> None:
+def test_a_media_type_has_one_extension() -> None:
     assert keys.extension("image/jpeg") == "jpg"
     with pytest.raises(ValueError, match="text/html"):
         keys.extension("text/html")

@@ -9,23 +9,24 @@ from pydantic import TypeAdapter
 
 from farm import model_registry
 from farm.domain.resolve import RANDOM_SEED_LIMIT, choose_model, resolve
-from farm.domain.tasks import AnyJobRequest, InputImage, JobSpec
+from farm.domain.tasks import AnyJobRequest, InputFile, JobSpec
 from farm.errors import BadInput
 
 REGISTRY = model_registry.load(None)
 REQUEST: TypeAdapter[Any] = TypeAdapter(AnyJobRequest)
 
 
-def image(width: int = 128, height: int = 128) -> InputImage:
-    return InputImage(sha256="0" * 64, key="k", content_type="image/png", width=width, height=height)
+def image(width: int = 128, height: int = 128) -> InputFile:
+    size = {"width": width, "height": height}
+    return InputFile(sha256="0" * 64, key="k", media_type="image/png", size=99, metadata=size)
 
 
-def resolved(given: dict[str, Any], images: dict[str, InputImage] | None = None) -> JobSpec:
+def resolved(given: dict[str, Any], images: dict[str, InputFile] | None = None) -> JobSpec:
     request = REQUEST.validate_python({"prompt": "a red ball"} | given)
     return resolve(request, choose_model(request, REGISTRY), images or {})
 
 
-def refused(given: dict[str, Any], images: dict[str, InputImage] | None = None) -> list[str]:
+def refused(given: dict[str, Any], images: dict[str, InputFile] | None = None) -> list[str]:
     with pytest.raises(BadInput) as caught:
         resolved(given, images)
     return [problem.field for problem in caught.value.problems]
@@ -71,6 +72,6 @@ def test_the_size_of_a_image_decides_within_the_models_limits() -> None:
     ],
 )
 def test_what_cannot_be_rendered_is_named(
-    given: dict[str, Any], images: dict[str, InputImage], fields: list[str]
+    given: dict[str, Any], images: dict[str, InputFile], fields: list[str]
 ) -> None:
     assert refused(given, images) == fields

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from farm.domain.job import Job, JobError, Output
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.tasks import MAX_SEED, InputImage, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.tasks import MAX_SEED, InputFile, JobSpec, OutputFormat, Scheduler, Task
 from farm.webhooks.payload import MARKER, MAX_BYTES, job_payload, stamp
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
@@ -31,12 +31,12 @@ SPEC = JobSpec(
     height=64,
     strength=0.5,
     output_format=OutputFormat.PNG,
-    inputs={"image": InputImage(sha256="cd" * 32, key="secret/key", content_type="image/png", width=64, height=64)},
+    inputs={"image": InputFile(sha256="cd" * 32, key="secret/key", media_type="image/png", size=99)},
 )
 
 
 def output(index: int) -> Output:
-    return Output(index, f"outputs/{index}.png", "ab" * 32, 1234, 64, 64, "image/png", MAX_SEED)
+    return Output(index, f"outputs/{index}.png", "image/png", 1234, "ab" * 32, MAX_SEED, {"width": 64, "height": 64})
 
 
 JOB = Job(
@@ -103,12 +103,13 @@ def test_a_body_says_what_happened_to_which_job() -> None:
             },
             "outputs": [
                 {
+                    "media_type": "image/png",
+                    "size": 1234,
                     "sha256": "ab" * 32,
+                    "seed": MAX_SEED,
                     "width": 64,
                     "height": 64,
-                    "seed": MAX_SEED,
-                    "content_type": "image/png",
-                    "bytes": 1234,
+                    "metadata": {"width": 64, "height": 64},
                     "url": "https://bucket.example/outputs/0.png?signed",
                     "url_expires_at": "2026-01-02T04:04:05.678Z",
                 }

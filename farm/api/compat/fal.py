@@ -204,7 +204,7 @@ def _output(call: AdapterCall, job: Job) -> dict[str, Any]:
                 "url": url_of(call, output),
                 "width": output.width,
                 "height": output.height,
-                "content_type": output.content_type,
+                "content_type": output.media_type,
                 "file_size": output.size,
             }
             for output in job.outputs

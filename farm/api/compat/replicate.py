@@ -43,7 +43,7 @@ from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.objects import keys
 from farm.services import inputs
-from farm.store.files import File
+from farm.store.files import StoredFile
 from farm.store.unit_of_work import UnitOfWork
 from farm.webhooks import signature
 from farm.webhooks.payload import stamp
@@ -335,7 +335,7 @@ def _urls(call: AdapterCall, job: Job) -> list[str]:
         secret = _secret(unit, call.tenant_id)
     until = int(time.time()) + call.context.settings.presign_seconds
     return [
-        f"{call.base}/v1/outputs/{job.id}/{output.index}.{keys.extension(output.content_type)}"
+        f"{call.base}/v1/outputs/{job.id}/{output.index}.{keys.extension(output.media_type)}"
         f"?expires={until}&signature={_signed(secret, output, until)}"
         for output in job.outputs
     ]
@@ -361,7 +361,7 @@ def get_output(context: AppContext, request: Request) -> Response:
     if not hmac.compare_digest(_signed(secret, output, int(until)), given.get("signature", "")):
         raise NotFound("output", request.url.path[-100:])
     opened = context.storage.open(output.key)
-    return StreamingResponse(opened, media_type=output.content_type, headers={"Content-Length": str(output.size)})
+    return StreamingResponse(opened, media_type=output.media_type, headers={"Content-Length": str(output.size)})
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ async def create_file(call: AdapterCall) -> Response:
             raise BadInput.of("content", None, "is required: the image, as a file of the form")
         data, filename = await part.read(), part.filename
 
-    def keep() -> File:
+    def keep() -> StoredFile:
         store_image = call.context.intake.from_bytes(call.tenant_id, data, filename, field="content")
         return inputs.keep(call.context.store, call.tenant_id, store_image, (filename or "")[:200] or None)[0]
 
@@ -392,13 +392,13 @@ def get_file(call: AdapterCall) -> Response:
     return JSONResponse(_file(call, file))
 
 
-def _file(call: AdapterCall, file: File) -> dict[str, Any]:
-    image = file.image
+def _file(call: AdapterCall, file: StoredFile) -> dict[str, Any]:
+    image = file.content
     return {
         "id": file.id,
         "name": file.filename or file.id,
-        "content_type": image.content_type,
-        "size": file.size,
+        "content_type": image.media_type,
+        "size": file.content.size,
         "etag": image.sha256,
         "checksums": {"sha256": image.sha256},
         "metadata": {},

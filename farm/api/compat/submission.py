@@ -111,6 +111,6 @@ async def store_image(call: AdapterCall, data: bytes, field: str) -> str:
     def keep() -> str:
         taken = call.context.intake.from_bytes(call.tenant_id, data, field=field)
         file, _ = inputs.keep(call.context.store, call.tenant_id, taken, None)
-        return f"sha256:{file.image.sha256}"
+        return f"sha256:{file.content.sha256}"
 
     return await anyio.to_thread.run_sync(keep, limiter=call.context.fetching)

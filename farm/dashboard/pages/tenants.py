@@ -198,7 +198,7 @@ def _days() -> tuple[date, date]:
 
 
 def _sum(rows: list[Used]) -> dict[str, float]:
-    return {name: sum(getattr(one, name) for one in rows) for name in ("jobs", "images", "bytes", "device_seconds")}
+    return {name: sum(getattr(one, name) for one in rows) for name in ("jobs", "outputs", "bytes", "device_seconds")}
 
 
 def _totals(used: list[Used]) -> dict[str, dict[str, float]]:

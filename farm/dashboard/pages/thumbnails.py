@@ -44,7 +44,7 @@ def _given(context: AppContext, tenant_id: str | None, job_id: str, name: str, s
     found = None if job is None else job.spec.inputs.get(name)
     if found is None:
         raise NotFound("image", f"{job_id}/inputs/{name}")
-    return _answer(context.storage.get(found.key), found.content_type, side, f"{job_id}_{name}")
+    return _answer(context.storage.get(found.key), found.media_type, side, f"{job_id}_{name}")
 
 
 def _image(context: AppContext, tenant_id: str | None, job_id: str, index: int, side: int) -> Response:
@@ -53,21 +53,21 @@ def _image(context: AppContext, tenant_id: str | None, job_id: str, index: int, 
     output = next((one for one in job.outputs if one.index == index), None) if job is not None else None
     if job is None or output is None:
         raise NotFound("image", f"{job_id}/{index}")
-    return _answer(context.storage.get(output.key), output.content_type, side, f"{job.id}_{index}")
+    return _answer(context.storage.get(output.key), output.media_type, side, f"{job.id}_{index}")
 
 
-def _answer(data: bytes, content_type: str, side: int, name: str) -> Response:
+def _answer(data: bytes, media_type: str, side: int, name: str) -> Response:
     """The file, or the image made small."""
     headers = {
         "Cache-Control": KEPT,
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",
     }
-    if side and content_type.startswith("image/"):
+    if side and media_type.startswith("image/"):
         small = _small(data, min((one for one in SIDES if one >= side), default=SIDES[-1]))
         return Response(small, media_type="image/webp", headers=headers)
-    headers["Content-Disposition"] = content_disposition(f"{name}.{keys.extension(content_type)}")
-    return Response(data, media_type=content_type, headers=headers)
+    headers["Content-Disposition"] = content_disposition(f"{name}.{keys.extension(media_type)}")
+    return Response(data, media_type=media_type, headers=headers)
 
 
 def _small(data: bytes, side: int) -> bytes:
