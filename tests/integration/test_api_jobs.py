@@ -173,7 +173,7 @@ def test_a_finished_job_shows_outputs_that_anyone_with_the_url_can_read(api: Api
     for output in done["outputs"]:
         image = httpx2.get(output["url"], trust_env=False)
         assert hashlib.sha256(image.content).hexdigest() == output["sha256"]
-        assert image.headers["content-type"] == output["content_type"]
+        assert image.headers["content-type"] == output["media_type"]
     assert all(seconds >= 0 for seconds in done["timings"].values())
     assert done["custom_id"] == "shot-1"
 
