@@ -95,33 +95,28 @@ _COPY_UNSUCCESSFUL: Final = text("""
           WHERE batch_id = :old AND state IN ('failed', 'canceled')) AS ended
     ORDER BY place
 """).bindparams(bindparam("batch", type_=Uuid), bindparam("old", type_=Uuid))
-# A paused job keeps its place in its line, ten centuries later: the dispatcher's walk along a line ends at the present,
-# so it never meets what is paused, however much that is. Hours, because days differ in length by time zone.
-_CENTURIES: Final = "interval '8766000 hours'"
-_PROPAGATE: Final = text(f"""
+# A paused job keeps its place in its queue; the index of the queues has ``paused`` before the place, so the dispatcher
+# never meets what is paused, however much that is.
+_PROPAGATE: Final = text("""
     WITH wanted AS (
         SELECT id, priority, paused_at IS NOT NULL AS paused FROM batch WHERE id = :batch FOR KEY SHARE
     ), outdated AS (
         SELECT job.id, wanted.priority, wanted.paused FROM job, wanted
         WHERE job.batch_id = wanted.id AND job.state IN ('queued', 'dispatched', 'running')
-          AND (job.priority <> wanted.priority OR (job.queued_at > now() + {_CENTURIES} / 2) <> wanted.paused)
+          AND (job.priority <> wanted.priority OR job.paused <> wanted.paused)
         LIMIT :at_once FOR UPDATE OF job SKIP LOCKED
     ), propagated AS (
-        UPDATE job SET priority = coalesce(outdated.priority, job.priority), queued_at = CASE
-            WHEN outdated.paused AND job.queued_at < now() + {_CENTURIES} / 2 THEN job.queued_at + {_CENTURIES}
-            WHEN NOT outdated.paused AND job.queued_at > now() + {_CENTURIES} / 2 THEN job.queued_at - {_CENTURIES}
-            ELSE job.queued_at END
+        UPDATE job SET priority = coalesce(outdated.priority, job.priority), paused = outdated.paused
         FROM outdated WHERE job.id = outdated.id RETURNING job.id
     )
     SELECT count(*) FROM propagated
-""").bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
-_NOT_PROPAGATED: Final = text(f"""
+""").bindparams(bindparam("batch", type_=Uuid))
+_NOT_PROPAGATED: Final = text("""
     SELECT EXISTS (
         SELECT FROM job JOIN batch ON batch.id = job.batch_id
         WHERE batch.id = :batch AND job.state IN ('queued', 'dispatched', 'running')
-          AND (job.priority <> batch.priority
-               OR (job.queued_at > now() + {_CENTURIES} / 2) <> (batch.paused_at IS NOT NULL)))
-""").bindparams(bindparam("batch", type_=Uuid))  # noqa: S608 - of constants
+          AND (job.priority <> batch.priority OR job.paused <> (batch.paused_at IS NOT NULL)))
+""").bindparams(bindparam("batch", type_=Uuid))
 
 # The jobs at workers are counted over all batches, because they are few, rather than over the batch's jobs, which may
 # be a million; and in one statement with the counters, so that the two are of the same moment.

@@ -126,12 +126,15 @@ _QUEUES: Final = text(f"""
     )
     SELECT tenant_id, priority, model,
            (SELECT count(*) FROM (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND queued_at <= now()
+                AND job.priority = found.priority AND job.model = found.model AND NOT paused AND queued_at <= now()
                 LIMIT :most + 1) AS counted) AS waiting,
            EXISTS (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND queued_at > now()) AS later,
+                AND job.priority = found.priority AND job.model = found.model AND paused)
+           OR EXISTS (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
+                AND job.priority = found.priority AND job.model = found.model AND NOT paused AND queued_at > now())
+               AS later,
            (SELECT queued_at FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND queued_at <= now()
+                AND job.priority = found.priority AND job.model = found.model AND NOT paused AND queued_at <= now()
                 ORDER BY queued_at, id LIMIT 1) AS oldest,
            coalesce(held.jobs, 0) AS held
     FROM found FULL JOIN held USING (tenant_id, priority, model)
@@ -303,16 +306,21 @@ class DashboardQueries:
 
     def queue_totals(self, tenant_id: str | None = None) -> QueueTotals:
         """What waits, counted up to `WINDOW` jobs; of one tenant, or of all."""
-        statement = select(JobRow.cost, JobRow.queued_at).where(JobRow.state == JobState.QUEUED.value)
+        statement = select(JobRow.cost, JobRow.queued_at, JobRow.paused).where(JobRow.state == JobState.QUEUED.value)
         if tenant_id is not None:
             statement = statement.where(JobRow.tenant_id == tenant_id)
         some = statement.limit(WINDOW + 1).subquery("some")
         count, cost, since = self._session.execute(
-            select(func.count(), func.coalesce(func.sum(some.c.cost), 0.0), func.min(some.c.queued_at))
+            select(
+                func.count(),
+                func.coalesce(func.sum(some.c.cost), 0.0),
+                func.min(some.c.queued_at).filter(~some.c.paused),
+            )
         ).one()
         if count > WINDOW:  # the oldest may be among those that were not read: the head of each line is
             queues = [one for one in Queues(self._session).read(1) if tenant_id in (None, one.tenant_id)]
-            since = min([since, *(datetime.fromtimestamp(one.candidates[0].queued_at, UTC) for one in queues)])
+            firsts = [datetime.fromtimestamp(one.candidates[0].queued_at, UTC) for one in queues]
+            since = min([*firsts, *([] if since is None else [since])], default=None)
         return QueueTotals(min(count, WINDOW), cost, count > WINDOW, since)
 
     def queues(self, tenant_id: str | None = None) -> list[QueueSummary]:

@@ -35,7 +35,7 @@ QUEUES: Final = """
 """
 # Jobs that wait for another attempt or whose deadline has passed are filtered out: they leave the queue soon, so few
 # are met on the way.
-_READ: Final = f"""
+READ: Final = f"""
     WITH {QUEUES}, share AS (
         SELECT greatest(%(min)s, %(limit)s::integer / greatest(count(*), 1)) AS read FROM queue
     )
@@ -54,7 +54,7 @@ _READ: Final = f"""
         FROM (
             SELECT id, cost, queued_at, deadline, epoch FROM job
             WHERE state = 'queued' AND job.tenant_id = queue.tenant_id AND job.priority = queue.priority
-              AND job.model = queue.model AND queued_at <= now() AND available_at <= now()
+              AND job.model = queue.model AND NOT paused AND queued_at <= now() AND available_at <= now()
               AND queued_at > coalesce(to_timestamp(passed.queued_at), '-infinity')
               AND (deadline IS NULL OR deadline > now())
             ORDER BY queued_at, id LIMIT (SELECT read FROM share)
@@ -123,7 +123,7 @@ class Queues:
             "times": [queue.candidates[-1].queued_at for queue in passed],
         }
         found = []
-        for row in self._rows(_READ, values):
+        for row in self._rows(READ, values):
             tenant_id, rank, model, skips, served_at, more, job_ids, costs, times, deadlines, failed = row
             candidates = list(map(QueuedJob, job_ids.split(), costs, times, deadlines or repeat(None)))
             names = frozenset(failed.split() if failed else ())

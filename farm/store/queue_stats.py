@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 # one branch for each of the partial indexes of jobs that are not finished
 _JOBS: Final = text("""
-    SELECT 'queued', model, count(*), extract(epoch FROM now() - min(queued_at))
+    SELECT 'queued', model, count(*), coalesce(extract(epoch FROM now() - min(queued_at) FILTER (WHERE NOT paused)), 0)
     FROM job WHERE state = 'queued' GROUP BY model
     UNION ALL
     SELECT state, model, count(*), 0 FROM job WHERE state IN ('dispatched', 'running') GROUP BY state, model

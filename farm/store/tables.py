@@ -210,12 +210,13 @@ class JobRow(Base):
 
     __tablename__ = "job"
     __table_args__ = (
-        # the dispatcher's walk: the oldest waiting jobs of a line (tenant, class, model), and the lines themselves
+        # what the dispatcher reads: the queues, and the oldest jobs of each that are not paused
         Index(
             "job_queue",
             "tenant_id",
             "priority",
             "model",
+            "paused",
             "queued_at",
             "id",
             postgresql_where=text("state = 'queued'"),
@@ -273,7 +274,8 @@ class JobRow(Base):
     batch_seq: Mapped[int | None]  #: its place in the batch, from 1
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     available_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    queued_at: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its line; a retry keeps it
+    queued_at: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its queue; another attempt keeps it
+    paused: Mapped[bool] = mapped_column(server_default=text("false"))  #: its batch is paused: it stays in its queue
     deadline: Mapped[datetime | None]  #: not handed over from then on
     dispatched_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime | None]

@@ -33,8 +33,10 @@ from farm.objects.presign import Credentials, Presigner
 from farm.objects.storage import content_disposition
 from farm.services import bulk
 from farm.settings import Settings
+from farm.store import queue
 from farm.webhooks.signature import new_secret
 from tests.api_server import Api, Hand, png, running
+from tests.queues import candidates
 from tests.waiting import wait_until
 
 JSONL = {"Content-Type": "application/jsonl"}
@@ -466,3 +468,28 @@ async def _all(values: Any) -> list[Any]:
 
 def uuid(batch: dict[str, Any]) -> Any:
     return ids.to_uuid(ids.BATCH, batch["id"])
+
+
+def _scans(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scans of the job table in a plan."""
+    own = [node] if node.get("Relation Name") == "job" else []
+    return own + [scan for child in node.get("Plans", ()) for scan in _scans(child)]
+
+
+def test_reading_the_queues_touches_no_paused_job(api: Api, client: httpx2.Client) -> None:
+    batch = submit(client, balls(2_000))
+    other = submit(client, balls(3))
+    assert client.post(f"/v1/batches/{batch['id']}/pause").status_code == 200
+    wait_until(lambda: not client.get(f"/v1/batches/{batch['id']}").json()["propagating"], 10, what="paused rows")
+    values = {"limit": 10, "min": 8, "tenants": [], "priorities": [], "models": [], "times": []}
+    with api.store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE job")
+        (plan,) = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {queue.READ}", values).scalar_one()
+    scans = _scans(plan["Plan"])
+    assert {scan.get("Index Name") for scan in scans} == {"job_queue"}
+    assert sum(scan.get("Rows Removed by Filter", 0) for scan in scans) == 0
+    with api.store.begin() as unit:
+        assert {job.job_id for job in candidates(unit, 10)} == {
+            job.id for job in unit.jobs.of_batch(other["id"], (), 0, 10)
+        }
+        assert unit.dashboard_queries.queues(api.tenant_id)[0].later  # the paused ones

@@ -227,6 +227,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("queued_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("paused", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
         sa.Column("dispatched_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
@@ -274,7 +275,7 @@ def upgrade() -> None:
     op.create_index(
         "job_queue",
         "job",
-        ["tenant_id", "priority", "model", "queued_at", "id"],
+        ["tenant_id", "priority", "model", "paused", "queued_at", "id"],
         unique=False,
         postgresql_where=sa.text("state = 'queued'"),
     )
