@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tools.starter import captions, scenes
-from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Solid, Stage, Thing
+from tools.starter.scenes import Colour, Place, PlacedScene, Scene, Shape, Size, Solid, Thing
 
 RED_CUBE = Thing(Colour.RED, Shape.CUBE, Size.LARGE, Place.LEFT)
 BLUE_BALL = Thing(Colour.BLUE, Shape.SPHERE, Size.MEDIUM, Place.RIGHT)
@@ -33,7 +33,7 @@ def test_the_same_seed_draws_the_same_image() -> None:
 def test_depth_is_exact_on_a_known_sphere() -> None:
     centre, radius = np.array([0.2, 0.8, 0.1], np.float32), 0.8
     grey = np.full(3, 0.5, np.float32)
-    staged = Stage(grey, (Solid(Shape.SPHERE, centre, radius, 0.0, grey),), np.array([0, 1, 0], np.float32))
+    staged = PlacedScene(grey, (Solid(Shape.SPHERE, centre, radius, 0.0, grey),), np.array([0, 1, 0], np.float32))
     size = 256
     image = scenes.cast(staged, size)
     # The point of a sphere nearest to the eye lies on the line to its centre.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from tools.starter import attributes, chart, images, scenes, text, tokenizer, unet, vae
-from tools.starter.course import Chance, Course
 from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
+from tools.starter.trainer import StepRandom, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ class _Fit:
     def __init__(self, line: _Line) -> None:
         self.line = line
 
-    def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
-        x = torch.rand(8, generator=chance.torch) + float(chance.numpy.random())
+    def __call__(self, step: int, randomness: StepRandom) -> tuple[Tensor, Mapping[str, float]]:
+        x = torch.rand(8, generator=randomness.torch) + float(randomness.numpy.random())
         loss = ((self.line.slope * x - 3 * x) ** 2).mean()
         if step == self.stop_at:
             raise KeyboardInterrupt
@@ -112,11 +112,11 @@ def _trained(folder: Path, *, interrupted: bool) -> float:
         fit = _fit(line)
         fit.stop_at = 37
         with pytest.raises(KeyboardInterrupt):
-            Course("line", folder, {"line": line}, steps=120, rate=0.1, samples=8).run(fit)
+            Trainer("line", folder, {"line": line}, steps=120, rate=0.1, samples=8).run(fit)
     line = _Line()
-    course = Course("line", folder, {"line": line}, steps=120, rate=0.1, samples=8)
-    course.run(_fit(line))
-    course.average()
+    trainer = Trainer("line", folder, {"line": line}, steps=120, rate=0.1, samples=8)
+    trainer.run(_fit(line))
+    trainer.average()
     return line.slope.item()
 
 
@@ -130,9 +130,9 @@ def test_an_interrupted_course_ends_as_an_uninterrupted_one(tmp_path: Path) -> N
 def test_a_finished_course_does_not_train_again(tmp_path: Path) -> None:
     first = _trained(tmp_path, interrupted=False)
     line = _Line()
-    course = Course("line", tmp_path, {"line": line}, steps=120, rate=0.1, samples=8)
-    assert course.finished
-    course.average()
+    trainer = Trainer("line", tmp_path, {"line": line}, steps=120, rate=0.1, samples=8)
+    assert trainer.finished
+    trainer.average()
     assert line.slope.item() == first
 
 

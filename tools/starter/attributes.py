@@ -30,7 +30,7 @@ def classes(scene: Scene) -> list[int]:
     return numbers
 
 
-class Heads(nn.Module):
+class AttributeHeads(nn.Module):
     """One linear classifier per attribute over the same features (..., width).
 
     Args:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
-from tools.starter.course import Chance
 from tools.starter.images import SceneImages
+from tools.starter.trainer import StepRandom
 
 #: Pixels per side that the estimator looks at. The depth only has to fill 16 x 16 latent cells.
 SIGHT: Final = 64
@@ -47,7 +47,7 @@ def processor() -> DPTImageProcessorPil:
     )
 
 
-class Lesson:
+class DepthStep:
     """One step of the estimator's training: nearness (0 farthest, 1 nearest) from colours."""
 
     BATCH: Final = 16
@@ -55,9 +55,9 @@ class Lesson:
     def __init__(self, estimator: DPTForDepthEstimation, dataset: SceneImages) -> None:
         self._estimator, self._dataset = estimator, dataset
 
-    def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, _step: int, randomness: StepRandom) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
-        numbers = chance.numpy.integers(0, self._dataset.count, self.BATCH)
+        numbers = randomness.numpy.integers(0, self._dataset.count, self.BATCH)
         images = functional.interpolate(self._dataset.images(numbers), size=(SIGHT, SIGHT), mode="area")
         wanted = functional.interpolate(self._dataset.nearness(numbers), size=(SIGHT, SIGHT), mode="area")[:, 0]
         error = estimate(self._estimator, images) - wanted

@@ -28,7 +28,7 @@ from torch.nn import functional
 from tools.starter import attributes, depth, vae
 from tools.starter.captions import plain
 from tools.starter.images import pixels
-from tools.starter.judge import SHIPPED, Judge
+from tools.starter.judge import JUDGE_WEIGHTS, Judge
 from tools.starter.scenes import COLOURS, Colour, DrawnScene, Scene, draw, recolour, sample
 from workers.starter import WEIGHTS
 from workers.starter.load import load
@@ -42,7 +42,7 @@ _COLOURS: Final = (2, 5, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Accuracy:
     """How often the images show what was asked, each in the range 0 to 1; a thing counts as one case per slot."""
 
     background: float
@@ -75,11 +75,11 @@ def cases(count: int, things: int) -> list[Case]:
 def load_judge() -> Judge:
     """The shipped judge."""
     judge = Judge()
-    judge.load_state_dict({key: value.float() for key, value in load_file(SHIPPED).items()})
+    judge.load_state_dict({key: value.float() for key, value in load_file(JUDGE_WEIGHTS).items()})
     return judge.eval()
 
 
-def verdict(judge: Judge, images: NDArray[np.uint8], scenes: list[Scene]) -> Verdict:
+def measure_accuracy(judge: Judge, images: NDArray[np.uint8], scenes: list[Scene]) -> Accuracy:
     """Judges images (N, H, W, 3) of scenes."""
     seen = judge.say(pixels(images))
     asked = torch.tensor([attributes.classes(scene) for scene in scenes])
@@ -91,11 +91,11 @@ def verdict(judge: Judge, images: NDArray[np.uint8], scenes: list[Scene]) -> Ver
     def mean(values: Tensor) -> float:
         return values.float().mean().item()
 
-    return Verdict(mean(right[:, 0]), mean(right[:, _COLOURS][filled]), mean(right[:, _SHAPES][filled]), mean(place),
+    return Accuracy(mean(right[:, 0]), mean(right[:, _COLOURS][filled]), mean(right[:, _SHAPES][filled]), mean(place),
                    mean(everything), len(scenes))  # fmt: skip
 
 
-class Farm:
+class StarterPipelines:
     """The four pipelines at the shipped defaults, in one thread's float32."""
 
     def __init__(self) -> None:
@@ -132,33 +132,37 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, start + BATCH)
 
 
-def text_to_image(farm: Farm, judge: Judge, count: int, things: int, guidance: float | None = None) -> Verdict:
+def text_to_image(
+    starter: StarterPipelines, judge: Judge, count: int, things: int, guidance: float | None = None
+) -> Accuracy:
     """Asks for held-out scenes in plain words."""
     asked = cases(count, things)
     given = {} if guidance is None else {"guidance_scale": guidance}
-    images = farm.render("text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked], **given)
-    return verdict(judge, images, [case.scene for case in asked])
+    images = starter.render(
+        "text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked], **given
+    )
+    return measure_accuracy(judge, images, [case.scene for case in asked])
 
 
-def image_to_image(farm: Farm, judge: Judge, count: int, strength: float = 0.8) -> Verdict:
+def image_to_image(starter: StarterPipelines, judge: Judge, count: int, strength: float = 0.8) -> Accuracy:
     """Asks for another colour of the first thing, in an image of a held-out scene."""
     asked = cases(count, 1)
     wanted = [recolour(case.scene, _other_colour(case.scene)) for case in asked]
-    images = farm.render(
+    images = starter.render(
         "image-to-image",
         [plain(scene) for scene in wanted],
         [case.seed for case in asked],
         image=[Image.fromarray(case.drawn.rgb) for case in asked],
         strength=strength,
     )
-    return verdict(judge, images, wanted)
+    return measure_accuracy(judge, images, wanted)
 
 
-def inpainting(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
+def inpainting(starter: StarterPipelines, judge: Judge, count: int) -> tuple[Accuracy, float]:
     """Asks for another right-hand thing in a pair, repainting the right half.
 
     Returns:
-        The verdict, and the mean difference of the other half from what went in, in steps of 255. The pipeline passes
+        The accuracy, and the mean difference of the other half from what went in, in steps of 255. The pipeline passes
         that half through the autoencoder too, and the difference includes it.
     """
     asked = cases(count, 2)
@@ -169,10 +173,10 @@ def inpainting(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
         wanted.append(
             Scene(case.scene.background, (left, recolour(Scene(case.scene.background, (right,)), colour).things[0]))
         )
-    half = farm.size // 2
-    mask = np.zeros((farm.size, farm.size), np.uint8)
+    half = starter.size // 2
+    mask = np.zeros((starter.size, starter.size), np.uint8)
     mask[:, half:] = 255
-    images = farm.render(
+    images = starter.render(
         "inpainting",
         [plain(scene) for scene in wanted],
         [case.seed for case in asked],
@@ -183,18 +187,18 @@ def inpainting(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
     given = np.stack([case.drawn.rgb for case in asked])
     # One latent cell beside the seam is shared by both sides and left out.
     kept = np.abs(images[:, :, : half - 8].astype(int) - given[:, :, : half - 8]).mean()
-    return verdict(judge, images, wanted), float(kept)
+    return measure_accuracy(judge, images, wanted), float(kept)
 
 
-def depth_to_image(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float]:
+def depth_to_image(starter: StarterPipelines, judge: Judge, count: int) -> tuple[Accuracy, float]:
     """Asks for another colour with the drawn image's depth; the prompt names no place.
 
     Returns:
-        The verdict, and the mean correlation of the result's estimated depth with the input's.
+        The accuracy, and the mean correlation of the result's estimated depth with the input's.
     """
     asked = cases(count, 1)
     wanted = [recolour(case.scene, _other_colour(case.scene)) for case in asked]
-    images = farm.render(
+    images = starter.render(
         "depth-to-image",
         [plain(scene, placed=False) for scene in wanted],
         [case.seed for case in asked],
@@ -203,11 +207,11 @@ def depth_to_image(farm: Farm, judge: Judge, count: int) -> tuple[Verdict, float
     )
     with torch.no_grad():
         shrunk = functional.interpolate(pixels(images), size=(depth.SIGHT, depth.SIGHT), mode="area")
-        found = depth.estimate(farm.depth_estimator, shrunk).flatten(1)
+        found = depth.estimate(starter.depth_estimator, shrunk).flatten(1)
     exact = torch.stack([torch.from_numpy(1 / case.drawn.depth) for case in asked])
     exact = functional.interpolate(exact[:, None], size=(depth.SIGHT, depth.SIGHT), mode="area").flatten(1)
     correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(found.numpy(), exact.numpy(), strict=True)]
-    return verdict(judge, images, wanted), float(np.mean(correlations))
+    return measure_accuracy(judge, images, wanted), float(np.mean(correlations))
 
 
 def _other_colour(scene: Scene) -> Colour:
@@ -216,21 +220,21 @@ def _other_colour(scene: Scene) -> Colour:
     return free[COLOURS.index(scene.things[0].colour) % len(free)]
 
 
-def sheet(farm: Farm, path: Path, side: int = 8) -> None:
+def sheet(starter: StarterPipelines, path: Path, side: int = 8) -> None:
     """Writes `side` x `side` held-out prompts rendered at the defaults as one PNG."""
     count = side * side
     asked = [case for pair in zip(cases(count // 2, 1), cases(count // 2, 2), strict=True) for case in pair]
-    images = farm.render("text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked])
+    images = starter.render("text-to-image", [plain(case.scene) for case in asked], [case.seed for case in asked])
     rows = [np.concatenate(list(images[start : start + side]), 1) for start in range(0, count, side)]
     Image.fromarray(np.concatenate(rows, 0)).save(path)
 
 
-def seconds_per_image(farm: Farm) -> float:
+def seconds_per_image(starter: StarterPipelines) -> float:
     """The median time of five single text-to-image jobs, in seconds."""
     times = []
     for number in range(5):
         began = time.perf_counter()
-        farm.render("text-to-image", [str(farm.settings["example_prompts"][0])], [number])
+        starter.render("text-to-image", [str(starter.settings["example_prompts"][0])], [number])
         times.append(time.perf_counter() - began)
     return float(np.median(times))
 
@@ -246,44 +250,46 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    farm, judge, console = Farm(), load_judge(), Console(width=120)
+    starter, judge, console = StarterPipelines(), load_judge(), Console(width=120)
 
-    verdicts: dict[str, Verdict] = {}
+    accuracies: dict[str, Accuracy] = {}
     figures: dict[str, float] = {}
     drawn = [case for things in (1, 2) for case in cases(asked.count, things)]
     given = np.stack([case.drawn.rgb for case in drawn])
-    verdicts["the judge on drawn, held-out scenes"] = verdict(judge, given, [case.scene for case in drawn])
+    accuracies["the judge on drawn, held-out scenes"] = measure_accuracy(judge, given, [case.scene for case in drawn])
     rebuilt = torch.cat(
-        [vae.decode(farm.vae, vae.encode(farm.vae, some)) for some in torch.split(pixels(given[:64]), 8)]
+        [vae.decode(starter.vae, vae.encode(starter.vae, some)) for some in torch.split(pixels(given[:64]), 8)]
     )
     error = ((rebuilt - pixels(given[:64])) ** 2).mean().item()
     figures["autoencoder, dB"] = 10 * np.log10(4 / error)
     for things, name in ((1, "one thing"), (2, "two things")):
-        verdicts[f"text-to-image, {name}"] = text_to_image(farm, judge, asked.count, things)
+        accuracies[f"text-to-image, {name}"] = text_to_image(starter, judge, asked.count, things)
         for guidance in asked.guidance or ():
-            found = text_to_image(farm, judge, asked.count, things, guidance)
-            verdicts[f"text-to-image, {name}, guidance {guidance:g}"] = found
+            found = text_to_image(starter, judge, asked.count, things, guidance)
+            accuracies[f"text-to-image, {name}, guidance {guidance:g}"] = found
     if not asked.only:
-        verdicts["image-to-image, recolour, strength 0.8"] = image_to_image(farm, judge, asked.count)
-        verdicts["inpainting, right half"], figures["inpainting, change outside the mask, of 255"] = inpainting(
-            farm, judge, asked.count
+        accuracies["image-to-image, recolour, strength 0.8"] = image_to_image(starter, judge, asked.count)
+        accuracies["inpainting, right half"], figures["inpainting, change outside the mask, of 255"] = inpainting(
+            starter, judge, asked.count
         )
-        verdicts["depth-to-image, recolour"], figures["depth-to-image, correlation of depth"] = depth_to_image(
-            farm, judge, asked.count
+        accuracies["depth-to-image, recolour"], figures["depth-to-image, correlation of depth"] = depth_to_image(
+            starter, judge, asked.count
         )
-    figures["text-to-image, seconds per image"] = seconds_per_image(farm)
+    figures["text-to-image, seconds per image"] = seconds_per_image(starter)
 
     table = Table("", "background", "colour", "shape", "position", "everything", "prompts")
-    for name, found in verdicts.items():
+    for name, found in accuracies.items():
         shares = (found.background, found.colour, found.shape, found.position, found.everything)
         table.add_row(name, *(f"{share:.1%}" for share in shares), str(found.count))
     console.print(table)
     for name, value in figures.items():
         console.print(f"{name}: {value:.3g}", highlight=False)
     if asked.sheet:
-        sheet(farm, asked.sheet)
+        sheet(starter, asked.sheet)
     if asked.json:
-        accuracy = {name: {key: getattr(found, key) for key in Verdict.__slots__} for name, found in verdicts.items()}
+        accuracy = {
+            name: {key: getattr(found, key) for key in Accuracy.__slots__} for name, found in accuracies.items()
+        }
         asked.json.write_text(json.dumps({"accuracy": accuracy, "figures": figures}, indent=2) + "\n")
 
 

@@ -47,27 +47,29 @@ class Explainer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._farm = evaluate.Farm()
+        self._starter = evaluate.StarterPipelines()
         self._drawn = draw(SCENE, np.random.default_rng(SEED)).rgb
 
     def noise(self) -> None:
         """The forward process: one image's latents at six noise levels, decoded."""
-        clean = vae.encode(self._farm.vae, pixels(self._drawn[None]))
+        clean = vae.encode(self._starter.vae, pixels(self._drawn[None]))
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(SEED))
         scheduler = unet.scheduler()
         steps = (0, 100, 250, 500, 750, 999)
         noisy = [scheduler.add_noise(clean, noise, torch.tensor([step])) for step in steps]
         labels = [f"t = {step}, {scheduler.alphas_cumprod[step].item():.1%} left" for step in steps]
-        strip([image(vae.decode(self._farm.vae, latents)[0]) for latents in noisy], labels, self._folder / "noise.png")
+        strip(
+            [image(vae.decode(self._starter.vae, latents)[0]) for latents in noisy], labels, self._folder / "noise.png"
+        )
 
     def latents(self) -> None:
         """An image, its four latent channels enlarged, and what the decoder makes of them."""
-        found = vae.encode(self._farm.vae, pixels(self._drawn[None]))
+        found = vae.encode(self._starter.vae, pixels(self._drawn[None]))
         channels = [
             image((channel / vae.SCALING).expand(3, -1, -1)).resize((128, 128), Image.Resampling.NEAREST)
             for channel in found[0]
         ]
-        images = [Image.fromarray(self._drawn), *channels, image(vae.decode(self._farm.vae, found)[0])]
+        images = [Image.fromarray(self._drawn), *channels, image(vae.decode(self._starter.vae, found)[0])]
         labels = ["128 x 128 pixels", *(f"latent {number}, 16 x 16" for number in range(4)), "decoded"]
         strip(images, labels, self._folder / "latents.png")
 
@@ -81,9 +83,9 @@ class Explainer:
             kept.append((step, tensors["latents"][:1].clone()))
             return tensors
 
-        self._farm.render("text-to-image", [PROMPT], [SEED], callback_on_step_end=keep)
+        self._starter.render("text-to-image", [PROMPT], [SEED], callback_on_step_end=keep)
         shown = [kept[number] for number in (0, 3, 6, 9, 13, 19)]
-        images = [image(vae.decode(self._farm.vae, latents)[0]) for _, latents in shown]
+        images = [image(vae.decode(self._starter.vae, latents)[0]) for _, latents in shown]
         strip(images, [f"after step {step + 1}" for step, _ in shown], self._folder / "denoising.png")
 
     def guidance(self) -> None:
@@ -108,7 +110,7 @@ class Explainer:
         strip([source, *made], labels, self._folder / "strength.png")
 
     def _one(self, task: str, prompt: str = PROMPT, **inputs: Any) -> Image.Image:
-        return Image.fromarray(self._farm.render(task, [prompt], [SEED], **inputs)[0])
+        return Image.fromarray(self._starter.render(task, [prompt], [SEED], **inputs)[0])
 
 
 def main() -> None:

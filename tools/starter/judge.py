@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tools.starter import attributes
-from tools.starter.course import Chance
 from tools.starter.images import SceneImages
+from tools.starter.trainer import StepRandom
 
 #: Its weights, which are not part of the model.
-SHIPPED: Final = Path(__file__).with_name("judge.safetensors")
+JUDGE_WEIGHTS: Final = Path(__file__).with_name("judge.safetensors")
 #: Pixels per side of what the judge looks at; images are averaged down to it.
 SIGHT: Final = 64
 
@@ -33,7 +33,7 @@ class Judge(nn.Module):
         for narrow, wide in pairwise(widths):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.GroupNorm(8, wide), nn.SiLU()]
         self.see = nn.Sequential(*layers, nn.Conv2d(96, 96, 3, padding=1), nn.SiLU(), nn.Flatten())
-        self.name = nn.Sequential(nn.Linear(96 * 4 * 4, 192), nn.SiLU(), attributes.Heads(192))
+        self.name = nn.Sequential(nn.Linear(96 * 4 * 4, 192), nn.SiLU(), attributes.AttributeHeads(192))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The logits of each attribute, each (B, classes)."""
@@ -53,7 +53,7 @@ def build(seed: int = 0) -> Judge:
     return Judge()
 
 
-class Lesson:
+class JudgeStep:
     """One step of the judge's training: name the attributes of drawn images, some of them noisy or blurred."""
 
     BATCH: Final = 64
@@ -61,14 +61,14 @@ class Lesson:
     def __init__(self, judge: Judge, dataset: SceneImages) -> None:
         self._judge, self._dataset = judge, dataset
 
-    def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, _step: int, randomness: StepRandom) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
-        numbers = chance.numpy.integers(0, self._dataset.count, self.BATCH)
+        numbers = randomness.numpy.integers(0, self._dataset.count, self.BATCH)
         # Averaged to the judge's sight first: everything after is four times cheaper.
         images = functional.avg_pool2d(self._dataset.images(numbers), 2)
-        strength = 0.08 * torch.rand((len(images), 1, 1, 1), generator=chance.torch)
-        images = images + strength * torch.randn(images.shape, generator=chance.torch)
-        if chance.numpy.random() < 0.3:
+        strength = 0.08 * torch.rand((len(images), 1, 1, 1), generator=randomness.torch)
+        images = images + strength * torch.randn(images.shape, generator=randomness.torch)
+        if randomness.numpy.random() < 0.3:
             images = functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
         target = targets(self._dataset, numbers)
         logits = self._judge(images)

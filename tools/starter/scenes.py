@@ -124,7 +124,7 @@ class Solid:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class PlacedScene:
     """A scene with every free choice made: exact positions, shades and light. Drawing it involves no chance."""
 
     background: Floats  # (3,)
@@ -186,7 +186,7 @@ def recolour(scene: Scene, colour: Colour) -> Scene:
     return replace(scene, things=(replace(first, colour=colour), *others))
 
 
-def stage(scene: Scene, rng: np.random.Generator) -> Stage:
+def stage(scene: Scene, rng: np.random.Generator) -> PlacedScene:
     """Makes the free choices that a prompt leaves open: a little of place, size, turn, shade and light."""
     alone = len(scene.things) == 1
     heights, offsets = (HEIGHT_ALONE, OFFSET_ALONE) if alone else (HEIGHT_IN_PAIR, OFFSET_IN_PAIR)
@@ -203,7 +203,7 @@ def stage(scene: Scene, rng: np.random.Generator) -> Stage:
         turn = rng.uniform(0.3, 1.25) if thing.shape is Shape.CUBE else 0.0
         solids.append(Solid(thing.shape, np.array(centre, np.float32), half, turn, shade(thing.colour)))
     sun = SUN + rng.normal(0, 0.06, 3).astype(np.float32)
-    return Stage(shade(scene.background), tuple(solids), sun / np.linalg.norm(sun))
+    return PlacedScene(shade(scene.background), tuple(solids), sun / np.linalg.norm(sun))
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int = 128) -> DrawnScene:
@@ -211,7 +211,7 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = 128) -> DrawnScene:
     return cast(stage(scene, rng), size)
 
 
-def cast(staged: Stage, size: int) -> DrawnScene:
+def cast(staged: PlacedScene, size: int) -> DrawnScene:
     """Casts the rays of a stage."""
     rays, forward = _rays(size, 1)
     distance, normal, part = _hits(staged.solids, EYE, rays)
@@ -373,7 +373,7 @@ class _Shadow:
     CELLS = 72
     EXTENT = 2.4  # the map covers this far from the origin on every side, in scene units
 
-    def __init__(self, staged: Stage) -> None:
+    def __init__(self, staged: PlacedScene) -> None:
         at = (np.arange(self.CELLS, dtype=np.float32) + 0.5) / self.CELLS * 2 * self.EXTENT - self.EXTENT
         x, z = np.meshgrid(at, at)
         floor = np.stack([x, np.full_like(x, 1e-3), z], -1).reshape(-1, 3).astype(np.float32)
@@ -420,12 +420,12 @@ def _blur(image: Floats, radius: int) -> Floats:
     return blurred
 
 
-def _shade(staged: Stage, shadow: _Shadow, rays: Floats, normal: Floats, part: NDArray[np.int8]) -> Floats:
+def _shade(staged: PlacedScene, shadow: _Shadow, rays: Floats, normal: Floats, part: NDArray[np.int8]) -> Floats:
     """Colours (N, 3) in the range 0 to 1 of what the rays hit."""
     rgb = np.empty((len(rays), 3), np.float32)
     ground = part < 0
     point = EYE + _ground(rays[ground])[:, None] * rays[ground]
-    # The floor fades into the wall like a studio's paper roll, so that no line crosses the image.
+    # The floor fades into the wall like the paper backdrop of a photo studio, so that no line crosses the image.
     fade = np.clip((point[:, 2] - 0.6) / 2.2, 0, 1) ** 0.7
     floor = 0.10 + 0.82 * staged.background
     light = 0.55 + 0.45 * shadow(point)

@@ -61,7 +61,7 @@ def ship(tokenizer: CLIPTokenizer, parts: Mapping[str, nn.Module], folder: Path 
     estimator.save_pretrained(fresh / "depth_estimator")
     depth.processor().save_pretrained(fresh / "depth_estimator")
     weights = {key: value.to(torch.float16).contiguous() for key, value in parts["judge"].state_dict().items()}
-    save_file(weights, judge.SHIPPED)
+    save_file(weights, judge.JUDGE_WEIGHTS)
     (fresh / "farm.json").write_text(json.dumps(_farm(), indent=2) + "\n")
     _forget_paths(fresh)
     shutil.rmtree(folder, ignore_errors=True)

@@ -15,9 +15,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tools.starter import attributes
 from tools.starter.captions import caption
-from tools.starter.course import Chance
 from tools.starter.scenes import COLOURS, Scene, sample
 from tools.starter.tokenizer import LENGTH
+from tools.starter.trainer import StepRandom
 
 #: Features per token; the denoiser's `cross_attention_dim`.
 WIDTH: Final = 128
@@ -56,10 +56,10 @@ def encode(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: list[str]
     return hidden
 
 
-def reader(seed: int = 1) -> attributes.Heads:
+def reader(seed: int = 1) -> attributes.AttributeHeads:
     """The linear reader of the encoder's output, with one class more per attribute for "not said"."""
     torch.manual_seed(seed)
-    return attributes.Heads(WIDTH, spare=1)
+    return attributes.AttributeHeads(WIDTH, spare=1)
 
 
 def said(scene: Scene, words: str) -> list[int]:
@@ -70,7 +70,7 @@ def said(scene: Scene, words: str) -> list[int]:
     return numbers
 
 
-class Lesson:
+class TextStep:
     """One step of the text encoder's training: captions of fresh scenes, read at their end and after it."""
 
     BATCH: Final = 96
@@ -79,13 +79,13 @@ class Lesson:
     def __init__(self, encoder: CLIPTextModel, heads: nn.Module, tokenizer: CLIPTokenizer) -> None:
         self._encoder, self._heads, self._tokenizer = encoder, heads, tokenizer
 
-    def __call__(self, _step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, _step: int, randomness: StepRandom) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
-        ids, target = batch(self._tokenizer, chance.numpy, self.BATCH, self.EMPTY)
+        ids, target = batch(self._tokenizer, randomness.numpy, self.BATCH, self.EMPTY)
         hidden = self._encoder(ids).last_hidden_state
         end = ends(ids, self._tokenizer)
         # Two places, so that every token from the caption's end on learns to hold the whole scene.
-        later = end + (chance.numpy.random(len(end)) * (LENGTH - end)).astype(np.int64)
+        later = end + (randomness.numpy.random(len(end)) * (LENGTH - end)).astype(np.int64)
         row = np.arange(len(end))
         both = torch.stack([hidden[row, end], hidden[row, later]], 1)
         logits = self._heads(both)

@@ -1,7 +1,7 @@
 """Trains the built-in model from nothing: `python -m tools.starter.train`.
 
 The stages run one after another; each resumes from its last checkpoint, skips itself when it is finished, and may be
-interrupted at any time. A longer course is asked for by `--stage unet --steps 40000`: it goes on from the last
+interrupted at any time. `--stage unet --steps 40000` trains a stage longer: it continues from the last
 checkpoint. Everything is kept under `data/starter/`; `ship` alone writes into the package.
 """
 
@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.starter import depth, images, judge, ship, text, tokenizer, unet, vae
-from tools.starter.course import Course
 from tools.starter.images import SceneImages
+from tools.starter.trainer import Trainer
 
 FOLDER: Final = Path("data/starter")
 TRAINING_SEED: Final = 1
@@ -32,12 +32,12 @@ CHECK_SEED: Final = 2  # images that no stage learns from
 TRAINING_IMAGES: Final = 30_000
 CHECKS: Final = 1_000
 
-#: Steps of each stage's course, in the order in which the stages depend on each other.
+#: Steps of each stage, in the order in which the stages depend on each other.
 STEPS: Final = {"text": 1_200, "vae": 2_800, "unet": 5_600, "unet_depth": 1_500, "depth": 1_500, "judge": 1_500}
 
 
 @dataclass(frozen=True)
-class Studio:
+class Workspace:
     """What the stages share; each part is read or made when it is first asked for."""
 
     folder: Path
@@ -84,88 +84,96 @@ class Studio:
         }
 
 
-def train_text(studio: Studio, steps: int) -> None:
+def train_text(workspace: Workspace, steps: int) -> None:
     """Teaches the text encoder to understand captions."""
-    encoder, reader = text.build(studio.tokenizer), text.reader()
-    course = Course("text", studio.folder, {"encoder": encoder, "reader": reader}, steps=steps, rate=2e-3,
-                    samples=text.Lesson.BATCH)  # fmt: skip
-    course.run(text.Lesson(encoder, reader, studio.tokenizer))
-    course.average()
-    encoder.save_pretrained(studio.folder / "text" / "encoder")
+    encoder, reader = text.build(workspace.tokenizer), text.reader()
+    trainer = Trainer("text", workspace.folder, {"encoder": encoder, "reader": reader}, steps=steps, rate=2e-3,
+                    samples=text.TextStep.BATCH)  # fmt: skip
+    trainer.run(text.TextStep(encoder, reader, workspace.tokenizer))
+    trainer.average()
+    encoder.save_pretrained(workspace.folder / "text" / "encoder")
 
 
-def train_vae(studio: Studio, steps: int) -> None:
+def train_vae(workspace: Workspace, steps: int) -> None:
     """Teaches the decoder to undo the encoder."""
     model = vae.build()
-    course = Course("vae", studio.folder, {"vae": model}, steps=steps, rate=1e-3, samples=vae.Lesson.WINDOWS)
-    course.run(vae.Lesson(model, studio.dataset, whole_from=steps * 3 // 4))
-    course.average()
-    model.save_pretrained(studio.folder / "vae" / "model")
-    Console().print(f"rebuilt images: {vae.psnr(model, studio.checks, 128):.1f} dB")
+    trainer = Trainer("vae", workspace.folder, {"vae": model}, steps=steps, rate=1e-3, samples=vae.DecoderStep.WINDOWS)
+    trainer.run(vae.DecoderStep(model, workspace.dataset, whole_from=steps * 3 // 4))
+    trainer.average()
+    model.save_pretrained(workspace.folder / "vae" / "model")
+    Console().print(f"rebuilt images: {vae.psnr(model, workspace.checks, 128):.1f} dB")
 
 
-def train_unet(studio: Studio, steps: int) -> None:
+def train_unet(workspace: Workspace, steps: int) -> None:
     """Teaches the denoiser to draw what a caption says."""
     model = unet.build()
-    course = Course("unet", studio.folder, {"unet": model}, steps=steps, rate=1e-3, samples=unet.Lesson.BATCH)
-    course.run(_denoising(studio, model))
-    course.average()
-    model.save_pretrained(studio.folder / "unet" / "model")
+    trainer = Trainer(
+        "unet", workspace.folder, {"unet": model}, steps=steps, rate=1e-3, samples=unet.DenoiserStep.BATCH
+    )
+    trainer.run(_denoising(workspace, model))
+    trainer.average()
+    model.save_pretrained(workspace.folder / "unet" / "model")
 
 
-def train_unet_depth(studio: Studio, steps: int) -> None:
+def train_unet_depth(workspace: Workspace, steps: int) -> None:
     """Teaches a copy of the denoiser to follow a depth as well."""
-    model = unet.with_depth(UNet2DConditionModel.from_pretrained(studio.folder / "unet" / "model"))
-    course = Course("unet_depth", studio.folder, {"unet": model}, steps=steps, rate=5e-4, samples=unet.Lesson.BATCH)
-    course.run(_denoising(studio, model))
-    course.average()
-    model.save_pretrained(studio.folder / "unet_depth" / "model")
+    model = unet.with_depth(UNet2DConditionModel.from_pretrained(workspace.folder / "unet" / "model"))
+    trainer = Trainer(
+        "unet_depth", workspace.folder, {"unet": model}, steps=steps, rate=5e-4, samples=unet.DenoiserStep.BATCH
+    )
+    trainer.run(_denoising(workspace, model))
+    trainer.average()
+    model.save_pretrained(workspace.folder / "unet_depth" / "model")
 
 
-def _denoising(studio: Studio, model: UNet2DConditionModel) -> unet.Lesson:
-    cells = studio.cells
+def _denoising(workspace: Workspace, model: UNet2DConditionModel) -> unet.DenoiserStep:
+    cells = workspace.cells
     depths = cells["depths"] if model.config.in_channels == 5 else None
-    return unet.Lesson(
-        model, studio.encoder, studio.tokenizer, studio.dataset, cells["latents"], cells["weights"], depths
+    return unet.DenoiserStep(
+        model, workspace.encoder, workspace.tokenizer, workspace.dataset, cells["latents"], cells["weights"], depths
     )
 
 
-def train_depth(studio: Studio, steps: int) -> None:
+def train_depth(workspace: Workspace, steps: int) -> None:
     """Teaches the estimator to see depth."""
     model = depth.build()
-    course = Course("depth", studio.folder, {"depth": model}, steps=steps, rate=2e-3, samples=depth.Lesson.BATCH)
-    course.run(depth.Lesson(model, studio.dataset))
-    course.average()
-    model.save_pretrained(studio.folder / "depth" / "model")
+    trainer = Trainer(
+        "depth", workspace.folder, {"depth": model}, steps=steps, rate=2e-3, samples=depth.DepthStep.BATCH
+    )
+    trainer.run(depth.DepthStep(model, workspace.dataset))
+    trainer.average()
+    model.save_pretrained(workspace.folder / "depth" / "model")
 
 
-def train_judge(studio: Studio, steps: int) -> None:
+def train_judge(workspace: Workspace, steps: int) -> None:
     """Teaches the judge to say what an image shows."""
     model = judge.build()
-    course = Course("judge", studio.folder, {"judge": model}, steps=steps, rate=2e-3, samples=judge.Lesson.BATCH)
-    course.run(judge.Lesson(model, studio.dataset))
-    course.average()
-    torch.save(model.state_dict(), studio.folder / "judge" / "model.pt")
-    Console().print(f"judge right on {judge.accuracy(model, studio.checks, CHECKS):.1%} of new images")
+    trainer = Trainer(
+        "judge", workspace.folder, {"judge": model}, steps=steps, rate=2e-3, samples=judge.JudgeStep.BATCH
+    )
+    trainer.run(judge.JudgeStep(model, workspace.dataset))
+    trainer.average()
+    torch.save(model.state_dict(), workspace.folder / "judge" / "model.pt")
+    Console().print(f"judge right on {judge.accuracy(model, workspace.checks, CHECKS):.1%} of new images")
 
 
-def reship(studio: Studio) -> None:
+def export(workspace: Workspace) -> None:
     """Puts the averaged weights of every stage, finished or not, into the package."""
-    encoder, reader = text.build(studio.tokenizer), text.reader()
+    encoder, reader = text.build(workspace.tokenizer), text.reader()
     latest: dict[str, torch.nn.Module] = {"text": encoder, "vae": vae.build(), "unet": unet.build()}
     latest |= {"unet_depth": unet.build(channels=5), "depth": depth.build(), "judge": judge.build()}
     names = {"text": "encoder", "unet_depth": "unet"}
     for stage, model in latest.items():
-        if not (studio.folder / stage / "last.pt").exists():
+        if not (workspace.folder / stage / "last.pt").exists():
             raise SystemExit(f"stage {stage} has not been trained yet: run it with --stage {stage}")
         modules: dict[str, torch.nn.Module] = {names.get(stage, stage): model}
         if stage == "text":
             modules["reader"] = reader
-        Course(stage, studio.folder, modules, steps=1, rate=0, samples=1).average()
-    ship.ship(studio.tokenizer, latest)
+        Trainer(stage, workspace.folder, modules, steps=1, rate=0, samples=1).average()
+    ship.ship(workspace.tokenizer, latest)
 
 
-STAGES: Final[dict[str, Callable[[Studio, int], None]]] = {
+STAGES: Final[dict[str, Callable[[Workspace, int], None]]] = {
     "text": train_text,
     "vae": train_vae,
     "unet": train_unet,
@@ -179,7 +187,7 @@ def main() -> None:
     """Runs the stages that were asked for, by default all of them and then `ship`."""
     parser = argparse.ArgumentParser(prog="python -m tools.starter.train", description=__doc__.split("\n")[0])
     parser.add_argument("--stage", choices=[*STAGES, "ship"], action="append", help="only this stage (may be repeated)")
-    parser.add_argument("--steps", type=int, help="the length of the stage's course, counted from its beginning")
+    parser.add_argument("--steps", type=int, help="steps of the stage, counted from its first")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"where checkpoints are kept (default {FOLDER})")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     asked = parser.parse_args()
@@ -187,12 +195,12 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # Also where a shell started this in the background and had it ignore interrupts: a stop is never a loss.
         signal.signal(number, signal.default_int_handler)
-    studio = Studio(asked.folder)
+    workspace = Workspace(asked.folder)
     for stage in asked.stage or [*STAGES, "ship"]:
         if stage == "ship":
-            reship(studio)
+            export(workspace)
         else:
-            STAGES[stage](studio, asked.steps or STEPS[stage])
+            STAGES[stage](workspace, asked.steps or STEPS[stage])
 
 
 if __name__ == "__main__":

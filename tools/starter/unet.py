@@ -21,9 +21,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.starter import text
 from tools.starter.captions import caption, plain
-from tools.starter.course import Chance
 from tools.starter.images import SceneImages
 from tools.starter.scenes import Scene
+from tools.starter.trainer import StepRandom
 from tools.starter.vae import CELLS
 
 WIDTHS: Final = (32, 64, 112)
@@ -87,7 +87,7 @@ def depth_channel(nearness: Tensor) -> Tensor:
     return 2 * (small - low) / (high - low) - 1
 
 
-class Lesson:
+class DenoiserStep:
     """One step of the denoiser's training: find the velocity in noised latents.
 
     Cells that show a thing count several times: they are a fifth of the image and all of what the prompt asks for.
@@ -124,14 +124,14 @@ class Lesson:
         self._images, self._latents, self._weights, self._depths = images, latents, weights, depths
         self._noiser = DDPMScheduler(**SCHEDULE)
 
-    def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, step: int, randomness: StepRandom) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
-        numbers = chance.numpy.integers(0, self._images.count, self.BATCH)
+        numbers = randomness.numpy.integers(0, self._images.count, self.BATCH)
         clean = self._latents[numbers].float()
-        said = [self._caption(self._images.scene(int(number)), chance.numpy) for number in numbers]
+        said = [self._caption(self._images.scene(int(number)), randomness.numpy) for number in numbers]
         hidden = text.encode(self._encoder, self._tokenizer, said)
-        timesteps = self._timesteps(self.NOISY_SHARE[step >= self.WHAT_BEFORE_HOW], chance.torch)
-        noise = torch.randn(clean.shape, generator=chance.torch)
+        timesteps = self._timesteps(self.NOISY_SHARE[step >= self.WHAT_BEFORE_HOW], randomness.torch)
+        noise = torch.randn(clean.shape, generator=randomness.torch)
         noisy = self._noiser.add_noise(clean, noise, timesteps)
         velocity = self._noiser.get_velocity(clean, noise, timesteps)
         if self._depths is not None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tools.starter.course import Chance
 from tools.starter.images import SIZE, SceneImages
+from tools.starter.trainer import StepRandom
 
 WIDTHS: Final = (16, 32, 64, 96)
 GROUPS: Final = 2
@@ -184,12 +184,12 @@ def _spread(constant: float, width: int) -> float:
     return math.sqrt(2 * constant**2 / (width // GROUPS))
 
 
-class Lesson:
+class DecoderStep:
     """One step of the decoder's training: rebuild images from latents with a little noise on them.
 
     The noise (up to a twelfth of the latents' spread) makes the decoder forgive what a denoiser gets slightly wrong.
     Pixels near edges count five times: they are few, and they decide whether an image looks sharp. For the same reason
-    most of the course looks at windows around things. The last part sees whole images, as the decoder will in use,
+    most of the training looks at windows around things. The last part sees whole images, as the decoder will in use,
     and edges count twice there: what is flat has to come back as it was.
 
     Args:
@@ -205,17 +205,17 @@ class Lesson:
     def __init__(self, vae: AutoencoderKL, dataset: SceneImages, whole_from: int) -> None:
         self._vae, self._dataset, self._whole_from = vae, dataset, whole_from
 
-    def __call__(self, step: int, chance: Chance) -> tuple[Tensor, Mapping[str, float]]:
+    def __call__(self, step: int, randomness: StepRandom) -> tuple[Tensor, Mapping[str, float]]:
         """The loss of one step, and what to record of it."""
         whole = step >= self._whole_from
         count = self.WHOLES if whole else self.WINDOWS
-        numbers = chance.numpy.integers(0, self._dataset.count, count)
+        numbers = randomness.numpy.integers(0, self._dataset.count, count)
         wanted = self._dataset.images(numbers)
         if not whole:
-            wanted = self._windows(wanted, numbers, chance.numpy)
+            wanted = self._windows(wanted, numbers, randomness.numpy)
         latents = thumbnail(wanted)
-        noise = torch.randn(latents.shape, generator=chance.torch)
-        latents = latents + noise * 0.08 * torch.rand((count, 1, 1, 1), generator=chance.torch)
+        noise = torch.randn(latents.shape, generator=randomness.torch)
+        latents = latents + noise * 0.08 * torch.rand((count, 1, 1, 1), generator=randomness.torch)
         made = self._vae.decode(latents / SCALING).sample
         error = made - wanted
         weight = 1 + (1 if whole else 4) * _near_edges(wanted)

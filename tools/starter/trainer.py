@@ -1,4 +1,4 @@
-"""One course of training: steps, averaged weights, checkpoints that resume exactly, and a record of the loss."""
+"""Trains modules: steps, averaged weights, checkpoints that resume exactly, and a record of the loss."""
 
 import csv
 import os
@@ -21,41 +21,41 @@ PAUSE: Final = os.environ.get("STARTER_PAUSE_FILE", "data/starter/pause")
 
 
 @dataclass(frozen=True, slots=True)
-class Chance:
+class StepRandom:
     """The randomness of one step. It depends on the seed and the step alone, which makes resuming exact."""
 
     numpy: np.random.Generator
     torch: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, step: int) -> "Chance":
+    def of(cls, seed: int, step: int) -> "StepRandom":
         """The randomness of a step under a seed."""
         return cls(np.random.default_rng((seed, step)), torch.Generator().manual_seed(seed * 1_000_003 + step))
 
 
 #: Returns the loss to descend, and named numbers for the record.
-Step = Callable[[int, Chance], tuple[Tensor, Mapping[str, float]]]
+Step = Callable[[int, StepRandom], tuple[Tensor, Mapping[str, float]]]
 
 
-class Course:
+class Trainer:
     """Trains the parameters of some modules by AdamW and keeps a running average of them.
 
     The rate rises over the first steps, stays, and falls to nothing over the last quarter; the state just before it
-    falls is kept as `trunk.pt`, so a longer course can start where this one was still hot. The average follows the
-    power-law profile of Karras et al. 2024 (arXiv:2312.02696), which needs no knowledge of the course's length.
+    falls is kept as `trunk.pt`, so that a longer training can start where the rate was still high. The average follows
+    the power-law profile of Karras et al. 2024 (arXiv:2312.02696), which does not depend on the number of steps.
 
     Args:
         name: of the stage; its files are in a folder of that name.
         folder: where all stages keep their files.
         modules: by name; only parameters that require a gradient are trained.
-        steps: the length of the course.
+        steps: of the whole training.
         rate: the highest learning rate.
         samples: in one step, for the record.
     """
 
     WARM_UP: Final = 100
     COOL_DOWN: Final = 0.25
-    AVERAGE: Final = 14  # the average reaches back over about a fifteenth of the course
+    AVERAGE: Final = 14  # the average reaches back over about a fifteenth of the steps
     SAVE_EVERY: Final = 120  # seconds
 
     def __init__(
@@ -94,7 +94,7 @@ class Course:
         return self._step >= self._steps
 
     def run(self, step: Step) -> None:
-        """Trains to the end of the course, from wherever the last checkpoint left it. Safe to interrupt."""
+        """Trains up to the last step, from the last checkpoint on. Safe to interrupt."""
         if self.finished:
             return
         console = Console()
@@ -148,7 +148,7 @@ class Course:
             rate *= 1 - (self._step - self._cooling) / (self._steps - self._cooling)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, numbers = step(self._step, Chance.of(self._seed, self._step))
+        loss, numbers = step(self._step, StepRandom.of(self._seed, self._step))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._live.values(), 1.0)
