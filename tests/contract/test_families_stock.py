@@ -18,6 +18,7 @@ FAST = (
     "StableDiffusionPipeline",
     "StableDiffusionInpaintPipeline",
     "FluxFillPipeline",
+    "StableDiffusionControlNetPipeline",
     "WanPipeline",
     "WanImageToVideoPipeline",
     "LTXPipeline",

@@ -56,11 +56,11 @@ def pixart_components() -> dict[str, Any]:
 
 def sana_transformer(**changes: Any) -> SanaTransformer2DModel:
     """Sana's transformer with linear attention."""
-    return SanaTransformer2DModel(**_SANA | changes)
+    return SanaTransformer2DModel(**SANA | changes)
 
 
 #: What the transformer and the ControlNet of Sana have in common.
-_SANA: dict[str, Any] = {
+SANA: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
     "num_layers": 2,
