@@ -78,7 +78,7 @@ def test_the_device_is_described_by_what_it_can_do() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
-def test_exact_images_do_not_depend_on_their_company(dtype: Any) -> None:
+def test_exact_images_do_not_depend_on_co_batched_images(dtype: Any) -> None:
     model = MODEL.model_copy(update={"dtype": dtype})
     renderer = BatchedRenderer(ModelCache(devices.describe(devices.choose("cuda:0"))), 8)
     first = rendered(renderer, model, mixed(exact=True))
@@ -99,7 +99,7 @@ def test_shared_images_differ_by_rounding_alone() -> None:
     assert renderer.batcher.rows > renderer.batcher.forwards
 
 
-def test_a_model_that_left_the_device_comes_back_from_main_memory_with_the_same_pixels(
+def test_a_model_returns_from_the_cpu_cache_with_the_same_pixels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loads: list[str] = []
@@ -138,7 +138,7 @@ def test_only_the_engines_thread_touches_the_device() -> None:
     assert not engine.is_alive()
 
 
-def test_a_model_whose_weights_are_moved_to_and_fro_makes_the_same_image_and_comes_back() -> None:
+def test_cpu_offload_gives_the_same_image_and_restores_the_device() -> None:
     loaded = pipelines.load(MODEL.model_copy(update={"dtype": "float32"}), devices.describe(devices.choose("cuda:0")))
     unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
 

@@ -72,9 +72,7 @@ def jobs_of(store: Store, submit: Submit, count: int = JOBS) -> list[Job]:
     return [submit() for _ in range(count)]
 
 
-def test_what_comes_meanwhile_shares_the_next_transaction(
-    store: Store, tenant: str, submit: Submit, gate: Gate
-) -> None:
+def test_writes_during_a_transaction_share_the_next_one(store: Store, tenant: str, submit: Submit, gate: Gate) -> None:
     held = dispatch(store, jobs_of(store, submit))
     group_commit = GroupCommit(gate, WORKER, 30)
     with ThreadPoolExecutor(JOBS) as pool:

@@ -101,7 +101,7 @@ def spooled(farm: Farm) -> list[Path]:
     return [one for one in (farm.log_dir / "spool").rglob("*") if one.is_file()]
 
 
-def test_a_finished_image_waits_for_a_storage_that_is_away(
+def test_a_finished_image_is_spooled_until_the_storage_answers(
     farm: Farm, steady: WorkerProcess, wires: dict[str, Wire]
 ) -> None:
     wire = wires["FARM_S3_ENDPOINT_URL"]
@@ -120,7 +120,7 @@ def test_a_finished_image_waits_for_a_storage_that_is_away(
     wait_until(lambda: not spooled(farm), 10, what="the spool is empty")
 
 
-def test_a_job_whose_storage_stays_away_is_given_back_without_counting(
+def test_unavailable_storage_releases_the_job_without_counting_the_attempt(
     farm: Farm, steady: WorkerProcess, wires: dict[str, Wire]
 ) -> None:
     wire = wires["FARM_S3_ENDPOINT_URL"]
@@ -134,7 +134,7 @@ def test_a_job_whose_storage_stays_away_is_given_back_without_counting(
     assert farm.events(job) == ["job.started", "job.requeued"]
 
 
-def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_given_back(
+def test_the_older_of_two_workers_with_one_name_exits_and_the_drain_timeout_releases_jobs(
     farm: Farm, steady: WorkerProcess
 ) -> None:
     newer = WorkerProcess(farm, device=steady.device, env={"FARM_DRAIN_SECONDS": "1"}).start()
@@ -150,7 +150,7 @@ def test_the_older_of_two_namesakes_ends_and_a_job_that_outlasts_the_drain_is_gi
         newer.kill()
 
 
-def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_holds(farm: Farm) -> None:
+def test_a_stalled_consumer_ends_the_worker_after_its_jobs_finish(farm: Farm) -> None:
     env = {"FARM_CONSUMER_STALL_SECONDS": "3", "FARM_DRAIN_SECONDS": "60"}
     worker = WorkerProcess(farm, device="cpu4", env=env).start()
     try:
@@ -174,7 +174,7 @@ def test_a_worker_whose_consumer_fell_silent_starts_anew_and_finishes_what_it_ho
         worker.kill()
 
 
-def test_a_worker_that_an_operator_stops_finishes_what_is_on_its_device_and_stays_drained(farm: Farm) -> None:
+def test_a_stopped_worker_finishes_its_jobs_and_stays_drained_after_a_restart(farm: Farm) -> None:
     worker = WorkerProcess(farm, device="cpu5", env={"FARM_DRAIN_SECONDS": "60"}).start()
     try:
         worker.wait_online()
@@ -199,7 +199,7 @@ def test_a_worker_that_an_operator_stops_finishes_what_is_on_its_device_and_stay
         worker.kill()
 
 
-def test_the_jobs_of_a_killed_a_drained_and_a_hurried_worker_end_once(farm: Farm) -> None:
+def test_jobs_end_once_after_sigkill_after_a_drain_and_after_a_second_sigterm(farm: Farm) -> None:
     process = WorkerProcess(farm, device="cpu8", env={"FARM_DRAIN_SECONDS": "120", "FARM_BATCHING": "off"})
     try:
         process.start().wait_online()
@@ -263,7 +263,7 @@ def hurried(farm: Farm, process: WorkerProcess) -> None:
     assert list(farm.storage.list(job_prefix(farm.tenant, job.id))) == []
 
 
-def test_pools_that_would_break_it_are_refused_in_one_sentence(farm: Farm) -> None:
+def test_other_celery_pools_are_refused_in_one_sentence(farm: Farm) -> None:
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-P", "solo"]
     ran = subprocess.run(command, env=os.environ | farm.env, capture_output=True, text=True, timeout=60)
     assert ran.returncode != 0
@@ -271,7 +271,7 @@ def test_pools_that_would_break_it_are_refused_in_one_sentence(farm: Farm) -> No
     assert "Traceback" not in ran.stderr
 
 
-def test_a_device_that_is_not_there_is_said_in_one_sentence(farm: Farm) -> None:
+def test_a_missing_device_is_reported_in_one_sentence(farm: Farm) -> None:
     process = WorkerProcess(farm, device="cuda:63").start()
     try:
         assert process.wait(60) != 0

@@ -162,7 +162,7 @@ def test_alone_every_task_gives_the_bytes_of_the_stock_pipeline(
         assert run.result.tobytes() == expected.tobytes(), wanted
 
 
-def test_in_mixed_company_throughput_differs_by_rounding_alone(
+def test_throughput_images_differ_by_rounding_only_when_co_batched(
     starter: LoadedModel, batchers: Callable[..., ContinuousBatcher]
 ) -> None:
     stock = [image_of(starter, wanted)() for wanted in mixed()]
@@ -176,7 +176,7 @@ def test_in_mixed_company_throughput_differs_by_rounding_alone(
     assert batcher.rows / batcher.forwards > 2.2  # they did share
 
 
-def test_exact_images_do_not_depend_on_their_neighbours(
+def test_exact_images_do_not_depend_on_co_batched_images(
     starter: LoadedModel, batchers: Callable[..., ContinuousBatcher]
 ) -> None:
     mode = BatchMode.EXACT
@@ -333,7 +333,7 @@ def test_gradients_stay_off_for_those_that_are_parked_and_on_for_the_thread() ->
     assert torch.is_grad_enabled()
 
 
-def test_the_oldest_call_leads_and_nobody_starves() -> None:
+def test_the_oldest_call_leads_the_next_forward() -> None:
     module = Double()
     batcher = toy(module, BatchMode.ALONE)
     for value in (1.0, 2.0, 3.0):
@@ -342,7 +342,7 @@ def test_the_oldest_call_leads_and_nobody_starves() -> None:
     assert [row for (row,) in module.seen] == [1.0, 2.0, 3.0] * 3
 
 
-def test_an_urgent_call_waits_for_one_forward_at_most_and_lets_others_through() -> None:
+def test_an_interactive_call_waits_for_one_forward_at_most_and_never_leads_twice_in_a_row() -> None:
     module = Double()
     batcher = toy(module, BatchMode.ALONE)
     for value in (1.0, 2.0, 3.0):
@@ -356,7 +356,7 @@ def test_an_urgent_call_waits_for_one_forward_at_most_and_lets_others_through() 
     assert 9.0 not in [row for (row,) in module.seen][1::2]
 
 
-def test_forwards_keep_to_the_limit_of_rows_and_urgent_calls_get_the_places() -> None:
+def test_forwards_keep_within_max_rows_and_prefer_interactive_calls() -> None:
     module = Double()
     batcher = toy(module, most=4)
     for value in (1.0, 2.0, 3.0):
@@ -368,7 +368,7 @@ def test_forwards_keep_to_the_limit_of_rows_and_urgent_calls_get_the_places() ->
     assert max(len(rows) for rows in module.seen) == 4
 
 
-def test_calls_of_other_conditions_do_not_share() -> None:
+def test_calls_with_different_conditions_do_not_share() -> None:
     module = Double()
     batcher = toy(module)
     batcher.run(steps(module, 1.0, 2, extra={"scale": 1.0}))
@@ -390,7 +390,7 @@ def test_a_forward_that_runs_out_of_memory_is_split_and_later_ones_are_smaller()
     assert isinstance(too_big.error, torch.OutOfMemoryError)
 
 
-def test_one_calls_failure_in_a_shared_forward_is_its_own() -> None:
+def test_a_failing_call_in_a_shared_forward_fails_alone() -> None:
     module = Double()
     batcher = toy(module)
     good, bad = batcher.run(steps(module, 1.0, 3)), batcher.run(steps(module, -1.0, 3))
@@ -405,7 +405,7 @@ def test_one_calls_failure_in_a_shared_forward_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("mode", [BatchMode.THROUGHPUT, BatchMode.EXACT])
-def test_a_module_that_mixes_its_rows_is_found_out_and_runs_alone(mode: BatchMode) -> None:
+def test_a_module_that_mixes_its_rows_is_detected_and_runs_alone(mode: BatchMode) -> None:
     module = Mixing()
     batcher = toy(module, mode)
     runs = [batcher.run(steps(module, value, 4)) for value in (1.0, 2.0)]
@@ -413,19 +413,19 @@ def test_a_module_that_mixes_its_rows_is_found_out_and_runs_alone(mode: BatchMod
     assert [run.result for run in runs] == [[6.0, 9.0, 12.0, 15.0], [12.0, 15.0, 18.0, 21.0]]
 
 
-def test_exact_calls_get_the_longest_span_of_equal_rows_that_pads_them_to_no_more_than_twice() -> None:
+def test_exact_calls_get_the_longest_range_of_equal_bits_that_pads_them_to_at_most_twice() -> None:
     made: dict[int, bytes | None] = {1: b"a", 2: b"b", 3: b"b", 4: b"c", 5: b"c", 6: b"c"}
     assert [equal_bits_range(rows, made) for rows in (1, 2, 3, 4)] == [(2, 3), (4, 6), (4, 6), None]
     assert equal_bits_range(1, {1: b"a", 2: None, 3: b"a", 4: b"a", 5: None}) is None
     assert equal_bits_range(2, {1: b"a", 2: b"a", 3: b"a", 4: b"a", 5: b"e"}) == (1, 4)
 
 
-def test_the_rows_that_pay_are_the_fewest_that_take_about_the_least_time_each() -> None:
+def test_the_most_efficient_rows_are_the_fewest_with_about_the_least_time_each() -> None:
     assert most_efficient_rows({1: 1.0, 2: 1.2, 4: 2.0, 8: 3.9, 16: 9.0}) == 4
     assert most_efficient_rows({1: 1.0, 2: 2.1}) == 1
 
 
-def test_rows_are_bounded_by_what_a_row_takes_of_the_free_memory() -> None:
+def test_rows_are_limited_by_free_memory() -> None:
     assert rows_that_fit_memory(peak_bytes=200, rows=2, free_bytes=1000) == 8
     assert rows_that_fit_memory(peak_bytes=200, rows=2, free_bytes=10) == 1
     assert rows_that_fit_memory(peak_bytes=0, rows=2, free_bytes=10**12) == 64
@@ -676,7 +676,7 @@ def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps(sta
         assert job.__dict__["done"][-1] == job.spec.num_inference_steps * job.spec.num_images_per_prompt
 
 
-def test_a_model_that_goes_takes_its_hooks_along() -> None:
+def test_an_evicted_model_leaves_no_hooks() -> None:
     import gc
     import weakref
 
@@ -726,7 +726,7 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
 # -- the engine's thread -----------------------------------------------------------------------------------------------
 
 
-def test_the_engine_fills_its_slots_lets_a_waiting_person_in_and_ends_jobs_one_by_one() -> None:
+def test_the_engine_fills_its_slots_admits_interactive_jobs_and_ends_jobs_one_by_one() -> None:
     engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=2))
     began: list[str] = []
     gate = threading.Event()
@@ -761,7 +761,7 @@ def test_the_engine_fills_its_slots_lets_a_waiting_person_in_and_ends_jobs_one_b
     assert engine.seconds_without_progress == 0
 
 
-def test_a_device_takes_several_jobs_unless_told_not_to() -> None:
+def test_a_device_has_one_slot_if_batching_is_off() -> None:
     assert [slots(batching, kind) for batching in ("on", "off") for kind in ("cpu", "cuda")] == [4, 16, 1, 1]
 
 

@@ -48,6 +48,6 @@ def test_a_pinned_process_sees_its_device_alone(wanted: str, before: dict[str, s
     assert environment["CUDA_VISIBLE_DEVICES"] == after
 
 
-def test_an_index_outside_the_view_is_refused() -> None:
+def test_an_index_outside_cuda_visible_devices_is_refused() -> None:
     with pytest.raises(SetupError, match="allows 1"):
         pin(choose("1"), {"CUDA_VISIBLE_DEVICES": "4"})

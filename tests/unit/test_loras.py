@@ -91,7 +91,7 @@ def image(outcome: Any) -> Image.Image:
     return outcome.images[0]
 
 
-def test_jobs_of_one_device_wear_what_each_asked_for_and_equal_ones_share(model: Model) -> None:
+def test_each_job_has_its_own_active_loras_and_equal_ones_share_forwards(model: Model) -> None:
     renderer = BatchedRenderer(ModelCache(CPU), 8)
     plain, ink, soft, both = (
         wearing(),
@@ -115,7 +115,7 @@ def test_jobs_of_one_device_wear_what_each_asked_for_and_equal_ones_share(model:
     assert "loras" not in company[0].made_with
 
 
-def test_a_lora_is_what_its_weights_say(model: Model, folder: Path) -> None:
+def test_a_lora_gives_the_image_of_merged_weights(model: Model, folder: Path) -> None:
     (worn,) = rendered(BatchedRenderer(ModelCache(CPU), 8), model, [wearing(("ink", 0.8))])
     merged = pipelines.load(model.model_copy(update={"loras": ()}), CPU)
     weights = made(folder / "again.safetensors", 0)
@@ -129,7 +129,7 @@ def test_a_lora_is_what_its_weights_say(model: Model, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "says"), [("gone", "no such file"), ("pickle", "can contain code")])
-def test_a_lora_that_cannot_be_worn_fails_its_job_with_one_sentence(model: Model, name: str, says: str) -> None:
+def test_an_invalid_lora_fails_its_job_with_one_sentence(model: Model, name: str, says: str) -> None:
     renderer = BatchedRenderer(ModelCache(CPU), 8)
     with pytest.raises(ModelUnavailable, match=says):
         rendered(renderer, model, [wearing((name, 1.0))])

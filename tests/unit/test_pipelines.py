@@ -160,7 +160,7 @@ def test_a_stopped_job_ends_at_its_next_step(starter: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("source", ["./no/such/place", "/no/such/place", "builtin:nothing"])
-def test_a_model_that_is_not_there_is_said_in_one_sentence(source: str) -> None:
+def test_a_missing_model_is_reported_in_one_sentence(source: str) -> None:
     with pytest.raises(ModelUnavailable, match="model gone") as caught:
         pipelines.load(Model(id="gone", source=source, tasks=(Task.TEXT_TO_IMAGE,)), CPU)
     assert "\n" not in str(caught.value)
@@ -191,9 +191,7 @@ def test_the_fingerprint_is_of_the_weights_content(tmp_path: Path) -> None:
     assert pipelines.fingerprint(tmp_path) != first
 
 
-def test_models_stay_until_memory_is_short_and_the_oldest_goes_first(
-    starter: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_least_recently_used_model_is_evicted_first(starter: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
 
     def load(model: Model, _device: Device) -> LoadedModel:

@@ -108,7 +108,7 @@ def test_a_job_that_does_not_fit_in_tiles_either_fails_with_its_own_code(monkeyp
     assert "64x64" in str(error)
 
 
-def test_before_it_is_given_up_only_what_works_lies_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_try_after_out_of_memory_offloads_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = "cuda:0"  # it is asked for, and no more: this machine may have none
     loaded = pipelines.load(MODEL, CPU)
     on_the_device: list[str] = []
@@ -130,7 +130,7 @@ def test_before_it_is_given_up_only_what_works_lies_on_the_device(monkeypatch: p
     assert rendered.made_with["vae"] == "tiled"
 
 
-def test_weights_that_were_moved_to_and_fro_lie_where_they_lay_and_the_image_is_the_same() -> None:
+def test_cpu_offload_gives_the_same_image_and_restores_the_device() -> None:
     loaded = pipelines.load(MODEL, CPU)
     wanted = work()
 
@@ -147,13 +147,13 @@ def test_weights_that_were_moved_to_and_fro_lie_where_they_lay_and_the_image_is_
     assert image().tobytes() == before.tobytes()
 
 
-def test_another_failure_is_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failures_are_not_treated_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     tiled = failing(monkeypatch, ValueError("odd"))
     assert isinstance(outcome_of(work()), ValueError)
     assert tiled == [False]
 
 
-def test_the_engines_death_ends_the_process() -> None:
+def test_a_failed_engine_ends_the_process() -> None:
     program = """
 import threading
 from workers import engine
@@ -182,7 +182,7 @@ def test_an_engine_with_nothing_to_do_has_not_stalled_and_one_that_hangs_has() -
     assert not is_stalled(engine, settings)
 
 
-def test_work_that_waits_for_the_device_is_taken_back_at_once() -> None:
+def test_a_waiting_request_is_withdrawn_at_once() -> None:
     engine = Engine(EngineOptions(choose("cpu0")))
     first, second = work(), work()
     future = engine.submit(first)
