@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: compose-env help install compat demo test lint types unit integration nightly fmt imports up down clean screenshots chaos slow bench
+.PHONY: catalogue compose-env help install compat demo test lint types unit integration nightly fmt imports up down clean screenshots chaos slow bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ bench: $(INSTALLED) ## every part beside a named peer in the same run: about for
 	$(BIN)/python -m tests.bench.dispatch_round
 	$(BIN)/python -m tests.bench.bulk
 	$(BIN)/python -m tests.bench.webhooks
+
+catalogue: $(INSTALLED) ## read what the pipelines of the installed diffusers accept, into farm/pipelines/
+	$(BIN)/python -m workers.catalogue
 
 screenshots: $(INSTALLED) ## images of the dashboard's pages, into docs/images/dashboard/
 	$(BIN)/python -m pytest -q tests/browser/screenshots.py
