@@ -116,16 +116,7 @@ def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
         raise NotFound("job", job_id)
     if old.state not in (JobState.FAILED, JobState.CANCELED):
         raise Conflict(f"the job is {old.state}; only failed and canceled jobs can be retried")
-    new = NewJob(
-        spec=old.spec,
-        priority=old.priority,
-        custom_id=old.custom_id,
-        metadata=tuple(old.metadata.items()),
-        webhook=old.webhook,
-        max_attempts=old.max_attempts,
-        retry_of=old.id,
-    )
-    job, _ = submit(unit, tenant_id, new)
+    job, _ = submit(unit, tenant_id, NewJob.retry(old))
     return job
 
 

@@ -3,79 +3,126 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Self
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from farm.api import problems
 from farm.api.schemas import Schema
 from farm.domain.batch import Batch, BatchContents, BatchState, Estimate, OnError, SeedPlan
+from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, from_text
 from farm.domain.states import Priority
-from farm.domain.tasks import (
-    MAX_OUTPUTS,
-    MAX_SEED,
-    MAX_SIDE,
-    MAX_STEPS,
-    SIDE_MULTIPLE,
-    Metadata,
-    Moment,
-    NoNul,
-    OutputFormat,
-    Scheduler,
-    Storable,
-    Task,
-)
+from farm.domain.tasks import Metadata, NoNul, Storable, Task
 from farm.services import validation
 
 MAX_JOBS: Final = 1_000  #: in one JSON list; more go as JSON lines or CSV
 MAX_VALUES: Final = 10_000  #: in one list of a sweep
 
-Text = Annotated[str, StringConstraints(max_length=10_000), Storable, NoNul]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200), Storable, NoNul]
 WebhookUrl = Annotated[str, StringConstraints(max_length=2_000), Storable, NoNul]
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=2_000), Storable, NoNul]
-_Side = Annotated[int, Field(ge=SIDE_MULTIPLE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE)]
 
 
 class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class BatchQuery(_Input):
-    """How to take a batch, and defaults for what its lines leave open."""
+class BatchQueryBase(_Input):
+    """How to submit a batch. `BatchQuery` adds the parameters that its jobs may leave out."""
 
     name: Name | None = Field(None, description="Your own name for the batch.")
     on_error: OnError = Field(
-        OnError.STOP, description="`stop`: a bad line refuses the whole. `skip`: the good lines are taken."
+        OnError.STOP, description="`stop`: a bad line refuses the whole batch. `skip`: the good lines are submitted."
     )
     dry_run: bool = Field(False, description="Check, count and estimate; store nothing.")
-    task: Task | None = None
-    model: Annotated[str, StringConstraints(max_length=200), Storable, NoNul] | None = None
-    prompt: Text | None = None
-    negative_prompt: Text | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)] | None = None
-    strength: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    scheduler: Scheduler | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    num_images_per_prompt: Annotated[int, Field(ge=1, le=MAX_OUTPUTS)] | None = None
-    width: _Side | None = None
-    height: _Side | None = None
-    exact: bool | None = None
-    output_format: OutputFormat | None = None
-    priority: Priority | None = Field(None, description="`bulk` if absent: after what people wait for.")
-    not_before: Moment | None = Field(None, description="When the jobs may be handed to workers at the earliest.")
-    deadline: Moment | None = Field(None, description="Jobs that still wait then fail as `deadline_exceeded`.")
-    webhook: WebhookUrl | None = Field(None, description="Told of the batch's milestones and its end.")
-    webhook_jobs: bool = Field(False, description="Whether `webhook` is also told when each job is over.")
-    image: Reference | None = None
-    mask_image: Reference | None = None
-    depth_map: Reference | None = None
+    webhook: WebhookUrl | None = Field(None, description="Notified of the batch's milestones and its end.")
+    webhook_jobs: bool = Field(False, description="Whether `webhook` is also notified when each job is finished.")
 
     def defaults(self) -> dict[str, Any]:
-        """The parameters among them."""
-        own = {"name", "on_error", "dry_run", "webhook_jobs"} | (set() if self.webhook_jobs else {"webhook"})
-        return {"priority": Priority.BULK.value} | self.model_dump(mode="json", exclude=own, exclude_none=True)
+        """The parameters that jobs may leave out, as in the JSON of a job's request."""
+        own = set(BatchQueryBase.model_fields) - ({"webhook"} if self.webhook_jobs else set())
+        given = self.model_dump(mode="json", exclude=own, exclude_none=True)
+        texts = {name: from_text(name, text) for name, text in given.items() if _is_text(name)}
+        return {"priority": Priority.BULK.value} | given | texts
+
+
+#: Parameters that a query cannot set for all jobs of a batch, and why.
+NOT_IN_QUERY: Final = {
+    "custom_id": "two jobs of a batch cannot have the same",
+    "metadata": "a query has no objects; send a JSON body with `defaults`",
+}
+
+
+def _is_text(name: str) -> bool:
+    """Whether a query has the parameter as text, because its value is not a single number, text or choice."""
+    return name in PARAMETERS and PARAMETERS[name].kind is ParameterKind.LORAS
+
+
+def _text_of(parameter: Parameter) -> Any:
+    """The type of a parameter that a query has as text."""
+    adapter = TypeAdapter(parameter.field.rebuild_annotation())
+
+    def check(text: str) -> str:
+        try:
+            adapter.validate_python(from_text(parameter.name, text))
+        except ValidationError as error:
+            problems = validation.of_body(error)
+            raise ValueError(
+                "; ".join(f"{one.field} {one.message}".removeprefix("body ") for one in problems)
+            ) from None
+        return text
+
+    return Annotated[str, StringConstraints(min_length=1, max_length=2_000), AfterValidator(check)]
+
+
+def _query_field(parameter: Parameter) -> Any:
+    if _is_text(parameter.name):
+        return _text_of(parameter) | None, Field(
+            None, description=f"{parameter.description} As `NAME` or `NAME:SCALE`, separated by commas."
+        )
+    if parameter.kind is ParameterKind.INPUT:
+        plain: Any = Reference
+    elif parameter.name == "task":
+        plain = Task
+    else:
+        plain = parameter.field.rebuild_annotation()
+    read = BeforeValidator(partial(_read, parameter.name), json_schema_input_type=plain)
+    alias = AliasChoices(*parameter.names) if parameter.aliases else None
+    extra = parameter.field.json_schema_extra
+    return Annotated[plain | None, read], Field(
+        None, validation_alias=alias, description=parameter.description, json_schema_extra=extra
+    )
+
+
+def _read(name: str, value: object) -> object:
+    return from_text(name, value) if isinstance(value, str) else value
+
+
+if TYPE_CHECKING:
+    BatchQuery = BatchQueryBase
+else:
+    BatchQuery = create_model(
+        "BatchQuery",
+        __base__=BatchQueryBase,
+        __doc__="How to submit a batch, and parameters that its jobs may leave out.",
+        **{
+            name: _query_field(parameter)
+            for name, parameter in PARAMETERS.items()
+            if name not in NOT_IN_QUERY and name not in BatchQueryBase.model_fields
+        },
+    )
 
 
 class _BatchBody(_Input):
@@ -104,7 +151,7 @@ class SweepBody(_BatchBody):
     ] = Field(min_length=1, max_length=20)
     repeats: int = Field(1, ge=1, le=1_000, description="Jobs per combination.")
     seeds: SeedPlan = Field(
-        SeedPlan.CONSECUTIVE, description="`consecutive`: the same seeds for each combination. `random`: each its own."
+        SeedPlan.CONSECUTIVE, description="`consecutive`: the same seeds for each combination. `drawn`: each its own."
     )
 
 

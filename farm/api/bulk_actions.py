@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Final, Self
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from farm import lifecycle
 from farm.api.auth import Submitter
-from farm.api.dependencies import AppContext, Context
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
@@ -19,11 +17,11 @@ from farm.domain import ids
 from farm.domain.job import JobFilter, Selection
 from farm.domain.states import JobState
 from farm.domain.tasks import CustomId, Moment, NoNul, Storable, Task
+from farm.services import bulk_actions as services
 
 router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
 MOST_NAMED: Final = 10_000  #: jobs that one request names
-CANCEL_SECONDS: Final = 20.0  #: how long one request goes on stopping jobs
 
 JobId = Annotated[str, StringConstraints(pattern=ids.pattern(ids.JOB))]
 Text = Annotated[str, StringConstraints(max_length=200), Storable, NoNul]
@@ -112,28 +110,12 @@ def cancel_jobs(context: Context, key: Submitter, request: SelectionRequest) -> 
 
     Jobs that are over stay as they ended, and names that are not the tenant's are passed over.
     """
-    chosen = request.selection()
-    with context.store.begin() as unit:
-        unit.batches.allow_long_statements()
-        matched = unit.bulk_actions.count_cancelable(key.tenant_id, chosen)
+    selection = request.selection()
+    matched = services.count_cancelable(context, key.tenant_id, selection)
     if request.dry_run or not matched:
         return CancelReport(matched=matched, canceled=0, stopping=0, complete=True)
-    return cancel_selection(context, key.tenant_id, chosen, matched)
-
-
-def cancel_selection(context: AppContext, tenant_id: str, chosen: Selection, matched: int) -> CancelReport:
-    """Stop them, in as many transactions as it takes, for `CANCEL_SECONDS` at most."""
-    canceled = stopping = 0
-    left = True
-    until = time.monotonic() + CANCEL_SECONDS
-    while left and time.monotonic() < until:
-        with context.store.begin() as unit:
-            ended, asked, left = lifecycle.cancel_selected(unit, tenant_id, chosen)
-        canceled += ended
-        stopping += asked
-        if left and not ended:
-            time.sleep(0.02)  # whoever holds the rows that are left is about to commit
-    return CancelReport(matched=matched, canceled=canceled, stopping=stopping, complete=not left)
+    done = services.cancel(context, key.tenant_id, selection)
+    return CancelReport(matched=matched, canceled=done.canceled, stopping=done.stopping, complete=done.complete)
 
 
 @router.post("/retry", summary="Retry many jobs", responses=responses(*ALWAYS, 413, 415, 429))
@@ -142,10 +124,8 @@ def retry_jobs(context: Context, key: Submitter, request: SelectionRequest) -> R
 
     A job that was retried already is passed over, so sending the request again makes nothing twice.
     """
-    chosen = request.selection()
-    with context.store.begin() as unit:
-        if request.dry_run:
-            unit.batches.allow_long_statements()
-            return RetryReport(matched=unit.bulk_actions.count_retryable(key.tenant_id, chosen).total, submitted=0)
-        made = lifecycle.retry_selected(unit, key.tenant_id, chosen)
-    return RetryReport(matched=made, submitted=made)
+    selection = request.selection()
+    if request.dry_run:
+        return RetryReport(matched=services.count_retryable(context, key.tenant_id, selection), submitted=0)
+    submitted = services.retry(context, key.tenant_id, selection)
+    return RetryReport(matched=submitted, submitted=submitted)

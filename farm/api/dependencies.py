@@ -11,6 +11,8 @@ from fastapi import Depends, Request
 
 from farm.api.notifications import ChangeNotifier
 from farm.api.rate_limit import RateLimiter
+from farm.domain.tasks import AnyJobRequest
+from farm.services import inputs
 from farm.services.context import ServiceContext
 
 
@@ -24,6 +26,10 @@ class AppContext(ServiceContext):
     fetching: anyio.CapacityLimiter  #: threads that fetch and store images; slow URLs do not delay other requests
     drawing: anyio.CapacityLimiter  #: threads that draw contact sheets; few, because each holds a large image
     bulk: anyio.CapacityLimiter  #: threads that read streamed bodies, each with a database connection
+
+    def submit_limiter(self, request: AnyJobRequest) -> anyio.CapacityLimiter | None:
+        """The threads that submit this request; None: the default ones."""
+        return self.fetching if inputs.must_be_stored(request) else None
 
 
 async def _context(request: Request) -> AppContext:

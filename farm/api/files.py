@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -12,15 +13,14 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from farm.api.auth import Reader, Submitter
-from farm.api.dependencies import AppContext, Context
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute, media_type
 from farm.api.schemas import FileSchema
 from farm.domain import ids
-from farm.errors import BadInput, NotFound
+from farm.errors import BadInput
 from farm.objects import images
 from farm.services import inputs
-from farm.store.files import StoredFile
 
 router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=AuthenticatedRoute)
 
@@ -65,7 +65,8 @@ class _Upload:
 async def upload_file(context: Context, key: Submitter, request: Request, response: Response) -> FileSchema:
     """Store a PNG, JPEG or WebP image, as the field `file` of a form or as the body itself."""
     upload = await _read(request)
-    file, new = await anyio.to_thread.run_sync(_store, context, key.tenant_id, upload, limiter=context.fetching)
+    store = partial(inputs.store, context, key.tenant_id, upload.data, upload.filename, field="file")
+    file, new = await anyio.to_thread.run_sync(store, limiter=context.fetching)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/files/{file.id}"
     return FileSchema.of(file)
@@ -86,26 +87,10 @@ async def _read(request: Request) -> _Upload:
         part = form.get("file")
         if not isinstance(part, UploadFile):
             raise BadInput.of("file", None, "is required: the image, as a file of the form")
-        return _Upload(await part.read(), _name(part.filename))
-
-
-def _name(filename: str | None) -> str | None:
-    """The last part of what the client calls the file, in storable characters."""
-    text = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
-    text = "".join(letter for letter in text if letter.isprintable())
-    return text.encode("utf-8", "replace").decode()[:200] or None
-
-
-def _store(context: AppContext, tenant_id: str, upload: _Upload) -> tuple[StoredFile, bool]:
-    stored = context.intake.from_bytes(tenant_id, upload.data, upload.filename, field="file")
-    return inputs.keep(context.store, tenant_id, stored, upload.filename)
+        return _Upload(await part.read(), part.filename)
 
 
 @router.get("/{file_id}", summary="Look at a file", responses=responses(*ALWAYS, 404))
 def get_file(context: Context, key: Reader, file_id: FileId) -> FileSchema:
     """What is known about an uploaded image."""
-    with context.store.begin() as unit:
-        file = unit.files.get(key.tenant_id, file_id)
-    if file is None:
-        raise NotFound("file", file_id)
-    return FileSchema.of(file)
+    return FileSchema.of(inputs.get_file(context, key.tenant_id, file_id))

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
-import re
-import time
-from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, Final
 
 import anyio.to_thread
@@ -18,24 +13,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import StreamingResponse
 
-from farm import lifecycle, tracing
 from farm.api import sse
 from farm.api.auth import Reader, Submitter
-from farm.api.dependencies import AppContext, Context
-from farm.api.notifications import REREAD_SECONDS
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import JobPage, JobSchema
+from farm.api.waiting import parse_prefer_wait, wait
 from farm.domain import ids
-from farm.domain.job import Job, JobFilter, NewJob
-from farm.domain.model import Model
-from farm.domain.resolve import check_times, choose_model, resolve
+from farm.domain.job import JobFilter
 from farm.domain.states import JobState
-from farm.domain.tasks import AnyJobRequest, CustomId, InputFile, Moment, NoNul, Storable, Task
-from farm.egress import guard
-from farm.errors import BadInput, FieldProblem, NotFound
-from farm.lifecycle import IdempotencyKey
-from farm.services import inputs
+from farm.domain.tasks import AnyJobRequest, CustomId, Moment, NoNul, Storable, Task
+from farm.services import jobs as services
 
 
 class _OneJob(Convertor[str]):
@@ -82,7 +71,6 @@ Cursor = Annotated[
         json_schema_extra={"pattern": "^[A-Za-z0-9_-]{21}[AQgw]$"},
     ),
 ]
-_WAIT: Final = re.compile(r'\s*wait\s*(?:=\s*"?([0-9]{1,9})"?)?\s*', re.ASCII | re.IGNORECASE)
 
 _LOCATION: Final = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 _APPLIED: Final = {"Preference-Applied": {"description": "`wait`, if it was asked for.", "schema": {"type": "string"}}}
@@ -122,114 +110,18 @@ async def submit_job(
     prefer: Prefer = None,
     traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> JobSchema:
-    """Accept one job. Once this has answered, the job reaches exactly one end: succeeded, failed or canceled."""
-    name = None if idempotency_key is None else IdempotencyKey(idempotency_key, _hash(request))
-    began = time.time()
-    known = None if name is None else await run_in_threadpool(_before, context, key.tenant_id, name)
-    if known is None:
-        new = await resolved(context, key.tenant_id, request)
-        job, created = await run_in_threadpool(store_job, context, key.tenant_id, new, name)
-        structlog.contextvars.bind_contextvars(job=job.id)
-        if created:
-            tracing.record_submission(job.id, traceparent, began, tenant=key.tenant_id, model=job.spec.model)
-    else:
-        job, created = known, False
+    """Accept one job. An accepted job reaches exactly one final state: succeeded, failed or canceled."""
+    name = services.idempotency_key(idempotency_key, request)
+    submit = partial(services.submit, context, key.tenant_id, request, name, traceparent=traceparent)
+    job, created = await anyio.to_thread.run_sync(submit, limiter=context.submit_limiter(request))
+    structlog.contextvars.bind_contextvars(job=job.id)
     seconds = parse_prefer_wait(prefer, context.settings.max_wait_seconds)
     if seconds is not None:
-        job = await over(context, job, seconds)
+        job = await wait(context, job, seconds)
         response.headers["Preference-Applied"] = "wait"
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobSchema.of(job, context.storage, context.settings)
-
-
-async def resolved(context: AppContext, tenant_id: str, request: AnyJobRequest) -> NewJob:
-    """The job that the request asks for, with its images stored."""
-    model = _model(context, request)
-    given = inputs.references(request)
-    images: dict[str, InputFile] = {}
-    if given:
-        images = await anyio.to_thread.run_sync(
-            inputs.gather, given, tenant_id, context.store, context.intake, limiter=context.fetching
-        )
-    return NewJob(
-        spec=resolve(request, model, images),
-        priority=request.priority,
-        custom_id=request.custom_id,
-        metadata=tuple(request.metadata.items()),
-        webhook=request.webhook,
-        max_attempts=context.settings.max_attempts,
-        not_before=request.not_before,
-        deadline=request.deadline,
-    )
-
-
-def _before(context: AppContext, tenant_id: str, name: IdempotencyKey) -> Job | None:
-    with context.store.begin() as unit:
-        return lifecycle.find_submitted(unit, tenant_id, name)
-
-
-def store_job(context: AppContext, tenant_id: str, new: NewJob, name: IdempotencyKey | None) -> tuple[Job, bool]:
-    """Queue it. Returns the job, and whether this call made it."""
-    with context.store.begin() as unit:
-        return lifecycle.submit(unit, tenant_id, new, name)
-
-
-def _model(context: AppContext, request: AnyJobRequest) -> Model:
-    """The request's model; refuses what can be refused before any image is fetched."""
-    problems: list[FieldProblem] = []
-    model: Model | None = None
-    try:
-        model = choose_model(request, context.registry)
-    except BadInput as refused:
-        problems += refused.problems
-    problems += check_times(request, datetime.now(UTC))
-    if request.webhook is not None:
-        try:
-            guard.parse(request.webhook, context.settings, field="webhook")
-        except BadInput as refused:
-            problems += refused.problems
-    if model is None or problems:
-        raise BadInput(*problems)
-    return model
-
-
-def _hash(request: AnyJobRequest) -> bytes:
-    """Of what the request means, so that the order of its fields and its white space do not matter."""
-    # what was added since the first keys is left out where it is not used: a key goes on meaning what it meant
-    later = {name for name in ("not_before", "deadline") if getattr(request, name) is None}
-    text = json.dumps(request.model_dump(mode="json", exclude=later), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).digest()
-
-
-def parse_prefer_wait(prefer: str | None, longest: float) -> float | None:
-    """The seconds that a ``Prefer`` header asks to wait for (RFC 7240), or None. What is unknown is ignored."""
-    for part in (prefer or "").split(","):
-        found = _WAIT.fullmatch(part.split(";", 1)[0])
-        if found:
-            return longest if found[1] is None else min(float(found[1]), longest)
-    return None
-
-
-async def over(context: AppContext, job: Job, seconds: float) -> Job:
-    """The job when it is over, or as it is after that many seconds."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    with context.notifier.subscribe(job.id) as changes:
-        while True:
-            now = await run_in_threadpool(_own, context, job.tenant_id, job.id)
-            left = deadline - loop.time()
-            if now.state.terminal or left <= 0 or changes.closing:
-                return now
-            await changes.wait(min(left, REREAD_SECONDS))
-
-
-def _own(context: AppContext, tenant_id: str, job_id: str) -> Job:
-    with context.store.look() as unit:
-        job = unit.jobs.get(job_id, tenant_id)
-    if job is None:
-        raise NotFound("job", job_id)
-    return job
 
 
 @router.get("", summary="List jobs", responses=responses(*ALWAYS))
@@ -268,15 +160,13 @@ def list_jobs(
 @router.get("/{job_id:job}", summary="Look at a job", responses=responses(*ALWAYS, 404))
 def get_job(context: Context, key: Reader, job_id: JobId) -> JobSchema:
     """The job as it is now, with fresh URLs of its outputs."""
-    return JobSchema.of(_own(context, key.tenant_id, job_id), context.storage, context.settings)
+    return JobSchema.of(services.get(context, key.tenant_id, job_id), context.storage, context.settings)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=responses(*ALWAYS, 404, 409))
 def cancel_job(context: Context, key: Submitter, job_id: JobId) -> JobSchema:
     """Stop a job: at once while it waits, at the next denoising step while it runs. Canceling again changes nothing."""
-    with context.store.begin() as unit:
-        job = lifecycle.cancel(unit, key.tenant_id, job_id)
-    return JobSchema.of(job, context.storage, context.settings)
+    return JobSchema.of(services.cancel(context, key.tenant_id, job_id), context.storage, context.settings)
 
 
 @router.post(
@@ -287,8 +177,7 @@ def cancel_job(context: Context, key: Submitter, job_id: JobId) -> JobSchema:
 )
 def retry_job(context: Context, key: Submitter, job_id: JobId, response: Response) -> JobSchema:
     """Submit again what a failed or canceled job asked for, as a new job. The old one stays as it ended."""
-    with context.store.begin() as unit:
-        job = lifecycle.retry(unit, key.tenant_id, job_id)
+    job = services.retry(context, key.tenant_id, job_id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobSchema.of(job, context.storage, context.settings)
 
@@ -318,5 +207,5 @@ async def follow_job(
     ] = None,
 ) -> StreamingResponse:
     """See a job's progress as it happens. A job that is over sends its history and ends."""
-    job = await run_in_threadpool(_own, context, key.tenant_id, job_id)
+    job = await run_in_threadpool(services.get, context, key.tenant_id, job_id)
     return sse.response(context, job, sse.position(last_event_id))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Path
 from pydantic import Field
 
 from farm.api.auth import Operator
-from farm.api.dependencies import AppContext, Context
+from farm.api.dependencies import Context
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
-from farm.errors import NotFound
-from farm.store.events import QUEUE_CHANNEL
-from farm.store.unit_of_work import UnitOfWork
+from farm.domain.queue import Paused
+from farm.services import pauses as services
 
 router: Final = APIRouter(prefix="/v1/pauses", tags=["pauses"], route_class=AuthenticatedRoute)
 
@@ -30,77 +29,49 @@ class PausesSchema(Schema):
     models: list[str] = Field(description="Ids of paused models.")
     tenants: list[str] = Field(description="Ids of paused tenants.")
 
+    @classmethod
+    def of(cls, paused: Paused) -> Self:
+        """The pauses."""
+        return cls(farm=paused.farm, models=sorted(paused.models), tenants=list(paused.tenants))
+
 
 @router.get("", summary="Show what is paused", responses=responses(*ALWAYS))
 def get_pauses(context: Context, _: Operator) -> PausesSchema:
     """All pauses of the farm."""
-    with context.store.begin() as unit:
-        return _now(unit)
+    return PausesSchema.of(services.get(context))
 
 
 @router.put("/farm", summary="Pause the farm", responses=responses(*ALWAYS))
 def pause_farm(context: Context, _: Operator) -> PausesSchema:
     """Hand nothing over from now on. Jobs are accepted and wait. Pausing again changes nothing."""
-    with context.store.begin() as unit:
-        unit.pauses.pause()
-        return _now(unit)
+    return PausesSchema.of(services.pause_farm(context))
 
 
 @router.delete("/farm", summary="Resume the farm", responses=responses(*ALWAYS))
 def resume_farm(context: Context, _: Operator) -> PausesSchema:
     """Hand jobs over again. A farm that is not paused stays as it is."""
-    with context.store.begin() as unit:
-        unit.pauses.resume()
-        return _resumed(unit)
+    return PausesSchema.of(services.resume_farm(context))
 
 
 @router.put("/models/{model_id:path}", summary="Pause a model", responses=responses(*ALWAYS, 404))
 def pause_model(context: Context, _: Operator, model_id: ModelId) -> PausesSchema:
     """Hand over no job of the model from now on."""
-    _known(context, model_id)
-    with context.store.begin() as unit:
-        unit.pauses.pause(model_id)
-        return _now(unit)
+    return PausesSchema.of(services.pause_model(context, model_id))
 
 
 @router.delete("/models/{model_id:path}", summary="Resume a model", responses=responses(*ALWAYS, 404))
 def resume_model(context: Context, _: Operator, model_id: ModelId) -> PausesSchema:
     """Hand the model's jobs over again."""
-    with context.store.begin() as unit:
-        # a model may have left the registry while it was paused
-        if not unit.pauses.resume(model_id):
-            _known(context, model_id)
-        return _resumed(unit)
+    return PausesSchema.of(services.resume_model(context, model_id))
 
 
 @router.put("/tenants/{tenant_id}", summary="Pause a tenant", responses=responses(*ALWAYS, 404))
 def pause_tenant(context: Context, _: Operator, tenant_id: TenantId) -> PausesSchema:
     """Hand over no job of the tenant from now on. Its requests are answered as ever."""
-    with context.store.begin() as unit:
-        if not ids.is_id(ids.TENANT, tenant_id) or not unit.tenants.pause(tenant_id):
-            raise NotFound("tenant", tenant_id)
-        return _now(unit)
+    return PausesSchema.of(services.pause_tenant(context, tenant_id))
 
 
 @router.delete("/tenants/{tenant_id}", summary="Resume a tenant", responses=responses(*ALWAYS, 404))
 def resume_tenant(context: Context, _: Operator, tenant_id: TenantId) -> PausesSchema:
     """Hand the tenant's jobs over again."""
-    with context.store.begin() as unit:
-        if not ids.is_id(ids.TENANT, tenant_id) or not unit.tenants.resume(tenant_id):
-            raise NotFound("tenant", tenant_id)
-        return _resumed(unit)
-
-
-def _known(context: AppContext, model_id: str) -> None:
-    if context.registry.get(model_id) is None:
-        raise NotFound("model", model_id)
-
-
-def _resumed(unit: UnitOfWork) -> PausesSchema:
-    unit.events.notify(QUEUE_CHANNEL)
-    return _now(unit)
-
-
-def _now(unit: UnitOfWork) -> PausesSchema:
-    stopped = unit.pauses.now()
-    return PausesSchema(farm=stopped.farm, models=sorted(stopped.models), tenants=list(stopped.tenants))
+    return PausesSchema.of(services.resume_tenant(context, tenant_id))

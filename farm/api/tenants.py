@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -64,6 +64,11 @@ class TenantUpdate(TenantLimits):
 
     name: Name | None = Field(None, description="Unique in the farm.")
     weight: Weight | None = Field(None, description="Its share of the farm, relative to the other tenants.")
+
+    def changes(self) -> dict[str, Any]:
+        """The columns to set."""
+        kept = {name for name in ("name", "weight") if getattr(self, name) is None}
+        return self.model_dump(exclude_unset=True, exclude=kept)
 
 
 class TenantSchema(Schema):
@@ -144,10 +149,8 @@ def change_tenant(
     request: TenantUpdate,
 ) -> TenantSchema:
     """Change name, weight or caps; what was accepted already is not taken back."""
-    kept = {name for name in ("name", "weight") if getattr(request, name) is None}
-    changes = request.model_dump(exclude_unset=True, exclude=kept)
     with context.store.begin() as unit:
-        return TenantSchema.of(unit.tenants.change(tenant_id, **changes))
+        return TenantSchema.of(unit.tenants.change(tenant_id, **request.changes()))
 
 
 @router.delete("/{tenant_id}", summary="Remove a tenant", responses=responses(*ALWAYS, 404, 409))

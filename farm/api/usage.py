@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Final, Literal
 
@@ -18,11 +17,11 @@ from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
 from farm.errors import BadInput, Forbidden
+from farm.services import usage as services
 from farm.store.tenants import Key, Scope
 
 router: Final = APIRouter(prefix="/v1/usage", tags=["usage"], route_class=AuthenticatedRoute)
 
-COLUMNS: Final = ("day", "tenant_id", "tenant", "model", "jobs", "outputs", "bytes", "device_seconds")
 MOST_DAYS: Final = 366
 
 
@@ -87,33 +86,7 @@ def usage(
     of = key.tenant_id if tenant is None else tenant
     if of != key.tenant_id and Scope.ADMIN not in key.scopes:
         raise Forbidden("the usage of other tenants needs a key with the scope 'admin'")
-    with context.store.begin() as unit:
-        whose = None if of == "all" else unit.tenants.existing(of).id
-        used = unit.usage.between(first, last, whose)
-        names = unit.tenants.names({one.tenant_id for one in used})
-    data = [
-        UsageSchema(
-            day=one.day,
-            tenant_id=one.tenant_id,
-            tenant=names[one.tenant_id],
-            model=one.model,
-            jobs=one.jobs,
-            outputs=one.outputs,
-            bytes=one.bytes,
-            device_seconds=round(one.device_seconds, 3),
-        )
-        for one in used
-    ]
-    if form == "json":
-        return UsageList(data=data)
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for row in data:
-        table.writerow([_cell(getattr(row, name)) for name in COLUMNS])
-    return Response(out.getvalue(), media_type="text/csv")
-
-
-def _cell(value: object) -> object:
-    """A spreadsheet takes text that begins so for a formula, and a tenant's name is anybody's text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    rows = services.between(context, first, last, None if of == "all" else of)
+    if form == "csv":
+        return Response(services.as_csv(rows), media_type="text/csv")
+    return UsageList(data=[UsageSchema(**asdict(row)) for row in rows])

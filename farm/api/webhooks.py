@@ -31,9 +31,8 @@ from farm.api.webhook_schemas import (
 from farm.domain import ids
 from farm.domain.endpoint import DeliveryState
 from farm.domain.tasks import Moment, NoNul, Storable
-from farm.egress import guard
+from farm.services import webhooks as services
 from farm.store.deliveries import DeliveryFilter
-from farm.webhooks import signature
 
 
 class _OneDelivery(Convertor[str]):
@@ -54,8 +53,6 @@ register_url_convertor("delivery", _OneDelivery())
 
 router: Final = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], route_class=AuthenticatedRoute)
 
-OVERLAP_SECONDS: Final = 24 * 3600  #: how long a rotated secret still signs, unless another time is asked for
-_AT_ONCE: Final = 5_000  #: deliveries changed in one transaction
 
 EndpointId = Annotated[
     str, Path(description="The endpoint's id.", json_schema_extra={"pattern": ids.pattern(ids.ENDPOINT)})
@@ -108,21 +105,17 @@ def create_endpoint(
     response: Response,
 ) -> NewEndpointSchema:
     """Have events sent to a URL, from now on. The URL's host is resolved at once, and refused if it is not public."""
-    url = guard.check(request.url, context.settings).url
-    with context.store.begin() as unit:
-        made = unit.webhooks.create_endpoint(
-            key.tenant_id,
-            url,
-            signature.new_secret(),
-            frozenset(request.events),
-            request.description,
-            key=signature.new_key() if request.asymmetric else None,
-            limit=context.settings.max_endpoints,
-        )
-        if not request.enabled:
-            made = unit.webhooks.disable(key.tenant_id, made.id)
-    response.headers["Location"] = f"/v1/webhooks/endpoints/{made.id}"
-    return NewEndpointSchema(**EndpointSchema.of(made).model_dump(), secret=made.secrets[0])
+    endpoint = services.create_endpoint(
+        context,
+        key.tenant_id,
+        request.url,
+        events=request.events,
+        description=request.description,
+        enabled=request.enabled,
+        asymmetric=request.asymmetric,
+    )
+    response.headers["Location"] = f"/v1/webhooks/endpoints/{endpoint.id}"
+    return NewEndpointSchema(**EndpointSchema.of(endpoint).model_dump(), secret=endpoint.secrets[0])
 
 
 @router.get("/endpoints", summary="List endpoints", responses=responses(*ALWAYS))
@@ -142,8 +135,7 @@ def list_endpoints(
 @router.get("/endpoints/{endpoint_id}", summary="Look at an endpoint", responses=responses(*ALWAYS, 404))
 def get_endpoint(context: Context, key: Reader, endpoint_id: EndpointId) -> EndpointSchema:
     """The endpoint and how it fares."""
-    with context.store.begin() as unit:
-        return EndpointSchema.of(unit.webhooks.endpoint(key.tenant_id, endpoint_id))
+    return EndpointSchema.of(services.get_endpoint(context, key.tenant_id, endpoint_id))
 
 
 @router.patch(
@@ -156,44 +148,29 @@ def change_endpoint(
     request: Annotated[EndpointUpdate, Body(openapi_examples=_CHANGE)],
 ) -> EndpointSchema:
     """Change its URL, description, events or signatures, and switch it off or on. What waits goes to its new URL."""
-    with context.store.begin() as unit:
-        unit.webhooks.endpoint(key.tenant_id, endpoint_id)  # a stranger's guesses are not resolved for him
-    url = None if request.url is None else guard.check(request.url, context.settings).url
-    with context.store.begin() as unit:
-        now = unit.webhooks.edit(
-            key.tenant_id,
-            endpoint_id,
-            url=url,
-            description=request.description,
-            events=None if request.events is None else frozenset(request.events),
-        )
-        if request.asymmetric is not None:
-            now = unit.webhooks.set_key(key.tenant_id, endpoint_id, signature.new_key() if request.asymmetric else None)
-        if request.enabled is not None:
-            switch = unit.webhooks.enable if request.enabled else unit.webhooks.disable
-            now = switch(key.tenant_id, endpoint_id)
-    return EndpointSchema.of(now)
+    changed = services.update_endpoint(
+        context,
+        key.tenant_id,
+        endpoint_id,
+        url=request.url,
+        description=request.description,
+        events=request.events,
+        enabled=request.enabled,
+        asymmetric=request.asymmetric,
+    )
+    return EndpointSchema.of(changed)
 
 
 @router.delete("/endpoints/{endpoint_id}", summary="Delete an endpoint", responses=responses(*ALWAYS, 404))
 def delete_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId) -> EndpointSchema:
     """Send it nothing more, and forget what was sent. One that jobs name as `webhook` comes back with the next one."""
-    with context.store.begin() as unit:
-        last = unit.webhooks.disable(key.tenant_id, endpoint_id)
-    cleared = _AT_ONCE
-    while cleared == _AT_ONCE:  # in parts: a million deliveries must not be one transaction
-        with context.store.begin() as unit:
-            cleared = unit.webhooks.delete_deliveries(key.tenant_id, endpoint_id, _AT_ONCE)
-            if cleared < _AT_ONCE:
-                unit.webhooks.remove(key.tenant_id, endpoint_id)
-    return EndpointSchema.of(last)
+    return EndpointSchema.of(services.delete_endpoint(context, key.tenant_id, endpoint_id))
 
 
 @router.get("/endpoints/{endpoint_id}/secret", summary="Read an endpoint's secret", responses=responses(*ALWAYS, 404))
 def get_secret(context: Context, key: SecretReader, endpoint_id: EndpointId) -> SecretSchema:
     """What its webhooks are signed with, also of an endpoint that was made for the `webhook` of jobs."""
-    with context.store.begin() as unit:
-        return SecretSchema.of(unit.webhooks.endpoint(key.tenant_id, endpoint_id))
+    return SecretSchema.of(services.get_endpoint(context, key.tenant_id, endpoint_id))
 
 
 @router.post(
@@ -205,14 +182,10 @@ def rotate_secret(
     endpoint_id: EndpointId,
     overlap_seconds: Annotated[
         int, Query(ge=0, le=7 * 24 * 3600, description="How long the old secret signs beside the new one.")
-    ] = OVERLAP_SECONDS,
+    ] = services.OVERLAP_SECONDS,
 ) -> SecretSchema:
     """Give it a new secret, and a new key pair if it has one. Until the old ones expire each webhook carries all."""
-    with context.store.begin() as unit:
-        now = unit.webhooks.rotate(
-            key.tenant_id, endpoint_id, signature.new_secret(), overlap_seconds, signature.new_key()
-        )
-    return SecretSchema.of(now)
+    return SecretSchema.of(services.rotate_secret(context, key.tenant_id, endpoint_id, overlap_seconds))
 
 
 @router.post(
@@ -223,11 +196,9 @@ def rotate_secret(
 )
 def test_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId, response: Response) -> DeliverySchema:
     """Send a `context.test` event to this endpoint alone, whatever events it asks for."""
-    with context.store.begin() as unit:
-        delivery_id = unit.webhooks.send_test(key.tenant_id, endpoint_id)
-        made = unit.deliveries.get(key.tenant_id, delivery_id)
-    response.headers["Location"] = f"/v1/webhooks/deliveries/{made.id}"
-    return DeliverySchema.of(made)
+    delivery = services.send_test(context, key.tenant_id, endpoint_id)
+    response.headers["Location"] = f"/v1/webhooks/deliveries/{delivery.id}"
+    return DeliverySchema.of(delivery)
 
 
 # -- deliveries --------------------------------------------------------------------------------------------------------
@@ -265,14 +236,7 @@ def resend_dead(
         created_after=request.created_after,
         created_before=request.created_before,
     )
-    with context.store.begin() as unit:
-        begun = unit.now()
-    count, some = 0, _AT_ONCE
-    while some == _AT_ONCE:
-        with context.store.begin() as unit:
-            some = unit.deliveries.resend_dead(key.tenant_id, wanted, begun, _AT_ONCE)
-        count += some
-    return ResendReport(count=count)
+    return ResendReport(count=services.resend_dead(context, key.tenant_id, wanted))
 
 
 @router.get("/deliveries/{delivery_id:delivery}", summary="Look at a delivery", responses=responses(*ALWAYS, 404))
@@ -289,5 +253,4 @@ def get_delivery(context: Context, key: Reader, delivery_id: DeliveryId) -> Deli
 )
 def resend_delivery(context: Context, key: Submitter, delivery_id: DeliveryId) -> DeliverySchema:
     """Send it now, delivered before or not, under the same `webhook-id`, and by the whole schedule if that fails."""
-    with context.store.begin() as unit:
-        return DeliverySchema.of(unit.deliveries.resend(key.tenant_id, delivery_id))
+    return DeliverySchema.of(services.resend(context, key.tenant_id, delivery_id))

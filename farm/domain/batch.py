@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,7 +10,8 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from farm.domain.job import NewJob
-from farm.domain.resolve import RANDOM_SEED_LIMIT
+from farm.domain.parameters import stored_name
+from farm.domain.resolve import random_seed
 from farm.domain.states import Priority
 from farm.domain.tasks import MAX_SEED
 from farm.errors import BadInput, FieldProblem
@@ -189,9 +189,10 @@ def sweep_size(groups: Sequence[Mapping[str, Sequence[object]]], repeats: int) -
                 FieldProblem(f"sweep.{number}", told, "the lists of one group are zipped, so they must be equally long")
             )
         for name in group:
-            if name in seen:
-                problems.append(FieldProblem(f"sweep.{number}.{name}", None, f"is in group {seen[name]} already"))
-            seen.setdefault(name, number)
+            stored = stored_name(name)
+            if stored in seen:
+                problems.append(FieldProblem(f"sweep.{number}.{name}", None, f"is already in group {seen[stored]}"))
+            seen.setdefault(stored, number)
     if problems:
         raise BadInput(*problems)
     size = math.prod(len(next(iter(group.values()))) for group in groups) * repeats
@@ -212,7 +213,7 @@ def sweep(
     stays one of a kind, and so it does with every later group that it is multiplied by.
     """
     sizes = [len(next(iter(group.values()))) for group in groups]
-    base = secrets.randbelow(RANDOM_SEED_LIMIT)
+    base = random_seed()
     named = next((number for number, group in enumerate(groups) if "custom_id" in group), None)
     copies = repeats * math.prod(size for number, size in enumerate(sizes) if number != named)
     used: dict[int, int] = {}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, Self
 
 from farm.domain.media import MediaMetadata, pixels
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import JobSpec
+
+#: What a retry copies of the old job: it is the same request again. Times are not copied: they may have passed.
+RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "max_attempts")
+#: What a variant copies, which has another spec: it is another request, with no name yet and nobody to notify.
+VARIANT_FIELDS: Final = ("priority", "metadata", "max_attempts")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,22 @@ class NewJob:
     retry_of: str | None = None  #: the job whose spec this one repeats
     not_before: datetime | None = None  #: not handed over before this time
     deadline: datetime | None = None  #: fails if it still waits then
+
+    @classmethod
+    def retry(cls, old: Job) -> Self:
+        """The job that repeats a failed or canceled one."""
+        return cls(**_copied(old, RETRY_FIELDS), retry_of=old.id)
+
+    @classmethod
+    def variant(cls, old: Job, spec: JobSpec, priority: Priority | None = None) -> Self:
+        """The job that asks for another spec, and maybe another priority, than an old one."""
+        copied = _copied(old, VARIANT_FIELDS)
+        return cls(**copied | {"spec": spec} | ({} if priority is None else {"priority": priority}))
+
+
+def _copied(old: Job, names: tuple[str, ...]) -> dict[str, Any]:
+    copied = {name: getattr(old, name) for name in names}
+    return copied | {"metadata": tuple(old.metadata.items())}
 
 
 @dataclass(frozen=True)

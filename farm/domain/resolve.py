@@ -21,9 +21,14 @@ from farm.errors import BadInput, FieldProblem
 
 #: PNDM is a four-step method: with fewer, diffusers' scheduler runs off the end of its history.
 PNDM_STEPS = 4
-RANDOM_SEED_LIMIT = 2**32  #: drawn seeds stay below this, so that they can be copied through tools that hold 32 bits
+RANDOM_SEED_LIMIT = 2**32  #: random seeds are below this, so that tools that hold 32 bits can copy them
 
 MAX_SCHEDULE_AHEAD = timedelta(days=366)  #: how far ahead a job's times may lie
+
+
+def random_seed() -> int:
+    """A seed for a request that names none."""
+    return secrets.randbelow(RANDOM_SEED_LIMIT)
 
 
 def check_times(request: AnyJobRequest, now: datetime) -> list[FieldProblem]:
@@ -116,7 +121,7 @@ def resolve(request: AnyJobRequest, model: Model, images: Mapping[str, InputFile
         num_inference_steps=steps,
         guidance_scale=model.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         scheduler=scheduler,
-        seed=secrets.randbelow(RANDOM_SEED_LIMIT) if request.seed is None else request.seed,
+        seed=random_seed() if request.seed is None else request.seed,
         num_images_per_prompt=request.num_images_per_prompt,
         width=width,
         height=height,

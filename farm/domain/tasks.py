@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -68,7 +69,7 @@ class OutputFormat(StrEnum):
 
 
 def storable(text: str) -> str:
-    """Refuse what PostgreSQL cannot store: NUL and lone surrogates."""
+    """Return text that PostgreSQL can store: without NUL and lone surrogates. Raises `ValueError`."""
     if "\x00" in text:
         raise ValueError("must not contain NUL characters")
     try:
@@ -124,62 +125,67 @@ class FrozenValue(BaseModel):
 
 
 class Lora(FrozenValue):
-    """A LoRA of the model's registry entry, and how strongly it is worn."""
+    """A LoRA of the model's registry entry."""
 
     name: str = Field(min_length=1, max_length=100, description="One of the model's `loras` in `GET /v1/models`.")
-    scale: Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)] = 1.0
+    scale: Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)] = Field(1.0, description="Its strength.")
 
 
 class JobRequest(FrozenValue):
-    """What every task takes. Fields left out are decided by the model's defaults; a seed is drawn and returned."""
+    """The parameters of every task. What is absent is decided by the model's defaults."""
 
     model: str | None = Field(
         None,
         max_length=200,
-        description="A model id from `GET /v1/models`; the farm's first model for the task if absent.",
+        description="A model id from `GET /v1/models`; the first model that does the task if absent.",
     )
-    prompt: Prompt
-    negative_prompt: Prompt = ""
-    num_inference_steps: Steps | None = None
-    guidance_scale: Guidance | None = None
-    scheduler: Scheduler | None = None
-    seed: Seed | None = Field(None, description="Image i of a job is rendered from seed + i.")
-    num_images_per_prompt: Count = 1
-    width: Side | None = None
-    height: Side | None = None
+    prompt: Prompt = Field(description="What the image shows.")
+    negative_prompt: Prompt = Field("", description="What the image does not show.")
+    num_inference_steps: Steps | None = Field(
+        None,
+        validation_alias=AliasChoices("num_inference_steps", "steps"),
+        description="Denoising steps; `steps` is another name of it.",
+    )
+    guidance_scale: Guidance | None = Field(None, description="How closely the image follows the prompt.")
+    scheduler: Scheduler | None = Field(None, description="The sampling method.")
+    seed: Seed | None = Field(
+        None, description="Image i of a job is rendered from seed + i; drawn at random if absent."
+    )
+    num_images_per_prompt: Count = Field(1, description="How many images.")
+    width: Side | None = Field(None, description="Pixels.")
+    height: Side | None = Field(None, description="Pixels.")
     exact: bool | None = Field(
         None,
         strict=True,
         description=(
-            "true: the same bytes for the same parameters, whatever else the device renders. false: quicker where the "
-            "device is shared; a value may differ by 1/255. The model's default if absent."
+            "true: the same bytes for the same parameters, whatever else the device renders. false: faster where jobs "
+            "share a device; a value may differ by 1/255."
         ),
     )
-    loras: Annotated[tuple[Lora, ...], Field(max_length=MAX_LORAS)] = ()
+    loras: Annotated[tuple[Lora, ...], Field(max_length=MAX_LORAS)] = Field((), description="LoRAs of the model.")
     preview: bool = Field(
-        False, strict=True, description="Whether the events of the job carry small images of how far it is."
+        False, strict=True, description="Whether the job's events carry small images while it is rendered."
     )
-    output_format: OutputFormat = OutputFormat.PNG
-    priority: Priority = Priority.NORMAL
-    custom_id: CustomId | None = Field(
-        None, description="Your own name for the job; it travels to results and webhooks."
-    )
-    metadata: Metadata = Field(default_factory=dict)
-    webhook: str | None = Field(None, max_length=2_000, description="A URL that is told when the job is over.")
-    not_before: Moment | None = Field(None, description="When the job may be handed to a worker at the earliest.")
+    output_format: OutputFormat = Field(OutputFormat.PNG, description="The file format.")
+    priority: Priority = Field(Priority.NORMAL, description="Jobs of a higher class are dispatched first.")
+    custom_id: CustomId | None = Field(None, description="Your own name for the job; results and webhooks carry it.")
+    metadata: Metadata = Field(default_factory=dict, description="Your own texts by name; results carry them.")
+    webhook: str | None = Field(None, max_length=2_000, description="A URL that is notified when the job is finished.")
+    not_before: Moment | None = Field(None, description="The earliest time at which the job is dispatched to a worker.")
     deadline: Moment | None = Field(
-        None, description="If the job still waits then, it fails as `deadline_exceeded`. What runs is not stopped."
+        None,
+        description="A job that still waits at this time fails as `deadline_exceeded`. A running job is not stopped.",
     )
 
 
 class TextToImageRequest(JobRequest):
-    """An image from words."""
+    """An image from text."""
 
     task: Literal[Task.TEXT_TO_IMAGE]
 
 
 class ImageToImageRequest(JobRequest):
-    """An image from words and an image."""
+    """An image from text and an image."""
 
     task: Literal[Task.IMAGE_TO_IMAGE]
     image: InputReference
@@ -187,7 +193,7 @@ class ImageToImageRequest(JobRequest):
 
 
 class InpaintingRequest(JobRequest):
-    """The white part of a mask is painted anew."""
+    """The white part of a mask is replaced."""
 
     task: Literal[Task.INPAINTING]
     image: InputReference
@@ -196,7 +202,7 @@ class InpaintingRequest(JobRequest):
 
 
 class DepthToImageRequest(JobRequest):
-    """An image from words with the depth of another."""
+    """An image from text with the depth of another image."""
 
     task: Literal[Task.DEPTH_TO_IMAGE]
     image: InputReference
@@ -209,6 +215,14 @@ class DepthToImageRequest(JobRequest):
 AnyJobRequest = Annotated[
     TextToImageRequest | ImageToImageRequest | InpaintingRequest | DepthToImageRequest, Field(discriminator="task")
 ]
+
+#: The class of each task's requests.
+REQUESTS: Final[dict[Task, type[JobRequest]]] = {
+    Task.TEXT_TO_IMAGE: TextToImageRequest,
+    Task.IMAGE_TO_IMAGE: ImageToImageRequest,
+    Task.INPAINTING: InpaintingRequest,
+    Task.DEPTH_TO_IMAGE: DepthToImageRequest,
+}
 
 #: The image fields of each task, in the order they are shown.
 INPUT_FIELDS: Final[dict[Task, tuple[str, ...]]] = {

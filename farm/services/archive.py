@@ -107,7 +107,7 @@ def cut(chunks: Iterable[bytes], skip: int, length: int | None) -> Iterator[byte
             return
 
 
-def wanted(header: str | None, total: int) -> tuple[int, int] | None:
+def parse_range(header: str | None, total: int) -> tuple[int, int] | None:
     """The bytes (first, end) that a ``Range`` asks for (RFC 9110); None: all, as for what is not understood.
 
     Raises `ValueError` for a range that is outside.
@@ -122,5 +122,5 @@ def wanted(header: str | None, total: int) -> tuple[int, int] | None:
         if found[2] and int(found[2]) < first:
             return None
     if first >= end:
-        raise ValueError(f"there are {total} bytes")
+        raise ValueError(f"the file has {total} bytes")
     return first, end

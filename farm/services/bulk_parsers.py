@@ -1,52 +1,40 @@
-"""Bulk bodies, read as they arrive: bytes in, (line number, request) out, and never more than a line in memory."""
+"""Bodies of bulk requests, parsed while they arrive: bytes in, (line number, request) out, one line at a time."""
 
 from __future__ import annotations
 
 import csv
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from farm.domain.tasks import (
-    DepthToImageRequest,
-    ImageToImageRequest,
-    InpaintingRequest,
-    TextToImageRequest,
-)
+from farm.domain.parameters import PARAMETERS, from_text, stored_name
 from farm.errors import BadInput, FieldProblem
 
 JSONL: Final = ("application/jsonl", "application/x-ndjson")
 CSV: Final = "text/csv"
 MAX_LINE: Final = 2**20  #: bytes
 
-#: Every parameter of every task, and so every column that a CSV may have beside ``metadata.…``.
-FIELDS: Final[tuple[str, ...]] = tuple(
-    dict.fromkeys(
-        name
-        for shape in (TextToImageRequest, ImageToImageRequest, InpaintingRequest, DepthToImageRequest)
-        for name in shape.model_fields
-    )
-)
-_WHOLE: Final = frozenset({"num_inference_steps", "seed", "num_images_per_prompt", "width", "height"})
-_FRACTIONS: Final = frozenset({"guidance_scale", "strength"})
-_FLAGS: Final = {"true": True, "false": False}
-_METADATA: Final = "metadata."
-_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}(?:\.0+)?", re.ASCII)
-_DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+METADATA_PREFIX: Final = "metadata."
+#: What a CSV column may be called, besides ``metadata.<name>``.
+COLUMNS: Final = tuple(name for one in PARAMETERS.values() if one.name != "metadata" for name in one.names)
 
 
 @dataclass(frozen=True)
 class RefusedLine:
-    """A line whose request cannot be taken, known before it is checked as a job."""
+    """A line that an adapter has refused before it is checked as a job."""
 
     custom_id: str
     problems: tuple[FieldProblem, ...]
 
 
-#: One line of a body: its number, and its request or what is wrong with the line as a whole.
+#: One line of a body: its number, and its request, or what is wrong with the line as a whole.
 BulkLine = tuple[int, dict[str, Any] | FieldProblem | RefusedLine]
+
+
+def parse(media_type: str, chunks: Iterable[bytes]) -> Iterator[BulkLine]:
+    """The lines of a body of that media type, `CSV` or one of `JSONL`. Raises `BadInput`."""
+    return table(chunks) if media_type == CSV else jsonl(chunks)
 
 
 def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -67,7 +55,7 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def jsonl(chunks: Iterable[bytes]) -> Iterator[BulkLine]:
-    """One JSON object per line; empty lines are passed over."""
+    """One JSON object per line; empty lines are skipped."""
     for number, line in enumerate(split(chunks), start=1):
         raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if not raw.strip():
@@ -100,7 +88,7 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def table(chunks: Iterable[bytes]) -> Iterator[BulkLine]:
-    """CSV (RFC 4180) whose first row names the parameters; an empty cell leaves its parameter open.
+    """CSV (RFC 4180) whose first row names the parameters; an empty cell leaves its parameter out.
 
     Raises `BadInput` for a header that cannot be used, and where the text stops being CSV.
     """
@@ -114,45 +102,33 @@ def table(chunks: Iterable[bytes]) -> Iterator[BulkLine]:
             return
         except csv.Error as error:
             raise BadInput(FieldProblem("body", None, f"is not valid CSV: {error}", number)) from error
-        here, number = number, reader.line_num + 1
+        line, number = number, reader.line_num + 1
         if not any(cells):
             continue
         if columns is None:
             columns = [cell.strip() for cell in cells]
-            _check_header(columns, here)
+            _check_header(columns, line)
             continue
         if len(cells) > len(columns):
             message = f"has {len(cells)} cells, and the header names {len(columns)} columns"
-            yield here, FieldProblem("line", cells[len(columns)], message, here)
+            yield line, FieldProblem("line", cells[len(columns)], message, line)
             continue
-        yield here, row(zip(columns, cells, strict=False))
+        yield line, row(zip(columns, cells, strict=False))
 
 
 def row(cells: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """A request from texts: numbers where the parameter is one; what is no number stays text, to be refused by name."""
+    """A request from (parameter, text) pairs; an empty text leaves its parameter out."""
     request: dict[str, Any] = {}
     metadata: dict[str, str] = {}
-    for name, cell in cells:
-        if name.startswith(_METADATA):
-            if cell:
-                metadata[name.removeprefix(_METADATA)] = cell
-        elif cell.strip():
-            request[name] = value(name, cell)
+    for name, text in cells:
+        if name.startswith(METADATA_PREFIX):
+            if text:
+                metadata[name.removeprefix(METADATA_PREFIX)] = text
+        elif text.strip():
+            request[name] = from_text(name, text)
     if metadata:
         request["metadata"] = metadata
     return request
-
-
-def value(name: str, cell: str) -> object:
-    """A parameter's value from its text."""
-    text = cell.strip()
-    if name in _WHOLE and _INTEGER.fullmatch(text):
-        return int(text.partition(".")[0])
-    if name in _FRACTIONS and _DECIMAL.fullmatch(text):
-        return float(text)
-    if name in ("exact", "preview") and text.lower() in _FLAGS:
-        return _FLAGS[text.lower()]
-    return cell if name in ("prompt", "negative_prompt") else text
 
 
 def _text(lines: Iterable[bytes]) -> Iterator[str]:
@@ -167,19 +143,15 @@ def _text(lines: Iterable[bytes]) -> Iterator[str]:
 
 def _check_header(columns: list[str], line: int) -> None:
     problems = []
+    seen: dict[str, str] = {}
     for name in columns:
-        known = name in FIELDS and name != "metadata"
-        if not known and not (name.startswith(_METADATA) and len(name) > len(_METADATA)):
-            allowed = ", ".join(one for one in FIELDS if one != "metadata")
-            problems.append(
-                FieldProblem(name or "header", name, f"is no parameter; columns are: {allowed}, metadata.<name>", line)
-            )
-        elif columns.count(name) > 1:
-            problems.append(FieldProblem(name, name, "names two columns", line))
+        stored = stored_name(name)
+        if name not in COLUMNS and not (name.startswith(METADATA_PREFIX) and len(name) > len(METADATA_PREFIX)):
+            message = f"is not a parameter; columns are: {', '.join(COLUMNS)}, metadata.<name>"
+            problems.append(FieldProblem(name or "header", name, message, line))
+        elif stored in seen:
+            message = "is the name of two columns" if seen[stored] == name else f"is another name of {seen[stored]}"
+            problems.append(FieldProblem(name, name, message, line))
+        seen.setdefault(stored, name)
     if problems:
         raise BadInput(*problems)
-
-
-def merged(defaults: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
-    """The request with defaults for what it leaves open."""
-    return {**defaults, **request}

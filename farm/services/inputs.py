@@ -1,4 +1,4 @@
-"""The input images of a request: from what the client wrote to stored content, before any transaction."""
+"""Input images: from what a request refers to to stored content, before any transaction."""
 
 from __future__ import annotations
 
@@ -7,76 +7,112 @@ from collections.abc import Callable
 from typing import Final
 
 from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, InputFile
-from farm.errors import BadInput, FieldProblem
-from farm.objects.intake import Intake
+from farm.errors import BadInput, NotFound
+from farm.services.context import ServiceContext
 from farm.store.files import StoredFile
-from farm.store.unit_of_work import Store
+
+MAX_FILENAME: Final = 200  #: characters of an upload's name that are kept
 
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
+_URL_SCHEMES: Final = ("https://", "http://")
 
 
 def references(request: AnyJobRequest) -> dict[str, str]:
-    """The request's images as it names them, by field."""
+    """The request's references to input images, by field."""
     given = {name: getattr(request, name) for name in INPUT_FIELDS[request.task]}
     return {name: reference for name, reference in given.items() if reference is not None}
 
 
 def is_stored(reference: str) -> bool:
-    """Whether it names an image that was uploaded before, by id or content."""
+    """Whether a reference names an image that was uploaded before, by id or by content."""
     return reference.startswith("file_") or _SHA256.fullmatch(reference) is not None
 
 
-def gather(given: dict[str, str], tenant_id: str, store: Store, intake: Intake) -> dict[str, InputFile]:
-    """The images that the references name. Fetches and stores what is not stored yet; blocks for as long.
+def is_url(reference: str) -> bool:
+    """Whether a reference is a URL to fetch."""
+    return reference[:8].lower().startswith(_URL_SCHEMES)
 
-    Raises `BadInput` with the problems of all of them.
+
+def must_be_stored(request: AnyJobRequest) -> bool:
+    """Whether an input image of the request has to be fetched or decoded first, which takes a while."""
+    return not all(map(is_stored, references(request).values()))
+
+
+def finder(context: ServiceContext, tenant_id: str) -> Callable[[str, str], InputFile]:
+    """What finds the image that a field of a request refers to; it blocks and raises `BadInput`.
+
+    It fetches and stores an image that is not stored yet, and records it as a file of the tenant.
     """
-    images: dict[str, InputFile] = {}
-    problems: list[FieldProblem] = []
-    for field, reference in given.items():
-        try:
-            images[field] = _image(field, reference, tenant_id, store, intake)
-        except BadInput as refused:
-            problems += refused.problems
-    if problems:
-        raise BadInput(*problems)
-    return images
+
+    def find(field: str, reference: str) -> InputFile:
+        if reference[:8].lower().startswith("data:"):
+            stored = context.intake.from_data_url(tenant_id, reference, field=field)
+        elif is_url(reference):
+            stored = context.intake.from_url(tenant_id, reference, field=field)
+        else:
+            return _known(context, tenant_id, field, reference)
+        return _record(context, tenant_id, stored, None)[0].content
+
+    return find
 
 
-def keep(store: Store, tenant_id: str, content: InputFile, filename: str | None) -> tuple[StoredFile, bool]:
-    """Record stored content as the tenant's file. Returns the file, and whether it is new."""
-    with store.begin() as unit:
+def store(
+    context: ServiceContext, tenant_id: str, data: bytes, filename: str | None = None, *, field: str
+) -> tuple[StoredFile, bool]:
+    """Store an encoded image as a file of the tenant. Returns it, and whether it is new.
+
+    Args:
+        context: the process's connections.
+        tenant_id: whose file it is.
+        data: the encoded image.
+        filename: the client's name for it, which may be anything.
+        field: what the client calls it, for errors.
+
+    Raises:
+        BadInput: it is not an image that may be used.
+    """
+    stored = context.intake.from_bytes(tenant_id, data, filename, field=field)
+    return _record(context, tenant_id, stored, filename)
+
+
+def get_file(context: ServiceContext, tenant_id: str, file_id: str) -> StoredFile:
+    """A file of the tenant. Raises `NotFound`."""
+    with context.store.begin() as unit:
+        file = unit.files.get(tenant_id, file_id)
+    if file is None:
+        raise NotFound("file", file_id)
+    return file
+
+
+def _record(
+    context: ServiceContext, tenant_id: str, content: InputFile, filename: str | None
+) -> tuple[StoredFile, bool]:
+    with context.store.begin() as unit:
         known = unit.files.by_content(tenant_id, content.sha256)
         if known is not None:
             return known, False
-        return unit.files.add(tenant_id, content, filename), True
+        return unit.files.add(tenant_id, content, _storable(filename)), True
 
 
-def _image(field: str, reference: str, tenant_id: str, store: Store, intake: Intake) -> InputFile:
-    scheme = reference[:8].lower()
-    take: Callable[..., InputFile]
-    if scheme.startswith("data:"):
-        take = intake.from_data_url
-    elif scheme.startswith(("https://", "http://")):
-        take = intake.from_url
-    else:
-        return _known(field, reference, tenant_id, store)
-    file, _ = keep(store, tenant_id, take(tenant_id, reference, field=field), None)
-    return file.content
+def _storable(filename: str | None) -> str | None:
+    """The last part of what the client calls the file, in characters that can be stored."""
+    text = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+    text = "".join(letter for letter in text if letter.isprintable())
+    return text.encode("utf-8", "replace").decode()[:MAX_FILENAME] or None
 
 
-def _known(field: str, reference: str, tenant_id: str, store: Store) -> InputFile:
+def _known(context: ServiceContext, tenant_id: str, field: str, reference: str) -> InputFile:
     content = _SHA256.fullmatch(reference)
     if content is None and not reference.startswith("file_"):
         raise BadInput.of(
             field, reference, "must be a file id (file_…), sha256:… of an uploaded file, an https URL or a data URL"
         )
-    with store.begin() as unit:
+    with context.store.begin() as unit:
         file = (
             unit.files.get(tenant_id, reference)
             if content is None
             else unit.files.by_content(tenant_id, content[1].lower())
         )
     if file is None:
-        raise BadInput.of(field, reference, "there is no such file; upload it with POST /v1/files")
+        raise BadInput.of(field, reference, "is not an uploaded file; upload it with POST /v1/files")
     return file.content

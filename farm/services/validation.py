@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from farm.domain.parameters import stored_name
 from farm.domain.tasks import AnyJobRequest, Task
 from farm.errors import BadInput, FieldProblem
 
@@ -49,9 +50,14 @@ def problem_of(error: Mapping[str, Any]) -> FieldProblem:
     if kind == "missing":
         return FieldProblem(field, None, "is required")
     if kind == "extra_forbidden":
+        stored = stored_name(str(path[-1])) if path else field
+        if path and stored != path[-1]:
+            return FieldProblem(field, value, f"is another name of {stored}; give one of them")
         return FieldProblem(field, value, "is not a field of this request")
     if kind in ("model_attributes_type", "model_type", "dict_type") and not path:
         return FieldProblem(field, value, "must be a JSON object")
+    if kind in ("list_type", "tuple_type"):
+        return FieldProblem(field, value, "must be a list")
     if kind == "value_error":
         return FieldProblem(field, value, str(context.get("error", error["msg"])))
     if kind == "string_unicode":

@@ -35,7 +35,7 @@ from farm.domain.states import EventType, JobState, Priority
 from farm.errors import DatabaseUnavailable
 from farm.store import cursor as cursors
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, Events
-from farm.store.tables import BatchRow, EventRow, JobRow, OutputRow
+from farm.store.tables import RETRY_COLUMNS, BatchRow, EventRow, JobRow, OutputRow
 
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
 LONG_STATEMENT_SECONDS: Final = 600
@@ -85,16 +85,15 @@ _INSERT_STAGED_REST: Final = text(_INSERT.format(place="row_number() OVER (ORDER
     *_IDS
 )
 # The new jobs' ids ascend with their place: what `ids.IdSeries` makes, in SQL.
-_COPY_UNSUCCESSFUL: Final = text("""
-    INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
-                     webhook, retry_of, batch_id, batch_seq)
+_COPIED: Final = ", ".join(RETRY_COLUMNS)
+_COPY_UNSUCCESSFUL: Final = text(f"""
+    INSERT INTO job (id, tenant_id, state, retry_of, batch_id, batch_seq, {_COPIED})
     SELECT CAST(:prefix || lpad(to_hex(place), 8, '0') || substr(md5(random()::text), 1, 7) AS uuid),
-           tenant_id, 'queued', task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook, id,
-           :batch, place
+           tenant_id, 'queued', id, :batch, place, {_COPIED}
     FROM (SELECT job.*, row_number() OVER (ORDER BY batch_seq) AS place FROM job
           WHERE batch_id = :old AND state IN ('failed', 'canceled')) AS ended
     ORDER BY place
-""").bindparams(bindparam("batch", type_=Uuid), bindparam("old", type_=Uuid))
+""").bindparams(bindparam("batch", type_=Uuid), bindparam("old", type_=Uuid))  # noqa: S608 - of constants
 # A paused job keeps its place in its queue; the index of the queues has ``paused`` before the place, so the dispatcher
 # never meets what is paused, however much that is.
 _PROPAGATE: Final = text("""

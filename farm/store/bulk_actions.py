@@ -29,11 +29,10 @@ from farm.domain import ids
 from farm.domain.batch import Staged
 from farm.domain.job import JobFilter, Selection
 from farm.domain.states import EventType, JobState
-from farm.store.tables import EndpointRow, EventRow, JobRow
+from farm.store.tables import RETRY_COLUMNS, EndpointRow, EventRow, JobRow
 
 CANCEL_CHUNK: Final = 100_000  #: jobs ended by one statement, so that the locks are not held for long
 WAITING: Final = (JobState.QUEUED.value, JobState.DISPATCHED.value)
-_COPIED: Final = ("task", "model", "priority", "spec", "cost", "max_attempts", "custom_id", "webhook")
 # one at a time for a tenant: two at once would both repeat what neither has repeated yet
 _LOCK_TENANT: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('repeat ' || :tenant, 0))")
 
@@ -157,14 +156,13 @@ class BulkActions:
         made = (
             insert(JobRow.__table__)  # type: ignore[arg-type]
             .from_select(
-                ["id", "tenant_id", "state", "retry_of", "metadata", *_COPIED],
+                ["id", "tenant_id", "state", "retry_of", *RETRY_COLUMNS],
                 select(
                     name,
                     old.c.tenant_id,
                     literal(JobState.QUEUED.value),
                     old.c.id,
-                    old.c.metadata,
-                    *(old.c[column] for column in _COPIED),
+                    *(old.c[column] for column in RETRY_COLUMNS),
                 ).order_by(old.c.place),
                 include_defaults=False,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -30,6 +30,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from farm.domain import ids
+from farm.domain.job import RETRY_FIELDS
 
 
 class PublicId(TypeDecorator[str]):
@@ -281,6 +282,12 @@ class JobRow(Base):
     claimed_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+#: The columns of `RETRY_FIELDS`, for statements that retry many jobs at once.
+RETRY_COLUMNS: Final = tuple(
+    column for name in RETRY_FIELDS for column in (("task", "model", "spec", "cost") if name == "spec" else (name,))
+)
 
 
 class OutputRow(Base):

@@ -23,7 +23,6 @@ from PIL import Image
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.api.batches import PAGE
 from farm.client import AsyncFarm, Farm, Job, WaitedTooLong
 from farm.domain import ids
 from farm.domain.batch import MILESTONES, BatchState
@@ -32,6 +31,7 @@ from farm.errors import BadInput
 from farm.objects.presign import Credentials, Presigner
 from farm.objects.storage import content_disposition
 from farm.services import bulk
+from farm.services.batches import PAGE
 from farm.settings import Settings
 from farm.store import queue
 from farm.webhooks.signature import new_secret
@@ -262,7 +262,7 @@ def test_a_batch_is_deleted_with_its_images_once_it_is_over(api: Api, client: ht
 def test_an_archive_that_broke_anywhere_goes_on_to_the_same_bytes(
     api: Api, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.api.batches.PAGE", 4)
+    monkeypatch.setattr("farm.services.batch_archive.PAGE", 4)
     assert PAGE > 4
     batch = submit(client, [*balls(7, num_images_per_prompt=2), *balls(1, custom_id="ä" * 60, width=128)])
     path = f"/v1/batches/{batch['id']}/archive?format=tar"

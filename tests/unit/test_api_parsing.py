@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from farm.api.jobs import parse_prefer_wait
 from farm.api.sse import position
+from farm.api.waiting import parse_prefer_wait
 from farm.services.validation import MAX_VALUE, shown
 
 

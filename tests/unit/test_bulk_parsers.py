@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from farm.domain import ids
 from farm.domain.batch import SeedPlan, sweep, sweep_size
+from farm.domain.parameters import from_text
 from farm.errors import BadInput, FieldProblem
 from farm.services import archive, bulk_parsers
 from farm.services.archive import Member
@@ -80,12 +81,12 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
 
 
 def test_words_that_are_no_numbers_stay_for_the_check_to_name() -> None:
-    assert bulk_parsers.value("seed", " 7 ") == 7
-    assert bulk_parsers.value("seed", "7.5") == "7.5"
-    assert bulk_parsers.value("width", "512.0") == 512
-    assert bulk_parsers.value("guidance_scale", "7") == 7.0
-    assert bulk_parsers.value("guidance_scale", "nan") == "nan"
-    assert bulk_parsers.value("prompt", " 7 ") == " 7 "
+    assert from_text("seed", " 7 ") == 7
+    assert from_text("seed", "7.5") == "7.5"
+    assert from_text("width", "512.0") == 512
+    assert from_text("guidance_scale", "7") == 7.0
+    assert from_text("guidance_scale", "nan") == "nan"
+    assert from_text("prompt", " 7 ") == " 7 "
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 3))

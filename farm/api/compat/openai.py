@@ -21,11 +21,11 @@ from farm.api.compat.adapter import Adapter, AdapterCall, AdapterError, ErrorInf
 from farm.api.compat.openai_images import NAMES, ImagesRequest, images_of, read_request
 from farm.api.compat.submission import render, store_image
 from farm.domain.model import Model
+from farm.domain.parameters import from_text
 from farm.domain.states import Priority
 from farm.domain.tasks import Task
 from farm.errors import BadInput
 from farm.objects import images
-from farm.services import bulk_parsers
 
 PREFIX: Final = "/compat/openai/v1"
 MAX_FILE_BYTES: Final = openai_batches.MAX_FILE_BYTES
@@ -110,7 +110,7 @@ def _form_value(field: str, text: str) -> object:
         return text == "true"
     if field in _NUMBERS and text.isascii() and text.isdigit() and len(text) < 20:
         return int(text)
-    return bulk_parsers.value(field, text)
+    return from_text(field, text)
 
 
 def _painted_anew(call: AdapterCall, mask: bytes) -> bytes:

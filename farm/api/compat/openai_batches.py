@@ -23,7 +23,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from farm.api import batches as native
 from farm.api.compat.adapter import AdapterCall, AdapterError, reads, submits
 from farm.api.compat.openai_images import NAMES, ResponseFormat, images_of, read_request
 from farm.api.compat.submission import rename_fields
@@ -35,7 +34,7 @@ from farm.domain.states import JobState, Priority
 from farm.domain.tasks import Metadata, Task
 from farm.errors import BadInput, BatchRefused, FieldProblem, NotFound
 from farm.objects import keys
-from farm.services import bulk, bulk_parsers, validation
+from farm.services import batches, bulk, bulk_parsers, validation
 from farm.services.bulk import BatchOptions
 from farm.services.bulk_parsers import BulkLine, RefusedLine
 from farm.store import cursor as cursors
@@ -358,11 +357,10 @@ def _requests(chunks: Iterator[bytes] | Any) -> Iterator[BulkLine]:
 
 
 def _own(call: AdapterCall, batch_id: str, shown: str | None = None) -> Batch:
-    with call.context.store.begin() as unit:
-        batch = unit.batches.get(batch_id, call.tenant_id)
-    if batch is None:
-        raise NotFound("batch" if shown is None else "file", shown or batch_id)
-    return batch
+    try:
+        return batches.get(call.context, call.tenant_id, batch_id)
+    except NotFound:
+        raise NotFound("batch" if shown is None else "file", shown or batch_id) from None
 
 
 def _page(call: AdapterCall, limit: int, after: str | None) -> tuple[list[Batch], bool]:
@@ -390,8 +388,7 @@ def get_batch(call: AdapterCall) -> Response:
 
 def cancel_batch(call: AdapterCall) -> Response:
     """``POST /batches/{batch}/cancel``."""
-    native.cancel_batch(call.context, call.key, call.path("batch"))
-    return JSONResponse(_shape(_own(call, call.path("batch"))))
+    return JSONResponse(_shape(batches.cancel(call.context, call.tenant_id, call.path("batch"))))
 
 
 def _shape(batch: Batch) -> dict[str, Any]:

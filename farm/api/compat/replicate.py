@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import anyio.to_thread
@@ -34,7 +35,7 @@ from farm.api.compat.adapter import (
 )
 from farm.api.compat.submission import cancel, get_job, submit
 from farm.api.dependencies import AppContext
-from farm.api.jobs import over, parse_prefer_wait
+from farm.api.waiting import parse_prefer_wait, wait
 from farm.domain.job import Job, JobFilter, Output
 from farm.domain.model import Model
 from farm.domain.states import Priority
@@ -221,7 +222,7 @@ async def create_prediction(call: AdapterCall) -> Response:
     job = await submit(call, asked, NAMES)
     seconds = parse_prefer_wait(call.request.headers.get("prefer"), MAX_WAIT)
     if seconds is not None:
-        job = await over(call.context, job, seconds)
+        job = await wait(call.context, job, seconds)
     told = await run_in_threadpool(_shape, call, job)
     if seconds is not None and not job.state.terminal:
         told["status"] = "starting"  # the clients take anything else for the end of a wait that was long enough
@@ -375,32 +376,25 @@ async def create_file(call: AdapterCall) -> Response:
             raise BadInput.of("content", None, "is required: the image, as a file of the form")
         data, filename = await part.read(), part.filename
 
-    def keep() -> StoredFile:
-        store_image = call.context.intake.from_bytes(call.tenant_id, data, filename, field="content")
-        return inputs.keep(call.context.store, call.tenant_id, store_image, (filename or "")[:200] or None)[0]
-
-    file = await anyio.to_thread.run_sync(keep, limiter=call.context.fetching)
+    store = partial(inputs.store, call.context, call.tenant_id, data, filename, field="content")
+    file, _ = await anyio.to_thread.run_sync(store, limiter=call.context.fetching)
     return JSONResponse(_file(call, file), 201)
 
 
 def get_file(call: AdapterCall) -> Response:
     """``GET /v1/files/{file}``."""
-    with call.context.store.begin() as unit:
-        file = unit.files.get(call.tenant_id, call.path("file"))
-    if file is None:
-        raise NotFound("file", call.path("file"))
-    return JSONResponse(_file(call, file))
+    return JSONResponse(_file(call, inputs.get_file(call.context, call.tenant_id, call.path("file"))))
 
 
 def _file(call: AdapterCall, file: StoredFile) -> dict[str, Any]:
-    image = file.content
+    content = file.content
     return {
         "id": file.id,
         "name": file.filename or file.id,
-        "content_type": image.media_type,
-        "size": file.content.size,
-        "etag": image.sha256,
-        "checksums": {"sha256": image.sha256},
+        "content_type": content.media_type,
+        "size": content.size,
+        "etag": content.sha256,
+        "checksums": {"sha256": content.sha256},
         "metadata": {},
         "created_at": stamp(file.created_at),
         "expires_at": None,

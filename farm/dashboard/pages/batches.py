@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
+import anyio.to_thread
 from fastapi import APIRouter, Form, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from farm import lifecycle
-from farm.api import batches as api
-from farm.api.batch_schemas import BatchUpdate
+from farm.api import downloads
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
 from farm.domain.batch import Batch
 from farm.domain.states import JobState, Priority
 from farm.errors import NotFound
-from farm.services.contact_sheet import SheetFormat
+from farm.services import batch_archive
+from farm.services import batches as services
+from farm.services.batch_archive import ArchiveFormat
 from farm.store.dashboard_queries import Wanted
-from farm.store.tenants import Key
 
 PATH: Final = f"{HOME}/batches"
 LINK: Final = Link("Work", "Batches", PATH, 0)
@@ -97,100 +97,95 @@ def now(request: Request, context: Context, user: CurrentUser, batch_id: str) ->
     return render(request, "batch_now.html", batch=_found(context, user, batch_id))
 
 
-# -- taking it home ----------------------------------------------------------------------------------------------------
+# -- downloads ---------------------------------------------------------------------------------------------------------
 
 
 @router.get("/{batch_id}/results.jsonl")
 def results(context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """Every job that is over, as JSON lines."""
-    return api.get_batch_results(context, _theirs(context, user, batch_id), batch_id)
+    """Every finished job, as JSON lines."""
+    return downloads.results(context, _found(context, user, batch_id))
 
 
 @router.get("/{batch_id}/errors.jsonl")
 def errors(context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """What went wrong, as JSON lines."""
-    return api.get_batch_errors(context, _theirs(context, user, batch_id), batch_id)
+    """The refused lines and the failed jobs, as JSON lines."""
+    return downloads.errors(context, _found(context, user, batch_id))
 
 
 @router.get("/{batch_id}/images.{form}")
-def archive(context: Context, user: CurrentUser, batch_id: str, form: api.ArchiveFormat) -> Response:
+def archive(context: Context, user: CurrentUser, batch_id: str, form: ArchiveFormat) -> Response:
     """All images as one download."""
-    return api.get_batch_archive(context, _theirs(context, user, batch_id), batch_id, form)
+    return downloads.archived(context, _found(context, user, batch_id), form)
 
 
 @router.get("/{batch_id}/sheet.jpeg")
 async def sheet(context: Context, user: CurrentUser, batch_id: str) -> Response:
     """The images side by side."""
-    key = await run_in_threadpool(_theirs, context, user, batch_id)
-    return await api.get_contact_sheet(context, key, batch_id, None, None, 192, SheetFormat.JPEG)
+    batch = await run_in_threadpool(_found, context, user, batch_id)
+    drawn = await anyio.to_thread.run_sync(batch_archive.draw_contact_sheet, context, batch, limiter=context.drawing)
+    return Response(drawn, media_type="image/jpeg")
 
 
-# -- doing something ---------------------------------------------------------------------------------------------------
+# -- actions -----------------------------------------------------------------------------------------------------------
 
 
 @router.post("/{batch_id}/cancel")
 def cancel(context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """Stop what waits at once, what runs at its next step."""
-    api.cancel_batch(context, _steered(context, user, batch_id), batch_id)
-    return see(f"{PATH}/{batch_id}", "Canceled: what runs stops at its next step.")
+    """Cancel every job of a batch."""
+    services.cancel(context, _owner(context, user, batch_id), batch_id)
+    return see(f"{PATH}/{batch_id}", "Canceled. Running jobs stop at their next denoising step.")
 
 
 @router.post("/{batch_id}/pause")
 def pause(context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """Hand nothing over any more."""
-    api.pause_batch(context, _steered(context, user, batch_id), batch_id)
-    return see(f"{PATH}/{batch_id}", "Paused: what is at workers goes on, the rest waits.")
+    """Dispatch none of a batch's jobs."""
+    services.pause(context, _owner(context, user, batch_id), batch_id)
+    return see(f"{PATH}/{batch_id}", "Paused. Jobs at workers are finished; the others wait.")
 
 
 @router.post("/{batch_id}/resume")
 def resume(context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """Go on."""
-    api.resume_batch(context, _steered(context, user, batch_id), batch_id)
-    return see(f"{PATH}/{batch_id}", "The batch goes on, from the place in the queue that it had.")
+    """Dispatch a paused batch's jobs again."""
+    services.resume(context, _owner(context, user, batch_id), batch_id)
+    return see(f"{PATH}/{batch_id}", "Resumed. The jobs keep their places in the queue.")
 
 
 @router.post("/{batch_id}/priority")
-def prioritise(context: Context, user: CurrentUser, batch_id: str, priority: Annotated[Priority, Form()]) -> Response:
-    """Move what waits to another class."""
-    api.change_batch(context, _steered(context, user, batch_id), batch_id, BatchUpdate(priority=priority))
-    return see(f"{PATH}/{batch_id}", f"Its jobs wait in the class {priority} now.")
+def set_priority(context: Context, user: CurrentUser, batch_id: str, priority: Annotated[Priority, Form()]) -> Response:
+    """Change the priority of a batch's unfinished jobs."""
+    services.change(context, _owner(context, user, batch_id), batch_id, priority=priority)
+    return see(f"{PATH}/{batch_id}", f"The jobs have the priority {priority} now.")
 
 
 @router.post("/{batch_id}/retry")
 def retry(context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """What did not succeed, as a new batch."""
-    key = _steered(context, user, batch_id)
-    with context.store.begin() as unit:
-        new = lifecycle.retry_batch(unit, key.tenant_id, batch_id)
-    return see(f"{PATH}/{new.id}", f"This batch repeats the {new.counts.total:,} jobs that did not succeed.")
+    """Submit the failed and canceled jobs again as a new batch."""
+    new = services.retry(context, _owner(context, user, batch_id), batch_id)
+    return see(f"{PATH}/{new.id}", f"This batch retries {new.counts.total:,} failed or canceled jobs.")
 
 
 @router.get("/{batch_id}/delete")
-def weigh(request: Request, context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """What deleting it would remove."""
-    weighed = api.delete_batch(context, _steered(context, user, batch_id), batch_id, dry_run=True)
-    return render(request, "batch_delete.html", batch=_found(context, user, batch_id), weighed=weighed)
+def confirm_delete(request: Request, context: Context, user: CurrentUser, batch_id: str) -> Response:
+    """What deleting a batch would remove."""
+    holdings = services.contents(context, _owner(context, user, batch_id), batch_id)
+    return render(request, "batch_delete.html", batch=_found(context, user, batch_id), holdings=holdings)
 
 
 @router.post("/{batch_id}/delete")
 def delete(context: Context, user: CurrentUser, batch_id: str) -> Response:
-    """Remove it with its jobs and their images."""
-    gone = api.delete_batch(context, _steered(context, user, batch_id), batch_id)
+    """Delete a batch with its jobs and their images."""
+    gone = services.delete(context, _owner(context, user, batch_id), batch_id)
     return see(PATH, f"Deleted: {gone.jobs:,} jobs and {gone.outputs:,} images.")
 
 
-def _theirs(context: AppContext, user: User, batch_id: str) -> Key:
-    return user.key_for(_found(context, user, batch_id).tenant_id)
-
-
-def _steered(context: AppContext, user: User, batch_id: str) -> Key:
-    return user.key_for(user.require_change(_found(context, user, batch_id).tenant_id))
+def _owner(context: AppContext, user: User, batch_id: str) -> str:
+    """The tenant of a batch that the user may change. Raises `NotFound` and `Forbidden`."""
+    return user.require_change(_found(context, user, batch_id).tenant_id)
 
 
 def _found(context: AppContext, user: User, batch_id: str) -> Batch:
     with context.store.begin() as unit:
         owner = unit.dashboard_queries.owner(batch_id)
-        found = unit.batches.get(batch_id, owner) if owner is not None and user.tenant in (None, owner) else None
-    if found is None:
+    if owner is None or user.tenant not in (None, owner):
         raise NotFound("batch", batch_id)
-    return found
+    return services.get(context, owner, batch_id)

@@ -12,14 +12,13 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from farm import lifecycle
-from farm.api import bulk_actions
 from farm.api.dependencies import AppContext, Context
-from farm.dashboard.pages.jobs import with_new_seed
 from farm.dashboard.rendering import HOME, CurrentUser, PageRoute, render
 from farm.dashboard.session import User
 from farm.domain.job import Job, JobFilter, Selection
 from farm.domain.states import JobState
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, QuotaExceeded
+from farm.services import bulk_actions, jobs
 from farm.store.dashboard_queries import Wanted
 from farm.store.unit_of_work import UnitOfWork
 
@@ -63,8 +62,8 @@ def _retry(unit: UnitOfWork, user: User, job: Job) -> str:
 
 
 def _rerun(unit: UnitOfWork, user: User, job: Job) -> str:
-    made, _ = lifecycle.submit(unit, user.require_change(job.tenant_id), with_new_seed(job))
-    return made.id
+    user.require_change(job.tenant_id)
+    return jobs.submit_rerun(unit, job).id
 
 
 ACTIONS: Final = {
@@ -161,13 +160,9 @@ def _do_all(context: AppContext, user: User, action: str, wanted: Wanted, *, sur
         wanted=JobFilter(states=wanted.states, **{name: getattr(wanted, name) or None for name in FILTERS})
     )
     with context.store.begin() as unit:
-        unit.batches.allow_long_statements()
-        matching = {
-            owner: unit.bulk_actions.count_cancelable(owner, chosen)
-            if action == "cancel"
-            else unit.bulk_actions.count_retryable(owner, chosen).total
-            for owner in _owners(unit, user, wanted)
-        }
+        owners = _owners(unit, user, wanted)
+    count_matching = bulk_actions.count_cancelable if action == "cancel" else bulk_actions.count_retryable
+    matching = {owner: count_matching(context, owner, chosen) for owner in owners}
     count = sum(matching.values())
     if not sure:
         return count, None
@@ -177,14 +172,13 @@ def _do_all(context: AppContext, user: User, action: str, wanted: Wanted, *, sur
             continue
         user.require_change(owner)
         if action == "cancel":
-            told = bulk_actions.cancel_selection(context, owner, chosen, matched)
-            report.done += told.canceled + told.stopping
-            if not told.complete:
-                report.skipped["are left for another time: do it again"] += max(0, matched - told.canceled)
+            done = bulk_actions.cancel(context, owner, chosen)
+            report.done += done.canceled + done.stopping
+            if not done.complete:
+                report.skipped["could not be reached in time; repeat the action"] += max(0, matched - done.canceled)
             continue
         try:
-            with context.store.begin() as unit:
-                report.done += lifecycle.retry_selected(unit, owner, chosen)
+            report.done += bulk_actions.retry(context, owner, chosen)
             report.unnamed = True
         except QuotaExceeded as refused:
             report.skipped[str(refused)] += matched

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import shlex
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final
@@ -12,20 +11,19 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from farm import lifecycle
 from farm.api.dependencies import AppContext, Context
+from farm.dashboard import forms
 from farm.dashboard.rendering import HEADERS, HOME, TEMPLATES, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
-from farm.domain.job import Job, NewJob
-from farm.domain.resolve import RANDOM_SEED_LIMIT, choose_model, resolve
-from farm.domain.states import JobState, Priority
-from farm.domain.tasks import AnyJobRequest, OutputFormat, Scheduler, Task
+from farm.domain.job import Job
+from farm.domain.parameters import to_text
+from farm.domain.states import JobState
+from farm.domain.tasks import Task
 from farm.errors import BadInput, FieldProblem, NotFound
-from farm.services import validation
+from farm.services import jobs as services
 from farm.store.dashboard_queries import Wanted
 from farm.store.deliveries import DeliveryFilter
 
@@ -39,8 +37,6 @@ STREAM_SECONDS: Final = 300.0  #: a live page asks again after this long, so tha
 REREAD_SECONDS: Final = 2.0  #: a change is noticed within this time even if nobody tells of it
 PAUSE_SECONDS: Final = 0.2  #: between two renderings of a live page
 HEARTBEAT_SECONDS: Final = 15.0
-_REQUEST: Final[TypeAdapter[Any]] = TypeAdapter(AnyJobRequest)
-
 Text = Annotated[str, Query(max_length=300)]
 Cursor = Annotated[str, Query(max_length=100)]
 States = Annotated[list[JobState], Query(max_length=6)]
@@ -175,60 +171,41 @@ def _python(parameters: dict[str, Any], base: str) -> str:
     )
 
 
-# -- doing something -------------------------------------------------------------------------------------------------
+# -- actions ---------------------------------------------------------------------------------------------------------
 
 
 @router.post("/{job_id}/cancel")
 def cancel(context: Context, user: CurrentUser, job_id: str) -> Response:
-    """Stop it."""
-    with context.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
-        lifecycle.cancel(unit, user.require_change(old.tenant_id), job_id)
-    return see(f"{PATH}/{job_id}", "The job is canceled, or stops at its next step.")
+    """Cancel a job."""
+    services.cancel(context, _owner(context, user, job_id), job_id)
+    return see(f"{PATH}/{job_id}", "The job is canceled, or stops at its next denoising step.")
 
 
 @router.post("/{job_id}/retry")
 def retry(context: Context, user: CurrentUser, job_id: str) -> Response:
-    """The same again, as a new job."""
-    with context.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
-        new = lifecycle.retry(unit, user.require_change(old.tenant_id), job_id)
-    return see(f"{PATH}/{new.id}", "This job repeats the one that did not succeed.")
+    """Submit a failed or canceled job again as a new job."""
+    new = services.retry(context, _owner(context, user, job_id), job_id)
+    return see(f"{PATH}/{new.id}", f"This job is a retry of {job_id}.")
 
 
 @router.post("/{job_id}/rerun")
 def rerun(context: Context, user: CurrentUser, job_id: str) -> Response:
-    """The same with another seed, as a new job."""
-    with context.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
-        user.require_change(old.tenant_id)
-        new, _ = lifecycle.submit(unit, old.tenant_id, with_new_seed(old))
-    return see(f"{PATH}/{new.id}", "This job asks for the same with another seed.")
+    """Submit a job again with another seed as a new job."""
+    new = services.rerun(context, _owner(context, user, job_id), job_id)
+    return see(f"{PATH}/{new.id}", f"This job has the parameters of {job_id} and another seed.")
 
 
-def with_new_seed(old: Job) -> NewJob:
-    """What the job asked for, with a seed that is drawn now."""
-    return NewJob(
-        spec=old.spec.model_copy(update={"seed": secrets.randbelow(RANDOM_SEED_LIMIT)}),
-        priority=old.priority,
-        metadata=tuple(old.metadata.items()),
-        max_attempts=old.max_attempts,
-    )
-
-
-def _own(found: Job | None, job_id: str) -> Job:
-    if found is None:
-        raise NotFound("job", job_id)
-    return found
+def _owner(context: AppContext, user: User, job_id: str) -> str:
+    """The tenant of a job that the user may change. Raises `NotFound` and `Forbidden`."""
+    return user.require_change(services.get(context, user.tenant, job_id).tenant_id)
 
 
 @router.get("/{job_id}/edit")
 def edit(request: Request, context: Context, user: CurrentUser, job_id: str) -> Response:
-    """A form with what it asked for."""
-    with context.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
+    """A form with the job's parameters."""
+    old = services.get(context, user.tenant, job_id)
     user.require_change(old.tenant_id)
-    given = {name: "" if value is None else str(value) for name, value in old.spec.parameters().items()}
+    given = {name: to_text(value) for name, value in old.spec.parameters().items()}
     return _form(request, old, given | {"priority": old.priority.value}, ())
 
 
@@ -241,45 +218,21 @@ async def resubmit(request: Request, context: Context, user: CurrentUser, job_id
 
 
 def _resubmit(request: Request, context: AppContext, user: User, job_id: str, given: dict[str, str]) -> Response:
-    with context.store.begin() as unit:
-        old = _own(unit.jobs.get(job_id, user.tenant), job_id)
+    old = services.get(context, user.tenant, job_id)
     user.require_change(old.tenant_id)
-    body = old.spec.parameters() | {name: _typed(name, text) for name, text in given.items() if name in _FIELDS}
+    changes = dict.fromkeys(name for name in forms.VARIANT if name in given) | forms.request(given, forms.VARIANT)
+    changes["prompt"] = given.get("prompt", "")
     try:
-        asked = _REQUEST.validate_python(body)
-        spec = resolve(asked, choose_model(asked, context.registry), dict(old.spec.inputs))
-    except ValidationError as error:
-        return _form(request, old, given, validation.of_body(error))
+        job = services.resubmit(context, old.tenant_id, job_id, changes)
     except BadInput as error:
         return _form(request, old, given, error.problems)
-    new = NewJob(spec, asked.priority, metadata=tuple(old.metadata.items()), max_attempts=old.max_attempts)
-    with context.store.begin() as unit:
-        job, _ = lifecycle.submit(unit, old.tenant_id, new)
     return see(f"{PATH}/{job.id}", "Submitted.")
-
-
-_WHOLE: Final = frozenset({"num_inference_steps", "seed", "num_images_per_prompt", "width", "height"})
-_REAL: Final = frozenset({"guidance_scale", "strength"})
-_WORDS: Final = frozenset({"prompt", "negative_prompt", "scheduler", "output_format", "priority"})
-_FIELDS: Final = _WHOLE | _REAL | _WORDS
-
-
-def _typed(name: str, text: str) -> object:
-    """A form's text as the field's type; what is not a number stays text, which validation tells of."""
-    stripped = text.strip()
-    if name in _WORDS:
-        return text
-    if not stripped:
-        return None
-    try:
-        return int(stripped) if name in _WHOLE and len(stripped) < 20 else float(stripped)
-    except ValueError:
-        return stripped
 
 
 def _form(
     request: Request, old: Job, given: dict[str, str], wrong: tuple[FieldProblem, ...] | list[FieldProblem]
 ) -> Response:
+    hidden = forms.PROMPTS if old.spec.strength is not None else (*forms.PROMPTS, "strength")
     return render(
         request,
         "job_edit.html",
@@ -287,7 +240,6 @@ def _form(
         job=old,
         given=given,
         wrong={one.field: one.message for one in wrong},
-        schedulers=list(Scheduler),
-        formats=list(OutputFormat),
-        priorities=list(Priority),
+        fields=forms.VARIANT,
+        inputs=forms.fields(forms.VARIANT, hidden=hidden),
     )

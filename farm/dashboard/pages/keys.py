@@ -7,18 +7,17 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import ValidationError
 
-from farm.api import keys as api
 from farm.api.dependencies import Context
+from farm.api.keys import KeyCreate
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
-from farm.dashboard.session import User
 from farm.errors import BadInput
-from farm.store.tenants import Scope
+from farm.store.tenants import Scope, Tenant
 
 PATH: Final = f"{HOME}/keys"
 LINK: Final = Link("Settings", "API keys", PATH, 10, (Scope.ADMIN,))
 router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
 
-Tenant = Annotated[str, Query(max_length=60)]
+TenantId = Annotated[str, Query(max_length=60)]
 OfTenant = Annotated[str, Form(alias="tenant", max_length=60)]
 
 #: What the scopes allow, for the form.
@@ -31,7 +30,7 @@ MEANING: Final = {
 
 
 @router.get("")
-def keys(request: Request, context: Context, user: CurrentUser, tenant: Tenant = "") -> Response:
+def keys(request: Request, context: Context, user: CurrentUser, tenant: TenantId = "") -> Response:
     """A tenant's keys, those that live first."""
     user.require(Scope.ADMIN)
     with context.store.begin() as unit:
@@ -54,44 +53,35 @@ def make(
     """A new key, whose text is shown this once."""
     user.require(Scope.ADMIN)
     try:
-        asked = api.KeyCreate(name=name.strip(), scopes=scope)
+        new = KeyCreate(name=name.strip(), scopes=scope)
     except ValidationError as error:
         raise BadInput.of("name", name, "a key needs a name and at least one scope") from error
-    return _shown(
-        request,
-        context,
-        user,
-        tenant,
-        api.create_key(context, user.key, asked, tenant or None).key,
-        f"the key {name!r}",
-    )
+    with context.store.begin() as unit:
+        of = unit.tenants.existing(tenant or user.key.tenant_id)
+        key, text = unit.tenants.create_key(of.id, new.name, frozenset(new.scopes))
+    return _shown(request, of, text, f"the key {key.name!r}")
 
 
 @router.post("/{key_id}/rotate")
 def rotate(request: Request, context: Context, user: CurrentUser, key_id: str, tenant: OfTenant = "") -> Response:
-    """A second key of the same name and scopes, beside the first one."""
+    """A second key with the same name and scopes."""
     user.require(Scope.ADMIN)
-    made = api.rotate_key(context, user.key, key_id, tenant or None)
-    return _shown(
-        request,
-        context,
-        user,
-        tenant,
-        made.key,
-        f"the second key {made.name!r}; the first one lives until you revoke it",
-    )
+    with context.store.begin() as unit:
+        of = unit.tenants.existing(tenant or user.key.tenant_id)
+        key, text = unit.tenants.rotate(of.id, key_id)
+    return _shown(request, of, text, f"the second key {key.name!r}, which replaces the first when you revoke that one,")
 
 
 @router.post("/{key_id}/revoke")
 def revoke(context: Context, user: CurrentUser, key_id: str, tenant: OfTenant = "") -> Response:
     """End a key at once."""
     user.require(Scope.ADMIN)
-    gone = api.revoke_key(context, user.key, key_id, tenant or None)
-    return see(f"{PATH}?tenant={tenant}" if tenant else PATH, f"The key {gone.name!r} opens nothing any more.")
-
-
-def _shown(request: Request, context: Context, user: User, tenant: str, secret: str, what: str) -> Response:
     with context.store.begin() as unit:
         of = unit.tenants.existing(tenant or user.key.tenant_id)
+        gone = unit.tenants.revoke(of.id, key_id)
+    return see(f"{PATH}?tenant={of.id}", f"The key {gone.name!r} is revoked.")
+
+
+def _shown(request: Request, of: Tenant, secret: str, what: str) -> Response:
     back = f"{PATH}?tenant={of.id}"
-    return render(request, "secret.html", title="API key", secret=secret, what=f"{what} of {of.name}", back=back)
+    return render(request, "secret.html", title="API key", secret=secret, what=f"is {what} of {of.name}", back=back)

@@ -9,8 +9,7 @@ from fastapi import APIRouter, Form, Request, Response
 from farm.api.dependencies import Context
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.worker import WorkerState
-from farm.errors import NotFound
-from farm.store.events import QUEUE_CHANNEL
+from farm.services import pauses
 from farm.store.tenants import Scope
 
 PATH: Final = f"{HOME}/models"
@@ -36,23 +35,14 @@ def models(request: Request, context: Context, user: CurrentUser) -> Response:
 @router.post("/pause")
 def pause(context: Context, user: CurrentUser, model: Annotated[str, Form(max_length=200)]) -> Response:
     """Hand over nothing that needs this model."""
-    _known(context, user, model)
-    with context.store.begin() as unit:
-        unit.pauses.pause(model)
-    return see(PATH, f"Jobs for {model} wait until it is resumed.")
+    user.require(Scope.OPERATE, Scope.ADMIN)
+    pauses.pause_model(context, model)
+    return see(PATH, f"Model {model} is paused. Jobs at workers are finished; the others wait.")
 
 
 @router.post("/resume")
 def resume(context: Context, user: CurrentUser, model: Annotated[str, Form(max_length=200)]) -> Response:
     """Hand its jobs over again."""
-    _known(context, user, model)
-    with context.store.begin() as unit:
-        unit.pauses.resume(model)
-        unit.events.notify(QUEUE_CHANNEL)
-    return see(PATH, f"Jobs for {model} are handed over again.")
-
-
-def _known(context: Context, user: CurrentUser, model: str) -> None:
     user.require(Scope.OPERATE, Scope.ADMIN)
-    if context.registry.get(model) is None:
-        raise NotFound("model", model)
+    pauses.resume_model(context, model)
+    return see(PATH, f"Model {model} is resumed.")

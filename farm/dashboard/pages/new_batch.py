@@ -15,10 +15,12 @@ from starlette.datastructures import UploadFile
 
 from farm.api.batch_schemas import BatchQuery
 from farm.api.dependencies import AppContext, Context
+from farm.dashboard import forms
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.batch import Batch, Estimate, NewBatch, OnError
+from farm.domain.parameters import PARAMETERS
 from farm.domain.states import Priority
-from farm.domain.tasks import OutputFormat, Scheduler, Task
+from farm.domain.tasks import Task
 from farm.errors import BadInput, BatchRefused, FieldProblem
 from farm.services import bulk, bulk_parsers, validation
 from farm.services.bulk import BatchOptions
@@ -30,21 +32,13 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 
 SHOWN: Final = 50  #: bad lines that the page names
 CHUNK: Final = 2**18  #: bytes
-FIELDS: Final = (
-    "name",
-    "on_error",
-    "task",
-    "model",
-    "prompt",
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-    "seed",
-    "width",
-    "height",
-    "output_format",
-    "priority",
+#: What the form gives.
+FIELDS: Final = tuple(name for name in BatchQuery.model_fields if name != "dry_run")
+#: The defaults that are shown when “More” is opened.
+MORE: Final = tuple(
+    name
+    for name in BatchQuery.model_fields
+    if name in PARAMETERS and name not in ("task", "model", *forms.MAIN, *forms.PROMPTS, *forms.IMAGES)
 )
 
 
@@ -67,16 +61,16 @@ def form(request: Request, context: Context, user: CurrentUser) -> Response:
 
 @router.post("")
 async def submit(request: Request, context: Context, user: CurrentUser) -> Response:
-    """Look through the file, and submit it unless only that was asked for."""
+    """Check the file, and submit it unless only a check was asked for."""
     user.require(Scope.SUBMIT)
-    async with request.form(max_files=1, max_fields=40) as sent:
+    async with request.form(max_files=1, max_fields=60) as sent:
         given = {name: value for name, value in sent.items() if isinstance(value, str)}
         part = sent.get("file")
         dry = given.get("act") != "submit"
         found: Batch | CheckResult
         if isinstance(part, UploadFile) and part.size:
             found = await anyio.to_thread.run_sync(
-                _take, context, user.key.tenant_id, given, part.file, part.filename or "", dry
+                _submit, context, user.key.tenant_id, given, part.file, part.filename or "", dry
             )
         else:
             found = CheckResult(None, (FieldProblem("file", None, "choose a CSV or JSONL file"),), 1)
@@ -85,7 +79,7 @@ async def submit(request: Request, context: Context, user: CurrentUser) -> Respo
     return await anyio.to_thread.run_sync(_form, request, context, given, found)
 
 
-def _take(
+def _submit(
     context: AppContext, tenant_id: str, given: dict[str, str], file: IO[bytes], filename: str, dry: bool
 ) -> Batch | CheckResult:
     try:
@@ -93,23 +87,20 @@ def _take(
     except ValidationError as error:
         wrong = validation.of_body(error)
         return CheckResult(None, tuple(wrong), len(wrong))
-    order = BatchOptions(NewBatch(query.name), query.defaults(), query.on_error, dry)
-    kind = _kind(file, filename)
-    digest = bulk.new_hash(order, kind)
-    chunks = bulk.hashed(_chunks(file), digest)
-    found = bulk_parsers.table(chunks) if kind == bulk_parsers.CSV else bulk_parsers.jsonl(chunks)
+    options = BatchOptions(NewBatch(query.name, webhook=query.webhook), query.defaults(), query.on_error, dry)
+    key = given.get("idempotency_key") or None
     try:
-        made, _ = bulk.submit(context, tenant_id, order, found, given.get("once") or None, digest.digest)
-    except BatchRefused as refused:
-        return CheckResult(None, refused.problems[:SHOWN], refused.count, refused.error_file)
-    except BadInput as refused:
-        return CheckResult(None, refused.problems[:SHOWN], len(refused.problems))
+        made, _ = bulk.submit_stream(context, tenant_id, options, _media_type(file, filename), _chunks(file), key)
+    except BatchRefused as error:
+        return CheckResult(None, error.problems[:SHOWN], error.count, error.error_file)
+    except BadInput as error:
+        return CheckResult(None, error.problems[:SHOWN], len(error.problems))
     if isinstance(made, Estimate):
         return CheckResult(made, made.problems[:SHOWN], made.refused)
     return made
 
 
-def _kind(file: IO[bytes], filename: str) -> str:
+def _media_type(file: IO[bytes], filename: str) -> str:
     """By its name, else by how it begins: a JSON line begins with a brace."""
     suffix = PurePath(filename.lower()).suffix
     if suffix == ".csv":
@@ -137,11 +128,11 @@ def _form(request: Request, context: AppContext, given: dict[str, str], checked:
         wrong={},
         checked=checked,
         on_error=given.get("on_error", ""),
-        once=given.get("once") or f"page-{secrets.token_urlsafe(18)}",
+        idempotency_key=given.get("idempotency_key") or f"page-{secrets.token_urlsafe(18)}",
         tasks=list(Task),
         models=[one.id for one in context.registry.models],
-        schedulers=list(Scheduler),
-        formats=list(OutputFormat),
+        on_error_choices=list(OnError),
+        main=forms.fields(name for name in forms.MAIN if name != "priority"),
+        more_fields=forms.fields(MORE),
         priorities=list(Priority),
-        ways=list(OnError),
     )

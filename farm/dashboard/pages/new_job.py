@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from functools import partial
+from typing import Annotated, Final
 
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from farm.api import jobs as api
 from farm.api.dependencies import AppContext, Context
+from farm.dashboard import forms
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
-from farm.domain.states import Priority
-from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, OutputFormat, Scheduler, Task
+from farm.domain.parameters import PARAMETERS
+from farm.domain.tasks import INPUT_FIELDS, Task
 from farm.errors import BadInput, FieldProblem
-from farm.services import bulk_parsers, inputs, validation
+from farm.services import inputs, jobs, validation
 from farm.store.tenants import Scope
 
 PATH: Final = f"{HOME}/render"
 LINK: Final = Link("Work", "Render", PATH, -20, (Scope.SUBMIT,))
 router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
 
-#: What the form says in words; the images come beside it.
-FIELDS: Final = (
-    "task",
-    "model",
-    "prompt",
-    "negative_prompt",
-    "num_inference_steps",
-    "guidance_scale",
-    "seed",
-    "num_images_per_prompt",
-    "width",
-    "height",
-    "scheduler",
-    "strength",
-    "output_format",
-    "priority",
-    "preview",
+#: What the form gives as text; the images come beside it.
+FIELDS: Final = tuple(name for name in PARAMETERS if name not in forms.IMAGES)
+#: The parameters that are shown when “More” is opened.
+MORE: Final = tuple(
+    name for name in FIELDS if name not in ("task", "model", "strength", "preview", *forms.MAIN, *forms.PROMPTS)
 )
-IMAGES: Final = ("image", "mask_image", "depth_map")
-_REQUEST: Final[TypeAdapter[Any]] = TypeAdapter(AnyJobRequest)
 Text = Annotated[str, Query(max_length=10_000)]
 
 
@@ -57,54 +43,42 @@ def form(
 
 @router.post("")
 async def submit(request: Request, context: Context, user: CurrentUser) -> Response:
-    """Keep the images, check the rest as the API does, and submit."""
+    """Store the images, check the rest as the API does, and submit."""
     user.require(Scope.SUBMIT)
-    tenant = user.key.tenant_id
+    tenant_id = user.key.tenant_id
     uploads: dict[str, bytes] = {}
-    async with request.form(max_files=len(IMAGES), max_fields=40) as sent:
+    async with request.form(max_files=len(forms.IMAGES), max_fields=60) as sent:
         given = {name: value for name, value in sent.items() if isinstance(value, str)}
-        for name in IMAGES:
+        for name in forms.IMAGES:
             part = sent.get(name)
             if isinstance(part, UploadFile) and part.size:
                 uploads[name] = await part.read()
     given.setdefault("task", Task.TEXT_TO_IMAGE.value)
     wrong: list[FieldProblem] = []
-    wanted = INPUT_FIELDS[Task(given["task"])] if given["task"] in set(Task) else ()
-    for name in wanted:
+    images = INPUT_FIELDS[Task(given["task"])] if given["task"] in set(Task) else ()
+    for name in images:
         if name in uploads:
+            store = partial(inputs.store, context, tenant_id, uploads[name], field=name)
             try:
-                given[f"{name}_id"] = await anyio.to_thread.run_sync(
-                    _keep, context, tenant, name, uploads[name], limiter=context.fetching
-                )
-            except BadInput as refused:
-                wrong += refused.problems
-    body = bulk_parsers.row((name, given[name]) for name in FIELDS if name in given)
+                file, _ = await anyio.to_thread.run_sync(store, limiter=context.fetching)
+            except BadInput as error:
+                wrong += error.problems
+            else:
+                given[f"{name}_id"] = file.id
+    body = forms.request(given, FIELDS)
     if given["task"] == Task.TEXT_TO_IMAGE:
         body.pop("strength", None)
     body.setdefault("prompt", "")
-    body |= {name: given[f"{name}_id"] for name in wanted if given.get(f"{name}_id")}
+    body |= {name: given[f"{name}_id"] for name in images if given.get(f"{name}_id")}
     if wrong:
         return await run_in_threadpool(_form, request, context, given, wrong)
     try:
-        asked = _asked(body)
-        new = await api.resolved(context, tenant, asked)
-        job, _ = await run_in_threadpool(api.store_job, context, tenant, new, None)
-    except BadInput as refused:
-        return await run_in_threadpool(_form, request, context, given, refused.problems)
+        job_request = validation.job_request(body)
+        submit_job = partial(jobs.submit, context, tenant_id, job_request)
+        job, _ = await anyio.to_thread.run_sync(submit_job, limiter=context.submit_limiter(job_request))
+    except BadInput as error:
+        return await run_in_threadpool(_form, request, context, given, error.problems)
     return see(f"{HOME}/jobs/{job.id}", "Submitted.")
-
-
-def _asked(body: dict[str, Any]) -> Any:
-    try:
-        return _REQUEST.validate_python(body)
-    except ValidationError as error:
-        raise BadInput(*validation.of_body(error)) from None
-
-
-def _keep(context: AppContext, tenant_id: str, field: str, data: bytes) -> str:
-    stored = context.intake.from_bytes(tenant_id, data, None, field=field)
-    file, _ = inputs.keep(context.store, tenant_id, stored, None)
-    return file.id
 
 
 def _form(
@@ -121,8 +95,9 @@ def _form(
         chosen=chosen,
         models=registry.models,
         tasks=list(Task),
-        fields=[*FIELDS, *IMAGES],
-        schedulers=list(Scheduler),
-        formats=list(OutputFormat),
-        priorities=list(Priority),
+        hints={name: f"{value}" for name, value in chosen.defaults.model_dump(mode="json").items()}
+        | {"seed": "random"},
+        fields=[*FIELDS, *forms.IMAGES],
+        main=forms.fields(forms.MAIN),
+        more_fields=forms.fields(MORE),
     )

@@ -13,9 +13,9 @@ from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render,
 from farm.dashboard.session import User
 from farm.domain.states import JobState
 from farm.domain.worker import Worker, WorkerState
+from farm.services import pauses
 from farm.store.activity_stats import ActivityCounts
 from farm.store.dashboard_queries import JobAtWorker
-from farm.store.events import QUEUE_CHANNEL
 from farm.store.tenants import Scope
 
 LINK: Final = Link("Farm", "Overview", HOME, 0)
@@ -78,19 +78,16 @@ def pace(context: Context, user: CurrentUser) -> Response:
 def pause(context: Context, user: CurrentUser) -> Response:
     """Stop hand-overs."""
     user.require(Scope.OPERATE, Scope.ADMIN)
-    with context.store.begin() as unit:
-        unit.pauses.pause()
-    return see(HOME, "The farm is paused: what is on devices goes on, nothing new is handed over.")
+    pauses.pause_farm(context)
+    return see(HOME, "The farm is paused. Jobs at workers are finished; no other job is dispatched.")
 
 
 @router.post("/resume")
 def resume(context: Context, user: CurrentUser) -> Response:
     """Go on."""
     user.require(Scope.OPERATE, Scope.ADMIN)
-    with context.store.begin() as unit:
-        unit.pauses.resume()
-        unit.events.notify(QUEUE_CHANNEL)
-    return see(HOME, "The farm goes on.")
+    pauses.resume_farm(context)
+    return see(HOME, "The farm is resumed.")
 
 
 def _latest(context: AppContext, user: User) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Form, Request, Response
 from pydantic import ValidationError
 
-from farm.api import tenants as api
-from farm.api import usage as api_usage
 from farm.api.dependencies import AppContext, Context
+from farm.api.tenants import TenantCreate, TenantUpdate
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
 from farm.errors import BadInput, FieldProblem, Forbidden
-from farm.store.events import QUEUE_CHANNEL
+from farm.services import pauses
+from farm.services import usage as services_usage
 from farm.store.tenants import Scope
 from farm.store.usage import Used
 
@@ -51,11 +51,12 @@ def make(context: Context, user: CurrentUser, name: Annotated[str, Form(max_leng
     """A new tenant, without limits and without a key."""
     user.require(Scope.ADMIN)
     try:
-        asked = api.TenantCreate(name=name.strip())
+        new = TenantCreate(name=name.strip())
     except ValidationError as error:
-        raise BadInput.of("name", name, "a tenant needs a name of at most 100 characters") from error
-    made = api.create_tenant(context, user.key, asked)
-    return see(f"{PATH}/{made.id}", "It has no key yet: make one under “API keys”.")
+        raise BadInput.of("name", name, "must have 1 to 100 characters") from error
+    with context.store.begin() as unit:
+        made = unit.tenants.create(new.name)
+    return see(f"{PATH}/{made.id}", "Created. It has no key yet: create one on the page “API keys”.")
 
 
 @router.get("/{tenant_id}")
@@ -69,10 +70,9 @@ def usage(context: Context, user: CurrentUser, tenant_id: str) -> Response:
     """The last days by day and model, for a spreadsheet."""
     _may_see(user, tenant_id)
     first, last = _days()
-    found = api_usage.usage(context, user.key, first, last, tenant_id, "csv")
-    assert isinstance(found, Response)
-    found.headers["Content-Disposition"] = f'attachment; filename="usage-{last}.csv"'
-    return found
+    text = services_usage.as_csv(services_usage.between(context, first, last, tenant_id))
+    headers = {"Content-Disposition": f'attachment; filename="usage-{last}.csv"'}
+    return Response(text, media_type="text/csv", headers=headers)
 
 
 @router.get("/{tenant_id}/usage.json")
@@ -110,8 +110,9 @@ def change(
         "retention_days": retention_days,
     }
     try:
-        asked = api.TenantUpdate.model_validate({field: _value(field, text) for field, text in given.items()})
-        api.change_tenant(context, user.key, tenant_id, asked)
+        new = TenantUpdate.model_validate({field: _value(field, text) for field, text in given.items()})
+        with context.store.begin() as unit:
+            unit.tenants.change(tenant_id, **new.changes())
     except ValidationError as error:
         wrong = {str(one["loc"][0]): one["msg"] for one in error.errors()}
         return _page(request, context, user, tenant_id, given, wrong, status=422)
@@ -127,13 +128,12 @@ def pause(context: Context, user: CurrentUser, tenant_id: str, switch: str) -> R
     """Hand none of its jobs over, or hand them over again."""
     user.require(Scope.OPERATE, Scope.ADMIN)
     if switch not in ("pause", "resume"):
-        raise BadInput.of("action", switch, "is pause or resume")
-    with context.store.begin() as unit:
-        unit.tenants.existing(tenant_id)
-        (unit.tenants.pause if switch == "pause" else unit.tenants.resume)(tenant_id)
-        unit.events.notify(QUEUE_CHANNEL)
-    told = "Its jobs wait until it is resumed; what is at workers goes on." if switch == "pause" else "Its jobs go on."
-    return see(f"{PATH}/{tenant_id}", told)
+        raise BadInput.of("action", switch, "must be pause or resume")
+    if switch == "pause":
+        pauses.pause_tenant(context, tenant_id)
+        return see(f"{PATH}/{tenant_id}", "Paused. Jobs at workers are finished; the others wait.")
+    pauses.resume_tenant(context, tenant_id)
+    return see(f"{PATH}/{tenant_id}", "Resumed. The tenant's jobs are dispatched again.")
 
 
 def _page(

@@ -7,17 +7,16 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import ValidationError
-from starlette.responses import Response as Answer
 
-from farm.api import webhooks as api
 from farm.api.dependencies import AppContext, Context
-from farm.api.webhook_schemas import DEFAULT_EVENTS, EndpointCreate, EndpointUpdate, ResendRequest
+from farm.api.webhook_schemas import DEFAULT_EVENTS, EndpointCreate, EndpointUpdate
+from farm.dashboard.filters import plural
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
 from farm.domain.endpoint import SUBSCRIBABLE, DeliveryState, DisabledReason, Endpoint
 from farm.errors import BadInput, FieldProblem, NotFound
+from farm.services import webhooks as services
 from farm.store.deliveries import DeliveryFilter
-from farm.store.tenants import Key
 
 PATH: Final = f"{HOME}/webhooks"
 LINK: Final = Link("Settings", "Webhooks", PATH, 0)
@@ -79,30 +78,29 @@ def make(
     tenant: Text = "",
 ) -> Response:
     """A new endpoint, whose secret is shown this once."""
-    key = user.key_for(user.require_change(tenant or user.key.tenant_id))
-    asked = _checked(EndpointCreate, url=url.strip(), description=description.strip(), events=event)
-    made = api.create_endpoint(context, key, asked, Answer())
-    return _secret(request, made.id, made.secret, f"what webhooks to {made.url} are signed with")
+    tenant_id = user.require_change(tenant or user.key.tenant_id)
+    new = _checked(EndpointCreate, url=url.strip(), description=description.strip(), events=event)
+    endpoint = services.create_endpoint(context, tenant_id, new.url, events=new.events, description=new.description)
+    return _secret(request, endpoint.id, endpoint.secrets[0], f"signs the webhooks to {endpoint.url}")
 
 
 @router.get("/deliveries/{delivery_id}")
 def delivery(request: Request, context: Context, user: CurrentUser, delivery_id: str) -> Response:
     """One event on its way to one endpoint, and each try."""
-    key = _of_delivery(context, user, delivery_id)
+    tenant_id = _owner_of_delivery(context, user, delivery_id)
     with context.store.begin() as unit:
-        sent = unit.deliveries.get(key.tenant_id, delivery_id)
+        sent = unit.deliveries.get(tenant_id, delivery_id)
         attempts = unit.deliveries.attempts(delivery_id)
-        endpoint = unit.webhooks.endpoint(key.tenant_id, sent.endpoint_id)
-    has_scope = user.can_change(key.tenant_id)
-    return render(request, "delivery.html", sent=sent, attempts=attempts, endpoint=endpoint, can_change=has_scope)
+        endpoint = unit.webhooks.endpoint(tenant_id, sent.endpoint_id)
+    can_change = user.can_change(tenant_id)
+    return render(request, "delivery.html", sent=sent, attempts=attempts, endpoint=endpoint, can_change=can_change)
 
 
 @router.post("/deliveries/{delivery_id}/resend")
 def resend(context: Context, user: CurrentUser, delivery_id: str) -> Response:
     """Send it now, by the whole schedule if that fails."""
-    key = _of_delivery(context, user, delivery_id)
-    user.require_change(key.tenant_id)
-    api.resend_delivery(context, key, delivery_id)
+    tenant_id = user.require_change(_owner_of_delivery(context, user, delivery_id))
+    services.resend(context, tenant_id, delivery_id)
     return see(f"{PATH}/deliveries/{delivery_id}", "It is sent again, under the same id.")
 
 
@@ -149,59 +147,61 @@ def change(
     event: Events = [],  # noqa: B006
 ) -> Response:
     """Another URL, description or choice of events."""
-    key = _steered(context, user, endpoint_id)
-    asked = _checked(EndpointUpdate, url=url.strip(), description=description.strip(), events=event)
-    api.change_endpoint(context, key, endpoint_id, asked)
+    tenant_id = _owner(context, user, endpoint_id)
+    new = _checked(EndpointUpdate, url=url.strip(), description=description.strip(), events=event)
+    services.update_endpoint(
+        context, tenant_id, endpoint_id, url=new.url, description=new.description, events=new.events
+    )
     return see(f"{PATH}/{endpoint_id}", "Saved. What waits goes to the URL that it has now.")
 
 
 @router.post("/{endpoint_id}/test")
 def test(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """A test event."""
-    api.test_endpoint(context, _steered(context, user, endpoint_id), endpoint_id, Answer())
+    services.send_test(context, _owner(context, user, endpoint_id), endpoint_id)
     return see(f"{PATH}/{endpoint_id}", "A farm.test event is on its way; reload to see how it went.")
 
 
 @router.post("/{endpoint_id}/rotate")
 def rotate(request: Request, context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """A new secret; the old one signs beside it for a day."""
-    now = api.rotate_secret(context, _steered(context, user, endpoint_id), endpoint_id)
-    return _secret(request, endpoint_id, now.secret, "the new secret; the old one signs beside it for a day")
+    endpoint = services.rotate_secret(context, _owner(context, user, endpoint_id), endpoint_id)
+    return _secret(request, endpoint_id, endpoint.secrets[0], "is the new secret; the old one also signs for a day")
 
 
 @router.post("/{endpoint_id}/enable")
 def enable(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """Send to it again."""
-    api.change_endpoint(context, _steered(context, user, endpoint_id), endpoint_id, EndpointUpdate(enabled=True))
+    services.update_endpoint(context, _owner(context, user, endpoint_id), endpoint_id, enabled=True)
     return see(f"{PATH}/{endpoint_id}", "Enabled: what happens from now on is sent.")
 
 
 @router.post("/{endpoint_id}/disable")
 def disable(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """Send nothing more to it."""
-    api.change_endpoint(context, _steered(context, user, endpoint_id), endpoint_id, EndpointUpdate(enabled=False))
+    services.update_endpoint(context, _owner(context, user, endpoint_id), endpoint_id, enabled=False)
     return see(f"{PATH}/{endpoint_id}", "Disabled: nothing is sent to it.")
 
 
 @router.post("/{endpoint_id}/resend")
 def resend_dead(context: Context, user: CurrentUser, endpoint_id: str, since: Text = "") -> Response:
     """Send again what was given up, all of it or since a time."""
-    key = _steered(context, user, endpoint_id)
+    tenant_id = _owner(context, user, endpoint_id)
     try:
         after = datetime.fromisoformat(since).replace(tzinfo=UTC) if since else None
     except ValueError as error:
         raise BadInput.of("since", since, "is not a time") from error
-    done = api.resend_dead(context, key, ResendRequest(endpoint_id=endpoint_id, created_after=after))
-    told = "1 delivery is" if done.count == 1 else f"{done.count:,} deliveries are"
-    return see(f"{PATH}/{endpoint_id}", f"{told} sent again.")
+    wanted = DeliveryFilter(endpoint_id=endpoint_id, created_after=after)
+    count = services.resend_dead(context, tenant_id, wanted)
+    return see(f"{PATH}/{endpoint_id}", f"{plural(count, 'delivery', 'deliveries')} will be sent again.")
 
 
 @router.post("/{endpoint_id}/delete")
 def delete(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
     """Send it nothing more, and forget what was sent."""
-    key = _steered(context, user, endpoint_id)
-    gone = api.delete_endpoint(context, key, endpoint_id)
-    return see(f"{PATH}?tenant={key.tenant_id}", f"Deleted: {gone.url} gets nothing more.")
+    tenant_id = _owner(context, user, endpoint_id)
+    gone = services.delete_endpoint(context, tenant_id, endpoint_id)
+    return see(f"{PATH}?tenant={tenant_id}", f"Deleted: nothing more is sent to {gone.url}.")
 
 
 def _secret(request: Request, endpoint_id: str, secret: str, what: str) -> Response:
@@ -225,13 +225,15 @@ def _found(context: AppContext, user: User, endpoint_id: str) -> Endpoint:
         return unit.webhooks.endpoint(owner, endpoint_id)
 
 
-def _steered(context: AppContext, user: User, endpoint_id: str) -> Key:
-    return user.key_for(user.require_change(_found(context, user, endpoint_id).tenant_id))
+def _owner(context: AppContext, user: User, endpoint_id: str) -> str:
+    """The tenant of an endpoint that the user may change. Raises `NotFound` and `Forbidden`."""
+    return user.require_change(_found(context, user, endpoint_id).tenant_id)
 
 
-def _of_delivery(context: AppContext, user: User, delivery_id: str) -> Key:
+def _owner_of_delivery(context: AppContext, user: User, delivery_id: str) -> str:
+    """The tenant of a delivery that the user may see. Raises `NotFound`."""
     with context.store.begin() as unit:
         owner = unit.dashboard_queries.owner_of_delivery(delivery_id)
     if owner is None or user.tenant not in (None, owner):
         raise NotFound("delivery", delivery_id)
-    return user.key_for(owner)
+    return owner

@@ -1,0 +1,96 @@
+"""Fields of forms, derived from the parameters of jobs: a new parameter is in every form without a word here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, from_text, to_text
+from farm.domain.tasks import JobSpec
+
+#: What people call a parameter, where it is not its name.
+LABELS: Final = {
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "num_images_per_prompt": "Images",
+    "output_format": "Format",
+    "mask_image": "Mask",
+    "loras": "LoRAs",
+    "custom_id": "Custom ID",
+}
+#: What to write into a field whose kind does not say it.
+EXAMPLES: Final = {
+    ParameterKind.LORAS: "name:0.8, other",
+    ParameterKind.METADATA: '{"sku": "A-1"}',
+    ParameterKind.TIME: "2026-01-31T22:00:00Z",
+}
+#: The parameters that decide what is rendered and are shown first; the others are behind “More”.
+MAIN: Final = (
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "width",
+    "height",
+    "seed",
+    "num_images_per_prompt",
+    "output_format",
+    "priority",
+)
+#: The parameters that forms lay out in their own way.
+PROMPTS: Final = ("prompt", "negative_prompt")
+IMAGES: Final = tuple(name for name, one in PARAMETERS.items() if one.kind is ParameterKind.INPUT)
+#: What a variant of a job may change: what its spec holds, but for the task and the model, and its priority.
+VARIANT: Final = tuple(
+    name
+    for name in PARAMETERS
+    if name == "priority" or (name in JobSpec.model_fields and name not in ("task", "model", "preview"))
+)
+
+
+@dataclass(frozen=True)
+class FormField:
+    """One input of a form."""
+
+    name: str
+    label: str
+    kind: str  #: ``number``, ``select`` or ``text``
+    step: str  #: of a ``number``
+    options: tuple[str, ...]  #: of a ``select``
+    optional: bool  #: whether no choice is one, too
+    default: str
+    example: str  #: of a ``text``
+    title: str  #: what the parameter is for
+
+
+def field(name: str) -> FormField:
+    """The input of a parameter."""
+    one = PARAMETERS[name]
+    options = ("true", "false") if one.kind is ParameterKind.BOOLEAN else one.choices
+    numeric = one.kind in (ParameterKind.INTEGER, ParameterKind.NUMBER)
+    return FormField(
+        name=name,
+        label=LABELS.get(name, name.replace("_", " ").capitalize()),
+        kind="number" if numeric else "select" if options else "text",
+        step="" if not numeric else "any" if one.kind is ParameterKind.NUMBER else _step(one),
+        options=options,
+        optional=one.field.default is None,
+        default="" if one.required else to_text(one.field.get_default(call_default_factory=True) or None),
+        example=EXAMPLES.get(one.kind, ""),
+        title=one.description,
+    )
+
+
+def _step(one: Parameter) -> str:
+    """The multiple that a whole number must be of."""
+    return next((str(rule.multiple_of) for rule in one.field.metadata if hasattr(rule, "multiple_of")), "1")
+
+
+def fields(names: Iterable[str], hidden: Sequence[str] = ()) -> list[FormField]:
+    """The inputs of these parameters, without the hidden ones."""
+    return [field(name) for name in names if name not in hidden]
+
+
+def request(given: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
+    """The parameters that a form gives: what is empty is absent."""
+    return {name: from_text(name, given[name]) for name in names if given.get(name, "").strip()}

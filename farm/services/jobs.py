@@ -1,0 +1,195 @@
+"""Jobs: from a request to a submitted job, and from a job to another one that repeats it.
+
+request ──build──► NewJob (resolved spec, inputs stored) ──submit──► queued
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from farm import lifecycle, tracing
+from farm.domain import parameters
+from farm.domain.job import Job, NewJob
+from farm.domain.model import Model
+from farm.domain.resolve import check_times, choose_model, random_seed, resolve
+from farm.domain.tasks import AnyJobRequest, InputFile
+from farm.egress import guard
+from farm.errors import BadInput, FieldProblem, NotFound
+from farm.lifecycle import IdempotencyKey
+from farm.services import inputs, validation
+from farm.services.context import ServiceContext
+from farm.settings import Settings
+from farm.store.unit_of_work import UnitOfWork
+
+#: Finds the image that a field of a request refers to. Raises `BadInput`.
+InputLookup = Callable[[str, str], InputFile]
+
+
+def get(context: ServiceContext, tenant_id: str | None, job_id: str) -> Job:
+    """A job of the tenant; None: of any tenant. Raises `NotFound`."""
+    with context.store.look() as unit:
+        job = unit.jobs.get(job_id, tenant_id)
+    if job is None:
+        raise NotFound("job", job_id)
+    return job
+
+
+# -- submitting --------------------------------------------------------------------------------------------------------
+
+
+def build(
+    context: ServiceContext,
+    request: AnyJobRequest,
+    find_input: InputLookup,
+    check_webhook: Callable[[str], None] | None = None,
+) -> NewJob:
+    """The job that a request asks for: everything checked, the defaults filled in, the input images stored.
+
+    An image is fetched only for a request that is otherwise valid.
+
+    Args:
+        context: the process's connections.
+        request: a valid request.
+        find_input: finds an input image.
+        check_webhook: raises `BadInput` for a URL that no webhook may be sent to; `webhook_allowed` if absent.
+
+    Raises:
+        BadInput: with every problem found.
+    """
+    problems: list[FieldProblem] = check_times(request, datetime.now(UTC))
+    model: Model | None = None
+    try:
+        model = choose_model(request, context.registry)
+    except BadInput as error:
+        problems += error.problems
+    if request.webhook is not None:
+        try:
+            (check_webhook or webhook_allowed(context.settings))(request.webhook)
+        except BadInput as error:
+            problems += error.problems
+    images: dict[str, InputFile] = {}
+    for field, reference in inputs.references(request).items():
+        if problems and not inputs.is_stored(reference):
+            continue
+        try:
+            images[field] = find_input(field, reference)
+        except BadInput as error:
+            problems += error.problems
+    if model is None or problems:
+        raise BadInput(*problems)
+    return NewJob(
+        spec=resolve(request, model, images),
+        priority=request.priority,
+        custom_id=request.custom_id,
+        metadata=tuple(request.metadata.items()),
+        webhook=request.webhook,
+        max_attempts=context.settings.max_attempts,
+        not_before=request.not_before,
+        deadline=request.deadline,
+    )
+
+
+def webhook_allowed(settings: Settings) -> Callable[[str], None]:
+    """The check of a job's or a batch's ``webhook`` URL."""
+
+    def check(url: str) -> None:
+        guard.parse(url, settings, field="webhook")
+
+    return check
+
+
+def submit(
+    context: ServiceContext,
+    tenant_id: str,
+    request: AnyJobRequest,
+    key: IdempotencyKey | None = None,
+    *,
+    traceparent: str | None = None,
+) -> tuple[Job, bool]:
+    """Submit the job that a request asks for. Returns it, and whether this call made it.
+
+    Args:
+        context: the process's connections.
+        tenant_id: whose job it is.
+        request: a valid request.
+        key: the client's name for the request; the same one again returns the first one's job.
+        traceparent: the client's trace (W3C Trace Context), which the job's trace is linked to.
+
+    Raises:
+        BadInput, Conflict, QuotaExceeded: the job is not accepted.
+    """
+    began = time.time()
+    if key is not None:
+        with context.store.begin() as unit:
+            earlier = lifecycle.find_submitted(unit, tenant_id, key)
+        if earlier is not None:  # before its inputs are fetched: they may be gone by now
+            return earlier, False
+    new = build(context, request, inputs.finder(context, tenant_id))
+    with context.store.begin() as unit:
+        job, created = lifecycle.submit(unit, tenant_id, new, key)
+    if created:
+        tracing.record_submission(job.id, traceparent, began, tenant=tenant_id, model=job.spec.model)
+    return job, created
+
+
+def idempotency_key(text: str | None, request: AnyJobRequest) -> IdempotencyKey | None:
+    """A client's ``Idempotency-Key`` with the hash of what the request means: the order of its fields is ignored."""
+    if text is None:
+        return None
+    # left out where they are not used: they were added after the first keys were stored
+    later = {name for name in ("not_before", "deadline") if getattr(request, name) is None}
+    body = json.dumps(request.model_dump(mode="json", exclude=later), sort_keys=True, separators=(",", ":"))
+    return IdempotencyKey(text, hashlib.sha256(body.encode()).digest())
+
+
+# -- the same again ----------------------------------------------------------------------------------------------------
+
+
+def retry(context: ServiceContext, tenant_id: str, job_id: str) -> Job:
+    """Submit a failed or canceled job again as a new job. Raises `NotFound`, `Conflict` and `QuotaExceeded`."""
+    with context.store.begin() as unit:
+        return lifecycle.retry(unit, tenant_id, job_id)
+
+
+def rerun(context: ServiceContext, tenant_id: str, job_id: str) -> Job:
+    """Submit a job of any state again with a new seed. Raises `NotFound` and `QuotaExceeded`."""
+    with context.store.begin() as unit:
+        old = unit.jobs.get(job_id, tenant_id)
+        if old is None:
+            raise NotFound("job", job_id)
+        return submit_rerun(unit, old)
+
+
+def submit_rerun(unit: UnitOfWork, old: Job) -> Job:
+    """`rerun` within a unit of work. Raises `QuotaExceeded`."""
+    spec = old.spec.model_copy(update={"seed": random_seed()})
+    job, _ = lifecycle.submit(unit, old.tenant_id, NewJob.variant(old, spec))
+    return job
+
+
+def resubmit(context: ServiceContext, tenant_id: str, job_id: str, changes: Mapping[str, object]) -> Job:
+    """Submit a job again with some parameters changed and the same input images.
+
+    A parameter that is changed to None is left out, so that it gets its default.
+
+    Raises:
+        NotFound, QuotaExceeded: as `retry`.
+        BadInput: with every problem found.
+    """
+    old = get(context, tenant_id, job_id)
+    body = parameters.without(old.spec.parameters() | {"priority": old.priority.value}, changes)
+    request = validation.job_request(body | {name: value for name, value in changes.items() if value is not None})
+    new = build(context, request, lambda field, _: old.spec.inputs[field])
+    with context.store.begin() as unit:
+        job, _ = lifecycle.submit(unit, tenant_id, NewJob.variant(old, new.spec, new.priority))
+    return job
+
+
+def cancel(context: ServiceContext, tenant_id: str, job_id: str) -> Job:
+    """Stop a job; one that is already canceled stays as it is. Raises `NotFound` and `Conflict`."""
+    with context.store.begin() as unit:
+        return lifecycle.cancel(unit, tenant_id, job_id)
