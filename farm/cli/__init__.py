@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Annotated, Final, NamedTuple
 
@@ -10,6 +11,8 @@ import typer
 
 from farm import __version__
 from farm.errors import FarmError, MissingExtra, Unavailable
+
+_COMPLETING: Final = "_FARM_COMPLETE"  #: typer's variable that a shell sets to ask for completions
 
 
 class Command(NamedTuple):
@@ -61,7 +64,6 @@ def app(chosen: str | None) -> typer.Typer:
     program = typer.Typer(
         help="A render farm for diffusion models.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -84,8 +86,7 @@ def main() -> None:
     A `FarmError` is printed as one sentence, with exit code 2 (3: a farm does not answer). A command whose packages are
     not installed says which extra has them.
     """
-    # Only the first word can name a command: options of the program itself take no values.
-    chosen = next((word for word in sys.argv[1:2] if word in COMMANDS), None)
+    chosen = _chosen()
     try:
         app(chosen)(prog_name="farm")
     except ModuleNotFoundError as error:
@@ -93,11 +94,24 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if extra is None or package in ("farm", "workers", ""):
             raise
+        if _COMPLETING in os.environ:  # a shell asks for completions and would print what is said here
+            sys.exit(0)
         print(f"farm: {MissingExtra(f'farm {chosen}', package, extra)}", file=sys.stderr)
         sys.exit(2)
     except FarmError as error:
         print(f"farm: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, Unavailable) else 2)
+
+
+def _chosen() -> str | None:
+    """The command that is called, or whose options a shell asks for."""
+    if _COMPLETING not in os.environ:
+        # Only the first word can name a command: options of the program itself take no values.
+        return next((word for word in sys.argv[1:2] if word in COMMANDS), None)
+    typed = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    words = typed.split()
+    whole = len(words) > 2 or typed[-1:].isspace()  # `farm pause` may become `farm pauses`
+    return words[1] if whole and len(words) > 1 and words[1] in COMMANDS else None
 
 
 def _show_version(wanted: bool) -> None:

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from farm.api_types import OutputFormat, Priority, Scheduler, Task
 from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
-from farm.cli.render import Deadline, FormatName, NotBefore, PriorityName, TaskName, size_of
+from farm.cli.render import Deadline, NotBefore, size_of
 from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
@@ -35,20 +35,13 @@ _AT_ONCE = 4  #: downloads
 _AHEAD = 64  #: downloads that wait for their turn
 
 
-class BodyName(StrEnum):
-    """How a file of jobs is written."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's id.")]
 
 
 def submit(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines or CSV, one job per line; - is stdin.")],
     file_format: Annotated[
-        BodyName | None, typer.Option("--format", help="Default: from the file's extension.")
+        Literal["jsonl", "csv"] | None, typer.Option("--format", help="Default: from the file's extension.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, count and estimate; submit nothing.")] = False,
     skip_invalid: Annotated[
@@ -57,19 +50,19 @@ def submit(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait until the batch has ended.")] = False,
     name: Annotated[str | None, typer.Option(help="A name for the batch.")] = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same file and key give the same batch.")] = None,
-    task: Annotated[TaskName, typer.Option(help="Default for lines without one.")] = TaskName.TEXT_TO_IMAGE,
+    task: Annotated[Task, typer.Option(help="Default for lines without one.")] = "text-to-image",
     model: Annotated[str | None, typer.Option(help="Default for lines without one, as are all options below.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to render.")] = None,
     negative: Annotated[str | None, typer.Option(help="What the output should not show.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: random for each job.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="Images per job.")] = None,
-    output_format: Annotated[FormatName | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
-    priority: Annotated[PriorityName | None, typer.Option(help="Default: bulk.")] = None,
+    output_format: Annotated[OutputFormat | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Default: bulk.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,
     webhook: Annotated[str | None, typer.Option(help="A URL that receives the batch's events.")] = None,
@@ -84,7 +77,7 @@ def submit(
     width, height = size_of(size)
     options: dict[str, Any] = {
         "content_type": _content_type(file, file_format),
-        "task": task.value,
+        "task": task,
         "model": model,
         "prompt": prompt,
         "negative_prompt": negative,
@@ -96,8 +89,8 @@ def submit(
         "width": width,
         "height": height,
         "num_images_per_prompt": n,
-        "output_format": output_format and output_format.value,
-        "priority": priority and priority.value,
+        "output_format": output_format,
+        "priority": priority,
         "not_before": not_before,
         "deadline": deadline,
         "webhook": webhook,
@@ -157,7 +150,7 @@ def pause(
 
 def resume(
     batch_id: BatchArgument,
-    priority: Annotated[PriorityName | None, typer.Option(help="Also set this priority on all its jobs.")] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Also set this priority on all its jobs.")] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -167,7 +160,7 @@ def resume(
     with connect(url, api_key, data_dir) as farm:
         batch = farm.resume_batch(batch_id)
         if priority is not None:
-            batch = farm.edit_batch(batch_id, priority=priority.value)
+            batch = farm.edit_batch(batch_id, priority=priority)
         _steered(batch, as_json=as_json)
 
 
@@ -338,15 +331,15 @@ def _check_template(template: str) -> None:
 # -- printing --------------------------------------------------------------------------------------------------------
 
 
-def _content_type(file: str, given: BodyName | None) -> str:
+def _content_type(file: str, given: Literal["jsonl", "csv"] | None) -> str:
     from farm.client import requests
 
     if given is None:
-        endings = {".jsonl": BodyName.JSONL, ".ndjson": BodyName.JSONL, ".csv": BodyName.CSV}
+        endings: dict[str, Literal["jsonl", "csv"]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
         given = endings.get(Path(file).suffix.lower())
         if given is None:
             raise BadInput.of("format", file, f"{file} has no known extension: add --format jsonl or --format csv")
-    return requests.CSV if given is BodyName.CSV else requests.JSONL
+    return requests.CSV if given == "csv" else requests.JSONL
 
 
 def _wait(farm: Farm, batch: Batch) -> Batch:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from farm.api_types import Task
 from farm.cli import output_files
 from farm.cli.connect import running
 from farm.cli.contact_sheet import Section, Tile, sheet
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
     from farm.cli.progress import Watch
     from farm.client import Job
 
-TEXT: Final = "text-to-image"
-IMAGE: Final = "image-to-image"
-INPAINT: Final = "inpainting"
-DEPTH: Final = "depth-to-image"
+TEXT: Final[Task] = "text-to-image"
+IMAGE: Final[Task] = "image-to-image"
+INPAINT: Final[Task] = "inpainting"
+DEPTH: Final[Task] = "depth-to-image"
 
 
 @dataclass(frozen=True)
 class Wish:
     """One job of the demo."""
 
-    task: str
+    task: Task
     prompt: str
     seed: int
     source: int | None = None  #: which of the first wishes' images it begins with
@@ -161,7 +162,7 @@ def _render(
             metadata={"made_by": "farm demo"},
             on_progress=tell,
         )
-        result.job, result.image = rendered.job, rendered.images[0]
+        result.job, result.image = rendered.job, rendered.images[0].data
         stem = f"{number:02}-{wish.task}-{output_files.slug(wish.prompt)}"
         result.path = out / f"{stem}{rendered.job.outputs[0].suffix}"
         output_files.save(result.path, result.image)

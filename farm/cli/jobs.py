@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.api_types import Task
+from farm.cli.choices import JobState
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.errors import BadInput, FarmError, Unavailable
 
@@ -23,19 +24,8 @@ Everything = Annotated[bool, typer.Option("--all", help="All jobs that match the
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
-class StateName(StrEnum):
-    """The states, as an option."""
-
-    QUEUED = "queued"
-    DISPATCHED = "dispatched"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELED = "canceled"
-
-
-State = Annotated[list[StateName] | None, typer.Option("--state", help="Only this state; may be repeated.")]
-OfTask = Annotated[str | None, typer.Option("--task", help="Only this task.")]
+State = Annotated[list[JobState] | None, typer.Option("--state", help="Only this state; may be repeated.")]
+OfTask = Annotated[Task | None, typer.Option("--task", help="Only this task.")]
 OfModel = Annotated[str | None, typer.Option("--model", help="Only this model.")]
 OfName = Annotated[str | None, typer.Option("--custom-id", help="Only jobs with this custom_id.")]
 OfBatch = Annotated[str | None, typer.Option("--batch", metavar="ID", help="Only jobs of this batch.")]
@@ -54,9 +44,8 @@ def ls(
     data_dir: DataDir = HERE,
 ) -> None:
     """List jobs, newest first."""
-    states = [one.value for one in state or ()] or None
     with connect(url, api_key, data_dir) as farm:
-        jobs = list(farm.list(limit=limit, state=states, task=task, model=model, custom_id=custom_id, batch_id=batch))
+        jobs = list(farm.list(limit=limit, state=state, task=task, model=model, custom_id=custom_id, batch_id=batch))
     if as_json:
         print_json([job.raw for job in jobs])
     elif jobs:
@@ -161,12 +150,12 @@ def retry(
 
 
 def _wanted(
-    job_ids: list[str] | None, everything: bool, *, state: list[StateName] | None, **filters: str | None
+    job_ids: list[str] | None, everything: bool, *, state: list[JobState] | None, **filters: str | None
 ) -> dict[str, Any] | None:
     """The filter, or None if ids are given."""
     given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     if state:
-        given["state"] = [one.value for one in state]
+        given["state"] = state
     if everything and not job_ids:
         return given or {"everything": True}
     if everything or given:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from farm.cli.choices import Scope
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
 
@@ -16,15 +16,6 @@ if TYPE_CHECKING:
 
 Tenant = Annotated[str | None, typer.Option(help="The tenant's id. Default: the key's own tenant.")]
 keys = typer.Typer(help="List, create, rotate and revoke API keys.")
-
-
-class ScopeName(StrEnum):
-    """The scopes, as an option."""
-
-    SUBMIT = "submit"
-    READ = "read"
-    OPERATE = "operate"
-    ADMIN = "admin"
 
 
 @keys.callback(invoke_without_command=True)
@@ -70,7 +61,7 @@ def ls(
 @keys.command()
 def create(
     name: Annotated[str, typer.Argument(help="A description.")],
-    scope: Annotated[list[ScopeName] | None, typer.Option(help="A scope; may be repeated.")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="A scope; may be repeated.")] = None,
     tenant: Tenant = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -79,7 +70,7 @@ def create(
 ) -> None:
     """Create a key with the scopes submit and read, or those given. The key is shown once."""
     with connect(url, api_key, data_dir) as farm:
-        key = farm.make_key(name, tuple(one.value for one in scope or ()), tenant)
+        key = farm.make_key(name, tuple(scope or ()), tenant)
     _show(key, as_json)
 
 

@@ -7,15 +7,16 @@ import re
 from pathlib import Path
 from typing import Final
 
+from farm.api_types import OutputFormat
 from farm.errors import BadInput
 
 #: A file name's ending: the output format that it asks for.
-FORMATS: Final = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+FORMATS: Final[dict[str, OutputFormat]] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 _LONGEST: Final = 48  #: letters of the prompt in a made-up name
 
 
-def format_of(output: Path | None, given: str | None) -> str | None:
+def format_of(output: Path | None, given: OutputFormat | None) -> OutputFormat | None:
     """The format to ask for: as given, else as the file's ending says. Raises `BadInput` if they contradict."""
     if output is None or is_directory(output) or not output.suffix:
         return given

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.api_types import OutputFormat, Priority, Scheduler, Task
 from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.progress import watching
@@ -21,31 +22,6 @@ from farm.errors import BadInput
 
 if TYPE_CHECKING:
     from farm.client import Farm, Job, Output
-
-
-class TaskName(StrEnum):
-    """The tasks, as an option."""
-
-    TEXT_TO_IMAGE = "text-to-image"
-    IMAGE_TO_IMAGE = "image-to-image"
-    INPAINTING = "inpainting"
-    DEPTH_TO_IMAGE = "depth-to-image"
-
-
-class FormatName(StrEnum):
-    """The output formats, as an option."""
-
-    PNG = "png"
-    WEBP = "webp"
-    JPEG = "jpeg"
-
-
-class PriorityName(StrEnum):
-    """The priority classes, as an option."""
-
-    BULK = "bulk"
-    NORMAL = "normal"
-    INTERACTIVE = "interactive"
 
 
 Where = Annotated[
@@ -76,7 +52,7 @@ def render(
     prompt: Annotated[str, typer.Argument(help="What to render.")],
     output: Where = None,
     task: Annotated[
-        TaskName | None,
+        Task | None,
         typer.Option(help="The task. Default: from the given images (image and mask: inpainting…)."),
     ] = None,
     image: Annotated[ImagePath, typer.Option(help="The input image (file, URL, file_… or sha256:…).")] = None,
@@ -86,17 +62,15 @@ def render(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same image. Default: random.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many images.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of `farm models`.")] = None,
     negative: Annotated[str | None, typer.Option(help="What the output should not show.")] = None,
     file_format: Annotated[
-        FormatName | None, typer.Option("--format", help="Default: from the file's extension.")
+        OutputFormat | None, typer.Option("--format", help="Default: from the file's extension.")
     ] = None,
-    priority: Annotated[
-        PriorityName | None, typer.Option(help="Default: interactive, or normal with --no-wait.")
-    ] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Default: interactive, or normal with --no-wait.")] = None,
     custom_id: Annotated[str | None, typer.Option(help="A custom_id for the job.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,
@@ -115,7 +89,7 @@ def render(
     with connect(url, api_key, data_dir) as farm:
         job = farm.submit(
             prompt,
-            task=None if task is None else task.value,
+            task=task,
             image=image,
             mask=mask,
             depth=depth,
@@ -130,7 +104,7 @@ def render(
             model=model,
             negative_prompt=negative,
             output_format=wanted,
-            priority=priority or (PriorityName.NORMAL if no_wait else PriorityName.INTERACTIVE),
+            priority=priority or ("normal" if no_wait else "interactive"),
             custom_id=custom_id,
             not_before=not_before,
             deadline=deadline,
@@ -181,7 +155,7 @@ def rerun(
             first = farm.get(source)
             request = first.parameters
             before = [farm.download(one) for one in first.outputs]
-        job = farm.submit_body(request | {"priority": PriorityName.INTERACTIVE.value})
+        job = farm.submit_body(request | {"priority": "interactive"})
         job = wait_for(farm, job, as_json=as_json)
         saved = _download(farm, job, output, None, name=name, force=force)
     # A job without images has nothing to be compared to: rendering it is all that was asked.

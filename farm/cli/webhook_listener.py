@@ -17,6 +17,7 @@ from farm.webhooks import signature
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from farm.api_types import EventType
     from farm.client import Farm
 
 DESCRIPTION: Final = "farm webhooks listen"
@@ -24,7 +25,7 @@ MAX_BODY: Final = 2**20  #: bytes; a webhook has fewer than 20,000
 FORWARD_SECONDS: Final = 15.0  #: less than the farm waits
 
 
-def listen(farm: Farm, port: int, events: Sequence[str], forward: str | None, *, as_json: bool) -> None:
+def listen(farm: Farm, port: int, events: Sequence[EventType], forward: str | None, *, as_json: bool) -> None:
     """Print each event that arrives, until SIGINT or SIGTERM. Raises `BadInput` when the port is taken."""
     try:
         server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)

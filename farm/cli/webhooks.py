@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from farm import api_types
+from farm.api_types import DeliveryState, DeliveryType
+from farm.cli.choices import EventType
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
 
@@ -23,27 +25,8 @@ EndpointId = Annotated[str, typer.Argument(metavar="ID", help="The endpoint's id
 DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="The delivery's id, which is its webhook-id.")]
 
 
-class EventName(StrEnum):
-    """The types of event, as an option."""
-
-    STARTED = "job.started"
-    PROGRESS = "job.progress"
-    SUCCEEDED = "job.succeeded"
-    FAILED = "job.failed"
-    CANCELED = "job.canceled"
-    ENDPOINT_DISABLED = "endpoint.disabled"
-
-
-class DeliveryStateName(StrEnum):
-    """The states of a delivery, as an option."""
-
-    PENDING = "pending"
-    DELIVERED = "delivered"
-    DEAD = "dead"
-
-
 Events = Annotated[
-    list[EventName] | None,
+    list[EventType] | None,
     typer.Option(
         "--event", help="An event type; may be repeated. Default: the terminal events of jobs.", show_default=False
     ),
@@ -103,9 +86,7 @@ def add(
 ) -> None:
     """Add an endpoint: a URL that receives events. Prints its signing secret."""
     with connect(url, api_key, data_dir) as farm:
-        made = farm.add_endpoint(
-            target, events=[one.value for one in event or ()], description=description, asymmetric=asymmetric
-        )
+        made = farm.add_endpoint(target, events=event or (), description=description, asymmetric=asymmetric)
     if as_json:
         print_json(made.raw)
         return
@@ -156,7 +137,7 @@ def edit(
     given: dict[str, Any] = {
         "url": target,
         "description": description,
-        "events": [one.value for one in event] if event else None,
+        "events": event or None,
         "enabled": enable,
         "asymmetric": asymmetric,
     }
@@ -239,10 +220,10 @@ def send_test(
 
 @webhooks.command()
 def deliveries(
-    state: Annotated[DeliveryStateName | None, typer.Option(help="Only this state.")] = None,
+    state: Annotated[DeliveryState | None, typer.Option(help="Only this state.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Only to this endpoint.")] = None,
     job: Annotated[str | None, typer.Option(help="Only about this job.")] = None,
-    event: Annotated[str | None, typer.Option(help="Only this event type.")] = None,
+    event: Annotated[DeliveryType | None, typer.Option(help="Only this event type.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number.")] = 20,
     as_json: AsJson = False,
     url: Url = None,
@@ -251,9 +232,7 @@ def deliveries(
 ) -> None:
     """List what was sent or is to be sent, newest event first."""
     with connect(url, api_key, data_dir) as farm:
-        found = list(
-            farm.deliveries(limit=limit, state=state and state.value, endpoint_id=endpoint, job_id=job, type=event)
-        )
+        found = list(farm.deliveries(limit=limit, state=state, endpoint_id=endpoint, job_id=job, type=event))
     if as_json:
         print_json([one.raw for one in found])
         return
@@ -336,7 +315,7 @@ def resend(
 def listen(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free port.")] = 0,
     event: Annotated[
-        list[EventName] | None,
+        list[EventType] | None,
         typer.Option("--event", help="An event type; may be repeated. Default: all.", show_default=False),
     ] = None,
     forward: Annotated[
@@ -351,7 +330,7 @@ def listen(
     from farm.cli.webhook_listener import listen as run
 
     with connect(url, api_key, data_dir) as farm:
-        run(farm, port, [one.value for one in event or EventName], forward, as_json=as_json)
+        run(farm, port, event or get_args(api_types.EventType), forward, as_json=as_json)
 
 
 # -- showing -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from farm.api_types import BatchDefaults, JobFilters, JobParameters
 from farm.client.async_client import AsyncFarm, AsyncSubmitted
 from farm.client.client import Farm, Submitted
 from farm.client.errors import (
@@ -14,6 +15,7 @@ from farm.client.errors import (
     WaitedTooLong,
 )
 from farm.client.models import (
+    Artifact,
     Batch,
     CancelReport,
     Deletion,
@@ -39,9 +41,11 @@ from farm.client.models import (
 
 __all__ = [
     "ApiError",
+    "Artifact",
     "AsyncFarm",
     "AsyncSubmitted",
     "Batch",
+    "BatchDefaults",
     "CancelReport",
     "Corrupted",
     "Deletion",
@@ -58,6 +62,8 @@ __all__ = [
     "Job",
     "JobError",
     "JobFailed",
+    "JobFilters",
+    "JobParameters",
     "Key",
     "Model",
     "Output",

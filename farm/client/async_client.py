@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx2
 
+from farm.api_types import BatchDefaults
 from farm.client.errors import ApiError
 from farm.client.methods import Awaiting, Methods
 from farm.client.models import Batch, Result
@@ -45,9 +46,26 @@ class AsyncFarm(Methods, Awaiting):
         """Close the connections."""
         await self._http.aclose()
 
-    async def submit_many(self, source: Source, **options: Any) -> AsyncSubmitted:
+    async def submit_many(
+        self,
+        source: Source,
+        *,
+        content_type: str | None = None,
+        name: str | None = None,
+        on_error: Literal["stop", "skip"] | None = None,
+        idempotency_key: str | None = None,
+        **defaults: Unpack[BatchDefaults],
+    ) -> AsyncSubmitted:
         """Submit many jobs as one batch, as `submit_batch` does, to take their results as they come."""
-        return AsyncSubmitted(self, await self.send(submit_batch(source, **options)))
+        call = submit_batch(
+            source,
+            content_type=content_type,
+            name=name,
+            on_error=on_error,
+            idempotency_key=idempotency_key,
+            **defaults,
+        )
+        return AsyncSubmitted(self, await self.send(call))
 
     # -- how ---------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "canceled"})
@@ -394,11 +396,59 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Artifact:
+    """One downloaded output of a job."""
+
+    output: Output
+    data: bytes = field(repr=False)  #: the encoded file
+
+    @property
+    def media_type(self) -> str:
+        """What the file is: ``image/png``."""
+        return self.output.media_type
+
+    @property
+    def seed(self) -> int:
+        """The seed that it was rendered from."""
+        return self.output.seed
+
+    @property
+    def width(self) -> int | None:
+        """Pixels; None for media without."""
+        return self.output.width
+
+    @property
+    def height(self) -> int | None:
+        """Pixels; None for media without."""
+        return self.output.height
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file.
+
+        Args:
+            path: the file, which is overwritten, or an existing directory, where it is named after job and index.
+
+        Returns:
+            The file.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file /= f"{self.output.job_id}-{self.output.index}{self.output.suffix}"
+        file.write_bytes(self.data)
+        return file
+
+
+@dataclass(frozen=True)
 class Rendered:
-    """A job that succeeded, with its images."""
+    """A job that succeeded, with what it rendered."""
 
     job: Job
-    images: tuple[bytes, ...] = field(repr=False)  #: encoded files, in the order of ``job.outputs``
+    artifacts: tuple[Artifact, ...] = field(repr=False)  #: in the order of ``job.outputs``
+
+    @property
+    def images(self) -> tuple[Artifact, ...]:
+        """Those that are images."""
+        return tuple(one for one in self.artifacts if one.media_type.startswith("image/"))
 
 
 @dataclass(frozen=True)

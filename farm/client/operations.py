@@ -7,14 +7,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import urlsplit
 
 import httpx2
 
+from farm.api_types import JobParameters, Task
 from farm.client import requests
 from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
-from farm.client.models import Batch, Event, Job, Output, Progress, Rendered, Result
+from farm.client.models import Artifact, Batch, Event, Job, Output, Progress, Rendered, Result
 from farm.client.protocol import Emit, Fetched, Flow, Form, Open, Sleep, Stream, Streamed
 
 if TYPE_CHECKING:
@@ -35,23 +36,35 @@ _BROKEN: Final = (httpx2.TransportError, Unreachable, ApiError, KeyError, TypeEr
 def submit(
     prompt: str,
     *,
-    task: str | None = None,
+    task: Task | None = None,
     image: ImageInput | None = None,
     mask: ImageInput | None = None,
     depth: ImageInput | None = None,
     idempotency_key: str | None = None,
-    **parameters: object,
+    **parameters: Unpack[JobParameters],
 ) -> Flow[Job]:
-    """Submit one job. Images that are not references are uploaded first; parameters of None are left out.
+    """Submit one job.
 
-    The task is the one that the images mean, unless it is given. Raises `BadInput`, `ApiError`, `Unreachable`.
+    Args:
+        prompt: what to render.
+        task: what to do; the one that the given images mean, if absent.
+        image: the image to begin with. Images that are not references are uploaded first.
+        mask: its white part is painted anew.
+        depth: a depth map; brighter is nearer.
+        idempotency_key: the same key gives the same job, however often it is sent.
+        **parameters: the job's parameters; those of None are left out.
+
+    Raises:
+        BadInput: the images mean no task, or one cannot be read.
+        ApiError: the farm refused the job; ``errors`` names the fields.
+        Unreachable: no farm answers.
     """
     images = {"image": image, "mask": mask, "depth": depth}
     given = {name: value for name, value in images.items() if value is not None}
     if task is None:
         task = requests.infer_task(image="image" in given, mask="mask" in given, depth="depth" in given)
     body: dict[str, Any] = {"task": task, "prompt": prompt}
-    body |= {name: value for name, value in parameters.items() if value is not None}
+    body |= requests.json_values(parameters)
     for name, given_image in given.items():
         body[requests.IMAGE_FIELDS[name]] = (
             requests.reference(given_image) or (yield requests.upload(given_image, name)).id
@@ -115,19 +128,43 @@ def wait(
 def run(
     prompt: str,
     *,
+    task: Task | None = None,
+    image: ImageInput | None = None,
+    mask: ImageInput | None = None,
+    depth: ImageInput | None = None,
+    idempotency_key: str | None = None,
     on_progress: Callable[[Job], None] | None = None,
     timeout: float | None = None,
-    **parameters: Any,
+    **parameters: Unpack[JobParameters],
 ) -> Flow[Rendered]:
-    """Submit, wait and download. Raises `JobFailed` if the job has no images."""
-    submitted = yield from submit(prompt, **parameters)
+    """Submit a job as `submit` does, wait until it has ended, and download what it rendered.
+
+    Args:
+        prompt: what to render.
+        task: as in `submit`, as the next four and the parameters.
+        image: see `submit`.
+        mask: see `submit`.
+        depth: see `submit`.
+        idempotency_key: see `submit`.
+        on_progress: is called with the job at each change of its state and at each reported step.
+        timeout: seconds to wait at most; the job goes on after them.
+        **parameters: the job's parameters; those of None are left out.
+
+    Raises:
+        JobFailed: the job failed or was canceled.
+        WaitedTooLong: ``timeout`` seconds have passed.
+        Corrupted: an output was damaged on its way.
+    """
+    submitted = yield from submit(
+        prompt, task=task, image=image, mask=mask, depth=depth, idempotency_key=idempotency_key, **parameters
+    )
     job = yield from wait(submitted, on_progress=on_progress, timeout=timeout)
     if not job.succeeded:
         raise JobFailed(job)
-    images: tuple[bytes, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     for output in job.outputs:
-        images += ((yield from download(output)),)
-    return Rendered(job, images)
+        artifacts += (Artifact(output, (yield from download(output))),)
+    return Rendered(job, artifacts)
 
 
 def download(output: Output) -> Flow[bytes]:

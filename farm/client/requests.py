@@ -10,11 +10,25 @@ import random
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, TypeAlias, TypeVar
+from typing import IO, Any, Final, Literal, TypeAlias, TypeVar, Unpack
 
+from farm.api_types import (
+    BatchChanges,
+    BatchDefaults,
+    DeliveryFilters,
+    EndpointChanges,
+    EventType,
+    JobFilters,
+    ResendFilters,
+    Scope,
+    Task,
+    TenantChanges,
+    TenantLimits,
+)
 from farm.client.models import (
     Batch,
     CancelReport,
@@ -54,6 +68,15 @@ _REFERENCE: Final = re.compile(r"file_[0-9a-f]{32}|sha256:[0-9a-f]{64}|https?://
 T = TypeVar("T")
 
 
+def json_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as a request's JSON: without those of None, and times in words."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
 def whole(body: Any) -> Any:
     """The answer's JSON as it is."""
     return body
@@ -81,7 +104,7 @@ def get(job_id: str) -> Call[Job]:
     return Call("GET", f"/v1/jobs/{_segment(job_id, 'job')}", Job.of)
 
 
-def jobs(*, limit: int | None = None, **filters: Any) -> Streamed[Job]:
+def jobs(*, limit: int | None = None, **filters: Unpack[JobFilters]) -> Streamed[Job]:
     """Jobs, newest first, page after page; ``state`` may be a list. At most ``limit`` of them."""
     return _pages("/v1/jobs", filters, Job.of, limit)
 
@@ -96,28 +119,31 @@ def retry(job_id: str) -> Call[Job]:
     return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", Job.of, repeatable=False)
 
 
-def cancel_jobs(ids: Sequence[str] | None = None, *, dry_run: bool = False, **filters: Any) -> Call[CancelReport]:
+def cancel_jobs(
+    ids: Sequence[str] | None = None, *, dry_run: bool = False, everything: bool = False, **filters: Unpack[JobFilters]
+) -> Call[CancelReport]:
     """Stop the jobs that are named, or all that match a filter; ``dry_run`` only counts.
 
     Filters are ``state`` (may be a list), ``task``, ``model``, ``custom_id``, ``batch_id``, ``error_code``,
     ``created_after`` and ``created_before``; ``everything=True`` is all of them.
     """
-    body = _selection(ids, filters, dry_run=dry_run)
+    body = _selection(ids, filters, dry_run=dry_run, everything=everything)
     return Call("POST", "/v1/jobs/cancel", CancelReport.of, json=body, patience=BULK_SECONDS)
 
 
-def retry_jobs(ids: Sequence[str] | None = None, *, dry_run: bool = False, **filters: Any) -> Call[RetryReport]:
+def retry_jobs(
+    ids: Sequence[str] | None = None, *, dry_run: bool = False, everything: bool = False, **filters: Unpack[JobFilters]
+) -> Call[RetryReport]:
     """Submit again what failed or was canceled among the jobs that are meant, as in `cancel_jobs`.
 
     What was retried before is passed over, so the call may be repeated.
     """
-    body = _selection(ids, filters, dry_run=dry_run)
+    body = _selection(ids, filters, dry_run=dry_run, everything=everything)
     return Call("POST", "/v1/jobs/retry", RetryReport.of, json=body, patience=BULK_SECONDS)
 
 
-def _selection(ids: Sequence[str] | None, filters: Mapping[str, Any], *, dry_run: bool) -> dict[str, Any]:
-    given = {name: value for name, value in filters.items() if value not in (None, [], ())}
-    everything = given.pop("everything", False)
+def _selection(ids: Sequence[str] | None, filters: JobFilters, *, dry_run: bool, everything: bool) -> dict[str, Any]:
+    given = {name: value for name, value in json_values(filters).items() if value not in ([], ())}
     if (ids is None) == (not given and not everything):
         raise BadInput.of("ids", ids, "give job ids, a filter, or everything=True")
     if isinstance(given.get("state"), str):
@@ -149,23 +175,30 @@ def fetch(url: str) -> Call[Fetched]:
 def submit_batch(
     source: Source,
     *,
-    content_type: str = JSONL,
+    content_type: str | None = None,
     name: str | None = None,
-    on_error: str | None = None,
+    on_error: Literal["stop", "skip"] | None = None,
     idempotency_key: str | None = None,
-    **defaults: object,
+    **defaults: Unpack[BatchDefaults],
 ) -> Call[Batch]:
     """Submit many jobs at once: all of them or, unless ``on_error`` is ``"skip"``, none.
 
-    ``source`` is a file, its content, an open file (read once, so never sent again), or a list of requests.
-    ``defaults`` are parameters that the jobs leave open; ``webhook`` is told how far the batch is. Raises `ApiError`
-    whose ``errors`` name every bad line.
+    Args:
+        source: a file, its content, an open file (read once, so never sent again), or a list of requests.
+        content_type: ``application/jsonl`` or ``text/csv``; CSV for a file that ends in ``.csv``, else JSON lines.
+        name: your own name for the batch.
+        on_error: ``stop`` (the default) refuses the whole if a line is wrong, ``skip`` takes the good lines.
+        idempotency_key: the same key and body give the same batch, however often they are sent.
+        **defaults: parameters that the jobs leave open; ``webhook`` is told how far the batch is.
+
+    Raises:
+        ApiError: the farm refused it; ``errors`` name the first bad lines.
     """
     query = {"name": name, "on_error": on_error, **defaults}
     return _bulk(source, content_type, query, idempotency_key, Batch.of)
 
 
-def check_batch(source: Source, *, content_type: str = JSONL, **defaults: object) -> Call[DryRun]:
+def check_batch(source: Source, *, content_type: str | None = None, **defaults: Unpack[BatchDefaults]) -> Call[DryRun]:
     """What `submit_batch` would do: counts, costs, and what is wrong with which line. Nothing is queued."""
     return _bulk(source, content_type, {"dry_run": True, **defaults}, None, DryRun.of)
 
@@ -215,7 +248,7 @@ def resume_batch(batch_id: str) -> Call[Batch]:
     return Call("POST", f"{_batch(batch_id)}/resume", Batch.of, patience=BULK_SECONDS)
 
 
-def edit_batch(batch_id: str, **changes: object) -> Call[Batch]:
+def edit_batch(batch_id: str, **changes: Unpack[BatchChanges]) -> Call[Batch]:
     """Change a batch's ``name``, ``metadata`` or ``priority``."""
     return Call("PATCH", _batch(batch_id), Batch.of, json=dict(changes), patience=BULK_SECONDS)
 
@@ -296,7 +329,7 @@ def keys(tenant: str | None = None) -> Call[tuple[Key, ...]]:
     return Call("GET", "/v1/keys", lambda body: tuple(map(Key.of, body["data"])), params=_of(tenant))
 
 
-def make_key(name: str, scopes: tuple[str, ...] = (), tenant: str | None = None) -> Call[Key]:
+def make_key(name: str, scopes: Sequence[Scope] = (), tenant: str | None = None) -> Call[Key]:
     """A new API key; its ``text`` is told this once."""
     body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
     return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body, params=_of(tenant))
@@ -322,12 +355,12 @@ def tenants() -> Call[tuple[dict[str, Any], ...]]:
     return Call("GET", "/v1/tenants", lambda body: tuple(body["data"]))
 
 
-def make_tenant(name: str, **caps: float | None) -> Call[dict[str, Any]]:
+def make_tenant(name: str, **limits: Unpack[TenantLimits]) -> Call[dict[str, Any]]:
     """A new tenant, with ``weight`` and caps as in ``POST /v1/tenants``."""
-    return Call("POST", "/v1/tenants", dict, repeatable=False, json={"name": name, **caps})
+    return Call("POST", "/v1/tenants", dict, repeatable=False, json={"name": name, **limits})
 
 
-def change_tenant(tenant_id: str, **changes: float | str | None) -> Call[dict[str, Any]]:
+def change_tenant(tenant_id: str, **changes: Unpack[TenantChanges]) -> Call[dict[str, Any]]:
     """Change name, weight or caps; None removes a cap."""
     return Call("PATCH", f"/v1/tenants/{_segment(tenant_id, 'tenant')}", dict, json=changes)
 
@@ -354,7 +387,7 @@ def endpoints(*, limit: int | None = None, one_off: bool | None = None) -> Strea
 
 
 def add_endpoint(
-    url: str, *, events: Sequence[str] = (), description: str = "", asymmetric: bool = False
+    url: str, *, events: Sequence[EventType] = (), description: str = "", asymmetric: bool = False
 ) -> Call[Endpoint]:
     """Have events sent to a URL: those of the given types, or the ends of all jobs. It has its ``secret``.
 
@@ -370,7 +403,7 @@ def endpoint(endpoint_id: str) -> Call[Endpoint]:
     return Call("GET", _endpoint(endpoint_id), Endpoint.of)
 
 
-def edit_endpoint(endpoint_id: str, **changes: object) -> Call[Endpoint]:
+def edit_endpoint(endpoint_id: str, **changes: Unpack[EndpointChanges]) -> Call[Endpoint]:
     """Change its ``url``, ``description``, ``events``, ``enabled`` or ``asymmetric``."""
     return Call("PATCH", _endpoint(endpoint_id), Endpoint.of, json=dict(changes))
 
@@ -396,7 +429,7 @@ def test_endpoint(endpoint_id: str) -> Call[Delivery]:
     return Call("POST", _endpoint(endpoint_id) + "/test", Delivery.of, repeatable=False)
 
 
-def deliveries(*, limit: int | None = None, **filters: Any) -> Streamed[Delivery]:
+def deliveries(*, limit: int | None = None, **filters: Unpack[DeliveryFilters]) -> Streamed[Delivery]:
     """Deliveries, newest event first: of an ``endpoint_id``, ``state``, ``job_id``, ``type`` or time."""
     return _pages("/v1/webhooks/deliveries", filters, Delivery.of, limit)
 
@@ -411,12 +444,11 @@ def resend(delivery_id: str) -> Call[Delivery]:
     return Call("POST", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}/resend", Delivery.of)
 
 
-def resend_dead(**filters: Any) -> Call[int]:
+def resend_dead(**filters: Unpack[ResendFilters]) -> Call[int]:
     """Send dead deliveries again: all, or of an ``endpoint_id``, ``job_id``, ``type`` or time. Returns how many."""
     # not repeatable: the count of a second call would be another
-    body = {name: _text(value) for name, value in filters.items() if value is not None}
     path = "/v1/webhooks/deliveries/resend"
-    return Call("POST", path, lambda answer: int(answer["count"]), repeatable=False, json=body)
+    return Call("POST", path, lambda answer: int(answer["count"]), repeatable=False, json=json_values(filters))
 
 
 # -- how -------------------------------------------------------------------------------------------------------------
@@ -434,7 +466,7 @@ def delay(attempt: int, retry_after: str | None = None, now: float = 0.0) -> flo
     return min(0.25 * 2.0**attempt, 8.0) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-def infer_task(*, image: bool, mask: bool, depth: bool) -> str:
+def infer_task(*, image: bool, mask: bool, depth: bool) -> Task:
     """The task that the given inputs mean. Raises `BadInput` when they mean none."""
     if mask and depth:
         raise BadInput.of("depth", None, "is for depth-to-image and --mask for inpainting: give one of them")
@@ -505,13 +537,16 @@ def _lines(call: Call[Any], read: Callable[[Any], T]) -> Streamed[T]:
 
 def _bulk(
     source: Source,
-    content_type: str,
+    content_type: str | None,
     query: Mapping[str, Any],
     idempotency_key: str | None,
     read: Callable[[Any], T],
 ) -> Call[T]:
     """A body of jobs, in one streamed request. Its key makes it repeatable, if the body can be read again."""
     repeatable = True
+    if content_type is None:
+        suffix = Path(source).suffix if isinstance(source, os.PathLike) else ""
+        content_type = CSV if suffix.lower() == ".csv" else JSONL
     content: Callable[[], Iterable[bytes]]
     if isinstance(source, bytes):
         content = partial(_parts, io.BytesIO, source)

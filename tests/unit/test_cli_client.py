@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -64,6 +66,25 @@ def test_a_farm_that_is_not_ready_says_so_at_once(slept: list[float]) -> None:
         assert farm.readiness() == parts
     assert len(server.asked) == 1
     assert not slept
+
+
+def test_times_are_sent_in_words_and_none_is_left_out() -> None:
+    with serving(lambda *_: Answer(201, job())) as server, Farm(server.url, "k") as farm:
+        farm.submit("a ball", deadline=datetime(2030, 1, 2, tzinfo=UTC), seed=None)
+    assert server.asked[0].json() == {
+        "task": "text-to-image",
+        "prompt": "a ball",
+        "deadline": "2030-01-02T00:00:00+00:00",
+    }
+
+
+@pytest.mark.parametrize(("name", "kind"), [("jobs.csv", "text/csv"), ("jobs.jsonl", "application/jsonl")])
+def test_the_ending_of_a_batch_s_file_says_what_it_is(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("prompt\na ball\n")
+    answer = {"id": "bat_1", "state": "in_progress", "request_counts": {}}
+    with serving(lambda *_: Answer(201, answer)) as server, Farm(server.url, "k") as farm:
+        farm.submit_batch(tmp_path / name)
+    assert server.asked[0].headers["content-type"] == kind
 
 
 def test_two_submits_have_two_keys() -> None:

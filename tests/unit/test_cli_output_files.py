@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from farm import api_types
 from farm.cli import output_files
 from farm.cli.render import Verdict, compare, request_in, size_of
 from farm.client.requests import infer_task
@@ -57,12 +58,14 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
         (None, None, None),
     ],
 )
-def test_the_ending_says_the_format(output: str | None, given: str | None, found: str | None) -> None:
+def test_the_ending_says_the_format(
+    output: str | None, given: api_types.OutputFormat | None, found: str | None
+) -> None:
     assert output_files.format_of(None if output is None else Path(output), given) == found
 
 
 @pytest.mark.parametrize(("output", "given"), [("a.gif", None), ("a.png", "jpeg")])
-def test_an_ending_that_contradicts_is_refused(output: str, given: str | None) -> None:
+def test_an_ending_that_contradicts_is_refused(output: str, given: api_types.OutputFormat | None) -> None:
     with pytest.raises(BadInput):
         output_files.format_of(Path(output), given)
 

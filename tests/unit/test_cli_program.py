@@ -142,3 +142,54 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_reach_it(tmp_path: Path) 
     assert f"farm show job_{1:032x}" in err
     assert f"farm cancel job_{1:032x}" in err
     assert not any(asked.path.endswith("/cancel") for asked in server.asked)
+
+
+# -- shell completion ------------------------------------------------------------------------------------------------
+
+
+def bash(script: str, home: Path) -> str:
+    """What a script prints in a bash that has the program on its path."""
+    program = home / "bin" / "farm"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m farm.cli "$@"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], capture_output=True, text=True, cwd=home, timeout=60, check=False,
+        env={"PATH": path, "HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def completions(words: str, home: Path) -> set[str]:
+    """What bash offers for the last of these words."""
+    script = (
+        f'source <(farm --show-completion); read -ra COMP_WORDS <<< "{words}"; '
+        f'[[ "{words}" == *" " ]] && COMP_WORDS+=(""); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); '
+        '_farm_completion farm; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    return set(bash(script, home).split())
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("farm ", set(COMMANDS)),
+        ("farm pause", {"pause", "pauses"}),
+        ("farm render --sched", {"--scheduler"}),
+        ("farm render --format ", {"png", "webp", "jpeg"}),
+        ("farm webhooks add --event batch.", {"batch.progress", "batch.completed"}),
+        ("farm webhooks del", {"deliveries"}),
+    ],
+)
+def test_bash_completes_commands_options_and_their_values(words: str, found: set[str], tmp_path: Path) -> None:
+    assert completions(words, tmp_path) == found
+
+
+def test_completion_is_installed_for_the_shell_in_use(tmp_path: Path) -> None:
+    assert "completion installed" in bash("farm --install-completion", tmp_path)
+    installed = (tmp_path / ".bash_completions" / "farm.sh").read_text()
+    assert "_FARM_COMPLETE=complete_bash" in installed
+    assert "farm.sh" in (tmp_path / ".bashrc").read_text()

@@ -167,7 +167,7 @@ def _python(parameters: dict[str, Any], base: str) -> str:
         "import os\nfrom farm.client import Context\n\n"
         f'farm = Farm({base!r}, os.environ["FARM_API_KEY"])\n'
         f"rendered = farm.run(\n    {parameters['prompt']!r},\n{given})\n"
-        'open("image.png", "wb").write(rendered.images[0])\n'
+        'rendered.images[0].save("image.png")\n'
     )
 
 

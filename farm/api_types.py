@@ -1,0 +1,219 @@
+"""What is sent to the API, as types. Written by `python -m tools.api_types`.
+
+None, where it is allowed, is the same as leaving the argument out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal, NotRequired, TypeAlias, TypedDict
+
+Scheduler: TypeAlias = Literal["ddim", "ddpm", "pndm", "euler", "euler-ancestral", "heun", "dpm-solver", "unipc"]
+
+
+class Lora(TypedDict):
+    """A LoRA of the model's registry entry, and how strongly it is worn."""
+
+    #: One of the model's `loras` in `GET /v1/models`.
+    name: str
+    scale: NotRequired[float]
+
+
+OutputFormat: TypeAlias = Literal["png", "webp", "jpeg"]
+
+Priority: TypeAlias = Literal["bulk", "normal", "interactive"]
+
+Task: TypeAlias = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image"]
+
+JobState: TypeAlias = Literal["queued", "dispatched", "running", "succeeded", "failed", "canceled"]
+
+EventType: TypeAlias = Literal[
+    "job.started",
+    "job.progress",
+    "job.succeeded",
+    "job.failed",
+    "job.canceled",
+    "batch.progress",
+    "batch.completed",
+    "endpoint.disabled",
+]
+
+DeliveryState: TypeAlias = Literal["pending", "delivered", "dead"]
+
+DeliveryType: TypeAlias = Literal[
+    "job.started",
+    "job.progress",
+    "job.succeeded",
+    "job.failed",
+    "job.canceled",
+    "batch.progress",
+    "batch.completed",
+    "endpoint.disabled",
+    "farm.test",
+]
+
+Scope: TypeAlias = Literal["submit", "read", "operate", "admin"]
+
+
+class JobParameters(TypedDict, total=False):
+    """A job's parameters; what is left out is decided by the model's defaults."""
+
+    #: A model id from `GET /v1/models`; the farm's first model for the task if absent.
+    model: str | None
+    negative_prompt: str | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    scheduler: Scheduler | None
+    #: Image i of a job is rendered from seed + i.
+    seed: int | None
+    num_images_per_prompt: int | None
+    width: int | None
+    height: int | None
+    #: true: the same bytes for the same parameters, whatever else the device renders. false: quicker where the
+    #: device is shared; a value may differ by 1/255. The model's default if absent.
+    exact: bool | None
+    loras: Sequence[Lora] | None
+    #: Whether the events of the job carry small images of how far it is.
+    preview: bool | None
+    output_format: OutputFormat | None
+    priority: Priority | None
+    #: Your own name for the job; it travels to results and webhooks.
+    custom_id: str | None
+    metadata: Mapping[str, str] | None
+    #: A URL that is told when the job is over.
+    webhook: str | None
+    #: When the job may be handed to a worker at the earliest.
+    not_before: str | datetime | None
+    #: If the job still waits then, it fails as `deadline_exceeded`. What runs is not stopped.
+    deadline: str | datetime | None
+    #: How much of the image is replaced: 0 keeps it, 1 ignores it.
+    strength: float | None
+
+
+class BatchDefaults(TypedDict, total=False):
+    """Parameters of a batch, and those that its jobs leave open."""
+
+    task: Task | None
+    model: str | None
+    prompt: str | None
+    negative_prompt: str | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    strength: float | None
+    scheduler: Scheduler | None
+    seed: int | None
+    num_images_per_prompt: int | None
+    width: int | None
+    height: int | None
+    exact: bool | None
+    output_format: OutputFormat | None
+    #: `bulk` if absent: after what people wait for.
+    priority: Priority | None
+    #: When the jobs may be handed to workers at the earliest.
+    not_before: str | datetime | None
+    #: Jobs that still wait then fail as `deadline_exceeded`.
+    deadline: str | datetime | None
+    #: Told of the batch's milestones and its end.
+    webhook: str | None
+    #: Whether `webhook` is also told when each job is over.
+    webhook_jobs: bool | None
+    image: str | None
+    mask_image: str | None
+    depth_map: str | None
+
+
+class BatchChanges(TypedDict, total=False):
+    """What may be changed of a batch."""
+
+    name: str | None
+    #: Of the batch; replaces what it has.
+    metadata: Mapping[str, str] | None
+    #: Of all its jobs that are not over.
+    priority: Priority | None
+
+
+class JobFilters(TypedDict, total=False):
+    """Which jobs are meant; what is left out does not filter."""
+
+    #: Repeat it for several states.
+    state: JobState | Sequence[JobState] | None
+    task: Task | None
+    model: str | None
+    custom_id: str | None
+    batch_id: str | None
+    #: Why they failed.
+    error_code: str | None
+    created_after: str | datetime | None
+    created_before: str | datetime | None
+
+
+class EndpointChanges(TypedDict, total=False):
+    """What may be changed of a webhook endpoint."""
+
+    #: A new URL.
+    url: str | None
+    description: str | None
+    #: The types of event that it gets from now on.
+    events: Sequence[EventType] | None
+    #: `false`: nothing is sent. `true`: events are sent again, and what waited.
+    enabled: bool | None
+    #: `true`: webhooks carry `v1a` signatures too, of a key pair made now unless there is one.
+    asymmetric: bool | None
+
+
+class DeliveryFilters(TypedDict, total=False):
+    """Which webhook deliveries are meant; what is left out does not filter."""
+
+    endpoint_id: str | None
+    state: DeliveryState | None
+    job_id: str | None
+    type: DeliveryType | None
+    created_after: str | datetime | None
+    created_before: str | datetime | None
+
+
+class ResendFilters(TypedDict, total=False):
+    """Which dead deliveries are sent again; what is left out does not filter."""
+
+    endpoint_id: str | None
+    job_id: str | None
+    type: DeliveryType | None
+    created_after: str | datetime | None
+    created_before: str | datetime | None
+
+
+class TenantLimits(TypedDict, total=False):
+    """A tenant's weight and limits."""
+
+    #: Jobs that may wait.
+    max_queued: int | None
+    #: Jobs that may be at workers at once; more wait.
+    max_running: int | None
+    #: Once so many are used in a day (UTC), new jobs are refused until the next.
+    device_seconds_per_day: float | None
+    #: Outputs and inputs; beyond it new jobs are refused.
+    storage_bytes: int | None
+    #: Ended jobs and their outputs are deleted after so long.
+    retention_days: int | None
+    #: Its share of the farm, relative to the other tenants.
+    weight: float | None
+
+
+class TenantChanges(TypedDict, total=False):
+    """What may be changed of a tenant; None removes a limit."""
+
+    #: Jobs that may wait.
+    max_queued: int | None
+    #: Jobs that may be at workers at once; more wait.
+    max_running: int | None
+    #: Once so many are used in a day (UTC), new jobs are refused until the next.
+    device_seconds_per_day: float | None
+    #: Outputs and inputs; beyond it new jobs are refused.
+    storage_bytes: int | None
+    #: Ended jobs and their outputs are deleted after so long.
+    retention_days: int | None
+    #: Unique in the farm.
+    name: str | None
+    #: Its share of the farm, relative to the other tenants.
+    weight: float | None

@@ -1,0 +1,189 @@
+"""Write `farm/api_types.py`: what the client and the command line send, as Python types, from the API's own document.
+
+    python -m tools.api_types
+
+A test compares the file to what this program writes, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from farm.dashboard.app import create_app
+from farm.domain.tasks import INPUT_FIELDS
+from farm.settings import Settings
+
+TARGET: Final = Path(__file__).parents[1] / "farm" / "api_types.py"
+
+_HEADER: Final = '''"""What is sent to the API, as types. Written by `python -m tools.api_types`.
+
+None, where it is allowed, is the same as leaving the argument out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal, TypeAlias, TypedDict
+'''
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Class:
+    """One class of keyword arguments."""
+
+    name: str
+    doc: str
+    method: str  #: of the operation that takes them
+    path: str
+    without: frozenset[str] = frozenset()  #: what the client's method has a parameter of its own for
+    nullable: bool = True  #: whether None means to leave it out; in a change it may be a value
+
+
+_PAGE: Final = frozenset({"limit", "cursor"})
+_INPUTS: Final = frozenset[str]().union(*INPUT_FIELDS.values())
+
+CLASSES: Final = (
+    Class("JobParameters", "A job's parameters; what is left out is decided by the model's defaults.",
+          "post", "/v1/jobs", _INPUTS | {"task", "prompt"}),
+    Class("BatchDefaults", "Parameters of a batch, and those that its jobs leave open.",
+          "post", "/v1/batches", frozenset({"name", "on_error", "dry_run"})),
+    Class("BatchChanges", "What may be changed of a batch.", "patch", "/v1/batches/{batch_id}", nullable=False),
+    Class("JobFilters", "Which jobs are meant; what is left out does not filter.", "get", "/v1/jobs", _PAGE),
+    Class("EndpointChanges", "What may be changed of a webhook endpoint.",
+          "patch", "/v1/webhooks/endpoints/{endpoint_id}", nullable=False),
+    Class("DeliveryFilters", "Which webhook deliveries are meant; what is left out does not filter.",
+          "get", "/v1/webhooks/deliveries", _PAGE),
+    Class("ResendFilters", "Which dead deliveries are sent again; what is left out does not filter.",
+          "post", "/v1/webhooks/deliveries/resend"),
+    Class("TenantLimits", "A tenant's weight and limits.", "post", "/v1/tenants", frozenset({"name"})),
+    Class("TenantChanges", "What may be changed of a tenant; None removes a limit.",
+          "patch", "/v1/tenants/{tenant_id}", nullable=False),
+)  # fmt: skip
+
+
+#: Names for types that the document has none for, by the field that has them first.
+ALIASES: Final = {
+    ("EndpointChanges", "events"): "EventType",
+    ("DeliveryFilters", "type"): "DeliveryType",
+}
+#: Types that the document names and no class above has.
+OTHERS: Final = ("Scope",)
+
+
+@dataclass
+class Writer:
+    """Turns schemas of an OpenAPI document into annotations, and remembers the types that they name."""
+
+    document: dict[str, Any]
+    named: dict[str, str] = field(default_factory=dict)  #: definitions of named types, in the order of their first use
+
+    def fields(self, one: Class) -> dict[str, Schema]:
+        """What the operation takes: the properties of its body, or its query."""
+        operation = self.document["paths"][one.path][one.method]
+        query = {each["name"]: each for each in operation.get("parameters", ()) if each["in"] == "query"}
+        found: dict[str, Schema] = {
+            name: {"description": each.get("description"), **each["schema"]} for name, each in query.items()
+        }
+        if not found:
+            body = operation["requestBody"]["content"]["application/json"]["schema"]
+            for alternative in body.get("oneOf", [body]):
+                found = {**self._resolved(alternative)["properties"], **found}
+        return {name: schema for name, schema in found.items() if name not in one.without}
+
+    def annotation(self, schema: Schema) -> str:
+        """The Python type of what a schema describes."""
+        if "$ref" in schema:
+            return self._name(schema["$ref"].rpartition("/")[2])
+        if "anyOf" in schema:
+            return " | ".join(dict.fromkeys(self.annotation(one) for one in schema["anyOf"]))
+        if "enum" in schema:
+            literal = f"Literal[{', '.join(map(repr, schema['enum']))}]"
+            return next((name for name, text in self.named.items() if text.endswith(f" = {literal}")), literal)
+        match schema.get("type"):
+            case "string":
+                return "str | datetime" if schema.get("format") == "date-time" else "str"
+            case "array":
+                return f"Sequence[{self.annotation(schema['items'])}]"
+            case "object":
+                (values,) = (schema.get("patternProperties") or {"": schema["additionalProperties"]}).values()
+                return f"Mapping[str, {self.annotation(values)}]"
+            case kind:
+                return {"integer": "int", "number": "float", "boolean": "bool", "null": "None"}[str(kind)]
+
+    def write(self, one: Class) -> Iterator[str]:
+        """The lines of one class."""
+        yield f"class {one.name}(TypedDict, total=False):"
+        yield f'    """{one.doc}"""\n'
+        for name, schema in self.fields(one).items():
+            kind = self.annotation(schema)
+            if alias := ALIASES.get((one.name, name)):
+                (literal,) = re.findall(r"Literal\[.*?\]", kind)
+                self.named[alias] = f"{alias}: TypeAlias = {literal}"
+                kind = kind.replace(literal, alias)
+            if one.method == "get" and kind.startswith("Sequence["):  # a query repeats its name; once is enough
+                kind = f"{kind[9:-1]} | {kind}"
+            if one.nullable and not kind.endswith("None"):
+                kind += " | None"
+            yield from _comment(schema.get("description"))
+            yield f"    {name}: {kind}"
+
+    def _resolved(self, schema: Schema) -> Schema:
+        reference = schema.get("$ref")
+        found: Schema = self.document["components"]["schemas"][reference.rpartition("/")[2]] if reference else schema
+        return found
+
+    def _name(self, name: str) -> str:
+        if name not in self.named:
+            schema = self.document["components"]["schemas"][name]
+            self.named[name] = ""  # its place, before what it names itself
+            if "properties" in schema:
+                lines = [f"class {name}(TypedDict):", f'    """{schema["description"]}"""\n']
+                for key, value in schema["properties"].items():
+                    kind = self.annotation(value)
+                    lines += [*_comment(value.get("description"))]
+                    lines += [f"    {key}: {kind if key in schema.get('required', ()) else f'NotRequired[{kind}]'}"]
+                self.named[name] = "\n".join(lines)
+            else:
+                self.named[name] = f"{name}: TypeAlias = {self.annotation(schema)}"
+        return name
+
+
+def _comment(text: str | None) -> Iterator[str]:
+    for line in (text or "").splitlines():
+        words, width = line.split(" "), 0
+        out = ""
+        for word in words:
+            if width + len(word) > 105:
+                yield f"    #:{out}"
+                out, width = "", 0
+            out, width = f"{out} {word}", width + len(word) + 1
+        yield f"    #:{out}"
+
+
+def generate() -> str:
+    """The module's text, formatted."""
+    writer = Writer(create_app(Settings()).openapi())
+    classes = ["\n".join(writer.write(one)) for one in CLASSES]
+    for name in OTHERS:
+        writer.annotation({"$ref": f"#/{name}"})
+    text = "\n\n".join([_HEADER, *writer.named.values(), *classes]) + "\n"
+    if "NotRequired[" in text:
+        text = text.replace("TypeAlias, TypedDict", "NotRequired, TypeAlias, TypedDict")
+    for command in (["check", "--fix-only", "--select", "I"], ["format"]):
+        arguments = [sys.executable, "-m", "ruff", *command, "--quiet", "--stdin-filename", str(TARGET), "-"]
+        done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=True, cwd=TARGET.parents[1])  # noqa: S603 - the formatter
+        text = done.stdout
+    return text
+
+
+if __name__ == "__main__":
+    TARGET.write_text(generate())
