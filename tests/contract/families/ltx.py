@@ -100,6 +100,7 @@ FAMILIES = (
         lambda: LTXPipeline(**_components()),
         {
             "LTXPipeline": Call(_text_arguments, _CLIP),
+            "LTXModularPipeline": Call(_text_arguments, _CLIP),
             "LTXImageToVideoPipeline": Call(lambda: _text_arguments(image=picture(SIDE, SIDE)), _CLIP),
         },
     ),

@@ -186,7 +186,9 @@ FAMILIES = (
 )
 
 IMPOSSIBLE = {
+    "AudioDiffusionPipeline": "imports librosa, which no other pipeline needs",
     "KarrasVePipeline": "diffusers 0.42.1 does not find KarrasVeScheduler when it loads a folder",
     "LLaDA2Pipeline": "writes text with a model whose code is on the Hub",
+    "SpectrogramDiffusionPipeline": "takes MIDI notes by the package note_seq",
     "RFD4ProteinaPipeline": "designs proteins from tensors: no request can hold them, and no media come out",
 }

@@ -12,7 +12,8 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers.modular_pipelines import PipelineState
 from PIL import Image, ImageOps
 
 from tests.contract.families.family import Call, Family, Media, Output
@@ -35,22 +36,25 @@ class Rendered:
         return np.array_equal(self.values, other.values) and np.array_equal(self.sound, other.sound)
 
 
-def load(family: Family, pipeline_class: str, folder: Path) -> DiffusionPipeline:
+def load(family: Family, pipeline_class: str, folder: Path) -> Any:
     """Load a saved family as one of its classes, as a user's script does."""
-    if pipeline_class == family.pipeline_class:
+    if issubclass(getattr(diffusers, pipeline_class), ModularPipeline):
+        pipeline = ModularPipeline.from_pretrained(str(folder))
+        pipeline.load_components(torch_dtype=family.dtype)
+    elif pipeline_class == family.pipeline_class:
         pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=family.dtype)
-        assert type(pipeline).__name__ == pipeline_class, f"the folder loads as {type(pipeline).__name__}"
     else:
         pipeline = getattr(diffusers, pipeline_class).from_pretrained(folder, torch_dtype=family.dtype)
+    assert type(pipeline).__name__ == pipeline_class, f"the folder loads as {type(pipeline).__name__}"
     pipeline.set_progress_bar_config(disable=True)
     if family.prepare:
         family.prepare(pipeline)
     return pipeline
 
 
-def render(pipeline: DiffusionPipeline, arguments: dict[str, Any]) -> Rendered:
+def render(pipeline: Any, arguments: dict[str, Any]) -> Rendered:
     """Call a pipeline with seed 0 where the pipeline takes a generator."""
-    if "generator" in inspect.signature(pipeline.__call__).parameters:
+    if isinstance(pipeline, ModularPipeline) or "generator" in inspect.signature(pipeline.__call__).parameters:
         arguments = {**arguments, "generator": torch.Generator().manual_seed(0)}
     torch.manual_seed(0)  # some pipelines draw from the global generator
     started = time.process_time()
@@ -121,7 +125,7 @@ def _changes(value: Any) -> dict[str, Any]:
 def _read(result: Any) -> tuple[Output, np.ndarray, np.ndarray]:
     """The medium, size and values of a pipeline's output, and the sound of a video."""
     for name, media in _FIELDS.items():
-        value = getattr(result, name, None)
+        value = result.get(name) if isinstance(result, PipelineState) else getattr(result, name, None)
         if value is not None:
             one_clip = type(result).__name__ in _ONE_CLIP
             clips = [value] if one_clip and not isinstance(value[0], list) else value
@@ -139,6 +143,7 @@ _FIELDS = {
     "images": Media.IMAGE,
     "prediction": Media.IMAGE,
     "rgb": Media.IMAGE,
+    "videos": Media.VIDEO,  # of a modular pipeline's state, which holds the inputs, too
     "frames": Media.VIDEO,
     "video": Media.VIDEO,
     "audios": Media.AUDIO,

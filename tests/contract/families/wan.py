@@ -203,10 +203,22 @@ FAMILIES = (
     Family(
         "wan",
         _text_to_video,
-        {"WanPipeline": Call(text_arguments, CLIP), "WanVideoToVideoPipeline": Call(_video_arguments, CLIP)},
+        {
+            "WanPipeline": Call(text_arguments, CLIP),
+            "WanVideoToVideoPipeline": Call(_video_arguments, CLIP),
+            "WanModularPipeline": Call(text_arguments, CLIP),
+        },
         requires=("ftfy",),
     ),
-    Family("wan-image", _image_to_video, {"WanImageToVideoPipeline": Call(image_arguments, CLIP)}, requires=("ftfy",)),
+    Family(
+        "wan-image",
+        _image_to_video,
+        {
+            "WanImageToVideoPipeline": Call(image_arguments, CLIP),
+            "WanImage2VideoModularPipeline": Call(image_arguments, CLIP),
+        },
+        requires=("ftfy",),
+    ),
     Family(
         "wan-first-last-frame",
         _first_last_frame_to_video,
@@ -215,11 +227,19 @@ FAMILIES = (
     ),
     Family("wan-vace", _vace, {"WanVACEPipeline": Call(_vace_arguments, CLIP)}, requires=("ftfy",)),
     Family("wan-animate", _animate, {"WanAnimatePipeline": Call(_animate_arguments, CLIP)}, requires=("ftfy",)),
-    Family("wan-2.2", _text_to_video_2_2, {"WanPipeline": Call(text_arguments, CLIP)}, requires=("ftfy",)),
+    Family(
+        "wan-2.2",
+        _text_to_video_2_2,
+        {"WanPipeline": Call(text_arguments, CLIP), "Wan22ModularPipeline": Call(text_arguments, CLIP)},
+        requires=("ftfy",),
+    ),
     Family(
         "wan-2.2-image",
         _image_to_video_2_2,
-        {"WanImageToVideoPipeline": Call(image_arguments, CLIP)},
+        {
+            "WanImageToVideoPipeline": Call(image_arguments, CLIP),
+            "Wan22Image2VideoModularPipeline": Call(image_arguments, CLIP),
+        },
         requires=("ftfy",),
     ),
     Family(

@@ -121,11 +121,22 @@ FAMILIES = (
         {"LucyEditPipeline": Call(lambda: wan.text_arguments(video=clip(wan.FRAMES, wan.SIDE, wan.SIDE)), wan.CLIP)},
         requires=("ftfy",),
     ),
-    Family("helios", _helios, {"HeliosPipeline": Call(_helios_arguments, wan.CLIP)}, requires=("ftfy",)),
+    Family(
+        "helios",
+        _helios,
+        {
+            "HeliosPipeline": Call(_helios_arguments, wan.CLIP),
+            "HeliosModularPipeline": Call(_helios_arguments, wan.CLIP),
+        },
+        requires=("ftfy",),
+    ),
     Family(
         "helios-pyramid",
         _helios_pyramid,
-        {"HeliosPyramidPipeline": Call(_pyramid_arguments, video(wan.FRAMES, _PYRAMID_SIDE, _PYRAMID_SIDE))},
+        {
+            "HeliosPyramidPipeline": Call(_pyramid_arguments, video(wan.FRAMES, _PYRAMID_SIDE, _PYRAMID_SIDE)),
+            "HeliosPyramidModularPipeline": Call(_pyramid_arguments, video(wan.FRAMES, _PYRAMID_SIDE, _PYRAMID_SIDE)),
+        },
         requires=("ftfy",),
     ),
     Family(
