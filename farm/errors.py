@@ -9,7 +9,8 @@
     ├── NotFound            no such thing, or not this tenant's
     ├── Conflict            the thing is in a state that does not allow it
     ├── Unauthorized        no key, or not a live one
-    ├── Forbidden           the key's scopes do not reach this far
+    ├── Forbidden           the API key may not do this
+    │   └── ScopeMissing    it lacks a scope
     ├── QuotaExceeded       the tenant's own limit
     ├── LeaseLost           a fenced write found another epoch: stop, write nothing
     ├── Unavailable         a server that the farm leans on does not answer
@@ -93,7 +94,15 @@ class Unauthorized(FarmError):
 
 
 class Forbidden(FarmError):
-    """The API key is live, but its scopes do not reach this far."""
+    """The API key is live, but may not do this."""
+
+
+class ScopeMissing(Forbidden):
+    """The API key has none of the scopes that the operation needs."""
+
+    def __init__(self, *scopes: str) -> None:
+        self.scopes = scopes
+        super().__init__(f"API key lacks the scope {' or '.join(f'`{scope}`' for scope in scopes)}")
 
 
 class QuotaExceeded(FarmError):

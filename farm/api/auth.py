@@ -11,7 +11,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from farm.api.dependencies import AppContext
-from farm.errors import Forbidden, Unauthorized
+from farm.errors import ScopeMissing, Unauthorized
 from farm.store.tenants import Key, Scope
 from farm.store.unit_of_work import Store
 
@@ -51,8 +51,7 @@ class RequireScope:
         key = authenticate(context.store, request.headers.get("authorization"))
         count(context, key, request)
         if key.scopes.isdisjoint(self.scopes):
-            needed = " or ".join(repr(scope.value) for scope in self.scopes)
-            raise Forbidden(f"this needs a key with the scope {needed}")
+            raise ScopeMissing(*self.scopes)
         request.state.key = key
         return key
 

@@ -79,9 +79,7 @@ class RequestMiddleware:
             if status:
                 raise  # half an answer is out: the connection must break, so that it is not taken for a whole one
             request = Request(scope)
-            await problems.problem(request, 500, "The farm made a mistake; its log has the details.")(
-                scope, receive, answer
-            )
+            await problems.problem(request, 500, problems.INTERNAL_ERROR)(scope, receive, answer)
         finally:
             # The template (as the schema shows it, without converters): a stranger's paths must not become labels.
             route = getattr(scope.get("route"), "path_format", "")

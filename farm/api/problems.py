@@ -31,6 +31,7 @@ from farm.errors import (
     Forbidden,
     NotFound,
     QuotaExceeded,
+    ScopeMissing,
     Unauthorized,
     Unavailable,
 )
@@ -51,22 +52,31 @@ _STATUS: Final[dict[type[FarmError], HTTPStatus]] = {
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+INTERNAL_ERROR: Final = "The server failed to answer this request; its log has the details under the request id."
+UNAVAILABLE: Final = "A server that the API needs does not answer; try again soon."
+
+#: The ``type`` and the title of each status.
 _KINDS: Final[dict[int, tuple[str, str]]] = {
-    400: ("bad-request", "The request cannot be read"),
-    401: ("unauthorized", "A live API key is needed"),
-    403: ("forbidden", "The API key does not reach this far"),
-    404: ("not-found", "There is no such thing"),
-    405: ("method-not-allowed", "The method is not allowed here"),
-    408: ("too-slow", "The request came too slowly"),
-    409: ("conflict", "The state does not allow it"),
-    413: ("too-large", "The request is too large"),
-    415: ("unsupported-media-type", "The content type is not taken here"),
-    416: ("range-not-satisfiable", "The range is outside of what there is"),
-    422: ("invalid-request", "The request is not valid"),
-    429: ("quota-exceeded", "A limit is reached"),
-    500: ("internal-error", "The farm made a mistake"),
-    503: ("unavailable", "A part of the farm does not answer"),
+    400: ("bad-request", "Bad request"),
+    401: ("unauthorized", "Unauthorized"),
+    403: ("forbidden", "Forbidden"),
+    404: ("not-found", "Not found"),
+    405: ("method-not-allowed", "Method not allowed"),
+    408: ("too-slow", "Request timeout"),
+    409: ("conflict", "Conflict"),
+    413: ("too-large", "Content too large"),
+    415: ("unsupported-media-type", "Unsupported media type"),
+    416: ("range-not-satisfiable", "Range not satisfiable"),
+    422: ("invalid-request", "Unprocessable content"),
+    429: ("quota-exceeded", "Too many requests"),
+    500: ("internal-error", "Internal server error"),
+    503: ("unavailable", "Service unavailable"),
 }
+
+
+def title_of(status: int) -> str:
+    """The title of the problems with that status."""
+    return _KINDS[status][1] if status in _KINDS else HTTPStatus(status).phrase
 
 
 class FieldError(BaseModel):
@@ -104,7 +114,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problems that an operation may answer with, for its OpenAPI entry."""
     return {
         status: {
-            "description": _KINDS[status][1] + ".",
+            "description": title_of(status) + ".",
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status in sorted(statuses)
@@ -120,16 +130,17 @@ def problem(
     status: int,
     detail: str,
     *,
+    title: str | None = None,
     errors: Sequence[FieldProblem] = (),
     error_count: int | None = None,
     error_file: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer that reports a problem."""
-    kind, title = _KINDS.get(status) or ("http-error", HTTPStatus(status).phrase)
+    kind = _KINDS[status][0] if status in _KINDS else "http-error"
     body = Problem(
         type=f"urn:farm:problem:{kind}",
-        title=title,
+        title=title or title_of(status),
         status=status,
         detail=validation.encodable(detail),
         instance=validation.encodable(request.url.path)[:500],
@@ -189,7 +200,7 @@ def of_error(request: Request, error: FarmError) -> JSONResponse:
             cause=repr(error.__cause__)[:500],
         )
         # the cause may name hosts and keys of objects, which are not the client's business
-        return problem(request, status, "A part of the farm does not answer; try again soon.", headers=headers)
+        return problem(request, status, UNAVAILABLE, headers=headers)
     if isinstance(error, BatchRefused):
         more = error.count > len(error.problems)
         return problem(
@@ -202,7 +213,8 @@ def of_error(request: Request, error: FarmError) -> JSONResponse:
         )
     if isinstance(error, BadInput):
         return problem(request, status, _sentence(error.problems), errors=error.problems, headers=headers)
-    return problem(request, status, str(error), headers=headers)
+    title = f"Missing scope: {' or '.join(error.scopes)}" if isinstance(error, ScopeMissing) else None
+    return problem(request, status, str(error), title=title, headers=headers)
 
 
 def _farm_error(request: Request, error: Exception) -> JSONResponse:
@@ -220,7 +232,7 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
         headers["Allow"] = ", ".join(_allowed(request))
         detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}"
     elif error.status_code == HTTPStatus.NOT_FOUND:
-        detail = "there is nothing at this path; /docs lists what there is"
+        detail = "the API has no such path; /docs lists its paths"
     return problem(request, error.status_code, detail, headers=headers)
 
 

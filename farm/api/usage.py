@@ -16,7 +16,7 @@ from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
-from farm.errors import BadInput, Forbidden
+from farm.errors import BadInput, ScopeMissing
 from farm.services import usage as services
 from farm.store.tenants import Key, Scope
 
@@ -85,7 +85,7 @@ def usage(
         raise BadInput.of("from", str(first), f"must not be after `to` ({last}), and at most {MOST_DAYS} days before")
     of = key.tenant_id if tenant is None else tenant
     if of != key.tenant_id and Scope.ADMIN not in key.scopes:
-        raise Forbidden("the usage of other tenants needs a key with the scope 'admin'")
+        raise ScopeMissing(Scope.ADMIN)
     rows = services.between(context, first, last, None if of == "all" else of)
     if form == "csv":
         return Response(services.as_csv(rows), media_type="text/csv")

@@ -24,7 +24,7 @@ from farm.api import problems
 from farm.api.dependencies import AppContext
 from farm.dashboard import filters, session
 from farm.dashboard.session import User
-from farm.errors import BadInput, FarmError, Forbidden, NotFound, Unauthorized, Unavailable
+from farm.errors import BadInput, FarmError, Forbidden, NotFound, ScopeMissing, Unauthorized, Unavailable
 from farm.store.tenants import Scope
 
 HOME: Final = "/farm"
@@ -181,15 +181,16 @@ def _mistake(request: Request, error: Exception) -> Response:
         status, sentences = 422, [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()[:20]]
     elif isinstance(error, FarmError):
         status = problems.of_error(request, error).status_code
-        sentences = ["A part of the farm does not answer; try again soon."]
+        sentences = [problems.UNAVAILABLE]
         if not isinstance(error, Unavailable):
             sentences = [str(error)]
     else:
         assert isinstance(error, HTTPException)
         status, sentences = error.status_code, [str(error.detail)]
-    title = {403: "This key does not reach that far", 404: "There is no such thing", 503: "Out of reach"}.get(
-        status, "That did not work"
-    )
+    title = problems.title_of(status)
+    if isinstance(error, ScopeMissing):
+        title = f"Missing scope: {' or '.join(error.scopes)}"
+        sentences.append("Sign in with another key.")
     return render(request, "error.html", status=status, title=title, sentences=sentences)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from fastapi import Request, Response
 
-from farm.errors import Forbidden, Unauthorized
+from farm.errors import Forbidden, ScopeMissing, Unauthorized
 from farm.store.tenants import Key, Scope
 from farm.store.unit_of_work import Store
 
@@ -46,10 +46,9 @@ class User:
         return not self.key.scopes.isdisjoint({Scope(scope) for scope in scopes})
 
     def require(self, *scopes: Scope) -> None:
-        """Raise `Forbidden` unless the key has one of the scopes."""
+        """Raise `ScopeMissing` unless the key has one of the scopes."""
         if not self.has_scope(*scopes):
-            needed = " or ".join(repr(scope.value) for scope in scopes)
-            raise Forbidden(f"this needs a key with the scope {needed}; sign in with another key")
+            raise ScopeMissing(*scopes)
 
     def can_change(self, tenant_id: str) -> bool:
         """Whether the key may change that tenant's jobs and batches: templates hide what this denies."""
@@ -94,7 +93,7 @@ def current_user(store: Store, request: Request) -> User:
     if not hmac.compare_digest(mac, _mac(secret_hash, f"{key_id}.{until}")):
         raise Unauthorized("sign in with an API key")
     if int(until) < time.time():
-        raise Unauthorized("the session is over; sign in again")
+        raise Unauthorized("the session has expired; sign in again")
     return User(key)
 
 
@@ -115,4 +114,4 @@ def same_site(request: Request) -> None:
         origin = request.headers.get("origin", "")
         own = origin.partition("://")[2] == request.headers.get("host") != ""
     if not own:
-        raise Forbidden("this request does not come from one of the farm's own pages")
+        raise Forbidden("the request was not sent by a page of this farm")

@@ -69,7 +69,7 @@ def test_a_session_is_its_keys_and_ends_with_it(lived_in: LivedIn, enter: Enter)
     page.goto("/farm/jobs")
     expect(page).to_have_url(re.compile("/farm/login"))
     blind = enter(api.new_key(Scope.SUBMIT))
-    expect(blind.get_by_text("This key does not reach that far")).to_be_visible()
+    expect(blind.get_by_text("Missing scope")).to_be_visible()
     blind.click("text=Sign out")
     expect(blind).to_have_url(re.compile("/farm/login"))
 

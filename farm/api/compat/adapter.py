@@ -30,6 +30,7 @@ from farm.errors import (
     Forbidden,
     NotFound,
     QuotaExceeded,
+    ScopeMissing,
     Unauthorized,
     Unavailable,
 )
@@ -164,9 +165,7 @@ class Adapter:
             case Unavailable():
                 log.warning("a server does not answer", action="server_unavailable", error=str(error))
                 retry = {"Retry-After": str(problems.RETRY_SECONDS)}
-                return ErrorInfo(
-                    503, "unavailable", "A part of the farm does not answer; try again soon.", headers=retry
-                )
+                return ErrorInfo(503, "unavailable", problems.UNAVAILABLE, headers=retry)
             case _:
                 raise error
 
@@ -224,7 +223,7 @@ def application(
             except Exception:
                 asked = getattr(request.state, "request_id", None)
                 log.exception("a request failed", action="request_failed", request=asked, path=request.url.path)
-                info = ErrorInfo(500, "internal_error", "The farm made a mistake; its log has the details.")
+                info = ErrorInfo(500, "internal_error", problems.INTERNAL_ERROR)
                 return adapter.answer(info, request)
 
         return handled
@@ -253,7 +252,7 @@ def _admit(context: AppContext, adapter: Adapter, operation: Operation, request:
         key = unit.tenants.authenticate(text)
     count(context, key, request)
     if operation.scopes and key.scopes.isdisjoint(operation.scopes):
-        raise Forbidden(f"this needs a key with the scope {' or '.join(sorted(operation.scopes))}")
+        raise ScopeMissing(*sorted(operation.scopes))
     return key
 
 

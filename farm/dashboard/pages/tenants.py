@@ -13,7 +13,7 @@ from farm.api.dependencies import AppContext, Context
 from farm.api.tenants import TenantCreate, TenantUpdate
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.dashboard.session import User
-from farm.errors import BadInput, FieldProblem, Forbidden
+from farm.errors import BadInput, FieldProblem, ScopeMissing
 from farm.services import pauses
 from farm.services import usage as services_usage
 from farm.store.tenants import Scope
@@ -189,7 +189,7 @@ def _value(field: str, text: str) -> object:
 
 def _may_see(user: User, tenant_id: str) -> None:
     if tenant_id != user.key.tenant_id and not user.has_scope(Scope.ADMIN):
-        raise Forbidden("other tenants need a key with the scope 'admin'; sign in with another key")
+        raise ScopeMissing(Scope.ADMIN)
 
 
 def _days() -> tuple[date, date]:
