@@ -38,6 +38,8 @@ from farm.client.models import (
     RetryReport,
     Worker,
 )
+from farm.webhooks.signature import SignatureRefused
+from farm.webhooks.signature import verify as verify_webhook
 
 __all__ = [
     "ApiError",
@@ -72,8 +74,10 @@ __all__ = [
     "Result",
     "RetryReport",
     "ServerProblem",
+    "SignatureRefused",
     "Submitted",
     "Unreachable",
     "WaitedTooLong",
     "Worker",
+    "verify_webhook",
 ]
