@@ -43,26 +43,26 @@ def answers(port: int, timeout: float = 1.0) -> bool:
 
 
 class PortReservations:
-    """Ports that this process has chosen, so that a farm which starts at the same moment chooses others.
+    """Ports that this process has reserved, so that a farm which starts at the same moment chooses others.
 
-    A port stays free until its server listens, seconds later. A claim is a name in the kernel, seen by every process
-    that shares these ports, and gone with the process that holds it. Systems without such names grant any.
+    A port stays free until its server listens, seconds later. A reservation is an abstract socket name, visible to every
+    process that shares these ports and released when its process ends. Systems without such names accept any.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, socket.socket] = {}
 
     def take(self, port: int) -> bool:
-        """Claim a port; False when another process has."""
+        """Reserve a port; False when another process has it."""
         if port in self._held or sys.platform != "linux":
             return True
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            claim.bind(f"\0diffusion-render-farm:{port}")
+            name.bind(f"\0diffusion-render-farm:{port}")
         except OSError:
-            claim.close()
+            name.close()
             return False
-        self._held[port] = claim
+        self._held[port] = name
         return True
 
     def __enter__(self) -> Self:
@@ -72,9 +72,9 @@ class PortReservations:
         self.release()
 
     def release(self) -> None:
-        """Give all of them up."""
-        for claim in self._held.values():
-            claim.close()
+        """Release all of them."""
+        for name in self._held.values():
+            name.close()
         self._held.clear()
 
 
@@ -102,7 +102,7 @@ def choose(
     )
 
 
-def after_stop(
+def assign(
     remembered: Mapping[str, int],
     names: Iterable[str],
     *,
@@ -110,17 +110,17 @@ def after_stop(
     preferred: Mapping[str, int],
     companions: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
-    """A port for each name: the remembered one while nobody else listens there, else another.
+    """A port for each name: the remembered one if it is free, else another.
 
     ``companions`` names, for some of them, the port that lies 10,000 higher. Call it when nothing of this farm runs:
-    a remembered port that is not free is then a stranger's.
+    a remembered port that is not free is then used by another program.
     """
     ports: dict[str, int] = {}
     for name in names:
-        wish = remembered.get(name, preferred.get(name))
+        wanted = remembered.get(name, preferred.get(name))
         companion = (companions or {}).get(name)
         ports[name] = choose(
-            reservations=reservations, preferred=wish, taken=ports.values(), companion=companion is not None
+            reservations=reservations, preferred=wanted, taken=ports.values(), companion=companion is not None
         )
         if companion is not None:
             ports[companion] = ports[name] + COMPANION

@@ -112,14 +112,14 @@ def prepare(directory: DataDirectory, reservations: ports.PortReservations, *, a
     if api_port is not None and not ports.is_free(api_port):
         raise SetupError(f"port {api_port} is taken: choose another with --port, or leave --port out")
     remembered = known.ports if api_port is None else {**known.ports, "api": api_port}
-    settled = ports.after_stop(
+    assigned = ports.assign(
         remembered,
         (*_SERVICE_PORTS, *_SERVER_PORTS),
         reservations=reservations,
         preferred={"api": 8000, "flower": 5555},
         companions={"admin": "admin.grpc"},
     )
-    farm = Farm(settled, known.secrets, known.api_key).with_secrets(*_SECRETS)
+    farm = Farm(assigned, known.secrets, known.api_key).with_secrets(*_SECRETS)
     directory.save_farm(farm)
     return farm
 
