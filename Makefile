@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: catalogue compose-env help install compat demo test lint types unit integration nightly fmt imports up down clean screenshots chaos slow bench
+.PHONY: catalogue check suite compose-env help install compat demo test lint types unit integration nightly fmt imports up down clean screenshots chaos slow bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,12 +38,17 @@ compat: $(INSTALLED) $(COMPAT)/.installed ## other people's clients against the 
 demo: $(INSTALLED) ## start a farm, render all four tasks into demo-out/, stop it
 	$(BIN)/farm demo --out demo-out
 
+# Two processes run the tests, each with its own servers; the tests of one file stay together. Static checks run beside them.
+TEST_PROCESSES ?= 2
+
 test: $(INSTALLED) $(COMPAT)/.installed ## the whole test suite, on real servers
-	$(BIN)/ruff check farm workers tools tests
-	$(BIN)/ruff format --check farm workers tools tests
-	$(BIN)/lint-imports
-	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory --jobs 2 check suite
+
+check: $(INSTALLED) ## lint and types, quiet unless something is wrong
+	@$(MAKE) --no-print-directory lint types > .check.log 2>&1 && echo "lint and types: ok" || { cat .check.log; exit 1; }
+
+suite: $(INSTALLED) $(COMPAT)/.installed ## the tests alone
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 lint: $(INSTALLED) ## ruff and the import contracts
 	$(BIN)/ruff check farm workers tools tests
@@ -60,7 +65,7 @@ integration: $(INSTALLED) $(COMPAT)/.installed ## the rest of the suite, on real
 	$(BIN)/python -m pytest tests/integration tests/compat tests/acceptance tests/browser tests/chaos
 
 nightly: $(INSTALLED) ## what takes too long for every change
-	$(BIN)/python -m pytest tests/slow
+	NIGHTLY=1 $(BIN)/python -m pytest tests/slow tests/integration/test_api_schema.py tests/chaos tests/browser
 
 fmt: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix-only --quiet farm workers tools tests

@@ -45,8 +45,8 @@ def answers(port: int, timeout: float = 1.0) -> bool:
 class PortReservations:
     """Ports that this process has reserved, so that a farm which starts at the same moment chooses others.
 
-    A port stays free until its server listens, seconds later. A reservation is an abstract socket name, visible to every
-    process that shares these ports and released when its process ends. Systems without such names accept any.
+    A port stays free until its server listens, seconds later. A reservation is an abstract socket name, visible to
+    every process that shares these ports and released when its process ends. Systems without such names accept any.
     """
 
     def __init__(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,14 +28,16 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 
 def find_chromium() -> str | None:
-    """A browser of this machine; where apt may install one, it does."""
-    given = os.environ.get("CHROMIUM")
-    found = given or next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", *command], capture_output=True, timeout=300, check=False)
-        found = shutil.which("chromium")
-    return found
+    """The path of an installed browser; as root on Debian, one is installed if there is none."""
+    with (Path(tempfile.gettempdir()) / "render-farm-tests-chromium.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes of tests that run beside each other install it once
+        given = os.environ.get("CHROMIUM")
+        found = given or next((path for name in NAMES if (path := shutil.which(name))), None)
+        if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+            for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
+                subprocess.run(["apt-get", *command], capture_output=True, timeout=300, check=False)
+            found = shutil.which("chromium")
+        return found
 
 
 @pytest.fixture(scope="session")

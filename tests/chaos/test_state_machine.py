@@ -9,7 +9,6 @@ that function; stored defaults keep the true time, which is never later.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +38,7 @@ from farm.objects.keys import output_key
 from farm.store.unit_of_work import Store, UnitOfWork, make_engine
 from tests.chaos.farm import uuid_of
 from tests.chaos.history import TERMINAL, History, Sample, Violation, check, look, read
+from tests.depth import NIGHTLY
 from tests.integration.conftest import spec, worker_info
 from tests.queues import candidates
 
@@ -432,12 +432,13 @@ def test_any_order_of_any_edges_keeps_the_promises(store: Store, database_url: s
         run_state_machine_as_test(
             made,
             settings=settings(
-                max_examples=int(os.environ.get("FARM_CHAOS_EXAMPLES", "8")),
+                max_examples=200 if NIGHTLY else 8,
                 stateful_step_count=30,
                 deadline=None,
                 database=None,
-                derandomize="FARM_CHAOS_EXAMPLES" not in os.environ,
-                phases=(Phase.generate, Phase.shrink) if "FARM_CHAOS_EXAMPLES" in os.environ else (Phase.generate,),
+                derandomize=False,  # a failure prints the seed and the steps that reproduce it
+                print_blob=True,
+                phases=(Phase.generate, Phase.shrink) if NIGHTLY else (Phase.generate,),
                 suppress_health_check=list(HealthCheck),
             ),
         )
