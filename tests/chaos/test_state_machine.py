@@ -4,7 +4,7 @@ The clock is the database's and nobody else's, so it is the database that is tol
 a schema that this database's search path has before the built-in one. Every ``now()`` of the farm's statements is then
 that function; stored defaults keep the true time, which is never later.
 
-``FARM_CHAOS_EXAMPLES`` asks for more than the eight runs of `make test`, and for others each time.
+`make nightly` runs 200 random examples instead of eight.
 """
 
 from __future__ import annotations
