@@ -1,12 +1,14 @@
-"""Other people's architectures, tiny and random, from a folder on disk through the renderer of a device."""
+"""Tiny random models of other architectures share forwards, as pipelines and as models in a folder."""
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,12 @@ import transformers
 
 from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
-from tests.unit.test_batching import flux, sd3, sdxl
+from tests.unit.test_batching import finish
 from tests.unit.test_pipelines import CPU, spec
 from workers import pipelines
-from workers.batched_renderer import BatchedRenderer
+from workers.batched_renderer import BatchedRenderer, modules_to_hook
+from workers.batching.batcher import ContinuousBatcher
+from workers.batching.calls import BatchMode
 from workers.model_cache import ModelCache
 from workers.render_request import RenderRequest, RenderResult
 from workers.starter import WEIGHTS
@@ -29,9 +33,220 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def all_rows_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_rows_are_efficient(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests do not depend on which row counts are efficient on a busy machine."""
     monkeypatch.setattr("workers.batching.row_selection.most_efficient_rows", max)
+
+
+def batcher_on(pipeline: Any, most: int = 8) -> ContinuousBatcher:
+    batcher = ContinuousBatcher(most, pipelines.is_out_of_memory)
+    for name, module in modules_to_hook(pipeline):
+        batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
+    return batcher
+
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def made_of(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_vae() -> Any:
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        shift_factor=0.1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()
+
+
+def sdxl() -> tuple[Any, Callable[[Any, int], Any]]:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=80,
+        cross_attention_dim=64,
+        norm_num_groups=8,
+    ).eval()
+    pipeline = diffusers.StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(**NOISE),
+        add_watermarker=False,
+    )
+    return pipeline, lambda pipe, index: pipe(
+        prompt_embeds=made_of(1, 77, 64, seed=index),
+        negative_prompt_embeds=made_of(1, 77, 64, seed=50),
+        pooled_prompt_embeds=made_of(1, 32, seed=index),
+        negative_pooled_prompt_embeds=made_of(1, 32, seed=51),
+        height=32,
+        width=32,
+        num_inference_steps=3 + index,
+        guidance_scale=5.0 + index,
+        generator=torch.Generator().manual_seed(index),
+        output_type="np",
+    )
+
+
+def sd3() -> tuple[Any, Callable[[Any, int], Any]]:
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
+    ).eval()
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        text_encoder_3=None,
+        tokenizer_3=None,
+        transformer=transformer,
+    )
+    return pipeline, lambda pipe, index: pipe(
+        prompt_embeds=made_of(1, 12, 32, seed=index),
+        negative_prompt_embeds=made_of(1, 12, 32, seed=8),
+        pooled_prompt_embeds=made_of(1, 64, seed=index),
+        negative_pooled_prompt_embeds=made_of(1, 64, seed=9),
+        height=32,
+        width=32,
+        num_inference_steps=3 + index,
+        guidance_scale=4.0 + index,
+        generator=torch.Generator().manual_seed(index),
+        output_type="latent",
+    )
+
+
+def flux() -> tuple[Any, Callable[[Any, int], Any]]:
+    torch.manual_seed(0)
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 4, 8],
+        guidance_embeds=True,
+    ).eval()
+    pipeline = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=tiny_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=transformer,
+    )
+    return pipeline, lambda pipe, index: pipe(
+        prompt_embeds=made_of(1, 12, 32, seed=index),
+        pooled_prompt_embeds=made_of(1, 32, seed=index),
+        height=32,
+        width=32,
+        num_inference_steps=3 + index,
+        guidance_scale=3.0 + index,
+        generator=torch.Generator().manual_seed(index),
+        output_type="latent",
+    )
+
+
+def controlnet() -> tuple[Any, Callable[[Any, int], Any]]:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).eval()
+    steering = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)).eval()
+    for parameter in steering.controlnet_mid_block.parameters():  # zero at first: it would steer nothing
+        torch.nn.init.normal_(parameter)
+    pipeline = diffusers.StableDiffusionControlNetPipeline(
+        vae=tiny_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        controlnet=steering,
+        scheduler=diffusers.DDIMScheduler(**NOISE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipeline, lambda pipe, index: pipe(
+        prompt_embeds=made_of(1, 77, 32, seed=index),
+        negative_prompt_embeds=made_of(1, 77, 32, seed=50),
+        image=made_of(1, 3, 32, 32, seed=index).clamp(0, 1),
+        height=32,
+        width=32,
+        num_inference_steps=3 + index,
+        guidance_scale=5.0 + index,
+        controlnet_conditioning_scale=0.8,
+        generator=torch.Generator().manual_seed(index),
+        output_type="np",
+    )
+
+
+@pytest.mark.parametrize("build", [sdxl, sd3, flux, controlnet])
+def test_other_architectures_share_without_code_of_their_own(
+    build: Callable[[], tuple[Any, Callable[[Any, int], Any]]],
+) -> None:
+    pipeline, call = build()
+
+    def render(index: int) -> np.ndarray[Any, Any]:
+        pipe = copy.copy(pipeline)
+        pipe.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        return np.asarray(call(pipe, index).images)
+
+    stock = [render(index) for index in range(3)]
+    batcher = batcher_on(pipeline)
+    alone = batcher.start(lambda: render(1), BatchMode.THROUGHPUT)
+    finish(batcher)
+    assert np.array_equal(alone.result, stock[1])
+    before = batcher.forwards, batcher.rows
+    runs = [batcher.start(lambda index=index: render(index), BatchMode.THROUGHPUT) for index in range(3)]  # type: ignore[misc]
+    finish(batcher)
+    for run, expected in zip(runs, stock, strict=True):
+        assert run.error is None
+        np.testing.assert_allclose(run.result, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
+    rows = 1 if build is flux else 2
+    assert (batcher.rows - before[1]) / (batcher.forwards - before[0]) > 1.5 * rows
+
+
+# -- as a model in a folder -------------------------------------------------------------------------------------------
 
 
 def clip(width: int, *, projected: bool) -> Any:

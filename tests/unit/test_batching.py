@@ -7,29 +7,22 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from farm.domain.model import Model
-from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Scheduler, Task
-from farm.errors import JobCanceled, ModelUnavailable, NanOutput, OutOfMemory
+from farm.errors import JobCanceled, NanOutput
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import pipelines
 from workers.batch_profiles import BatchProfile, BatchProfiles
-from workers.batched_renderer import BatchedRenderer, modules_to_hook
+from workers.batched_renderer import modules_to_hook
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode, PipelineRun
 from workers.batching.row_selection import equal_bits_range, most_efficient_rows, rows_that_fit_memory
-from workers.device import choose
-from workers.engine import Engine, EngineOptions
-from workers.model_cache import ModelCache
 from workers.pipelines import LoadedModel
-from workers.process import slots
-from workers.render_request import RenderRequest, RenderResult
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -48,7 +41,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def all_rows_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_rows_are_efficient(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests do not depend on which row counts are efficient on a busy machine."""
     monkeypatch.setattr("workers.batching.row_selection.most_efficient_rows", max)
 
@@ -56,13 +49,6 @@ def all_rows_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def starter() -> LoadedModel:
     return pipelines.load(EXACT, CPU)
-
-
-def batcher_on(pipeline: Any, most: int = 8) -> ContinuousBatcher:
-    batcher = ContinuousBatcher(most, pipelines.is_out_of_memory)
-    for name, module in modules_to_hook(pipeline):
-        batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
-    return batcher
 
 
 @pytest.fixture
@@ -429,363 +415,3 @@ def test_rows_are_limited_by_free_memory() -> None:
     assert rows_that_fit_memory(peak_bytes=200, rows=2, free_bytes=1000) == 8
     assert rows_that_fit_memory(peak_bytes=200, rows=2, free_bytes=10) == 1
     assert rows_that_fit_memory(peak_bytes=0, rows=2, free_bytes=10**12) == 64
-
-
-# -- other architectures, tiny and random ------------------------------------------------------------------------------
-
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def made_of(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tiny_vae() -> Any:
-    torch.manual_seed(1)
-    return diffusers.AutoencoderKL(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        latent_channels=4,
-        shift_factor=0.1,
-        norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    ).eval()
-
-
-def sdxl() -> tuple[Any, Callable[[Any, int], Any]]:
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2),
-        projection_class_embeddings_input_dim=80,
-        cross_attention_dim=64,
-        norm_num_groups=8,
-    ).eval()
-    pipeline = diffusers.StableDiffusionXLPipeline(
-        vae=tiny_vae(),
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=unet,
-        scheduler=diffusers.EulerDiscreteScheduler(**NOISE),
-        add_watermarker=False,
-    )
-    return pipeline, lambda pipe, index: pipe(
-        prompt_embeds=made_of(1, 77, 64, seed=index),
-        negative_prompt_embeds=made_of(1, 77, 64, seed=50),
-        pooled_prompt_embeds=made_of(1, 32, seed=index),
-        negative_pooled_prompt_embeds=made_of(1, 32, seed=51),
-        height=32,
-        width=32,
-        num_inference_steps=3 + index,
-        guidance_scale=5.0 + index,
-        generator=torch.Generator().manual_seed(index),
-        output_type="np",
-    )
-
-
-def sd3() -> tuple[Any, Callable[[Any, int], Any]]:
-    torch.manual_seed(0)
-    transformer = diffusers.SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        joint_attention_dim=32,
-        caption_projection_dim=32,
-        pooled_projection_dim=64,
-        out_channels=4,
-    ).eval()
-    pipeline = diffusers.StableDiffusion3Pipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=tiny_vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        text_encoder_3=None,
-        tokenizer_3=None,
-        transformer=transformer,
-    )
-    return pipeline, lambda pipe, index: pipe(
-        prompt_embeds=made_of(1, 12, 32, seed=index),
-        negative_prompt_embeds=made_of(1, 12, 32, seed=8),
-        pooled_prompt_embeds=made_of(1, 64, seed=index),
-        negative_pooled_prompt_embeds=made_of(1, 64, seed=9),
-        height=32,
-        width=32,
-        num_inference_steps=3 + index,
-        guidance_scale=4.0 + index,
-        generator=torch.Generator().manual_seed(index),
-        output_type="latent",
-    )
-
-
-def flux() -> tuple[Any, Callable[[Any, int], Any]]:
-    torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=[4, 4, 8],
-        guidance_embeds=True,
-    ).eval()
-    pipeline = diffusers.FluxPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=tiny_vae(),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        transformer=transformer,
-    )
-    return pipeline, lambda pipe, index: pipe(
-        prompt_embeds=made_of(1, 12, 32, seed=index),
-        pooled_prompt_embeds=made_of(1, 32, seed=index),
-        height=32,
-        width=32,
-        num_inference_steps=3 + index,
-        guidance_scale=3.0 + index,
-        generator=torch.Generator().manual_seed(index),
-        output_type="latent",
-    )
-
-
-def controlnet() -> tuple[Any, Callable[[Any, int], Any]]:
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    ).eval()
-    steering = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)).eval()
-    for parameter in steering.controlnet_mid_block.parameters():  # zero at first: it would steer nothing
-        torch.nn.init.normal_(parameter)
-    pipeline = diffusers.StableDiffusionControlNetPipeline(
-        vae=tiny_vae(),
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet,
-        controlnet=steering,
-        scheduler=diffusers.DDIMScheduler(**NOISE),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return pipeline, lambda pipe, index: pipe(
-        prompt_embeds=made_of(1, 77, 32, seed=index),
-        negative_prompt_embeds=made_of(1, 77, 32, seed=50),
-        image=made_of(1, 3, 32, 32, seed=index).clamp(0, 1),
-        height=32,
-        width=32,
-        num_inference_steps=3 + index,
-        guidance_scale=5.0 + index,
-        controlnet_conditioning_scale=0.8,
-        generator=torch.Generator().manual_seed(index),
-        output_type="np",
-    )
-
-
-@pytest.mark.parametrize("build", [sdxl, sd3, flux, controlnet])
-def test_other_architectures_share_without_code_of_their_own(
-    build: Callable[[], tuple[Any, Callable[[Any, int], Any]]],
-) -> None:
-    import copy
-
-    pipeline, call = build()
-
-    def render(index: int) -> np.ndarray[Any, Any]:
-        pipe = copy.copy(pipeline)
-        pipe.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-        return np.asarray(call(pipe, index).images)
-
-    stock = [render(index) for index in range(3)]
-    batcher = batcher_on(pipeline)
-    alone = batcher.start(lambda: render(1), BatchMode.THROUGHPUT)
-    finish(batcher)
-    assert np.array_equal(alone.result, stock[1])
-    before = batcher.forwards, batcher.rows
-    runs = [batcher.start(lambda index=index: render(index), BatchMode.THROUGHPUT) for index in range(3)]  # type: ignore[misc]
-    finish(batcher)
-    for run, expected in zip(runs, stock, strict=True):
-        assert run.error is None
-        np.testing.assert_allclose(run.result, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
-    rows = 1 if build is flux else 2
-    assert (batcher.rows - before[1]) / (batcher.forwards - before[0]) > 1.5 * rows
-
-
-# -- whole jobs --------------------------------------------------------------------------------------------------------
-
-
-def work(wanted: JobSpec, model: Model = EXACT, priority: Priority = Priority.NORMAL) -> RenderRequest:
-    done: list[int] = []
-    made = RenderRequest(
-        wanted, model, images(wanted.task), lambda _: None, done.append, threading.Event(), priority=priority
-    )
-    made.__dict__["done"] = done
-    return made
-
-
-def carried_out(renderer: BatchedRenderer) -> dict[RenderRequest, Any]:
-    ended: dict[RenderRequest, Any] = {}
-    while renderer.active:
-        ended.update(renderer.advance())
-    return ended | dict(renderer.advance())
-
-
-def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps(starter: LoadedModel) -> None:
-    renderer = BatchedRenderer(ModelCache(CPU), 8)
-    jobs = [
-        work(spec(num_images_per_prompt=3, seed=4, exact=False, **SMALL)),
-        work(spec(num_inference_steps=5, seed=9, exact=False, **SMALL)),
-    ]
-    for job in jobs:
-        renderer.admit(job)
-    ended = carried_out(renderer)
-    assert renderer.batcher.rows / renderer.batcher.forwards > 3
-    for job in jobs:
-        rendered = ended[job]
-        assert isinstance(rendered, RenderResult)
-        assert len(rendered.images) == job.spec.num_images_per_prompt
-        for index, image in enumerate(rendered.images):
-            alone = pipelines.render(starter, job.spec, index, {}, lambda _: None, threading.Event())
-            assert np.abs(np.asarray(image, int) - np.asarray(alone, int)).max() <= 1
-        assert job.__dict__["done"] == sorted(job.__dict__["done"])
-        assert job.__dict__["done"][-1] == job.spec.num_inference_steps * job.spec.num_images_per_prompt
-
-
-def test_an_evicted_model_leaves_no_hooks() -> None:
-    import gc
-    import weakref
-
-    models = ModelCache(CPU)
-    renderer = BatchedRenderer(models, 8)
-    renderer.admit(work(spec(num_inference_steps=1, **SMALL)))
-    unet = weakref.ref(models.load(EXACT).pipeline(Task.TEXT_TO_IMAGE).unet)
-    carried_out(renderer)
-    assert models.evict_others("another")
-    gc.collect()
-    assert unet() is None
-
-
-def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=4))
-    stopped, large, good, late = (
-        work(spec(num_inference_steps=count, seed=count, **SMALL)) for count in (200, 4, 6, 5)
-    )
-    names = {stopped.spec.seed: "stopped", large.spec.seed: "large", good.spec.seed: "good", late.spec.seed: "late"}
-    rendered: list[str] = []
-    failed = threading.Event()
-    real = pipelines.render
-
-    def render(loaded: Any, wanted: JobSpec, *rest: Any) -> Image.Image:
-        rendered.append(names[wanted.seed])
-        if wanted is large.spec:
-            failed.set()
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(loaded, wanted, *rest)
-
-    monkeypatch.setattr(pipelines, "render", render)
-    for job in (stopped, good, large):
-        engine.submit(job)
-    engine.start()
-    assert failed.wait(60)
-    engine.submit(late)  # there is a free slot, but the device must be empty for the large job first
-    assert len(good.future.result(60).images) == 1
-    stopped.stop.set()
-    assert isinstance(stopped.future.exception(60), JobCanceled)
-    assert isinstance(large.future.exception(60), OutOfMemory)
-    assert len(late.future.result(60).images) == 1
-    assert rendered == ["stopped", "good", "large", "large", "late"]
-    engine.close()
-    engine.join(30)
-
-
-# -- the engine's thread -----------------------------------------------------------------------------------------------
-
-
-def test_the_engine_fills_its_slots_admits_interactive_jobs_and_ends_jobs_one_by_one() -> None:
-    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=2))
-    began: list[str] = []
-    gate = threading.Event()
-
-    def job(name: str, count: int, priority: Priority = Priority.NORMAL) -> RenderRequest:
-        made = work(spec(num_inference_steps=count, seed=count, **SMALL), priority=priority)
-        made.on_start = lambda _: began.append(name)
-        return made
-
-    def hold(_: int) -> None:
-        assert gate.wait(60)
-
-    first, second = job("first", 6), job("second", 100)
-    first.on_step = hold  # until all are there
-    waiting, person, odd = job("waiting", 4), job("person", 5, Priority.INTERACTIVE), job("odd", 3)
-    odd.model = EXACT.model_copy(update={"id": "odd", "source": "builtin:nothing"})
-    for one in (first, second, waiting, person, odd):
-        engine.submit(one)
-    engine.start()
-    gate.set()
-    assert len(first.future.result(90).images) == 1
-    assert len(person.future.result(60).images) == 1
-    assert began[0] == "person" or began.index("person") < began.index("waiting")
-    assert len(waiting.future.result(60).images) == 1
-    second.stop.set()
-    assert isinstance(second.future.exception(60), JobCanceled)
-    assert isinstance(odd.future.exception(60), ModelUnavailable)
-    assert began[-1] == "odd"  # loading waits until the device is empty
-    engine.close()
-    engine.join(30)
-    assert not engine.is_alive()
-    assert engine.seconds_without_progress == 0
-
-
-def test_a_device_has_one_slot_if_batching_is_off() -> None:
-    assert [slots(batching, kind) for batching in ("on", "off") for kind in ("cpu", "cuda")] == [4, 16, 1, 1]
-
-
-def test_an_isolated_job_runs_alone_until_it_has_left_the_process() -> None:
-    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=4))
-    began: list[str] = []
-
-    def job(name: str, *, isolated: bool = False) -> RenderRequest:
-        made = work(spec(num_inference_steps=3, **SMALL))
-        made.owner, made.isolated = name, isolated
-        made.on_start = lambda _: began.append(name)
-        return made
-
-    jobs = {name: job(name, isolated=name == "isolated") for name in ("before", "isolated", "after")}
-    for one in jobs.values():
-        engine.submit(one)
-    engine.start()
-    jobs["before"].future.result(60)
-    assert began == ["before"]
-    assert engine.seconds_without_progress == 0  # it waits, and does not hang
-    engine.job_left("before")
-    jobs["isolated"].future.result(60)
-    assert began == ["before", "isolated"]
-    engine.job_left("isolated")
-    jobs["after"].future.result(60)
-    engine.close()
-    engine.join(30)

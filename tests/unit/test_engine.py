@@ -1,0 +1,197 @@
+"""Whole jobs in the batched renderer, and the engine's thread: slots, interactive and isolated jobs, memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from farm.domain.model import Model
+from farm.domain.states import Priority
+from farm.domain.tasks import JobSpec, Task
+from farm.errors import JobCanceled, ModelUnavailable, OutOfMemory
+from tests.unit.test_pipelines import CPU, images, spec
+from workers import pipelines
+from workers.batched_renderer import BatchedRenderer
+from workers.device import choose
+from workers.engine import Engine, EngineOptions
+from workers.model_cache import ModelCache
+from workers.process import slots
+from workers.render_request import RenderRequest, RenderResult
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
+]
+
+EXACT = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype="float32")
+SMALL: dict[str, Any] = {"width": 32, "height": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    pipelines.silence_libraries()
+    pipelines.make_deterministic(1)
+
+
+@pytest.fixture(autouse=True)
+def all_rows_are_efficient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests do not depend on which row counts are efficient on a busy machine."""
+    monkeypatch.setattr("workers.batching.row_selection.most_efficient_rows", max)
+
+
+def request(wanted: JobSpec, model: Model = EXACT, priority: Priority = Priority.NORMAL) -> RenderRequest:
+    done: list[int] = []
+    made = RenderRequest(
+        wanted, model, images(wanted.task), lambda _: None, done.append, threading.Event(), priority=priority
+    )
+    made.__dict__["done"] = done
+    return made
+
+
+def render_all(renderer: BatchedRenderer) -> dict[RenderRequest, Any]:
+    ended: dict[RenderRequest, Any] = {}
+    while renderer.active:
+        ended.update(renderer.advance())
+    return ended | dict(renderer.advance())
+
+
+def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps() -> None:
+    starter = pipelines.load(EXACT, CPU)
+    renderer = BatchedRenderer(ModelCache(CPU), 8)
+    jobs = [
+        request(spec(num_images_per_prompt=3, seed=4, exact=False, **SMALL)),
+        request(spec(num_inference_steps=5, seed=9, exact=False, **SMALL)),
+    ]
+    for job in jobs:
+        renderer.admit(job)
+    ended = render_all(renderer)
+    assert renderer.batcher.rows / renderer.batcher.forwards > 3
+    for job in jobs:
+        rendered = ended[job]
+        assert isinstance(rendered, RenderResult)
+        assert len(rendered.images) == job.spec.num_images_per_prompt
+        for index, image in enumerate(rendered.images):
+            alone = pipelines.render(starter, job.spec, index, {}, lambda _: None, threading.Event())
+            assert np.abs(np.asarray(image, int) - np.asarray(alone, int)).max() <= 1
+        assert job.__dict__["done"] == sorted(job.__dict__["done"])
+        assert job.__dict__["done"][-1] == job.spec.num_inference_steps * job.spec.num_images_per_prompt
+
+
+def test_an_evicted_model_leaves_no_hooks() -> None:
+    models = ModelCache(CPU)
+    renderer = BatchedRenderer(models, 8)
+    renderer.admit(request(spec(num_inference_steps=1, **SMALL)))
+    unet = weakref.ref(models.load(EXACT).pipeline(Task.TEXT_TO_IMAGE).unet)
+    render_all(renderer)
+    assert models.evict_others("another")
+    gc.collect()
+    assert unet() is None
+
+
+def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=4))
+    stopped, large, good, late = (
+        request(spec(num_inference_steps=count, seed=count, **SMALL)) for count in (200, 4, 6, 5)
+    )
+    names = {stopped.spec.seed: "stopped", large.spec.seed: "large", good.spec.seed: "good", late.spec.seed: "late"}
+    rendered: list[str] = []
+    failed = threading.Event()
+    real = pipelines.render
+
+    def render(loaded: Any, wanted: JobSpec, *rest: Any) -> Image.Image:
+        rendered.append(names[wanted.seed])
+        if wanted is large.spec:
+            failed.set()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(loaded, wanted, *rest)
+
+    monkeypatch.setattr(pipelines, "render", render)
+    for job in (stopped, good, large):
+        engine.submit(job)
+    engine.start()
+    assert failed.wait(60)
+    engine.submit(late)  # there is a free slot, but the device must be empty for the large job first
+    assert len(good.future.result(60).images) == 1
+    stopped.stop.set()
+    assert isinstance(stopped.future.exception(60), JobCanceled)
+    assert isinstance(large.future.exception(60), OutOfMemory)
+    assert len(late.future.result(60).images) == 1
+    assert rendered == ["stopped", "good", "large", "large", "late"]
+    engine.close()
+    engine.join(30)
+
+
+# -- the engine's thread -----------------------------------------------------------------------------------------------
+
+
+def test_the_engine_fills_its_slots_admits_interactive_jobs_and_ends_jobs_one_by_one() -> None:
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=2))
+    began: list[str] = []
+    gate = threading.Event()
+
+    def job(name: str, count: int, priority: Priority = Priority.NORMAL) -> RenderRequest:
+        made = request(spec(num_inference_steps=count, seed=count, **SMALL), priority=priority)
+        made.on_start = lambda _: began.append(name)
+        return made
+
+    def hold(_: int) -> None:
+        assert gate.wait(60)
+
+    first, second = job("first", 6), job("second", 100)
+    first.on_step = hold  # until all are there
+    waiting, person, odd = job("waiting", 4), job("person", 5, Priority.INTERACTIVE), job("odd", 3)
+    odd.model = EXACT.model_copy(update={"id": "odd", "source": "builtin:nothing"})
+    for one in (first, second, waiting, person, odd):
+        engine.submit(one)
+    engine.start()
+    gate.set()
+    assert len(first.future.result(90).images) == 1
+    assert len(person.future.result(60).images) == 1
+    assert began[0] == "person" or began.index("person") < began.index("waiting")
+    assert len(waiting.future.result(60).images) == 1
+    second.stop.set()
+    assert isinstance(second.future.exception(60), JobCanceled)
+    assert isinstance(odd.future.exception(60), ModelUnavailable)
+    assert began[-1] == "odd"  # loading waits until the device is empty
+    engine.close()
+    engine.join(30)
+    assert not engine.is_alive()
+    assert engine.seconds_without_progress == 0
+
+
+def test_a_device_has_one_slot_if_batching_is_off() -> None:
+    assert [slots(batching, kind) for batching in ("on", "off") for kind in ("cpu", "cuda")] == [4, 16, 1, 1]
+
+
+def test_an_isolated_job_runs_alone_until_it_has_left_the_process() -> None:
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=4))
+    began: list[str] = []
+
+    def job(name: str, *, isolated: bool = False) -> RenderRequest:
+        made = request(spec(num_inference_steps=3, **SMALL))
+        made.owner, made.isolated = name, isolated
+        made.on_start = lambda _: began.append(name)
+        return made
+
+    jobs = {name: job(name, isolated=name == "isolated") for name in ("before", "isolated", "after")}
+    for one in jobs.values():
+        engine.submit(one)
+    engine.start()
+    jobs["before"].future.result(60)
+    assert began == ["before"]
+    assert engine.seconds_without_progress == 0  # it waits, and does not hang
+    engine.job_left("before")
+    jobs["isolated"].future.result(60)
+    assert began == ["before", "isolated"]
+    engine.job_left("isolated")
+    jobs["after"].future.result(60)
+    engine.close()
+    engine.join(30)
