@@ -210,7 +210,7 @@ def _hunyuan_dit() -> HunyuanDiTControlNetPipeline:
         "pooled_projection_dim",
     )
     config = {name: components["transformer"].config[name] for name in names}
-    network = HunyuanDiT2DControlNetModel(**config, transformer_num_layers=2)
+    network = HunyuanDiT2DControlNetModel(**config, transformer_num_layers=components["transformer"].config.num_layers)
     return HunyuanDiTControlNetPipeline(
         **components, controlnet=network, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )

@@ -97,7 +97,7 @@ def hunyuan_dit_components() -> dict[str, Any]:
             sample_size=32,
             in_channels=4,
             patch_size=2,
-            num_layers=2,
+            num_layers=4,  # a ControlNet acts on those after the third
             num_attention_heads=2,
             attention_head_dim=16,
             hidden_size=32,
