@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Any, Final, Self
 
 from farm.domain.media import MediaMetadata, pixels
-from farm.domain.states import JobState, Priority
+from farm.domain.states import EventType, JobState, Priority
 from farm.domain.tasks import JobSpec
 
 #: What a retry copies of the old job: it is the same request again. Times are not copied: they may have passed.
-RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "max_attempts")
+RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "webhook_events", "max_attempts")
 #: What a variant copies, which has another spec: it is another request, with no name yet and nobody to notify.
 VARIANT_FIELDS: Final = ("priority", "metadata", "max_attempts")
 
@@ -25,6 +25,7 @@ class NewJob:
     custom_id: str | None = None
     metadata: tuple[tuple[str, str], ...] = ()
     webhook: str | None = None
+    webhook_events: tuple[EventType, ...] | None = None  #: sent to ``webhook``; None: how the job ended
     max_attempts: int = 3
     retry_of: str | None = None  #: the job whose spec this one repeats
     not_before: datetime | None = None  #: not handed over before this time
@@ -118,6 +119,7 @@ class Job:
     deadline: datetime | None = None  #: fails if it still waits then
     batch_id: str | None = None  #: the batch it was submitted in
     batch_seq: int | None = None  #: its place there, from 1
+    webhook_events: tuple[EventType, ...] | None = None  #: sent to ``webhook``; None: how the job ended
     crash_count: int = 0  #: workers that died while it was on their device
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from farm import lifecycle, tracing
@@ -16,6 +17,7 @@ from farm.domain import parameters
 from farm.domain.job import Job, NewJob
 from farm.domain.model import Model
 from farm.domain.resolve import check_times, choose_model, random_seed, resolve
+from farm.domain.states import EventType
 from farm.domain.tasks import AnyJobRequest, InputFile
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
@@ -109,6 +111,7 @@ def submit(
     key: IdempotencyKey | None = None,
     *,
     traceparent: str | None = None,
+    webhook_events: tuple[EventType, ...] | None = None,
 ) -> tuple[Job, bool]:
     """Submit the job that a request asks for. Returns it, and whether this call made it.
 
@@ -118,6 +121,7 @@ def submit(
         request: a valid request.
         key: the client's name for the request; the same one again returns the first one's job.
         traceparent: the client's trace (W3C Trace Context), which the job's trace is linked to.
+        webhook_events: what the job's webhook gets; None: how the job ended.
 
     Raises:
         BadInput, Conflict, QuotaExceeded: the job is not accepted.
@@ -128,7 +132,7 @@ def submit(
             earlier = lifecycle.find_submitted(unit, tenant_id, key)
         if earlier is not None:  # before its inputs are fetched: they may be gone by now
             return earlier, False
-    new = build(context, request, inputs.finder(context, tenant_id))
+    new = replace(build(context, request, inputs.finder(context, tenant_id)), webhook_events=webhook_events)
     with context.store.begin() as unit:
         job, created = lifecycle.submit(unit, tenant_id, new, key)
     if created:

@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 from farm.domain import ids
 from farm.domain.cost import cost
 from farm.domain.job import Job, JobError, JobFilter, NewJob, Output, Progress
-from farm.domain.states import JobState, Priority
+from farm.domain.states import EventType, JobState, Priority
 from farm.domain.tasks import JobSpec
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
@@ -88,6 +88,7 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         custom_id=row.custom_id,
         metadata={name: str(value) for name, value in row.meta.items()},
         webhook=row.webhook,
+        webhook_events=None if row.webhook_events is None else tuple(map(EventType, row.webhook_events)),
         cost=row.cost,
         cancel_requested=row.cancel_requested,
         retry_of=row.retry_of,
@@ -195,6 +196,7 @@ class Jobs:
                 "custom_id": job.custom_id,
                 "meta": dict(job.metadata),
                 "webhook": job.webhook,
+                "webhook_events": None if job.webhook_events is None else [kind.value for kind in job.webhook_events],
                 "retry_of": job.retry_of,
                 "deadline": job.deadline,
             }

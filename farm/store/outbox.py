@@ -1,4 +1,4 @@
-"""From events to deliveries: who is to hear of what happened.
+"""The outbox: from events to the deliveries to the endpoints that subscribe to them.
 
 Plain statements, whose arrays hold any number of rows: their texts never change, so the driver prepares them once.
 """
@@ -34,10 +34,9 @@ _SUBSCRIBED: Final = """
     WHERE tenant_id = ANY(%(tenants)s) AND disabled_at IS NULL AND NOT one_off
 """
 _OWN_URLS: Final = """
-    SELECT id, tenant_id, webhook, metadata ->> 'replicate.events' AS hears
-    FROM job WHERE id = ANY(%(ids)s) AND webhook IS NOT NULL
+    SELECT id, tenant_id, webhook, webhook_events FROM job WHERE id = ANY(%(ids)s) AND webhook IS NOT NULL
     UNION ALL
-    SELECT id, tenant_id, webhook, NULL FROM batch WHERE id = ANY(%(batches)s) AND webhook IS NOT NULL
+    SELECT id, tenant_id, webhook, NULL::text[] FROM batch WHERE id = ANY(%(batches)s) AND webhook IS NOT NULL
 """
 _ONE_OFF: Final = """
     SELECT id, tenant_id, url FROM endpoint
@@ -69,16 +68,13 @@ _GROWN: Final = """
 """
 
 
-def _heard(kind: str, hears: str | None) -> bool:
-    """Whether a webhook of one's own is told of an event: all but the start, unless the job names others."""
-    if hears is None:
-        return kind != _START
-    named = hears.split(",")
-    return "start" in named if kind == _START else "completed" in named or "output" in named
+def _subscribed(kind: str, events: Collection[str] | None) -> bool:
+    """Whether the ``webhook`` URL of a job or batch gets an event: all but the start, unless the job names others."""
+    return kind != _START if events is None else kind in events
 
 
 class Outbox:
-    """Events that nobody was told of yet."""
+    """Events whose deliveries do not exist yet."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -107,8 +103,8 @@ class Outbox:
             pairs: list[tuple[UUID, int]] = []
             for event in wanted:
                 pairs += [(one, event.id) for one, kinds in subscribed.get(event.tenant_id, ()) if event.type in kinds]
-                endpoint, hears = one_off.get(own[event.id], (None, None))
-                if endpoint is not None and _heard(event.type, hears):
+                endpoint, events_wanted = one_off.get(own[event.id], (None, None))
+                if endpoint is not None and _subscribed(event.type, events_wanted):
                     pairs.append((endpoint, event.id))
             self._insert(pairs)
         return len(events)
@@ -120,10 +116,10 @@ class Outbox:
 
     def _one_off_endpoints(
         self, jobs: Collection[UUID], batches: Collection[UUID], new_secret: Callable[[], str]
-    ) -> dict[UUID, tuple[UUID, str | None]]:
+    ) -> dict[UUID, tuple[UUID, list[str] | None]]:
         """The endpoint of each job and batch that has a ``webhook`` URL, made where it is missing, by their ids.
 
-        Beside it stands what it is to hear of, where the job says so.
+        With the event types that the job names for it, if it names any.
         """
         own = self._rows(_OWN_URLS, ids=list(jobs), batches=list(batches)) if jobs or batches else []
         if not own:
@@ -141,7 +137,7 @@ class Outbox:
                 events=[kind.value for kind in WEBHOOK_EVENTS],
             )
             found = self._find_one_off(wanted)
-        return {one.id: (found[one.tenant_id, one.webhook], one.hears) for one in own}
+        return {one.id: (found[one.tenant_id, one.webhook], one.webhook_events) for one in own}
 
     def _find_one_off(self, wanted: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], UUID]:
         rows = self._rows(

@@ -269,6 +269,7 @@ class JobRow(Base):
     custom_id: Mapped[str | None]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))
     webhook: Mapped[str | None]
+    webhook_events: Mapped[list[str] | None]  #: event types that are sent to ``webhook``; None: how the job ended
     retry_of: Mapped[str | None] = mapped_column(JOB_ID)
     # no foreign key: a million rows would be checked one by one against the row that the same transaction has written
     batch_id: Mapped[str | None] = mapped_column(BATCH_ID)

@@ -32,7 +32,7 @@ from farm.store.listen import Listener
 from farm.store.unit_of_work import Store, UnitOfWork
 from farm.webhooks import prediction, signature
 from farm.webhooks.payload import event_payload, in_progress, job_payload
-from farm.webhooks.prediction import EVENTS
+from farm.webhooks.prediction import BASE
 from farm.webhooks.retry_policy import RetryPolicy
 from farm.webhooks.sender import IDLE_CONNECTION_SECONDS, AttemptResult, ConnectionBudget, EndpointClient, FailureReason
 
@@ -191,7 +191,7 @@ class Deliverer:
             return None
         expires_at = datetime.now(UTC) + timedelta(seconds=self._settings.presign_seconds)
         try:
-            if EVENTS in job.metadata and one.endpoint.url == job.webhook:
+            if BASE in job.metadata and one.endpoint.url == job.webhook:
                 shown = in_progress(job, one.data) if one.type is EventType.STARTED else job
                 return prediction.encoded(shown, [self._presign(output.key) for output in shown.outputs])
             return job_payload(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at, one.data)

@@ -1,7 +1,6 @@
 """A job as Replicate shows a prediction: in the API's answers to its clients, and as the body of their webhooks.
 
-What a webhook that was asked for over that API is to hear of, and where that API lies for its reader, travel in the
-job's metadata, under `EVENTS` and `BASE`.
+The URL of that API for the reader of a webhook that was requested over it is in the job's metadata, under `BASE`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from farm.domain.job import Job
 from farm.domain.states import JobState
 from farm.webhooks.payload import MAX_BYTES, stamp
 
-EVENTS: Final = "replicate.events"
 BASE: Final = "replicate.base"
 OWNER: Final = "farm"  #: of models whose ids name none
 

@@ -14,11 +14,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from farm import lifecycle
-from farm.domain.job import HeldJob, Job, JobError, NewJob, Output
+from farm.domain.job import HeldJob, Job, JobError, JobFilter, NewJob, Output, Selection
 from farm.domain.queue import Assignment
 from farm.domain.states import EDGES, TERMINAL, EventType, JobState
 from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
 from farm.store import quotas
+from farm.store.deliveries import DeliveryFilter
 from farm.store.unit_of_work import Store
 from tests.queues import candidates
 from tests.waiting import wait_until
@@ -186,6 +187,38 @@ def test_outputs_of_any_media_keep_what_is_known_of_their_content(store: Store, 
     assert [(one.width, one.height) for one in made] == [(64, 48), (None, None)]
     with store.begin() as unit:
         assert [one.width for one in unit.activity.latest_outputs(9, tenant)] == [64, None]
+
+
+def test_a_jobs_own_webhook_gets_the_events_that_the_job_names_and_so_does_its_retry(store: Store, tenant: str) -> None:
+    def delivered(*, succeed: bool, job: Job) -> list[EventType]:
+        with store.begin() as unit:
+            (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
+            lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
+            if succeed:
+                lifecycle.succeed(unit, job.id, sent.epoch, [OUTPUT], {})
+            else:
+                lifecycle.fail(unit, job.id, sent.epoch, JobError("broken", "it broke"), retryable=False)
+        with store.begin() as unit:
+            while unit.outbox.fan_out(lambda: "whsec_secret"):
+                pass
+            return sorted(one.type for one in unit.deliveries.page(tenant, DeliveryFilter(job_id=job.id), None, 9)[0])
+
+    named = (EventType.STARTED, EventType.FAILED)
+    with store.begin() as unit:
+        usual = lifecycle.submit(unit, tenant, NewJob(spec(), webhook="https://example.com/usual"))[0]
+        own = NewJob(spec(), webhook="https://example.com/own", webhook_events=named)
+        good, bad = (lifecycle.submit(unit, tenant, own)[0] for _ in range(2))
+    assert delivered(succeed=True, job=usual) == [EventType.SUCCEEDED]
+    assert delivered(succeed=True, job=good) == [EventType.STARTED]
+    assert delivered(succeed=False, job=bad) == sorted(named)
+    with store.begin() as unit:
+        again = lifecycle.retry(unit, tenant, bad.id)
+        assert unit.bulk_actions.count_retryable(tenant, Selection(job_ids=(bad.id,))).total == 0  # it was retried
+    assert delivered(succeed=False, job=again) == sorted(named)
+    with store.begin() as unit:
+        assert lifecycle.retry_selected(unit, tenant, Selection(job_ids=(again.id,))) == 1
+        (third,) = unit.jobs.page(tenant, JobFilter(states=(JobState.QUEUED,)), None, 9)[0]
+    assert delivered(succeed=False, job=third) == sorted(named)
 
 
 def test_heartbeats_keep_a_lease_and_tell_what_is_lost_or_canceled(store: Store, tenant: str, submit: Submit) -> None:

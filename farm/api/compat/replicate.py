@@ -36,9 +36,10 @@ from farm.api.compat.adapter import (
 from farm.api.compat.submission import cancel, get_job, submit
 from farm.api.dependencies import AppContext
 from farm.api.waiting import parse_prefer_wait, wait
+from farm.domain.endpoint import WEBHOOK_EVENTS
 from farm.domain.job import Job, JobFilter, Output
 from farm.domain.model import Model
-from farm.domain.states import Priority
+from farm.domain.states import EventType, Priority
 from farm.domain.tasks import Scheduler, Task
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
@@ -48,7 +49,7 @@ from farm.store.files import StoredFile
 from farm.store.unit_of_work import UnitOfWork
 from farm.webhooks import signature
 from farm.webhooks.payload import stamp
-from farm.webhooks.prediction import BASE, EVENTS, prediction, reference
+from farm.webhooks.prediction import BASE, prediction, reference
 
 PREFIX: Final = "/compat/replicate"
 
@@ -213,13 +214,13 @@ async def create_prediction(call: AdapterCall) -> Response:
     model = _named(call) if named else _of_version(call, body.pop("version", None))
     body.pop("version", None)
     asked = await run_in_threadpool(_asked, call, model, body)
-    hears = _webhook(call, body, asked)
+    events = _webhook(call, body, asked)
     if body:
         name, value = next(iter(body.items()))
         raise BadInput.of(name, value, "is not a field of this request")
-    if hears:
+    if events:
         await run_in_threadpool(_share_secret, call, asked["webhook"])
-    job = await submit(call, asked, NAMES)
+    job = await submit(call, asked, NAMES, events)
     seconds = parse_prefer_wait(call.request.headers.get("prefer"), MAX_WAIT)
     if seconds is not None:
         job = await wait(call.context, job, seconds)
@@ -282,21 +283,25 @@ def _asked(call: AdapterCall, model: Model, body: dict[str, Any]) -> dict[str, A
     return {name: value for name, value in given.items() if value is not None} | asked
 
 
-def _webhook(call: AdapterCall, body: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Put the webhook that a request names into ``asked``; returns whether there is one. Raises `BadInput`."""
+def _webhook(call: AdapterCall, body: dict[str, Any], asked: dict[str, Any]) -> tuple[EventType, ...] | None:
+    """Put the webhook that a request names into ``asked``; returns the events that it gets, None without a webhook.
+
+    Raises `BadInput`.
+    """
     url, wanted = body.pop("webhook", None), body.pop("webhook_events_filter", None)
     older = body.pop("webhook_completed", None)
     if url is None and older is not None:
         url, wanted = older, ["completed"]
     if url is None:
-        return False
+        return None
     if wanted is not None and (not isinstance(wanted, list) or not wanted or any(one not in FILTERS for one in wanted)):
         raise BadInput.of("webhook_events_filter", wanted, f"must be a list of {', '.join(FILTERS)}")
-    events = [one for one in FILTERS if wanted is None or one in wanted]
-    if events == ["logs"]:
+    chosen = set(FILTERS if wanted is None else wanted)
+    if chosen == {"logs"}:
         raise BadInput.of("webhook_events_filter", wanted, "logs alone are not sent: add start or completed")
-    asked |= {"webhook": url, "metadata": {EVENTS: ",".join(events), BASE: call.base}}
-    return True
+    asked |= {"webhook": url, "metadata": {BASE: call.base}}
+    started = (EventType.STARTED,) if "start" in chosen else ()
+    return started + (WEBHOOK_EVENTS if chosen & {"output", "completed"} else ())
 
 
 def _shape(call: AdapterCall, job: Job) -> dict[str, Any]:

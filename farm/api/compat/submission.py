@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import anyio.to_thread
@@ -13,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from farm.api.compat.adapter import CLIENT_GONE, AdapterCall, AdapterError
 from farm.api.waiting import wait
 from farm.domain.job import Job, Output
-from farm.domain.states import JobState
+from farm.domain.states import EventType, JobState
 from farm.errors import BadInput, Conflict, NotFound, Unavailable
 from farm.services import inputs, jobs, validation
 
@@ -25,19 +26,26 @@ def rename_fields(error: BadInput, names: Mapping[str, str]) -> BadInput:
     return BadInput(*(replace(one, field=names.get(one.field, one.field)) for one in error.problems))
 
 
-async def submit(call: AdapterCall, body: Mapping[str, Any], names: Mapping[str, str]) -> Job:
+async def submit(
+    call: AdapterCall,
+    body: Mapping[str, Any],
+    names: Mapping[str, str],
+    webhook_events: tuple[EventType, ...] | None = None,
+) -> Job:
     """Submit the job that the farm's own fields ask for.
 
     Args:
         call: the client's request.
         body: a job's request.
         names: what the client calls its fields, where that differs.
+        webhook_events: what the job's webhook gets; None: how the job ended.
     """
     context = call.context
     try:
         request = validation.job_request(dict(body))
         job, _ = await anyio.to_thread.run_sync(
-            jobs.submit, context, call.tenant_id, request, limiter=context.submit_limiter(request)
+            partial(jobs.submit, context, call.tenant_id, request, webhook_events=webhook_events),
+            limiter=context.submit_limiter(request),
         )
     except BadInput as error:
         raise rename_fields(error, names) from None

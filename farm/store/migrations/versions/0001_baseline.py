@@ -221,6 +221,7 @@ def upgrade() -> None:
         sa.Column("custom_id", sa.Text(), nullable=True),
         sa.Column("metadata", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("webhook", sa.Text(), nullable=True),
+        sa.Column("webhook_events", sa.ARRAY(sa.Text()), nullable=True),
         sa.Column("retry_of", sa.Uuid(), nullable=True),
         sa.Column("batch_id", sa.Uuid(), nullable=True),
         sa.Column("batch_seq", sa.Integer(), nullable=True),
