@@ -13,10 +13,11 @@ Scheduler: TypeAlias = Literal["ddim", "ddpm", "pndm", "euler", "euler-ancestral
 
 
 class Lora(TypedDict):
-    """A LoRA of the model's registry entry, and how strongly it is worn."""
+    """A LoRA of the model's registry entry."""
 
     #: One of the model's `loras` in `GET /v1/models`.
     name: str
+    #: Its strength.
     scale: NotRequired[float]
 
 
@@ -59,67 +60,103 @@ Scope: TypeAlias = Literal["submit", "read", "operate", "admin"]
 class JobParameters(TypedDict, total=False):
     """A job's parameters; what is left out is decided by the model's defaults."""
 
-    #: A model id from `GET /v1/models`; the farm's first model for the task if absent.
+    #: A model id from `GET /v1/models`; the first model that does the task if absent.
     model: str | None
+    #: What the image does not show.
     negative_prompt: str | None
+    #: Denoising steps.
     num_inference_steps: int | None
+    #: How closely the image follows the prompt.
     guidance_scale: float | None
+    #: The sampling method.
     scheduler: Scheduler | None
-    #: Image i of a job is rendered from seed + i.
+    #: Image i of a job is rendered from seed + i; drawn at random if absent.
     seed: int | None
+    #: How many images.
     num_images_per_prompt: int | None
+    #: Pixels.
     width: int | None
+    #: Pixels.
     height: int | None
-    #: true: the same bytes for the same parameters, whatever else the device renders. false: quicker where the
-    #: device is shared; a value may differ by 1/255. The model's default if absent.
+    #: true: the same bytes for the same parameters, whatever else the device renders. false: faster where jobs
+    #: share a device; a value may differ by 1/255.
     exact: bool | None
+    #: LoRAs of the model.
     loras: Sequence[Lora] | None
-    #: Whether the events of the job carry small images of how far it is.
+    #: Whether the job's events carry small images while it is rendered.
     preview: bool | None
+    #: The file format.
     output_format: OutputFormat | None
+    #: Jobs of a higher class are dispatched first.
     priority: Priority | None
-    #: Your own name for the job; it travels to results and webhooks.
+    #: Your own name for the job; results and webhooks carry it.
     custom_id: str | None
+    #: Your own texts by name; results carry them.
     metadata: Mapping[str, str] | None
-    #: A URL that is told when the job is over.
+    #: A URL that is notified when the job is finished.
     webhook: str | None
-    #: When the job may be handed to a worker at the earliest.
+    #: The earliest time at which the job is dispatched to a worker.
     not_before: str | datetime | None
-    #: If the job still waits then, it fails as `deadline_exceeded`. What runs is not stopped.
+    #: A job that still waits at this time fails as `deadline_exceeded`. A running job is not stopped.
     deadline: str | datetime | None
     #: How much of the image is replaced: 0 keeps it, 1 ignores it.
     strength: float | None
+    #: Another name of `num_inference_steps`.
+    steps: int | None
 
 
 class BatchDefaults(TypedDict, total=False):
     """Parameters of a batch, and those that its jobs leave open."""
 
-    task: Task | None
-    model: str | None
-    prompt: str | None
-    negative_prompt: str | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    strength: float | None
-    scheduler: Scheduler | None
-    seed: int | None
-    num_images_per_prompt: int | None
-    width: int | None
-    height: int | None
-    exact: bool | None
-    output_format: OutputFormat | None
-    #: `bulk` if absent: after what people wait for.
-    priority: Priority | None
-    #: When the jobs may be handed to workers at the earliest.
-    not_before: str | datetime | None
-    #: Jobs that still wait then fail as `deadline_exceeded`.
-    deadline: str | datetime | None
-    #: Told of the batch's milestones and its end.
+    #: Notified of the batch's milestones and its end.
     webhook: str | None
-    #: Whether `webhook` is also told when each job is over.
+    #: Whether `webhook` is also notified when each job is finished.
     webhook_jobs: bool | None
+    #: A model id from `GET /v1/models`; the first model that does the task if absent.
+    model: str | None
+    #: What the image shows.
+    prompt: str | None
+    #: What the image does not show.
+    negative_prompt: str | None
+    #: Denoising steps.
+    num_inference_steps: int | None
+    #: How closely the image follows the prompt.
+    guidance_scale: float | None
+    #: The sampling method.
+    scheduler: Scheduler | None
+    #: Image i of a job is rendered from seed + i; drawn at random if absent.
+    seed: int | None
+    #: How many images.
+    num_images_per_prompt: int | None
+    #: Pixels.
+    width: int | None
+    #: Pixels.
+    height: int | None
+    #: true: the same bytes for the same parameters, whatever else the device renders. false: faster where jobs
+    #: share a device; a value may differ by 1/255.
+    exact: bool | None
+    #: LoRAs of the model. As `NAME` or `NAME:SCALE`, separated by commas.
+    loras: str | None
+    #: Whether the job's events carry small images while it is rendered.
+    preview: bool | None
+    #: The file format.
+    output_format: OutputFormat | None
+    #: `bulk` if absent: after the jobs of all higher classes.
+    priority: Priority | None
+    #: The earliest time at which the job is dispatched to a worker.
+    not_before: str | datetime | None
+    #: A job that still waits at this time fails as `deadline_exceeded`. A running job is not stopped.
+    deadline: str | datetime | None
+    task: Task | None
+    #: An image: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data
+    #: URL. PNG, JPEG or WebP.
     image: str | None
+    #: How much of the image is replaced: 0 keeps it, 1 ignores it.
+    strength: float | None
+    #: An image: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data
+    #: URL. PNG, JPEG or WebP.
     mask_image: str | None
+    #: Brighter is nearer; estimated from the image by the model if absent.
     depth_map: str | None
 
 

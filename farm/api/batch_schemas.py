@@ -65,6 +65,10 @@ NOT_IN_QUERY: Final = {
 }
 
 
+#: What a parameter means as a default of a batch, where that differs.
+_DESCRIPTIONS: Final = {"priority": "`bulk` if absent: after the jobs of all higher classes."}
+
+
 def _is_text(name: str) -> bool:
     """Whether a query has the parameter as text, because its value is not a single number, text or choice."""
     return name in PARAMETERS and PARAMETERS[name].kind is ParameterKind.LORAS
@@ -102,7 +106,10 @@ def _query_field(parameter: Parameter) -> Any:
     alias = AliasChoices(*parameter.names) if parameter.aliases else None
     extra = parameter.field.json_schema_extra
     return Annotated[plain | None, read], Field(
-        None, validation_alias=alias, description=parameter.description, json_schema_extra=extra
+        None,
+        validation_alias=alias,
+        description=_DESCRIPTIONS.get(parameter.name, parameter.description),
+        json_schema_extra=extra,
     )
 
 

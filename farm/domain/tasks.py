@@ -131,8 +131,22 @@ class Lora(FrozenValue):
     scale: Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)] = Field(1.0, description="Its strength.")
 
 
+def _add_aliases(schema: dict[str, Any], request: type[JobRequest]) -> None:
+    """Add the other names of parameters to a request's JSON Schema, which has only the stored ones."""
+    for name, field in request.model_fields.items():
+        if isinstance(field.validation_alias, AliasChoices):
+            for alias in map(str, field.validation_alias.choices):
+                if alias != name:
+                    schema["properties"][alias] = schema["properties"][name] | {
+                        "description": f"Another name of `{name}`.",
+                        "title": alias.capitalize(),
+                    }
+
+
 class JobRequest(FrozenValue):
     """The parameters of every task. What is absent is decided by the model's defaults."""
+
+    model_config = ConfigDict(json_schema_extra=_add_aliases)
 
     model: str | None = Field(
         None,
@@ -144,7 +158,7 @@ class JobRequest(FrozenValue):
     num_inference_steps: Steps | None = Field(
         None,
         validation_alias=AliasChoices("num_inference_steps", "steps"),
-        description="Denoising steps; `steps` is another name of it.",
+        description="Denoising steps.",
     )
     guidance_scale: Guidance | None = Field(None, description="How closely the image follows the prompt.")
     scheduler: Scheduler | None = Field(None, description="The sampling method.")
