@@ -39,9 +39,9 @@ from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from tests.chaos.history import Post, about
-from tests.chaos.noise import COMMAND, ROOT
 from tests.chaos.partition import Namespace
 from tests.chaos.proxy import Mode, Proxies, Proxy
+from tests.integration.worker_process import ROOT, worker_command
 from tests.transitions import refuse_other_transitions
 
 POISON = "poison"  #: a prompt with this word kills the process that denoises it
@@ -223,7 +223,9 @@ class ChaosFarm:
         for number in range(1, workers + 1):
             host = self._closing.enter_context(Namespace(number)) if unpluggable and number == workers else None
             name = f"worker-{number}"
-            made[name] = self._service(name, COMMAND, {**base, "FARM_DEVICE": f"cpu{number}"}, host=host)
+            made[name] = self._service(
+                name, worker_command("tests.noise_engine"), {**base, "FARM_DEVICE": f"cpu{number}"}, host=host
+            )
         return made
 
     def _service(

@@ -10,9 +10,8 @@ import pytest
 from farm import lifecycle
 from farm.domain.states import JobState
 from farm.objects.keys import job_prefix
-from tests.chaos.noise import NoiseWorker
 from tests.conftest import TestServers
-from tests.integration.worker_process import Farm, WorkerProcess, spec
+from tests.integration.worker_process import Farm, NoiseWorker, WorkerProcess, spec
 from tests.waiting import wait_until
 from workers.failpoints import EXIT_CRASHED, POINTS
 

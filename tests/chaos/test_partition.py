@@ -9,11 +9,10 @@ import pytest
 
 from farm import lifecycle
 from farm.domain.states import JobState
-from tests.chaos.noise import NoiseWorker
 from tests.chaos.partition import WHY_NOT, Namespace, allowed
 from tests.chaos.proxy import Proxies
 from tests.conftest import TestServers
-from tests.integration.worker_process import Farm, spec
+from tests.integration.worker_process import Farm, NoiseWorker, spec
 from tests.waiting import wait_until
 
 

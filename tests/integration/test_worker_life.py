@@ -19,7 +19,7 @@ from farm.domain.worker import WorkerState
 from farm.errors import Conflict
 from farm.objects.keys import job_prefix
 from tests.conftest import TestServers
-from tests.integration.worker_process import Farm, Wire, WorkerProcess, spec
+from tests.integration.worker_process import HOST, Farm, NoiseWorker, Wire, WorkerProcess, spec
 from tests.waiting import wait_until
 from workers.heartbeat import EXIT_STALLED
 
@@ -50,16 +50,17 @@ def wires(farm: Farm) -> Iterator[dict[str, Wire]]:
 def steady(farm: Farm, wires: dict[str, Wire]) -> Iterator[WorkerProcess]:
     """One worker for the tests that leave it alive."""
     env = {name: wire.url for name, wire in wires.items()} | {"FARM_STORAGE_RETRY_SECONDS": "15"}
-    worker = WorkerProcess(farm, device="cpu7", env=env).start()
+    worker = NoiseWorker(farm, device="cpu7", env=env).start()
     try:
         yield worker.wait_online()
     finally:
         worker.kill()
 
 
-def on_the_device(farm: Farm, job_id: str) -> bool:
-    progress = farm.job(job_id).progress
-    return progress is not None and progress.step > 0
+def begun(farm: Farm, job_id: str) -> bool:
+    """Whether the job is on the device, and has done a step there."""
+    job = farm.job(job_id)
+    return job.state is JobState.RUNNING and job.progress is not None and job.progress.step > 0
 
 
 def reaped(farm: Farm) -> list[str]:
@@ -69,7 +70,7 @@ def reaped(farm: Farm) -> list[str]:
 
 def test_a_lost_job_stops_and_leaves_nothing(farm: Farm, steady: WorkerProcess) -> None:
     job = farm.start(spec(**LONG), steady.name)
-    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
+    wait_until(lambda: begun(farm, job.id), 60, what="the job is on the device")
     with farm.store.begin() as unit:  # as the reaper would, had it lost patience
         lifecycle.release(unit, job.id, job.epoch + 1, "for the test")
     other = farm.start(spec(seed=8), steady.name)
@@ -83,7 +84,7 @@ def test_jobs_stop_before_their_lease_ends_when_the_database_is_away(
 ) -> None:
     wire = wires["FARM_DATABASE_URL"]
     job = farm.start(spec(**LONG), steady.name)
-    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
+    wait_until(lambda: begun(farm, job.id), 60, what="the job is on the device")
     wire.cut()
     try:
         wait_until(lambda: "action=lease_expired" in steady.log(), 15, what="the job is fenced")
@@ -135,30 +136,35 @@ def test_unavailable_storage_releases_the_job_without_counting_the_attempt(
 
 
 def test_the_older_of_two_workers_with_one_name_exits_and_the_drain_timeout_releases_jobs(
-    farm: Farm, steady: WorkerProcess
+    farm: Farm,
 ) -> None:
-    newer = WorkerProcess(farm, device=steady.device, env={"FARM_DRAIN_SECONDS": "1"}).start()
+    older = NoiseWorker(farm, device="cpu6").start()
+    newer = NoiseWorker(farm, device="cpu6", env={"FARM_DRAIN_SECONDS": "1"})
     try:
-        newer.wait_online()
-        assert steady.wait(20) == 3
+        older.wait_online()
+        newer.start().wait_online()
+        assert older.wait(20) == 3
         job = farm.start(spec(**LONG), newer.name)
-        wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
+        wait_until(lambda: begun(farm, job.id), 60, what="the job is on the device")
         newer.signal(signal.SIGINT)
         assert farm.wait(job, JobState.QUEUED, timeout=15).attempts == 0
         newer.wait(30)
     finally:
         newer.kill()
+        older.kill()
 
 
 def test_a_stalled_consumer_ends_the_worker_after_its_jobs_finish(farm: Farm) -> None:
     env = {"FARM_CONSUMER_STALL_SECONDS": "3", "FARM_DRAIN_SECONDS": "60"}
-    worker = WorkerProcess(farm, device="cpu4", env=env).start()
+    worker = NoiseWorker(farm, device="cpu4", env=env).start()
     try:
         worker.wait_online()
-        held = farm.start(spec(num_inference_steps=40), worker.name)
-        wait_until(lambda: on_the_device(farm, held.id), 90, what="the job is on the device")
+        held = farm.start(spec(num_inference_steps=150, num_images_per_prompt=2), worker.name)
+        wait_until(lambda: begun(farm, held.id), 90, what="the job is on the device")
         # Celery's own way to make a consumer stop listening: the process lives, beats and renders on
-        (answer,) = farm.app.control.cancel_consumer(broker.queue_of(worker.name).name, reply=True, timeout=10)
+        (answer,) = farm.app.control.cancel_consumer(
+            broker.queue_of(worker.name).name, destination=[f"cpu4@{HOST}"], reply=True, timeout=10
+        )
         assert "ok" in next(iter(answer.values()))
         unheard = farm.start(spec(seed=8), worker.name)
         assert worker.wait(90) == EXIT_STALLED
@@ -175,18 +181,18 @@ def test_a_stalled_consumer_ends_the_worker_after_its_jobs_finish(farm: Farm) ->
 
 
 def test_a_stopped_worker_finishes_its_jobs_and_stays_drained_after_a_restart(farm: Farm) -> None:
-    worker = WorkerProcess(farm, device="cpu5", env={"FARM_DRAIN_SECONDS": "60"}).start()
+    worker = NoiseWorker(farm, device="cpu5", env={"FARM_DRAIN_SECONDS": "60"}).start()
     try:
         worker.wait_online()
         job = farm.start(spec(num_inference_steps=40), worker.name)
-        wait_until(lambda: on_the_device(farm, job.id), 90, what="the job is on the device")
+        wait_until(lambda: begun(farm, job.id), 90, what="the job is on the device")
         with farm.store.begin() as unit:
             assert lifecycle.stop_worker(unit, worker.name, "enough").stopping
         assert worker.wait(90) == 0
         assert farm.job(job.id).state is JobState.SUCCEEDED
         with farm.store.begin() as unit, pytest.raises(Conflict, match="offline"):
             lifecycle.stop_worker(unit, worker.name, "again")
-        again = WorkerProcess(farm, device="cpu5").start()
+        again = NoiseWorker(farm, device="cpu5").start()
         try:
             wait_until(lambda: (found := farm.worker(worker.name)) and found.state is WorkerState.DRAINING, 60)
             with farm.store.begin() as unit:
@@ -200,7 +206,7 @@ def test_a_stopped_worker_finishes_its_jobs_and_stays_drained_after_a_restart(fa
 
 
 def test_jobs_end_once_after_sigkill_after_a_drain_and_after_a_second_sigterm(farm: Farm) -> None:
-    process = WorkerProcess(farm, device="cpu8", env={"FARM_DRAIN_SECONDS": "120", "FARM_BATCHING": "off"})
+    process = NoiseWorker(farm, device="cpu8", env={"FARM_DRAIN_SECONDS": "120", "FARM_BATCHING": "off"})
     try:
         process.start().wait_online()
         killed(farm, process)
@@ -214,7 +220,7 @@ def test_jobs_end_once_after_sigkill_after_a_drain_and_after_a_second_sigterm(fa
 def killed(farm: Farm, process: WorkerProcess) -> None:
     """What a killed process held is given back when the next one of its name begins."""
     job = farm.start(spec(**LONG), process.name)
-    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
+    wait_until(lambda: begun(farm, job.id), 60, what="the job is on the device")
     behind = farm.start(spec(seed=8), process.name)
     farm.wait(behind, JobState.RUNNING)
     unread = farm.submit(spec(seed=9))
@@ -234,7 +240,7 @@ def killed(farm: Farm, process: WorkerProcess) -> None:
 def drained(farm: Farm, process: WorkerProcess) -> None:
     """SIGTERM: the job on the device finishes, the waiting one is given back at once, the worker says goodbye."""
     job = farm.start(spec(num_inference_steps=100, num_images_per_prompt=2), process.name)
-    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
+    wait_until(lambda: begun(farm, job.id), 60, what="the job is on the device")
     waiting = farm.start(spec(seed=8), process.name)
     farm.wait(waiting, JobState.RUNNING)
     process.signal(signal.SIGTERM)
@@ -252,7 +258,7 @@ def drained(farm: Farm, process: WorkerProcess) -> None:
 def hurried(farm: Farm, process: WorkerProcess) -> None:
     """A second SIGTERM gives everything back."""
     job = farm.start(spec(**LONG), process.name)
-    wait_until(lambda: on_the_device(farm, job.id), 60, what="the job is on the device")
+    wait_until(lambda: begun(farm, job.id), 60, what="the job is on the device")
     process.signal(signal.SIGTERM)
     wait_until(lambda: (found := farm.worker(process.name)) and found.state is WorkerState.DRAINING, 10)
     assert farm.job(job.id).state is JobState.RUNNING
@@ -261,6 +267,39 @@ def hurried(farm: Farm, process: WorkerProcess) -> None:
     assert (released.attempts, released.error) == (0, None)
     assert process.wait(20) == 0
     assert list(farm.storage.list(job_prefix(farm.tenant, job.id))) == []
+
+
+def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(farm: Farm) -> None:
+    """After a crash of several jobs any of them may be the cause, so each has the device for itself next time."""
+    process = NoiseWorker(farm, device="cpu1").start()
+    try:
+        process.wait_online()
+        poison, innocent = (farm.start(spec(**LONG, seed=seed), process.name) for seed in (1, 2))
+        wait_until(lambda: all(begun(farm, job.id) for job in (poison, innocent)), 60, what="both are on the device")
+        process.kill()
+        process.start().wait_online()
+        assert [farm.job(job.id).crash_count for job in (poison, innocent)] == [1, 1]
+        farm.dispatch(poison, process.name)
+        wait_until(lambda: begun(farm, poison.id), 60, what="the suspect is on the device")
+        farm.dispatch(innocent, process.name)
+        fresh = farm.start(spec(seed=8), process.name)
+        for job in (innocent, fresh):
+            farm.wait(job, JobState.RUNNING)
+        reached = farm.job(poison.id).progress
+        assert reached is not None
+        wait_until(lambda: (now := farm.job(poison.id).progress) and now.step > reached.step + 20, 60)
+        assert not begun(farm, innocent.id)
+        assert not begun(farm, fresh.id)
+        process.kill()
+        process.env = {"FARM_NOISE_STEP_SECONDS": "0"}
+        process.start().wait_online()
+        ended = farm.job(poison.id)
+        assert (ended.state, ended.error and ended.error.code) == (JobState.FAILED, "worker_lost")
+        for job in (innocent, fresh):
+            farm.dispatch(job, process.name)
+            assert farm.wait(job, JobState.SUCCEEDED, timeout=60).attempts <= 2
+    finally:
+        process.kill()
 
 
 def test_other_celery_pools_are_refused_in_one_sentence(farm: Farm) -> None:

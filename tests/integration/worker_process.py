@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import redis
@@ -32,6 +31,7 @@ from farm.settings import Settings
 from farm.store.unit_of_work import Store
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
 HOST = "testhost"
 START_SECONDS = 120  #: importing torch and diffusers on a busy machine
 
@@ -125,11 +125,13 @@ class Farm:
 class WorkerProcess:
     """One ``celery -A workers.app worker``."""
 
+    app: ClassVar[str] = "workers.app"  #: the module of the Celery app
+
     farm: Farm
     device: str = "cpu0"
     env: dict[str, str] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] = field(init=False)
+    prefix: tuple[str, ...] = ()  #: stands before the command
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def name(self) -> str:
@@ -139,7 +141,7 @@ class WorkerProcess:
     def log_file(self) -> Path:
         return self.farm.log_dir / f"worker-{self.device}.log"
 
-    def start(self) -> WorkerProcess:
+    def start(self) -> Self:
         env = (
             os.environ
             | self.farm.env
@@ -150,27 +152,18 @@ class WorkerProcess:
                 "FARM_WORKER_HOST": HOST,
             }
         )
-        command = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "workers.app",
-            "worker",
-            "--without-gossip",
-            "--without-mingle",
-        ]
+        command = [*self.prefix, *worker_command(self.app)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self.options], env=env | self.env, stdout=log, stderr=log, start_new_session=True
+                command, env=env | self.env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
             )
         return self
 
-    def wait_online(self) -> WorkerProcess:
+    def wait_online(self) -> Self:
         def online() -> bool:
-            assert self.process.poll() is None, self.log()
+            assert self.running.poll() is None, self.log()
             found = self.farm.worker(self.name)
-            return found is not None and found.info.pid == self.process.pid and found.state is WorkerState.ONLINE
+            return found is not None and found.info.pid == self.running.pid and found.state is WorkerState.ONLINE
 
         wait_until(online, START_SECONDS, every=0.1, what="the worker is online")
         return self
@@ -178,16 +171,33 @@ class WorkerProcess:
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")
 
+    @property
+    def running(self) -> subprocess.Popen[bytes]:
+        assert self.process is not None, "it was not started"
+        return self.process
+
     def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+        self.running.send_signal(number)
 
     def wait(self, timeout: float = 60) -> int:
-        return self.process.wait(timeout)
+        return self.running.wait(timeout)
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        """Kill the process, if it was started and is alive."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+class NoiseWorker(WorkerProcess):
+    """A worker without torch, whose images are noise: for what has nothing to do with images."""
+
+    app = "tests.noise_engine"
+
+
+def worker_command(app: str) -> tuple[str, ...]:
+    """What starts a worker of that Celery app, in `ROOT`."""
+    return (sys.executable, "-m", "celery", "-A", app, "--quiet", "worker", "--without-gossip", "--without-mingle")
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------------
