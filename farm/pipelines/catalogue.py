@@ -131,10 +131,10 @@ def _runs(spec: SchedulerSpec, use: SchedulerUse, process: Formulation, declared
         process: what the model was trained for.
         declared: the classes that the pipeline or the model names.
     """
-    if process is Formulation.OWN or spec.unfit or use.only_declared:
-        return spec.name in declared and spec.formulation is process
     as_flow = process is Formulation.FLOW and bool(spec.flow_options)
-    if spec.formulation is not process and not as_flow:
+    if (spec.unfit or use.only_declared or process is Formulation.OWN) and spec.name not in declared:
+        return False
+    if spec.formulation is not process and not as_flow and process is not Formulation.OWN:
         return False
     missing = use.needs - spec.features
     if as_flow and use.spares_sigmas:

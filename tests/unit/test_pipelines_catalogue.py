@@ -226,6 +226,12 @@ def test_the_schedulers_of_stable_diffusion_are_more_than_diffusers_lists() -> N
     assert not {"DDIMInverseScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"} & found
 
 
+def test_a_pipeline_with_arguments_of_its_own_gets_the_schedulers_that_take_them() -> None:
+    assert names("LatentConsistencyModelPipeline") == {"LCMScheduler"}
+    assert names("SanaSprintPipeline") == set()
+    assert names("SanaSprintPipeline", "SCMScheduler") == {"SCMScheduler"}
+
+
 def test_the_model_s_own_scheduler_decides_the_noise_process() -> None:
     edm = names("StableDiffusionXLPipeline", "EDMEulerScheduler")
     assert "EDMEulerScheduler" in edm
@@ -316,4 +322,4 @@ def test_reading_is_quick_and_loads_no_library() -> None:
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
         times.append(float(done.stdout))
-    assert min(times) < 0.2  # seconds of a processor; 0.03 on a quiet machine
+    assert min(times) < 0.3  # seconds of a processor, most of them for modules of the standard library

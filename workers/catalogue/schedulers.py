@@ -31,6 +31,7 @@ _TRAINING: Final = frozenset(
         *("stage_range", "gamma", "use_flow_sigmas", "scheduler_type", "base_shift", "max_shift", "n_grid"),
     }
 )
+_USUAL_ARGUMENTS: Final = frozenset({f"set_timesteps.{name}" for name in ("mu", "sigmas", "timesteps")})
 _STEP: Final = ("model_output", "timestep", "sample")
 #: Why a scheduler is offered for no pipeline but those that declare it.
 _UNFIT: Final[Mapping[str, str]] = {
@@ -200,11 +201,15 @@ def _process(declared: Iterable[str], needs: set[str], family: str) -> Formulati
         needs: what the pipeline uses of it.
         family: the package in diffusers.
     """
+    if any(need.startswith("set_timesteps.") and need not in _USUAL_ARGUMENTS for need in needs):
+        return Formulation.OWN
     if family in _FLOW_FAMILIES:
         return Formulation.FLOW
     processes = [formulation(name) for name in declared if name in schedulers()]
-    if processes:
-        return Formulation.BETA if Formulation.BETA in processes else processes[0]
+    # A class that declares both was made for flows and accepts the others' classes by its annotation only.
+    for process in (Formulation.FLOW, Formulation.BETA, *processes):
+        if process in processes:
+            return process
     return Formulation.FLOW if "set_timesteps.mu" in needs else Formulation.OWN
 
 

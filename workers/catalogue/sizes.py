@@ -99,9 +99,13 @@ def _divisors(cls: type, names: frozenset[str]) -> Iterator[_Value]:
     for name, function in methods(cls).items():
         if not (name in ("__call__", "prepare_latents") or "check" in name):
             continue
+        # `if num_frames % 2 == 0` chooses between two ways to render; it refuses and rounds nothing.
+        choices = {id(node.left) for node in nodes(function) if isinstance(node, ast.Compare) and _is_equality(node)}
         for node in nodes(function):
             match node:
-                case ast.BinOp(left=left, op=ast.Mod(), right=right) if _base(left) in names:
+                case ast.BinOp(left=left, op=ast.Mod(), right=right) if (
+                    _base(left) in names and id(node) not in choices
+                ):
                     value = _value(right, cls, function)
                 case ast.BinOp(left=left, op=ast.FloorDiv(), right=right):
                     value = _quotient(left, right, names, cls, function)
@@ -113,6 +117,10 @@ def _divisors(cls: type, names: frozenset[str]) -> Iterator[_Value]:
                     continue
             if value is not None and value.rule != "1":
                 yield value
+
+
+def _is_equality(node: ast.Compare) -> bool:
+    return isinstance(node.ops[0], ast.Eq)
 
 
 def _quotient(left: ast.expr, right: ast.expr, names: frozenset[str], cls: type, function: Function) -> _Value | None:
