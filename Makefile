@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: catalogue check suite compose-env help install compat demo test lint types unit integration nightly fmt imports up down clean screenshots chaos slow bench
+.PHONY: catalogue check suite compose-env help install compat demo test lint types unit integration families nightly fmt imports up down clean screenshots chaos slow bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ unit: $(INSTALLED) ## the tests that need no server
 
 integration: $(INSTALLED) $(COMPAT)/.installed ## the rest of the suite, on real servers
 	$(BIN)/python -m pytest tests/integration tests/compat tests/acceptance tests/browser tests/chaos
+
+families: $(INSTALLED) ## a tiny model of each family of pipelines
+	$(BIN)/python -m pytest tests/contract
 
 nightly: $(INSTALLED) ## what takes too long for every change
 	NIGHTLY=1 $(BIN)/python -m pytest tests/slow tests/integration/test_api_schema.py tests/chaos tests/browser
