@@ -11,6 +11,7 @@ from tests.contract.families import FAMILIES
 CALLS = [(name, pipeline) for name, family in FAMILIES.items() for pipeline in family.calls]
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize(("family", "pipeline"), CALLS)
 def test_the_catalogue_allows_a_call_that_works(family: str, pipeline: str) -> None:
     call = FAMILIES[family].calls[pipeline]
