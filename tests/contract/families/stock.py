@@ -141,6 +141,7 @@ def _read(result: Any) -> tuple[Output, np.ndarray, np.ndarray]:
 #: The fields of diffusers' output classes.
 _FIELDS = {
     "images": Media.IMAGE,
+    "image": Media.IMAGE,
     "prediction": Media.IMAGE,
     "rgb": Media.IMAGE,
     "videos": Media.VIDEO,  # of a modular pipeline's state, which holds the inputs, too

@@ -18,6 +18,7 @@ from transformers import (
     Qwen2Tokenizer,
     RobertaTokenizer,
     T5Tokenizer,
+    XLMRobertaTokenizer,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -117,11 +118,18 @@ def llama_tokenizer(max_length: int = 512, **options: Any) -> LlamaTokenizer:
 
 def t5_tokenizer(max_length: int = 512) -> T5Tokenizer:
     """The unigram tokenizer of T5 and its successors."""
-    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    scores += [(f"▁{word}", -5.0) for word in WORDS]
-    known = {token for token, _ in scores}
-    scores += [(character, -20.0) for character in _characters() if character not in known]
-    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=max_length)
+    return T5Tokenizer(vocab=_unigrams("<pad>", "</s>", "<unk>"), extra_ids=0, model_max_length=max_length)
+
+
+def xlm_roberta_tokenizer(max_length: int = 77) -> XLMRobertaTokenizer:
+    """The unigram tokenizer of XLM-RoBERTa."""
+    return XLMRobertaTokenizer(vocab=_unigrams("<s>", "<pad>", "</s>", "<unk>", "<mask>"), model_max_length=max_length)
+
+
+def _unigrams(*special_tokens: str) -> list[tuple[str, float]]:
+    """The tokens of a unigram model with their scores, the special ones first."""
+    scores = dict.fromkeys(special_tokens, 0.0) | {f"▁{word}": -5.0 for word in WORDS}
+    return list((scores | {character: -20.0 for character in _characters() if character not in scores}).items())
 
 
 def roberta_tokenizer(max_length: int = 77) -> RobertaTokenizer:
