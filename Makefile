@@ -38,7 +38,8 @@ compat: $(INSTALLED) $(COMPAT)/.installed ## other people's clients against the 
 demo: $(INSTALLED) ## start a farm, render all four tasks into demo-out/, stop it
 	$(BIN)/farm demo --out demo-out
 
-# Two processes run the tests, each with its own servers; the tests of one file stay together. Static checks run beside them.
+# Two processes run the tests, each with its own servers; the tests of one file stay together. The folders with the longest
+# files come first (testpaths in pyproject.toml), so that both processes end at the same time. Static checks run beside them.
 TEST_PROCESSES ?= 2
 
 test: $(INSTALLED) $(COMPAT)/.installed ## the whole test suite, on real servers
@@ -48,7 +49,7 @@ check: $(INSTALLED) ## lint and types, quiet unless something is wrong
 	@$(MAKE) --no-print-directory lint types > .check.log 2>&1 && echo "lint and types: ok" || { cat .check.log; exit 1; }
 
 suite: $(INSTALLED) $(COMPAT)/.installed ## the tests alone
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED) ## ruff and the import contracts
 	$(BIN)/ruff check farm workers tools tests

@@ -76,6 +76,8 @@ class TestServers:
         """``FARM_*`` variables of these servers, for a subprocess; with a test's own databases where given."""
         values = self.addresses.environment()
         values["FARM_DATABASE_URL"] = database_url or self.database_url
+        # two of these processes at once, on one machine, cannot both have the usual ports
+        values |= {f"FARM_METRICS_{name}_PORT": "0" for name in ("API", "DISPATCHER", "DELIVERER", "WORKER")}
         if redis_url is not None:
             values["FARM_REDIS_URL"] = redis_url
         return values

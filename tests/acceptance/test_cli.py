@@ -1,4 +1,4 @@
-"""The commands of a person at a terminal, against a whole farm."""
+"""The commands of a person at a terminal, and other people's clients, against a whole farm with a real device."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from farm.client import Farm
 from farm.objects import recipes
 from tests.acceptance.conftest import RunningFarm, farm_command
+from tests.compat.environment import run_client
 
 STEPS = ("--steps", "4")
 
@@ -176,3 +177,8 @@ def test_the_demo_renders_all_four_tasks_and_leaves_a_farm_that_ran_before(
     with Image.open(tmp_path / "shown" / "sheet.png") as sheet:
         assert sheet.width > 1000
     assert running_farm("workers", cwd=tmp_path).returncode == 0
+
+
+def test_three_clients_get_the_same_bytes_for_the_same_recipe(running_farm: RunningFarm) -> None:
+    told = run_client("one_image.py", FARM_URL=running_farm.url, FARM_KEY=running_farm.api_key)
+    assert int(told) > 1_000

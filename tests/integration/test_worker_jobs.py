@@ -250,7 +250,7 @@ def test_jobs_are_on_the_device_together_and_exact_ones_keep_their_bytes(farm: F
 def test_a_job_shows_what_its_image_looks_like_on_the_way(farm: Farm, worker: WorkerProcess) -> None:
     listener = Listener(farm.env["FARM_DATABASE_URL"], [PREVIEW_CHANNEL])
     listener.connect()
-    job = farm.start(spec(num_inference_steps=150, num_images_per_prompt=2, preview=True), worker.name)
+    job = farm.start(spec(num_inference_steps=150, preview=True), worker.name)
     heard = wait_until(lambda: listener.wait(1), 60, what="a preview is told")
     listener.close()
     name, _, shown = heard[0].payload.partition(" ")
@@ -260,7 +260,7 @@ def test_a_job_shows_what_its_image_looks_like_on_the_way(farm: Farm, worker: Wo
     assert len(heard[0].payload) < 8_000  # a notification of PostgreSQL is no larger
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (96, 96)
     done = farm.wait(job, JobState.SUCCEEDED, timeout=60)
-    plain = rendered(farm, worker, spec(num_inference_steps=150, num_images_per_prompt=2))
+    plain = rendered(farm, worker, spec(num_inference_steps=150))
     assert [farm.storage.get(output.key) for output in done.outputs] == plain  # whoever looks changes nothing
 
 
