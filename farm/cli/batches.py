@@ -20,7 +20,7 @@ from farm.api_types import OutputFormat, Priority, Scheduler, Task
 from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
-from farm.cli.render import Deadline, NotBefore, size_of
+from farm.cli.render import Deadline, Exact, Guidance, Loras, Negative, NotBefore, Preview, Steps, size_of
 from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
@@ -53,14 +53,17 @@ def submit(
     task: Annotated[Task, typer.Option(help="Default for lines without one.")] = "text-to-image",
     model: Annotated[str | None, typer.Option(help="Default for lines without one, as are all options below.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to render.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What the output should not show.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
+    negative: Negative = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    lora: Loras = None,
+    exact: Exact = None,
+    preview: Preview = None,
     strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: random for each job.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="Images per job.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", "--num-images-per-prompt", help="Images per job.")] = None,
     output_format: Annotated[OutputFormat | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
     priority: Annotated[Priority | None, typer.Option(help="Default: bulk.")] = None,
     not_before: NotBefore = None,
@@ -83,6 +86,9 @@ def submit(
         "negative_prompt": negative,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
+        "loras": ",".join(lora) if lora else None,
+        "exact": exact,
+        "preview": preview,
         "strength": strength,
         "scheduler": scheduler,
         "seed": seed,

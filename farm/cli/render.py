@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.api_types import OutputFormat, Priority, Scheduler, Task
+from farm.api_types import Lora, OutputFormat, Priority, Scheduler, Task
 from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.progress import watching
@@ -35,6 +35,23 @@ NotBefore = Annotated[
 ]
 Deadline = Annotated[
     str | None, typer.Option(metavar="TIME", help="Fail the job if it still waits at this time, written the same way.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", "--guidance-scale", help="How closely to follow the prompt.")
+]
+Negative = Annotated[
+    str | None, typer.Option("--negative", "--negative-prompt", help="What the output should not show.")
+]
+Loras = Annotated[
+    list[str] | None, typer.Option("--lora", metavar="NAME[:SCALE]", help="Apply a LoRA of the model; may be repeated.")
+]
+Exact = Annotated[
+    bool | None,
+    typer.Option("--exact/--no-exact", help="The same bytes whatever else the device renders. Default: the model's."),
+]
+Preview = Annotated[
+    bool | None, typer.Option("--preview/--no-preview", help="Send previews with the events of the job's progress.")
 ]
 ImagePath = str | None
 
@@ -59,19 +76,26 @@ def render(
     mask: Annotated[ImagePath, typer.Option(help="The mask; its white part is repainted.")] = None,
     depth: Annotated[ImagePath, typer.Option(help="The depth map; brighter is nearer.")] = None,
     strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same image. Default: random.")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many images.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", "--num-images-per-prompt", help="How many images.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of `farm models`.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What the output should not show.")] = None,
+    negative: Negative = None,
+    lora: Loras = None,
+    exact: Exact = None,
+    preview: Preview = None,
     file_format: Annotated[
-        OutputFormat | None, typer.Option("--format", help="Default: from the file's extension.")
+        OutputFormat | None, typer.Option("--format", "--output-format", help="Default: from the file's extension.")
     ] = None,
     priority: Annotated[Priority | None, typer.Option(help="Default: interactive, or normal with --no-wait.")] = None,
     custom_id: Annotated[str | None, typer.Option(help="A custom_id for the job.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata of the job; may be repeated.")
+    ] = None,
+    webhook: Annotated[str | None, typer.Option(help="A URL that receives the job's events.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,
     force: Force = False,
@@ -103,9 +127,14 @@ def render(
             num_images_per_prompt=n,
             model=model,
             negative_prompt=negative,
+            loras=loras_of(lora),
+            exact=exact,
+            preview=preview,
             output_format=wanted,
             priority=priority or ("normal" if no_wait else "interactive"),
             custom_id=custom_id,
+            metadata=metadata_of(metadata),
+            webhook=webhook,
             not_before=not_before,
             deadline=deadline,
         )
@@ -217,6 +246,36 @@ def request_in(data: bytes, path: Path) -> dict[str, Any]:
             f"{path} has no recipe in its metadata: it was not made by a farm, or another program saved it again",
         )
     return request_from_recipe(text)
+
+
+def loras_of(given: list[str] | None) -> list[Lora] | None:
+    """The LoRAs of ``--lora NAME[:SCALE]``. Raises `BadInput` for a scale that is not a number."""
+    if not given:
+        return None
+    found: list[Lora] = []
+    for text in given:
+        name, separator, scale = text.rpartition(":") if ":" in text else (text, "", "")
+        one: Lora = {"name": name}
+        if separator:
+            try:
+                one["scale"] = float(scale)
+            except ValueError as error:
+                raise BadInput.of("lora", text, f"{scale!r} is not a number: write it as NAME:0.8") from error
+        found.append(one)
+    return found
+
+
+def metadata_of(given: list[str] | None) -> dict[str, str] | None:
+    """The metadata of ``--metadata KEY=VALUE``. Raises `BadInput` for a text without ``=``."""
+    if not given:
+        return None
+    found: dict[str, str] = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise BadInput.of("metadata", text, f"{text!r} has no value: write it as KEY=VALUE")
+        found[key] = value
+    return found
 
 
 def size_of(text: str | None) -> tuple[int | None, int | None]:

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from farm.api.batch_schemas import NOT_IN_QUERY
+from farm.cli import app
 from farm.client import Farm
 from farm.dashboard import forms
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, stored_name, to_text
@@ -216,6 +217,39 @@ def test_form_has_and_accepts(client: httpx2.Client, page: httpx2.Client, image:
     assert answer.status_code == 303, answer.text
     job = client.get(f"/v1/jobs/{answer.headers['location'].rpartition('/')[2]}").json()
     accepted(job, parameter, image)
+
+
+#: The options of `farm render` that are not named like the parameter.
+_OPTIONS: Final = {"mask_image": "--mask", "depth_map": "--depth"}
+
+
+def options(body: dict[str, Any]) -> Iterator[str]:
+    """The arguments of `farm render` for a request."""
+    if "width" in body or "height" in body:
+        yield from ("--size", f"{body.pop('width', 64)}x{body.pop('height', 72)}")
+    for name, value in body.items():
+        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        if isinstance(value, bool):
+            yield option if value else option.replace("--", "--no-", 1)
+        elif name == "loras":
+            for lora in value:
+                yield from ("--lora", f"{lora['name']}:{lora['scale']}")
+        elif isinstance(value, dict):
+            for key, text_value in value.items():
+                yield from (option, f"{key}={text_value}")
+        else:
+            yield from (option, str(value))
+
+
+@every_name
+def test_command_accepts(
+    api: Api, image: str, parameter: Parameter, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = request(parameter, name, image)
+    arguments = [body.pop("prompt"), "--no-wait", "--json", "--url", api.url, "--api-key", api.key, *options(body)]
+    app("render")(["render", *arguments], prog_name="farm", standalone_mode=False)
+    printed = capsys.readouterr().out  # behind the log lines of the API, which runs in this process
+    accepted(json.loads(printed[printed.index("{\n") :]), parameter, image)
 
 
 def test_two_names_of_one_parameter_are_refused(client: httpx2.Client) -> None:
