@@ -1,4 +1,4 @@
-"""The story of a job: one function per edge of its state machine. No other module changes a job's state.
+"""The lifecycle of a job: one function per edge of its state machine. No other module changes a job's state.
 
     submit ─► queued ──dispatch──► dispatched ──claim──► running ──succeed──► succeeded
                 ▲                       │                    │─────fail──────► failed
@@ -8,8 +8,10 @@
               expire ──► failed
 
 Each function works inside a unit of work that the caller opens, so that a state, its outputs and its event are one
-transaction. A fenced change that touches no row raises `LeaseLost`: the caller holds nothing any more and must stop.
+transaction. A fenced change that touches no row raises `LeaseLost`: the caller lost its lease and must stop.
 Times are the database's: no function reads a clock of this machine.
+
+The file is long on purpose: whoever reviews a change of the state machine reads all its edges in one place.
 """
 
 from __future__ import annotations

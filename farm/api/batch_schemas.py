@@ -190,7 +190,9 @@ class BatchSchema(Schema):
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
     webhook: str | None = Field(description="Told of the batch's milestones and its end.")
     priority: Priority | None = Field(description="Of all its jobs, once it was changed; null: each has its own.")
-    propagating: bool = Field(description="Whether jobs still follow a pause, its end, a new priority or a cancel.")
+    propagating: bool = Field(
+        description="Whether a pause, a resume, a new priority or a cancel is still being written to the jobs."
+    )
     created_at: datetime
     finished_at: datetime | None
     cancel_requested_at: datetime | None

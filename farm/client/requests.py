@@ -1,4 +1,7 @@
-"""What is sent to the farm, and when it is sent again: pure, so that a client of any kind of I/O can use it."""
+"""The HTTP requests of the client, and when they are retried: without I/O, so that both clients use them.
+
+The file is long because it has one function per route of the API.
+"""
 
 from __future__ import annotations
 

@@ -448,7 +448,7 @@ class Simulation:
                 "samples": self.samples,
             },
             "measured": {
-                "policy_microseconds_per_hand_over": round(1e6 * self.policy_seconds / max(1, made), 2),
+                "policy_microseconds_per_assignment": round(1e6 * self.policy_seconds / max(1, made), 2),
                 "policy_milliseconds_per_round": round(1e3 * self.policy_seconds / max(1, self.rounds), 3),
                 "policy_share_of_simulated_time": round(self.policy_seconds / self.scenario.seconds, 4),
                 "wall_seconds": round(wall, 2),
@@ -490,7 +490,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     shares = {name: one["fair_share"] for name, one in results["tenants"].items() if one["fair_share"] is not None}
     highest = min(1.0, 1.3 * max(shares.values()))
-    axes(top, "share of the handed-over cost so far (line) and fair share by weight (dashes)", highest)
+    axes(top, "share of the dispatched cost so far (line) and fair share by weight (dashes)", highest)
     for (name, fair), colour in zip(shares.items(), COLOURS * len(shares), strict=False):
         y = top + panel - panel * fair / highest
         for dash in range(left, right, 14):
@@ -516,10 +516,10 @@ def describe(report: dict[str, Any]) -> str:
     s, r, m = report["scenario"], report["results"], report["measured"]
     lines = [
         f"{s['workers']:,} workers, {s['jobs']:,} jobs waiting, {s['seconds']:g} s simulated, seed {s['seed']}",
-        f"hand-overs      {r['assignments']:,} in {r['rounds']:,} rounds; {r['workers_lost']:,} workers lost",
+        f"assignments     {r['assignments']:,} in {r['rounds']:,} rounds; {r['workers_lost']:,} workers lost",
         f"slots           {r['rendering']:.1%} rendering, {r['loading']:.1%} loading models",
         f"model loads     {r['model_loads']:,}, {r['model_loads_per_job']:.2%} of the jobs",
-        f"the policy      {m['policy_microseconds_per_hand_over']:.1f} us per hand-over",
+        f"the policy      {m['policy_microseconds_per_assignment']:.1f} us per assignment",
         f"                {m['policy_milliseconds_per_round']:.2f} ms per round",
         f"                {m['policy_share_of_simulated_time']:.1%} of one core",
         f"fair share      largest error {r['largest_share_error']:.2%} of the whole",

@@ -1,7 +1,9 @@
 """Batches in Postgres: streamed in through a staging table, counted as their jobs end, ended as a whole.
 
 A batch's row holds counters, so that looking at one of a million jobs reads one row. They are written once, at the very
-end of the transaction that ends jobs (`flush_counters`): the row is hot, and is locked for as short as can be.
+end of the transaction that ends jobs (`flush_counters`), because all jobs of a batch update this row: it is locked briefly.
+
+The file is long because intake, counters and bulk changes share the batch's row and its order of locks.
 """
 
 from __future__ import annotations

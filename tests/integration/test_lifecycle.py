@@ -1,4 +1,4 @@
-"""The promises of the state machine, on a real Postgres."""
+"""The promises of the state machine, on a real Postgres. Long because each edge has its tests here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No way inside: hostile URLs, resolvers that lie, and addresses in disguise."""
+"""The egress guard: hostile URLs, DNS rebinding, and addresses in unusual notations (one long table of cases)."""
 
 from __future__ import annotations
 
