@@ -1,7 +1,7 @@
 """Batches in Postgres: streamed in through a staging table, counted as their jobs end, ended as a whole.
 
 A batch's row holds counters, so that looking at one of a million jobs reads one row. They are written once, at the very
-end of the transaction that ends jobs (`flush_counters`), because all jobs of a batch update this row: it is locked briefly.
+end of the transaction that ends jobs (`flush_counters`), since all its jobs update this row.
 
 The file is long because intake, counters and bulk changes share the batch's row and its order of locks.
 """

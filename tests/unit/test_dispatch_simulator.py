@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from farm.dispatch.simulate import Scenario, Simulation, main
+from tools.dispatch_simulator import Scenario, Simulation, main
 
 SMALL = Scenario(workers=20, jobs=20_000, seconds=200, studios=3, models=3, loss_hours=0.5, round_seconds=0.2)
 

@@ -1,4 +1,4 @@
-"""The real policy over synthetic farms: ``python -m farm.dispatch.simulate --workers 10000 --jobs 100000000``.
+"""The real policy over synthetic farms: ``python -m tools.dispatch_simulator --workers 10000 --jobs 100000000``.
 
 Everything but the measured times follows from the seed. A backlog is a counter and a formula for its n-th job, so
 that memory holds the candidates of the queues and what is at the workers, whatever the number of jobs.
@@ -538,7 +538,7 @@ def describe(report: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a scenario, print what came of it, and write ``simulation.json`` and ``simulation.png``."""
-    parser = argparse.ArgumentParser(prog="python -m farm.dispatch.simulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.dispatch_simulator", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     standard = Scenario()
     for name, value in asdict(standard).items():
