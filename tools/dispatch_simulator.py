@@ -59,7 +59,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Model:
+class SimulatedModel:
     """A model of the synthetic farm."""
 
     name: str
@@ -68,11 +68,11 @@ class Model:
 
 
 @dataclass
-class Stream:
+class JobStream:
     """The jobs of one line: the n-th one is a formula of n."""
 
     tenant: str
-    model: Model
+    model: SimulatedModel
     priority: Priority
     number: int  #: of the stream
     count: int  #: jobs in all
@@ -113,7 +113,7 @@ class Stream:
 class Running:
     """A job in a slot."""
 
-    stream: Stream
+    stream: JobStream
     job: QueuedJob
     began_at: float
     loaded_at: float  #: when its model is there
@@ -121,7 +121,7 @@ class Running:
 
 
 @dataclass
-class Device:
+class SimulatedDevice:
     """A worker of the synthetic farm."""
 
     name: str
@@ -129,7 +129,7 @@ class Device:
     speed: float  #: megapixel-steps per second
     there: bool = True
     boots: int = 0  #: events of an earlier one are void
-    queue: deque[tuple[Stream, QueuedJob]] = field(default_factory=deque)
+    queue: deque[tuple[JobStream, QueuedJob]] = field(default_factory=deque)
     running: dict[str, Running] = field(default_factory=dict)  #: by job
     loaded: dict[str, int] = field(default_factory=dict)  #: bytes by model, least recently used first
 
@@ -189,14 +189,14 @@ class Simulation:
         self._random = random.Random(scenario.seed)  # noqa: S311 - repeatable, not secret
         sizes = (4, 6, 8, 12, 20, 30)
         self.models = [
-            Model(f"model-{n}", sizes[n % len(sizes)] * GIB, 8.0 * (1 + n % len(sizes) / 2))
+            SimulatedModel(f"model-{n}", sizes[n % len(sizes)] * GIB, 8.0 * (1 + n % len(sizes) / 2))
             for n in range(scenario.models)
         ]
         self.requirements = {model.name: ModelRequirements(model.memory_bytes) for model in self.models}
         self.devices = [
-            Device(f"host{n // 8:05d}/cuda{n % 8}", 80 * GIB, 2.5)
+            SimulatedDevice(f"host{n // 8:05d}/cuda{n % 8}", 80 * GIB, 2.5)
             if n % 10 < 3
-            else Device(f"host{n // 8:05d}/cuda{n % 8}", 24 * GIB, 1.0)
+            else SimulatedDevice(f"host{n // 8:05d}/cuda{n % 8}", 24 * GIB, 1.0)
             for n in range(scenario.workers)
         ]
         self._device_of = {device.name: index for index, device in enumerate(self.devices)}
@@ -208,7 +208,7 @@ class Simulation:
             name: TenantShare(name, float(name[7:]) if name.startswith("studio-") else 1.0) for name in names
         }
         self._events: list[tuple[float, int, str, int, int, str]] = []  #: (when, number, what, device, boots, job)
-        self._returning: dict[str, tuple[Stream, QueuedJob]] = {}
+        self._returning: dict[str, tuple[JobStream, QueuedJob]] = {}
         self._number = 0
         self.waits = {name: Waits() for name in names}
         self.cost: dict[str, float] = dict.fromkeys(names, 0.0)  #: handed over, by tenant, while all studios compete
@@ -223,7 +223,7 @@ class Simulation:
         self.policy_seconds = 0.0
         self.samples: list[dict[str, Any]] = []
 
-    def _streams(self) -> list[Stream]:
+    def _streams(self) -> list[JobStream]:
         s = self.scenario
         mean_cost = sum(model.cost for model in self.models) / len(self.models)
         capacity = sum(device.speed for device in self.devices) / mean_cost  # jobs per second
@@ -235,11 +235,13 @@ class Simulation:
             ("product", Priority.INTERACTIVE, s.jobs, 0.03 * capacity),
             ("lone", Priority.NORMAL, s.jobs, min(0.2, 0.005 * capacity)),
         ]
-        made: list[Stream] = []
+        made: list[JobStream] = []
         for tenant, priority, count, rate in lines:
             for model in self.models:
                 part = None if rate is None else rate / len(self.models)
-                made.append(Stream(tenant, model, priority, len(made), max(1, count // len(self.models)), part, s.seed))
+                made.append(
+                    JobStream(tenant, model, priority, len(made), max(1, count // len(self.models)), part, s.seed)
+                )
         return made
 
     def run(self) -> dict[str, Any]:
@@ -456,7 +458,7 @@ class Simulation:
         }
 
 
-def sum_there(devices: list[Device], losses: int) -> int:
+def sum_there(devices: list[SimulatedDevice], losses: int) -> int:
     """How many workers are there."""
     return len(devices) if not losses else sum(device.there for device in devices)
 

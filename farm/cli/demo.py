@@ -73,7 +73,7 @@ FROM_IMAGES: Final = (
 
 
 @dataclass
-class Result:
+class DemoResult:
     """The result of one job of the demo."""
 
     wish: Wish
@@ -113,14 +113,14 @@ def demo(
         raise typer.Exit(1)
 
 
-def _render_all(farm: Farm, out: Path) -> list[Result]:
+def _render_all(farm: Farm, out: Path) -> list[DemoResult]:
     """Each wave's jobs are all submitted at once; the second one begins with images of the first."""
     names: dict[str, str] = {}
     pool = ThreadPoolExecutor(max_workers=max(len(FROM_WORDS), len(FROM_IMAGES)))
     try:
         with watching(lambda job: names.get(job.id, job.id)) as watch:
 
-            def work(number: int, wish: Wish, source: Result | None) -> Result:
+            def work(number: int, wish: Wish, source: DemoResult | None) -> DemoResult:
                 return _render(farm, wish, source, out, number, _naming(names, wish, watch))
 
             first = list(pool.map(work, range(1, 1 + len(FROM_WORDS)), FROM_WORDS, [None] * len(FROM_WORDS)))
@@ -141,9 +141,9 @@ def _naming(names: dict[str, str], wish: Wish, watch: Watch) -> Callable[[Job], 
 
 
 def _render(
-    farm: Farm, wish: Wish, source: Result | None, out: Path, number: int, tell: Callable[[Job], None]
-) -> Result:
-    result = Result(wish)
+    farm: Farm, wish: Wish, source: DemoResult | None, out: Path, number: int, tell: Callable[[Job], None]
+) -> DemoResult:
+    result = DemoResult(wish)
     begun = time.monotonic()
     try:
         if source is not None and source.problem:
@@ -252,14 +252,14 @@ def _end_on_sigterm() -> None:
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_sheet(results: list[Result], seconds: float, path: Path) -> None:
-    def tile(result: Result) -> Tile:
+def _draw_sheet(results: list[DemoResult], seconds: float, path: Path) -> None:
+    def tile(result: DemoResult) -> Tile:
         if not result.image or result.job is None:
             return Tile(_blank(), result.wish.prompt, result.problem[:30])
         steps = result.job.parameters.get("num_inference_steps")
         return Tile(_opened(result.image), result.wish.prompt, f"seed {result.wish.seed}, {steps} steps")
 
-    def group(result: Result) -> list[Tile]:
+    def group(result: DemoResult) -> list[Tile]:
         source = results[result.wish.source or 0]
         before = Tile(_opened(source.image) if source.image else _blank(), "input image")
         if result.mask is not None:
@@ -283,7 +283,7 @@ def _blank() -> Image.Image:
     return Image.new("RGB", (64, 64), (226, 224, 220))
 
 
-def _print_summary(results: list[Result], out: Path, *, started: float, rendering: float, total: float) -> None:
+def _print_summary(results: list[DemoResult], out: Path, *, started: float, rendering: float, total: float) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("task", "jobs", "succeeded", "s per job"):

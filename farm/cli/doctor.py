@@ -27,11 +27,11 @@ from farm.local.health import Condition
 from farm.local.postgres import nobody_opens_directories, root_is_renamed
 from farm.local.servers import Addresses, Servers, read_settings
 from farm.local.services import ServiceAddresses
-from farm.local.state import DataDirectory, Farm, RunState
+from farm.local.state import DataDirectory, FarmIdentity, RunState
 from farm.settings import Settings
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     """What a check found."""
 
     OK = "ok"
@@ -44,12 +44,12 @@ class Check:
     """The result of one check."""
 
     name: str
-    verdict: Verdict
+    status: CheckStatus
     found: str
     advice: str = ""  #: what to do, one sentence; empty when all is well
 
 
-_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.BAD: "red"}
+_COLOURS = {CheckStatus.OK: "green", CheckStatus.WARN: "yellow", CheckStatus.BAD: "red"}
 
 _WARN_FREE_BYTES = 10 * 2**30
 _BAD_FREE_BYTES = 1 * 2**30
@@ -62,7 +62,7 @@ def doctor(
 ) -> None:
     """Check the farm on this machine and say what to do. Exits with 1 when something is bad."""
     checks = list(_examine(DataDirectory(data_dir)))
-    bad = any(check.verdict is Verdict.BAD for check in checks)
+    bad = any(check.status is CheckStatus.BAD for check in checks)
     if as_json:
         print(json.dumps({"ok": not bad, "checks": [asdict(check) for check in checks]}))
     else:
@@ -72,7 +72,7 @@ def doctor(
             if check.advice:
                 found.append(f"\n→ {check.advice}", style="bold")
             found.overflow = "fold"
-            table.add_row(Text(check.verdict.upper(), style=_COLOURS[check.verdict]), check.name, found)
+            table.add_row(Text(check.status.upper(), style=_COLOURS[check.status]), check.name, found)
         Console(highlight=False).print(table)
     if bad:
         raise typer.Exit(1)
@@ -83,7 +83,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
     try:
         given = read_settings()
     except SetupError as error:
-        yield Check("settings", Verdict.BAD, str(error), "correct the FARM_* variable named there")
+        yield Check("settings", CheckStatus.BAD, str(error), "correct the FARM_* variable named there")
         return
     yield from _wheels(given)
     yield _account(given)
@@ -92,7 +92,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
     try:
         run, farm = directory.run(), directory.farm()
     except FarmError as error:
-        yield Check("data directory", Verdict.BAD, str(error), "restore the file, or start with another --data-dir")
+        yield Check("data directory", CheckStatus.BAD, str(error), "restore the file, or start with another --data-dir")
         return
     if not health.supervised(run) or run is None:
         yield from _at_rest(directory, run, farm)
@@ -103,7 +103,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
 
 def _python() -> Check:
     # An older Python does not get this far: the package refuses to be installed, and its syntax to be read.
-    return Check("python", Verdict.OK, f"{platform.python_version()} at {sys.executable}")
+    return Check("python", CheckStatus.OK, f"{platform.python_version()} at {sys.executable}")
 
 
 def _wheels(given: Settings) -> Iterator[Check]:
@@ -114,27 +114,27 @@ def _wheels(given: Settings) -> Iterator[Check]:
     )
     for name, installed, find in wanted:
         if installed is not None:
-            yield Check(name, Verdict.OK, "an installed one is named in the environment")
+            yield Check(name, CheckStatus.OK, "an installed one is named in the environment")
             continue
         try:
-            yield Check(name, Verdict.OK, str(find()))
+            yield Check(name, CheckStatus.OK, str(find()))
         except SetupError as error:
-            yield Check(name, Verdict.BAD, str(error), "pip install 'diffusion-render-farm[local]'")
+            yield Check(name, CheckStatus.BAD, str(error), "pip install 'diffusion-render-farm[local]'")
 
 
 def _account(given: Settings) -> Check:
     name = "account"
     if os.geteuid() != 0:
-        return Check(name, Verdict.OK, f"uid {os.geteuid()}")
+        return Check(name, CheckStatus.OK, f"uid {os.geteuid()}")
     if given.database_url is not None:
-        return Check(name, Verdict.OK, "root, and PostgreSQL is an installed one")
+        return Check(name, CheckStatus.OK, "root, and PostgreSQL is an installed one")
     if root_is_renamed():
-        return Check(name, Verdict.OK, "root; PostgreSQL runs in a user namespace")
+        return Check(name, CheckStatus.OK, "root; PostgreSQL runs in a user namespace")
     if nobody_opens_directories():
-        return Check(name, Verdict.OK, "root, and user namespaces are not allowed: PostgreSQL runs as user nobody")
+        return Check(name, CheckStatus.OK, "root, and user namespaces are not allowed: PostgreSQL runs as user nobody")
     return Check(
         name,
-        Verdict.WARN,
+        CheckStatus.WARN,
         "root, and user namespaces and capabilities are not allowed: PostgreSQL runs as user nobody",
         "keep the installation and the data under directories that all users may enter, or use an ordinary account",
     )
@@ -145,49 +145,52 @@ def _disk(directory: DataDirectory) -> Check:
     free = shutil.disk_usage(place).free
     found = f"{free / 2**30:.1f} GiB free at {place}"
     if free < _BAD_FREE_BYTES:
-        return Check("disk", Verdict.BAD, found, "free some space: PostgreSQL stops when it cannot write")
+        return Check("disk", CheckStatus.BAD, found, "free some space: PostgreSQL stops when it cannot write")
     if free < _WARN_FREE_BYTES:
-        return Check("disk", Verdict.WARN, found, "free some space, or move the farm with --data-dir")
-    return Check("disk", Verdict.OK, found)
+        return Check("disk", CheckStatus.WARN, found, "free some space, or move the farm with --data-dir")
+    return Check("disk", CheckStatus.OK, found)
 
 
 def _devices() -> Check:
     found = devices.visible()
-    return Check("devices", Verdict.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
+    return Check("devices", CheckStatus.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
 
 
-def _at_rest(directory: DataDirectory, run: RunState | None, farm: Farm) -> Iterator[Check]:
+def _at_rest(directory: DataDirectory, run: RunState | None, farm: FarmIdentity) -> Iterator[Check]:
     if run is None:
-        yield Check("farm", Verdict.WARN, f"no farm is running in {directory.path}", "start it with `farm up`")
+        yield Check("farm", CheckStatus.WARN, f"no farm is running in {directory.path}", "start it with `farm up`")
     elif run.phase == "failed":
-        yield Check("farm", Verdict.BAD, f"it did not start: {run.message}", "fix that, then run `farm up` again")
+        yield Check("farm", CheckStatus.BAD, f"it did not start: {run.message}", "fix that, then run `farm up` again")
     else:
         left = [part.name for part in run.parts if part.identity is not None and part.identity.alive()]
         found = "its supervisor was killed" + (f", and left {', '.join(left)} running" if left else "")
-        yield Check("farm", Verdict.BAD, found, "start it again with `farm up`: it cleans up and loses nothing")
+        yield Check("farm", CheckStatus.BAD, found, "start it again with `farm up`: it cleans up and loses nothing")
         if left:
             return
     taken = [f"{name} ({port})" for name, port in farm.ports.items() if not ports.is_free(port)]
     if taken:
         yield Check(
-            "ports", Verdict.WARN, f"taken by other programs: {', '.join(taken)}", "nothing: `farm up` chooses others"
+            "ports",
+            CheckStatus.WARN,
+            f"taken by other programs: {', '.join(taken)}",
+            "nothing: `farm up` chooses others",
         )
     elif farm.ports:
-        yield Check("ports", Verdict.OK, f"{len(farm.ports)} remembered ports are free")
+        yield Check("ports", CheckStatus.OK, f"{len(farm.ports)} remembered ports are free")
 
 
-def _running(directory: DataDirectory, run: RunState, farm: Farm, given: Settings) -> Iterator[Check]:
+def _running(directory: DataDirectory, run: RunState, farm: FarmIdentity, given: Settings) -> Iterator[Check]:
     for part in health.parts(directory, given):
         again = f", restarted {part.restarts}×" if part.restarts else ""
         found = f"{part.condition} at {part.address or 'pid ' + str(part.pid)}{again}"
         log = directory.log(part.name)
         if part.condition is Condition.HEALTHY:
-            verdict, advice = (Verdict.WARN, f"see why it ended in {log}") if part.restarts else (Verdict.OK, "")
+            status, advice = (CheckStatus.WARN, f"see why it ended in {log}") if part.restarts else (CheckStatus.OK, "")
         elif part.condition is Condition.STARTING:
-            verdict, advice = Verdict.WARN, f"wait a minute; if it stays so, read {log}"
+            status, advice = CheckStatus.WARN, f"wait a minute; if it stays so, read {log}"
         else:
-            verdict, advice = Verdict.BAD, f"read {log}"
-        yield Check(part.name, verdict, found, advice)
+            status, advice = CheckStatus.BAD, f"read {log}"
+        yield Check(part.name, status, found, advice)
     addresses = Servers.of(directory, farm, given).addresses
     yield from _database(addresses)
     yield _storage(addresses)
@@ -212,22 +215,25 @@ def _database(addresses: Addresses) -> Iterator[Check]:
             revision, wanted = current(connection), head()
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
-        yield Check("database", Verdict.BAD, reason, "see PostgreSQL's line above, or check FARM_DATABASE_URL")
+        yield Check("database", CheckStatus.BAD, reason, "see PostgreSQL's line above, or check FARM_DATABASE_URL")
         return
     finally:
         engine.dispose()
     if revision == wanted:
-        yield Check("migrations", Verdict.OK, f"at {revision}")
+        yield Check("migrations", CheckStatus.OK, f"at {revision}")
     else:
         yield Check(
-            "migrations", Verdict.BAD, f"at {revision or 'nothing'}, this release needs {wanted}", "run `farm migrate`"
+            "migrations",
+            CheckStatus.BAD,
+            f"at {revision or 'nothing'}, this release needs {wanted}",
+            "run `farm migrate`",
         )
     if abs(skew) < _SKEW_SECONDS:
-        yield Check("clock", Verdict.OK, f"{abs(skew) * 1000:.0f} ms from the database's")
+        yield Check("clock", CheckStatus.OK, f"{abs(skew) * 1000:.0f} ms from the database's")
     else:
         yield Check(
             "clock",
-            Verdict.WARN,
+            CheckStatus.WARN,
             f"{skew:+.1f} s from the database's",
             "switch on NTP on both machines; leases use the database's clock, signatures and links use this one",
         )
@@ -251,43 +257,45 @@ def _storage(addresses: Addresses) -> Check:
     try:
         storage.check()
     except FarmError as error:
-        return Check("storage", Verdict.BAD, str(error), "see the S3 server's line above, or check FARM_S3_* variables")
+        return Check(
+            "storage", CheckStatus.BAD, str(error), "see the S3 server's line above, or check FARM_S3_* variables"
+        )
     finally:
         storage.close()
-    return Check("storage", Verdict.OK, f"bucket {addresses.s3_bucket!r} answers")
+    return Check("storage", CheckStatus.OK, f"bucket {addresses.s3_bucket!r} answers")
 
 
-def _api(service_addresses: ServiceAddresses, farm: Farm) -> Iterator[Check]:
+def _api(service_addresses: ServiceAddresses, farm: FarmIdentity) -> Iterator[Check]:
     import http.client
 
     if not service_addresses.api_ready():
         yield Check(
-            "api ready", Verdict.BAD, f"{service_addresses.url}/readyz does not answer 200", "read the API's log"
+            "api ready", CheckStatus.BAD, f"{service_addresses.url}/readyz does not answer 200", "read the API's log"
         )
         return
-    yield Check("api ready", Verdict.OK, f"{service_addresses.url}/readyz")
+    yield Check("api ready", CheckStatus.OK, f"{service_addresses.url}/readyz")
     connection = http.client.HTTPConnection("127.0.0.1", service_addresses.api_port, timeout=5)
     try:
         connection.request("GET", "/v1/workers", headers={"Authorization": f"Bearer {farm.api_key}"})
         answer = connection.getresponse()
         body: Any = json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
-        yield Check("workers", Verdict.BAD, f"the API gave no answer: {error}", "read the API's log")
+        yield Check("workers", CheckStatus.BAD, f"the API gave no answer: {error}", "read the API's log")
         return
     finally:
         connection.close()
     if answer.status != http.client.OK:
-        yield Check("workers", Verdict.BAD, f"the API answered {answer.status}", "read the API's log")
+        yield Check("workers", CheckStatus.BAD, f"the API answered {answer.status}", "read the API's log")
         return
     found: Any = body.get("data", body.get("workers", [])) if isinstance(body, dict) else body
     alive = [worker for worker in found if _is_alive(worker)]
     names = ", ".join(str(worker.get("name") or worker.get("id")) for worker in alive)
     if alive:
-        yield Check("workers", Verdict.OK, f"{len(alive)} alive: {names}")
+        yield Check("workers", CheckStatus.OK, f"{len(alive)} alive: {names}")
     else:
         yield Check(
             "workers",
-            Verdict.BAD,
+            CheckStatus.BAD,
             "no worker is online",
             "read the workers' logs; the first start loads torch for about 10 s",
         )
@@ -308,7 +316,7 @@ def _last_errors(directory: DataDirectory, run: RunState | None) -> Iterator[Che
         log = directory.log(part.name)
         line = _last_error(logs.latest(log))
         if line is not None:
-            yield Check(f"log of {part.name}", Verdict.WARN, line[:300], f"read {log} if this is recent")
+            yield Check(f"log of {part.name}", CheckStatus.WARN, line[:300], f"read {log} if this is recent")
 
 
 def _last_error(lines: list[str]) -> str | None:

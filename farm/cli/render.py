@@ -190,16 +190,16 @@ def rerun(
     # A job without images has nothing to be compared to: rendering it is all that was asked.
     verdicts = [compare(old, new.data) for old, new in zip(before, saved, strict=bool(before))] if before else []
     if as_json:
-        print_json(_with_files(job, saved) | {"same": [verdict.value for verdict in verdicts]})
+        print_json(_with_files(job, saved) | {"same": [comparison.value for comparison in verdicts]})
     else:
         for index, one in enumerate(saved):
             told = f"  {verdicts[index].sentence}" if verdicts else ""
             print(f"{one.path}  seed {one.output.seed}{told}")
-    if Verdict.DIFFERENT in verdicts or Verdict.UNKNOWN in verdicts:
+    if Comparison.DIFFERENT in verdicts or Comparison.UNKNOWN in verdicts:
         raise typer.Exit(1)
 
 
-class Verdict(StrEnum):
+class Comparison(StrEnum):
     """How an image that was rendered again compares to the first one."""
 
     IDENTICAL = "identical"  #: the files are the same, byte for byte
@@ -211,26 +211,26 @@ class Verdict(StrEnum):
     def sentence(self) -> str:
         """The sentence that the command prints."""
         return {
-            Verdict.IDENTICAL: "bit-identical",
-            Verdict.PIXELS: "same pixels; the metadata differs",
-            Verdict.DIFFERENT: "the pixels differ",
-            Verdict.UNKNOWN: "the files differ; to compare their pixels: pip install pillow",
+            Comparison.IDENTICAL: "bit-identical",
+            Comparison.PIXELS: "same pixels; the metadata differs",
+            Comparison.DIFFERENT: "the pixels differ",
+            Comparison.UNKNOWN: "the files differ; to compare their pixels: pip install pillow",
         }[self]
 
 
-def compare(old: bytes, new: bytes) -> Verdict:
+def compare(old: bytes, new: bytes) -> Comparison:
     """Compare two encoded images."""
     if hashlib.sha256(old).digest() == hashlib.sha256(new).digest():
-        return Verdict.IDENTICAL
+        return Comparison.IDENTICAL
     import io
 
     try:
         from PIL import Image
     except ModuleNotFoundError:
-        return Verdict.UNKNOWN
+        return Comparison.UNKNOWN
     first, second = Image.open(io.BytesIO(old)), Image.open(io.BytesIO(new))
     alike = first.size == second.size and first.convert("RGBA").tobytes() == second.convert("RGBA").tobytes()
-    return Verdict.PIXELS if alike else Verdict.DIFFERENT
+    return Comparison.PIXELS if alike else Comparison.DIFFERENT
 
 
 def request_in(data: bytes, path: Path) -> dict[str, Any]:

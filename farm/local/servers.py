@@ -11,7 +11,7 @@ from farm.local import ports, s3
 from farm.local.postgres import EmbeddedPostgres
 from farm.local.process import Program
 from farm.local.s3 import EmbeddedS3
-from farm.local.state import DataDirectory, Farm
+from farm.local.state import DataDirectory, FarmIdentity
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
 
@@ -59,7 +59,7 @@ class Servers:
     def of(
         cls,
         directory: DataDirectory,
-        farm: Farm,
+        farm: FarmIdentity,
         settings: Settings,
         *,
         postgres_options: tuple[tuple[str, str], ...] = (),
@@ -102,7 +102,9 @@ class Servers:
             self.postgres.create_database()
 
 
-def prepare(directory: DataDirectory, reservations: ports.PortReservations, *, api_port: int | None = None) -> Farm:
+def prepare(
+    directory: DataDirectory, reservations: ports.PortReservations, *, api_port: int | None = None
+) -> FarmIdentity:
     """Choose ports and secrets, and store them. Call it while nothing of this farm runs.
 
     ``api_port`` is the requested port and must be free (SetupError); else it is 8000, or another when that is taken.
@@ -119,7 +121,7 @@ def prepare(directory: DataDirectory, reservations: ports.PortReservations, *, a
         preferred={"api": 8000, "flower": 5555},
         companions={"admin": "admin.grpc"},
     )
-    farm = Farm(assigned, known.secrets, known.api_key).with_secrets(*_SECRETS)
+    farm = FarmIdentity(assigned, known.secrets, known.api_key).with_secrets(*_SECRETS)
     directory.save_farm(farm)
     return farm
 

@@ -13,7 +13,7 @@ from farm.local import ports
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 from farm.local.servers import Addresses
-from farm.local.state import DataDirectory, Farm
+from farm.local.state import DataDirectory, FarmIdentity
 
 #: On one machine webhooks go to a developer's own server, which a farm on a network must never reach.
 METRICS_WORKER_PORT = 9464  #: of the first worker; the next ones follow
@@ -33,7 +33,7 @@ class ServiceAddresses:
 
     @classmethod
     def of(
-        cls, farm: Farm, api_host: str, inherited: Mapping[str, str] = os.environ, listen: str | None = None
+        cls, farm: FarmIdentity, api_host: str, inherited: Mapping[str, str] = os.environ, listen: str | None = None
     ) -> ServiceAddresses:
         """The addresses of a prepared farm."""
         login = inherited.get("FARM_FLOWER_AUTH") or f"farm:{farm.secret('flower')}"

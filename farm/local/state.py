@@ -88,7 +88,7 @@ def _boot_id() -> str:
 
 
 @dataclass(frozen=True)
-class Farm:
+class FarmIdentity:
     """The lasting identity of one data directory."""
 
     ports: dict[str, int] = field(default_factory=dict)  #: by part, loopback only
@@ -99,10 +99,10 @@ class Farm:
         """A secret that ``with_secrets`` has generated."""
         return self.secrets[purpose]
 
-    def with_secrets(self, *purposes: str) -> Farm:
+    def with_secrets(self, *purposes: str) -> FarmIdentity:
         """The same farm with a secret for each purpose; those that exist stay."""
         drawn = {purpose: secrets.token_hex(24) for purpose in purposes}
-        return Farm(self.ports, {**drawn, **self.secrets}, self.api_key)
+        return FarmIdentity(self.ports, {**drawn, **self.secrets}, self.api_key)
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,12 @@ class DataDirectory:
         """The log file of one part; a worker's name may hold a colon, a file's name should not."""
         return self.logs / f"{part.replace(':', '-')}.log"
 
-    def farm(self) -> Farm:
+    def farm(self) -> FarmIdentity:
         """The lasting identity; an empty one before the first run."""
         found = self._read(self._farm)
-        return Farm(**found) if found else Farm()
+        return FarmIdentity(**found) if found else FarmIdentity()
 
-    def save_farm(self, farm: Farm) -> None:
+    def save_farm(self, farm: FarmIdentity) -> None:
         """Remember the lasting identity."""
         write_private(self._farm, json.dumps(asdict(farm), indent=1))
 

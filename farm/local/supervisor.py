@@ -29,7 +29,7 @@ from farm.local.process import Program, clean_up
 from farm.local.process_manager import ProcessManager, RestartBackoff, StartFailed
 from farm.local.servers import Addresses, Servers, prepare, read_settings
 from farm.local.services import ServiceAddresses
-from farm.local.state import DataDirectory, Farm, Identity, RunState
+from farm.local.state import DataDirectory, FarmIdentity, Identity, RunState
 from farm.settings import Settings
 
 log = logging.getLogger("farm.supervisor")
@@ -188,7 +188,7 @@ class Supervisor:
             self._services.start()
         self._save_run()
 
-    def _bootstrap(self, farm: Farm, environment: Mapping[str, str]) -> str:
+    def _bootstrap(self, farm: FarmIdentity, environment: Mapping[str, str]) -> str:
         prepared = subprocess.Popen(
             [sys.executable, "-P", "-m", "farm.local.bootstrap"],
             env=dict(environment),
@@ -275,7 +275,7 @@ class Supervisor:
 
 
 def connection_details(
-    directory: DataDirectory, farm: Farm, addresses: Addresses, service_addresses: ServiceAddresses
+    directory: DataDirectory, farm: FarmIdentity, addresses: Addresses, service_addresses: ServiceAddresses
 ) -> dict[str, Any]:
     """What ``farm up --json`` prints."""
     return {

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from farm import api_types
 from farm.cli import output_files
-from farm.cli.render import Verdict, compare, request_in, size_of
+from farm.cli.render import Comparison, compare, request_in, size_of
 from farm.client.requests import infer_task
 from farm.domain import recipe
 from farm.domain.tasks import InputFile, JobSpec, OutputFormat, Scheduler, Task
@@ -116,9 +116,9 @@ def png(colour: tuple[int, int, int], **texts: str) -> bytes:
 
 def test_two_images_are_identical_or_alike_or_different() -> None:
     first = png((1, 2, 3))
-    assert compare(first, png((1, 2, 3))) is Verdict.IDENTICAL
-    assert compare(first, png((1, 2, 3), note="made later")) is Verdict.PIXELS
-    assert compare(first, png((1, 2, 4))) is Verdict.DIFFERENT
+    assert compare(first, png((1, 2, 3))) is Comparison.IDENTICAL
+    assert compare(first, png((1, 2, 3), note="made later")) is Comparison.PIXELS
+    assert compare(first, png((1, 2, 4))) is Comparison.DIFFERENT
 
 
 def test_the_recipe_of_a_image_is_its_request() -> None:

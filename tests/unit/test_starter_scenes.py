@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tools.starter import captions, scenes
-from tools.starter.scenes import Colour, Place, PlacedScene, Scene, Shape, Size, Solid, Thing
+from tools.starter.scenes import Colour, Place, PlacedScene, Scene, SceneShape, Size, Solid, Thing
 
-RED_CUBE = Thing(Colour.RED, Shape.CUBE, Size.LARGE, Place.LEFT)
-BLUE_BALL = Thing(Colour.BLUE, Shape.SPHERE, Size.MEDIUM, Place.RIGHT)
+RED_CUBE = Thing(Colour.RED, SceneShape.CUBE, Size.LARGE, Place.LEFT)
+BLUE_BALL = Thing(Colour.BLUE, SceneShape.SPHERE, Size.MEDIUM, Place.RIGHT)
 
 
 def _pixels_toward(point: np.ndarray, size: int) -> tuple[int, int]:
@@ -33,7 +33,7 @@ def test_the_same_seed_draws_the_same_image() -> None:
 def test_depth_is_exact_on_a_known_sphere() -> None:
     centre, radius = np.array([0.2, 0.8, 0.1], np.float32), 0.8
     grey = np.full(3, 0.5, np.float32)
-    staged = PlacedScene(grey, (Solid(Shape.SPHERE, centre, radius, 0.0, grey),), np.array([0, 1, 0], np.float32))
+    staged = PlacedScene(grey, (Solid(SceneShape.SPHERE, centre, radius, 0.0, grey),), np.array([0, 1, 0], np.float32))
     size = 256
     image = scenes.cast(staged, size)
     # The point of a sphere nearest to the eye lies on the line to its centre.
@@ -54,9 +54,9 @@ def test_the_floor_is_nearer_at_the_bottom_and_the_wall_is_the_farthest() -> Non
     assert np.unravel_index(image.depth.argmax(), image.depth.shape)[0] < 32
 
 
-@pytest.mark.parametrize("shape", list(Shape))
+@pytest.mark.parametrize("shape", list(SceneShape))
 @pytest.mark.parametrize("place", list(Place))
-def test_a_thing_stands_where_its_place_says_in_its_colour(shape: Shape, place: Place) -> None:
+def test_a_thing_stands_where_its_place_says_in_its_colour(shape: SceneShape, place: Place) -> None:
     rng = np.random.default_rng(3)
     image = scenes.draw(Scene(Colour.WHITE, (Thing(Colour.RED, shape, Size.MEDIUM, place),)), rng, 64)
     rows, columns = np.nonzero(image.cover)
@@ -70,7 +70,7 @@ def test_a_thing_stands_where_its_place_says_in_its_colour(shape: Shape, place: 
 
 def test_edges_are_smooth() -> None:
     rng = np.random.default_rng(1)
-    scene = Scene(Colour.WHITE, (Thing(Colour.BLACK, Shape.SPHERE, Size.LARGE, Place.CENTER),))
+    scene = Scene(Colour.WHITE, (Thing(Colour.BLACK, SceneShape.SPHERE, Size.LARGE, Place.CENTER),))
     rim = scenes.draw(scene, rng, 64).rgb[:24, :, 0]
     between = ((rim > 70) & (rim < 190)).sum()
     assert between > 10, "pixels on the rim mix black and white"
@@ -85,7 +85,7 @@ def test_held_out_scenes_are_never_sampled_for_training() -> None:
 def test_every_colour_of_every_shape_is_seen_in_training() -> None:
     rng = np.random.default_rng(0)
     pairs = {(thing.colour, thing.shape) for _ in range(2000) for thing in scenes.sample(rng).things}
-    assert len(pairs) == len(Colour) * len(Shape)
+    assert len(pairs) == len(Colour) * len(SceneShape)
 
 
 def test_colours_of_one_scene_differ() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from tools.starter import attributes, chart, images, scenes, text, tokenizer, unet, vae
-from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
+from tools.starter.scenes import Colour, Place, Scene, SceneShape, Size, Thing
 from tools.starter.trainer import StepRandom, Trainer
 
 
@@ -38,7 +38,7 @@ def _tokenizer(known: list[CLIPTokenizer] = []) -> CLIPTokenizer:  # noqa: B006 
 
 
 def test_the_classes_of_a_scene_are_its_attributes_slot_by_slot() -> None:
-    scene = Scene(Colour.GREEN, (Thing(Colour.RED, Shape.CUBE, Size.LARGE, Place.RIGHT),))
+    scene = Scene(Colour.GREEN, (Thing(Colour.RED, SceneShape.CUBE, Size.LARGE, Place.RIGHT),))
     assert attributes.classes(scene) == [1, 0, 0, 0, 0, 0, 0, 2, 1, 3]
 
 

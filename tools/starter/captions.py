@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Thing
+from tools.starter.scenes import Colour, Place, Scene, SceneShape, Size, Thing
 
 #: Other words for the same; the first is the one most often said.
 COLOUR_WORDS: Final[dict[Colour, tuple[str, ...]]] = {
@@ -24,11 +24,11 @@ COLOUR_WORDS: Final[dict[Colour, tuple[str, ...]]] = {
     Colour.WHITE: ("white", "ivory", "snowy"),
     Colour.BLACK: ("black", "ebony", "dark"),
 }
-SHAPE_WORDS: Final[dict[Shape, tuple[str, ...]]] = {
-    Shape.SPHERE: ("sphere", "ball", "globe", "orb"),
-    Shape.CUBE: ("cube", "box", "block", "dice"),
-    Shape.CONE: ("cone", "cone", "pyramid"),
-    Shape.CYLINDER: ("cylinder", "can", "tube", "barrel"),
+SHAPE_WORDS: Final[dict[SceneShape, tuple[str, ...]]] = {
+    SceneShape.SPHERE: ("sphere", "ball", "globe", "orb"),
+    SceneShape.CUBE: ("cube", "box", "block", "dice"),
+    SceneShape.CONE: ("cone", "cone", "pyramid"),
+    SceneShape.CYLINDER: ("cylinder", "can", "tube", "barrel"),
 }
 SIZE_WORDS: Final[dict[Size, tuple[str, ...]]] = {
     Size.SMALL: ("small", "tiny", "little"),

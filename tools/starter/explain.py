@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 from tools.starter import evaluate, unet, vae
 from tools.starter.captions import plain
 from tools.starter.images import pixels
-from tools.starter.scenes import Colour, Place, Scene, Shape, Size, Thing, draw, recolour
+from tools.starter.scenes import Colour, Place, Scene, SceneShape, Size, Thing, draw, recolour
 
 SCENE: Final = Scene(
     Colour.BLUE,
     (
-        Thing(Colour.YELLOW, Shape.CONE, Size.MEDIUM, Place.LEFT),
-        Thing(Colour.RED, Shape.SPHERE, Size.MEDIUM, Place.RIGHT),
+        Thing(Colour.YELLOW, SceneShape.CONE, Size.MEDIUM, Place.LEFT),
+        Thing(Colour.RED, SceneShape.SPHERE, Size.MEDIUM, Place.RIGHT),
     ),
 )
 PROMPT: Final = plain(SCENE)

@@ -34,7 +34,7 @@ class Colour(StrEnum):
     BLACK = "black"
 
 
-class Shape(StrEnum):
+class SceneShape(StrEnum):
     """What a thing can be."""
 
     SPHERE = "sphere"
@@ -60,7 +60,7 @@ class Place(StrEnum):
 
 
 COLOURS: Final = tuple(Colour)
-SHAPES: Final = tuple(Shape)
+SHAPES: Final = tuple(SceneShape)
 SIZES: Final = tuple(Size)
 PLACES: Final = tuple(Place)
 
@@ -99,7 +99,7 @@ class Thing:
     """One object as a prompt can name it."""
 
     colour: Colour
-    shape: Shape
+    shape: SceneShape
     size: Size
     place: Place
 
@@ -116,7 +116,7 @@ class Scene:
 class Solid:
     """One object as the ray caster sees it."""
 
-    shape: Shape
+    shape: SceneShape
     centre: Floats  # (3,)
     half: float  # half the height
     turn: float  # radians about the vertical axis
@@ -197,10 +197,10 @@ def stage(scene: Scene, rng: np.random.Generator) -> PlacedScene:
     solids = []
     for thing in scene.things:
         half = heights[thing.size] / 2 * rng.uniform(0.95, 1.05)
-        if thing.shape is Shape.CUBE:
+        if thing.shape is SceneShape.CUBE:
             half *= 0.80  # a turned cube shows its diagonal and looks bigger than a ball of its height
         centre = [offsets[thing.place] + rng.normal(0, 0.04), half, rng.uniform(-0.15, 0.15)]
-        turn = rng.uniform(0.3, 1.25) if thing.shape is Shape.CUBE else 0.0
+        turn = rng.uniform(0.3, 1.25) if thing.shape is SceneShape.CUBE else 0.0
         solids.append(Solid(thing.shape, np.array(centre, np.float32), half, turn, shade(thing.colour)))
     sun = SUN + rng.normal(0, 0.06, 3).astype(np.float32)
     return PlacedScene(shade(scene.background), tuple(solids), sun / np.linalg.norm(sun))
@@ -352,10 +352,10 @@ def _lid(half: float, radius: float, start: Floats, rays: Floats, t: Floats, nor
 
 
 _INTERSECT: Final = {
-    Shape.SPHERE: _sphere,
-    Shape.CUBE: _cube,
-    Shape.CONE: _cone,
-    Shape.CYLINDER: _cylinder,
+    SceneShape.SPHERE: _sphere,
+    SceneShape.CUBE: _cube,
+    SceneShape.CONE: _cone,
+    SceneShape.CYLINDER: _cylinder,
 }
 
 
