@@ -173,14 +173,16 @@ class BatchChanges(TypedDict, total=False):
 class JobFilters(TypedDict, total=False):
     """Which jobs are meant; what is left out does not filter."""
 
-    #: Repeat it for several states.
+    #: Any of these states.
     state: JobState | Sequence[JobState] | None
     task: Task | None
     model: str | None
     custom_id: str | None
     batch_id: str | None
-    #: Why they failed.
+    #: Why the jobs failed.
     error_code: str | None
+    #: The worker that holds the jobs, or held them last.
+    worker: str | None
     created_after: str | datetime | None
     created_before: str | datetime | None
 

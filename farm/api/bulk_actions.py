@@ -15,8 +15,7 @@ from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
 from farm.domain.job import JobFilter, Selection
-from farm.domain.states import JobState
-from farm.domain.tasks import CustomId, Moment, NoNul, Storable, Task
+from farm.domain.tasks import NoNul, Storable
 from farm.services import bulk_actions as services
 
 router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
@@ -25,21 +24,6 @@ MOST_NAMED: Final = 10_000  #: jobs that one request names
 
 JobId = Annotated[str, StringConstraints(pattern=ids.pattern(ids.JOB))]
 Text = Annotated[str, StringConstraints(max_length=200), Storable, NoNul]
-
-
-class FilterSchema(BaseModel):
-    """Which jobs. A field that is absent does not filter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    state: list[JobState] = Field([], max_length=6, description="Any of these.")
-    task: Task | None = None
-    model: Text | None = None
-    custom_id: CustomId | None = None
-    batch_id: Annotated[str, StringConstraints(pattern=ids.pattern(ids.BATCH))] | None = None
-    error_code: Text | None = Field(None, description="Why they failed.")
-    created_after: Moment | None = None
-    created_before: Moment | None = None
 
 
 class SelectionRequest(BaseModel):
@@ -52,7 +36,7 @@ class SelectionRequest(BaseModel):
     )
 
     ids: Annotated[list[JobId], Field(min_length=1, max_length=MOST_NAMED)] | SkipJsonSchema[None] = None
-    filter: FilterSchema | SkipJsonSchema[None] = Field(None, description="`{}` is every job of the tenant.")
+    filter: JobFilter | SkipJsonSchema[None] = Field(None, description="`{}` is every job of the tenant.")
     dry_run: bool = Field(False, strict=True, description="Count, and change nothing.")
 
     @model_validator(mode="before")
@@ -73,19 +57,7 @@ class SelectionRequest(BaseModel):
         """What is meant."""
         if self.ids is not None:
             return Selection(job_ids=tuple(self.ids))
-        wanted = self.filter or FilterSchema()
-        return Selection(
-            wanted=JobFilter(
-                states=tuple(wanted.state),
-                task=wanted.task,
-                model=wanted.model,
-                custom_id=wanted.custom_id,
-                batch_id=wanted.batch_id,
-                error_code=wanted.error_code,
-                created_after=wanted.created_after,
-                created_before=wanted.created_before,
-            )
-        )
+        return Selection(wanted=self.filter or JobFilter())
 
 
 class CancelReport(Schema):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 import anyio.to_thread
 import structlog
 from fastapi import APIRouter, Body, Header, Path, Query, Response
-from pydantic import StringConstraints
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import StreamingResponse
@@ -22,8 +22,7 @@ from farm.api.schemas import JobPage, JobSchema
 from farm.api.waiting import parse_prefer_wait, wait
 from farm.domain import ids
 from farm.domain.job import JobFilter
-from farm.domain.states import JobState
-from farm.domain.tasks import AnyJobRequest, CustomId, Moment, NoNul, Storable, Task
+from farm.domain.tasks import AnyJobRequest
 from farm.services import jobs as services
 
 
@@ -124,36 +123,18 @@ async def submit_job(
     return JobSchema.of(job, context.storage, context.settings)
 
 
+class JobQuery(JobFilter):
+    """Which jobs, and which page of them."""
+
+    limit: int = Field(50, ge=1, le=200)
+    cursor: Cursor = None
+
+
 @router.get("", summary="List jobs", responses=responses(*ALWAYS))
-def list_jobs(
-    context: Context,
-    key: Reader,
-    state: Annotated[list[JobState], Query(description="Repeat it for several states.", max_length=6)] = [],  # noqa: B006
-    task: Task | None = None,
-    model: Annotated[str | None, StringConstraints(max_length=200), Storable, NoNul] = None,
-    custom_id: CustomId | None = None,
-    batch_id: Annotated[str | None, Query(pattern=ids.pattern(ids.BATCH))] = None,
-    error_code: Annotated[
-        str | None, StringConstraints(max_length=200), Storable, NoNul, Query(description="Why they failed.")
-    ] = None,
-    created_after: Moment | None = None,
-    created_before: Moment | None = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Cursor = None,
-) -> JobPage:
+def list_jobs(context: Context, key: Reader, query: Annotated[JobQuery, Query()]) -> JobPage:
     """The tenant's jobs, newest first."""
-    wanted = JobFilter(
-        states=tuple(state),
-        task=task,
-        model=model,
-        custom_id=custom_id,
-        batch_id=batch_id,
-        error_code=error_code,
-        created_after=created_after,
-        created_before=created_before,
-    )
     with context.store.begin() as unit:
-        jobs, following = unit.jobs.page(key.tenant_id, wanted, cursor, limit)
+        jobs, following = unit.jobs.page(key.tenant_id, query, query.cursor, query.limit)
     return JobPage(data=[JobSchema.of(job, context.storage, context.settings) for job in jobs], next=following)
 
 

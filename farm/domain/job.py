@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
+from pydantic import Field, StringConstraints
+
+from farm.domain import ids
 from farm.domain.media import MediaMetadata, pixels
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.tasks import JobSpec
+from farm.domain.tasks import CustomId, FrozenValue, JobSpec, Moment, NoNul, Storable, Task
 
 #: What a retry copies of the old job: it is the same request again. Times are not copied: they may have passed.
 RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "webhook_events", "max_attempts")
@@ -123,19 +126,21 @@ class Job:
     crash_count: int = 0  #: workers that died while it was on their device
 
 
-@dataclass(frozen=True)
-class JobFilter:
-    """Which of a tenant's jobs are meant. Empty fields do not filter."""
+FilterText = Annotated[str, StringConstraints(max_length=300), Storable, NoNul]
 
-    states: tuple[JobState, ...] = ()
-    task: str | None = None
-    model: str | None = None
-    custom_id: str | None = None
-    batch_id: str | None = None
-    error_code: str | None = None
-    worker: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
+
+class JobFilter(FrozenValue):
+    """Which jobs. A field that is absent does not filter."""
+
+    state: tuple[JobState, ...] = Field((), max_length=len(JobState), description="Any of these states.")
+    task: Task | None = None
+    model: FilterText | None = None
+    custom_id: CustomId | None = None
+    batch_id: Annotated[str, StringConstraints(pattern=ids.pattern(ids.BATCH))] | None = None
+    error_code: FilterText | None = Field(None, description="Why the jobs failed.")
+    worker: FilterText | None = Field(None, description="The worker that holds the jobs, or held them last.")
+    created_after: Moment | None = None
+    created_before: Moment | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class Selection:
     """The jobs of a tenant that one request is about: those it names, or all that match."""
 
     job_ids: tuple[str, ...] | None = None
-    wanted: JobFilter = JobFilter()  #: where none are named
+    wanted: JobFilter = field(default_factory=JobFilter)  #: where none are named
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from farm.domain.job import JobFilter
 from farm.domain.parameters import stored_name
 from farm.domain.tasks import AnyJobRequest, Task
 from farm.errors import BadInput, FieldProblem
@@ -22,6 +23,15 @@ def job_request(body: object) -> AnyJobRequest:
     """A job's request from its fields. Raises `BadInput` with every problem found."""
     try:
         return _REQUEST.validate_python(body)
+    except ValidationError as error:
+        raise BadInput(*of_body(error)) from None
+
+
+def job_filter(states: Iterable[str], texts: Mapping[str, str]) -> JobFilter:
+    """A filter from the texts of a form or a query; an empty text does not filter. Raises `BadInput`."""
+    given = {name: text.strip() for name, text in texts.items() if text.strip()}
+    try:
+        return JobFilter.model_validate({"state": tuple(states), **given})
     except ValidationError as error:
         raise BadInput(*of_body(error)) from None
 

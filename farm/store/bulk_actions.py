@@ -38,10 +38,10 @@ _LOCK_TENANT: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('repea
 
 
 def matching(wanted: JobFilter) -> list[Any]:
-    """A filter as SQL, but for whose jobs they are."""
+    """A filter as SQL, without the tenant."""
     found: list[Any] = []
-    if wanted.states:
-        found.append(JobRow.state.in_([state.value for state in wanted.states]))
+    if wanted.state:
+        found.append(JobRow.state.in_([state.value for state in wanted.state]))
     for name in ("task", "model", "custom_id", "batch_id", "error_code", "worker"):
         value = getattr(wanted, name)
         if value is not None:

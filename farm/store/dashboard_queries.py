@@ -15,9 +15,10 @@ from sqlalchemy import Boolean, DateTime, Integer, Select, SmallInteger, Text, f
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.job import Job
+from farm.domain.job import Job, JobFilter
 from farm.domain.states import JobState, Priority
 from farm.store import cursor as cursors
+from farm.store.bulk_actions import matching
 from farm.store.jobs import Jobs
 from farm.store.queue import QUEUES as ALL_QUEUES
 from farm.store.queue import Queues
@@ -28,31 +29,6 @@ WINDOW: Final = 20_000
 MAX_BATCH_WEBHOOKS: Final = 50  #: webhooks about one batch that are shown
 MAX_QUEUES: Final = 200  #: lines of the queue that are shown
 QUEUE_WINDOW: Final = 2_000  #: jobs of one line that are counted
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which jobs. Empty fields do not filter."""
-
-    tenant_id: str | None = None
-    states: tuple[JobState, ...] = ()
-    task: str = ""
-    model: str = ""
-    worker: str = ""
-    custom_id: str = ""
-    error_code: str = ""
-    batch_id: str = ""
-
-    def conditions(self) -> list[Any]:
-        """All of it but the tenant and the batch, as SQL."""
-        found: list[Any] = []
-        if self.states:
-            found.append(JobRow.state.in_([state.value for state in self.states]))
-        for name in ("task", "model", "worker", "custom_id", "error_code"):
-            value = getattr(self, name)
-            if value:
-                found.append(getattr(JobRow, name) == value)
-        return found
 
 
 @dataclass(frozen=True)
@@ -153,15 +129,17 @@ class DashboardQueries:
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def jobs(self, wanted: Wanted, cursor: str | None, limit: int) -> tuple[list[Job], str | None]:
-        """A page of jobs, newest first, and the cursor of the next one. Raises `BadInput` for a cursor.
+    def jobs(
+        self, tenant_id: str | None, wanted: JobFilter, cursor: str | None, limit: int
+    ) -> tuple[list[Job], str | None]:
+        """A page of the jobs of a tenant, or of all, newest first, and the next page's cursor.
 
-        A batch's jobs come in the order of their places.
+        A batch's jobs come in the order of their places. Raises `BadInput` for a cursor.
         """
         if wanted.batch_id:
-            return self._of_batch(wanted, cursor, limit)
-        scanned = _window(wanted, cursor)
-        found = self._ids(wanted, scanned, limit + 1)
+            return self._of_batch(tenant_id, wanted, cursor, limit)
+        scanned = _window(tenant_id, cursor)
+        found = self._ids(tenant_id, wanted, scanned, limit + 1)
         following = None
         if len(found) > limit:
             following = found[limit - 1]
@@ -171,15 +149,17 @@ class DashboardQueries:
         place = None if following is None else cursors.encode(ids.to_uuid(ids.JOB, following).bytes)
         return [jobs[one] for one in found[:limit] if one in jobs], place
 
-    def _of_batch(self, wanted: Wanted, cursor: str | None, limit: int) -> tuple[list[Job], str | None]:
+    def _of_batch(
+        self, tenant_id: str | None, wanted: JobFilter, cursor: str | None, limit: int
+    ) -> tuple[list[Job], str | None]:
         after = int.from_bytes(cursors.decode(cursor, 4)) if cursor else 0
         rows = self._session.execute(
             select(JobRow.id, JobRow.batch_seq)
             .where(
-                JobRow.batch_id == wanted.batch_id,
+                *_of(tenant_id),
                 JobRow.batch_seq > after,
                 JobRow.batch_seq <= after + WINDOW,
-                *wanted.conditions(),
+                *matching(wanted),
             )
             .order_by(JobRow.batch_seq)
             .limit(limit + 1)
@@ -197,23 +177,19 @@ class DashboardQueries:
         place = None if following is None else cursors.encode(following.to_bytes(4))
         return [jobs[row[0]] for row in rows[:limit] if row[0] in jobs], place
 
-    def matching(self, wanted: Wanted, limit: int) -> list[str]:
+    def matching(self, tenant_id: str | None, wanted: JobFilter, limit: int) -> list[str]:
         """The ids of the newest jobs that match, at most ``limit``: what an action on all of them touches."""
         if wanted.batch_id:
             rows = self._session.scalars(
-                select(JobRow.id)
-                .where(JobRow.batch_id == wanted.batch_id, *wanted.conditions())
-                .order_by(JobRow.batch_seq)
-                .limit(limit)
+                select(JobRow.id).where(*_of(tenant_id), *matching(wanted)).order_by(JobRow.batch_seq).limit(limit)
             )
             return list(rows)
-        return self._ids(wanted, _window(wanted, None), limit)
+        return self._ids(tenant_id, wanted, _window(tenant_id, None), limit)
 
-    def _ids(self, wanted: Wanted, scanned: Select[Any], limit: int) -> list[str]:
-        statement = select(JobRow.id).where(*wanted.conditions()).order_by(JobRow.id.desc()).limit(limit)
+    def _ids(self, tenant_id: str | None, wanted: JobFilter, scanned: Select[Any], limit: int) -> list[str]:
+        statement = select(JobRow.id).where(*matching(wanted)).order_by(JobRow.id.desc()).limit(limit)
         if _few(wanted):
-            if wanted.tenant_id is not None:
-                statement = statement.where(JobRow.tenant_id == wanted.tenant_id)
+            statement = statement.where(*_of(tenant_id))
         else:
             window = scanned.limit(WINDOW).subquery("recent")
             statement = statement.join(window, window.c.id == JobRow.id)
@@ -350,16 +326,19 @@ class DashboardQueries:
         return {row[0]: row[1] for row in rows}
 
 
-def _few(wanted: Wanted) -> bool:
+def _of(tenant_id: str | None) -> list[Any]:
+    return [] if tenant_id is None else [JobRow.tenant_id == tenant_id]
+
+
+def _few(wanted: JobFilter) -> bool:
     """Whether an index of its own holds all that could match: jobs at workers."""
-    return bool(wanted.states) and {state.value for state in wanted.states} <= set(HELD)
+    return bool(wanted.state) and {state.value for state in wanted.state} <= set(HELD)
 
 
-def _window(wanted: Wanted, cursor: str | None) -> Select[Any]:
+def _window(tenant_id: str | None, cursor: str | None) -> Select[Any]:
     """The newest jobs before the cursor."""
     statement = select(JobRow.id).order_by(JobRow.id.desc())
-    if wanted.tenant_id is not None:
-        statement = statement.where(JobRow.tenant_id == wanted.tenant_id)
+    statement = statement.where(*_of(tenant_id))
     if cursor is not None:
         statement = statement.where(JobRow.id < ids.from_uuid(ids.JOB, UUID(bytes=cursors.decode(cursor, 16))))
     return statement

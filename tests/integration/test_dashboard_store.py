@@ -10,7 +10,6 @@ from farm.domain.job import JobError, JobFilter, NewJob, Output, Selection
 from farm.domain.queue import Assignment
 from farm.domain.states import JobState
 from farm.store import activity_stats, dashboard_queries
-from farm.store.dashboard_queries import Wanted
 from farm.store.unit_of_work import Store
 from tests.integration.conftest import Submit, spec, worker_info
 
@@ -53,7 +52,7 @@ def test_what_ended_is_counted_by_its_time_and_its_tenant(
         assert unit.activity.counts(24 * 3600, 24, other).outputs == 6
         assert len(unit.activity.latest_outputs(5)) == 5
         assert {one.job_id for one in unit.activity.latest_outputs(50, other)} == {
-            job.id for job in unit.dashboard_queries.jobs(Wanted(other), None, 50)[0]
+            job.id for job in unit.dashboard_queries.jobs(other, JobFilter(), None, 50)[0]
         }
     monkeypatch.setattr(activity_stats, "SAMPLE", 8)
     with store.begin() as unit:
@@ -101,10 +100,10 @@ def test_a_search_looks_through_a_window_and_goes_on_behind_it(
     found: list[str] = []
     cursor: str | None = None
     pages = 0
-    wanted = Wanted(tenant, (JobState.FAILED,), error_code="broken")
+    wanted = JobFilter(state=(JobState.FAILED,), error_code="broken")
     while True:
         with store.begin() as unit:
-            page, cursor = unit.dashboard_queries.jobs(wanted, cursor, 2)
+            page, cursor = unit.dashboard_queries.jobs(tenant, wanted, cursor, 2)
         found += [job.id for job in page]
         pages += 1
         if cursor is None:
@@ -121,7 +120,7 @@ def test_a_search_looks_through_a_window_and_goes_on_behind_it(
         (sent,) = lifecycle.dispatch(unit, [Assignment(jobs[2], "host/cpu0")], 60)
     with store.begin() as unit:
         # what is at workers has an index of its own: it is found however many jobs are newer
-        (held,), _ = unit.dashboard_queries.jobs(Wanted(None, (JobState.DISPATCHED,)), None, 2)
+        (held,), _ = unit.dashboard_queries.jobs(None, JobFilter(state=(JobState.DISPATCHED,)), None, 2)
         assert held.id == sent.job_id
         assert [one.job_id for one in unit.dashboard_queries.held_jobs()] == [sent.job_id]
-        assert new.id == unit.dashboard_queries.jobs(Wanted(tenant), None, 1)[0][0].id
+        assert new.id == unit.dashboard_queries.jobs(tenant, JobFilter(), None, 1)[0][0].id

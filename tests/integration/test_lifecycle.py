@@ -217,7 +217,7 @@ def test_a_jobs_own_webhook_gets_the_events_that_the_job_names_and_so_does_its_r
     assert delivered(succeed=False, job=again) == sorted(named)
     with store.begin() as unit:
         assert lifecycle.retry_selected(unit, tenant, Selection(job_ids=(again.id,))) == 1
-        (third,) = unit.jobs.page(tenant, JobFilter(states=(JobState.QUEUED,)), None, 9)[0]
+        (third,) = unit.jobs.page(tenant, JobFilter(state=(JobState.QUEUED,)), None, 9)[0]
     assert delivered(succeed=False, job=third) == sorted(named)
 
 

@@ -332,7 +332,7 @@ def _info(job: Job) -> dict[str, Any]:
 def _active(call: AdapterCall) -> list[Job]:
     """The tenant's jobs that came this way and are not over, newest first."""
     with call.context.store.begin() as unit:
-        found, _ = unit.jobs.page(call.tenant_id, JobFilter(states=_ACTIVE, custom_id=CUSTOM_ID), None, AT_ONCE)
+        found, _ = unit.jobs.page(call.tenant_id, JobFilter(state=_ACTIVE, custom_id=CUSTOM_ID), None, AT_ONCE)
     return found
 
 

@@ -15,10 +15,9 @@ from farm.dashboard.session import User
 from farm.domain.batch import Batch
 from farm.domain.states import JobState, Priority
 from farm.errors import NotFound
-from farm.services import batch_archive
+from farm.services import batch_archive, validation
 from farm.services import batches as services
 from farm.services.batch_archive import ArchiveFormat
-from farm.store.dashboard_queries import Wanted
 
 PATH: Final = f"{HOME}/batches"
 LINK: Final = Link("Work", "Batches", PATH, 0)
@@ -65,9 +64,9 @@ def batch(
 ) -> Response:
     """The page of one batch."""
     found = _found(context, user, batch_id)
-    wanted = Wanted(found.tenant_id, tuple(state), error_code=error_code, batch_id=batch_id)
+    wanted = validation.job_filter(state, {"error_code": error_code, "batch_id": batch_id})
     with context.store.begin() as unit:
-        jobs, following = unit.dashboard_queries.jobs(wanted, cursor or None, GALLERY)
+        jobs, following = unit.dashboard_queries.jobs(found.tenant_id, wanted, cursor or None, GALLERY)
         grouped = found.counts.failed > 0 and (group or found.counts.total <= GROUPED)
         if grouped:
             unit.batches.allow_long_statements()

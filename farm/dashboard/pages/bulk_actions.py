@@ -18,8 +18,7 @@ from farm.dashboard.session import User
 from farm.domain.job import Job, JobFilter, Selection
 from farm.domain.states import JobState
 from farm.errors import BadInput, Conflict, Forbidden, NotFound, QuotaExceeded
-from farm.services import bulk_actions, jobs
-from farm.store.dashboard_queries import Wanted
+from farm.services import bulk_actions, jobs, validation
 from farm.store.unit_of_work import UnitOfWork
 
 router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
@@ -95,7 +94,7 @@ def _act(request: Request, context: AppContext, user: User, given: list[tuple[st
     if action is None:
         raise BadInput.of("action", only.get("action"), f"must be one of {', '.join(ACTIONS)}")
     everything = only.get("all") == "1"
-    wanted = _wanted(user, given)
+    wanted = _wanted(given)
     sure = only.get("sure") == "1"
     if everything and only["action"] in WHOLE:
         count, report = _do_all(context, user, only["action"], wanted, sure=sure)
@@ -104,7 +103,7 @@ def _act(request: Request, context: AppContext, user: User, given: list[tuple[st
         if everything:
             with context.store.begin() as unit:
                 _owners(unit, user, wanted)
-                chosen = unit.dashboard_queries.matching(wanted, MOST)
+                chosen = unit.dashboard_queries.matching(user.tenant, wanted, MOST)
         count, report = len(chosen), _do(context, user, action, chosen) if sure else None
     names = {"action", "state", *FILTERS} | ({"all"} if everything else {"job"})
     return render(
@@ -123,23 +122,21 @@ def _act(request: Request, context: AppContext, user: User, given: list[tuple[st
     )
 
 
-def _wanted(user: User, given: list[tuple[str, str]]) -> Wanted:
+def _wanted(given: list[tuple[str, str]]) -> JobFilter:
     only = dict(given)
-    try:
-        states = tuple(JobState(value) for name, value in given if name == "state")
-    except ValueError as error:
-        raise BadInput.of("state", only.get("state"), "is not a state of a job") from error
-    return Wanted(user.tenant, states, **{name: only.get(name, "")[:300] for name in FILTERS})
+    return validation.job_filter(
+        [value for name, value in given if name == "state"], {name: only.get(name, "") for name in FILTERS}
+    )
 
 
-def _back(wanted: Wanted) -> str:
-    filters = [("state", state.value) for state in wanted.states]
+def _back(wanted: JobFilter) -> str:
+    filters = [("state", state.value) for state in wanted.state]
     filters += [(name, getattr(wanted, name)) for name in FILTERS if name != "batch_id" and getattr(wanted, name)]
     query = f"?{urlencode(filters)}" if filters else ""
     return f"{HOME}/batches/{wanted.batch_id}{query}" if wanted.batch_id else f"{HOME}/jobs{query}"
 
 
-def _owners(unit: UnitOfWork, user: User, wanted: Wanted) -> list[str]:
+def _owners(unit: UnitOfWork, user: User, wanted: JobFilter) -> list[str]:
     """Whose jobs may match. Raises `NotFound` for the batch of somebody else."""
     if wanted.batch_id:
         owner = unit.dashboard_queries.owner(wanted.batch_id)
@@ -154,11 +151,11 @@ def _owners(unit: UnitOfWork, user: User, wanted: Wanted) -> list[str]:
     return found
 
 
-def _do_all(context: AppContext, user: User, action: str, wanted: Wanted, *, sure: bool) -> tuple[int, Report | None]:
+def _do_all(
+    context: AppContext, user: User, action: str, wanted: JobFilter, *, sure: bool
+) -> tuple[int, Report | None]:
     """Cancel or retry all that match, by few statements for each tenant; or only count them."""
-    chosen = Selection(
-        wanted=JobFilter(states=wanted.states, **{name: getattr(wanted, name) or None for name in FILTERS})
-    )
+    chosen = Selection(wanted=wanted)
     with context.store.begin() as unit:
         owners = _owners(unit, user, wanted)
     count_matching = bulk_actions.count_cancelable if action == "cancel" else bulk_actions.count_retryable

@@ -24,7 +24,7 @@ from farm.domain.states import JobState
 from farm.domain.tasks import Task
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.services import jobs as services
-from farm.store.dashboard_queries import Wanted
+from farm.services import validation
 from farm.store.deliveries import DeliveryFilter
 
 PATH: Final = f"{HOME}/jobs"
@@ -56,9 +56,10 @@ def jobs(
     cursor: Cursor = "",
 ) -> Response:
     """The newest that match, a page at a time."""
-    wanted = Wanted(user.tenant, tuple(state), task, model, worker, custom_id.strip(), error_code.strip())
+    given = {"task": task, "model": model, "worker": worker, "custom_id": custom_id, "error_code": error_code}
+    wanted = validation.job_filter(state, given)
     with context.store.begin() as unit:
-        found, following = unit.dashboard_queries.jobs(wanted, cursor or None, PAGE)
+        found, following = unit.dashboard_queries.jobs(user.tenant, wanted, cursor or None, PAGE)
         names = unit.dashboard_queries.tenant_names([job.tenant_id for job in found]) if user.is_operator else {}
     return render(
         request,
