@@ -63,8 +63,8 @@ class FormField:
     title: str  #: what the parameter is for
 
 
-def field(name: str) -> FormField:
-    """The input of a parameter."""
+def field(name: str, *, blank: bool = False) -> FormField:
+    """The input of a parameter; ``blank``: without the parameter's own default."""
     one = PARAMETERS[name]
     options = ("true", "false") if one.kind is ParameterKind.BOOLEAN else one.choices
     numeric = one.kind in (ParameterKind.INTEGER, ParameterKind.NUMBER)
@@ -74,11 +74,16 @@ def field(name: str) -> FormField:
         kind="number" if numeric else "select" if options else "text",
         step="" if not numeric else "any" if one.kind is ParameterKind.NUMBER else _step(one),
         options=options,
-        optional=one.field.default is None,
-        default="" if one.required else to_text(one.field.get_default(call_default_factory=True) or None),
+        optional=blank or one.field.default is None,
+        default="" if blank or one.required else _default(one),
         example=EXAMPLES.get(one.kind, ""),
         title=one.description,
     )
+
+
+def _default(one: Parameter) -> str:
+    value = one.field.get_default(call_default_factory=True)
+    return "" if value in ((), {}) else to_text(value)
 
 
 def _step(one: Parameter) -> str:
@@ -86,9 +91,9 @@ def _step(one: Parameter) -> str:
     return next((str(rule.multiple_of) for rule in one.field.metadata if hasattr(rule, "multiple_of")), "1")
 
 
-def fields(names: Iterable[str], hidden: Sequence[str] = ()) -> list[FormField]:
+def fields(names: Iterable[str], hidden: Sequence[str] = (), *, blank: bool = False) -> list[FormField]:
     """The inputs of these parameters, without the hidden ones."""
-    return [field(name) for name in names if name not in hidden]
+    return [field(name, blank=blank) for name in names if name not in hidden]
 
 
 def request(given: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:

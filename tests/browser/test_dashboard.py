@@ -156,11 +156,11 @@ def test_the_farm_and_its_workers_are_stopped_and_started(lived_in: LivedIn, ent
     api, farm = lived_in
     page = enter(farm.operator)
     page.get_by_role("button", name="Pause the farm").click()
-    expect(page.get_by_text("The farm is paused: ")).to_be_visible()
+    expect(page.get_by_text("no other job is dispatched")).to_be_visible()
     with api.store.begin() as unit:
         assert unit.pauses.now().farm
     page.get_by_role("button", name="Resume the farm").click()
-    expect(page.get_by_text("The farm goes on.")).to_be_visible()
+    expect(page.get_by_text("The farm is resumed.")).to_be_visible()
     with api.store.begin() as unit:
         assert not unit.pauses.now().farm
 

@@ -54,7 +54,7 @@ def test_a_key_is_shown_once_lives_beside_its_successor_and_ends_at_once(lived_i
         assert unit.tenants.authenticate(first).name == unit.tenants.authenticate(second).name
     page.get_by_role("link", name="Done").click()
     page.locator("tbody tr", has_text=key.id[-8:]).get_by_role("button", name="Revoke").click()
-    expect(page.get_by_role("status")).to_contain_text("opens nothing any more")
+    expect(page.get_by_role("status")).to_contain_text("is revoked")
     with api.store.begin() as unit:
         unit.tenants.authenticate(second)
         try:
@@ -73,7 +73,7 @@ def test_an_endpoint_is_added_and_what_was_given_up_is_sent_again(lived_in: Live
 
     page.fill("[name=url]", "http://127.0.0.1/inside")
     page.get_by_role("button", name="Add the endpoint").click()
-    expect(page.get_by_text("That did not work")).to_be_visible()
+    expect(page.get_by_text("Unprocessable content")).to_be_visible()
 
     page.goto(f"/farm/webhooks/{farm.endpoint}")
     expect(page.get_by_text("5 given up after their last try")).to_be_visible()
@@ -84,7 +84,7 @@ def test_an_endpoint_is_added_and_what_was_given_up_is_sent_again(lived_in: Live
     page.goto(f"/farm/webhooks/{farm.endpoint}?state=dead")
     expect(page.locator("tbody tr")).to_have_count(4)
     page.get_by_role("button", name="Send them again").click()
-    expect(page.get_by_role("status")).to_have_text("4 deliveries are sent again.")
+    expect(page.get_by_role("status")).to_have_text("4 deliveries will be sent again.")
     with api.store.begin() as unit:
         dead = DeliveryFilter(endpoint_id=farm.endpoint, state=DeliveryState.DEAD)
         assert unit.deliveries.page(api.tenant_id, dead, None, 10)[0] == []
@@ -116,7 +116,7 @@ def test_limits_are_changed_and_a_mistake_is_named_beside_its_field(lived_in: Li
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("status")).to_contain_text("Saved")
     page.get_by_role("button", name="Pause").click()
-    expect(page.get_by_role("status")).to_contain_text("wait until it is resumed")
+    expect(page.get_by_role("status")).to_contain_text("the others wait")
     with api.store.begin() as unit:
         found = unit.tenants.existing(farm.other_id)
     assert (found.weight, found.max_queued, found.paused_at is None) == (2.5, 5_000, False)

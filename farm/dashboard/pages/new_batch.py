@@ -132,7 +132,7 @@ def _form(request: Request, context: AppContext, given: dict[str, str], checked:
         tasks=list(Task),
         models=[one.id for one in context.registry.models],
         on_error_choices=list(OnError),
-        main=forms.fields(name for name in forms.MAIN if name != "priority"),
-        more_fields=forms.fields(MORE),
+        main=forms.fields(forms.MAIN, hidden=("priority",), blank=True),
+        more_fields=forms.fields(MORE, blank=True),
         priorities=list(Priority),
     )

@@ -96,7 +96,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
     maskInput.files = files.files;
     undo.disabled = clear.disabled = !strokes.length;
-    told.textContent = strokes.length ? `${strokes.length} ${strokes.length === 1 ? "stroke" : "strokes"} painted.` : "Nothing painted yet.";
+    told.textContent = strokes.length ? `${strokes.length} ${strokes.length === 1 ? "stroke" : "strokes"} painted.` : "Nothing is painted yet.";
     show();
   }
 
@@ -111,10 +111,10 @@ document.addEventListener("DOMContentLoaded", () => {
     image = null;
     painter.hidden = true;
     if (!file) { keep(); return; }
-    const image = new Image();
-    image.src = URL.createObjectURL(file);
-    try { await image.decode(); } catch { return; } // the server says what is wrong with it
-    image = image;
+    const loaded = new Image();
+    loaded.src = URL.createObjectURL(file);
+    try { await loaded.decode(); } catch { return; } // the server says what is wrong with it
+    image = loaded;
     canvas.width = image.naturalWidth;
     canvas.height = image.naturalHeight;
     at = [canvas.width / 2, canvas.height / 2];
