@@ -124,7 +124,6 @@ def test_the_farm_of_a_data_directory_is_found_without_a_key(running_farm: Runni
     [
         (["--size", "7x64"], "width"),
         (["--steps", "0"], "num_inference_steps"),
-        (["--scheduler", "magic"], "scheduler"),
         (["--model", "none"], "model"),
         (["--seed", "-1"], "seed"),
         (["--task", "inpainting"], "image"),
@@ -163,6 +162,13 @@ def test_a_wait_reports_the_steps(running_farm: RunningFarm) -> None:
     assert len(set(steps)) > 1, f"no step was reported in {time.monotonic() - began:.1f} s"
 
 
+def test_wrong_choice_names_what_is_allowed(running_farm: RunningFarm, tmp_path: Path) -> None:
+    done = running_farm("render", "x", "--scheduler", "magic", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "magic" in done.stderr
+    assert "ddim" in done.stderr
+
+
 @pytest.mark.timeout(400)
 def test_the_demo_renders_all_four_tasks_and_leaves_a_farm_that_ran_before(
     running_farm: RunningFarm, tmp_path: Path
@@ -171,7 +177,7 @@ def test_the_demo_renders_all_four_tasks_and_leaves_a_farm_that_ran_before(
     assert done.returncode == 0, done.stderr
     assert "12 jobs in" in done.stdout
     recipes_found = [recipes.read(file.read_bytes()) for file in sorted((tmp_path / "shown").glob("[01]*.png"))]
-    tasks = [json.loads(text)["spec"]["task"] for text in recipes_found if text]
+    tasks = [json.loads(text)["parameters"]["task"] for text in recipes_found if text]
     counts = {task: tasks.count(task) for task in tasks}
     assert counts == {"text-to-image": 6, "image-to-image": 2, "inpainting": 2, "depth-to-image": 2}
     with Image.open(tmp_path / "shown" / "sheet.png") as sheet:

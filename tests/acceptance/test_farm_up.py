@@ -139,7 +139,7 @@ def test_a_farm_whose_api_cannot_start_shows_why_and_is_stopped(tmp_path: Path) 
     assert failed.returncode == 1
     assert failed.stdout == ""
     assert "missing.toml" in failed.stderr
-    assert "api died 2 times" in failed.stderr.splitlines()[-1]
+    assert "api ended 2 times" in failed.stderr.splitlines()[-1]
     assert strays(path) == []
 
 

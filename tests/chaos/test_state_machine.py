@@ -84,7 +84,7 @@ class Farm(RuleBasedStateMachine):
     def begin(self, hows: list[str], name: str) -> None:
         """Every example begins with what fences are for; what comes then is drawn."""
         self.connection.execute(
-            "TRUNCATE tenant, job, batch, event, output, worker, line, idempotency, delivery CASCADE"
+            "TRUNCATE tenant, job, batch, event, output, worker, queue_state, idempotency, delivery CASCADE"
         )
         with self.store.begin() as unit:
             self.tenant = unit.tenants.create("acme").id
