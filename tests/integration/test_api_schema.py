@@ -109,7 +109,7 @@ def test_no_generated_request_breaks_the_contract(farm_env: dict[str, str], tmp_
                 ],
                 capture_output=True,
                 text=True,
-                timeout=240 + EXAMPLES * 60,
+                timeout=600 + EXAMPLES * 60,
                 cwd=tmp_path,
                 env={"PATH": os.environ["PATH"], "NO_COLOR": "1", "COLUMNS": "140"},
             )
