@@ -214,7 +214,7 @@ class Worker:
     memory_bytes: int
     dtype: str
     slots: int  #: jobs its device renders at once
-    held_jobs: int  #: jobs handed over to it
+    held_jobs: int  #: jobs dispatched to it or running on it
     models: tuple[str, ...]  #: what is in its memory
     heartbeat_at: datetime | None
     drained_reason: str | None  #: why it gets no jobs until somebody resumes it

@@ -174,7 +174,7 @@ class _Template:
         return [text % pick(one) for one in fields]
 
 
-_SAMPLE: Final = DispatchedJob("<job>", 7777, "")  #: of a hand-over, to be made the text of others
+_SAMPLE: Final = DispatchedJob("<job>", 7777, "")  #: the template from which the messages of other jobs are made
 
 
 def _messages(app: Celery, channel: Any, jobs: Sequence[DispatchedJob]) -> list[str]:

@@ -42,7 +42,7 @@ class DeviceTile:
 
     @property
     def waiting(self) -> int:
-        """Jobs at the worker that its device has not taken up."""
+        """Jobs at the worker that its device has not started."""
         return sum(job.state is not JobState.RUNNING for job in self.jobs)
 
 
