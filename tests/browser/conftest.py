@@ -40,7 +40,9 @@ def find_chromium() -> str | None:
         return found
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it is open, Playwright's event loop counts as this thread's, and tests of other folders that
+# run in the same process could not start one of their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium without a window."""
     path = find_chromium()
