@@ -166,7 +166,7 @@ class BatchChanges(TypedDict, total=False):
     name: str | None
     #: Of the batch; replaces what it has.
     metadata: Mapping[str, str] | None
-    #: Of all its jobs that are not over.
+    #: Of all its jobs that have not finished.
     priority: Priority | None
 
 

@@ -111,7 +111,7 @@ def _idempotent_job(unit: UnitOfWork, key: IdempotencyKey, held: IdempotencyRow)
 def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
     """Submit again what a failed or canceled job asked for. The old job stays as it ended.
 
-    Raises `NotFound`, or `Conflict` if the job is not over or succeeded.
+    Raises `NotFound`, or `Conflict` if the job has not finished or succeeded.
     """
     old = unit.jobs.get(job_id, tenant_id)
     if old is None:
@@ -160,11 +160,13 @@ def find_submitted_batch(unit: UnitOfWork, tenant_id: str, key: IdempotencyKey) 
 def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     """Submit again what failed or was canceled in a batch, as a new batch. The old one stays as it ended.
 
-    Raises `NotFound`, `Conflict` if the batch is not over or all of it succeeded, and `QuotaExceeded`.
+    Raises `NotFound`, `Conflict` if the batch has not finished or all of it succeeded, and `QuotaExceeded`.
     """
     old = _own_batch(unit, tenant_id, batch_id)
     if old.finished_at is None:
-        raise Conflict("the batch is not over; retry its failed jobs when it is, or each of them by itself")
+        raise Conflict(
+            "the batch has not finished; retry its failed jobs one by one, or the batch when it has finished"
+        )
     unit.batches.allow_long_statements()
     again = unit.batches.count_unsuccessful(batch_id)
     if not again.total:
@@ -226,7 +228,7 @@ def dispatch(unit: UnitOfWork, chosen: Sequence[Assignment], lease_seconds: floa
 
 
 def requeue_unsent(unit: UnitOfWork, unsent: Collection[DispatchedJob], reason: str) -> list[str]:
-    """dispatched → queued for hand-overs whose message could not be sent; those claimed all the same stay as they are.
+    """dispatched → queued for assignments whose message could not be sent; those claimed nevertheless stay as they are.
 
     Returns the jobs taken back.
     """
@@ -282,7 +284,7 @@ def start(unit: UnitOfWork, job_id: str, epoch: int, steps: int) -> None:
 def progress_all(unit: UnitOfWork, reached: Mapping[HeldJob, int], previews: Mapping[str, str]) -> dict[str, bool]:
     """Note the steps done; returns the jobs still held, and whether somebody wants each of them stopped.
 
-    ``previews``: by job, small data URLs for those who watch it now; they are told and not stored.
+    ``previews``: by job, small data URLs for current watchers; they are sent and not stored.
     """
     held = unit.running_jobs.progress(reached)
     if held:
@@ -355,7 +357,7 @@ def drain_worker(unit: UnitOfWork, name: str, reason: str) -> Worker:
 def stop_worker(unit: UnitOfWork, name: str, reason: str) -> Worker:
     """Drain a worker, and have its process end as by a signal: a fresh one of that name stays drained until resumed.
 
-    Raises `NotFound`, or `Conflict` if no process is there that could hear of it.
+    Raises `NotFound`, or `Conflict` if the worker has no live process.
     """
     worker = drain_worker(unit, name, reason)
     if worker.state is WorkerState.OFFLINE:
@@ -455,7 +457,7 @@ def confirm_cancel(unit: UnitOfWork, job_id: str, epoch: int) -> None:
 
 
 def cancel(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
-    """Stop a job: at once while it waits, at the next denoising step while it runs. A job that is over stays as it is.
+    """Stop a job: at once while it waits, at the next denoising step while it runs. A finished job stays as it is.
 
     Raises `NotFound`, or `Conflict` if the job succeeded or failed.
     """
@@ -473,12 +475,12 @@ def cancel(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
     if job is None:
         raise NotFound("job", job_id)
     if job.state in (JobState.SUCCEEDED, JobState.FAILED):
-        raise Conflict(f"the job is over: it {job.state}")
+        raise Conflict(f"the job has already ended: it {job.state}")
     return job
 
 
 def cancel_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
-    """Stop a batch: nothing of it is handed over from this unit's commit on.
+    """Stop a batch: none of its jobs is dispatched from this unit's commit on.
 
     Call `propagate_batch` in units of their own until it returns True: waiting jobs are canceled, running ones are
     asked to stop at their next denoising step. Canceling again changes nothing.
@@ -487,7 +489,7 @@ def cancel_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     """
     batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if batch.state is BatchState.COMPLETED:
-        raise Conflict("the batch is over: every job reached its end")
+        raise Conflict("the batch has already finished")
     if batch.cancel_requested_at is not None:
         return batch
     unit.batches.cancel(batch_id)
@@ -495,7 +497,7 @@ def cancel_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
 
 
 def cancel_selected(unit: UnitOfWork, tenant_id: str, selection: Selection) -> tuple[int, int, bool]:
-    """Stop many jobs, as `cancel` stops one; those that are over stay as they are.
+    """Stop many jobs, as `cancel` stops one; finished ones stay as they are.
 
     Returns how many were canceled, how many were asked to stop at their next step, and whether some are left that this
     unit could not reach: call again, in another unit.
@@ -514,7 +516,7 @@ def _cancel_many(unit: UnitOfWork, tenant_id: str, selection: Selection) -> tupl
     asked = unit.bulk_actions.request_cancel(tenant_id, selection)
     unit.events.notify_each(JOB_CHANNEL, asked)
     if ended:
-        # those who wait for one of the jobs look again by themselves, so a million of them need not be told
+        # requests that wait for one of the jobs poll, so a million of them need no notification
         unit.events.notify(EVENT_CHANNEL)
         unit.events.notify(QUEUE_CHANNEL)
     # where there were as many as one statement takes, looking for more would read them all once again
@@ -544,7 +546,7 @@ def pause_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     """Hand none of a batch's jobs over from this unit's commit on; what a worker holds goes on to its end.
 
     Pausing again changes nothing. Call `propagate_batch` in units of their own until it returns True: the batch's jobs
-    leave their queues. Raises `NotFound`, or `Conflict` if the batch is over or being canceled.
+    leave their queues. Raises `NotFound`, or `Conflict` if the batch has finished or is being canceled.
     """
     batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if batch.state not in (BatchState.IN_PROGRESS, BatchState.PAUSED):
@@ -575,7 +577,7 @@ def change_batch(
 ) -> Batch:
     """Change what is given. With a priority, call `propagate_batch` as for `pause_batch`.
 
-    Raises `NotFound`, or `Conflict` for the priority of a batch that is over.
+    Raises `NotFound`, or `Conflict` for the priority of a finished batch.
     """
     batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if name is not None:
@@ -584,7 +586,7 @@ def change_batch(
         unit.batches.set_metadata(batch_id, metadata)
     if priority is not None:
         if batch.finished_at is not None:
-            raise Conflict("the batch is over: it has no job left whose priority would matter")
+            raise Conflict("the batch has already finished: no job is left whose priority could change")
         unit.batches.set_priority(batch_id, priority)
     return _changed_batch(unit, tenant_id, batch_id)
 
@@ -631,7 +633,7 @@ def batch_contents(unit: UnitOfWork, tenant_id: str, batch_id: str) -> BatchCont
 
 
 def delete_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> None:
-    """Remove a batch that is over: nobody sees it from this unit's commit on.
+    """Soft-delete a finished batch: it is hidden from this unit's commit on.
 
     Call `purge_batch` in units of their own until it has done all. Raises `NotFound`, or `Conflict` if the batch is not
     over.
@@ -641,27 +643,27 @@ def delete_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> None:
 
 
 def purge_batch(unit: UnitOfWork, batch_id: str) -> bool:
-    """Delete some of a buried batch's jobs, keeping the names of their objects for removal; returns whether it is gone.
+    """Delete some jobs of a soft-deleted batch, keeping their objects' names for removal; returns whether it is gone.
 
     Rows go before objects: whatever breaks in between, no row names an object that is not there.
     """
     unit.batches.allow_long_statements()
     gone = unit.batches.delete_jobs(batch_id)
-    doomed: list[str] = []
+    object_keys: list[str] = []
     for one in gone:
         # where an attempt was lost, its worker may have written objects that it never came to record
-        doomed += [keys.job_prefix(one.tenant_id, one.job_id)] if one.stray else one.keys
+        object_keys += [keys.job_prefix(one.tenant_id, one.job_id)] if one.may_have_orphans else one.keys
     if not gone:
         report = unit.batches.delete_row(batch_id)
-        doomed += [] if report is None else [report]
-    unit.pending_deletions.add(doomed)
+        object_keys += [] if report is None else [report]
+    unit.pending_deletions.add(object_keys)
     return not gone
 
 
 def _finished_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     batch = _own_batch(unit, tenant_id, batch_id)
     if batch.finished_at is None:
-        raise Conflict("the batch is not over: cancel it first")
+        raise Conflict("the batch has not finished: cancel it first")
     return batch
 
 
@@ -684,14 +686,14 @@ def collect_orphans(unit: UnitOfWork, grace_seconds: float = ORPHAN_GRACE_SECOND
 
     Only after ``grace_seconds``: until then a worker that lost its right may still be writing.
     """
-    doomed: list[str] = []
+    object_keys: list[str] = []
     for one in Retention(unit.session).orphans(grace_seconds, RETENTION_CHUNK):
         if one.epochs is None:
-            doomed.append(keys.job_prefix(one.tenant_id, one.job_id))
+            object_keys.append(keys.job_prefix(one.tenant_id, one.job_id))
         else:
-            doomed += [keys.epoch_prefix(one.tenant_id, one.job_id, epoch) for epoch in one.epochs]
-    unit.pending_deletions.add(doomed)
-    return len(doomed)
+            object_keys += [keys.epoch_prefix(one.tenant_id, one.job_id, epoch) for epoch in one.epochs]
+    unit.pending_deletions.add(object_keys)
+    return len(object_keys)
 
 
 # -- when nobody answers ---------------------------------------------------------------------------------------------
@@ -722,7 +724,7 @@ def _requeue_expired(unit: UnitOfWork, one: ExpiredLease) -> None:
     held = HeldJob(one.job_id, one.epoch)
     if one.state is JobState.DISPATCHED:
         # the message or its worker got lost before the claim: no attempt was made
-        _requeue(unit, one.tenant_id, held, "hand-over expired")
+        _requeue(unit, one.tenant_id, held, "dispatch lease expired")
         return
     if one.cancel_requested:
         confirm_cancel(unit, one.job_id, one.epoch)

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     join_host: str | None = None  #: how other machines reach the servers that this one reaches on loopback
 
     # dispatch and leases
-    dispatch_lease_seconds: float = Field(30, gt=0)  #: a hand-over that nobody claimed in this time is offered again
+    dispatch_lease_seconds: float = Field(30, gt=0)  #: a dispatched job that was not claimed in this time is requeued
     run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is taken back
     heartbeat_seconds: float = Field(5, gt=0)  #: how often a worker renews its leases
     prefetch: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its device renders

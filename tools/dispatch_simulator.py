@@ -211,7 +211,7 @@ class Simulation:
         self._returning: dict[str, tuple[JobStream, QueuedJob]] = {}
         self._number = 0
         self.waits = {name: Waits() for name in names}
-        self.cost: dict[str, float] = dict.fromkeys(names, 0.0)  #: handed over, by tenant, while all studios compete
+        self.cost: dict[str, float] = dict.fromkeys(names, 0.0)  #: dispatched, by tenant, while all studios compete
         self.dispatched: Counter[str] = Counter()
         self.competing_until: float | None = None
         self.switches = 0

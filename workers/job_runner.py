@@ -123,7 +123,7 @@ class JobRunner:
                 stored.append(output)  # noqa: PERF402 - one by one: those before one that fails must be deleted
             with measure("commit"):
                 self.commit(lease, stored, result)
-        except Exception as error:  # noqa: BLE001 - each kind is told apart there
+        except Exception as error:  # noqa: BLE001 - the kinds are distinguished there
             self.record_end(lease, error)
             if not isinstance(error, CommitUnknown):
                 self.delete_outputs(stored)

@@ -138,8 +138,8 @@ class _BatchBody(_Input):
     defaults: dict[str, Any] = Field(default_factory=dict, description="Parameters that the jobs leave open.")
     on_error: OnError | None = None
     dry_run: bool | None = None
-    webhook: WebhookUrl | None = Field(None, description="Told of the batch's milestones and its end.")
-    webhook_jobs: bool | None = Field(None, description="Whether `webhook` is also told when each job is over.")
+    webhook: WebhookUrl | None = Field(None, description="URL that receives the batch's progress events and its end.")
+    webhook_jobs: bool | None = Field(None, description="Whether `webhook` also receives each job's end.")
 
 
 class JobListBody(_BatchBody):
@@ -182,13 +182,13 @@ class BatchSchema(Schema):
     name: str | None
     metadata: dict[str, str]
     request_counts: RequestCounts
-    progress: float = Field(description="Jobs that are over, from 0 to 1.")
+    progress: float = Field(description="Finished jobs, from 0 to 1.")
     jobs_per_second: float | None = Field(description="Measured since the first job was over; null until two are.")
-    eta_seconds: float | None = Field(description="Until all are over, at that speed; null while there is none.")
+    eta_seconds: float | None = Field(description="Until all have finished, at that speed; null while there is none.")
     cost: float = Field(description="Megapixel-steps, of all jobs.")
     skipped: int = Field(description="Lines that were refused when it was submitted with `on_error=skip`.")
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
-    webhook: str | None = Field(description="Told of the batch's milestones and its end.")
+    webhook: str | None = Field(description="URL that receives the batch's progress events and its end.")
     priority: Priority | None = Field(description="Of all its jobs, once it was changed; null: each has its own.")
     propagating: bool = Field(
         description="Whether a pause, a resume, a new priority or a cancel is still being written to the jobs."
@@ -238,7 +238,7 @@ class BatchUpdate(_Input):
 
     name: Name | None = None
     metadata: Metadata | None = Field(None, description="Of the batch; replaces what it has.")
-    priority: Priority | None = Field(None, description="Of all its jobs that are not over.")
+    priority: Priority | None = Field(None, description="Of all its jobs that have not finished.")
 
 
 class DeletionSchema(Schema):

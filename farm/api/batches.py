@@ -257,7 +257,7 @@ def _json_lines(description: str, schema: Mapping[str, Any]) -> dict[int | str, 
     "/{batch_id}/results",
     summary="Get a batch's results",
     response_class=StreamingResponse,
-    responses=_json_lines("One line for each job that is over, in the order of the batch.", _RESULT),
+    responses=_json_lines("One line for each finished job, in the order of the batch.", _RESULT),
 )
 def get_batch_results(context: Context, key: Reader, batch_id: BatchId) -> StreamingResponse:
     """Every finished job as JSON lines, with fresh URLs of its images."""
@@ -282,8 +282,8 @@ _ARCHIVES: Final[dict[str, Any]] = {"application/zip": _BINARY, "application/x-t
 _RANGES: Final[dict[str, Any]] = {
     name: {"description": text, "schema": {"type": "string"}}
     for name, text in (
-        ("Accept-Ranges", "`bytes` for the tar of a batch that is over, else `none`."),
-        ("ETag", "Of the tar of a batch that is over: its bytes never change."),
+        ("Accept-Ranges", "`bytes` for the tar of a finished batch, else `none`."),
+        ("ETag", "Of the tar of a finished batch: its bytes never change."),
     )
 }
 _ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
@@ -321,7 +321,7 @@ def get_batch_archive(
     """All images as one download, written while they are read from the object storage.
 
     `first` and `last` ask for a part: the images of the jobs with places from the one to the other, as an archive of
-    its own. The tar of a batch that is over also goes on where a download broke, by `Range`.
+    its own. The tar of a finished batch also supports resumed downloads, by `Range`.
     """
     batch = services.get(context, key.tenant_id, batch_id)
     return downloads.archived(context, batch, form, _job_range(first, last), byte_range, if_range)
@@ -398,7 +398,7 @@ def cancel_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSc
     """Stop every job of the batch: at once what waits, at the next denoising step what runs.
 
     Nothing of it begins any more, from now on. The rows of a very large one follow in some seconds more: it is
-    `canceling` until they have. Canceling again changes nothing. Jobs that are over stay as they ended.
+    `canceling` until they have. Canceling again changes nothing. Finished jobs stay as they are.
     """
     return BatchSchema.of(services.cancel(context, key.tenant_id, batch_id))
 
@@ -410,7 +410,7 @@ def cancel_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSc
     responses={201: {"description": "The new batch.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409, 429)},
 )
 def retry_batch(context: Context, key: Submitter, batch_id: BatchId, response: Response) -> BatchSchema:
-    """Submit again what failed or was canceled in a batch that is over, as a new batch. The old one stays as it is."""
+    """Submit the failed and canceled jobs of a finished batch again, as a new batch. The old one stays as it is."""
     batch = services.retry(context, key.tenant_id, batch_id)
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     return BatchSchema.of(batch)
@@ -430,7 +430,7 @@ def resume_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSc
 
 @router.patch("/{batch_id}", summary="Change a batch", responses=responses(*ALWAYS, 404, 409, 413, 415))
 def change_batch(context: Context, key: Submitter, batch_id: BatchId, change: BatchUpdate) -> BatchSchema:
-    """Give it another name, other metadata, or all its jobs that are not over another priority."""
+    """Give it another name, other metadata, or all its jobs that have not finished another priority."""
     changed = services.change(
         context, key.tenant_id, batch_id, name=change.name, metadata=change.metadata, priority=change.priority
     )
@@ -444,7 +444,7 @@ def delete_batch(
     batch_id: BatchId,
     dry_run: Annotated[bool, Query(description="Only say what would be deleted.")] = False,
 ) -> DeletionSchema:
-    """Delete a batch that is over, with its jobs, their history and their images. Nobody sees it from then on.
+    """Delete a finished batch with its jobs, their history and their images. It is hidden from then on.
 
     Rows go first and images after them, in the background: what breaks in between goes on by itself.
     """
@@ -459,7 +459,7 @@ def delete_batch(
     responses={
         200: {
             "description": (
-                "Server-sent events until the batch is over: `batch` (the whole batch, at once and as it changes), "
+                "Server-sent events until the batch ends: `batch` (the whole batch, at once and as it changes), "
                 "`batch.progress` (at 10, 25, 50, 75 and 90 percent) and `batch.completed`, these two with ids."
             ),
             "content": {"text/event-stream": {"itemSchema": sse.BATCH_EVENT_SCHEMA}},
@@ -475,6 +475,6 @@ async def follow_batch(
         str | None, Header(alias="Last-Event-ID", description="Replay only what came after this id.", max_length=100)
     ] = None,
 ) -> StreamingResponse:
-    """See a batch's progress as it happens. A batch that is over sends its history and ends."""
+    """See a batch's progress as it happens. For a finished batch the stream sends its history and ends."""
     batch = await run_in_threadpool(services.get, context, key.tenant_id, batch_id)
     return sse.batch_response(context, batch, sse.position(last_event_id))

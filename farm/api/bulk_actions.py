@@ -63,8 +63,8 @@ class SelectionRequest(BaseModel):
 class CancelReport(Schema):
     """What came of stopping many jobs."""
 
-    matched: int = Field(description="Jobs that were meant and not over.")
-    canceled: int = Field(description="Those that waited: they are over.")
+    matched: int = Field(description="Selected jobs that had not finished.")
+    canceled: int = Field(description="Those that waited; they are canceled.")
     stopping: int = Field(description="Those that ran: they stop at their next denoising step.")
     complete: bool = Field(description="false: some could not be reached in time; send the request again.")
 
@@ -80,7 +80,7 @@ class RetryReport(Schema):
 def cancel_jobs(context: Context, key: Submitter, request: SelectionRequest) -> CancelReport:
     """Stop all that is meant: at once what waits, at the next denoising step what runs.
 
-    Jobs that are over stay as they ended, and names that are not the tenant's are passed over.
+    Finished jobs stay as they are, and ids that are not the tenant's are ignored.
     """
     selection = request.selection()
     matched = services.count_cancelable(context, key.tenant_id, selection)

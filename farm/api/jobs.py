@@ -59,7 +59,7 @@ Key = Annotated[
 ]
 Prefer = Annotated[
     str | None,
-    Header(description="`wait` or `wait=SECONDS`: answer when the job is over, or after that long.", max_length=500),
+    Header(description="`wait` or `wait=SECONDS`: respond when the job has ended, or after that long.", max_length=500),
 ]
 # Again the pattern is for the reader: what does not decode is refused where cursors are made.
 Cursor = Annotated[
@@ -170,7 +170,7 @@ def retry_job(context: Context, key: Submitter, job_id: JobId, response: Respons
     responses={
         200: {
             "description": (
-                "Server-sent events until the job is over: `job` (the whole job, at once and at each change of state), "
+                "Server-sent events until the job ends: `job` (the whole job, at once and at each change of state), "
                 "`progress` (`{step, steps}`), and the job's history under the names of its events "
                 "(`job.started`, `job.requeued`, `job.succeeded`, `job.failed`, `job.canceled`), with ids."
             ),
@@ -187,6 +187,6 @@ async def follow_job(
         str | None, Header(alias="Last-Event-ID", description="Replay only the history after this id.", max_length=100)
     ] = None,
 ) -> StreamingResponse:
-    """See a job's progress as it happens. A job that is over sends its history and ends."""
+    """See a job's progress as it happens. For a finished job the stream sends its history and ends."""
     job = await run_in_threadpool(services.get, context, key.tenant_id, job_id)
     return sse.response(context, job, sse.position(last_event_id))

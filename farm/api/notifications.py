@@ -1,7 +1,7 @@
 """Changes of jobs, from one thread that listens to Postgres to every request that waits.
 
 A wake-up is a hint, never the news: whoever wakes reads the job again, and does so every `REREAD_SECONDS` without being
-told, so a notification that was missed costs that long and nothing else.
+notified, so a missed notification costs that long and nothing else.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ChangeNotifier:
 
     @contextmanager
     def subscribe(self, job_id: str) -> Iterator[Subscription]:
-        """Hear of changes of this job until the block ends. Subscribe first, then read the job."""
+        """Get notified of changes of this job until the block ends. Subscribe first, then read the job."""
         one = Subscription(self)
         self._waiting.setdefault(job_id, set()).add(one)
         try:

@@ -1,4 +1,4 @@
-"""Pauses: an operator stops the hand-overs of the whole farm, of a model or of a tenant, and lets them go on."""
+"""Pauses: an operator stops dispatch for the whole farm, a model or a tenant, and resumes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TenantId = Annotated[str, Path(description="The tenant's id.", json_schema_extra
 
 
 class PausesSchema(Schema):
-    """What is paused: nothing of it is handed over, and what workers hold already goes on to its end."""
+    """What is paused: none of its jobs is dispatched; jobs that workers already have run to their end."""
 
     farm: bool
     models: list[str] = Field(description="Ids of paused models.")
@@ -55,7 +55,7 @@ def resume_farm(context: Context, _: Operator) -> PausesSchema:
 
 @router.put("/models/{model_id:path}", summary="Pause a model", responses=responses(*ALWAYS, 404))
 def pause_model(context: Context, _: Operator, model_id: ModelId) -> PausesSchema:
-    """Hand over no job of the model from now on."""
+    """Dispatch no job of the model from now on."""
     return PausesSchema.of(services.pause_model(context, model_id))
 
 
@@ -67,7 +67,7 @@ def resume_model(context: Context, _: Operator, model_id: ModelId) -> PausesSche
 
 @router.put("/tenants/{tenant_id}", summary="Pause a tenant", responses=responses(*ALWAYS, 404))
 def pause_tenant(context: Context, _: Operator, tenant_id: TenantId) -> PausesSchema:
-    """Hand over no job of the tenant from now on. Its requests are answered as ever."""
+    """Dispatch no job of the tenant from now on. Its requests are served as before."""
     return PausesSchema.of(services.pause_tenant(context, tenant_id))
 
 

@@ -59,8 +59,8 @@ class ErrorSchema(Schema):
 class TimingsSchema(Schema):
     """How long each part took, in seconds; null while unknown. Of the last attempt, but for the total."""
 
-    queued_seconds: float | None = Field(description="From the submission to the last hand-over to a worker.")
-    dispatch_seconds: float | None = Field(description="From the hand-over to the worker's claim.")
+    queued_seconds: float | None = Field(description="From the submission to the last dispatch to a worker.")
+    dispatch_seconds: float | None = Field(description="From the dispatch to the worker's claim.")
     waiting_seconds: float | None = Field(description="At the worker, before its device took the job up.")
     rendering_seconds: float | None = Field(description="On the device, to the end of the job.")
     total_seconds: float | None = Field(description="From the submission to the end.")
@@ -79,7 +79,7 @@ class TimingsSchema(Schema):
 
 
 def _times(job: Job) -> tuple[datetime | None, datetime | None, datetime | None]:
-    """When the attempt was handed over, claimed and taken up; a queued job's row still has those of the last one."""
+    """When the attempt was dispatched, claimed and started; a queued job's row still has those of the last one."""
     if job.state is JobState.QUEUED:
         return None, None, None
     return job.dispatched_at, job.claimed_at, job.started_at
@@ -116,7 +116,7 @@ class JobSchema(Schema):
     cancel_requested: bool
     created_at: datetime
     available_at: datetime = Field(
-        description="Not handed over before then: its `not_before`, or the pause before another attempt."
+        description="Not dispatched before then: its `not_before`, or the delay before the next attempt."
     )
     deadline: datetime | None = Field(description="If it still waits then, it fails as `deadline_exceeded`.")
     dispatched_at: datetime | None
@@ -280,7 +280,7 @@ class WorkerSchema(Schema):
     device: DeviceSchema
     slots: int = Field(description="Jobs that its device renders at once.")
     prefetch: int = Field(description="Jobs that may wait beside them.")
-    held_jobs: int = Field(description="Jobs handed over to it or running on it.")
+    held_jobs: int = Field(description="Jobs dispatched to it or running on it.")
     models: list[str] = Field(description="Models in its memory.")
     loaded: list[LoadedSchema] = Field(description="What it tells of them.")
     tags: list[str]

@@ -10,11 +10,11 @@ from fastapi import FastAPI
 
 from farm.settings import Settings
 
-GRACE_SECONDS: Final = 10  #: for requests that are being answered when the process is told to stop
+GRACE_SECONDS: Final = 10  #: for requests that are being answered when the process gets the signal to stop
 
 
 class Server(uvicorn.Server):
-    """uvicorn waits for open connections before the app hears of the end, so streams are told first."""
+    """uvicorn waits for open connections before it notifies the app, so streams are closed first."""
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """End what waits, then the rest."""

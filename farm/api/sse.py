@@ -57,7 +57,7 @@ def response(context: AppContext, job: Job, after: int) -> StreamingResponse:
 
 
 def batch_response(context: AppContext, batch: Batch, after: int) -> StreamingResponse:
-    """The stream of a batch's changes, with what it told after event ``after``."""
+    """The stream of a batch's changes, with its events after ``after``."""
     return _streamed(_batch_events(context, batch, after))
 
 
@@ -72,7 +72,7 @@ def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
 
 async def _batch_events(context: AppContext, batch: Batch, after: int) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
-    told: Batch | None = None
+    sent: Batch | None = None
     sent_at = loop.time()
     with context.notifier.subscribe(batch.id) as changes:
         while True:
@@ -85,9 +85,9 @@ async def _batch_events(context: AppContext, batch: Batch, after: int) -> AsyncI
                 parts.append(_event(event.type.value, body, str(event.id)))
                 after = event.id
             # its speed and the time left change with every look; that alone is no news
-            if told is None or replace(now, read_at=told.read_at) != told:
+            if sent is None or replace(now, read_at=sent.read_at) != sent:
                 parts.append(format_sse_event(event="batch", data_str=BatchSchema.of(now).model_dump_json()))
-                told = now
+                sent = now
             if parts:
                 yield b"".join(parts)
                 sent_at = loop.time()
@@ -108,7 +108,7 @@ def _read_batch(context: AppContext, batch: Batch, after: int) -> tuple[Batch | 
 
 async def _events(context: AppContext, job: Job, after: int) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
-    told: tuple[JobState, int, bool] | None = None
+    sent: tuple[JobState, int, bool] | None = None
     stepped: Progress | None = None
     sent_at = loop.time()
     with context.notifier.subscribe(job.id) as changes:
@@ -117,15 +117,15 @@ async def _events(context: AppContext, job: Job, after: int) -> AsyncIterator[by
             if now is None:
                 return  # deleted, with its history
             parts: list[bytes] = []
-            if told is None:
+            if sent is None:
                 parts.append(_job(context, now))
-                told = _face(now)
+                sent = _face(now)
             for event in history:
                 parts.append(_history(event))
                 after = event.id
-            if _face(now) != told:
+            if _face(now) != sent:
                 parts.append(_job(context, now))
-                told = _face(now)
+                sent = _face(now)
             if now.progress is not None and now.progress != stepped:
                 body: dict[str, Any] = {"step": now.progress.step, "steps": now.progress.steps}
                 if changes.preview is not None:

@@ -36,7 +36,7 @@ def drain_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
 def stop_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
     """Drain it, and let its process end when it has finished what is on its device, or after its time to drain.
 
-    It hears of it by its next heartbeat. If something starts the process again, it stays drained until it is resumed.
+    The worker gets the order with its next heartbeat. A restarted process stays drained until it is resumed.
     """
     with context.store.begin() as unit:
         return WorkerSchema.of(lifecycle.stop_worker(unit, name, "an operator stopped it"))

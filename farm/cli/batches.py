@@ -104,7 +104,7 @@ def submit(
     source: Any = sys.stdin.buffer if file == "-" else Path(file)
     with connect(url, api_key, data_dir) as farm:
         if dry_run:
-            _told(farm.check_batch(source, **options), as_json=as_json)
+            _print_dry_run(farm.check_batch(source, **options), as_json=as_json)
             return
         try:
             batch = farm.submit_batch(
@@ -182,15 +182,15 @@ def delete(
     """Delete a batch that has ended, with its jobs and their images."""
     with connect(url, api_key, data_dir) as farm:
         found = farm.delete_batch(batch_id, dry_run=True)
-        told = f"{found.jobs:,} jobs and {found.outputs:,} images ({found.bytes / 2**20:.1f} MiB)"
+        text = f"{found.jobs:,} jobs and {found.outputs:,} images ({found.bytes / 2**20:.1f} MiB)"
         if not dry_run:
-            if not yes and not typer.confirm(f"delete {told} of {batch_id}?", err=True):
+            if not yes and not typer.confirm(f"delete {text} of {batch_id}?", err=True):
                 raise typer.Exit(1)
             found = farm.delete_batch(batch_id)
     if as_json:
         print_json({**asdict(found)})
     else:
-        print(f"{batch_id}  {'would lose' if dry_run else 'deleted:'} {told}")
+        print(f"{batch_id}  {'would lose' if dry_run else 'deleted:'} {text}")
 
 
 def _steered(batch: Batch, *, as_json: bool) -> None:
@@ -401,18 +401,18 @@ def _showing() -> Iterator[Callable[[Batch], None]]:
 
 
 def _note(batch: Batch) -> str:
-    told = ""
+    text = ""
     if batch.state == "paused":
-        told += ", paused"
+        text += ", paused"
     if batch.counts.get("running"):
-        told += f", {batch.counts['running']:,} running"
+        text += f", {batch.counts['running']:,} running"
     if batch.counts.get("failed"):
-        told += f", {batch.counts['failed']:,} failed"
+        text += f", {batch.counts['failed']:,} failed"
     if batch.jobs_per_second:
-        told += f", {batch.jobs_per_second:.2g} jobs/s"
+        text += f", {batch.jobs_per_second:.2g} jobs/s"
     if batch.eta_seconds and not batch.over:
-        told += f", {duration(batch.eta_seconds)} left"
-    return told
+        text += f", {duration(batch.eta_seconds)} left"
+    return text
 
 
 def duration(seconds: float) -> str:
@@ -422,7 +422,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3600:.1f} h"
 
 
-def _told(found: DryRun, *, as_json: bool) -> None:
+def _print_dry_run(found: DryRun, *, as_json: bool) -> None:
     if as_json:
         print_json(found.raw)
     else:
@@ -446,8 +446,8 @@ def _print_refused(error: ApiError) -> None:
 def _sentence(error: dict[str, Any]) -> str:
     if "line" in error:
         return f"line {error['line']}: " + "; ".join(f"{one['field']}: {one['message']}" for one in error["errors"])
-    told = error.get("error") or {}
-    return f"{error.get('custom_id') or error.get('id')}: {told.get('message')} ({told.get('code')})"
+    text = error.get("error") or {}
+    return f"{error.get('custom_id') or error.get('id')}: {text.get('message')} ({text.get('code')})"
 
 
 def _print_table(found: list[Batch]) -> None:

@@ -13,7 +13,7 @@ COLUMNS: Final = 6
 _TILE: Final = 192  #: pixels: the side of the square that an image is shown in
 _GAP: Final = 20
 _MARGIN: Final = 40
-_MIDDLE: Final = 26  #: pixels more between the two halves of a row, which are told apart where they are two stories
+_MIDDLE: Final = 26  #: pixels more between the two halves of a row, wider where they are two separate sequences
 _CAPTION: Final = 66  #: pixels below a row of images
 _HEADING: Final = 46  #: pixels above a section's first row
 

@@ -193,8 +193,8 @@ def rerun(
         print_json(_with_files(job, saved) | {"same": [comparison.value for comparison in verdicts]})
     else:
         for index, one in enumerate(saved):
-            told = f"  {verdicts[index].sentence}" if verdicts else ""
-            print(f"{one.path}  seed {one.output.seed}{told}")
+            verdict = f"  {verdicts[index].sentence}" if verdicts else ""
+            print(f"{one.path}  seed {one.output.seed}{verdict}")
     if Comparison.DIFFERENT in verdicts or Comparison.UNKNOWN in verdicts:
         raise typer.Exit(1)
 

@@ -130,8 +130,8 @@ def _line(headers: dict[str, str], body: bytes, refusal: str | None, status: int
     given: dict[str, Any] = event if isinstance(event, dict) else {}
     message_id = headers.get(signature.ID, "")
     if as_json:
-        told = {"id": message_id, "verified": refusal is None, "problem": refusal, "status": status, "event": event}
-        return json.dumps(told, ensure_ascii=False)
+        record = {"id": message_id, "verified": refusal is None, "problem": refusal, "status": status, "event": event}
+        return json.dumps(record, ensure_ascii=False)
     data = given.get("data")
     about: dict[str, Any] = data if isinstance(data, dict) else {}
     parts = [datetime.now().astimezone().strftime("%H:%M:%S"), str(given.get("type", "no event")).ljust(17)]

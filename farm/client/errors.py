@@ -5,7 +5,7 @@ FarmClientError (a FarmError)
 ├── ApiError            the farm answered with a problem (RFC 9457); has its status, title, detail and fields
 │   └── ServerProblem   … of its own (5xx, 429): trying again later helps
 ├── JobFailed           the job that was waited for failed or was canceled
-├── WaitedTooLong       the job was not over in time; it goes on
+├── WaitedTooLong       the job did not finish in time; it goes on
 └── Corrupted           a downloaded file is not the one that the farm recorded
 """
 
@@ -80,7 +80,7 @@ class ServerProblem(ApiError, Unavailable):
 
 
 class JobFailed(FarmClientError):
-    """The job is over and has no images."""
+    """The job has finished and has no images."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -89,7 +89,7 @@ class JobFailed(FarmClientError):
 
 
 class WaitedTooLong(FarmClientError):
-    """The job or batch is not over yet; it goes on without the one who waited."""
+    """The job or batch has not finished within the timeout; it goes on."""
 
     def __init__(self, job: Job | Batch, seconds: float) -> None:
         self.job = job

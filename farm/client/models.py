@@ -40,8 +40,8 @@ class FieldError:
     line: int | None = None  #: of a bulk request, from 1
 
     def __str__(self) -> str:
-        told = f"{self.field}: {self.message}"
-        return told if self.line is None else f"line {self.line}: {told}"
+        text = f"{self.field}: {self.message}"
+        return text if self.line is None else f"line {self.line}: {text}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Job:
 class CancelReport:
     """What came of stopping many jobs."""
 
-    matched: int  #: jobs that were meant and not over
+    matched: int  #: selected jobs that had not finished
     canceled: int  #: those that waited
     stopping: int  #: those that ran, and stop at their next step
     complete: bool  #: whether all were reached; if not, call again
@@ -275,8 +275,8 @@ class Batch:
     state: str  #: ``in_progress``, ``paused``, ``canceling``, ``completed`` or ``canceled``
     name: str | None
     counts: dict[str, int]  #: jobs by state, and their ``total``
-    progress: float  #: jobs that are over, from 0 to 1
-    jobs_per_second: float | None  #: as measured; None until two jobs are over
+    progress: float  #: finished jobs, from 0 to 1
+    jobs_per_second: float | None  #: as measured; None until two jobs have finished
     eta_seconds: float | None
     skipped: int  #: lines that were refused when it was submitted
     retry_of: str | None
@@ -285,7 +285,7 @@ class Batch:
 
     @property
     def over(self) -> bool:
-        """Whether every job is over."""
+        """Whether every job has finished."""
         return self.state in ("completed", "canceled")
 
     @property
@@ -295,7 +295,7 @@ class Batch:
 
     @property
     def ended(self) -> int:
-        """Jobs that are over."""
+        """Finished jobs."""
         return sum(self.counts.get(state, 0) for state in TERMINAL)
 
     @classmethod
@@ -336,7 +336,7 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that a job or batch told while it was followed."""
+    """One event of a job or batch that is followed."""
 
     type: str  #: ``job``, ``batch``, ``progress``, or the name of an event of the history: ``job.succeeded``
     data: dict[str, Any] = field(repr=False)

@@ -29,7 +29,7 @@ _SILENCE_SECONDS: Final = 40.0
 _LOOK_SECONDS: Final = 1.0  #: between two looks at a batch, which is one row
 _LOOK_SHARE: Final = 5.0  #: a look at a batch's results is followed by a rest of so many times what it took
 _POLL_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)  #: between looks, when the stream of events cannot be had
-#: What a stream of events may end with: it is looked at by a plain request, with patience of its own.
+#: What a stream of events may end with: then a plain request, with its own timeout, reads the state.
 _BROKEN: Final = (httpx2.TransportError, Unreachable, ApiError, KeyError, TypeError, ValueError)
 
 
@@ -76,10 +76,10 @@ def submit(
 def wait(
     job: Job | str, *, on_progress: Callable[[Job], None] | None = None, timeout: float | None = None
 ) -> Flow[Job]:
-    """The job when it is over, however it ended.
+    """The job when it has finished, in whatever terminal state.
 
-    ``on_progress`` hears every change of its state and every step reported. Raises `WaitedTooLong` after ``timeout``
-    seconds.
+    ``on_progress`` is called at every change of its state and every step reported.
+    Raises `WaitedTooLong` after ``timeout`` seconds.
     """
     now: Job = (yield requests.get(job)) if isinstance(job, str) else job
     tell = on_progress or (lambda _: None)
@@ -106,7 +106,7 @@ def wait(
                 if now.over or _past(deadline):
                     break
         except _BROKEN:
-            pass  # looked at below, with patience and a plain request
+            pass  # read below by a plain request with a longer timeout
         yield Stream.CLOSE
         if now.over or _past(deadline):
             break
@@ -121,7 +121,7 @@ def wait(
             tell(now)
     if now.over:
         return now
-    assert timeout is not None  # only a deadline ends the wait for a job that is not over
+    assert timeout is not None  # only a deadline ends the wait for an unfinished job
     raise WaitedTooLong(now, timeout)
 
 
@@ -186,7 +186,7 @@ def download(output: Output) -> Flow[bytes]:
 def wait_batch(
     batch: Batch | str, *, on_progress: Callable[[Batch], None] | None = None, timeout: float | None = None
 ) -> Flow[Batch]:
-    """The batch when every job of it is over. ``on_progress`` hears how far it is, about once a second.
+    """The batch when all its jobs have finished. ``on_progress`` gets its progress about once a second.
 
     Raises `WaitedTooLong` after ``timeout`` seconds.
     """
@@ -205,7 +205,7 @@ def wait_batch(
 
 
 def events(name: str, *, last_event_id: str | None = None) -> Streamed[Event]:
-    """What a job or batch tells until it is over; a connection that breaks goes on where it was.
+    """The events of a job or batch until it has finished; a broken connection is resumed where it was.
 
     Raises `ApiError` or `Unreachable` when the farm does not answer any more.
     """
@@ -222,7 +222,7 @@ def events(name: str, *, last_event_id: str | None = None) -> Streamed[Event]:
             except _BROKEN:
                 failures += 1
             yield Stream.CLOSE
-            # says that it is over, or what is wrong
+            # says that it has finished, or what is wrong
             now: Job | Batch = yield (requests.batch(name) if requests.is_batch(name) else requests.get(name))
             if now.over and not failures:
                 return
@@ -240,16 +240,16 @@ def completed(batch: Batch | str, *, timeout: float | None = None) -> Streamed[R
 
     def steps() -> Flow[None]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        told: set[int] = set()
+        yielded: set[int] = set()
         while True:
             now: Batch = yield requests.batch(name)
             begun = time.monotonic()
-            if now.ended > len(told):
+            if now.ended > len(yielded):
                 yield Open(requests.result_lines(name), Form.LINES)
                 while (line := (yield Stream.NEXT)) is not None:
                     result = Result.of(line)
-                    if result.seq not in told:
-                        told.add(result.seq)
+                    if result.seq not in yielded:
+                        yielded.add(result.seq)
                         yield Emit(result)
                 yield Stream.CLOSE
             if now.over:

@@ -27,7 +27,7 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     file: tuple[str, bytes] | None = None  #: name and content of the one file of a form
     content: Callable[[], Iterable[bytes]] | None = None  #: a body that is streamed, from its beginning at each call
-    patience: float | None = None  #: seconds to wait for the answer, where it may take longer than others
+    timeout: float | None = None  #: seconds to wait for the response, where it may take longer than usual
     foreign: bool = False  #: of another server, which gets no key
     answers: frozenset[int] = frozenset()  #: error statuses whose JSON is an answer all the same
 

@@ -131,7 +131,7 @@ def cancel_jobs(
     ``created_after`` and ``created_before``; ``everything=True`` is all of them.
     """
     body = _selection(ids, filters, dry_run=dry_run, everything=everything)
-    return Call("POST", "/v1/jobs/cancel", CancelReport.of, json=body, patience=BULK_SECONDS)
+    return Call("POST", "/v1/jobs/cancel", CancelReport.of, json=body, timeout=BULK_SECONDS)
 
 
 def retry_jobs(
@@ -142,7 +142,7 @@ def retry_jobs(
     What was retried before is passed over, so the call may be repeated.
     """
     body = _selection(ids, filters, dry_run=dry_run, everything=everything)
-    return Call("POST", "/v1/jobs/retry", RetryReport.of, json=body, patience=BULK_SECONDS)
+    return Call("POST", "/v1/jobs/retry", RetryReport.of, json=body, timeout=BULK_SECONDS)
 
 
 def _selection(ids: Sequence[str] | None, filters: JobFilters, *, dry_run: bool, everything: bool) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def submit_batch(
         name: your own name for the batch.
         on_error: ``stop`` (the default) refuses the whole if a line is wrong, ``skip`` takes the good lines.
         idempotency_key: the same key and body give the same batch, however often they are sent.
-        **defaults: parameters that the jobs leave open; ``webhook`` is told how far the batch is.
+        **defaults: parameters that the jobs leave open; ``webhook`` receives the batch's progress events.
 
     Raises:
         ApiError: the farm refused it; ``errors`` name the first bad lines.
@@ -217,49 +217,49 @@ def batches(*, limit: int | None = None) -> Streamed[Batch]:
 
 
 def results(batch_id: str) -> Streamed[Result]:
-    """What became of a batch's jobs that are over, in the order of the batch, as they arrive."""
+    """The results of a batch's finished jobs, in the order of the batch, as they arrive."""
     return _lines(result_lines(batch_id), Result.of)
 
 
 def result_lines(batch_id: str) -> Call[Any]:
     """The same, as it is sent."""
-    return Call("GET", f"{_batch(batch_id)}/results", whole, patience=BULK_SECONDS)
+    return Call("GET", f"{_batch(batch_id)}/results", whole, timeout=BULK_SECONDS)
 
 
 def batch_errors(batch_id: str) -> Streamed[dict[str, Any]]:
     """What went wrong in a batch: refused lines (``line``, ``errors``), then failed jobs (``seq``, ``error``)."""
-    return _lines(Call("GET", f"{_batch(batch_id)}/errors", whole, patience=BULK_SECONDS), dict)
+    return _lines(Call("GET", f"{_batch(batch_id)}/errors", whole, timeout=BULK_SECONDS), dict)
 
 
 def cancel_batch(batch_id: str) -> Call[Batch]:
-    """Stop every job of a batch that is not over."""
-    return Call("POST", f"{_batch(batch_id)}/cancel", Batch.of, patience=BULK_SECONDS)
+    """Stop every unfinished job of a batch."""
+    return Call("POST", f"{_batch(batch_id)}/cancel", Batch.of, timeout=BULK_SECONDS)
 
 
 def retry_batch(batch_id: str) -> Call[Batch]:
-    """Submit again what failed or was canceled in a batch that is over, as a new batch."""
-    return Call("POST", f"{_batch(batch_id)}/retry", Batch.of, repeatable=False, patience=BULK_SECONDS)
+    """Submit the failed and canceled jobs of a finished batch again, as a new batch."""
+    return Call("POST", f"{_batch(batch_id)}/retry", Batch.of, repeatable=False, timeout=BULK_SECONDS)
 
 
 def pause_batch(batch_id: str) -> Call[Batch]:
     """Let a batch wait; what runs goes on to its end."""
-    return Call("POST", f"{_batch(batch_id)}/pause", Batch.of, patience=BULK_SECONDS)
+    return Call("POST", f"{_batch(batch_id)}/pause", Batch.of, timeout=BULK_SECONDS)
 
 
 def resume_batch(batch_id: str) -> Call[Batch]:
     """Let a paused batch go on, from its old place in the queue."""
-    return Call("POST", f"{_batch(batch_id)}/resume", Batch.of, patience=BULK_SECONDS)
+    return Call("POST", f"{_batch(batch_id)}/resume", Batch.of, timeout=BULK_SECONDS)
 
 
 def edit_batch(batch_id: str, **changes: Unpack[BatchChanges]) -> Call[Batch]:
     """Change a batch's ``name``, ``metadata`` or ``priority``."""
-    return Call("PATCH", _batch(batch_id), Batch.of, json=dict(changes), patience=BULK_SECONDS)
+    return Call("PATCH", _batch(batch_id), Batch.of, json=dict(changes), timeout=BULK_SECONDS)
 
 
 def delete_batch(batch_id: str, *, dry_run: bool = False) -> Call[Deletion]:
-    """Delete a batch that is over, with its jobs and images; ``dry_run``: only say what that would be."""
+    """Delete a finished batch with its jobs and images; ``dry_run``: only report what would be deleted."""
     params = _params({"dry_run": dry_run})
-    return Call("DELETE", _batch(batch_id), Deletion.of, repeatable=dry_run, params=params, patience=BULK_SECONDS)
+    return Call("DELETE", _batch(batch_id), Deletion.of, repeatable=dry_run, params=params, timeout=BULK_SECONDS)
 
 
 # -- the farm --------------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def keys(tenant: str | None = None) -> Call[tuple[Key, ...]]:
 
 
 def make_key(name: str, scopes: Sequence[Scope] = (), tenant: str | None = None) -> Call[Key]:
-    """A new API key; its ``text`` is told this once."""
+    """A new API key; its ``text`` is returned only here."""
     body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
     return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body, params=_of(tenant))
 
@@ -344,7 +344,7 @@ def revoke_key(key_id: str, tenant: str | None = None) -> Call[Key]:
 
 
 def rotate_key(key_id: str, tenant: str | None = None) -> Call[Key]:
-    """A second live key of the same name and scopes; its ``text`` is told this once."""
+    """A second live key of the same name and scopes; its ``text`` is returned only here."""
     path = f"/v1/keys/{_segment(key_id, 'key')}/rotate"
     return Call("POST", path, Key.of, repeatable=False, params=_of(tenant))
 
@@ -572,7 +572,7 @@ def _bulk(
         params=_params(query),
         headers={"Idempotency-Key": idempotency_key or f"farm-{uuid.uuid4().hex}", "Content-Type": content_type},
         content=content,
-        patience=BULK_SECONDS,
+        timeout=BULK_SECONDS,
     )
 
 

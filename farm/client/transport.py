@@ -49,8 +49,8 @@ class Transport:
         if call.foreign:
             return {"method": call.method, "url": call.path}
         more: dict[str, Any] = {}
-        if call.patience is not None:
-            more["timeout"] = httpx2.Timeout(call.patience, connect=_CONNECT_SECONDS)
+        if call.timeout is not None:
+            more["timeout"] = httpx2.Timeout(call.timeout, connect=_CONNECT_SECONDS)
         return more | {
             "method": call.method,
             "url": self.url + call.path,

@@ -83,7 +83,7 @@ def size(count: float | None) -> str:
 
 
 def short(text: str) -> str:
-    """An id by its kind and its last eight digits, which are random: enough to tell it from its neighbours."""
+    """An id by its kind and its last eight digits, which are random: enough to distinguish it in a list."""
     kind, _, digits = text.partition("_")
     return f"{kind}…{digits[-8:]}" if len(digits) == 32 else text
 

@@ -73,7 +73,7 @@ def make_app(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "retry_on_timeout": True,
-            # a broker that is away is told within the second, not after six: whoever asks has a way back of its own
+            # report a broker that does not answer within a second, not after six: each caller handles that error
             "max_retries": 1,
             "interval_start": 0.1,
             "interval_step": 0.1,
@@ -87,7 +87,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def send(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
-    """Send a message for each hand-over, in one round trip. Raises `BrokerUnavailable`; a part may have been sent.
+    """Send a message for each assignment, in one round trip. Raises `BrokerUnavailable`; a part may have been sent.
 
     The message's id holds the job's, so that Celery's own tools show it.
     """
@@ -214,7 +214,7 @@ def message_arguments(one: DispatchedJob) -> dict[str, Any]:
 
 
 def message_id(job_id: str, epoch: int) -> str:
-    """The Celery id of a hand-over's message."""
+    """The Celery id of an assignment's message."""
     return f"{job_id}.{epoch}"
 
 

@@ -71,12 +71,12 @@ class Reaper:
             with self.store.begin() as unit:
                 unit.usage.measure_storage()
             with self.store.begin() as unit:
-                forgotten = lifecycle.delete_expired(unit)
-                strays = lifecycle.collect_orphans(unit)
-            if forgotten >= lifecycle.RETENTION_CHUNK:
+                removed = lifecycle.delete_expired(unit)
+                orphans = lifecycle.collect_orphans(unit)
+            if removed >= lifecycle.RETENTION_CHUNK:
                 self._next_measure = now + REAP_SECONDS  # go on soon, and let the rounds through
-            if forgotten or strays:
-                log.info("forgot", action="retention", forgotten=forgotten, strays=strays)
+            if removed or orphans:
+                log.info("old data removed", action="retention", removed=removed, orphans=orphans)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             with self.store.begin() as unit:

@@ -17,7 +17,7 @@ from farm.domain.tasks import MAX_SEED
 from farm.errors import BadInput, FieldProblem
 
 MAX_SWEEP: Final = 100_000  #: jobs that one sweep may write out
-MILESTONES: Final = (10, 25, 50, 75, 90)  #: percent of a batch's jobs that are over, each told of once
+MILESTONES: Final = (10, 25, 50, 75, 90)  #: percent of a batch's jobs that have finished; one event for each
 
 
 class BatchState(StrEnum):
@@ -26,8 +26,8 @@ class BatchState(StrEnum):
     IN_PROGRESS = "in_progress"
     CANCELING = "canceling"  #: somebody asked for its end, and some jobs still run
     PAUSED = "paused"  #: what waits goes on waiting until it is resumed; what runs goes on
-    COMPLETED = "completed"  #: every job is over
-    CANCELED = "canceled"  #: every job is over, and somebody had asked for it
+    COMPLETED = "completed"  #: every job has finished
+    CANCELED = "canceled"  #: every job has finished, and a cancel was requested
 
 
 class OnError(StrEnum):
@@ -44,7 +44,7 @@ class NewBatch:
     name: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     retry_of: str | None = None  #: the batch whose failed and canceled jobs it repeats
-    webhook: str | None = None  #: told of the batch's own events
+    webhook: str | None = None  #: receives the batch's own events
 
 
 class EntryOverrides(NamedTuple):
@@ -100,7 +100,7 @@ class JobCounts:
 
     @property
     def finished(self) -> int:
-        """Jobs that are over."""
+        """Finished jobs."""
         return self.succeeded + self.failed + self.canceled
 
 
@@ -130,7 +130,7 @@ class Batch:
     first_finished_at: datetime | None  #: when the first of its jobs was over
     finished_at: datetime | None  #: when the last one was
     cancel_requested_at: datetime | None
-    webhook: str | None  #: told of the batch's own events
+    webhook: str | None  #: receives the batch's own events
     priority: Priority | None  #: of all its jobs; None: each has its own
     paused_at: datetime | None
     paused_seconds: float  #: that it was paused since its first job ended, but for the pause that lasts
@@ -157,7 +157,7 @@ class Batch:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until it is over, if it goes on at the measured speed; None while there is none, or a pause."""
+        """Seconds until it finishes at the measured speed; None while there is none, or while it is paused."""
         if self.finished_at is not None:
             return 0.0
         if self.state is BatchState.PAUSED:
@@ -184,9 +184,11 @@ def sweep_size(groups: Sequence[Mapping[str, Sequence[object]]], repeats: int) -
     for number, group in enumerate(groups):
         lengths = {name: len(values) for name, values in group.items()}
         if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            given = ", ".join(f"{name} has {length}" for name, length in lengths.items())
             problems.append(
-                FieldProblem(f"sweep.{number}", told, "the lists of one group are zipped, so they must be equally long")
+                FieldProblem(
+                    f"sweep.{number}", given, "the lists of one group are zipped, so they must be equally long"
+                )
             )
         for name in group:
             stored = stored_name(name)

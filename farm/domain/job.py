@@ -31,7 +31,7 @@ class NewJob:
     webhook_events: tuple[EventType, ...] | None = None  #: sent to ``webhook``; None: how the job ended
     max_attempts: int = 3
     retry_of: str | None = None  #: the job whose spec this one repeats
-    not_before: datetime | None = None  #: not handed over before this time
+    not_before: datetime | None = None  #: not dispatched before this time
     deadline: datetime | None = None  #: fails if it still waits then
 
     @classmethod
@@ -99,7 +99,7 @@ class Job:
     state: JobState
     spec: JobSpec
     priority: Priority
-    epoch: int  #: the fencing number: goes up at each hand-over
+    epoch: int  #: the fencing number: goes up at each dispatch
     attempts: int  #: claims so far, less those given back through no fault of the job
     max_attempts: int
     worker: str | None  #: who holds or held it last
@@ -114,7 +114,7 @@ class Job:
     cancel_requested: bool
     retry_of: str | None
     created_at: datetime
-    available_at: datetime  #: not handed over before this time
+    available_at: datetime  #: not dispatched before this time
     dispatched_at: datetime | None
     claimed_at: datetime | None
     started_at: datetime | None  #: when the device took it up

@@ -10,7 +10,7 @@ class JobState(StrEnum):
     """Where a job stands."""
 
     QUEUED = "queued"  #: accepted, waiting in Postgres
-    DISPATCHED = "dispatched"  #: handed over to one worker, which has not claimed it yet
+    DISPATCHED = "dispatched"  #: dispatched to one worker, which has not claimed it yet
     RUNNING = "running"  #: claimed: the worker holds a run lease
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -18,13 +18,13 @@ class JobState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the job is over: a terminal state never changes."""
+        """Whether the job has finished: a terminal state never changes."""
         return self in TERMINAL
 
 
 TERMINAL: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED})
 
-#: Every edge that exists. A retry of a job that is over is a new job, so terminal states have no way out.
+#: Every edge that exists. A retry of a finished job is a new job, so terminal states have no way out.
 EDGES: Final[dict[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.DISPATCHED, JobState.FAILED, JobState.CANCELED}),
     JobState.DISPATCHED: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.CANCELED}),
@@ -68,12 +68,12 @@ class EventType(StrEnum):
     CANCELED = "job.canceled"
     PROGRESS = "job.progress"  #: written only where a webhook endpoint asks for it
     BATCH_PROGRESS = "batch.progress"  #: of no job: a batch passed one of its milestones
-    BATCH_COMPLETED = "batch.completed"  #: of no job: every job of a batch is over
+    BATCH_COMPLETED = "batch.completed"  #: of no job: every job of a batch has finished
     ENDPOINT_DISABLED = "endpoint.disabled"  #: of no job: a webhook endpoint gets nothing more
     TEST = "farm.test"  #: of no job: a tenant tries one endpoint
 
 
-#: A job's own history, whether or not anybody is told of it.
+#: A job's own history, whether or not an endpoint subscribes to it.
 HISTORY: Final = (EventType.STARTED, EventType.REQUEUED, EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)
 #: What a batch tells of itself.
 BATCH_EVENTS: Final = (EventType.BATCH_PROGRESS, EventType.BATCH_COMPLETED)

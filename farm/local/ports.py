@@ -16,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 #: never sits on a remembered port.
 _CHOICES = range(12_000, 22_000)
 
-#: How far a companion lies from its port: a server that has two may insist on this distance.
+#: How far a companion lies from its port: a server that has two may require this distance.
 COMPANION = 10_000
 
 

@@ -100,7 +100,7 @@ class ProcessManager:
         return None
 
     def watch(self) -> bool:
-        """Check once: record ended processes, restart those whose delay is over. Returns whether anything changed."""
+        """Check once: record ended processes, restart those that are due. Returns whether anything changed."""
         changed = False
         now = time.monotonic()
         for managed in self._processes:

@@ -38,7 +38,7 @@ class EmbeddedS3:
     """One SeaweedFS over one directory."""
 
     directory: Path
-    ports: Mapping[str, int]  #: by ``PORT_NAMES``; ``admin.grpc`` lies 10,000 above ``admin``: its worker insists
+    ports: Mapping[str, int]  #: by ``PORT_NAMES``; ``admin.grpc`` lies 10,000 above ``admin``: its worker requires it
     access_key: str
     secret_key: str
     signing_key: str  #: between its own servers

@@ -37,7 +37,7 @@ def write_private(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Identity:
-    """A process, told apart from a later one with the same pid by its start time."""
+    """A process, distinguished from a later one with the same pid by its start time."""
 
     pid: int
     started: str  #: when it began, in a form that a change of the wall clock does not move

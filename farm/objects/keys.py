@@ -64,7 +64,7 @@ def output_key(tenant_id: str, job_id: str, epoch: int, index: int, extension: s
 
 
 def batch_errors_key(tenant_id: str, batch_id: str) -> str:
-    """Where the lines of a bulk request that were refused are told of.
+    """Where the refused lines of a bulk request are reported.
 
     Raises:
         ValueError: a part is not in its form.

@@ -284,7 +284,7 @@ class Storage:
             return
         try:
             with _translated("create bucket", self.bucket):
-                if self._region == "us-east-1":  # S3 refuses to be told its default region
+                if self._region == "us-east-1":  # S3 refuses its default region as a parameter
                     self._client.create_bucket(Bucket=self.bucket)
                 else:
                     self._client.create_bucket(

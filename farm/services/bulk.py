@@ -278,7 +278,7 @@ def submit(
     with ErrorReport() as report, context.store.begin() as unit:
         try:
             staged = unit.batches.stage(_entries(validator, lines, report, limit))
-        except BadInput as error:  # the body breaks off: what comes after cannot be told apart
+        except BadInput as error:  # the body breaks off: what comes after cannot be parsed
             for one in error.problems:
                 report.add(one.line or 1, [one])
             raise _refused(context, tenant_id, batch_id, report) from None

@@ -65,14 +65,14 @@ class CleanupThread:
     def _remove(self) -> bool:
         """Remove some objects and forget their names, in that order; returns whether there were any."""
         with self._store.begin() as unit:
-            doomed = unit.pending_deletions.take(AT_ONCE)
+            object_keys = unit.pending_deletions.take(AT_ONCE)
             found: list[str] = []
-            for key in doomed:
+            for key in object_keys:
                 found += [one.key for one in self._storage.list(key)] if key.endswith("/") else [key]
             for start in range(0, len(found), AT_ONCE):
                 self._storage.delete_many(found[start : start + AT_ONCE])
-            unit.pending_deletions.remove(doomed)
-        return bool(doomed)
+            unit.pending_deletions.remove(object_keys)
+        return bool(object_keys)
 
     def _run(self) -> None:
         while not self._stopping:

@@ -163,7 +163,7 @@ class DeletedJob:
     tenant_id: str
     job_id: str
     keys: tuple[str, ...]
-    stray: bool  #: whether a lost attempt may have left objects that no row names
+    may_have_orphans: bool  #: whether a lost attempt may have left objects that no row names
 
 
 @dataclass(frozen=True)
@@ -504,7 +504,7 @@ class Batches:
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def note_finished(self, job_id: str) -> None:
-        """A job of this transaction is over: `flush_counters` counts it, if it belongs to a batch."""
+        """Note that a job finished in this transaction: `flush_counters` counts it if it belongs to a batch."""
         self._over.append(job_id)
 
     def flush_counters(self) -> None:
@@ -520,7 +520,7 @@ class Batches:
     def count_finished(self, batch_id: str, ended: Mapping[str, int]) -> None:
         """Add to a batch's counters, by terminal state.
 
-        What a batch tells of itself is written here, under the lock of its row, so it is told once.
+        A batch's own events are written here, under the lock of its row, so each is recorded once.
         """
         more = sum(ended.values())
         done = BatchRow.succeeded + BatchRow.failed + BatchRow.canceled + more
@@ -645,7 +645,7 @@ class Batches:
         self._set(batch_id, deleted_at=func.now())
 
     def delete_jobs(self, batch_id: str) -> list[DeletedJob]:
-        """Delete some of a buried batch's jobs, with their events and deliveries; returns them, none when none is left.
+        """Delete some jobs of a soft-deleted batch, with their events and deliveries; returns them, none at the end.
 
         The caller keeps their objects' names in the same transaction.
         """
@@ -681,7 +681,7 @@ class Batches:
         return found
 
     def delete_row(self, batch_id: str) -> str | None:
-        """Delete a buried batch's row, when no job is left; returns its report's key."""
+        """Delete a soft-deleted batch's row, when no job is left; returns its report's key."""
         return self._session.scalar(
             delete(BatchRow)
             .where(BatchRow.id == batch_id, BatchRow.deleted_at.is_not(None))

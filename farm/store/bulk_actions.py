@@ -62,7 +62,7 @@ class BulkActions:
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def count_cancelable(self, tenant_id: str, selection: Selection) -> int:
-        """How many of them are not over."""
+        """How many of them have not finished."""
         return self._count(*_selected(tenant_id, selection), or_(_waiting(), JobRow.state == JobState.RUNNING.value))
 
     def cancel_waiting(self, tenant_id: str, selection: Selection) -> dict[str | None, int]:
@@ -85,7 +85,7 @@ class BulkActions:
             .returning(JobRow.id, JobRow.tenant_id, JobRow.epoch, JobRow.batch_id, JobRow.webhook)
             .cte("ended")
         )
-        told = (
+        recorded = (
             insert(EventRow)
             .from_select(
                 ["tenant_id", "job_id", "epoch", "type", "data", "fanned_out"],
@@ -99,9 +99,9 @@ class BulkActions:
                 ),
                 include_defaults=False,
             )
-            .cte("told")
+            .cte("recorded")
         )
-        counted = select(ended.c.batch_id, func.count()).group_by(ended.c.batch_id).add_cte(told)
+        counted = select(ended.c.batch_id, func.count()).group_by(ended.c.batch_id).add_cte(recorded)
         return {row[0]: row[1] for row in self._session.execute(counted)}
 
     def request_cancel(self, tenant_id: str, selection: Selection) -> list[str]:

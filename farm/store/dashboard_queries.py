@@ -43,7 +43,7 @@ class JobAtWorker:
     prompt: str
     step: int | None
     steps: int | None
-    since: datetime | None  #: when it was claimed, or handed over
+    since: datetime | None  #: when it was claimed, or dispatched
 
 
 @dataclass(frozen=True)

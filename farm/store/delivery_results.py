@@ -166,7 +166,7 @@ class DeliveryResults:
                 reason = DisabledReason.GONE if gone else DisabledReason.FAILING
                 values = {"disabled_at": func.now(), "disabled_reason": reason.value, "due_at": null()}
                 disabled.append(row.id)
-                told = {
+                data = {
                     "id": row.id,
                     "url": row.url,
                     "description": row.description,
@@ -174,7 +174,7 @@ class DeliveryResults:
                     "failing_since": None if row.failing_since is None else row.failing_since.isoformat(),
                     "disabled_at": row.now.isoformat(),
                 }
-                Events(self._session).record(row.tenant_id, None, 0, EventType.ENDPOINT_DISABLED, {"endpoint": told})
+                Events(self._session).record(row.tenant_id, None, 0, EventType.ENDPOINT_DISABLED, {"endpoint": data})
             else:
                 values = self._after(tries, row.failures, probe_after, pause_of)
             self._session.execute(

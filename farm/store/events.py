@@ -18,23 +18,23 @@ from farm.store.tables import EventRow
 QUEUE_CHANNEL: Final = "farm_queue"  #: a job waits, or a worker has room: the dispatcher looks
 JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, or of a batch that tells something
 PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its image on the way
-EVENT_CHANNEL: Final = "farm_event"  #: an event was written that somebody wants to hear of: the deliverer looks
+EVENT_CHANNEL: Final = "farm_event"  #: an event was written that an endpoint subscribes to; the deliverer listens
 
-NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of what is told when it commits
+NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of the notifications to send when it commits
 _NOTIFY: Final = """
     SELECT pg_notify(channel, payload)
-    FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS told (channel, payload)
+    FROM unnest(%(channels)s::text[], %(payloads)s::text[]) AS notification (channel, payload)
 """
 _NOTIFY_EACH: Final = "SELECT pg_notify(%(channel)s, name) FROM unnest(string_to_array(%(names)s, ' ')) AS name"
-# What nobody wants to hear of is no work for a deliverer, not even for a look.
+# Events without a subscriber are no work for a deliverer, so they do not wake it.
 _RECORD: Final = """
     INSERT INTO event (tenant_id, job_id, epoch, type, data, fanned_out)
-    SELECT told.*, NOT EXISTS (
-            SELECT FROM endpoint WHERE endpoint.tenant_id = told.tenant_id AND told.type = ANY (endpoint.events)
+    SELECT recorded.*, NOT EXISTS (
+            SELECT FROM endpoint WHERE endpoint.tenant_id = recorded.tenant_id AND recorded.type = ANY (endpoint.events)
                 AND NOT one_off AND disabled_at IS NULL)
-        AND NOT EXISTS (SELECT FROM job WHERE job.id = told.job_id AND job.webhook IS NOT NULL)
+        AND NOT EXISTS (SELECT FROM job WHERE job.id = recorded.job_id AND job.webhook IS NOT NULL)
     FROM unnest(%(tenants)s::uuid[], %(jobs)s::uuid[], %(epochs)s::integer[], %(types)s::text[], %(data)s::jsonb[])
-        AS told (tenant_id, job_id, epoch, type, data)
+        AS recorded (tenant_id, job_id, epoch, type, data)
     RETURNING fanned_out
 """
 _JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
@@ -50,9 +50,9 @@ _PROGRESS: Final = text("""
         SELECT FROM endpoint
         WHERE tenant_id = j.tenant_id AND 'job.progress' = ANY (events) AND disabled_at IS NULL)
     AND NOT EXISTS (
-        SELECT FROM event told
-        WHERE told.job_id = j.id AND told.epoch = j.epoch AND told.type = 'job.progress'
-        AND told.created_at > now() - make_interval(secs => :seconds))
+        SELECT FROM event progress
+        WHERE progress.job_id = j.id AND progress.epoch = j.epoch AND progress.type = 'job.progress'
+        AND progress.created_at > now() - make_interval(secs => :seconds))
     ON CONFLICT DO NOTHING
     RETURNING id
 """)
@@ -72,7 +72,7 @@ class Event:
 
 @dataclass(frozen=True)
 class BatchEvent:
-    """One thing that a batch told of itself."""
+    """One of a batch's own events."""
 
     id: int
     type: EventType
@@ -125,7 +125,7 @@ class Events:
         return [Event(row.id, job_id, EventType(row.type), row.epoch, row.data, row.created_at) for row in rows]
 
     def of_batch(self, batch_id: str, after: int = 0) -> list[BatchEvent]:
-        """What a batch told of itself with ids above ``after``, oldest first."""
+        """A batch's own events with ids above ``after``, oldest first."""
         rows = self._session.scalars(
             select(EventRow).where(EventRow.batch_id == batch_id, EventRow.id > after).order_by(EventRow.id)
         )

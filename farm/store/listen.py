@@ -25,7 +25,7 @@ class Listener:
     """One connection that listens; used by one thread at a time.
 
     A notification is a hint, never the news itself: after a lost connection some are missing, so a listener looks at
-    the tables whenever ``wait`` returns, and now and then without being told.
+    the tables whenever ``wait`` returns, and now and then without a notification.
     """
 
     def __init__(self, database_url: str, channels: Iterable[str]) -> None:

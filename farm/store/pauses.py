@@ -23,7 +23,7 @@ _NOW: Final = """
 
 
 class Pauses:
-    """All pauses. A pause stops hand-overs; what is at workers already goes on."""
+    """All pauses. A pause stops dispatch; jobs that workers already have go on."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

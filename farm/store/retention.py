@@ -70,7 +70,7 @@ class Retention:
         return [(ids.from_uuid(ids.TENANT, row[0]), ids.from_uuid(ids.JOB, row[1])) for row in rows]
 
     def orphans(self, grace_seconds: float, limit: int) -> list[OrphanedObjects]:
-        """Jobs that ended at least so long ago and may have left objects; each is told once, with this transaction."""
+        """Jobs that ended at least so long ago and may have left objects; each is returned once."""
         found: list[OrphanedObjects] = []
         for row in self._session.execute(_TENANTS, {"grace": grace_seconds}).all():
             values: dict[str, Any] = {"tenant": row.id, "since": row.orphans_collected_until, "until": row.until}

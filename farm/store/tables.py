@@ -102,12 +102,12 @@ class QueueStateRow(Base):
     tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)  #: `Priority.rank`
     model: Mapped[str] = mapped_column(primary_key=True)
-    skips: Mapped[int] = mapped_column(server_default=text("0"))  #: hand-overs that passed it over
+    skips: Mapped[int] = mapped_column(server_default=text("0"))  #: dispatches that passed it over
     served_at: Mapped[datetime | None]
 
 
 class PauseRow(Base):
-    """What operators have stopped: while a row is there, nothing of it is handed over."""
+    """What operators have paused: while a row is there, none of its jobs is dispatched."""
 
     __tablename__ = "pause"
 
@@ -191,7 +191,7 @@ class BatchRow(Base):
     first_finished_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
-    webhook: Mapped[str | None]  #: told of the batch's own events
+    webhook: Mapped[str | None]  #: receives the batch's own events
     last_milestone: Mapped[int] = mapped_column(
         SmallInteger, server_default=text("0")
     )  #: percent, of the last ``batch.progress``
@@ -278,7 +278,7 @@ class JobRow(Base):
     available_at: Mapped[datetime] = mapped_column(server_default=NOW)
     queued_at: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its queue; another attempt keeps it
     paused: Mapped[bool] = mapped_column(server_default=text("false"))  #: its batch is paused: it stays in its queue
-    deadline: Mapped[datetime | None]  #: not handed over from then on
+    deadline: Mapped[datetime | None]  #: not dispatched from then on
     dispatched_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]

@@ -217,7 +217,7 @@ class Tenants:
         self._session.connection().exec_driver_sql(_SAVE_SHARE_STATES, values)
 
     def refund(self, tenant_id: str, charge: float) -> None:
-        """Take back what was charged for hand-overs that were never sent."""
+        """Undo the charge for assignments that were never sent."""
         self._session.execute(
             update(TenantRow)
             .where(TenantRow.id == tenant_id)

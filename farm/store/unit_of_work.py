@@ -146,7 +146,7 @@ class UnitOfWork:
 
     @cached_property
     def outbox(self) -> Outbox:
-        """Events that nobody was told of yet."""
+        """Events that have not been delivered yet."""
         return Outbox(self.session)
 
     @cached_property

@@ -94,14 +94,14 @@ class Workers:
 
         None if another process has taken its name.
         """
-        told = cast({"loaded": [asdict(one) for one in loaded]}, JSONB)
+        residency = cast({"loaded": [asdict(one) for one in loaded]}, JSONB)
         row = self._session.execute(
             update(WorkerRow)
             .where(WorkerRow.name == name, WorkerRow.boot_id == boot_id)
             .values(
                 heartbeat_at=func.now(),
                 models=list(models),
-                device=WorkerRow.device.concat(told),
+                device=WorkerRow.device.concat(residency),
                 # one that was given up for its silence is back
                 state=case((WorkerRow.state == WorkerState.OFFLINE.value, _present()), else_=WorkerRow.state),
             )
@@ -128,7 +128,7 @@ class Workers:
         return self._update(name, {"state": drained, "drained_reason": func.coalesce(WorkerRow.drained_reason, reason)})
 
     def request_stop(self, name: str) -> None:
-        """Have the process that is the worker now end, when it hears of it."""
+        """Let the worker's current process end at its next heartbeat."""
         self._update(name, {"stop_boot_id": WorkerRow.boot_id})
 
     def resume(self, name: str) -> bool:

@@ -1,6 +1,6 @@
 """The JSON payloads of webhooks.
 
-A payload is built anew for each attempt from the stored rows. A job that is over never changes, and an event on the
+A payload is built anew for each attempt from the stored rows. A finished job never changes, and an event on the
 way there keeps its data in its own row, so all attempts of a delivery carry the same data; only the outputs' URLs are
 fresh, because a signed URL of the first attempt would have expired at a later one.
 """
@@ -30,17 +30,17 @@ def job_payload(
     job: Job,
     presign: Callable[[str], str],
     expires_at: datetime,
-    told: Mapping[str, Any] | None = None,
+    event_data: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The JSON of one event of a job, in UTF-8 and in fewer than `MAX_BYTES` bytes.
 
     Where it would be larger, ``truncated`` is true: prompts and metadata are shortened and end in `MARKER`, then
     metadata and at last URLs are left out. The job's own page in the API has everything. ``presign`` gives the URL of
-    an object's key, which works until about ``expires_at``. ``told`` is what the event's row says; for an event on the
-    job's way it decides what is shown, whatever became of the job since.
+    an object's key, which works until about ``expires_at``. ``event_data`` is what the event's row says; for an
+    event of a running job it decides what is shown, whatever the job's state is now.
     """
     if kind in (EventType.STARTED, EventType.PROGRESS):
-        job = in_progress(job, told or {})
+        job = in_progress(job, event_data or {})
     urls = [presign(output.key) for output in job.outputs]
     shrunk: list[tuple[int | None, bool, bool]] = [(limit, True, True) for limit in _LIMITS]
     shrunk += [(20, False, True), (20, False, False)]
@@ -52,9 +52,9 @@ def job_payload(
     raise AssertionError("a body without texts and URLs is always small enough")
 
 
-def event_payload(kind: EventType, occurred_at: datetime, sequence: int, told: Mapping[str, Any]) -> bytes:
+def event_payload(kind: EventType, occurred_at: datetime, sequence: int, event_data: Mapping[str, Any]) -> bytes:
     """The JSON of one event of no job: what its row says, which is small."""
-    return _encoded(kind, occurred_at, sequence, dict(told), truncated=False)
+    return _encoded(kind, occurred_at, sequence, dict(event_data), truncated=False)
 
 
 def _encoded(kind: EventType, occurred_at: datetime, sequence: int, data: dict[str, Any], *, truncated: bool) -> bytes:
@@ -69,16 +69,16 @@ def _encoded(kind: EventType, occurred_at: datetime, sequence: int, data: dict[s
     return to_json(event)  # a third of what the standard library takes, at a thousand bodies a second
 
 
-def in_progress(job: Job, told: Mapping[str, Any]) -> Job:
+def in_progress(job: Job, event_data: Mapping[str, Any]) -> Job:
     """The job as it was when the event happened."""
     return replace(
         job,
         state=JobState.RUNNING,
         outputs=(),
         error=None,
-        attempts=told.get("attempt", job.attempts),
-        worker=told.get("worker", job.worker),
-        progress=Progress(told["step"], told["steps"]) if "step" in told else None,
+        attempts=event_data.get("attempt", job.attempts),
+        worker=event_data.get("worker", job.worker),
+        progress=Progress(event_data["step"], event_data["steps"]) if "step" in event_data else None,
         finished_at=None,
     )
 

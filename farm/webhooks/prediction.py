@@ -74,11 +74,11 @@ def _logs(job: Job) -> str:
 
 def encoded(job: Job, urls: Sequence[str]) -> bytes:
     """The body of a webhook, in UTF-8 and in fewer than `MAX_BYTES` bytes: where it is larger, prompts are left out."""
-    told = prediction(job, urls, job.metadata.get(BASE, ""))
-    text = _json(told)
+    shown = prediction(job, urls, job.metadata.get(BASE, ""))
+    text = _json(shown)
     if len(text) >= MAX_BYTES:
-        told["input"] = {name: value for name, value in told["input"].items() if "prompt" not in name}
-        text = _json(told)
+        shown["input"] = {name: value for name, value in shown["input"].items() if "prompt" not in name}
+        text = _json(shown)
     return text
 
 

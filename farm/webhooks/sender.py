@@ -122,8 +122,8 @@ class EndpointClient:
         assert connection is not None
         self._put_back(connection)
         text = reply.body[:MAX_LOGGED_BODY].decode("utf-8", "replace").replace("\0", "")
-        patience = retry_after(reply.retry_after) if reply.status in _HONOURS_RETRY_AFTER else None
-        return AttemptResult(reply.status, _reason(reply.status), loop.time() - started, text, patience)
+        wait = retry_after(reply.retry_after) if reply.status in _HONOURS_RETRY_AFTER else None
+        return AttemptResult(reply.status, _reason(reply.status), loop.time() - started, text, wait)
 
     def close(self, idle_before: float | None = None) -> None:
         """Close the connections that were not used since ``idle_before`` (the loop's time); None: all that are idle."""

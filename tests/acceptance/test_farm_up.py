@@ -1,4 +1,4 @@
-"""``farm up`` as its user meets it: one command, the whole farm, and nothing left when it is over."""
+"""``farm up`` as its user meets it: one command, the whole farm, and nothing left after it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A thousand hand-overs: the rows' transaction and the messages, beside the least that either could take.
+"""A round of a thousand assignments: the rows' transaction and the messages, beside the least that either could take.
 
 ``python -m tests.bench.dispatch_round [--rounds N]`` starts servers of its own in a temporary directory. 250 workers
-have room for four jobs each and 20 tenants have jobs waiting, so one round of the dispatcher hands over 1,000. By
+have room for four jobs each and 20 tenants have jobs waiting, so one round of the dispatcher assigns 1,000. By
 turns with each round, two things that promise nothing: the same 1,000 messages are sent by Celery's own ``send_task``
-in a loop, and the bare statements hand over the oldest 50 jobs of each tenant, without a policy, a check or a
+in a loop, and the bare statements dispatch the oldest 50 jobs of each tenant, without a policy, a check or a
 message.
 """
 
@@ -99,7 +99,7 @@ def one_by_one(dispatcher: Dispatcher, sent: list[DispatchedJob]) -> None:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Milliseconds for `ASSIGNMENTS` hand-overs."""
+    """Milliseconds for `ASSIGNMENTS` assignments."""
     whole, sending, celery, rows = [], [], [], []
     with tempfile.TemporaryDirectory() as directory, farm_servers(Path(directory) / "data") as (farm, redis_url):
         settings = Settings(database_url=farm.database_url, redis_url=redis_url)

@@ -30,7 +30,7 @@ from tests.bench.whole import CELERY, QUIETLY, ending
 from tests.integration.conftest import spec
 
 OUT = Path("bench-out")
-#: By name: how many models, and how many hand-overs a line may be passed over for the sake of a loaded model.
+#: By name: how many models, and how many dispatches a queue may be passed over for a loaded model.
 SIDES = {
     "one model": (1, Rules().max_skips),
     "two that fit, affinity": (2, Rules().max_skips),

@@ -40,8 +40,8 @@ def find_chromium() -> str | None:
         return found
 
 
-# Not for the session: while it is open, Playwright's event loop counts as this thread's, and tests of other folders that
-# run in the same process could not start one of their own.
+# Not for the session: while it is open, Playwright's event loop counts as this thread's, and tests of other folders
+# that run in the same process could not start one of their own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium without a window."""

@@ -65,7 +65,7 @@ class Run:
     seconds: float
     chance: Random
     at_once: int = 2  #: faults
-    ahead: int = 60  #: jobs that are not over, at most
+    ahead: int = 60  #: jobs that have not finished, at most
     poison: float = 0.01  #: of the jobs, which kill two workers each
     samples: list[Sample] = field(default_factory=list)
     faults: list[Done] = field(default_factory=list)

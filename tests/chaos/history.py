@@ -135,7 +135,7 @@ Found = Iterator[tuple[str, str]]
 
 
 def one_terminal_state(history: History) -> Found:
-    """Every accepted job is there, is over, and its history has exactly that end, as its last word."""
+    """Every accepted job exists, has finished, and its history has exactly that terminal event, as the last one."""
     events = _by_job(history.events)
     known = {job.id for job in history.jobs}
     for job_id in sorted(history.accepted - known):

@@ -13,7 +13,7 @@ from tests.chaos.farm import CAPS, POISON, uuid_of
 
 
 class Submitter(threading.Thread):
-    """Submits until told to stop, at most ``ahead`` jobs more than are over; ``poison`` of them kill their workers."""
+    """Submits until stopped, at most ``ahead`` jobs more than have finished; ``poison`` of them crash their workers."""
 
     def __init__(self, url: str, keys: dict[str, str], chance: Random, ahead: int, poison: float) -> None:
         super().__init__(name="submitter", daemon=True)
@@ -26,7 +26,7 @@ class Submitter(threading.Thread):
         self.accepted: set[str] = set()  #: UUIDs of the jobs of which a 2xx told
         self.asked = 0
         self.refused = 0  #: calls that came to nothing
-        self.open = 0  #: jobs that are not over, as the driver counts them
+        self.open = 0  #: jobs that have not finished, as the driver counts them
 
     def close(self) -> None:
         self._closing.set()

@@ -113,7 +113,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
     def cancel_batch(self, data: st.DataObject) -> None:
-        """From here on nothing of it is handed over; its jobs follow by and by."""
+        """From here on none of its jobs is dispatched; they are canceled in steps."""
         with self.store.begin() as unit:
             try:
                 lifecycle.cancel_batch(unit, self.tenant, data.draw(st.sampled_from(self.batches)))
@@ -258,7 +258,7 @@ class Farm(RuleBasedStateMachine):
             self.write(name, held, job, how)  # the other one has it
             if finish and self.write(other, again, job, "succeed"):
                 del self.processes[other].held[again]
-                self.write(name, held, job, how)  # it is over
+                self.write(name, held, job, how)  # it has finished
         self.zombies.append((name, held, job))
 
     @rule(name=st.sampled_from(NAMES), how=st.sampled_from(HOWS), again=st.sampled_from(HOWS))

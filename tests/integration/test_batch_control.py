@@ -157,7 +157,7 @@ def test_a_paused_batch_waits_and_takes_its_old_place_when_it_goes_on(api: Api, 
     with api.store.begin() as unit:  # a job given back meanwhile waits with the others
         lifecycle.release(unit, begun.id, begun.epoch, "drained")
     assert hand.queued() == order[6:]
-    with api.store.begin() as unit:  # nor is one handed over that was chosen a moment before
+    with api.store.begin() as unit:  # nor is a job dispatched that was chosen just before
         assert lifecycle.dispatch(unit, [Assignment(order[1], "test/cpu0")], 30) == []
     found = client.get(f"/v1/batches/{first['id']}").json()
     assert (found["state"], found["request_counts"]["queued"], found["eta_seconds"]) == ("paused", 6, None)

@@ -1,4 +1,4 @@
-"""The dispatcher as a process: it hands over, it survives its servers, and another one takes its place."""
+"""The dispatcher as a process: it dispatches, it survives failures of its servers, and another one takes over."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_jobs_are_given_back_while_the_broker_takes_nothing(
         with store.begin() as unit:
             return any(event.data.get("reason") == "broker unavailable" for event in unit.events.of_job(job.id))
 
-    wait_until(given_back, 20, what="a hand-over taken back")
+    wait_until(given_back, 20, what="an unsent assignment requeued")
     child.terminate()
     assert child.wait(10) == 0
     assert state(store, job) is JobState.QUEUED

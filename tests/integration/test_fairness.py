@@ -29,7 +29,7 @@ Round = Callable[[], list[str]]
 
 @pytest.fixture
 def play(farm_env: dict[str, str], store: Store) -> Iterator[Round]:
-    """Plays one round of a real dispatcher; returns the jobs that it handed over, in any order."""
+    """Plays one round of a real dispatcher; returns the jobs that it dispatched, in any order."""
     dispatcher = Dispatcher(Settings())
 
     def one() -> list[str]:

@@ -121,7 +121,7 @@ def attempts(store: Store, delivery_id: str) -> list[DeliveryAttempt]:
 
 
 def ended(store: Store, endpoint_id: str) -> Delivery:
-    """The endpoint's only delivery, once it is over."""
+    """The endpoint's only delivery, once it has ended."""
 
     def over() -> Delivery | None:
         with store.begin() as unit:

@@ -1,4 +1,4 @@
-"""A real worker as a subprocess, and the dispatcher's part played by the test: hand over, then send."""
+"""A real worker as a subprocess, and the test in the dispatcher's place: dispatch, then send."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ START_SECONDS = 120  #: importing torch and diffusers on a busy machine
 
 @dataclass
 class Farm:
-    """The servers of a test module with a tenant, and no dispatcher: the test hands over itself."""
+    """The servers of a test module with a tenant, and no dispatcher: the test dispatches by itself."""
 
     env: dict[str, str]
     log_dir: Path

@@ -114,14 +114,18 @@ def test_a_failed_job_is_exit_1_and_says_why(tmp_path: Path) -> None:
 
 def test_canceling_goes_on_after_a_refusal_and_exits_1(tmp_path: Path) -> None:
     def script(asked: Asked, _: int) -> Answer:
-        return Answer(409, {"detail": "the job is over"}) if "job_1" in asked.path else Answer(200, job("canceled"))
+        return (
+            Answer(409, {"detail": "the job has already ended"})
+            if "job_1" in asked.path
+            else Answer(200, job("canceled"))
+        )
 
     with serving(script) as server:
         some = run("cancel", "job_1", "job_2", "--json", "--url", server.url, "--api-key", "k", cwd=tmp_path)
         none = run("cancel", "job_1", "--url", server.url, "--api-key", "k", cwd=tmp_path)
     assert some.returncode == 1
     assert [one["state"] for one in json.loads(some.stdout)] == ["canceled"]
-    assert "job_1: the job is over" in some.stderr
+    assert "job_1: the job has already ended" in some.stderr
     assert none.returncode == 2
 
 

@@ -59,5 +59,5 @@ def loss(logits: tuple[Tensor, ...], target: Tensor) -> Tensor:
 
 
 def right(logits: tuple[Tensor, ...], target: Tensor) -> Tensor:
-    """Which attributes are told right, (..., attributes) of bool."""
+    """Which attributes are named right, (..., attributes) of bool."""
     return torch.stack([scores.argmax(-1) for scores in logits], -1) == target

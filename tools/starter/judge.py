@@ -83,8 +83,8 @@ def targets(dataset: SceneImages, numbers: np.ndarray[tuple[int], np.dtype[np.in
 
 def accuracy(judge: Judge, dataset: SceneImages, count: int) -> float:
     """The share of drawn images of which the judge tells everything but the sizes right."""
-    told = []
+    correct = []
     for numbers in np.array_split(np.arange(count), max(1, count // 50)):
         right = judge.say(dataset.images(numbers)) == targets(dataset, numbers)
-        told.append(right[:, [0, 1, 2, 4, 5, 7, 8]].all(1))
-    return torch.cat(told).float().mean().item()
+        correct.append(right[:, [0, 1, 2, 4, 5, 7, 8]].all(1))
+    return torch.cat(correct).float().mean().item()

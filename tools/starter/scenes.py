@@ -243,7 +243,7 @@ def _rays(size: int, per_side: int) -> tuple[Floats, Floats]:
 
 
 def _edges(part: NDArray[np.int8]) -> NDArray[np.bool_]:
-    """The pixels whose neighbour above, below, left or right shows another surface."""
+    """The pixels next to which (above, below, left or right) another surface begins."""
     edge = np.zeros(part.shape, np.bool_)
     down = part[1:] != part[:-1]
     across = part[:, 1:] != part[:, :-1]

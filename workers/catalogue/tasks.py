@@ -52,7 +52,7 @@ _EXPLICIT: Final[Mapping[str, tuple[str, ...]]] = {
     # The frames show an object from all sides.
     "ShapEPipeline": ("text-to-3d",),
     "ShapEImg2ImgPipeline": ("image-to-3d",),
-    # The images are prompts: their content is taken up, not their pixels.
+    # The images are prompts: their content is used, not their pixels.
     "StableCascadeCombinedPipeline": ("image-variation", "text-to-image"),
     "StableUnCLIPImg2ImgPipeline": ("image-variation",),
     # With an image alone it writes a caption.

@@ -1,4 +1,4 @@
-"""Other people's APIs over the same farm, so that their unmodified clients work against it.
+"""Other services' APIs on the same farm, so that their unmodified clients work against it.
 
 Each adapter is an app of its own under a path of its own: what a client calls its base URL. It turns a foreign request
 into the farm's own, hands it to the same functions as the native routes, and answers in the foreign shape, errors too.

@@ -278,7 +278,7 @@ def _overrides(settings: object, asked: dict[str, Any]) -> list[FieldProblem]:
 
 
 async def _answer(call: AdapterCall, given: dict[str, Any], asked: dict[str, Any]) -> Response:
-    told = {name: value for name, value in given.items() if name != "alwayson_scripts"}
+    echoed = {name: value for name, value in given.items() if name != "alwayson_scripts"}
     send = _read(given, asked)
     job = await render(call, asked, NAMES)
 
@@ -286,7 +286,7 @@ async def _answer(call: AdapterCall, given: dict[str, Any], asked: dict[str, Any
         return [base64.b64encode(call.context.storage.get(output.key)).decode() for output in job.outputs]
 
     images = await run_in_threadpool(read) if send else []
-    return JSONResponse({"images": images, "parameters": told, "info": json.dumps(_info(job), ensure_ascii=False)})
+    return JSONResponse({"images": images, "parameters": echoed, "info": json.dumps(_info(job), ensure_ascii=False)})
 
 
 def _info(job: Job) -> dict[str, Any]:
@@ -330,14 +330,14 @@ def _info(job: Job) -> dict[str, Any]:
 
 
 def _active(call: AdapterCall) -> list[Job]:
-    """The tenant's jobs that came this way and are not over, newest first."""
+    """The tenant's unfinished jobs that were submitted through this adapter, newest first."""
     with call.context.store.begin() as unit:
         found, _ = unit.jobs.page(call.tenant_id, JobFilter(state=_ACTIVE, custom_id=CUSTOM_ID), None, AT_ONCE)
     return found
 
 
 def progress(call: AdapterCall) -> Response:
-    """``GET /progress``: of the tenant's oldest job that came this way and is not over."""
+    """``GET /progress``: of the tenant's oldest unfinished job that was submitted through this adapter."""
     active = _active(call)
     oldest = active[-1] if active else None
     step, steps, fraction, eta = 0, 0, 0.0, 0.0

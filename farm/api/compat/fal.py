@@ -1,6 +1,6 @@
 """fal's queue, as its client speaks it: submit, ask, fetch, cancel. Off unless ``FARM_COMPAT_FAL`` says otherwise.
 
-The client always speaks HTTPS: it is told the host and this adapter's path by ``FAL_RUN_HOST`` and
+The client always speaks HTTPS: it gets the host and this adapter's path by ``FAL_RUN_HOST`` and
 ``FAL_QUEUE_RUN_HOST``. An app's name is ``<anything>/<model>``; the images that a request holds decide its task.
 """
 
@@ -187,7 +187,7 @@ def _ended(job: Job) -> ErrorInfo:
 
 
 def result(call: AdapterCall) -> Response:
-    """The images of a request that is over."""
+    """The images of a finished request."""
     job = get_job(call, call.path("request"), "request")
     if not job.state.terminal:
         raise AdapterError(400, "in_progress", "the request is still in progress")

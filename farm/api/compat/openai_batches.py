@@ -119,9 +119,9 @@ def _store(call: AdapterCall, content: IO[bytes], filename: str) -> Upload:
         size = copy.tell()
         if not size:
             raise BadInput.of("file", name, "is empty")
-        told = {"filename": quote(name.encode("utf-8", "replace"))}
+        metadata = {"filename": quote(name.encode("utf-8", "replace"))}
         call.context.storage.put_file(
-            keys.lines_key(call.tenant_id, file_id), Path(copy.name), bulk_parsers.JSONL[0], told
+            keys.lines_key(call.tenant_id, file_id), Path(copy.name), bulk_parsers.JSONL[0], metadata
         )
     return Upload(file_id, name, size)
 
@@ -211,7 +211,7 @@ def delete_file(call: AdapterCall) -> Response:
 
 
 def _results_of(batch: Batch) -> list[dict[str, Any]]:
-    """The files that a batch gave. Their size is not known before they are written, so it is told as 0."""
+    """The files that a batch gave. Their size is not known before they are written, so it is given as 0."""
     if batch.finished_at is None:
         return []
     made_at = int(batch.finished_at.timestamp())
@@ -270,11 +270,11 @@ def _failures(context: AppContext, batch: Batch) -> Iterator[str]:
     if batch.error_key is not None:
         with context.storage.open(batch.error_key) as report:
             for raw in bulk_parsers.split(report):
-                told = json.loads(raw)
-                first = told["errors"][0]
-                custom_id = told.get("custom_id") or (first["value"] if first["field"] == "custom_id" else None)
+                refused = json.loads(raw)
+                first = refused["errors"][0]
+                custom_id = refused.get("custom_id") or (first["value"] if first["field"] == "custom_id" else None)
                 body = _refusal(f"{first['field']}: {first['message']}", "invalid_value", first["field"])
-                name = f"{batch.id}_{told['line']}"
+                name = f"{batch.id}_{refused['line']}"
                 yield _line(name, custom_id, _response(400, name, body), None)
     for job in _jobs(context, batch.id, (JobState.FAILED, JobState.CANCELED)):
         if job.state is JobState.CANCELED:

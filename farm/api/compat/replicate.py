@@ -224,10 +224,10 @@ async def create_prediction(call: AdapterCall) -> Response:
     seconds = parse_prefer_wait(call.request.headers.get("prefer"), MAX_WAIT)
     if seconds is not None:
         job = await wait(call.context, job, seconds)
-    told = await run_in_threadpool(_shape, call, job)
+    shown = await run_in_threadpool(_shape, call, job)
     if seconds is not None and not job.state.terminal:
-        told["status"] = "starting"  # the clients take anything else for the end of a wait that was long enough
-    return JSONResponse(told, 201 if job.state.terminal or seconds is None else 202)
+        shown["status"] = "starting"  # the clients take anything else for the end of a wait that was long enough
+    return JSONResponse(shown, 201 if job.state.terminal or seconds is None else 202)
 
 
 def _of_version(call: AdapterCall, version: object) -> Model:
@@ -324,7 +324,7 @@ def get_prediction(call: AdapterCall) -> Response:
 
 
 def cancel_prediction(call: AdapterCall) -> Response:
-    """``POST /v1/predictions/{prediction}/cancel``; one that is over stays as it is."""
+    """``POST /v1/predictions/{prediction}/cancel``; a finished one stays as it is."""
     get_job(call, call.path("prediction"), "prediction")
     return JSONResponse(_shape(call, cancel(call, call.path("prediction"))))
 

@@ -71,12 +71,12 @@ def batch(
         if grouped:
             unit.batches.allow_long_statements()
         failures = unit.dashboard_queries.failure_groups(batch_id) if grouped else []
-        told = unit.dashboard_queries.batch_webhooks(batch_id)
+        webhooks = unit.dashboard_queries.batch_webhooks(batch_id)
         names = unit.dashboard_queries.tenant_names([found.tenant_id]) if user.is_operator else {}
     return render(
         request,
         "batch.html",
-        told=told,
+        webhooks=webhooks,
         again=str(request.url.path) + (f"?{request.url.query}" if request.url.query else ""),
         batch=found,
         jobs=jobs,

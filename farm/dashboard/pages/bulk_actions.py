@@ -67,7 +67,7 @@ def _rerun(unit: UnitOfWork, user: User, job: Job) -> str:
 
 ACTIONS: Final = {
     "cancel": Action(
-        "Cancel", "canceled, or asked to stop at the next step", "Those that are over stay as they are.", _cancel
+        "Cancel", "canceled, or asked to stop at the next step", "Finished jobs stay as they are.", _cancel
     ),
     "retry": Action("Retry", "submitted again", "Each that failed or was canceled becomes a new job.", _retry),
     "rerun": Action(

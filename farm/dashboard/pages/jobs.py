@@ -94,7 +94,7 @@ def job(request: Request, context: Context, user: CurrentUser, job_id: str) -> R
 
 @router.get("/{job_id}/live")
 async def live(request: Request, context: Context, user: CurrentUser, job_id: str) -> Response:
-    """The body of the page again at each change, until the job is over."""
+    """The body of the page again at each change, until the job has finished."""
     base = str(request.base_url).rstrip("/")
     await run_in_threadpool(_about, context, user, job_id, base)
     headers = {**HEADERS, "X-Accel-Buffering": "no"}
@@ -104,7 +104,7 @@ async def live(request: Request, context: Context, user: CurrentUser, job_id: st
 async def _changes(context: AppContext, user: User, job_id: str, base: str) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     begun = sent_at = loop.time()
-    told, preview = "", None
+    sent_text, preview = "", None
     with context.notifier.subscribe(job_id) as require_change:
         while loop.time() - begun < STREAM_SECONDS:
             preview = require_change.preview or preview
@@ -112,9 +112,9 @@ async def _changes(context: AppContext, user: User, job_id: str, base: str) -> A
                 text, over = await run_in_threadpool(_body, context, user, job_id, base, preview)
             except NotFound:
                 return
-            if text != told:
+            if text != sent_text:
                 yield format_sse_event(data_str=text)
-                told, sent_at = text, loop.time()
+                sent_text, sent_at = text, loop.time()
             if over or require_change.closing:
                 yield format_sse_event(event="over", data_str="{}")
                 return

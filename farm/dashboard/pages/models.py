@@ -34,7 +34,7 @@ def models(request: Request, context: Context, user: CurrentUser) -> Response:
 
 @router.post("/pause")
 def pause(context: Context, user: CurrentUser, model: Annotated[str, Form(max_length=200)]) -> Response:
-    """Hand over nothing that needs this model."""
+    """Dispatch no job of this model."""
     user.require(Scope.OPERATE, Scope.ADMIN)
     pauses.pause_model(context, model)
     return see(PATH, f"Model {model} is paused. Jobs at workers are finished; the others wait.")

@@ -76,7 +76,7 @@ def pace(context: Context, user: CurrentUser) -> Response:
 
 @router.post("/pause")
 def pause(context: Context, user: CurrentUser) -> Response:
-    """Stop hand-overs."""
+    """Stop dispatch."""
     user.require(Scope.OPERATE, Scope.ADMIN)
     pauses.pause_farm(context)
     return see(HOME, "The farm is paused. Jobs at workers are finished; no other job is dispatched.")

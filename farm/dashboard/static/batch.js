@@ -24,8 +24,8 @@ document.addEventListener("DOMContentLoaded", () => {
     found.textContent = "Looking through the file …";
     try {
       const answer = await fetch(form.action, { method: "POST", body, headers: { "HX-Request": "true" } });
-      const told = new DOMParser().parseFromString(await answer.text(), "text/html");
-      found.replaceChildren(...(told.querySelector("main") ?? told.body).childNodes);
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      found.replaceChildren(...(page.querySelector("main") ?? page.body).childNodes);
     } catch {
       found.textContent = "The farm does not answer, or the file is too large for a page: send it with farm batch or the API.";
     }

@@ -28,13 +28,13 @@ function day(at) {
 }
 
 // Two kinds: the last day's pace, and one number for each day.
-function columns(told) {
-  if (told.at) return [told.at, told.values];
+function columns(series) {
+  if (series.at) return [series.at, series.values];
   const now = Date.now() / 1000;
-  return [told.before.map((seconds) => now - seconds), told.images, told.failed];
+  return [series.before.map((seconds) => now - seconds), series.images, series.failed];
 }
 
-function draw(box, told) {
+function draw(box, series) {
   charts.get(box)?.destroy();
   box.textContent = "";
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
@@ -48,7 +48,7 @@ function draw(box, told) {
       { label: "failed per minute", value: (_, found) => found ?? "–", stroke: colour("--bad-fill"), width: 1.5, points: { show: false } },
     ],
   };
-  if (told.at) {
+  if (series.at) {
     options.axes[0].values = (_, all) => all.map(day);
     options.scales.x = { range: (_, first, last) => [first - 43_200, last + 43_200] }; // room for half a bar
     options.series = [
@@ -57,7 +57,7 @@ function draw(box, told) {
     ];
   }
   options.height -= box.clientWidth < 500 ? 46 : 26; // the legend's lines
-  charts.set(box, new uPlot(options, columns(told), box));
+  charts.set(box, new uPlot(options, columns(series), box));
 }
 
 function drawAll() {
@@ -144,11 +144,11 @@ document.addEventListener("submit", (event) => {
 
 document.addEventListener("change", (event) => {
   const form = event.target.closest("form");
-  const told = form?.querySelector("[data-picked]");
-  if (!told) return;
+  const label = form?.querySelector("[data-picked]");
+  if (!label) return;
   const count = form.querySelectorAll("input[name=job]:checked").length;
-  told.textContent = `${count} ticked:`;
-  told.closest(".bulk").classList.toggle("on", count > 0);
+  label.textContent = `${count} ticked:`;
+  label.closest(".bulk").classList.toggle("on", count > 0);
 });
 
 document.addEventListener("DOMContentLoaded", () => {

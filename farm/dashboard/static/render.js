@@ -27,7 +27,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const brush = painter.querySelector("[data-brush]");
   const undo = painter.querySelector("[data-undo]");
   const clear = painter.querySelector("[data-clear]");
-  const told = painter.querySelector("[data-told]");
+  const status = painter.querySelector("[data-status]");
   const maskInput = form.elements.mask_image;
   let image = null;
   let strokes = []; // each: the brush's radius and its points, in pixels of the image
@@ -96,7 +96,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
     maskInput.files = files.files;
     undo.disabled = clear.disabled = !strokes.length;
-    told.textContent = strokes.length ? `${strokes.length} ${strokes.length === 1 ? "stroke" : "strokes"} painted.` : "Nothing is painted yet.";
+    status.textContent = strokes.length ? `${strokes.length} ${strokes.length === 1 ? "stroke" : "strokes"} painted.` : "Nothing is painted yet.";
     show();
   }
 
@@ -126,7 +126,7 @@ document.addEventListener("DOMContentLoaded", () => {
   maskInput.addEventListener("change", () => { // a file that was chosen replaces what was painted
     strokes = [];
     undo.disabled = clear.disabled = true;
-    told.textContent = "A file is the mask; painting replaces it.";
+    status.textContent = "A file is the mask; painting replaces it.";
     show();
   });
   canvas.addEventListener("pointerdown", (event) => {
