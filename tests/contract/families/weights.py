@@ -29,5 +29,7 @@ def _randomize(component: str, module: nn.Module) -> None:
         if parameter.ndim > 1:
             fan_in = math.prod(parameter.shape[1:])
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+        elif parameter.ndim == 0 and parameter == 0:  # a gate that a model learns to open
+            parameter.fill_(0.5)
         elif not parameter.isfinite().all():
             raise ValueError(f"{component}.{name} is not initialized")
