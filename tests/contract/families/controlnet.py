@@ -29,9 +29,12 @@ from diffusers import (
     StableDiffusionXLControlNetXSPipeline,
     T2IAdapter,
     UNet2DConditionModel,
+    ZImageControlNetInpaintPipeline,
+    ZImageControlNetModel,
+    ZImageControlNetPipeline,
 )
 
-from tests.contract.families import dit, flux, qwen_image, sd3, sdxl, stable_diffusion
+from tests.contract.families import dit, flux, qwen_image, sd3, sdxl, stable_diffusion, z_image
 from tests.contract.families.calls import SIDE, image_to_image, inpainting, text_to_image
 from tests.contract.families.family import Family
 from tests.contract.families.inputs import mask, picture, pictures
@@ -216,6 +219,19 @@ def _hunyuan_dit() -> HunyuanDiTControlNetPipeline:
     )
 
 
+def _z_image(control_channels: int) -> ZImageControlNetModel:
+    """The embedders and refiners are those of the transformer, which the pipeline shares with this model."""
+    return ZImageControlNetModel(
+        control_layers_places=[0],
+        control_refiner_layers_places=[0],
+        control_in_dim=control_channels,
+        dim=32,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+
+
 _SIZE = {"width": SIDE, "height": SIDE}
 _AS_ASKED = {"use_resolution_binning": False}
 
@@ -301,5 +317,16 @@ FAMILIES = (
         "controlnet-hunyuan-dit",
         _hunyuan_dit,
         {"HunyuanDiTControlNetPipeline": text_to_image(control_image=picture, **_AS_ASKED)},
+    ),
+    Family(
+        "controlnet-z-image",
+        lambda: ZImageControlNetPipeline(**z_image.components(), controlnet=_z_image(z_image.LATENTS)),
+        {"ZImageControlNetPipeline": text_to_image(control_image=picture)},
+    ),
+    Family(
+        "controlnet-z-image-inpainting",
+        # The control's, the mask's and the masked image's latents side by side.
+        lambda: ZImageControlNetInpaintPipeline(**z_image.components(), controlnet=_z_image(2 * z_image.LATENTS + 1)),
+        {"ZImageControlNetInpaintPipeline": inpainting(control_image=picture, strength=None)},
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -110,7 +111,8 @@ def _other(value: Any) -> Any:
         case torch.Tensor():
             return value.flip(-1)
         case [Image.Image() | str() | list() | torch.Tensor(), *_]:
-            return [_other(item) for item in value]
+            others = [_other(item) for item in value]
+            return value if all(map(operator.is_, others, value)) else others
         case [first, *_] if is_dataclass(first):
             return [replace(item, **_changes(item)) for item in value]
     return value

@@ -15,7 +15,7 @@ from tests.contract.families.inputs import NEGATIVE_PROMPT, picture
 from tests.contract.families.text_encoders import WIDTH, qwen3_config
 from tests.contract.families.tokenizers import qwen2_tokenizer
 
-_LATENTS = 16
+LATENTS = 16
 _SIGLIP = 16
 
 
@@ -23,7 +23,7 @@ def transformer(**changes: Any) -> ZImageTransformer2DModel:
     """Z-Image's transformer, in which texts and images are one sequence."""
     return ZImageTransformer2DModel(
         **{
-            "in_channels": _LATENTS,
+            "in_channels": LATENTS,
             "dim": 32,
             "n_layers": 2,
             "n_refiner_layers": 1,
@@ -42,7 +42,7 @@ def components(**changes: Any) -> dict[str, Any]:
     return {
         "transformer": transformer(),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": flow_vae(latent_channels=_LATENTS),
+        "vae": flow_vae(latent_channels=LATENTS),
         "text_encoder": Qwen3Model(qwen3_config()).eval(),
         "tokenizer": qwen2_tokenizer(),
     } | changes
