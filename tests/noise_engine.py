@@ -21,6 +21,7 @@ if ahead := float(os.environ.get("FARM_CHAOS_CLOCK", "0")):
 from PIL import Image
 
 from farm.domain.model import Model
+from farm.domain.numerics import Numerics
 from farm.domain.tasks import JobSpec
 from farm.domain.worker import Device
 from farm.errors import JobCanceled
@@ -102,7 +103,12 @@ def _make_renderers(device: Device, options: engine.EngineOptions, on_progress: 
     return engine.Renderers(models, NoiseRenderer(models, on_progress), None)  # type: ignore[arg-type]
 
 
+def _prepare_numerics(device: Device, options: engine.EngineOptions) -> Numerics:
+    return Numerics.of("cpu", {"device": device.name, "threads": str(options.torch_threads)})
+
+
 devices.describe = _describe
+engine.prepare_numerics = _prepare_numerics
 engine.make_renderers = _make_renderers
 
 from workers.app import app  # noqa: E402, F401 - Celery finds it here

@@ -16,13 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
 from farm.domain.model import Model
+from farm.domain.numerics import Numerics
 from farm.domain.states import Priority
 from farm.domain.worker import Device, ResidentModel
 from farm.errors import JobCanceled, OutOfMemory, RenderError
@@ -61,6 +62,14 @@ class Renderers(NamedTuple):
     single: SingleRenderer
 
 
+def prepare_numerics(device: Device, options: EngineOptions) -> Numerics:
+    """Make the engine's thread deterministic, and compute its numerics class. Imports torch."""
+    from workers import numerics  # noqa: PLC0415 - only after pinning
+
+    numerics.make_deterministic(options.torch_threads)
+    return numerics.describe(device, compiled=options.compile_dir is not None)
+
+
 def make_renderers(device: Device, options: EngineOptions, on_progress: Callable[[], None]) -> Renderers:
     """Import torch and prepare the device.
 
@@ -79,7 +88,6 @@ def make_renderers(device: Device, options: EngineOptions, on_progress: Callable
     from workers.single_renderer import SingleRenderer  # noqa: PLC0415
 
     pipelines.silence_libraries()
-    pipelines.make_deterministic(options.torch_threads)
     environment = f"{device.name}|{torch.__version__}|{torch.get_num_threads()}|{options.max_rows}"
     if options.compile_dir is not None:
         environment += "|compiled"
@@ -108,6 +116,7 @@ class Engine(threading.Thread):
         self.loading = True  #: whether a model, or torch itself, is being loaded
         self.progress_at = time.monotonic()  #: when it last made progress: a step, a phase of loading, another job
         self.device: Future[Device] = Future()  #: known once torch has described it
+        self.numerics: Future[Numerics] = Future()  #: known after that
 
     # -- from other threads -------------------------------------------------------------------------------------------
 
@@ -171,6 +180,11 @@ class Engine(threading.Thread):
                 self.device.set_exception(error)
                 return
             self.device.set_result(device)
+            try:
+                self.numerics.set_result(prepare_numerics(device, self._options))
+            except BaseException as error:  # noqa: BLE001 - as above
+                self.numerics.set_exception(error)
+                return
             self._record_progress()
             self._renderers = make_renderers(device, self._options, self._record_progress)
             self._record_progress()
@@ -268,7 +282,8 @@ class Engine(threading.Thread):
 
     def _finish_job(self, request: RenderRequest, outcome: RenderResult | BaseException) -> None:
         if isinstance(outcome, RenderResult):
-            request.future.set_result(outcome)
+            made_with = outcome.made_with | {"numerics": self.numerics.result().name}
+            request.future.set_result(replace(outcome, made_with=made_with))
             return
         if not isinstance(outcome, RenderError):
             log.error("rendering failed", action="render_failed", model=request.model.id, exc_info=outcome)

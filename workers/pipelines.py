@@ -69,20 +69,6 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", message=r"In (CPU|MPS) autocast, but the target dtype is not supported")
 
 
-def make_deterministic(threads: int) -> None:
-    """Make the same call give the same bytes on this machine: fixed threads, no autotuning, no atomic adds.
-
-    ``threads``: of torch's CPU kernels; 0 keeps torch's choice. The order of a sum depends on it, so it must not change
-    later.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    # only warn: some attention kernels have no deterministic implementation, and must work all the same
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 @dataclass
 class LoadedModel:
     """A model in the device's memory."""

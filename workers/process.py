@@ -125,6 +125,10 @@ class WorkerProcess:
         """Join the farm. Waits for servers that do not answer. Raises `SetupError` if the device is missing."""
         self._engine.start()
         device = self._engine.device.result()
+        try:
+            numerics = self._engine.numerics.result()
+        except RuntimeError as error:  # of the operations that every pipeline consists of
+            raise SetupError(f"{device.name} does not compute: {type(error).__name__}: {error}") from error
         info = WorkerInfo(
             name=self.name,
             boot_id=self._boot_id,
@@ -134,6 +138,7 @@ class WorkerProcess:
             prefetch=self._settings.prefetch,
             pid=os.getpid(),
             versions=devices.versions(),
+            numerics=numerics,
         )
         # Messages first: those of an earlier process are for jobs that joining requeues.
         retry_until_available(lambda: broker.purge(self._app, self.name))
@@ -145,6 +150,7 @@ class WorkerProcess:
             worker=self.name,
             device=device.name,
             dtype=device.dtype,
+            numerics=numerics.name,
             memory_gib=round(device.memory_bytes / 2**30, 1),
         )
         device_metrics.register(device)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.domain.job import Job, Output
 from farm.domain.media import MediaMetadata
 from farm.domain.model import Model, ModelDefaults, ModelLimits
+from farm.domain.numerics import Numerics
 from farm.domain.states import JobState, Priority
 from farm.domain.tasks import Task
 from farm.domain.worker import Worker, WorkerState
@@ -17,6 +18,7 @@ from farm.objects import keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.files import StoredFile
+from farm.store.numerics import KnownNumerics
 from farm.store.tenants import Key, Scope
 
 
@@ -272,6 +274,40 @@ class LoadedSchema(Schema):
     runs_alone: str | None = Field(description="Why its jobs do not share forwards, if that was seen.")
 
 
+class NumericsSchema(Schema):
+    """What a worker's exact outputs depend on besides their recipes: workers of one class give the same bytes."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    name: str = Field(alias="class", description="A short name of the facts: the same facts, the same name.")
+    facts: dict[str, str] = Field(description="What decides the bits: device, threads, libraries, results of probes.")
+
+    @classmethod
+    def of(cls, numerics: Numerics) -> Self:
+        """The class with its facts."""
+        return cls.model_validate({"class": numerics.name, "facts": dict(numerics.facts)})
+
+
+class NumericsWorkersSchema(NumericsSchema):
+    """A numerics class and who has it."""
+
+    workers: list[str] = Field(description="The online workers of this class.")
+
+    @classmethod
+    def of(cls, known: KnownNumerics) -> Self:  # type: ignore[override]
+        """The class with its facts and workers."""
+        numerics = known.numerics
+        return cls.model_validate(
+            {"class": numerics.name, "facts": dict(numerics.facts), "workers": list(known.workers)}
+        )
+
+
+class NumericsList(Schema):
+    """All numerics classes that a worker ever had, oldest first."""
+
+    data: list[NumericsWorkersSchema]
+
+
 class WorkerSchema(Schema):
     """One process on one device."""
 
@@ -285,6 +321,7 @@ class WorkerSchema(Schema):
     loaded: list[LoadedSchema] = Field(description="What it tells of them.")
     tags: list[str]
     versions: dict[str, str]
+    numerics: NumericsSchema | None = Field(description="What its bits depend on; null: not known.")
     started_at: datetime
     heartbeat_at: datetime
     drained_reason: str | None = Field(
@@ -313,6 +350,7 @@ class WorkerSchema(Schema):
             loaded=[LoadedSchema(model=one.model, bytes=one.bytes, runs_alone=one.runs_alone) for one in worker.loaded],
             tags=list(worker.info.tags),
             versions=worker.info.versions,
+            numerics=None if worker.info.numerics is None else NumericsSchema.of(worker.info.numerics),
             started_at=worker.started_at,
             heartbeat_at=worker.heartbeat_at,
             drained_reason=worker.drained_reason,

@@ -135,7 +135,7 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("worker", "state", "device", "memory", "dtype", "jobs", "models", "heartbeat"):
+    for heading in ("worker", "state", "device", "memory", "dtype", "numerics", "jobs", "models", "heartbeat"):
         table.add_column(heading, justify="right" if heading in {"memory", "jobs", "heartbeat"} else "left")
     for worker in found:
         table.add_row(
@@ -147,6 +147,7 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
             worker.device,
             f"{worker.memory_bytes / 2**30:.1f} GiB",
             worker.dtype,
+            worker.numerics or "",
             f"{worker.held_jobs} of {worker.slots}",
             ", ".join(worker.models),
             f"{age(worker.heartbeat_at)} ago",

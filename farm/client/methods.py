@@ -149,6 +149,7 @@ class Methods:
     readiness = Method(requests.readiness)
     models = Method(requests.models)
     workers = Method(requests.workers)
+    numerics = Method(requests.numerics)
     drain_worker = Method(requests.drain_worker)
     stop_worker = Method(requests.stop_worker)
     resume_worker = Method(requests.resume_worker)

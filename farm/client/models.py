@@ -205,6 +205,21 @@ class Model:
 
 
 @dataclass(frozen=True)
+class NumericsClass:
+    """What exact outputs depend on besides their recipes: workers of one class give the same bytes."""
+
+    name: str
+    facts: Mapping[str, str]  #: what decides the bits
+    workers: tuple[str, ...]  #: the online workers of this class
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> NumericsClass:
+        """The class that an answer describes."""
+        return cls(str(raw["class"]), dict(raw["facts"]), tuple(raw["workers"]), dict(raw))
+
+
+@dataclass(frozen=True)
 class Worker:
     """Who renders."""
 
@@ -219,6 +234,7 @@ class Worker:
     heartbeat_at: datetime | None
     drained_reason: str | None  #: why it gets no jobs until somebody resumes it
     stopping: bool  #: whether its process was asked to end and has not yet
+    numerics: str | None  #: its numerics class
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -237,6 +253,7 @@ class Worker:
             heartbeat_at=_time(raw.get("heartbeat_at")),
             drained_reason=raw.get("drained_reason"),
             stopping=bool(raw.get("stopping")),
+            numerics=None if raw.get("numerics") is None else str(raw["numerics"]["class"]),
             raw=dict(raw),
         )
 

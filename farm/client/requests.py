@@ -44,6 +44,7 @@ from farm.client.models import (
     Job,
     Key,
     Model,
+    NumericsClass,
     Result,
     RetryReport,
     Worker,
@@ -283,6 +284,11 @@ def readiness() -> Call[dict[str, str]]:
 def workers() -> Call[tuple[Worker, ...]]:
     """Who renders."""
     return Call("GET", "/v1/workers", lambda body: tuple(map(Worker.of, body["data"])))
+
+
+def numerics() -> Call[tuple[NumericsClass, ...]]:
+    """Every numerics class that a worker ever had, with its facts and the workers that have it now."""
+    return Call("GET", "/v1/numerics", lambda body: tuple(map(NumericsClass.of, body["data"])))
 
 
 def drain_worker(name: str) -> Call[Worker]:

@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from farm.domain.numerics import Numerics
+
 
 class WorkerState(StrEnum):
     """Whether a worker gets jobs."""
@@ -40,6 +42,7 @@ class WorkerInfo:
     pid: int
     versions: dict[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    numerics: Numerics | None = None  #: None: not known
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,4 @@ class WorkerCapacity(NamedTuple):
     tags: frozenset[str] = frozenset()
     draining: bool = False
     capacity: int = 0  #: the most jobs that it holds at once: slots + prefetch
+    numerics: str | None = None  #: its numerics class

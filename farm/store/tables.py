@@ -352,6 +352,16 @@ class PendingDeletionRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class NumericsRow(Base):
+    """A numerics class that a worker has joined with."""
+
+    __tablename__ = "numerics"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    facts: Mapped[dict[str, Any]]
+    first_joined_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class WorkerRow(Base):
     """A worker, from its own words."""
 
@@ -372,6 +382,7 @@ class WorkerRow(Base):
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=NOW)
     drained_reason: Mapped[str | None]  #: why it gets nothing, also after a restart; None: nobody drained it
     stop_boot_id: Mapped[str | None]  #: the process of it that an operator wants ended
+    numerics: Mapped[str | None] = mapped_column(ForeignKey("numerics.name"))  #: its numerics class
 
 
 class JobFailureRow(Base):

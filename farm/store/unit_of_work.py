@@ -30,6 +30,7 @@ from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.job_failures import JobFailures
 from farm.store.jobs import Jobs
+from farm.store.numerics import NumericsClasses
 from farm.store.outbox import Outbox
 from farm.store.pauses import Pauses
 from farm.store.pending_deletions import PendingDeletions
@@ -93,6 +94,11 @@ class UnitOfWork:
     def workers(self) -> Workers:
         """Workers."""
         return Workers(self.session)
+
+    @cached_property
+    def numerics(self) -> NumericsClasses:
+        """The numerics classes of workers."""
+        return NumericsClasses(self.session)
 
     @cached_property
     def tenants(self) -> Tenants:

@@ -9,8 +9,10 @@ from sqlalchemy import Float, case, cast, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
+from farm.domain.numerics import Numerics
 from farm.domain.states import JobState
 from farm.domain.worker import Device, ResidentModel, Worker, WorkerCapacity, WorkerInfo, WorkerState
+from farm.store.numerics import NumericsClasses
 from farm.store.tables import JobRow, WorkerRow
 
 HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
@@ -18,7 +20,7 @@ HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
 
 _WITH_FREE_SLOTS: Final = """
     SELECT name, slots + prefetch - coalesce(held.jobs, 0), models || held.models_of_jobs, prefetch,
-        (device ->> 'memory_bytes')::bigint, tags, state = 'draining', slots + prefetch
+        (device ->> 'memory_bytes')::bigint, tags, state = 'draining', slots + prefetch, numerics
     FROM worker LEFT JOIN (
         SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS models_of_jobs
         FROM job WHERE state IN ('dispatched', 'running') GROUP BY worker
@@ -27,7 +29,7 @@ _WITH_FREE_SLOTS: Final = """
 """
 
 
-def _worker(row: WorkerRow, held_jobs: int) -> Worker:
+def _worker(row: WorkerRow, held_jobs: int, numerics: Numerics | None) -> Worker:
     about = dict(row.device)
     loaded = tuple(ResidentModel(**one) for one in about.pop("loaded", ()))
     info = WorkerInfo(
@@ -40,6 +42,7 @@ def _worker(row: WorkerRow, held_jobs: int) -> Worker:
         pid=row.pid,
         versions={name: str(version) for name, version in row.versions.items()},
         tags=tuple(row.tags),
+        numerics=numerics,
     )
     return Worker(
         info,
@@ -72,9 +75,12 @@ class Workers:
 
     def join(self, info: WorkerInfo) -> str | None:
         """Record that a worker process began; returns the boot id of the namesake it replaces."""
+        if info.numerics is not None:
+            NumericsClasses(self._session).record(info.numerics)
         before = self._session.scalar(select(WorkerRow.boot_id).where(WorkerRow.name == info.name).with_for_update())
         values = asdict(info) | {
             "tags": list(info.tags),
+            "numerics": None if info.numerics is None else info.numerics.name,
             "state": WorkerState.ONLINE.value,
             "models": [],
             "started_at": func.now(),
@@ -173,8 +179,10 @@ class Workers:
         """The workers that are online or draining and hold fewer jobs than they may, by name."""
         rows = self._session.connection().exec_driver_sql(_WITH_FREE_SLOTS).all()
         return [
-            WorkerCapacity(worker, free, frozenset(models), prefetch, memory, frozenset(tags), draining, capacity)
-            for worker, free, models, prefetch, memory, tags, draining, capacity in rows
+            WorkerCapacity(
+                worker, free, frozenset(models), prefetch, memory, frozenset(tags), draining, capacity, numerics
+            )
+            for worker, free, models, prefetch, memory, tags, draining, capacity, numerics in rows
         ]
 
     def _with_load(self, statement: Any) -> list[Worker]:
@@ -183,4 +191,6 @@ class Workers:
             select(JobRow.worker, func.count()).where(JobRow.state.in_(HELD)).group_by(JobRow.worker)
         )
         held = {row[0]: row[1] for row in counted}
-        return [_worker(row, held.get(row.name, 0)) for row in rows]
+        names = {row.numerics for row in rows if row.numerics is not None}
+        numerics = NumericsClasses(self._session).named(names)
+        return [_worker(row, held.get(row.name, 0), numerics.get(row.numerics or "")) for row in rows]

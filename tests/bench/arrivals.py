@@ -32,7 +32,7 @@ from farm.domain.tasks import JobSpec
 from tests.bench import peers
 from tests.bench.engine import popular
 from workers import device as devices
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.engine import Engine, EngineOptions
 from workers.pipelines import LoadedModel
 from workers.process import SLOTS
@@ -137,7 +137,7 @@ def main() -> None:
     side = asked.side or model.defaults.width
     choice = devices.choose(None)
     pipelines.silence_libraries()
-    pipelines.make_deterministic(asked.threads)
+    numerics.make_deterministic(asked.threads)
     slots = asked.slots or SLOTS[choice.kind]
     engine = Engine(EngineOptions(choice, asked.threads, slots, profiles_dir=OUT / "batch-profiles"))
     engine.start()

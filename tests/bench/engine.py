@@ -27,7 +27,7 @@ from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Device
 from tests.bench import peers
 from workers import device as devices
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.engine import Engine, EngineOptions
 from workers.render_request import RenderRequest
 
@@ -136,7 +136,7 @@ def main() -> None:
     specs = draw(asked.jobs, model, asked.side or model.defaults.width)
     choice = devices.choose(None)
     pipelines.silence_libraries()
-    pipelines.make_deterministic(asked.threads)
+    numerics.make_deterministic(asked.threads)
     profiles = OUT / "batch-profiles"
     one_slot = Engine(EngineOptions(choice, asked.threads, 1, asked.rows, profiles))
     shared = Engine(EngineOptions(choice, asked.threads, asked.slots, asked.rows, profiles))

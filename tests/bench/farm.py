@@ -26,7 +26,7 @@ from tests.bench.engine import popular
 from tests.bench.pinning import pin_engines
 from tests.bench.whole import Whole, whole
 from workers import device as devices
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.engine import Engine, EngineOptions
 from workers.process import SLOTS
 from workers.render_request import RenderRequest
@@ -76,7 +76,7 @@ def main() -> None:
     ]
     choice = devices.choose(None)
     pipelines.silence_libraries()
-    pipelines.make_deterministic(1)
+    numerics.make_deterministic(1)
     engine = Engine(EngineOptions(choice, 1, SLOTS[choice.kind], profiles_dir=OUT / "batch-profiles"))
     engine.start()
     device = engine.device.result()

@@ -15,7 +15,7 @@ from farm.domain.tasks import JobSpec, Task
 from farm.domain.worker import Device
 from tests.unit.test_pipelines import images, spec
 from workers import device as devices
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
 from workers.engine import Engine, EngineOptions
 from workers.model_cache import ModelCache
@@ -38,7 +38,7 @@ MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
 @pytest.fixture(autouse=True)
 def deterministic() -> None:
     pipelines.silence_libraries()
-    pipelines.make_deterministic(1)
+    numerics.make_deterministic(1)
 
 
 def mixed(*, exact: bool) -> list[JobSpec]:

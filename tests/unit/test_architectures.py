@@ -18,7 +18,7 @@ from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
 from tests.unit.test_batching import finish
 from tests.unit.test_pipelines import CPU, spec
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer, modules_to_hook
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode
@@ -315,7 +315,7 @@ def test_an_architecture_from_a_folder_shares_the_device_and_keeps_both_promises
     build: Callable[[], tuple[Any, Any]], tmp_path: Path
 ) -> None:
     pipelines.silence_libraries()
-    pipelines.make_deterministic(1)
+    numerics.make_deterministic(1)
     whole(build).save_pretrained(tmp_path / "model")
     model = Model(id="other", source=str(tmp_path / "model"), tasks=(Task.TEXT_TO_IMAGE,))
     loaded = pipelines.load(model, CPU)

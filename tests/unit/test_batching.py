@@ -16,7 +16,7 @@ from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.errors import JobCanceled, NanOutput
 from tests.unit.test_pipelines import CPU, images, spec
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.batch_profiles import BatchProfile, BatchProfiles
 from workers.batched_renderer import modules_to_hook
 from workers.batching.batcher import ContinuousBatcher
@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {"width": 32, "height": 32}
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     pipelines.silence_libraries()
-    pipelines.make_deterministic(1)
+    numerics.make_deterministic(1)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Task
 from farm.errors import JobCanceled, ModelUnavailable, OutOfMemory
 from tests.unit.test_pipelines import CPU, images, spec
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
 from workers.device import choose
 from workers.engine import Engine, EngineOptions
@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {"width": 32, "height": 32}
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     pipelines.silence_libraries()
-    pipelines.make_deterministic(1)
+    numerics.make_deterministic(1)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from farm.domain.resolve import resolve
 from farm.domain.tasks import JobSpec, Task, TextToImageRequest
 from farm.errors import BadInput, ModelUnavailable
 from tests.unit.test_pipelines import CPU, images, spec
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
 from workers.model_cache import ModelCache
 from workers.render_request import RenderRequest, RenderResult
@@ -53,7 +53,7 @@ def made(path: Path, seed: int) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipelines.silence_libraries()
-    pipelines.make_deterministic(1)
+    numerics.make_deterministic(1)
     folder = tmp_path_factory.mktemp("loras")
     for seed, name in enumerate(("ink", "clay")):
         made(folder / f"{name}.safetensors", seed)

@@ -16,7 +16,7 @@ from farm.domain.model import Model
 from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Device
 from farm.errors import JobCanceled, ModelUnavailable, UnsuitableInput
-from workers import pipelines
+from workers import numerics, pipelines
 from workers.model_cache import CpuModelCache, ModelCache, weights
 from workers.pipelines import LoadedModel
 from workers.starter import WEIGHTS
@@ -35,7 +35,7 @@ STARTER = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> None:
     pipelines.silence_libraries()
-    pipelines.make_deterministic(1)
+    numerics.make_deterministic(1)
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("name"),
     )
     op.create_table(
+        "numerics",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("facts", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("first_joined_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
         "worker",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("boot_id", sa.Text(), nullable=False),
@@ -71,6 +78,8 @@ def upgrade() -> None:
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("drained_reason", sa.Text(), nullable=True),
         sa.Column("stop_boot_id", sa.Text(), nullable=True),
+        sa.Column("numerics", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["numerics"], ["numerics.name"]),
         sa.PrimaryKeyConstraint("name"),
     )
     op.create_table(
@@ -429,6 +438,7 @@ def downgrade() -> None:
     op.drop_table("batch")
     op.drop_table("api_key")
     op.drop_table("worker")
+    op.drop_table("numerics")
     op.drop_table("tenant")
     op.drop_table("pending_deletion")
     op.drop_table("pause")

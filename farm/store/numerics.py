@@ -1,0 +1,52 @@
+"""The numerics classes that workers have joined with. A class stays known when its last worker has left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from farm.domain.numerics import Numerics
+from farm.store.tables import NumericsRow
+
+_ALL: Final = text("""
+    SELECT numerics.name, numerics.facts,
+           coalesce(array_agg(worker.name ORDER BY worker.name) FILTER (WHERE worker.name IS NOT NULL), '{}') AS workers
+    FROM numerics LEFT JOIN worker ON worker.numerics = numerics.name AND worker.state = 'online'
+    GROUP BY numerics.name ORDER BY numerics.first_joined_at, numerics.name
+""")
+
+
+@dataclass(frozen=True)
+class KnownNumerics:
+    """A numerics class and who has it now."""
+
+    numerics: Numerics
+    workers: tuple[str, ...]  #: names of the online workers of this class
+
+
+class NumericsClasses:
+    """All numerics classes that any worker ever had."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def record(self, numerics: Numerics) -> None:
+        """Remember a class and its facts."""
+        values = {"name": numerics.name, "facts": dict(numerics.facts)}
+        self._session.execute(insert(NumericsRow).values(values).on_conflict_do_nothing())
+
+    def all(self) -> list[KnownNumerics]:
+        """Every class, oldest first."""
+        return [KnownNumerics(Numerics(row.name, row.facts), tuple(row.workers)) for row in self._session.execute(_ALL)]
+
+    def named(self, names: Collection[str]) -> dict[str, Numerics]:
+        """Those of the classes that are known, by name."""
+        if not names:
+            return {}
+        rows = self._session.scalars(select(NumericsRow).where(NumericsRow.name.in_(names)))
+        return {row.name: Numerics(row.name, row.facts) for row in rows}
