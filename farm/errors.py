@@ -20,6 +20,7 @@
     ├── RenderError         a job's own failure, with a stable code
     │   ├── ModelUnavailable
     │   ├── OutOfMemory
+    │   ├── DeviceFailed
     │   ├── InputUnavailable
     │   ├── UnsuitableInput
     │   ├── NanOutput
@@ -151,6 +152,16 @@ class OutOfMemory(RenderError):
     """The device's memory does not hold this job."""
 
     code = "out_of_memory"
+
+
+class DeviceFailed(RenderError):
+    """The device of the worker failed, which may be no fault of the job; the worker process ends."""
+
+    code = "device_failed"
+
+    def __init__(self, message: str, *, started: bool) -> None:
+        self.started = started  #: whether the device had started the job
+        super().__init__(message)
 
 
 class InputUnavailable(RenderError):

@@ -437,6 +437,27 @@ def fail(unit: UnitOfWork, job_id: str, epoch: int, error: JobError, *, retryabl
     return JobState.FAILED
 
 
+def fail_with_device(unit: UnitOfWork, job_id: str, epoch: int, error: JobError) -> JobState:
+    """running → queued, or → failed: the device failed while it rendered the job. Returns the new state.
+
+    Nobody knows whether the job made it fail, so the attempt does not count, but the crash does: the job is isolated
+    from then on, and fails at the `MAX_CRASHES`-th one. Raises `LeaseLost`.
+    """
+    job = unit.jobs.get(job_id)
+    if job is None or job.epoch != epoch or job.state is not JobState.RUNNING:
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
+    failed_by = 0 if job.worker is None else unit.job_failures.record(job_id, job.worker)
+    if job.cancel_requested or (job.crash_count + 1 < MAX_CRASHES and failed_by < MAX_FAILING_WORKERS):
+        held = HeldJob(job_id, epoch)
+        return _requeue(unit, job.tenant_id, held, error.code, refund=True, died=True, error=error)
+    if not unit.jobs.fail(job_id, epoch, error):
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
+    _record_finished(
+        unit, job.tenant_id, job_id, epoch, EventType.FAILED, {"code": error.code, "message": error.message}
+    )
+    return JobState.FAILED
+
+
 def release(unit: UnitOfWork, job_id: str, epoch: int, reason: str) -> None:
     """running → queued through no fault of the job: the attempt does not count. → canceled if that was asked for.
 

@@ -30,7 +30,13 @@ from workers import engine, failpoints
 from workers.device import DeviceChoice
 from workers.render_request import RenderRequest, RenderResult
 
+#: The device fails when a job whose prompt contains this text has done a step.
+FAILS_AT = os.environ.get("FARM_NOISE_DEVICE_FAILS_AT")
 STEP_SECONDS = float(os.environ.get("FARM_NOISE_STEP_SECONDS", "0.02"))
+
+
+class NoiseDeviceFailure(Exception):
+    """In place of a CUDA error."""
 
 
 class NoiseModels:
@@ -76,6 +82,8 @@ class NoiseRenderer:
             if request.stop.is_set():
                 finished.append((request, JobCanceled("the job was stopped")))
                 continue
+            if FAILS_AT is not None and done and FAILS_AT in request.spec.prompt:
+                raise NoiseDeviceFailure("CUDA error: device-side assert triggered")
             self._jobs[request] = done + 1
             request.on_step(done + 1)
             if done + 1 >= request.total_steps:
@@ -100,7 +108,12 @@ def _describe(choice: DeviceChoice) -> Device:
 
 def _make_renderers(device: Device, options: engine.EngineOptions, on_progress: Callable[[], None]) -> engine.Renderers:
     models = NoiseModels()
-    return engine.Renderers(models, NoiseRenderer(models, on_progress), None)  # type: ignore[arg-type]
+    return engine.Renderers(
+        models,  # type: ignore[arg-type]
+        NoiseRenderer(models, on_progress),  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        lambda error: isinstance(error, NoiseDeviceFailure),
+    )
 
 
 def _prepare_numerics(device: Device, options: engine.EngineOptions) -> Numerics:

@@ -15,7 +15,7 @@ from farm.domain.cost import steps_run
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Task
 from farm.errors import JobCanceled, OutOfMemory
-from workers import pipelines, previews
+from workers import device_errors, pipelines, previews
 from workers.batch_profiles import BatchProfiles
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode, ModuleState, PipelineRun
@@ -69,7 +69,7 @@ class BatchedRenderer:
             profiles: What was measured about forwards before; None: profiles are not kept.
             on_progress: Called whenever rendering makes progress.
         """
-        self.batcher = ContinuousBatcher(max_rows, pipelines.is_out_of_memory, profiles)
+        self.batcher = ContinuousBatcher(max_rows, profiles)
         self.refusals: dict[str, str] = {}  #: by model id: why its calls run alone; any thread may read it
         self._models = models
         self._max_rows = max_rows
@@ -184,7 +184,7 @@ class BatchedRenderer:
         error = job.error
         if error is None:
             return RenderResult([image for image in job.images if image is not None], job.made_with)
-        if pipelines.is_out_of_memory(error):
+        if device_errors.is_out_of_memory(error):
             error.__traceback__ = None  # its frames hold tensors
             return OutOfMemory("the device ran out of memory")
         return error

@@ -5,7 +5,9 @@ images do not fit the device's memory is rendered again alone, with less memory 
 was on a device when its worker crashed is isolated: no other job runs beside it, and none starts until it has left the
 process, so that a second crash is its own fault and not a co-batched job's.
 
-Without its engine, a process would hold its jobs until their leases end, so the process ends if the engine fails.
+When the device fails (a CUDA error other than a lack of memory), every later call in the process fails as well. The
+engine then uses the device no more and fails all its jobs with `DeviceFailed`; the process releases them and ends. If
+the engine itself fails, the process ends at once: it would hold its jobs until their leases end.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from farm.domain.model import Model
 from farm.domain.numerics import Numerics
 from farm.domain.states import Priority
 from farm.domain.worker import Device, ResidentModel
-from farm.errors import JobCanceled, OutOfMemory, RenderError
+from farm.errors import DeviceFailed, JobCanceled, OutOfMemory, RenderError
 from workers import device as devices
 from workers.device import DeviceChoice
 from workers.render_request import RenderRequest, RenderResult
@@ -60,6 +62,7 @@ class Renderers(NamedTuple):
     models: ModelCache
     batched: BatchedRenderer
     single: SingleRenderer
+    is_device_failure: Callable[[BaseException], bool]  #: as `workers.device_errors` tells them apart
 
 
 def prepare_numerics(device: Device, options: EngineOptions) -> Numerics:
@@ -81,7 +84,7 @@ def make_renderers(device: Device, options: EngineOptions, on_progress: Callable
     # seconds of imports, and only after pinning
     import torch  # noqa: PLC0415
 
-    from workers import pipelines  # noqa: PLC0415
+    from workers import device_errors, pipelines  # noqa: PLC0415
     from workers.batch_profiles import BatchProfiles  # noqa: PLC0415
     from workers.batched_renderer import BatchedRenderer  # noqa: PLC0415
     from workers.model_cache import ModelCache  # noqa: PLC0415
@@ -97,15 +100,19 @@ def make_renderers(device: Device, options: EngineOptions, on_progress: Callable
         models,
         BatchedRenderer(models, options.max_rows, profiles, on_progress),
         SingleRenderer(models, on_progress),
+        device_errors.is_device_failure,
     )
 
 
 class Engine(threading.Thread):
     """Owns the device from start to end. The public methods may be called from any thread."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, on_device_failure: Callable[[], object] | None = None) -> None:
+        """``on_device_failure`` is called once, by the engine's thread, after its last use of the device."""
         super().__init__(name="engine", daemon=True)
         self._options = options
+        self._on_device_failure = on_device_failure
+        self._failure: str | None = None  # what the device's failure was
         self._waiting: deque[RenderRequest] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -123,6 +130,9 @@ class Engine(threading.Thread):
     def submit(self, request: RenderRequest) -> Future[RenderResult]:
         """Queue a request. Its future fails with `RenderError`, or with what the pipeline raised."""
         with self._wake:
+            if self._failure is not None:
+                request.future.set_exception(DeviceFailed(self._failure, started=False))
+                return request.future
             if not self._waiting and not self._busy:
                 self._record_progress()  # an idle engine has not stalled
             self._waiting.append(request)
@@ -189,7 +199,12 @@ class Engine(threading.Thread):
             self._renderers = make_renderers(device, self._options, self._record_progress)
             self._record_progress()
             self.loading = False
-            self._render_until_closed(self._renderers)
+            try:
+                self._render_until_closed(self._renderers)
+            except Exception as error:
+                if not self._renderers.is_device_failure(error):
+                    raise
+                self._fail_jobs(error)
         except BaseException:
             log.critical("the engine failed", action="engine_failed", exc_info=True)
             os._exit(EXIT_ENGINE_FAILED)
@@ -199,6 +214,8 @@ class Engine(threading.Thread):
             while (request := self._take_next(renderers)) is not None:
                 self._start_job(request, renderers)
             for request, outcome in renderers.batched.advance():
+                if isinstance(outcome, BaseException) and renderers.is_device_failure(outcome):
+                    raise outcome
                 if isinstance(outcome, OutOfMemory):
                     self._out_of_memory.append(request)
                 else:
@@ -265,7 +282,9 @@ class Engine(threading.Thread):
         self._record_progress()
         try:
             renderers.batched.admit(request)
-        except Exception as error:  # noqa: BLE001 - the job's thread gets it
+        except Exception as error:  # the job's thread gets it
+            if renderers.is_device_failure(error):
+                raise
             self._finish_job(request, error)
         finally:
             self._record_progress()
@@ -274,7 +293,9 @@ class Engine(threading.Thread):
     def _render_alone(self, request: RenderRequest, renderers: Renderers) -> None:
         try:
             result = renderers.single.render(request)
-        except Exception as error:  # noqa: BLE001 - the job's thread gets it
+        except Exception as error:  # the job's thread gets it
+            if renderers.is_device_failure(error):
+                raise
             self._finish_job(request, error)
         else:
             self._finish_job(request, result)
@@ -289,6 +310,23 @@ class Engine(threading.Thread):
             log.error("rendering failed", action="render_failed", model=request.model.id, exc_info=outcome)
         _drop_tracebacks(outcome)
         request.future.set_exception(outcome)
+
+    def _fail_jobs(self, error: BaseException) -> None:
+        """The device failed: fail every job, and render nothing more."""
+        failure = f"the device failed: {' '.join(str(error).split()) or type(error).__name__}"[:300]
+        log.critical("the device failed", action="device_failed", exc_info=error)
+        _drop_tracebacks(error)
+        with self._wake:
+            self._failure, self._busy, self.loading = failure, False, False
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            unfinished = [request for request in self._in_process if not request.future.done()]
+        for request in waiting:
+            request.future.set_exception(DeviceFailed(failure, started=False))
+        for request in unfinished:
+            request.future.set_exception(DeviceFailed(failure, started=True))
+        if self._on_device_failure is not None:
+            self._on_device_failure()
 
     def _record_progress(self) -> None:
         self.progress_at = time.monotonic()

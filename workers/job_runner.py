@@ -24,6 +24,7 @@ from farm.domain.model import Model
 from farm.domain.states import JobState
 from farm.errors import (
     DatabaseUnavailable,
+    DeviceFailed,
     JobCanceled,
     LeaseLost,
     ModelUnavailable,
@@ -257,6 +258,12 @@ def end_of(lease: Lease, error: Exception) -> Callable[[UnitOfWork], object] | N
             return None
         case StorageUnavailable():
             return release("storage unavailable")
+        case DeviceFailed():
+            if not error.started:
+                return release("device failed")
+            count_attempt(lease, "failed")
+            log.warning("its device failed", action="job_device_failed", error=str(error))
+            return lambda unit: lifecycle.fail_with_device(unit, job_id, epoch, JobError(error.code, str(error)))
         case RenderError():
             return fail(error.code, str(error), retryable=error.retryable)
         case _:

@@ -22,7 +22,7 @@ from farm import metrics
 from farm.domain.model import Model
 from farm.domain.worker import Device
 from farm.errors import OutOfMemory
-from workers import failpoints, pipelines
+from workers import device_errors, failpoints, pipelines
 from workers.device import torch_device
 from workers.pipelines import LoadedModel
 
@@ -69,7 +69,7 @@ class ModelCache:
         try:
             loaded = self._load(model)
         except Exception as error:
-            if pipelines.is_out_of_memory(error):
+            if device_errors.is_out_of_memory(error):
                 raise OutOfMemory(f"model {model.id} does not fit the device's memory") from error
             raise
         self._prefetched.discard(model.id)  # once it is evicted, its files may leave the page cache
@@ -112,7 +112,7 @@ class ModelCache:
         try:
             loaded = self._cpu_cache.take(model) or self._load_files(model)
         except Exception as error:
-            if not pipelines.is_out_of_memory(error) or not self.evict_others(model.id):
+            if not device_errors.is_out_of_memory(error) or not self.evict_others(model.id):
                 raise
             loaded = self._load_files(model)
         seconds = time.monotonic() - started

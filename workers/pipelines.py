@@ -30,7 +30,7 @@ from farm.domain.model import LoraFile, Model
 from farm.domain.tasks import JobSpec, Lora, Scheduler, Task
 from farm.domain.worker import Device
 from farm.errors import JobCanceled, ModelUnavailable, NanOutput, UnsuitableInput
-from workers import previews
+from workers import device_errors, previews
 from workers.device import torch_device
 
 BUILTIN: Final = "builtin:"
@@ -133,7 +133,7 @@ class LoadedModel:
         try:
             pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=adapter, use_safetensors=True)
         except Exception as error:  # whatever an invalid file makes the loader raise
-            if is_out_of_memory(error):
+            if device_errors.is_out_of_memory(error) or device_errors.is_device_failure(error):
                 raise
             raise ModelUnavailable(f"LoRA {name} does not fit model {self.model.id}: {_short(error)}") from error
         if adapter not in {one for names in pipeline.get_list_adapters().values() for one in names}:
@@ -215,9 +215,13 @@ def load(model: Model, device: Device) -> LoadedModel:
             pipeline.set_progress_bar_config(disable=True)
             if device.kind == "cuda":
                 _use_channels_last(pipeline)
-    except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # whatever a broken repository makes the loaders raise
+        if (
+            isinstance(error, ModelUnavailable)
+            or device_errors.is_out_of_memory(error)
+            or device_errors.is_device_failure(error)
+        ):
+            raise
         raise ModelUnavailable(f"model {model.id} cannot be loaded from {model.source}: {_short(error)}") from error
     revision = folder.name if folder.parent.name == "snapshots" else None
     size = _bytes_of(pipelines.values())
@@ -524,14 +528,6 @@ def cpu_offload(loaded: LoadedModel, task: Task, device: str) -> Iterator[None]:
     finally:
         pipeline.remove_all_hooks()
         loaded.move(device)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the device or this machine has no memory left."""
-    # the CPU's allocator raises a plain RuntimeError
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _short(error: BaseException) -> str:

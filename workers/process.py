@@ -32,7 +32,7 @@ from farm.store.unit_of_work import Store
 from workers import device as devices
 from workers import device_metrics
 from workers.consumer_watchdog import ConsumerWatchdog
-from workers.engine import Engine, EngineOptions
+from workers.engine import EXIT_ENGINE_FAILED, Engine, EngineOptions
 from workers.group_commit import GroupCommit
 from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog
 from workers.job_runner import JobRunner
@@ -53,6 +53,7 @@ class ShutdownReason(Enum):
 
     SIGNAL = "signal"
     CONSUMER_STALLED = "consumer_stalled"  #: a new process gets a new consumer
+    DEVICE_FAILED = "device_failed"  #: a new process gets a new context on the device
 
 
 class WorkerProcess:
@@ -84,7 +85,8 @@ class WorkerProcess:
                 profiles_dir=settings.data_dir / "batch-profiles",
                 cpu_cache_bytes=settings.cpu_model_cache_bytes,
                 compile_dir=settings.data_dir / "compiled" if settings.compile else None,
-            )
+            ),
+            on_device_failure=lambda: self._shutdown.put(ShutdownReason.DEVICE_FAILED),
         )
         self._reporter = ProgressReporter(self._store, self._leases)
         self.job_runner = JobRunner(
@@ -228,6 +230,10 @@ class WorkerProcess:
             # a stalled consumer does not react to a request to end, either
             self.leave()
             os._exit(EXIT_STALLED)
+        if reason is ShutdownReason.DEVICE_FAILED:
+            # not by way of Python's exit: destructors would use the device
+            self.leave()
+            os._exit(EXIT_ENGINE_FAILED)
 
 
 def slots(batching: str, kind: str) -> int:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.errors import OutOfMemory
-from workers import pipelines
+from workers import device_errors, pipelines
 from workers.device import torch_device
 from workers.model_cache import ModelCache, free_memory
 from workers.pipelines import LoadedModel
@@ -42,7 +42,7 @@ class SingleRenderer:
             loaded.activate_loras(spec.task, spec.loras)
             return RenderResult(self._render_with_less_memory(loaded, request), made_with)
         except Exception as error:
-            if not pipelines.is_out_of_memory(error):
+            if not device_errors.is_out_of_memory(error):
                 raise
             raise OutOfMemory(
                 f"{spec.width}x{spec.height} pixels with model {request.model.id} do not fit the device's memory"
@@ -54,7 +54,7 @@ class SingleRenderer:
         try:
             return self._images(loaded, request)
         except Exception as error:
-            if not pipelines.is_out_of_memory(error) or not self._can_offload:
+            if not device_errors.is_out_of_memory(error) or not self._can_offload:
                 raise
             error.__traceback__ = None  # its frames hold tensors
         log.warning("out of memory, offloading weights", action="offloading", model=request.model.id)

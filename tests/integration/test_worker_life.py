@@ -21,6 +21,7 @@ from farm.objects.keys import job_prefix
 from tests.conftest import TestServers
 from tests.integration.worker_process import HOST, Farm, NoiseWorker, Wire, WorkerProcess, spec
 from tests.waiting import wait_until
+from workers.engine import EXIT_ENGINE_FAILED
 from workers.heartbeat import EXIT_STALLED
 
 LONG: dict[str, Any] = {"num_inference_steps": 150, "num_images_per_prompt": 16}  #: more than a test waits for
@@ -298,6 +299,42 @@ def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(
         for job in (innocent, fresh):
             farm.dispatch(job, process.name)
             assert farm.wait(job, JobState.SUCCEEDED, timeout=60).attempts <= 2
+    finally:
+        process.kill()
+
+
+def test_a_failed_device_ends_the_worker_and_no_job_that_was_not_at_fault_is_lost(farm: Farm) -> None:
+    """The jobs on the device are isolated next time, the others released; the one that does it again fails."""
+    fails = {"FARM_NOISE_DEVICE_FAILS_AT": "breaks the device"}
+    process = NoiseWorker(farm, device="cpu2", env=fails | {"FARM_DRAIN_SECONDS": "60"}).start()
+    try:
+        process.wait_online()
+        beside = [farm.start(spec(**LONG, seed=seed), process.name) for seed in range(3)]
+        wait_until(lambda: all(begun(farm, job.id) for job in beside), 60, what="they are on the device")
+        broken = farm.submit(spec(**LONG, prompt="a prompt that breaks the device"))
+        waiting = farm.submit(spec(seed=9))
+        for job in (broken, waiting):
+            farm.dispatch(job, process.name)
+        assert process.wait(30) == EXIT_ENGINE_FAILED
+        for job in (*beside, broken, waiting):
+            left = farm.job(job.id)
+            assert left.state is JobState.QUEUED, left.error
+            assert left.attempts == 0
+            assert left.crash_count == (0 if job is waiting else 1)
+        found = farm.worker(process.name)
+        assert found is not None
+        assert found.state is WorkerState.OFFLINE
+        process.start().wait_online()
+        farm.dispatch(broken, process.name)
+        ended = farm.wait(broken, JobState.FAILED, timeout=60)
+        assert ended.error is not None
+        assert ended.error.code == "device_failed"
+        assert process.wait(30) == EXIT_ENGINE_FAILED
+        process.env = {"FARM_NOISE_STEP_SECONDS": "0"}
+        process.start().wait_online()
+        for job in (*beside, waiting):
+            farm.dispatch(job, process.name)
+            assert farm.wait(job, JobState.SUCCEEDED, timeout=60).attempts == 1
     finally:
         process.kill()
 

@@ -39,7 +39,7 @@ def all_rows_are_efficient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def batcher_on(pipeline: Any, most: int = 8) -> ContinuousBatcher:
-    batcher = ContinuousBatcher(most, pipelines.is_out_of_memory)
+    batcher = ContinuousBatcher(most)
     for name, module in modules_to_hook(pipeline):
         batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
     return batcher

@@ -58,7 +58,7 @@ def batchers(starter: LoadedModel) -> Iterator[Callable[..., ContinuousBatcher]]
     modules = {id(module): (name, module) for task in Task for name, module in modules_to_hook(starter.pipeline(task))}
 
     def make(most: int = 8) -> ContinuousBatcher:
-        batcher = ContinuousBatcher(most, pipelines.is_out_of_memory)
+        batcher = ContinuousBatcher(most)
         for name, module in modules.values():
             batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
         made.append(batcher)
@@ -252,7 +252,7 @@ class Toy(ContinuousBatcher):
     """A batcher whose pipelines all want the same promise, and which has learnt that all rows pay."""
 
     def __init__(self, module: Double, mode: BatchMode, most: int) -> None:
-        super().__init__(most, pipelines.is_out_of_memory, Known(most))
+        super().__init__(most, Known(most))
         self.hook(module, "toy")
         self.mode = mode
 

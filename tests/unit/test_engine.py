@@ -15,7 +15,7 @@ from PIL import Image
 from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.tasks import JobSpec, Task
-from farm.errors import JobCanceled, ModelUnavailable, OutOfMemory
+from farm.errors import DeviceFailed, JobCanceled, ModelUnavailable, OutOfMemory
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
@@ -127,6 +127,49 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
     assert rendered == ["stopped", "good", "large", "large", "late"]
     engine.close()
     engine.join(30)
+
+
+ASSERT_TRIGGERED = torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+
+@pytest.mark.parametrize("place", ["forward", "pipeline", "loading"])
+def test_a_failed_device_fails_every_job_and_is_used_no_more(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    device_failed = threading.Event()
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=2), device_failed.set)
+    first, second, waiting, late = (request(spec(num_inference_steps=30, seed=seed, **SMALL)) for seed in range(4))
+    used_after: list[str] = []
+
+    def use(*_: Any, **__: Any) -> Any:
+        if device_failed.is_set():
+            used_after.append(place)
+        raise ASSERT_TRIGGERED
+
+    def break_device(done: int) -> None:
+        if done != 2:
+            return
+        if place == "pipeline":
+            use()
+        assert engine._renderers is not None
+        unet = engine._renderers.models.load(EXACT).pipeline(Task.TEXT_TO_IMAGE).unet
+        unet.conv_in.forward = use
+
+    if place == "loading":
+        monkeypatch.setattr(pipelines, "_load_builtin", use)
+    first.on_step = break_device
+    for job in (first, second, waiting):
+        engine.submit(job)
+    engine.start()
+    errors = [job.future.exception(60) for job in (first, second, waiting)]
+    assert device_failed.wait(60)
+    engine.submit(late)
+    errors.append(late.future.exception(1))
+    assert all(isinstance(error, DeviceFailed) and "device-side assert" in str(error) for error in errors)
+    started = [error.started for error in errors if isinstance(error, DeviceFailed)]
+    assert started == ([True, False, False, False] if place == "loading" else [True, True, False, False])
+    assert engine.seconds_without_progress == 0  # so that leases are renewed until the jobs are released
+    engine.join(30)
+    assert not engine.is_alive()
+    assert not used_after
 
 
 # -- the engine's thread -----------------------------------------------------------------------------------------------

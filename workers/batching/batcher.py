@@ -11,6 +11,7 @@ from greenlet import getcurrent, greenlet  # type: ignore[import-untyped, unused
 
 from farm import metrics
 from farm.errors import NanOutput
+from workers import device_errors
 from workers.batch_profiles import BatchProfile, BatchProfiles
 from workers.batching.calls import (
     BatchMode,
@@ -44,20 +45,17 @@ class ContinuousBatcher:
     def __init__(
         self,
         max_rows: int,
-        is_out_of_memory: Callable[[BaseException], bool],
         profiles: BatchProfiles | None = None,
     ) -> None:
         """Start without pipelines.
 
         Args:
             max_rows: Of one forward, on a device whose memory is not measured.
-            is_out_of_memory: Whether an error means that the device has no memory left.
             profiles: What was measured before; None: profiles are not kept.
         """
         self.forwards = 0  #: run so far
         self.rows = 0  #: in them, without padding
         self._max_rows = max_rows
-        self._is_out_of_memory = is_out_of_memory
         self._profiles = profiles or BatchProfiles(None)
         self._hooks: dict[int, ModuleHook] = {}  # by the module's id; a hook holds its module
         self._parked: list[ParkedCall] = []
@@ -192,9 +190,11 @@ class ContinuousBatcher:
         profile = self._profiles.load(name)
         if profile is None:
             try:
-                profile = measure_profile(call, self._max_rows, self._is_out_of_memory)
-            except Exception as error:  # noqa: BLE001 - what fails on synthetic rows need not fail on the call
-                if not self._is_out_of_memory(error):
+                profile = measure_profile(call, self._max_rows)
+            except Exception as error:
+                if device_errors.is_device_failure(error):
+                    raise
+                if not device_errors.is_out_of_memory(error):
                     hook.refuse(f"{type(error).__name__}: {error}"[:200])
                     signature.batchable = False
                     return
@@ -233,7 +233,10 @@ class ContinuousBatcher:
     # -- forwards -----------------------------------------------------------------------------------------------------
 
     def _run_group(self, group: list[ParkedCall]) -> None:
-        """Compute the group's calls and resume their pipelines; a forward that fails is split first."""
+        """Compute the group's calls and resume their pipelines; a forward that fails is split first.
+
+        Raises what means that the device failed.
+        """
         lead = group[0]
         out_of_memory = False
         failure: BaseException | None = None
@@ -241,8 +244,10 @@ class ContinuousBatcher:
         try:
             with torch.no_grad():
                 outputs = self._compute(group)
-        except Exception as error:  # noqa: BLE001 - handled below, where its frames no longer hold tensors
-            out_of_memory = self._is_out_of_memory(error)
+        except Exception as error:
+            out_of_memory = device_errors.is_out_of_memory(error)
+            if device_errors.is_device_failure(error):
+                raise  # every further forward would fail, too
             failure = error
         if failure is None:
             for call, output in zip(group, outputs, strict=True):

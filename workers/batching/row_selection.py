@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 
+from workers import device_errors
 from workers.batch_profiles import BatchProfile
 from workers.batching.calls import BatchMode, Output, ParkedCall, has_rows, slice_rows, tensors_in
 
@@ -26,7 +26,7 @@ MEASURE_SECONDS: Final = 4.0  #: no further forward is measured after this time
 MIN_GAIN: Final = 1.05  #: more rows must take less time each by this factor
 
 
-def measure_profile(call: ParkedCall, max_rows: int, is_out_of_memory: Callable[[BaseException], bool]) -> BatchProfile:
+def measure_profile(call: ParkedCall, max_rows: int) -> BatchProfile:
     """Measure how many rows the forwards of calls like ``call`` get; ``max_rows``: where no memory is measured."""
     if call.run.mode is BatchMode.EXACT:
         digests, seconds = _digests_by_rows(call)
@@ -34,7 +34,7 @@ def measure_profile(call: ParkedCall, max_rows: int, is_out_of_memory: Callable[
         # Efficiency may only reduce the rows: within a range the bits are equal.
         return BatchProfile(most_efficient_rows(seconds), ranges)
     limit = _row_limit(call, max_rows)
-    return BatchProfile(most_efficient_rows(_seconds_by_rows(call, limit, is_out_of_memory)))
+    return BatchProfile(most_efficient_rows(_seconds_by_rows(call, limit)))
 
 
 def equal_bits_range(rows: int, digests: dict[int, bytes | None]) -> tuple[int, int] | None:
@@ -96,9 +96,7 @@ def _digests_by_rows(call: ParkedCall) -> tuple[dict[int, bytes | None], dict[in
     return digests, seconds
 
 
-def _seconds_by_rows(
-    call: ParkedCall, limit: int, is_out_of_memory: Callable[[BaseException], bool]
-) -> dict[int, float]:
+def _seconds_by_rows(call: ParkedCall, limit: int) -> dict[int, float]:
     """The time of forwards of 1, 2, 4 … rows, up to ``limit``, the device's memory and `MEASURE_SECONDS`."""
     seconds: dict[int, float] = {}
     counts = [2**power for power in range(limit.bit_length())]
@@ -110,7 +108,7 @@ def _seconds_by_rows(
             try:
                 taken = _timed_forward(call, rows, others=True)[1]
             except Exception as error:
-                if not is_out_of_memory(error) or not seconds:
+                if not device_errors.is_out_of_memory(error) or not seconds:
                     raise
                 empty_cache(call)
                 counts = counts[: counts.index(rows)]
