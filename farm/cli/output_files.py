@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, cast, get_args
 
 from farm.api_types import OutputFormat
+from farm.domain import media
 from farm.errors import BadInput
 
 #: A file name's ending: the output format that it asks for.
-FORMATS: Final[dict[str, OutputFormat]] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+FORMATS: Final[dict[str, OutputFormat]] = {
+    f".{extension}": cast("OutputFormat", one.name)
+    for one in media.FORMATS
+    if one.name in get_args(OutputFormat)
+    for extension in one.extensions
+}
 
 _LONGEST: Final = 48  #: letters of the prompt in a made-up name
 
@@ -26,6 +32,12 @@ def format_of(output: Path | None, given: OutputFormat | None) -> OutputFormat |
     if given is not None and given != asked:
         raise BadInput.of("format", given, f"contradicts {output}: leave one of them out")
     return asked
+
+
+def suffix_of(wanted: OutputFormat | None) -> str:
+    """The file name's ending for an output format; None: of the default one."""
+    one = next((one for one in media.FORMATS if one.name == wanted), media.FORMATS[0])
+    return f".{one.extension}"
 
 
 def is_directory(output: Path | None) -> bool:

@@ -329,7 +329,7 @@ def _download(
 
 
 def _with_suffix(output: Path, wanted: str | None) -> Path:
-    return output if output.suffix else output.with_suffix(".jpg" if wanted == "jpeg" else f".{wanted or 'png'}")
+    return output if output.suffix else output.with_suffix(output_files.suffix_of(wanted))
 
 
 def _submitted(job: Job, *, as_json: bool) -> None:

@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from farm.domain.media import extension_of
+
 TERMINAL: Final = frozenset({"succeeded", "failed", "canceled"})
 
 Json = Mapping[str, Any]
@@ -62,7 +64,8 @@ class Output:
     @property
     def suffix(self) -> str:
         """The file name's ending that the media type asks for."""
-        return {"image/jpeg": ".jpg", "image/webp": ".webp"}.get(self.media_type, ".png")
+        extension = extension_of(self.media_type)
+        return f".{extension}" if extension else ""
 
 
 @dataclass(frozen=True)

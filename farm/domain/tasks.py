@@ -22,8 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from farm.domain.media import MediaMetadata, pixels
+from farm.domain.media import MediaMetadata, output_format, pixels
 from farm.domain.states import Priority
+from farm.pipelines.spec import Media
 
 MAX_SEED: Final = 2**63 - 1  #: what a signed 64-bit column and a torch generator both take
 MAX_STEPS: Final = 150
@@ -65,7 +66,7 @@ class OutputFormat(StrEnum):
     @property
     def media_type(self) -> str:
         """The MIME type."""
-        return f"image/{self.value}"
+        return output_format(Media.IMAGE, self.value).media_type
 
 
 def storable(text: str) -> str:

@@ -14,23 +14,16 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from farm.domain.media import extension_of
+
 INPUTS: Final = "inputs/"  #: every input's key starts with this
 OUTPUTS: Final = "outputs/"  #: every output's key starts with this
 
 REPORTS: Final = "reports/"  #: every report's key starts with this
 LINES: Final = "lines/"  #: the key of every uploaded file of requests starts with this
 
-#: What the farm stores, and the extension under which it does.
-EXTENSIONS: Final[dict[str, str]] = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "video/mp4": "mp4",
-    "application/jsonl": "jsonl",
-    "application/json": "json",
-}
+#: What the farm stores beside media, and the extension under which it does.
+_DOCUMENTS: Final = {"application/jsonl": "jsonl", "application/json": "json"}
 
 _TENANT = re.compile(r"ten_[0-9a-f]{32}", re.ASCII)
 _JOB = re.compile(r"job_[0-9a-f]{32}", re.ASCII)
@@ -104,10 +97,10 @@ def extension(media_type: str) -> str:
     Raises:
         ValueError: the farm stores nothing of this type.
     """
-    try:
-        return EXTENSIONS[media_type]
-    except KeyError:
-        raise ValueError(f"the farm stores no {media_type!r}; it stores {', '.join(EXTENSIONS)}") from None
+    found = extension_of(media_type) or _DOCUMENTS.get(media_type)
+    if found is None:
+        raise ValueError(f"the farm stores no {media_type!r}")
+    return found
 
 
 def _part(name: str, form: re.Pattern[str], value: str) -> str:
