@@ -34,7 +34,7 @@ def format_of(output: Path | None, given: OutputFormat | None) -> OutputFormat |
     return asked
 
 
-def suffix_of(wanted: OutputFormat | None) -> str:
+def suffix_of(wanted: str | None) -> str:
     """The file name's ending for an output format; None: of the default one."""
     one = next((one for one in media.FORMATS if one.name == wanted), media.FORMATS[0])
     return f".{one.extension}"
