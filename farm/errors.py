@@ -12,6 +12,7 @@
     ├── Forbidden           the API key may not do this
     │   └── ScopeMissing    it lacks a scope
     ├── QuotaExceeded       the tenant's own limit
+    │   └── DecodersBusy    the process decodes as many pixels as it may
     ├── LeaseLost           a fenced write found another epoch: stop, write nothing
     ├── Unavailable         a server that the farm leans on does not answer
     │   ├── DatabaseUnavailable
@@ -112,6 +113,10 @@ class QuotaExceeded(FarmError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         self.retry_after = retry_after  #: seconds after which trying again may help; None: when jobs have ended
         super().__init__(message)
+
+
+class DecodersBusy(QuotaExceeded):
+    """This process decodes as many pixels as it may hold; trying again later helps."""
 
 
 class LeaseLost(FarmError):

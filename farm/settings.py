@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     max_wait_seconds: float = 60  #: the most that ``Prefer: wait`` is honoured for
     max_input_bytes: int = 32 * 2**20  #: one input image, encoded
     max_bulk_bytes: int = 4 * 2**30  #: one bulk request, which is never held in memory
-    max_input_pixels: int = 4096 * 4096  #: one input image, by its header
+    max_input_pixels: int = 4096 * 4096  #: one input image, or one frame of a clip, by its header
+    max_decode_pixels: int = Field(4096 * 4096, ge=1)  #: of all images and frames that a process decodes at once
+    decode_wait_seconds: float = Field(30, gt=0)  #: how long a decode waits for others before its request is refused
     compat_wait_seconds: float = Field(600, gt=0)  #: how long a foreign client that waits for images is waited with
     compat_fal: bool = False  #: whether fal's clients are answered
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from PIL import Image
 
+from farm.domain.tasks import InputFile
 from farm.errors import InputRefused, InputUnavailable, NotFound
 from farm.objects import images
 from farm.objects.storage import Storage
@@ -21,19 +23,23 @@ def fetch_inputs(lease: Lease, storage: Storage, settings: Settings) -> dict[str
     """The job's inputs by name: ``image`` is RGB, ``mask_image`` L, ``depth_map`` L or I;16.
 
     Raises:
-        InputUnavailable: An input is no longer in the storage, or does not decode.
+        InputUnavailable: An input is no longer in the storage, is not what was recorded, or does not decode.
         StorageUnavailable: The storage did not answer for ``storage_retry_seconds``.
         JobCanceled: The job was stopped.
     """
     lease.enter(Stage.FETCHING)
-    return {name: _fetch(lease, storage, settings, name, image.key) for name, image in lease.job.spec.inputs.items()}
+    return {name: _fetch(lease, storage, settings, name, image) for name, image in lease.job.spec.inputs.items()}
 
 
-def _fetch(lease: Lease, storage: Storage, settings: Settings, name: str, key: str) -> Image.Image:
+def _fetch(lease: Lease, storage: Storage, settings: Settings, name: str, image: InputFile) -> Image.Image:
     decode = DECODERS.get(name, images.load_rgb)
     try:
-        data = retry_storage(lease, settings.storage_retry_seconds, lambda: storage.get(key))
-        return decode(data, settings, field=name)
+        data = retry_storage(lease, settings.storage_retry_seconds, lambda: storage.get(image.key))
+        if hashlib.sha256(data).hexdigest() != image.sha256:
+            raise InputUnavailable(
+                f"{name} is damaged in the storage: its SHA-256 is not the recorded one; upload it anew"
+            )
+        return retry_storage(lease, settings.storage_retry_seconds, lambda: decode(data, settings, field=name))
     except NotFound as error:
         raise InputUnavailable(f"{name} is no longer in the storage") from error
     except InputRefused as error:

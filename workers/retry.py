@@ -8,7 +8,14 @@ from typing import Final, TypeVar
 
 import structlog
 
-from farm.errors import BrokerUnavailable, DatabaseUnavailable, JobCanceled, LeaseLost, StorageUnavailable
+from farm.errors import (
+    BrokerUnavailable,
+    DatabaseUnavailable,
+    DecodersBusy,
+    JobCanceled,
+    LeaseLost,
+    StorageUnavailable,
+)
 from workers.leases import Lease, StopReason
 
 log = structlog.stdlib.get_logger()
@@ -64,10 +71,11 @@ def retry_until_lease_ends(lease: Lease, change: Callable[[], None]) -> None:
 
 
 def retry_storage(lease: Lease, seconds: float, action: Callable[[], T]) -> T:
-    """Repeat an action until the object storage answers. The lease is renewed meanwhile.
+    """Repeat an action until the object storage answers, or the process may decode. The lease is renewed meanwhile.
 
     Raises:
         StorageUnavailable: The storage did not answer for ``seconds``.
+        DecodersBusy: The process decoded other files for ``seconds``.
         JobCanceled: The job was stopped.
     """
     give_up_at = time.monotonic() + seconds
@@ -76,10 +84,10 @@ def retry_storage(lease: Lease, seconds: float, action: Callable[[], T]) -> T:
             raise JobCanceled("the job was stopped")
         try:
             return action()
-        except StorageUnavailable as error:
+        except (StorageUnavailable, DecodersBusy) as error:
             if time.monotonic() + pause > give_up_at:
                 raise
-            log.warning("waiting for the storage", action="storage_unavailable", error=str(error))
+            log.warning("waiting for a file", action="storage_unavailable", error=str(error))
             lease.record_progress()
             lease.stopped.wait(pause)
     raise AssertionError  # backoff() never ends

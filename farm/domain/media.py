@@ -11,6 +11,9 @@ from typing import Final, TypeAlias
 
 from farm.pipelines.spec import Media
 
+#: Recorded with an image that is dark everywhere: as a mask it would select nothing.
+EMPTY_MASK: Final = "empty_mask"
+
 #: ``width`` and ``height`` in pixels, as seen; ``frames``, ``fps`` and ``seconds`` of a video; ``seconds``,
 #: ``sample_rate`` and ``channels`` of audio. A file has only those that its kind has.
 MediaMetadata: TypeAlias = Mapping[str, int | float | str]

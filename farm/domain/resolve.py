@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from farm.domain.media import EMPTY_MASK
 from farm.domain.model import Model, Registry
 from farm.domain.tasks import (
     AnyJobRequest,
@@ -84,6 +85,9 @@ def resolve(request: AnyJobRequest, model: Model, images: Mapping[str, InputFile
                     f"must have the size of image, which is {image.width}x{image.height} pixels",
                 )
             )
+    if mask is not None and EMPTY_MASK in mask.metadata:
+        message = "has no white pixel, so nothing would be repainted: white is repainted, black is kept"
+        problems.append(FieldProblem("mask_image", "a black mask", message))
     width, height = _size(request, model, image)
     problems += _size_problems(width, height, request, model)
     if request.num_images_per_prompt > model.limits.max_outputs:

@@ -1,8 +1,9 @@
 """Validation and decoding of input images.
 
 No file name, declared content type or decoder is trusted. An image is recognised by its first bytes, and
-its container is walked by the few lines below: size in pixels, frames, and whether the file ends where the image
-ends. Only then does Pillow decode it, once, with the one decoder that belongs to the format.
+its container is walked by the few lines below: size in pixels, frames, and where the image ends. What follows the end
+(a motion photo's clip, a hidden archive) is no part of the image and is not stored. Only then does Pillow decode it,
+once, with the one decoder that belongs to the format, and within the process's budget of pixels.
 
 PNG, JPEG and WebP are taken. All others are refused, the ones that can carry scripts or other files first of all.
 """
@@ -13,12 +14,14 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from farm.errors import FieldProblem, InputRefused
+from farm.objects.decode_budget import BUDGET
 from farm.settings import Settings
 from farm.settings import settings as process_settings
 
@@ -34,6 +37,22 @@ _MAX_PARTS: Final = 65_536
 #: Scans in one JPEG. A progressive one has about ten; each scan, however small, makes the decoder pass over the whole
 #: image, so a small file with thousands of them would hold a core for minutes.
 _MAX_SCANS: Final = 64
+
+_ORIENTATION: Final = 0x0112  #: EXIF tag
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS: Final = (5, 6, 7, 8)  #: orientations that swap width and height
+_MASK_THRESHOLD: Final = 128  #: pipelines repaint what is at least this bright
+_SRGB: Final = ImageCms.createProfile("sRGB")
+#: Photographs are seldom in a space whose black is not black; without this, shadows would lose their detail.
+_CMS_FLAGS: Final = ImageCms.Flags.BLACKPOINTCOMPENSATION
 
 # The other formats that clients send most often, so that the error can name them.
 _KNOWN_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
@@ -64,8 +83,9 @@ class ImageInfo:
     media_type: str  #: by its content: ``image/png``, ``image/jpeg`` or ``image/webp``
     width: int  #: pixels, the way it is seen: after the EXIF orientation
     height: int  #: pixels, likewise
-    size: int  #: as encoded
-    sha256: str  #: hex, of the encoded bytes
+    size: int  #: bytes of the image; the file may have more, which belong to no image
+    sha256: str  #: hex, of those bytes
+    empty_mask: bool  #: whether it is dark everywhere, so that it selects nothing as a mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +93,12 @@ class _Header:
     media_type: str
     width: int  #: as stored, before the EXIF orientation
     height: int
+    end: int = 0  #: the byte behind the image's last one
+    depth: int = 8  #: bits of a PNG's sample
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
 
 
 def inspect(data: bytes, settings: Settings | None = None, *, field: str = "image") -> ImageInfo:
@@ -86,26 +112,35 @@ def inspect(data: bytes, settings: Settings | None = None, *, field: str = "imag
     Raises:
         InputRefused: with one sentence that says what was given and what is allowed.
     """
-    header = _checked(data, settings or process_settings(), field)
-    image = _upright(_decoded(data, header, field), field)
-    return ImageInfo(header.media_type, image.width, image.height, len(data), hashlib.sha256(data).hexdigest())
+    settings = settings or process_settings()
+    header = _checked(data, settings, field)
+    with BUDGET.hold(header.pixels, settings):
+        image = _decoded(data, header, field)
+        turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        empty = not any(_as_mask(image).histogram()[_MASK_THRESHOLD:])
+    return ImageInfo(
+        header.media_type,
+        width=header.height if turned else header.width,
+        height=header.width if turned else header.height,
+        size=header.end,
+        sha256=hashlib.sha256(memoryview(data)[: header.end]).hexdigest(),
+        empty_mask=empty,
+    )
 
 
 def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "image") -> Image.Image:
     """The image upright and as ``RGB``.
 
-    16 bits per channel become 8; CMYK, grey and palettes are converted; transparent parts are laid on white, because
-    what lies under them is whatever the drawing program left there.
+    Colours are converted to sRGB from the image's ICC profile. 16 bits per channel become 8; CMYK, grey and palettes
+    are converted; transparent parts are laid on white, because what lies under them is whatever the drawing program
+    left there.
 
     Raises:
         InputRefused: as :func:`inspect`.
+        DecodersBusy: the process decodes too many pixels at this moment.
     """
-    image = _eight_bit(_load(data, settings, field))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    with _loaded(data, settings, field) as image:
+        return _on_white(_srgb(_eight_bit(image)))
 
 
 def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
@@ -115,13 +150,10 @@ def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "ma
 
     Raises:
         InputRefused: as :func:`inspect`.
+        DecodersBusy: the process decodes too many pixels at this moment.
     """
-    image = _eight_bit(_load(data, settings, field))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, image).convert("L")
-    return image.convert("L")
+    with _loaded(data, settings, field) as image:
+        return _as_mask(image)
 
 
 def load_holes(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
@@ -129,11 +161,12 @@ def load_holes(data: bytes, settings: Settings | None = None, *, field: str = "m
 
     Raises:
         InputRefused: as :func:`inspect`, and for an image that cannot be transparent.
+        DecodersBusy: the process decodes too many pixels at this moment.
     """
-    image = _load(data, settings, field)
-    if not image.has_transparency_data:
-        raise _refused(field, image.mode, "has no transparency: its transparent part says what is painted anew")
-    return ImageOps.invert(image.convert("RGBA").getchannel("A"))
+    with _loaded(data, settings, field) as image:
+        if not image.has_transparency_data:
+            raise _refused(field, image.mode, "has no transparency: its transparent part says what is painted anew")
+        return ImageOps.invert(_eight_bit(image).convert("RGBA").getchannel("A"))
 
 
 def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "depth") -> Image.Image:
@@ -141,15 +174,16 @@ def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "d
 
     Raises:
         InputRefused: as :func:`inspect`.
+        DecodersBusy: the process decodes too many pixels at this moment.
     """
-    image = _load(data, settings, field)
-    if image.mode in ("I", "I;16B"):
-        return image.convert("I;16")
-    if image.mode == "I;16":
-        return image
-    if image.has_transparency_data:
-        return image.convert("RGBA").convert("L")
-    return image.convert("L")
+    with _loaded(data, settings, field) as image:
+        if image.mode == "I;16":
+            return image
+        if image.mode == "I":
+            return image.convert("I;16")
+        if image.has_transparency_data:
+            return image.convert("RGBA").convert("L")
+        return image.convert("L")
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -159,9 +193,13 @@ def as_png(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def _load(data: bytes, settings: Settings | None, field: str) -> Image.Image:
-    header = _checked(data, settings or process_settings(), field)
-    return _upright(_decoded(data, header, field), field)
+@contextmanager
+def _loaded(data: bytes, settings: Settings | None, field: str) -> Iterator[Image.Image]:
+    """The decoded image, upright; its pixels count against the budget for the time of the block."""
+    settings = settings or process_settings()
+    header = _checked(data, settings, field)
+    with BUDGET.hold(header.pixels, settings):
+        yield upright(_decoded(data, header, field))
 
 
 def _checked(data: bytes, settings: Settings, field: str) -> _Header:
@@ -212,7 +250,8 @@ def _png(data: bytes, field: str) -> _Header:
             depth, color = data[at + 16], data[at + 17]
             if depth not in _PNG_DEPTHS.get(color, ()):
                 raise _damaged(field, f"PNG has no {depth}-bit pixels of colour type {color}")
-            header = _Header(PNG, int.from_bytes(data[at + 8 : at + 12]), int.from_bytes(data[at + 12 : at + 16]))
+            width, height = int.from_bytes(data[at + 8 : at + 12]), int.from_bytes(data[at + 12 : at + 16])
+            header = _Header(PNG, width, height, depth=depth)
         elif kind == b"IHDR":
             raise _damaged(field, "it has two PNG headers")
         elif kind in (b"acTL", b"fcTL", b"fdAT"):
@@ -222,8 +261,7 @@ def _png(data: bytes, field: str) -> _Header:
         elif kind == b"IEND":
             if not has_pixels:
                 raise _damaged(field, "it has a header, but no pixels")
-            _nothing_after(data, end, field)
-            return header
+            return replace(header, end=end)
         at = end
     raise _damaged(field, f"it has more than {_MAX_PARTS:,} chunks")
 
@@ -249,8 +287,7 @@ def _jpeg(data: bytes, field: str) -> _Header:
         if marker == 0xD9:  # end of image
             if header is None or scans == 0:
                 raise _damaged(field, "it ends before its first pixel")
-            _nothing_after_jpeg(data, at, field)
-            return header
+            return replace(header, end=at)
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             raise _damaged(field, f"marker 0x{marker:02x} does not belong there")
         length = int.from_bytes(data[at : at + 2])
@@ -280,14 +317,6 @@ def _jpeg(data: bytes, field: str) -> _Header:
     raise _damaged(field, f"it has more than {_MAX_PARTS:,} segments")
 
 
-def _nothing_after_jpeg(data: bytes, at: int, field: str) -> None:
-    # Phones append further JPEGs (thumbnails, depth, HDR gain maps) to the image; decoders ignore them.
-    rest = data[at:].strip(b"\x00")
-    if rest.startswith(b"\xff\xd8\xff") and rest.endswith(b"\xff\xd9"):
-        return
-    _nothing_after(data, at, field)
-
-
 def _webp(data: bytes, field: str) -> _Header:
     """Walk the RIFF chunks (WebP container specification; RFC 9649)."""
     end = 8 + int.from_bytes(data[4:8], "little")
@@ -312,8 +341,7 @@ def _webp(data: bytes, field: str) -> _Header:
         raise _damaged(field, "it has a header, but no pixels")
     if canvas is not None and canvas != frame:
         raise _damaged(field, f"its canvas is {canvas.width}×{canvas.height}, its image {frame.width}×{frame.height}")
-    _nothing_after(data, end, field)
-    return frame
+    return replace(frame, end=end)
 
 
 def _riff(data: bytes, end: int, field: str) -> Iterator[tuple[bytes, bytes]]:
@@ -342,10 +370,13 @@ def _webp_frame(kind: bytes, body: bytes, field: str) -> _Header:
 
 def _decoded(data: bytes, header: _Header, field: str) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=[_DECODERS[header.media_type]])
+        # what follows the image is given to no decoder
+        image = Image.open(io.BytesIO(memoryview(data)[: header.end]), formats=[_DECODERS[header.media_type]])
         # Whatever a decoder makes of a hostile header, it may not be more pixels than were counted above.
         if image.size == (header.width, header.height):
             image.load()
+            image.getexif()  # as hostile as the rest
+            _repair_transparency(image, header)
             return image
     except MemoryError:
         raise
@@ -354,22 +385,93 @@ def _decoded(data: bytes, header: _Header, field: str) -> Image.Image:
     raise _damaged(field, "its headers contradict each other")
 
 
-def _upright(image: Image.Image, field: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # EXIF is parsed only now, and can be as broken as the rest
-        raise _damaged(field, f"its EXIF data cannot be read ({error})") from error
+def _repair_transparency(image: Image.Image, header: _Header) -> None:
+    """Scale a PNG's transparent value as its samples are scaled: Pillow leaves it in the file's bit depth."""
+    value = image.info.get("transparency")
+    if header.media_type != PNG or value is None:
+        return
+    if image.mode == "L" and header.depth < 8:
+        image.info["transparency"] = value * 255 // (2**header.depth - 1)
+    elif image.mode == "RGB" and header.depth == 16:
+        image.info["transparency"] = tuple(one >> 8 for one in value)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says."""
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = dict(image.info)  # the profile and the transparent value
+    return turned
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey as ``L``; Pillow's own conversion clips at 255 instead of scaling."""
-    if image.mode == "I;16":
-        return Image.frombytes("L", image.size, image.tobytes()[1::2])  # the high byte of each little-endian pair
-    if image.mode in ("I", "I;16B"):
-        return _eight_bit(image.convert("I;16"))
-    return image
+    """16-bit grey as ``L``, or as ``LA`` if it has a transparent value. Pillow itself clips at 255 and drops that."""
+    if image.mode == "I":
+        image = image.convert("I;16")
+    if image.mode != "I;16":
+        return image
+    samples = image.tobytes()  # little-endian pairs
+    high = Image.frombytes("L", image.size, samples[1::2])
+    value = image.info.get("transparency")
+    if value is not None:
+        low = Image.frombytes("L", image.size, samples[0::2])
+        alpha = ImageChops.lighter(
+            high.point([0 if one == value >> 8 else 255 for one in range(256)]),
+            low.point([0 if one == value & 0xFF else 255 for one in range(256)]),
+        )
+        high = Image.merge("LA", (high, alpha))
+    if "icc_profile" in image.info:
+        high.info["icc_profile"] = image.info["icc_profile"]
+    return high
+
+
+def _as_mask(image: Image.Image) -> Image.Image:
+    image = _eight_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, image).convert("L")
+    return image.convert("L")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    """The image converted to sRGB from its ICC profile.
+
+    A profile that cannot be used is ignored, as browsers do.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image
+    if image.mode == "P":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode in ("L", "RGB") and "transparency" in image.info:  # a value of the file's space
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    colours = image.convert("L" if image.mode == "LA" else "RGB") if alpha is not None else image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(
+            colours, source, _SRGB, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB", flags=_CMS_FLAGS
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    assert converted is not None  # it is not converted in place
+    if alpha is not None:
+        converted.putalpha(alpha)
+    converted.info.pop("icc_profile", None)
+    return converted
 
 
 def _what(data: bytes) -> str:
@@ -384,18 +486,6 @@ def _what(data: bytes) -> str:
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
         return "an HTML page"
     return "of an unknown kind"
-
-
-def _nothing_after(data: bytes, at: int, field: str) -> None:
-    # A second file behind the image would make a polyglot: two readers would see two different files.
-    extra = len(data.rstrip(b"\x00")) - at
-    if extra > 0:
-        raise _refused(
-            field,
-            f"{extra} bytes after the end",
-            f"{extra:,} bytes follow the image's end, as a motion photo or a hidden archive "
-            "does; save it as a plain image",
-        )
 
 
 def _truncated(field: str) -> InputRefused:

@@ -15,9 +15,10 @@ from urllib.parse import unquote_to_bytes
 
 import httpx2
 
+from farm.domain.media import EMPTY_MASK
 from farm.domain.tasks import InputFile
 from farm.egress import guard
-from farm.errors import FieldProblem, InputRefused, NotFound
+from farm.errors import FieldProblem, InputRefused
 from farm.objects import images, keys
 from farm.objects.storage import Storage
 from farm.settings import Settings
@@ -62,14 +63,14 @@ class Intake:
                 *(FieldProblem(p.field, p.value, f"{filename[:100]!r}: {p.message}") for p in refused.problems)
             ) from refused
         key = keys.input_key(tenant_id, image.sha256, keys.extension(image.media_type))
-        if not self._stored(key, image.size):
-            self._storage.put(key, data, image.media_type)
+        # Written even if there is such an object: its bytes may be damaged, and comparing them costs more.
+        self._storage.put(key, data[: image.size], image.media_type)
         return InputFile(
             sha256=image.sha256,
             key=key,
             media_type=image.media_type,
             size=image.size,
-            metadata={"width": image.width, "height": image.height},
+            metadata={"width": image.width, "height": image.height} | ({EMPTY_MASK: 1} if image.empty_mask else {}),
         )
 
     def from_data_url(self, tenant_id: str, url: str, *, field: str = "image") -> InputFile:
@@ -95,12 +96,6 @@ class Intake:
         # An event loop of its own for this one fetch: only a cancelled task ends a server that drips its headers,
         # which no per-read timeout does.
         return self.from_bytes(tenant_id, asyncio.run(self._fetched(target, field)), field=field)
-
-    def _stored(self, key: str, size: int) -> bool:
-        try:
-            return self._storage.head(key).bytes == size
-        except NotFound:
-            return False
 
     def _decoded(self, url: str, field: str) -> bytes:
         head, comma, data = url.partition(",")

@@ -7,6 +7,8 @@ import hashlib
 import io
 import ipaddress
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -91,23 +93,58 @@ def test_bytes_are_stored_under_their_hash(intake: Intake, storage: Storage, ten
     assert storage.head(stored.key).content_type == "image/jpeg", "the content decides, not the file's name"
 
 
-def test_the_same_image_is_written_once(
-    intake: Intake, storage: Storage, tenant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writes: list[str] = []
-    put = storage.put
-
-    def counted(key: str, body: bytes, content_type: str) -> object:
-        writes.append(key)
-        return put(key, body, content_type)
-
-    monkeypatch.setattr(storage, "put", counted)
+def test_the_same_image_has_one_place_in_each_tenant(intake: Intake, storage: Storage, tenant: str) -> None:
     data = image()
     first, second = intake.from_bytes(tenant, data), intake.from_bytes(tenant, data)
     other = intake.from_bytes(f"ten_{uuid4().hex}", data)
     assert first == second
     assert other.key != first.key, "tenants share nothing"
-    assert writes == [first.key, other.key]
+    assert [one.key for one in storage.list(f"inputs/{tenant}/")] == [first.key]
+
+
+def test_a_second_upload_replaces_damaged_bytes(intake: Intake, storage: Storage, tenant: str) -> None:
+    data = image()
+    stored = intake.from_bytes(tenant, data)
+    storage.put(stored.key, bytes(len(data)), "image/png")
+    assert intake.from_bytes(tenant, data) == stored
+    assert storage.get(stored.key) == data
+
+
+def test_what_follows_the_image_is_not_stored(intake: Intake, storage: Storage, tenant: str) -> None:
+    data = image(kind="JPEG")
+    stored = intake.from_bytes(tenant, data + b"a motion photo's clip")
+    assert storage.get(stored.key) == data
+    assert stored == intake.from_bytes(tenant, data)
+
+
+def test_parallel_decodes_wait_for_each_other() -> None:
+    """16 times a 4096² image of few bytes: each takes over 100 MiB while it is decoded."""
+    out = io.BytesIO()
+    Image.new("RGB", (4096, 4096), (10, 200, 20)).save(out, "WEBP", lossless=True, method=0)
+    bomb = out.getvalue()
+    assert len(bomb) < 10_000
+    # from one request to 16 the memory grows by less than two more images
+    alone = _peak_of(bomb, 1)
+    together = _peak_of(bomb, 16)
+    assert together < alone * 1.5, f"{alone >> 20} and {together >> 20} MiB"
+
+
+_MEASURE = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from farm.objects import images
+from farm.settings import Settings
+data = sys.stdin.buffer.read()
+with ThreadPoolExecutor(16) as pool:
+    list(pool.map(lambda _: images.inspect(data, Settings(decode_wait_seconds=120)), range(int(sys.argv[1]))))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def _peak_of(data: bytes, count: int) -> int:
+    """The most memory that a process has that checks the image so many times in parallel, in bytes."""
+    command = [sys.executable, "-c", _MEASURE, str(count)]
+    return int(subprocess.run(command, input=data, capture_output=True, check=True, timeout=120).stdout)
 
 
 def test_a_refused_image_is_not_stored_and_names_its_file(intake: Intake, storage: Storage, tenant: str) -> None:

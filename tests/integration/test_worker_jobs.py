@@ -214,6 +214,15 @@ def test_a_lost_input_fails_its_job_without_another_try(farm: Farm, worker: Work
     assert job.error.code == "input_unavailable"
 
 
+def test_an_input_that_is_not_what_was_recorded_fails_its_job(farm: Farm, worker: WorkerProcess) -> None:
+    image, other = farm.store_input(scene().rotate(90)), farm.store_input(scene().rotate(270))
+    farm.storage.put(image.key, farm.storage.get(other.key), image.media_type)
+    job = farm.wait(farm.start(spec(Task.IMAGE_TO_IMAGE, inputs={"image": image}), worker.name), JobState.FAILED)
+    assert job.error is not None
+    assert job.error.code == "input_unavailable"
+    assert "SHA-256" in job.error.message
+
+
 def test_the_worker_tells_what_it_is(farm: Farm, worker: WorkerProcess) -> None:
     rendered(farm, worker, spec())
     wait_until(lambda: (found := farm.worker(worker.name)) and found.models == ("starter",), 10)

@@ -21,6 +21,10 @@ def image(width: int = 128, height: int = 128) -> InputFile:
     return InputFile(sha256="0" * 64, key="k", media_type="image/png", size=99, metadata=size)
 
 
+def black_mask() -> InputFile:
+    return image().model_copy(update={"metadata": {"width": 128, "height": 128, "empty_mask": 1}})
+
+
 def resolved(given: dict[str, Any], images: dict[str, InputFile] | None = None) -> JobSpec:
     request = REQUEST.validate_python({"prompt": "a red ball"} | given)
     return resolve(request, choose_model(request, REGISTRY), images or {})
@@ -63,6 +67,11 @@ def test_the_size_of_a_image_decides_within_the_models_limits() -> None:
             {"task": "image-to-image", "image": "x", "strength": 0.01, "num_inference_steps": 10},
             {"image": image()},
             ["strength"],
+        ),
+        (
+            {"task": "inpainting", "image": "x", "mask_image": "y"},
+            {"image": image(), "mask_image": black_mask()},
+            ["mask_image"],
         ),
         (
             {"task": "inpainting", "image": "x", "mask_image": "y"},
