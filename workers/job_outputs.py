@@ -1,4 +1,4 @@
-"""From rendered images to stored outputs: encode, upload, and spool on disk while the storage does not answer."""
+"""From rendered artifacts to stored outputs: encode, upload, and spool on disk while the storage does not answer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import structlog
 
 from farm.domain.job import Output
+from farm.domain.media import MediaMetadata
 from farm.domain.tasks import JobSpec
 from farm.errors import StorageUnavailable
 from farm.objects import keys
 from farm.objects.storage import Storage
 from workers import failpoints
-from workers.encoders import encode
 from workers.leases import Lease, Stage
+from workers.media.encoder import encode
 from workers.render_request import RenderResult
 from workers.retry import retry_storage
 from workers.stages import measure
@@ -24,12 +25,12 @@ log = structlog.stdlib.get_logger()
 
 
 @dataclass(frozen=True)
-class EncodedImage:
+class EncodedOutput:
     """An encoded output, beside its bytes."""
 
     index: int  #: of the output
-    width: int  #: pixels
-    height: int  #: pixels
+    media_type: str
+    metadata: MediaMetadata  #: what the file holds, as it came out
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class OutputUploader:
     retry_seconds: float  #: how long a finished output waits for the storage
 
     def upload(self, lease: Lease, result: RenderResult) -> Iterator[Output]:
-        """Encode each image and PUT it under the epoch's key. Empties ``result.images``.
+        """Encode each artifact and PUT it under the epoch's key. Empties ``result.images``.
 
         Yields each output as soon as it is stored, so that the caller knows what to delete if a later one fails.
 
@@ -65,23 +66,22 @@ class OutputUploader:
                 yield stored
 
     def _upload_spooled(
-        self, lease: Lease, spooled: list[tuple[EncodedImage, Callable[[], bytes]]]
+        self, lease: Lease, spooled: list[tuple[EncodedOutput, Callable[[], bytes]]]
     ) -> Iterator[Output]:
         for encoded, read in spooled:
 
-            def put(encoded: EncodedImage = encoded, read: Callable[[], bytes] = read) -> Output:
+            def put(encoded: EncodedOutput = encoded, read: Callable[[], bytes] = read) -> Output:
                 return self._put(lease, encoded, read())
 
             with measure("upload"):
                 stored = retry_storage(lease, self.retry_seconds, put)
             yield stored
 
-    def _put(self, lease: Lease, encoded: EncodedImage, body: bytes) -> Output:
+    def _put(self, lease: Lease, encoded: EncodedOutput, body: bytes) -> Output:
         """PUT one file. Raises `StorageUnavailable`."""
         job, spec = lease.job, lease.job.spec
-        media_type = spec.output_format.media_type
-        key = keys.output_key(job.tenant_id, job.id, lease.epoch, encoded.index, keys.extension(media_type))
-        written = self.storage.put(key, body, media_type)
+        key = keys.output_key(job.tenant_id, job.id, lease.epoch, encoded.index, keys.extension(encoded.media_type))
+        written = self.storage.put(key, body, encoded.media_type)
         assert written.sha256 is not None  # put() computes it
         if encoded.index + 1 < spec.num_images_per_prompt:
             failpoints.at("mid_upload", spec.prompt)
@@ -89,19 +89,20 @@ class OutputUploader:
         return Output(
             index=encoded.index,
             key=key,
-            media_type=media_type,
+            media_type=encoded.media_type,
             size=len(body),
             sha256=written.sha256,
             seed=spec.seed_of(encoded.index),
-            metadata={"width": encoded.width, "height": encoded.height},
+            metadata=encoded.metadata,
         )
 
 
-def encode_outputs(spec: JobSpec, result: RenderResult) -> Iterator[tuple[EncodedImage, bytes]]:
-    """Each image as a file with its recipe. Empties ``result.images``, so that a spooled output frees its image."""
+def encode_outputs(spec: JobSpec, result: RenderResult) -> Iterator[tuple[EncodedOutput, bytes]]:
+    """Each artifact as a file with its recipe. Empties ``result.images``, so that a spooled output frees its memory."""
     for index in range(len(result.images)):
-        image = result.images.pop(0)
+        artifact = result.images.pop(0)
         with measure("encode"):
-            body = encode(image, spec, index, result.made_with)
+            file = encode(artifact, spec, index, result.made_with)
+        del artifact
         failpoints.at("after_encode", spec.prompt)
-        yield EncodedImage(index, image.width, image.height), body
+        yield EncodedOutput(index, file.media_type, file.metadata), file.body

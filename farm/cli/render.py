@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from farm.api_types import Lora, OutputFormat, Priority, Scheduler, Task
 from farm.cli import output_files
+from farm.cli.comparison import Comparison, compare
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.progress import watching
 from farm.errors import BadInput
@@ -23,6 +24,8 @@ from farm.errors import BadInput
 if TYPE_CHECKING:
     from farm.client import Farm, Job, Output
 
+
+MAX_FILE: Final = 512 * 2**20  #: bytes of a file that is rendered again
 
 Where = Annotated[
     Path | None,
@@ -153,7 +156,7 @@ def render(
 
 
 def rerun(
-    source: Annotated[str, typer.Argument(metavar="FILE|JOB", help="An image made by a farm, or a job's id.")],
+    source: Annotated[str, typer.Argument(metavar="FILE|JOB", help="An output of a farm, or a job's id.")],
     output: Where = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -161,18 +164,15 @@ def rerun(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Render an image again from the recipe in its metadata, and compare.
+    """Render an output again from the recipe in its metadata, and compare.
 
-    Exits 1 if the pixels differ, or if they cannot be compared.
+    Exits 1 if the pixels or samples differ, or if they cannot be compared.
     """
     output_files.format_of(output, None)
     path = Path(source)
     if path.is_file():
-        try:
-            before = [path.read_bytes()]
-        except OSError as error:
-            raise BadInput.of("file", source, f"{path} cannot be read: {error.strerror}") from error
-        request, name = request_in(before[0], path), f"{path.stem}-again"
+        data, request = read_output(path)
+        before, name = [data], f"{path.stem}-again"
     elif re.fullmatch(r"job_[0-9a-f]{32}", source):
         before, request, name = [], None, f"{source}-again"
     else:
@@ -188,7 +188,9 @@ def rerun(
         job = wait_for(farm, job, as_json=as_json)
         saved = _download(farm, job, output, None, name=name, force=force)
     # A job without images has nothing to be compared to: rendering it is all that was asked.
-    verdicts = [compare(old, new.data) for old, new in zip(before, saved, strict=bool(before))] if before else []
+    verdicts = [compare(old, new) for old, new in zip_longest(before, (one.data for one in saved), fillvalue=b"")]
+    if not before:
+        verdicts = []
     if as_json:
         print_json(_with_files(job, saved) | {"same": [comparison.value for comparison in verdicts]})
     else:
@@ -199,53 +201,31 @@ def rerun(
         raise typer.Exit(1)
 
 
-class Comparison(StrEnum):
-    """How an image that was rendered again compares to the first one."""
+def read_output(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """A file's bytes, and the request that renders it again.
 
-    IDENTICAL = "identical"  #: the files are the same, byte for byte
-    PIXELS = "pixels"  #: the pixels are the same, what the file says of them is not
-    DIFFERENT = "different"
-    UNKNOWN = "unknown"  #: the files differ, and Pillow is not installed to compare their pixels
-
-    @property
-    def sentence(self) -> str:
-        """The sentence that the command prints."""
-        return {
-            Comparison.IDENTICAL: "bit-identical",
-            Comparison.PIXELS: "same pixels; the metadata differs",
-            Comparison.DIFFERENT: "the pixels differ",
-            Comparison.UNKNOWN: "the files differ; to compare their pixels: pip install pillow",
-        }[self]
-
-
-def compare(old: bytes, new: bytes) -> Comparison:
-    """Compare two encoded images."""
-    if hashlib.sha256(old).digest() == hashlib.sha256(new).digest():
-        return Comparison.IDENTICAL
-    import io
-
-    try:
-        from PIL import Image
-    except ModuleNotFoundError:
-        return Comparison.UNKNOWN
-    first, second = Image.open(io.BytesIO(old)), Image.open(io.BytesIO(new))
-    alike = first.size == second.size and first.convert("RGBA").tobytes() == second.convert("RGBA").tobytes()
-    return Comparison.PIXELS if alike else Comparison.DIFFERENT
-
-
-def request_in(data: bytes, path: Path) -> dict[str, Any]:
-    """The request that renders this image again. Raises `BadInput` if the image carries no recipe."""
+    Raises:
+        BadInput: the file cannot be read, carries no recipe, or is larger than any output.
+    """
     from farm.domain.recipe import request_from_recipe
     from farm.objects import recipes
 
-    text = recipes.read(data)
-    if text is None:
-        raise BadInput.of(
-            "file",
-            str(path),
-            f"{path} has no recipe in its metadata: it was not made by a farm, or another program saved it again",
-        )
-    return request_from_recipe(text)
+    try:
+        with path.open("rb") as file:
+            text = recipes.read(file)
+            size = file.seek(0, os.SEEK_END)
+            if text is not None and size <= MAX_FILE:
+                file.seek(0)
+                return file.read(), request_from_recipe(text)
+    except OSError as error:
+        raise BadInput.of("file", str(path), f"{path} cannot be read: {error.strerror}") from error
+    if text is not None:
+        raise BadInput.of("file", str(path), f"{path} has {size:,} bytes; at most {MAX_FILE:,} are read")
+    raise BadInput.of(
+        "file",
+        str(path),
+        f"{path} has no recipe in its metadata: it was not made by a farm, or another program saved it again",
+    )
 
 
 def loras_of(given: list[str] | None) -> list[Lora] | None:

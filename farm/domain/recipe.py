@@ -44,7 +44,7 @@ def request_from_recipe(text: str) -> dict[str, Any]:
     try:
         body = json.loads(text)
         version, parameters = body["version"], dict(body["parameters"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadInput.of("recipe", text[:80], "is not a recipe of a farm") from error
     if version != VERSION:
         raise BadInput.of("recipe", version, f"has version {version}; this farm reads version {VERSION}")

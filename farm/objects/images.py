@@ -140,7 +140,7 @@ def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "ima
         DecodersBusy: the process decodes too many pixels at this moment.
     """
     with _loaded(data, settings, field) as image:
-        return _on_white(_srgb(_eight_bit(image)))
+        return on_white(_srgb(eight_bit(image)))
 
 
 def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
@@ -166,7 +166,7 @@ def load_holes(data: bytes, settings: Settings | None = None, *, field: str = "m
     with _loaded(data, settings, field) as image:
         if not image.has_transparency_data:
             raise _refused(field, image.mode, "has no transparency: its transparent part says what is painted anew")
-        return ImageOps.invert(_eight_bit(image).convert("RGBA").getchannel("A"))
+        return ImageOps.invert(eight_bit(image).convert("RGBA").getchannel("A"))
 
 
 def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "depth") -> Image.Image:
@@ -406,7 +406,7 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image) -> Image.Image:
     """16-bit grey as ``L``, or as ``LA`` if it has a transparent value. Pillow itself clips at 255 and drops that."""
     if image.mode == "I":
         image = image.convert("I;16")
@@ -428,7 +428,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _as_mask(image: Image.Image) -> Image.Image:
-    image = _eight_bit(image)
+    image = eight_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -436,7 +436,8 @@ def _as_mask(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def on_white(image: Image.Image) -> Image.Image:
+    """The image as RGB, with white where it is transparent."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_a_image_that_was_changed_is_found_out(running_farm: RunningFarm, image:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_text("farm", recipes.read(image.read_bytes()) or "")
+    info.add_text("farm", recipes.read(io.BytesIO(image.read_bytes())) or "")
     with Image.open(image) as opened:
         opened.putpixel((0, 0), (1, 2, 3))
         opened.save(tmp_path / "changed.png", pnginfo=info)
@@ -176,7 +177,9 @@ def test_the_demo_renders_all_four_tasks_and_leaves_a_farm_that_ran_before(
     done = farm_command("demo", "--out", "shown", "--data-dir", running_farm.data_dir, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "12 jobs in" in done.stdout
-    recipes_found = [recipes.read(file.read_bytes()) for file in sorted((tmp_path / "shown").glob("[01]*.png"))]
+    recipes_found = [
+        recipes.read(io.BytesIO(file.read_bytes())) for file in sorted((tmp_path / "shown").glob("[01]*.png"))
+    ]
     tasks = [json.loads(text)["parameters"]["task"] for text in recipes_found if text]
     counts = {task: tasks.count(task) for task in tasks}
     assert counts == {"text-to-image": 6, "image-to-image": 2, "inpainting": 2, "depth-to-image": 2}

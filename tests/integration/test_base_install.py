@@ -207,7 +207,7 @@ def test_an_image_s_own_recipe_is_read(api: Api, client: Callable[..., str], dir
     info.add_text("farm", json.dumps({"version": 1, "parameters": {"task": "text-to-image", "prompt": "a cone"}}))
     Image.new("RGB", (64, 64)).save(directory / "cone.png", pnginfo=info)
     told = client("rerun", "cone.png", "-o", "again.png", code=1)
-    assert "to compare their pixels: pip install pillow" in told
+    assert "to compare their content: pip install pillow" in told
     assert (directory / "again.png").exists()
 
 

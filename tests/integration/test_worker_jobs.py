@@ -92,7 +92,7 @@ def test_each_task_renders_and_its_recipe_renders_the_same_bytes_again(
 ) -> None:
     inputs = inputs_of(farm, task)
     (first,) = rendered(farm, worker, spec(task, inputs=inputs))
-    text = recipes.read(first)
+    text = recipes.read(io.BytesIO(first))
     assert text is not None
     parameters = request_from_recipe(text)
     by_content = {f"sha256:{image.sha256}": image for image in inputs.values()}  # type: ignore[attr-defined]
@@ -120,7 +120,7 @@ def test_each_image_of_a_job_can_be_rendered_alone(farm: Farm, worker: WorkerPro
 @pytest.mark.parametrize("kind", [OutputFormat.WEBP, OutputFormat.JPEG])
 def test_other_formats_carry_the_recipe_too(farm: Farm, worker: WorkerProcess, kind: OutputFormat) -> None:
     (file,) = rendered(farm, worker, spec(output_format=kind))
-    text = recipes.read(file)
+    text = recipes.read(io.BytesIO(file))
     assert text is not None
     body = json.loads(text)
     assert body["parameters"]["output_format"] == kind.value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,44 @@ def test_a_mistake_is_exit_2_and_one_sentence(arguments: list[str], tmp_path: Pa
     done = run(*arguments, "--url", "http://127.0.0.1:9", "--api-key", "k", cwd=tmp_path)
     assert done.returncode == 2
     one_sentence(done)
+
+
+def _png_with(recipe: bytes) -> bytes:
+    text = b"farm\0" + recipe
+    chunk = struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+    return b"\x89PNG\r\n\x1a\n" + chunk
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no image",
+        _png_with(b"{"),
+        _png_with(b"[" * 100_000),
+        _png_with(b'{"version":1,"parameters":7}'),
+        _png_with(b'{"version":99,"parameters":{}}'),
+        b"\0\0\0\x08ftyp" * 1000,
+        b"\x1a\x45\xdf\xa3" + b"\xff" * 1000,
+        b"OggS" + b"\xff" * 1000,
+        b"fLaC" + b"\xff" * 1000,
+    ],
+    ids=lambda content: content[-12:].hex(),
+)
+def test_a_file_without_a_usable_recipe_is_exit_2_and_one_sentence(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "given.png").write_bytes(content)
+    done = run("rerun", "given.png", "--url", "http://127.0.0.1:9", "--api-key", "k", cwd=tmp_path)
+    assert done.returncode == 2
+    one_sentence(done)
+
+
+def test_a_file_larger_than_any_output_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.png").open("wb") as file:
+        file.write(_png_with(b'{"version":1,"parameters":{}}'))
+        file.truncate(2**40)  # takes no space on the disk
+    done = run("rerun", "large.png", "--url", "http://127.0.0.1:9", "--api-key", "k", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "at most 536,870,912 are read" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["render"], ["ls", "--state", "odd"], ["ls", "--limit", "0"]])

@@ -18,9 +18,8 @@ from typing import Any, Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from farm.domain.infotext import parameters_text
-from farm.domain.recipe import recipe_json
-from farm.domain.tasks import JobSpec, OutputFormat
+from farm.domain.media import MediaMetadata
+from farm.objects.images import eight_bit, on_white
 from farm.objects.recipes import COMMENT_MARK, IMAGE_DESCRIPTION
 
 _EXIF_IFD: Final = 0x8769  #: EXIF tag: where the directory of the camera's fields lies
@@ -31,21 +30,27 @@ _SEGMENT: Final = 60_000  #: bytes of one JPEG segment's content, below the form
 _PNG_LEVEL: Final = 1
 
 
-def encode(image: Image.Image, spec: JobSpec, index: int, made_with: dict[str, object]) -> bytes:
-    """The file of output ``index`` in the job's output format; ``image`` is RGB."""
-    text = parameters_text(spec, index)
-    recipe = recipe_json(spec, index, made_with)
+def encode(image: Image.Image, form: str, text: str, recipe: str) -> tuple[bytes, MediaMetadata]:
+    """The file, and what it holds.
+
+    Args:
+        image: RGB, RGBA or grey of 8 or 16 bits. JPEG has no transparency: it is laid on white there.
+        form: an output format of images.
+        text: the infotext, which other tools read.
+        recipe: JSON, in ASCII.
+    """
     target = io.BytesIO()
-    match spec.output_format:
-        case OutputFormat.PNG:
+    match form:
+        case "png":
             info = PngInfo()
             info.add_text("parameters", text)
             info.add_text("farm", recipe)
             image.save(target, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
-        case OutputFormat.WEBP:
-            image.save(target, "WEBP", lossless=True, method=0, exif=_exif(text, recipe))
-        case OutputFormat.JPEG:
-            image.save(
+        case "webp":
+            shown = eight_bit(image)
+            shown.save(target, "WEBP", lossless=True, method=0, exif=_exif(text, recipe))
+        case "jpeg":
+            on_white(eight_bit(image)).save(
                 target,
                 "JPEG",
                 quality=95,
@@ -53,7 +58,9 @@ def encode(image: Image.Image, spec: JobSpec, index: int, made_with: dict[str, o
                 exif=_exif(text[: _fitting(text)]),
                 extra=_comments(recipe),
             )
-    return target.getvalue()
+        case _:
+            raise ValueError(f"{form!r} is no format of images")
+    return target.getvalue(), {"width": image.width, "height": image.height}
 
 
 def _exif(text: str, recipe: str | None = None) -> bytes:
