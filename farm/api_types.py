@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, NotRequired, TypeAlias, TypedDict
-
-Scheduler: TypeAlias = Literal["ddim", "ddpm", "pndm", "euler", "euler-ancestral", "heun", "dpm-solver", "unipc"]
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 
 class Lora(TypedDict):
@@ -21,9 +19,9 @@ class Lora(TypedDict):
     scale: NotRequired[float]
 
 
-OutputFormat: TypeAlias = Literal["png", "webp", "jpeg"]
-
 Priority: TypeAlias = Literal["bulk", "normal", "interactive"]
+
+OutputFormat: TypeAlias = Literal["png", "webp", "jpeg"]
 
 Task: TypeAlias = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image"]
 
@@ -60,24 +58,29 @@ Scope: TypeAlias = Literal["submit", "read", "operate", "admin"]
 class JobParameters(TypedDict, total=False):
     """A job's parameters; what is left out is decided by the model's defaults."""
 
-    #: A model id from `GET /v1/models`; the first model that does the task if absent.
-    model: str | None
-    #: What the image does not show.
+    #: What the output does not show. null: none, whatever the model's defaults say.
     negative_prompt: str | None
     #: Denoising steps.
     num_inference_steps: int | None
-    #: How closely the image follows the prompt.
+    #: How closely the output follows the prompt.
     guidance_scale: float | None
-    #: The sampling method.
-    scheduler: Scheduler | None
-    #: Image i of a job is rendered from seed + i; drawn at random if absent.
-    seed: int | None
-    #: How many images.
-    num_images_per_prompt: int | None
     #: Pixels.
     width: int | None
     #: Pixels.
     height: int | None
+    #: A model id from `GET /v1/models`; the first model that does the task if absent.
+    model: str | None
+    #: The sampling method: a name such as `euler`, or a class. `GET /v1/models/{id}` lists those of a model;
+    #: its own if absent.
+    scheduler: str | None
+    #: Options of the scheduler, such as `use_karras_sigmas`.
+    scheduler_options: Mapping[str, Any] | None
+    #: What only the model's pipeline takes, such as `clip_skip`. `GET /v1/models/{id}` has the schema.
+    parameters: Mapping[str, Any] | None
+    #: Output i of a job is rendered from seed + i; drawn at random if absent.
+    seed: int | None
+    #: How many outputs.
+    num_outputs: int | None
     #: true: the same bytes for the same parameters, whatever else the device renders. false: faster where jobs
     #: share a device; a value may differ by 1/255.
     exact: bool | None
@@ -85,8 +88,6 @@ class JobParameters(TypedDict, total=False):
     loras: Sequence[Lora] | None
     #: Whether the job's events carry small images while it is rendered.
     preview: bool | None
-    #: The file format.
-    output_format: OutputFormat | None
     #: Jobs of a higher class are dispatched first.
     priority: Priority | None
     #: Your own name for the job; results and webhooks carry it.
@@ -99,10 +100,22 @@ class JobParameters(TypedDict, total=False):
     not_before: str | datetime | None
     #: A job that still waits at this time fails as `deadline_exceeded`. A running job is not stopped.
     deadline: str | datetime | None
-    #: How much of the image is replaced: 0 keeps it, 1 ignores it.
-    strength: float | None
+    #: The file format.
+    output_format: OutputFormat | None
     #: Another name of `num_inference_steps`.
     steps: int | None
+    #: Another name of `num_outputs`.
+    num_images_per_prompt: int | None
+    #: Another name of `num_outputs`.
+    num_videos_per_prompt: int | None
+    #: Another name of `num_outputs`.
+    num_waveforms_per_prompt: int | None
+    #: Another name of `num_outputs`.
+    n: int | None
+    #: How much of the input is replaced: 0 keeps it, 1 ignores it.
+    strength: float | None
+    #: Render only the masked part with a margin of so many pixels, enlarged to the whole size.
+    padding_mask_crop: int | None
 
 
 class BatchDefaults(TypedDict, total=False):
@@ -112,26 +125,31 @@ class BatchDefaults(TypedDict, total=False):
     webhook: str | None
     #: Whether `webhook` is also notified when each job is finished.
     webhook_jobs: bool | None
-    #: A model id from `GET /v1/models`; the first model that does the task if absent.
-    model: str | None
-    #: What the image shows.
+    #: What the output shows.
     prompt: str | None
-    #: What the image does not show.
+    #: What the output does not show. null: none, whatever the model's defaults say.
     negative_prompt: str | None
     #: Denoising steps.
     num_inference_steps: int | None
-    #: How closely the image follows the prompt.
+    #: How closely the output follows the prompt.
     guidance_scale: float | None
-    #: The sampling method.
-    scheduler: Scheduler | None
-    #: Image i of a job is rendered from seed + i; drawn at random if absent.
-    seed: int | None
-    #: How many images.
-    num_images_per_prompt: int | None
     #: Pixels.
     width: int | None
     #: Pixels.
     height: int | None
+    #: A model id from `GET /v1/models`; the first model that does the task if absent.
+    model: str | None
+    #: The sampling method: a name such as `euler`, or a class. `GET /v1/models/{id}` lists those of a model;
+    #: its own if absent.
+    scheduler: str | None
+    #: Options of the scheduler, such as `use_karras_sigmas`. As JSON.
+    scheduler_options: str | None
+    #: What only the model's pipeline takes, such as `clip_skip`. `GET /v1/models/{id}` has the schema. As JSON.
+    parameters: str | None
+    #: Output i of a job is rendered from seed + i; drawn at random if absent.
+    seed: int | None
+    #: How many outputs.
+    num_outputs: int | None
     #: true: the same bytes for the same parameters, whatever else the device renders. false: faster where jobs
     #: share a device; a value may differ by 1/255.
     exact: bool | None
@@ -139,24 +157,27 @@ class BatchDefaults(TypedDict, total=False):
     loras: str | None
     #: Whether the job's events carry small images while it is rendered.
     preview: bool | None
-    #: The file format.
-    output_format: OutputFormat | None
     #: `bulk` if absent: after the jobs of all higher classes.
     priority: Priority | None
     #: The earliest time at which the job is dispatched to a worker.
     not_before: str | datetime | None
     #: A job that still waits at this time fails as `deadline_exceeded`. A running job is not stopped.
     deadline: str | datetime | None
+    #: The file format.
+    output_format: OutputFormat | None
     task: Task | None
-    #: An image: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data
-    #: URL. PNG, JPEG or WebP.
-    image: str | None
-    #: How much of the image is replaced: 0 keeps it, 1 ignores it.
+    #: How much of the input is replaced: 0 keeps it, 1 ignores it.
     strength: float | None
-    #: An image: the id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data
-    #: URL. PNG, JPEG or WebP.
+    #: The image to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
+    #: base64 data URL. PNG, WebP or JPEG.
+    image: str | None
+    #: Render only the masked part with a margin of so many pixels, enlarged to the whole size.
+    padding_mask_crop: int | None
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
+    #: or a base64 data URL. PNG, WebP or JPEG.
     mask_image: str | None
-    #: Brighter is nearer; estimated from the image by the model if absent.
+    #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
+    #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
     depth_map: str | None
 
 

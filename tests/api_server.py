@@ -26,6 +26,7 @@ from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
+from tests.job_specs import size_of
 from tests.queues import candidates
 from tests.waiting import wait_until
 
@@ -124,9 +125,10 @@ class Hand:
             lifecycle.progress(unit, job.id, job.epoch, step)
 
     def succeed(self, job: Job) -> None:
-        data = png(job.spec.width, job.spec.height)
+        width, height = size_of(job.spec)
+        data = png(width, height)
         outputs = []
-        for index in range(job.spec.num_images_per_prompt):
+        for index in range(job.spec.num_outputs):
             key = keys.output_key(job.tenant_id, job.id, job.epoch, index, "png")
             self.api.storage.put(key, data, "image/png")
             outputs.append(
@@ -136,7 +138,7 @@ class Hand:
                     sha256=hashlib.sha256(data).hexdigest(),
                     size=len(data),
                     media_type="image/png",
-                    metadata={"width": job.spec.width, "height": job.spec.height},
+                    metadata={"width": width, "height": height},
                     seed=job.spec.seed_of(index),
                 )
             )

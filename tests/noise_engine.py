@@ -20,11 +20,12 @@ if ahead := float(os.environ.get("FARM_CHAOS_CLOCK", "0")):
 
 from PIL import Image
 
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
 from farm.domain.numerics import Numerics
-from farm.domain.tasks import JobSpec
 from farm.domain.worker import Device
 from farm.errors import JobCanceled
+from tests.job_specs import size_of
 from workers import device as devices
 from workers import engine, failpoints
 from workers.device import DeviceChoice
@@ -95,10 +96,10 @@ class NoiseRenderer:
 
 
 def _images(spec: JobSpec) -> list[Image.Image]:
-    size = (spec.width, spec.height)
+    size = size_of(spec)
     return [
         Image.frombytes("RGB", size, random.Random(spec.seed_of(index)).randbytes(3 * size[0] * size[1]))
-        for index in range(spec.num_images_per_prompt)
+        for index in range(spec.num_outputs)
     ]
 
 

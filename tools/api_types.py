@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from farm.dashboard.app import create_app
-from farm.domain.tasks import INPUT_FIELDS
 from farm.settings import Settings
+from farm.tasks import INPUT_ROLES
 
 TARGET: Final = Path(__file__).parents[1] / "farm" / "api_types.py"
 
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 '''
 
 Schema = Mapping[str, Any]
@@ -49,7 +49,7 @@ class Class:
 
 
 _PAGE: Final = frozenset({"limit", "cursor"})
-_INPUTS: Final = frozenset[str]().union(*INPUT_FIELDS.values())
+_INPUTS: Final = frozenset[str]().union(*INPUT_ROLES.values())
 
 CLASSES: Final = (
     Class("JobParameters", "A job's parameters; what is left out is decided by the model's defaults.",
@@ -72,6 +72,8 @@ CLASSES: Final = (
 
 #: Names for types that the document has none for, by the field that has them first.
 ALIASES: Final = {
+    ("JobParameters", "output_format"): "OutputFormat",
+    ("BatchDefaults", "task"): "Task",
     ("EndpointChanges", "events"): "EventType",
     ("DeliveryFilters", "type"): "DeliveryType",
 }
@@ -96,7 +98,8 @@ class Writer:
         if not found:
             body = operation["requestBody"]["content"]["application/json"]["schema"]
             for alternative in body.get("oneOf", [body]):
-                found = {**self._resolved(alternative)["properties"], **found}
+                for name, schema in self._resolved(alternative)["properties"].items():
+                    found[name] = _widened(found[name], schema) if name in found else schema
         return {name: schema for name, schema in found.items() if name not in one.without}
 
     def annotation(self, schema: Schema) -> str:
@@ -115,7 +118,7 @@ class Writer:
                 return f"Sequence[{self.annotation(schema['items'])}]"
             case "object":
                 (values,) = (schema.get("patternProperties") or {"": schema["additionalProperties"]}).values()
-                return f"Mapping[str, {self.annotation(values)}]"
+                return f"Mapping[str, {'Any' if values is True or not values else self.annotation(values)}]"
             case kind:
                 return {"integer": "int", "number": "float", "boolean": "bool", "null": "None"}[str(kind)]
 
@@ -155,6 +158,13 @@ class Writer:
             else:
                 self.named[name] = f"{name}: TypeAlias = {self.annotation(schema)}"
         return name
+
+
+def _widened(first: Schema, other: Schema) -> Schema:
+    """The schema that allows what either allows: tasks of other media have other choices."""
+    if "enum" not in first:
+        return first
+    return {**first, "enum": list(dict.fromkeys((*first["enum"], *other["enum"])))}
 
 
 def _comment(text: str | None) -> Iterator[str]:

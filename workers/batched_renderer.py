@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from farm.domain.cost import steps_run
+from farm.domain.job_spec import JobSpec
 from farm.domain.states import Priority
-from farm.domain.tasks import JobSpec, Task
 from farm.errors import JobCanceled, OutOfMemory
 from workers import device_errors, pipelines, previews
 from workers.batch_profiles import BatchProfiles
@@ -88,7 +88,7 @@ class BatchedRenderer:
         """Start a job. Raises `RenderError`, or what activating its LoRAs raises."""
         loaded = self._models.load(request.model)
         self._hook(loaded, request.spec.task)
-        count = request.spec.num_images_per_prompt
+        count = request.spec.num_outputs
         state = self._state(loaded, request.spec)
         if state is not None:
             state.apply()  # an invalid LoRA ends this job before it starts
@@ -117,7 +117,7 @@ class BatchedRenderer:
     def _start_images(self, job: ActiveJob) -> None:
         """Start as many of the job's images as may run at the same time."""
         request, spec = job.request, job.request.spec
-        while job.error is None and job.started < spec.num_images_per_prompt and len(job.runs) < job.max_runs:
+        while job.error is None and job.started < spec.num_outputs and len(job.runs) < job.max_runs:
             index = job.started
             job.started += 1
 
@@ -154,7 +154,7 @@ class BatchedRenderer:
         if index != first_unfinished or not due or request.on_preview is None:
             return
         colour_map = job.loaded.preview_map(spec.task)
-        image = None if colour_map is None else previews.make(latents, colour_map, spec.width, spec.height)
+        image = None if colour_map is None else previews.make(latents, colour_map, spec.width or 0, spec.height or 0)
         if image is not None:
             request.on_preview(Preview(index, step, image))
             job.previewed_at = time.monotonic()
@@ -191,7 +191,7 @@ class BatchedRenderer:
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
-    def _hook(self, loaded: LoadedModel, task: Task) -> None:
+    def _hook(self, loaded: LoadedModel, task: str) -> None:
         hooked = self._hooked.setdefault(loaded.model.id, {})
         for name, module in modules_to_hook(loaded.pipeline(task)):
             if id(module) not in hooked:

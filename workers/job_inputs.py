@@ -7,7 +7,7 @@ from typing import Final
 
 from PIL import Image
 
-from farm.domain.tasks import InputFile
+from farm.domain.job_spec import InputFile
 from farm.errors import InputRefused, InputUnavailable, NotFound
 from farm.objects import images
 from farm.objects.storage import Storage
@@ -28,7 +28,7 @@ def fetch_inputs(lease: Lease, storage: Storage, settings: Settings) -> dict[str
         JobCanceled: The job was stopped.
     """
     lease.enter(Stage.FETCHING)
-    return {name: _fetch(lease, storage, settings, name, image) for name, image in lease.job.spec.inputs.items()}
+    return {role: _fetch(lease, storage, settings, role, files[0]) for role, files in lease.job.spec.inputs.items()}
 
 
 def _fetch(lease: Lease, storage: Storage, settings: Settings, name: str, image: InputFile) -> Image.Image:

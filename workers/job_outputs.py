@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import structlog
 
 from farm.domain.job import Output
+from farm.domain.job_spec import JobSpec
 from farm.domain.media import MediaMetadata
-from farm.domain.tasks import JobSpec
 from farm.errors import StorageUnavailable
 from farm.objects import keys
 from farm.objects.storage import Storage
@@ -83,7 +83,7 @@ class OutputUploader:
         key = keys.output_key(job.tenant_id, job.id, lease.epoch, encoded.index, keys.extension(encoded.media_type))
         written = self.storage.put(key, body, encoded.media_type)
         assert written.sha256 is not None  # put() computes it
-        if encoded.index + 1 < spec.num_images_per_prompt:
+        if encoded.index + 1 < spec.num_outputs:
             failpoints.at("mid_upload", spec.prompt)
         lease.record_progress()
         return Output(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,30 +27,21 @@ import transformers
 from PIL import Image
 
 from farm.domain.cost import steps_run
+from farm.domain.job_spec import JobSpec, Lora
 from farm.domain.model import LoraFile, Model
-from farm.domain.tasks import JobSpec, Lora, Scheduler, Task
+from farm.domain.schedulers import class_of, listed
 from farm.domain.worker import Device
 from farm.errors import JobCanceled, ModelUnavailable, NanOutput, UnsuitableInput
+from farm.pipelines.catalogue import catalogue
 from workers import device_errors, previews
 from workers.device import torch_device
 
 BUILTIN: Final = "builtin:"
 
-SCHEDULERS: Final[dict[Scheduler, Any]] = {
-    Scheduler.DDIM: diffusers.DDIMScheduler,
-    Scheduler.DDPM: diffusers.DDPMScheduler,
-    Scheduler.PNDM: diffusers.PNDMScheduler,
-    Scheduler.EULER: diffusers.EulerDiscreteScheduler,
-    Scheduler.EULER_ANCESTRAL: diffusers.EulerAncestralDiscreteScheduler,
-    Scheduler.HEUN: diffusers.HeunDiscreteScheduler,
-    Scheduler.DPM_SOLVER: diffusers.DPMSolverMultistepScheduler,
-    Scheduler.UNIPC: diffusers.UniPCMultistepScheduler,
-}
-
-_FOR_TASK: Final[dict[Task, Any]] = {
-    Task.TEXT_TO_IMAGE: diffusers.AutoPipelineForText2Image,
-    Task.IMAGE_TO_IMAGE: diffusers.AutoPipelineForImage2Image,
-    Task.INPAINTING: diffusers.AutoPipelineForInpainting,
+_FOR_TASK: Final[dict[str, Any]] = {
+    "text-to-image": diffusers.AutoPipelineForText2Image,
+    "image-to-image": diffusers.AutoPipelineForImage2Image,
+    "inpainting": diffusers.AutoPipelineForInpainting,
 }
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -78,15 +70,15 @@ class LoadedModel:
     revision: str | None  #: the commit of a Hub model
     fingerprint: str  #: of the weights: see :func:`fingerprint`
     bytes: int  #: of all weights and buffers, each counted once
-    _pipelines: dict[Task, Any] = field(default_factory=dict)
+    _pipelines: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False  #: whether a part of it is, see `compile`
     _active_loras: tuple[int, tuple[Lora, ...]] | None = None  # the denoiser's id, and its active LoRAs
     _adapters: dict[tuple[int, str], str] = field(default_factory=dict)  # by denoiser and LoRA: the loaded adapter
     _lora_fingerprints: dict[str, str] = field(default_factory=dict)  # by name
     _preview_map: torch.Tensor | None = None
-    _schedulers: dict[tuple[int, Scheduler], Any] = field(default_factory=dict)  # by the id of the pipeline's own
+    _schedulers: dict[tuple[int, str | None, str], Any] = field(default_factory=dict)  # by the pipeline's own, too
 
-    def pipeline(self, task: Task) -> Any:
+    def pipeline(self, task: str) -> Any:
         """The model's pipeline for a task, with the components in memory.
 
         Raises `ModelUnavailable` if the model does not support the task.
@@ -95,16 +87,17 @@ class LoadedModel:
             self._pipelines[task] = _derive(self.model, next(iter(self._pipelines.values())), task)
         return self._pipelines[task]
 
-    def scheduler(self, task: Task, name: Scheduler) -> Any:
-        """A new scheduler of that name for the task's pipeline. Raises `ModelUnavailable`, see `make_scheduler`."""
-        base = self.pipeline(task).scheduler
-        unused = self._schedulers.get((id(base), name))
+    def scheduler(self, task: str, name: str | None, options: Mapping[str, Any] | None = None) -> Any:
+        """A new scheduler for the task's pipeline. Raises `ModelUnavailable`, see `make_scheduler`."""
+        pipeline = self.pipeline(task)
+        key = id(pipeline.scheduler), name, json.dumps(options or {}, sort_keys=True)
+        unused = self._schedulers.get(key)
         if unused is None:
-            unused = self._schedulers[id(base), name] = make_scheduler(name, base)
+            unused = self._schedulers[key] = make_scheduler(pipeline, name, options or {})
         # a copy: making one takes milliseconds, in which no other thread of the process runs
         return copy.deepcopy(unused)
 
-    def activate_loras(self, task: Task, loras: tuple[Lora, ...]) -> None:
+    def activate_loras(self, task: str, loras: tuple[Lora, ...]) -> None:
         """Activate LoRAs for a task, and no others; loads each at its first use. Cheap if they are active already.
 
         Raises `ModelUnavailable` for one that is missing, is not a safetensors file, or does not fit the model.
@@ -170,7 +163,7 @@ class LoadedModel:
                 module.compile_repeated_blocks(dynamic=True)  # type: ignore[operator]
                 self.compiled = True
 
-    def preview_map(self, task: Task) -> torch.Tensor | None:
+    def preview_map(self, task: str) -> torch.Tensor | None:
         """The map from latents to colours, fitted at its first use; None for a model without an `AutoencoderKL`."""
         vae = getattr(self.pipeline(task), "vae", None)
         if self._preview_map is None and isinstance(vae, diffusers.AutoencoderKL):
@@ -236,14 +229,14 @@ def _use_channels_last(pipeline: Any) -> None:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
-def _load_builtin(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any]]:
+def _load_builtin(model: Model, dtype: torch.dtype) -> tuple[Path, dict[str, Any]]:
     name = model.source.removeprefix(BUILTIN)
     if name != "starter":
         raise ModelUnavailable(f"model {model.id} has the source {model.source}; only {BUILTIN}starter is built in")
     from workers import starter  # noqa: PLC0415 - only if it is used
     from workers.starter.load import load as load_starter  # noqa: PLC0415
 
-    return Path(starter.WEIGHTS), {Task(task): pipeline for task, pipeline in load_starter(dtype).items()}
+    return Path(starter.WEIGHTS), dict(load_starter(dtype))
 
 
 def fetch(model: Model) -> int:
@@ -279,7 +272,7 @@ def _folder_of(model: Model) -> Path:
     return folder
 
 
-def _load_folder(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any]]:
+def _load_folder(model: Model, dtype: torch.dtype) -> tuple[Path, dict[str, Any]]:
     folder = _folder_of(model)
     if not any(folder.rglob("*.safetensors")):
         raise ModelUnavailable(
@@ -294,15 +287,15 @@ def _load_folder(model: Model, dtype: torch.dtype) -> tuple[Path, dict[Task, Any
         safety_checker=None,
         requires_safety_checker=False,
     )
-    loaded: dict[Task, Any] = {}
+    loaded: dict[str, Any] = {}
     for task in model.tasks:
         loaded[task] = _derive(model, base, task)
     return folder, loaded
 
 
-def _derive(model: Model, base: Any, task: Task) -> Any:
+def _derive(model: Model, base: Any, task: str) -> Any:
     """The pipeline for another task with the same components."""
-    if task is Task.DEPTH_TO_IMAGE:
+    if task == "depth-to-image":
         if isinstance(base, diffusers.StableDiffusionDepth2ImgPipeline):
             return base
         raise ModelUnavailable(f"model {model.id} has no depth estimator, so it does not support {task}")
@@ -381,19 +374,30 @@ def _digest_of(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def make_scheduler(name: Scheduler, base: Any) -> Any:
-    """A new scheduler of that name with the model's noise schedule; ``base`` is the model's own.
+def make_scheduler(pipeline: Any, name: str | None, options: Mapping[str, Any]) -> Any:
+    """A new scheduler with the model's noise schedule.
 
-    Raises `ModelUnavailable` for a model with another kind of noise schedule (flow matching).
+    Args:
+        pipeline: that it is for; its own scheduler has the schedule.
+        name: a public name or a class; None: the class of the pipeline's own.
+        options: of its config.
+
+    Raises:
+        ModelUnavailable: it does not run in the pipeline.
     """
-    kind = SCHEDULERS[name]
-    if type(base) is kind or kind in base.compatibles:
-        return kind.from_config(base.config)
-    if name is Scheduler.EULER:  # the scheduler of flow matching integrates by Euler steps
-        return type(base).from_config(base.config)
-    raise ModelUnavailable(
-        f"the model's scheduler is a {type(base).__name__}, which {name} cannot replace; use {Scheduler.EULER}"
-    )
+    base = pipeline.scheduler
+    own = type(base).__name__
+    if name is None:
+        return type(base).from_config(base.config, **options)
+    choices = catalogue().schedulers_for(type(pipeline).__name__, own, dict(base.config))
+    choice = next((one for one in choices if one.spec.name == class_of(name)), None)
+    if choice is None:
+        raise ModelUnavailable(
+            f"the model's scheduler is a {own}, which {name} cannot replace; use one of {listed(choices)}"
+        )
+    if choice.spec.name == own:
+        return type(base).from_config(base.config, **options)
+    return getattr(diffusers, choice.spec.name).from_config(base.config, **choice.config, **options)
 
 
 def render(
@@ -426,7 +430,7 @@ def render(
     """
     # A copy shares only the components, so a run leaves no state in the pipeline.
     pipeline = copy.copy(loaded.pipeline(spec.task))
-    pipeline.scheduler = loaded.scheduler(spec.task, spec.scheduler)
+    pipeline.scheduler = loaded.scheduler(spec.task, spec.scheduler, spec.scheduler_options)
     steps = steps_run(spec)
 
     def after_step(pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -444,10 +448,6 @@ def render(
         raise JobCanceled("the job was stopped")
     given = _arguments(spec, inputs)
     called = pipeline(
-        prompt=spec.prompt,
-        negative_prompt=spec.negative_prompt,
-        num_inference_steps=spec.num_inference_steps,
-        guidance_scale=spec.guidance_scale,
         num_images_per_prompt=1,
         # on the CPU whatever the device: the same seed gives the same noise everywhere
         generator=torch.Generator("cpu").manual_seed(spec.seed_of(index)),
@@ -459,26 +459,31 @@ def render(
     if not np.isfinite(pixels).all():  # Pillow would make a black image of it
         raise NanOutput("the image contains NaN")
     image: Image.Image = diffusers.image_processor.VaeImageProcessor.numpy_to_pil(pixels)[0]
-    if spec.task is Task.INPAINTING:
+    if spec.task == "inpainting":
         image = _restore_outside_mask(image, given["image"], given["mask_image"])
     return image.convert("RGB")
 
 
 def _arguments(spec: JobSpec, inputs: Mapping[str, Image.Image]) -> dict[str, Any]:
-    """The arguments of the task's pipeline besides the common ones. Resizes the inputs to the job's size."""
+    """The arguments of the task's pipeline that the job decides. Resizes the inputs to the job's size."""
+    found = dict(spec.common | spec.parameters)
+    if spec.task in ("image-to-image", "depth-to-image"):  # their pipelines take the size of the image
+        del found["width"], found["height"]
+    if spec.task == "text-to-image":
+        return found
+    assert spec.width is not None
+    assert spec.height is not None
     size = (spec.width, spec.height)
-    if spec.task is Task.TEXT_TO_IMAGE:
-        return {"width": spec.width, "height": spec.height}
     image = inputs["image"]
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    found: dict[str, Any] = {"image": image, "strength": spec.strength}
-    if spec.task is Task.INPAINTING:
+    found["image"] = image
+    if spec.task == "inpainting":
         mask = inputs["mask_image"]
         if mask.size != size:
             mask = mask.resize(size, Image.Resampling.NEAREST)  # a mask's edge stays an edge
-        found |= {"mask_image": mask, "width": spec.width, "height": spec.height}
-    if spec.task is Task.DEPTH_TO_IMAGE and "depth_map" in inputs:
+        found["mask_image"] = mask
+    if spec.task == "depth-to-image" and "depth_map" in inputs:
         found["depth_map"] = _depth(inputs["depth_map"])
     return found
 
@@ -506,7 +511,7 @@ def _depth(image: Image.Image) -> torch.Tensor:
     return values.reshape(1, height, width) / 255.0
 
 
-def set_vae_tiling(loaded: LoadedModel, task: Task, *, on: bool) -> None:
+def set_vae_tiling(loaded: LoadedModel, task: str, *, on: bool) -> None:
     """Let the VAE work in slices and tiles, which needs far less memory and changes pixels a little."""
     vae = getattr(loaded.pipeline(task), "vae", None)
     for name in ("slicing", "tiling"):
@@ -516,7 +521,7 @@ def set_vae_tiling(loaded: LoadedModel, task: Task, *, on: bool) -> None:
 
 
 @contextmanager
-def cpu_offload(loaded: LoadedModel, task: Task, device: str) -> Iterator[None]:
+def cpu_offload(loaded: LoadedModel, task: str, device: str) -> Iterator[None]:
     """Keep each component of a task's pipeline in main memory except while it computes.
 
     Slow, because weights are moved for every image; the pixels stay the same. No other run may use the model meanwhile.

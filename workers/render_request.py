@@ -12,9 +12,9 @@ from typing import Final
 from PIL import Image
 
 from farm.domain.cost import steps_run
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
 from farm.domain.states import Priority
-from farm.domain.tasks import JobSpec
 
 #: Of a preview: with base64 and the job's id it fits into the 8,000 bytes of a PostgreSQL notification.
 MAX_PREVIEW_BYTES: Final = 5_600
@@ -64,4 +64,4 @@ class RenderRequest:
     @property
     def total_steps(self) -> int:
         """Denoising steps of the whole job, over all its outputs."""
-        return steps_run(self.spec) * self.spec.num_images_per_prompt
+        return steps_run(self.spec) * self.spec.num_outputs

@@ -65,7 +65,7 @@ class SingleRenderer:
     def _images(self, loaded: LoadedModel, request: RenderRequest) -> list[Image.Image]:
         steps_each = steps_run(request.spec)
         images = []
-        for index in range(request.spec.num_images_per_prompt):
+        for index in range(request.spec.num_outputs):
 
             def on_step(step: int, done_before: int = index * steps_each) -> None:
                 self._on_progress()

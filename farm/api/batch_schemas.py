@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,7 +24,7 @@ from farm.api.schemas import Schema
 from farm.domain.batch import Batch, BatchContents, BatchState, Estimate, OnError, SeedPlan
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, from_text
 from farm.domain.states import Priority
-from farm.domain.tasks import Metadata, NoNul, Storable, Task
+from farm.fields import Metadata, NoNul, Storable
 from farm.services import validation
 
 MAX_JOBS: Final = 1_000  #: in one JSON list; more go as JSON lines or CSV
@@ -69,9 +69,17 @@ NOT_IN_QUERY: Final = {
 _DESCRIPTIONS: Final = {"priority": "`bulk` if absent: after the jobs of all higher classes."}
 
 
+_TEXT_KINDS: Final = (ParameterKind.LORAS, ParameterKind.OBJECT)
+#: How a query has them.
+_FORMS: Final = {
+    ParameterKind.LORAS: "As `NAME` or `NAME:SCALE`, separated by commas.",
+    ParameterKind.OBJECT: "As JSON.",
+}
+
+
 def _is_text(name: str) -> bool:
     """Whether a query has the parameter as text, because its value is not a single number, text or choice."""
-    return name in PARAMETERS and PARAMETERS[name].kind is ParameterKind.LORAS
+    return name in PARAMETERS and PARAMETERS[name].kind in _TEXT_KINDS
 
 
 def _text_of(parameter: Parameter) -> Any:
@@ -93,13 +101,11 @@ def _text_of(parameter: Parameter) -> Any:
 
 def _query_field(parameter: Parameter) -> Any:
     if _is_text(parameter.name):
-        return _text_of(parameter) | None, Field(
-            None, description=f"{parameter.description} As `NAME` or `NAME:SCALE`, separated by commas."
-        )
+        return _text_of(parameter) | None, Field(None, description=f"{parameter.description} {_FORMS[parameter.kind]}")
     if parameter.kind is ParameterKind.INPUT:
-        plain: Any = Reference
-    elif parameter.name == "task":
-        plain = Task
+        plain: Any = Reference | list[Reference] if parameter.many else Reference
+    elif parameter.kind is ParameterKind.CHOICE:  # of all tasks
+        plain = Literal[parameter.choices]
     else:
         plain = parameter.field.rebuild_annotation()
     read = BeforeValidator(partial(_read, parameter.name), json_schema_input_type=plain)

@@ -15,7 +15,7 @@ from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
 from farm.domain.job import JobFilter, Selection
-from farm.domain.tasks import NoNul, Storable
+from farm.fields import NoNul, Storable
 from farm.services import bulk_actions as services
 
 router: Final = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=AuthenticatedRoute)

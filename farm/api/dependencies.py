@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 
 from farm.api.notifications import ChangeNotifier
 from farm.api.rate_limit import RateLimiter
-from farm.domain.tasks import AnyJobRequest
+from farm.domain.requests import AnyJobRequest
 from farm.services import inputs
 from farm.services.context import ServiceContext
 

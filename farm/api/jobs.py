@@ -22,7 +22,7 @@ from farm.api.schemas import JobPage, JobSchema
 from farm.api.waiting import parse_prefer_wait, wait
 from farm.domain import ids
 from farm.domain.job import JobFilter
-from farm.domain.tasks import AnyJobRequest
+from farm.domain.requests import AnyJobRequest
 from farm.services import jobs as services
 
 

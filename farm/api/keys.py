@@ -13,7 +13,7 @@ from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import KeyList, KeySchema, NewKeySchema
 from farm.domain import ids
-from farm.domain.tasks import NoNul, Storable
+from farm.fields import NoNul, Storable
 from farm.store.tenants import Scope
 
 router: Final = APIRouter(prefix="/v1/keys", tags=["keys"], route_class=AuthenticatedRoute)

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.domain.job import Job, Output
 from farm.domain.media import MediaMetadata
-from farm.domain.model import Model, ModelDefaults, ModelLimits
+from farm.domain.model import Model, ModelLimits
+from farm.domain.model_schema import task_schema
 from farm.domain.numerics import Numerics
 from farm.domain.states import JobState, Priority
-from farm.domain.tasks import Task
 from farm.domain.worker import Worker, WorkerState
 from farm.objects import keys
 from farm.objects.storage import Storage
@@ -20,6 +20,7 @@ from farm.settings import Settings
 from farm.store.files import StoredFile
 from farm.store.numerics import KnownNumerics
 from farm.store.tenants import Key, Scope
+from farm.tasks import TaskName
 
 
 class Schema(BaseModel):
@@ -96,7 +97,7 @@ class JobSchema(Schema):
 
     id: str
     state: JobState
-    task: Task
+    task: TaskName
     model: str
     priority: Priority
     progress: ProgressSchema | None
@@ -105,7 +106,7 @@ class JobSchema(Schema):
     attempts: int
     max_attempts: int
     worker: str | None = Field(description="Who holds or held it last.")
-    parameters: dict[str, Any] = Field(description="Sent again, they give the same images.")
+    parameters: dict[str, Any] = Field(description="Sent again, they give the same outputs.")
     timings: TimingsSchema
     custom_id: str | None
     metadata: dict[str, str]
@@ -146,7 +147,7 @@ class JobSchema(Schema):
             attempts=job.attempts,
             max_attempts=job.max_attempts,
             worker=job.worker,
-            parameters=job.spec.parameters(),
+            parameters=job.spec.request(),
             timings=TimingsSchema.of(job),
             custom_id=job.custom_id,
             metadata=job.metadata,
@@ -222,8 +223,9 @@ class ModelSchema(Schema):
 
     id: str
     description: str
-    tasks: list[Task]
-    defaults: ModelDefaults
+    tasks: list[TaskName]
+    pipeline: str | None = Field(description="The class of diffusers; null where only the worker knows it.")
+    defaults: dict[str, Any] = Field(description="What a job gets that leaves these open.")
     limits: ModelLimits
     vocabulary: dict[str, list[str]] = Field(description="The words it knows, where it knows only some.")
     example_prompts: list[str]
@@ -240,6 +242,7 @@ class ModelSchema(Schema):
             id=model.id,
             description=model.description,
             tasks=list(model.tasks),
+            pipeline=model.pipeline,
             defaults=model.defaults,
             limits=model.limits,
             vocabulary={kind: list(words) for kind, words in model.vocabulary.items()},
@@ -248,6 +251,20 @@ class ModelSchema(Schema):
             loaded_on=loaded_on,
             runs_alone=runs_alone,
         )
+
+
+class ModelDetailsSchema(ModelSchema):
+    """A model, and what it takes."""
+
+    schemas: dict[str, dict[str, Any]] = Field(
+        description="By task, the JSON Schema of its requests: parameters, inputs, schedulers, limits and defaults."
+    )
+
+    @classmethod
+    def of_details(cls, model: Model, loaded_on: list[str], runs_alone: str | None = None) -> Self:
+        """The registry's entry with the schemas of its tasks."""
+        schemas = {task: task_schema(model, task) for task in model.tasks}
+        return cls(**dict(ModelSchema.of(model, loaded_on, runs_alone)), schemas=schemas)
 
 
 class ModelList(Schema):

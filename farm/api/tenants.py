@@ -14,7 +14,7 @@ from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
-from farm.domain.tasks import NoNul, Storable
+from farm.fields import NoNul, Storable
 from farm.store.tenants import Tenant
 
 router: Final = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=AuthenticatedRoute)

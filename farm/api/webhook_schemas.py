@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from farm.api.schemas import Schema
 from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, DisabledReason, Endpoint, Secret
 from farm.domain.states import EventType
-from farm.domain.tasks import Moment, NoNul, Storable
 from farm.egress.guard import MAX_URL
+from farm.fields import Moment, NoNul, Storable
 from farm.store.deliveries import Delivery, DeliveryAttempt
 from farm.webhooks import signature
 

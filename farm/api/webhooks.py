@@ -30,7 +30,7 @@ from farm.api.webhook_schemas import (
 )
 from farm.domain import ids
 from farm.domain.endpoint import DeliveryState
-from farm.domain.tasks import Moment, NoNul, Storable
+from farm.fields import Moment, NoNul, Storable
 from farm.services import webhooks as services
 from farm.store.deliveries import DeliveryFilter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import string
 import sys
@@ -16,11 +17,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from farm.api_types import OutputFormat, Priority, Scheduler, Task
+from farm.api_types import OutputFormat, Priority, Task
 from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
-from farm.cli.render import Deadline, Exact, Guidance, Loras, Negative, NotBefore, Preview, Steps, size_of
+from farm.cli.render import (
+    COUNT,
+    Deadline,
+    Exact,
+    Guidance,
+    Loras,
+    Negative,
+    NotBefore,
+    Params,
+    Preview,
+    SchedulerOptions,
+    Steps,
+    size_of,
+    values_of,
+)
 from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
@@ -60,10 +75,12 @@ def submit(
     exact: Exact = None,
     preview: Preview = None,
     strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
-    scheduler: Annotated[Scheduler | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …, or a class of diffusers.")] = None,
+    scheduler_option: SchedulerOptions = None,
+    param: Params = None,
     seed: Annotated[int | None, typer.Option(help="Default: random for each job.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", "--num-images-per-prompt", help="Images per job.")] = None,
+    n: Annotated[int | None, typer.Option(*COUNT, help="Outputs per job.")] = None,
     output_format: Annotated[OutputFormat | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
     priority: Annotated[Priority | None, typer.Option(help="Default: bulk.")] = None,
     not_before: NotBefore = None,
@@ -91,10 +108,12 @@ def submit(
         "preview": preview,
         "strength": strength,
         "scheduler": scheduler,
+        "scheduler_options": _as_json(values_of("scheduler-option", scheduler_option)),
+        "parameters": _as_json(values_of("param", param)),
         "seed": seed,
         "width": width,
         "height": height,
-        "num_images_per_prompt": n,
+        "num_outputs": n,
         "output_format": output_format,
         "priority": priority,
         "not_before": not_before,
@@ -125,6 +144,10 @@ def submit(
             print_json(batch.raw)
         if watch:
             _exit(batch)
+
+
+def _as_json(values: dict[str, Any] | None) -> str | None:
+    return None if values is None else json.dumps(values)
 
 
 def watch(

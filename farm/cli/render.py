@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from farm.api_types import Lora, OutputFormat, Priority, Scheduler, Task
+from farm.api_types import Lora, OutputFormat, Priority, Task
 from farm.cli import output_files
 from farm.cli.comparison import Comparison, compare
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
@@ -56,6 +57,34 @@ Exact = Annotated[
 Preview = Annotated[
     bool | None, typer.Option("--preview/--no-preview", help="Send previews with the events of the job's progress.")
 ]
+Params = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param",
+        "-p",
+        "--parameters",
+        metavar="NAME=VALUE",
+        help="What only the model's pipeline takes; may be repeated. `farm models MODEL` lists it.",
+    ),
+]
+SchedulerOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheduler-option",
+        "--scheduler-options",
+        metavar="NAME=VALUE",
+        help="Option of the scheduler; may be repeated.",
+    ),
+]
+#: The options that say how many outputs a job has.
+COUNT: Final = (
+    "--n",
+    "-n",
+    "--num-outputs",
+    "--num-images-per-prompt",
+    "--num-videos-per-prompt",
+    "--num-waveforms-per-prompt",
+)
 ImagePath = str | None
 
 
@@ -82,9 +111,14 @@ def render(
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same image. Default: random.")] = None,
-    scheduler: Annotated[Scheduler | None, typer.Option(help="ddim, euler, dpm-solver, …")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …, or a class of diffusers.")] = None,
+    scheduler_option: SchedulerOptions = None,
+    param: Params = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", "--num-images-per-prompt", help="How many images.")] = None,
+    padding_mask_crop: Annotated[
+        int | None, typer.Option(help="Render only the masked part, with so many pixels around it.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(*COUNT, help="How many outputs.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of `farm models`.")] = None,
     negative: Negative = None,
     lora: Loras = None,
@@ -125,9 +159,12 @@ def render(
             guidance_scale=guidance,
             seed=seed,
             scheduler=scheduler,
+            scheduler_options=values_of("scheduler-option", scheduler_option),
+            parameters=values_of("param", param),
+            padding_mask_crop=padding_mask_crop,
             width=width,
             height=height,
-            num_images_per_prompt=n,
+            num_outputs=n,
             model=model,
             negative_prompt=negative,
             loras=loras_of(lora),
@@ -255,6 +292,22 @@ def metadata_of(given: list[str] | None) -> dict[str, str] | None:
         if not separator:
             raise BadInput.of("metadata", text, f"{text!r} has no value: write it as KEY=VALUE")
         found[key] = value
+    return found
+
+
+def values_of(option: str, given: list[str] | None) -> dict[str, Any] | None:
+    """The values of ``--param NAME=VALUE``: JSON, or a text. Raises `BadInput` for one without ``=``."""
+    if not given:
+        return None
+    found: dict[str, Any] = {}
+    for text in given:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise BadInput.of(option, text, f"{text!r} has no value: write it as NAME=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
     return found
 
 

@@ -178,10 +178,9 @@ def models(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, dat
         limits, defaults = model.limits, model.defaults
         rows = {
             "tasks": ", ".join(model.tasks),
-            "size": f"{defaults.get('width')}x{defaults.get('height')}; "
-            f"sides of {limits.get('min_side')} to {limits.get('max_side')} pixels",
-            "steps": f"{defaults.get('num_inference_steps')} with {defaults.get('scheduler')}, "
-            f"guidance {defaults.get('guidance_scale')}",
+            "pipeline": str(model.raw.get("pipeline") or ""),
+            "sides": f"{limits.get('min_side')} to {limits.get('max_side')} pixels",
+            "defaults": ", ".join(f"{name} {value}" for name, value in defaults.items()),
             "loaded on": ", ".join(model.raw.get("loaded_on") or ()),
             **{kind: ", ".join(words) for kind, words in model.vocabulary.items()},
             "try": "\n".join(f'farm render "{prompt}"' for prompt in model.example_prompts),

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, from_text, to_text
-from farm.domain.tasks import JobSpec
 
 #: What people call a parameter, where it is not its name.
 LABELS: Final = {
     "num_inference_steps": "Steps",
     "guidance_scale": "Guidance",
-    "num_images_per_prompt": "Images",
+    "num_outputs": "Outputs",
     "output_format": "Format",
     "mask_image": "Mask",
     "loras": "LoRAs",
@@ -23,6 +22,7 @@ LABELS: Final = {
 EXAMPLES: Final = {
     ParameterKind.LORAS: "name:0.8, other",
     ParameterKind.METADATA: '{"sku": "A-1"}',
+    ParameterKind.OBJECT: '{"name": 1}',
     ParameterKind.TIME: "2026-01-31T22:00:00Z",
 }
 #: The parameters that decide what is rendered and are shown first; the others are behind “More”.
@@ -33,19 +33,22 @@ MAIN: Final = (
     "width",
     "height",
     "seed",
-    "num_images_per_prompt",
+    "num_outputs",
     "output_format",
     "priority",
 )
 #: The parameters that forms lay out in their own way.
 PROMPTS: Final = ("prompt", "negative_prompt")
 IMAGES: Final = tuple(name for name, one in PARAMETERS.items() if one.kind is ParameterKind.INPUT)
-#: What a variant of a job may change: what its spec holds, but for the task and the model, and its priority.
-VARIANT: Final = tuple(
-    name
-    for name in PARAMETERS
-    if name == "priority" or (name in JobSpec.model_fields and name not in ("task", "model", "preview"))
+#: What a variant of a job keeps, or is none of its parameters.
+_KEPT: Final = frozenset(
+    {"task", "model", "preview", "custom_id", "metadata", "webhook", "not_before", "deadline", *IMAGES}
 )
+
+
+def variant(task: str) -> tuple[str, ...]:
+    """What a variant of a job of this task may change."""
+    return tuple(name for name, one in PARAMETERS.items() if task in one.tasks and name not in _KEPT)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from farm.domain.job import NewJob
-from farm.domain.parameters import stored_name
+from farm.domain.parameters import PARAMETERS, stored_name
 from farm.domain.resolve import random_seed
 from farm.domain.states import Priority
-from farm.domain.tasks import MAX_SEED
 from farm.errors import BadInput, FieldProblem
+from farm.fields import MAX_SEED
 
 MAX_SWEEP: Final = 100_000  #: jobs that one sweep may write out
 MILESTONES: Final = (10, 25, 50, 75, 90)  #: percent of a batch's jobs that have finished; one event for each
@@ -50,8 +50,7 @@ class NewBatch:
 class EntryOverrides(NamedTuple):
     """What one of many alike entries has of its own."""
 
-    prompt: str
-    negative_prompt: str
+    common: Mapping[str, str | None]  #: parameters that the pipeline gets
     seed: int
     custom_id: str | None
     metadata: Mapping[str, str]
@@ -232,7 +231,7 @@ def sweep(
             if seeds is SeedPlan.CONSECUTIVE and (seed is None or isinstance(seed, int)) and not isinstance(seed, bool):
                 # without a seed of its own, each combination gets the same ones, so that combinations can be compared
                 first = base if seed is None else seed
-                step = _images(one)
+                step = _outputs(one)
                 one["seed"] = (first + repeat * step) % (MAX_SEED + 1) if first >= 0 else first
             elif seeds is SeedPlan.RANDOM and repeat > 0:
                 one["seed"] = None
@@ -243,7 +242,8 @@ def sweep(
             yield one
 
 
-def _images(request: Mapping[str, object]) -> int:
-    """Images of one job, each of which takes a seed; 1 where the count is going to be refused."""
-    count = request.get("num_images_per_prompt")
+def _outputs(request: Mapping[str, object]) -> int:
+    """Outputs of one job, each of which takes a seed; 1 where the count is going to be refused."""
+    names = PARAMETERS["num_outputs"].names
+    count = next((request[name] for name in names if name in request), None)
     return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else 1

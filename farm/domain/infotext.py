@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from farm.domain.tasks import JobSpec, Scheduler
-
-#: What the A1111 world calls them.
-SAMPLER_NAMES: Final = {
-    Scheduler.DDIM: "DDIM",
-    Scheduler.DDPM: "DDPM",
-    Scheduler.PNDM: "PLMS",
-    Scheduler.EULER: "Euler",
-    Scheduler.EULER_ANCESTRAL: "Euler a",
-    Scheduler.HEUN: "Heun",
-    Scheduler.DPM_SOLVER: "DPM++ 2M",
-    Scheduler.UNIPC: "UniPC",
-}
+from farm.domain.job_spec import JobSpec
+from farm.domain.schedulers import sampler_name
 
 
 def parameters_text(spec: JobSpec, index: int) -> str:
-    """The infotext of output ``index``: prompt, negative prompt, and one line of settings."""
+    """The infotext of output ``index``: prompt, negative prompt, and one line of settings, of what the job says."""
     lines = [spec.prompt]
     if spec.negative_prompt:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
-    settings = [
-        f"Steps: {spec.num_inference_steps}",
-        f"Sampler: {SAMPLER_NAMES[spec.scheduler]}",
-        f"CFG scale: {spec.guidance_scale:g}",
-        f"Seed: {spec.seed_of(index)}",
-        f"Size: {spec.width}x{spec.height}",
-        f"Model: {spec.model}",
-    ]
+    settings = []
+    if spec.num_inference_steps is not None:
+        settings.append(f"Steps: {spec.num_inference_steps}")
+    if spec.scheduler is not None:
+        settings.append(f"Sampler: {sampler_name(spec.scheduler, spec.scheduler_options)}")
+    if spec.guidance_scale is not None:
+        settings.append(f"CFG scale: {spec.guidance_scale:g}")
+    settings.append(f"Seed: {spec.seed_of(index)}")
+    if spec.width is not None and spec.height is not None:
+        settings.append(f"Size: {spec.width}x{spec.height}")
+    settings.append(f"Model: {spec.model}")
     if spec.strength is not None:
         settings.append(f"Denoising strength: {spec.strength:g}")
     lines.append(", ".join(settings))

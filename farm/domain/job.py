@@ -9,9 +9,11 @@ from typing import Annotated, Any, Final, Self
 from pydantic import Field, StringConstraints
 
 from farm.domain import ids
+from farm.domain.job_spec import JobSpec
 from farm.domain.media import MediaMetadata, pixels
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.tasks import CustomId, FrozenValue, JobSpec, Moment, NoNul, Storable, Task
+from farm.fields import CustomId, FrozenValue, Moment, NoNul, Storable
+from farm.tasks import TaskName
 
 #: What a retry copies of the old job: it is the same request again. Times are not copied: they may have passed.
 RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "webhook_events", "max_attempts")
@@ -133,7 +135,7 @@ class JobFilter(FrozenValue):
     """Which jobs. A field that is absent does not filter."""
 
     state: tuple[JobState, ...] = Field((), max_length=len(JobState), description="Any of these states.")
-    task: Task | None = None
+    task: TaskName | None = None
     model: FilterText | None = None
     custom_id: CustomId | None = None
     batch_id: Annotated[str, StringConstraints(pattern=ids.pattern(ids.BATCH))] | None = None

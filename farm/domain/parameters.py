@@ -1,4 +1,4 @@
-"""The parameters of all tasks: their names, kinds and values from text. Derived from the request classes in `tasks`.
+"""The parameters of all tasks: their names, kinds and values from text. Derived from `farm.tasks`.
 
 Whatever lists parameters (CSV columns, query defaults, forms, adapters, the tests that compare them) reads them here.
 """
@@ -16,7 +16,9 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import AliasChoices, AwareDatetime
 from pydantic.fields import FieldInfo
 
-from farm.domain.tasks import INPUT_FIELDS, REQUESTS, Task
+from farm.domain.requests import REQUESTS
+from farm.fields import CellText
+from farm.tasks import INPUT_ROLES, TASKS
 
 
 class ParameterKind(StrEnum):
@@ -28,9 +30,10 @@ class ParameterKind(StrEnum):
     BOOLEAN = "boolean"
     CHOICE = "choice"  #: one of `Parameter.choices`
     TIME = "time"
-    INPUT = "input"  #: a reference to an input image
+    INPUT = "input"  #: a reference to an input file, or several
     LORAS = "loras"
     METADATA = "metadata"  #: texts by name
+    OBJECT = "object"  #: JSON values by name
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class Parameter:
 
     name: str  #: as it is stored
     kind: ParameterKind
-    tasks: frozenset[Task]  #: the tasks that have it
+    tasks: frozenset[str]  #: the tasks that have it
     required: bool  #: by each of these tasks
     choices: tuple[str, ...]  #: of a `ParameterKind.CHOICE`
     aliases: tuple[str, ...]  #: other names that requests may use
     description: str
     field: FieldInfo  #: the declaration, of the first task that has it
+    many: bool = False  #: of a `ParameterKind.INPUT`: whether some task takes several
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,10 +68,12 @@ def _unwrapped(annotation: Any) -> Any:
 
 def _kind(name: str, annotation: Any) -> tuple[ParameterKind, tuple[str, ...]]:
     plain = _unwrapped(annotation)
-    if any(name in fields for fields in INPUT_FIELDS.values()):
+    if any(name in roles for roles in INPUT_ROLES.values()):
         return ParameterKind.INPUT, ()
-    if get_origin(plain) is Literal:  # the discriminator of the union
-        return ParameterKind.CHOICE, tuple(task.value for task in Task)
+    if name == "task":
+        return ParameterKind.CHOICE, tuple(TASKS)
+    if get_origin(plain) is Literal:
+        return ParameterKind.CHOICE, get_args(plain)
     if isinstance(plain, type) and issubclass(plain, StrEnum):
         return ParameterKind.CHOICE, tuple(one.value for one in plain)
     kinds = {
@@ -77,7 +83,7 @@ def _kind(name: str, annotation: Any) -> tuple[ParameterKind, tuple[str, ...]]:
         bool: ParameterKind.BOOLEAN,
         AwareDatetime: ParameterKind.TIME,
         tuple: ParameterKind.LORAS,
-        dict: ParameterKind.METADATA,
+        dict: ParameterKind.METADATA if name == "metadata" else ParameterKind.OBJECT,
     }
     return kinds[get_origin(plain) or plain], ()
 
@@ -95,6 +101,8 @@ def _parameters() -> dict[str, Parameter]:
         }
         first = next(iter(fields.values()))
         kind, choices = _kind(name, first.annotation)
+        for field in fields.values():  # tasks of other media have other choices
+            choices = tuple(dict.fromkeys((*choices, *_kind(name, field.annotation)[1])))
         found[name] = Parameter(
             name=name,
             kind=kind,
@@ -104,6 +112,7 @@ def _parameters() -> dict[str, Parameter]:
             aliases=_aliases(name, first),
             description=first.description or "",
             field=first,
+            many=any(TASKS[task].inputs[name].max > 1 for task in fields) if kind is ParameterKind.INPUT else False,
         )
     return found
 
@@ -132,6 +141,9 @@ def merge(defaults: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, 
 
 # -- values from text --------------------------------------------------------------------------------------------------
 
+#: What a column or a field of one value of an object is called: ``parameters.clip_skip``.
+OBJECT_PREFIXES: Final = tuple(f"{one.name}." for one in PARAMETERS.values() if one.kind is ParameterKind.OBJECT)
+
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}(?:\.0+)?", re.ASCII)
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _BOOLEANS: Final = {"true": True, "false": False}
@@ -145,6 +157,8 @@ def from_text(name: str, text: str) -> object:
     Text that is not of the parameter's kind stays as it is, so that the check of the request names it.
     """
     parameter = _BY_NAME.get(name)
+    if parameter is None and name.startswith(OBJECT_PREFIXES):
+        return CellText(text)
     if parameter is None or parameter.name in _VERBATIM:
         return text
     stripped = text.strip()
@@ -157,8 +171,10 @@ def from_text(name: str, text: str) -> object:
             return _BOOLEANS.get(stripped.lower(), stripped)
         case ParameterKind.LORAS:
             return _json(stripped) if stripped.startswith("[") else [_lora(one) for one in stripped.split(",")]
-        case ParameterKind.METADATA:
+        case ParameterKind.METADATA | ParameterKind.OBJECT:
             return _json(stripped)
+        case ParameterKind.INPUT if parameter.many:
+            return _json(stripped) if stripped.startswith("[") else stripped.split()
     return stripped
 
 
@@ -169,6 +185,8 @@ def to_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
+        if all(isinstance(one, str) for one in value):
+            return " ".join(value)
         return ", ".join(f"{one['name']}:{one['scale']:g}" for one in value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from farm.errors import BadInput
 
 if TYPE_CHECKING:
-    from farm.domain.tasks import JobSpec
+    from farm.domain.job_spec import JobSpec
 
 VERSION: Final = 1
 
@@ -25,14 +25,14 @@ def recipe_json(spec: JobSpec, index: int, made_with: dict[str, object]) -> str:
         index: 0-based position among the job's outputs.
         made_with: model revision, dtype, device kind, library versions.
     """
-    parameters = single_output(spec, index).model_copy(update={"preview": False}).parameters()
+    parameters = single_output(spec, index).model_copy(update={"preview": False}).request()
     body = {"version": VERSION, "parameters": parameters, "made_with": made_with}
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def single_output(spec: JobSpec, index: int) -> JobSpec:
     """The spec that renders output ``index`` and nothing else."""
-    return spec.model_copy(update={"seed": spec.seed_of(index), "num_images_per_prompt": 1})
+    return spec.model_copy(update={"seed": spec.seed_of(index), "num_outputs": 1})
 
 
 def request_from_recipe(text: str) -> dict[str, Any]:

@@ -1,30 +1,33 @@
-"""From what a client asked to what will be rendered: every gap closed, every limit of the model checked."""
+"""From what a client asked to what will be rendered: every limit of the model checked, every parameter known to it."""
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any, Final
 
+from farm.domain.cost import default_of, own_parameter
+from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.media import EMPTY_MASK
 from farm.domain.model import Model, Registry
-from farm.domain.tasks import (
-    AnyJobRequest,
-    DepthToImageRequest,
-    ImageToImageRequest,
-    InpaintingRequest,
-    InputFile,
-    JobSpec,
-    Scheduler,
-    Task,
-)
+from farm.domain.requests import AnyJobRequest, JobRequest
+from farm.domain.schedulers import check_options, class_of, listed
 from farm.errors import BadInput, FieldProblem
+from farm.fields import CellText
+from farm.pipelines.catalogue import catalogue
+from farm.pipelines.checks import Unfit
+from farm.pipelines.spec import PipelineSpec
+from farm.tasks.spec import TaskSpec
 
 #: PNDM is a four-step method: with fewer, diffusers' scheduler runs off the end of its history.
-PNDM_STEPS = 4
-RANDOM_SEED_LIMIT = 2**32  #: random seeds are below this, so that tools that hold 32 bits can copy them
+PNDM_STEPS: Final = 4
+RANDOM_SEED_LIMIT: Final = 2**32  #: random seeds are below this, so that tools that hold 32 bits can copy them
 
-MAX_SCHEDULE_AHEAD = timedelta(days=366)  #: how far ahead a job's times may lie
+MAX_SCHEDULE_AHEAD: Final = timedelta(days=366)  #: how far ahead a job's times may lie
+
+Inputs = Mapping[str, tuple[InputFile, ...]]
 
 
 def random_seed() -> int:
@@ -54,7 +57,7 @@ def choose_model(request: AnyJobRequest, registry: Registry) -> Model:
     if request.model is None:
         model = registry.default_for(request.task)
         if model is None:
-            raise BadInput.of("task", request.task.value, "no model of this farm does this task")
+            raise BadInput.of("task", request.task, "no model of this farm does this task")
         return model
     model = registry.get(request.model)
     if model is None:
@@ -68,117 +71,306 @@ def choose_model(request: AnyJobRequest, registry: Registry) -> Model:
     return model
 
 
-def resolve(request: AnyJobRequest, model: Model, images: Mapping[str, InputFile]) -> JobSpec:
-    """The job's spec. ``images`` are the request's inputs by field name, stored and checked already.
+def resolve(request: AnyJobRequest, model: Model, inputs: Inputs) -> JobSpec:
+    """The job's spec.
 
-    Raises `BadInput` with every problem found.
+    Args:
+        request: a valid request of a task that the model does.
+        model: the entry of the registry.
+        inputs: the request's input files by role, stored and checked already.
+
+    Raises:
+        BadInput: with every problem found.
     """
-    problems: list[FieldProblem] = []
-    image, mask = images.get("image"), images.get("mask_image")
-    depth = images.get("depth_map")
-    for name, other in (("mask_image", mask), ("depth_map", depth)):
-        if image is not None and other is not None and (other.width, other.height) != (image.width, image.height):
-            problems.append(
-                FieldProblem(
-                    name,
-                    f"{other.width}x{other.height}",
-                    f"must have the size of image, which is {image.width}x{image.height} pixels",
-                )
+    return _Resolution(request, model, inputs).spec()
+
+
+class _Resolution:
+    """One request on its way to a spec; collects what is wrong with it."""
+
+    def __init__(self, request: JobRequest, model: Model, inputs: Inputs) -> None:
+        self.request, self.model, self.inputs = request, model, inputs
+        self.task: TaskSpec = request.task_spec
+        self.pipeline: PipelineSpec | None = model.pipeline_for(request.task)
+        self.problems: list[FieldProblem] = []
+
+    def refuse(self, field: str, value: object, message: str) -> None:
+        self.problems.append(FieldProblem(field, value, message))
+
+    def spec(self) -> JobSpec:
+        request, model = self.request, self.model
+        given = request.common()
+        self._check_inputs()
+        self._check_taken(given)
+        parameters = self._parameters(given)
+        common = self._common(given, parameters)
+        self._check_size(common)
+        self._check_frames(common)
+        self._check_steps(common)
+        scheduler, options = self._scheduler(common)
+        self._check_loras()
+        if request.num_outputs > model.limits.max_outputs:
+            self.refuse(
+                "num_outputs", request.num_outputs, f"model {model.id} gives at most {model.limits.max_outputs} per job"
             )
-    if mask is not None and EMPTY_MASK in mask.metadata:
-        message = "has no white pixel, so nothing would be repainted: white is repainted, black is kept"
-        problems.append(FieldProblem("mask_image", "a black mask", message))
-    width, height = _size(request, model, image)
-    problems += _size_problems(width, height, request, model)
-    if request.num_images_per_prompt > model.limits.max_outputs:
-        problems.append(
-            FieldProblem(
-                "num_images_per_prompt",
-                request.num_images_per_prompt,
-                f"model {model.id} gives at most {model.limits.max_outputs} images per job",
-            )
+        if self.problems:
+            raise BadInput(*self.problems)
+        exact = model.defaults.get("exact", True) if request.exact is None else request.exact
+        return JobSpec(
+            task=request.task,
+            model=model.id,
+            pipeline=None if self.pipeline is None else self.pipeline.name,
+            common=common,
+            parameters=parameters,
+            scheduler=scheduler,
+            scheduler_options=options,
+            seed=random_seed() if request.seed is None else request.seed,
+            num_outputs=request.num_outputs,
+            output_format=request.output_format,
+            inputs=dict(self.inputs),
+            exact=exact,
+            loras=request.loras,
+            preview=request.preview,
         )
-    strength = _strength(request)
-    steps = model.defaults.num_inference_steps if request.num_inference_steps is None else request.num_inference_steps
-    if strength is not None and steps * strength < 1:
-        problems.append(
-            FieldProblem(
+
+    # -- parameters ----------------------------------------------------------------------------------------------------
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a common parameter has an effect: the class has it, or the farm resizes the input to it."""
+        if self.pipeline is None or (name in ("width", "height") and self.task.resized is not None):
+            return True
+        parameter = own_parameter(self.pipeline, name)
+        return parameter is not None and parameter.offered
+
+    def _check_taken(self, given: Mapping[str, Any]) -> None:
+        """Refuse the common parameters that the class does not take, and miss those that it cannot do without."""
+        if self.pipeline is None:
+            return
+        for name, value in given.items():
+            if not self._is_taken(name):
+                self.refuse(name, value, self._not_taken())
+            elif value is not None and (parameter := own_parameter(self.pipeline, name)) is not None:
+                try:
+                    parameter.check(value)
+                except Unfit as error:
+                    self.refuse(name, value, str(error))
+        for name in self.task.params.model_fields:
+            parameter = own_parameter(self.pipeline, name)
+            if parameter is None or not parameter.required:
+                continue
+            missing = given.get(name) is None and name not in self.model.defaults
+            if missing and parameter.name not in self.request.parameters:
+                self.refuse(name, None, f"is required by {self.pipeline.name}, the pipeline of model {self.model.id}")
+
+    def _not_taken(self) -> str:
+        assert self.pipeline is not None
+        taken = ", ".join(name for name in self.task.params.model_fields if self._is_taken(name)) or "none"
+        return f"model {self.model.id} ({self.pipeline.name}) takes no such parameter; of this task's it takes {taken}"
+
+    def _parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of ``parameters`` in the types that the pipeline expects."""
+        wanted = self.request.parameters
+        if self.pipeline is None:
+            found = {name: _plain(value) for name, value in wanted.items()}
+            return {**self.model.defaults.get("parameters", {}), **found}
+        found = {
+            name: value
+            for name, value in self.model.defaults.get("parameters", {}).items()
+            if name in self.pipeline.offered
+        }
+        names = {self.pipeline.own_name(name): name for name in self.task.params.model_fields}
+        names[self.pipeline.own_name("num_outputs")] = "num_outputs"
+        for name, value in wanted.items():
+            common = names.get(name)
+            if common is not None and (common == name or common in given or common == "num_outputs"):
+                message = "is a field of the request itself: give it there, not in parameters"
+                if common != name:
+                    message = f"is what model {self.model.id} calls {common}: give it as {common}, not in parameters"
+                self.refuse(f"parameters.{name}", value, message)
+                continue
+            parameter = self.pipeline.offered.get(name)
+            try:
+                if value is None and parameter is not None and parameter.default is None and not parameter.required:
+                    found[name] = None  # the class's own word for "not given"
+                elif isinstance(value, CellText) and parameter is not None:
+                    found[name] = parameter.parse(value)
+                else:
+                    found[name] = self.pipeline.check(name, value)
+            except Unfit as error:
+                self.refuse(f"parameters.{name}", value, str(error))
+            except BadInput as error:
+                self.problems += error.problems
+        missing = [
+            name
+            for name, parameter in self.pipeline.offered.items()
+            if parameter.required and name not in names and name not in found
+        ]
+        for name in missing:
+            self.refuse(f"parameters.{name}", None, f"is required by {self.pipeline.name}")
+        return found
+
+    def _common(self, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The task's parameters: as given, by the size of the input, by the model's defaults, or absent."""
+        found: dict[str, Any] = {}
+        fitted = self._fitted()
+        for name in self.task.params.model_fields:
+            if name in given:
+                found[name] = given[name]
+            elif name in fitted:
+                found[name] = fitted[name]
+            elif name in self.model.defaults and self._is_taken(name):
+                parameter = own_parameter(self.pipeline, name)
+                if parameter is None or parameter.name not in parameters:
+                    found[name] = self.model.defaults[name]
+        return found
+
+    def _fitted(self) -> dict[str, int]:
+        """The size of the input that is resized to the job's, within the model's limits."""
+        files = self.inputs.get(self.task.resized or "", ())
+        if not files or files[0].width is None or files[0].height is None:
+            return {}
+        width, height = self.model.fit(files[0].width, files[0].height, self.model.side_multiple(self.pipeline))
+        return {"width": width, "height": height}
+
+    # -- limits --------------------------------------------------------------------------------------------------------
+
+    def _check_inputs(self) -> None:
+        for role, spec in self.task.inputs.items():
+            files = self.inputs.get(role, ())
+            other = self.inputs.get(spec.same_size_as or "", ())
+            if files and other and (files[0].width, files[0].height) != (other[0].width, other[0].height):
+                self.refuse(
+                    role,
+                    f"{files[0].width}x{files[0].height}",
+                    f"must have the size of {spec.same_size_as}, which is {other[0].width}x{other[0].height} pixels",
+                )
+            if role == "mask_image" and any(EMPTY_MASK in one.metadata for one in files):
+                message = "has no white pixel, so nothing would be repainted: white is repainted, black is kept"
+                self.refuse(role, "a black mask", message)
+            self._check_input_taken(role, len(files))
+
+    def _check_input_taken(self, role: str, count: int) -> None:
+        if self.pipeline is None:
+            return
+        own = self.pipeline.own_name(role)
+        parameter = None if own is None else self.pipeline.parameters[own]
+        if parameter is None or parameter.input is None:
+            if count and self.task.resized != role:
+                takes = ", ".join(name for name in self.task.inputs if self.pipeline.own_name(name) is not None)
+                self.refuse(
+                    role,
+                    f"{count} files",
+                    f"model {self.model.id} ({self.pipeline.name}) takes no such input; it takes {takes or 'none'}",
+                )
+        elif count > 1 and not parameter.input.many:
+            self.refuse(role, f"{count} files", f"model {self.model.id} ({self.pipeline.name}) takes one")
+        elif parameter.required and not count:
+            self.refuse(role, None, f"is required by {self.pipeline.name}, the pipeline of model {self.model.id}")
+
+    def _check_size(self, common: Mapping[str, Any]) -> None:
+        limits, id_ = self.model.limits, self.model.id
+        sides = {name: common[name] for name in ("width", "height") if common.get(name) is not None}
+        before = len(self.problems)
+        for name, value in sides.items():
+            if not limits.min_side <= value <= limits.max_side:
+                self.refuse(name, value, f"model {id_} renders sides of {limits.min_side} to {limits.max_side} pixels")
+            elif value % (multiple := self.model.side_multiple(self.pipeline)):
+                low = value // multiple * multiple
+                nearest = f"{low} or {low + multiple}" if low else f"{multiple}"
+                self.refuse(name, value, f"model {id_} renders multiples of {multiple} pixels: give {nearest}")
+        if len(self.problems) > before or len(sides) < len(("width", "height")):
+            return
+        width, height = sides["width"], sides["height"]
+        if width * height > limits.max_pixels:
+            field = "width" if "width" in self.request.model_fields_set else "height"
+            message = f"model {id_} renders at most {limits.max_pixels} pixels in all"
+            self.refuse(field, f"{width}x{height}", message)
+
+    def _check_frames(self, common: Mapping[str, Any]) -> None:
+        frames, seconds, limits = common.get("num_frames"), common.get("seconds"), self.model.limits
+        if frames is not None:
+            if frames > limits.max_frames:
+                self.refuse("num_frames", frames, f"model {self.model.id} renders at most {limits.max_frames} frames")
+            elif (step := self.model.frame_step(self.pipeline)) is not None:
+                multiple, offset = step
+                if (frames - offset) % multiple:
+                    low = max(0, (frames - offset) // multiple) * multiple + offset
+                    self.refuse(
+                        "num_frames",
+                        frames,
+                        f"model {self.model.id} renders k × {multiple} + {offset} frames: give {low} or "
+                        f"{low + multiple}",
+                    )
+        if seconds is not None and seconds > limits.max_seconds:
+            self.refuse("seconds", seconds, f"model {self.model.id} renders at most {limits.max_seconds:g} seconds")
+
+    def _check_steps(self, common: Mapping[str, Any]) -> None:
+        steps = common.get("num_inference_steps") or default_of(self.pipeline, "num_inference_steps")
+        strength = common.get("strength")
+        if steps is not None and strength is not None and steps * strength < 1:
+            self.refuse(
                 "strength",
                 strength,
                 f"num_inference_steps × strength is {steps * strength:g}, which leaves no denoising step; "
                 f"at {steps} steps use a strength of at least {1 / steps:.3g}",
             )
-        )
-    scheduler = request.scheduler or model.defaults.scheduler
-    if scheduler is Scheduler.PNDM and steps < PNDM_STEPS:
-        problems.append(
-            FieldProblem("num_inference_steps", steps, f"the scheduler pndm needs at least {PNDM_STEPS} steps")
-        )
-    problems += _lora_problems(request, model)
-    if problems:
-        raise BadInput(*problems)
-    return JobSpec(
-        task=Task(request.task),
-        model=model.id,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        num_inference_steps=steps,
-        guidance_scale=model.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-        scheduler=scheduler,
-        seed=random_seed() if request.seed is None else request.seed,
-        num_images_per_prompt=request.num_images_per_prompt,
-        width=width,
-        height=height,
-        strength=strength,
-        output_format=request.output_format,
-        inputs=dict(images),
-        exact=model.defaults.exact if request.exact is None else request.exact,
-        loras=request.loras,
-        preview=request.preview,
-    )
 
-
-def _lora_problems(request: AnyJobRequest, model: Model) -> list[FieldProblem]:
-    known = ", ".join(lora.name for lora in model.loras) or "none"
-    names = [lora.name for lora in request.loras]
-    found = []
-    for index, name in enumerate(names):
-        if model.lora(name) is None:
-            message = f"model {model.id} has no such LoRA; it has: {known}"
-            found.append(FieldProblem(f"loras.{index}.name", name, message))
-        elif name in names[:index]:
-            found.append(FieldProblem(f"loras.{index}.name", name, "is named twice; give it one scale"))
-    return found
-
-
-def _strength(request: AnyJobRequest) -> float | None:
-    match request:
-        case ImageToImageRequest() | InpaintingRequest() | DepthToImageRequest():
-            return request.strength
-        case _:
-            return None
-
-
-def _size(request: AnyJobRequest, model: Model, image: InputFile | None) -> tuple[int, int]:
-    """Width and height in pixels: as asked, else the image's shape within the model's limits, else the default."""
-    if image is None or image.width is None or image.height is None:
-        return request.width or model.defaults.width, request.height or model.defaults.height
-    fitted = model.fit(image.width, image.height)
-    return request.width or fitted[0], request.height or fitted[1]
-
-
-def _size_problems(width: int, height: int, request: AnyJobRequest, model: Model) -> list[FieldProblem]:
-    limits = model.limits
-    found = [
-        FieldProblem(name, value, f"model {model.id} renders sides of {limits.min_side} to {limits.max_side} pixels")
-        for name, value in (("width", width), ("height", height))
-        if not limits.min_side <= value <= limits.max_side
-    ]
-    if not found and width * height > limits.max_pixels:
-        field = "width" if request.width else "height"
-        found.append(
-            FieldProblem(
-                field, f"{width}x{height}", f"model {model.id} renders at most {limits.max_pixels} pixels in all"
+    def _scheduler(self, common: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """The scheduler and its options, checked against those that run with the model."""
+        request, defaults = self.request, self.model.defaults
+        name = request.scheduler
+        wanted = {key: _plain(value) for key, value in request.scheduler_options.items()}
+        by_default = name is None
+        if name is None:
+            name = defaults.get("scheduler")
+            wanted = {**defaults.get("scheduler_options", {}), **wanted}
+        cls = self.model.scheduler if name is None else class_of(name)
+        choices = self.model.schedulers(self.pipeline)
+        if name is not None and cls is None:
+            known = "" if self.pipeline is None else f"; those that run with model {self.model.id}: {listed(choices)}"
+            self.refuse("scheduler", name, f"is not a scheduler{known}")
+            return name, wanted
+        if self.pipeline is not None and name is not None and cls not in {one.spec.name for one in choices}:
+            if by_default:  # the entry's default is for another of its pipelines
+                return None, {}
+            message = (
+                f"does not run with model {self.model.id} ({self.pipeline.name}); those that do: {listed(choices)}"
             )
-        )
-    return found
+            self.refuse("scheduler", name, message)
+            return name, wanted
+        if not wanted:
+            return self._with_steps(name, cls, common), {}
+        if cls is None:
+            self.refuse(
+                "scheduler_options", None, f"name a scheduler: the own one of model {self.model.id} is not known here"
+            )
+            return name, wanted
+        options, problems = check_options(catalogue().scheduler(cls), wanted)
+        self.problems += problems
+        return self._with_steps(name, cls, common), options
+
+    def _with_steps(self, name: str | None, cls: str | None, common: Mapping[str, Any]) -> str | None:
+        steps = common.get("num_inference_steps")
+        if cls == "PNDMScheduler" and steps is not None and steps < PNDM_STEPS:
+            self.refuse("num_inference_steps", steps, f"the scheduler pndm needs at least {PNDM_STEPS} steps")
+        return name
+
+    def _check_loras(self) -> None:
+        known = ", ".join(lora.name for lora in self.model.loras) or "none"
+        names = [lora.name for lora in self.request.loras]
+        for index, name in enumerate(names):
+            if self.model.lora(name) is None:
+                message = f"model {self.model.id} has no such LoRA; it has: {known}"
+                self.refuse(f"loras.{index}.name", name, message)
+            elif name in names[:index]:
+                self.refuse(f"loras.{index}.name", name, "is named twice; give it one scale")
+
+
+def _plain(value: Any) -> Any:
+    """The value of a CSV cell where no class says its type: JSON, or the text itself."""
+    if not isinstance(value, CellText):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return str(value)

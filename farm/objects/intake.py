@@ -15,8 +15,8 @@ from urllib.parse import unquote_to_bytes
 
 import httpx2
 
+from farm.domain.job_spec import InputFile
 from farm.domain.media import EMPTY_MASK
-from farm.domain.tasks import InputFile
 from farm.egress import guard
 from farm.errors import FieldProblem, InputRefused
 from farm.objects import images, keys

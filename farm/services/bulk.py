@@ -18,21 +18,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from pydantic import TypeAdapter, ValidationError, create_model
+from pydantic import Field, TypeAdapter, ValidationError, create_model
 
 from farm import lifecycle
 from farm.domain import ids, parameters
 from farm.domain.batch import Batch, BatchEntry, EntryOverrides, Estimate, NewBatch, OnError, Staged
 from farm.domain.job import NewJob
+from farm.domain.job_spec import InputFile
+from farm.domain.requests import JobRequest
 from farm.domain.resolve import random_seed
-from farm.domain.tasks import InputFile, JobRequest
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
+from farm.fields import FrozenValue
 from farm.lifecycle import IdempotencyKey
 from farm.objects import keys
 from farm.services import bulk_parsers, inputs, jobs, validation
 from farm.services.bulk_parsers import BulkLine, RefusedLine
 from farm.services.context import ServiceContext
 from farm.store.unit_of_work import UnitOfWork
+from farm.tasks.params import Described
 
 T = TypeVar("T")
 
@@ -43,16 +46,18 @@ MAX_FETCHED: Final = 1_000  #: images that one bulk request may name by URL
 MAX_FETCH_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
 MAX_TEMPLATES: Final = 1_000  #: jobs that lines share, remembered while a body is read
-#: The parameters that lines mostly differ in. No other parameter depends on them.
+#: The parameters that lines mostly differ in. No other parameter depends on their values.
 PER_LINE_FIELDS: Final = frozenset({"prompt", "negative_prompt", "seed", "custom_id", "metadata"})
+#: Those of them that the pipeline gets.
+_PER_LINE_COMMON: Final = tuple(sorted(PER_LINE_FIELDS & Described.model_fields.keys()))
 
 _FIELDS: Final[dict[str, Any]] = {
-    name: (field.rebuild_annotation(), field)
-    for name, field in JobRequest.model_fields.items()
+    name: (field.rebuild_annotation(), Field("") if field.is_required() else field)
+    for name, field in {**JobRequest.model_fields, **Described.model_fields}.items()
     if name in PER_LINE_FIELDS
 }
 _PER_LINE_FIELDS: Final[TypeAdapter[Any]] = TypeAdapter(
-    create_model("Own", __config__=JobRequest.model_config, **_FIELDS)
+    create_model("Own", __config__=FrozenValue.model_config, **_FIELDS)
 )
 
 
@@ -142,7 +147,8 @@ class LineValidator:
                 own[name] = value
             else:
                 rest.append((name, type(value), value))  # the type, because 1 == 1.0 == True
-        kind = tuple(rest)
+        shown = tuple(name in own for name in _PER_LINE_COMMON)  # whether a pipeline takes them is checked once
+        kind = (*rest, shown)
         try:
             template = self._templates.get(kind)
         except TypeError:  # a list or an object among the values
@@ -158,9 +164,8 @@ class LineValidator:
         except ValidationError:
             return self._build(line), None  # raises with every problem of the line
         seed = random_seed() if checked.seed is None else checked.seed
-        return template, EntryOverrides(
-            checked.prompt, checked.negative_prompt, seed, checked.custom_id, checked.metadata
-        )
+        common = {name: getattr(checked, name) for name in _PER_LINE_COMMON if name in own}
+        return template, EntryOverrides(common, seed, checked.custom_id, checked.metadata)
 
     def _build(self, line: Mapping[str, Any]) -> NewJob:
         request = validation.job_request(parameters.merge(self._defaults, line))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from farm.domain.parameters import PARAMETERS, from_text, stored_name
+from farm.domain.parameters import OBJECT_PREFIXES, PARAMETERS, from_text, stored_name
 from farm.errors import BadInput, FieldProblem
 
 JSONL: Final = ("application/jsonl", "application/x-ndjson")
@@ -16,7 +16,9 @@ CSV: Final = "text/csv"
 MAX_LINE: Final = 2**20  #: bytes
 
 METADATA_PREFIX: Final = "metadata."
-#: What a CSV column may be called, besides ``metadata.<name>``.
+#: What columns begin with that hold one value of an object.
+PREFIXES: Final = (METADATA_PREFIX, *OBJECT_PREFIXES)
+#: What a CSV column may be called, besides those.
 COLUMNS: Final = tuple(name for one in PARAMETERS.values() if one.name != "metadata" for name in one.names)
 
 
@@ -119,15 +121,18 @@ def table(chunks: Iterable[bytes]) -> Iterator[BulkLine]:
 def row(cells: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """A request from (parameter, text) pairs; an empty text leaves its parameter out."""
     request: dict[str, Any] = {}
-    metadata: dict[str, str] = {}
+    objects: dict[str, dict[str, object]] = {}
     for name, text in cells:
-        if name.startswith(METADATA_PREFIX):
+        if name.startswith(PREFIXES):
             if text:
-                metadata[name.removeprefix(METADATA_PREFIX)] = text
+                of, _, key = name.partition(".")
+                objects.setdefault(of, {})[key] = from_text(name, text)
         elif text.strip():
             request[name] = from_text(name, text)
-    if metadata:
-        request["metadata"] = metadata
+    for of, values in objects.items():
+        whole = request.get(of, {})
+        # an object beside columns of its values; what is no object is refused as a whole
+        request[of] = {**whole, **values} if isinstance(whole, dict) else whole
     return request
 
 
@@ -146,8 +151,9 @@ def _check_header(columns: list[str], line: int) -> None:
     seen: dict[str, str] = {}
     for name in columns:
         stored = stored_name(name)
-        if name not in COLUMNS and not (name.startswith(METADATA_PREFIX) and len(name) > len(METADATA_PREFIX)):
-            message = f"is not a parameter; columns are: {', '.join(COLUMNS)}, metadata.<name>"
+        if name not in COLUMNS and not (name.startswith(PREFIXES) and name not in PREFIXES):
+            more = ", ".join(f"{prefix}<name>" for prefix in PREFIXES)
+            message = f"is not a parameter; columns are: {', '.join(COLUMNS)}, {more}"
             problems.append(FieldProblem(name or "header", name, message, line))
         elif stored in seen:
             message = "is the name of two columns" if seen[stored] == name else f"is another name of {seen[stored]}"

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from farm.domain.job import Job, Output
 from farm.errors import BadInput
+from farm.tasks import INPUT_ROLES
 
 MAX_IMAGES: Final = 400  #: on one sheet
 MAX_PIXELS: Final = 16_000_000  #: of one sheet: 48 MB while it is drawn
@@ -33,7 +34,7 @@ _INK: Final = (32, 33, 36)
 _QUIET: Final = (122, 122, 118)
 
 #: What tells one image from another on a sheet, beside the other parameters.
-_LAST_CHOICE: Final = ("seed", "prompt", "negative_prompt", "image", "mask_image", "depth_map")
+_LAST_CHOICE: Final = frozenset({"seed", "prompt", "negative_prompt"}.union(*INPUT_ROLES.values()))
 
 
 class SheetFormat(StrEnum):
@@ -68,7 +69,7 @@ def lay_out(jobs: Sequence[Job], across: str | None, down: str | None) -> SheetL
     Raises `BadInput` for a parameter that no job has.
     """
     images = [(job, output) for job in jobs for output in job.outputs if output.media_type.startswith("image/")]
-    about = [{**job.spec.parameters(), "seed": output.seed} for job, output in images]
+    about = [{**job.spec.request(), "seed": output.seed} for job, output in images]
     known = list(dict.fromkeys(name for one in about for name in one))
     for field, name in (("columns", across), ("rows", down)):
         if name is not None and name not in known:

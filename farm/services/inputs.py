@@ -1,4 +1,4 @@
-"""Input images: from what a request refers to to stored content, before any transaction."""
+"""Input files: from what a request refers to to stored content, before any transaction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from farm.domain.tasks import INPUT_FIELDS, AnyJobRequest, InputFile
+from farm.domain.job_spec import InputFile
+from farm.domain.requests import AnyJobRequest
 from farm.errors import BadInput, NotFound
 from farm.services.context import ServiceContext
 from farm.store.files import StoredFile
@@ -15,12 +16,6 @@ MAX_FILENAME: Final = 200  #: characters of an upload's name that are kept
 
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
 _URL_SCHEMES: Final = ("https://", "http://")
-
-
-def references(request: AnyJobRequest) -> dict[str, str]:
-    """The request's references to input images, by field."""
-    given = {name: getattr(request, name) for name in INPUT_FIELDS[request.task]}
-    return {name: reference for name, reference in given.items() if reference is not None}
 
 
 def is_stored(reference: str) -> bool:
@@ -34,8 +29,8 @@ def is_url(reference: str) -> bool:
 
 
 def must_be_stored(request: AnyJobRequest) -> bool:
-    """Whether an input image of the request has to be fetched or decoded first, which takes a while."""
-    return not all(map(is_stored, references(request).values()))
+    """Whether an input of the request has to be fetched or decoded first, which takes a while."""
+    return not all(is_stored(one) for given in request.references().values() for one in given)
 
 
 def finder(context: ServiceContext, tenant_id: str) -> Callable[[str, str], InputFile]:

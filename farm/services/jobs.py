@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from farm import lifecycle, tracing
 from farm.domain import parameters
 from farm.domain.job import Job, NewJob
+from farm.domain.job_spec import InputFile
 from farm.domain.model import Model
+from farm.domain.requests import AnyJobRequest
 from farm.domain.resolve import check_times, choose_model, random_seed, resolve
 from farm.domain.states import EventType
-from farm.domain.tasks import AnyJobRequest, InputFile
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
@@ -73,18 +74,19 @@ def build(
             (check_webhook or webhook_allowed(context.settings))(request.webhook)
         except BadInput as error:
             problems += error.problems
-    images: dict[str, InputFile] = {}
-    for field, reference in inputs.references(request).items():
-        if problems and not inputs.is_stored(reference):
-            continue
-        try:
-            images[field] = find_input(field, reference)
-        except BadInput as error:
-            problems += error.problems
+    files: dict[str, tuple[InputFile, ...]] = {}
+    for role, references in request.references().items():
+        for reference in references:
+            if problems and not inputs.is_stored(reference):
+                continue
+            try:
+                files[role] = (*files.get(role, ()), find_input(role, reference))
+            except BadInput as error:
+                problems += error.problems
     if model is None or problems:
         raise BadInput(*problems)
     return NewJob(
-        spec=resolve(request, model, images),
+        spec=resolve(request, model, files),
         priority=request.priority,
         custom_id=request.custom_id,
         metadata=tuple(request.metadata.items()),
@@ -185,9 +187,10 @@ def resubmit(context: ServiceContext, tenant_id: str, job_id: str, changes: Mapp
         BadInput: with every problem found.
     """
     old = get(context, tenant_id, job_id)
-    body = parameters.without(old.spec.parameters() | {"priority": old.priority.value}, changes)
+    body = parameters.without(old.spec.request() | {"priority": old.priority.value}, changes)
     request = validation.job_request(body | {name: value for name, value in changes.items() if value is not None})
-    new = build(context, request, lambda field, _: old.spec.inputs[field])
+    known = {one.reference: one for given in old.spec.inputs.values() for one in given}
+    new = build(context, request, lambda _, reference: known[reference])
     with context.store.begin() as unit:
         job, _ = lifecycle.submit(unit, tenant_id, NewJob.variant(old, new.spec, new.priority))
     return job

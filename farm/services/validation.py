@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from farm.domain.job import JobFilter
 from farm.domain.parameters import stored_name
-from farm.domain.tasks import AnyJobRequest, Task
+from farm.domain.requests import AnyJobRequest
 from farm.errors import BadInput, FieldProblem
+from farm.tasks import TASKS
 
 MAX_VALUE: Final = 100  #: characters of a refused value that are sent back
 
@@ -41,7 +42,7 @@ def of_body(error: ValidationError) -> list[FieldProblem]:
     return [problem_of({**one, "loc": ("body", *one["loc"])}) for one in error.errors(include_url=False)]
 
 
-_TAGS: Final = frozenset(task.value for task in Task)
+_TAGS: Final = frozenset(TASKS)
 
 
 def problem_of(error: Mapping[str, Any]) -> FieldProblem:
@@ -56,7 +57,7 @@ def problem_of(error: Mapping[str, Any]) -> FieldProblem:
     value = error.get("input")
     if kind in ("union_tag_not_found", "union_tag_invalid"):
         given = value.get("task") if isinstance(value, Mapping) else value
-        return FieldProblem("task", given, f"must be one of {', '.join(sorted(_TAGS))}")
+        return FieldProblem("task", given, f"must be one of {', '.join(TASKS)}")
     if kind == "missing":
         return FieldProblem(field, None, "is required")
     if kind == "extra_forbidden":

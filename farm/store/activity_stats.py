@@ -67,7 +67,7 @@ _WHOLE: Final = _counts("""
 """)
 _LATEST: Final = (
     text("""
-    SELECT job.id, output.index AS number, job.spec ->> 'prompt' AS prompt, output.metadata, output.seed,
+    SELECT job.id, output.index AS number, job.spec -> 'common' ->> 'prompt' AS prompt, output.metadata, output.seed,
            job.finished_at
     FROM (
         SELECT newest.* FROM tenant CROSS JOIN LATERAL (

@@ -714,7 +714,8 @@ class _Common(NamedTuple):
     """What entries that share one job have in common, as COPY's text."""
 
     names: str  #: task, model and priority
-    document: str  #: the end of the spec's JSON: all but what is each entry's own
+    shared: Mapping[str, str]  #: the parameters that the pipeline gets, as JSON
+    document: str  #: the end of the spec's JSON: all but those and what is each entry's own
     middle: str  #: cost and attempts
     end: str  #: webhook, not_before and deadline
     cost: float
@@ -723,8 +724,9 @@ class _Common(NamedTuple):
 def _common(job: NewJob) -> _Common:
     price = cost(job.spec)
     return _Common(
-        f"{job.spec.task.value}\t{_text(job.spec.model)}\t{Priority(job.priority).rank}",
-        _document(job.spec.model_dump_json(exclude={"prompt", "negative_prompt", "seed"}))[1:],
+        f"{job.spec.task}\t{_text(job.spec.model)}\t{Priority(job.priority).rank}",
+        {name: json.dumps(value, ensure_ascii=False) for name, value in job.spec.common.items()},
+        _document(job.spec.model_dump_json(exclude={"common", "seed"}))[1:],
         f"{price!r}\t{job.max_attempts}",
         f"{_text(job.webhook)}\t{_moment(job.not_before)}\t{_moment(job.deadline)}",
         price,
@@ -743,8 +745,10 @@ def _parts(entries: Iterable[BatchEntry]) -> Iterator[tuple[bytes, int, float]]:
             last, common = job, _common(job)
         if own is None:
             spec = job.spec
-            own = EntryOverrides(spec.prompt, spec.negative_prompt, spec.seed, job.custom_id, dict(job.metadata))
-        begin = f'{{"prompt":{_string(own.prompt)},"negative_prompt":{_string(own.negative_prompt)},"seed":{own.seed},'
+            own = EntryOverrides({}, spec.seed, job.custom_id, dict(job.metadata))
+        texts = {name: "null" if value is None else _string(value) for name, value in own.common.items()}
+        parameters = ",".join([f'"{name}":{value}' for name, value in ({**common.shared, **texts}).items()])
+        begin = f'{{"seed":{own.seed},"common":{{{parameters}}},'
         metadata = _document(_metadata(own.metadata)) if own.metadata else "{}"
         row = (
             f"{seq}\t{entry.line}\t{series.hex(seq)}\t{common.names}\t{_document(begin)}{common.document}\t"

@@ -270,7 +270,7 @@ class DashboardQueries:
             JobRow.worker,
             JobRow.state,
             JobRow.model,
-            JobRow.spec["prompt"].astext,
+            JobRow.spec["common"]["prompt"].astext,
             JobRow.step,
             JobRow.steps,
             func.coalesce(JobRow.claimed_at, JobRow.dispatched_at),

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.tasks import InputFile
+from farm.domain.job_spec import InputFile
 from farm.store.tables import FileRow
 
 

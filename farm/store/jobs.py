@@ -29,8 +29,8 @@ from sqlalchemy.orm import Session
 from farm.domain import ids
 from farm.domain.cost import cost
 from farm.domain.job import Job, JobError, JobFilter, NewJob, Output, Progress
+from farm.domain.job_spec import JobSpec
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.tasks import JobSpec
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
 from farm.store.tables import IdempotencyRow, JobRow, OutputRow
@@ -187,7 +187,7 @@ class Jobs:
                 "id": ids.new(ids.JOB),
                 "tenant_id": tenant_id,
                 "state": QUEUED,
-                "task": job.spec.task.value,
+                "task": job.spec.task,
                 "model": job.spec.model,
                 "priority": job.priority.rank,
                 "spec": job.spec.model_dump(mode="json"),

@@ -86,9 +86,11 @@ def in_progress(job: Job, event_data: Mapping[str, Any]) -> Job:
 def _job(
     job: Job, urls: list[str] | list[None], expires_at: datetime, limit: int | None, metadata: bool
 ) -> dict[str, Any]:
-    parameters = job.spec.parameters()
-    for name in ("prompt", "negative_prompt"):
-        parameters[name] = _shortened(parameters[name], limit)
+    parameters = job.spec.request()
+    for values in (parameters, parameters.get("parameters", {})):
+        for name, value in values.items():
+            if isinstance(value, str):
+                values[name] = _shortened(value, limit)
     for name in ("task", "model"):  # they stand beside
         parameters.pop(name, None)
     in_progress: dict[str, Any] = {}
@@ -97,7 +99,7 @@ def _job(
     return in_progress | {
         "id": job.id,
         "state": job.state.value,
-        "task": job.spec.task.value,
+        "task": job.spec.task,
         "model": job.spec.model,
         "custom_id": job.custom_id,
         "metadata": {name: _shortened(value, limit) for name, value in job.metadata.items()} if metadata else {},

@@ -34,7 +34,7 @@ def reference(model_id: str) -> str:
 
 def prediction(job: Job, urls: Sequence[str], base: str, version: str = "") -> dict[str, Any]:
     """The prediction. ``urls`` are of the job's outputs, in their order; ``base`` is the API's own URL."""
-    given = job.spec.parameters()
+    given = job.spec.request()
     for name in ("task", "model"):
         given.pop(name, None)
     own = f"{base}/v1/predictions/{job.id}"

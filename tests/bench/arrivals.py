@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from farm import model_registry
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec
 from tests.bench import peers
 from tests.bench.engine import popular
 from workers import device as devices
@@ -134,7 +134,7 @@ def main() -> None:
     asked = parser.parse_args()
 
     model = model_registry.load(None).models[0]
-    side = asked.side or model.defaults.width
+    side = asked.side or model.defaults["width"]
     choice = devices.choose(None)
     pipelines.silence_libraries()
     numerics.make_deterministic(asked.threads)

@@ -22,17 +22,18 @@ from threading import Event
 from typing import Any
 
 from farm import model_registry
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Device
 from tests.bench import peers
+from tests.job_specs import STARTER_TASKS, job_spec
 from workers import device as devices
 from workers import numerics, pipelines
 from workers.engine import Engine, EngineOptions
 from workers.render_request import RenderRequest
 
 OUT = Path("bench-out")
-SCHEDULERS = (Scheduler.DDIM, Scheduler.EULER, Scheduler.EULER_ANCESTRAL, Scheduler.DPM_SOLVER, Scheduler.UNIPC)
+SCHEDULERS = ("ddim", "euler", "euler-ancestral", "dpm-solver", "unipc")
 SIDES = ("loop", "static", "one slot", "exact", "throughput")
 
 
@@ -45,16 +46,16 @@ class Taken:
     latency: float  #: mean, from the start to a job's end
 
 
-def job(model: Model, side: int, seed: int, task: Task, **chosen: object) -> JobSpec:
+def job(model: Model, side: int, seed: int, task: str, **chosen: object) -> JobSpec:
     """A job of the bench."""
-    return JobSpec.model_validate(
+    return job_spec(
         {
             "task": task,
             "model": model.id,
             "prompt": model.example_prompts[seed % len(model.example_prompts)],
             "negative_prompt": "",
             "seed": seed,
-            "num_images_per_prompt": 1,
+            "num_outputs": 1,
             "width": side,
             "height": side,
             "strength": None,
@@ -70,12 +71,12 @@ def mixed(count: int, model: Model, side: int, seed: int = 5) -> list[JobSpec]:
     draw = random.Random(seed)
     made = []
     for index in range(count):
-        task = draw.choice([Task.TEXT_TO_IMAGE, Task.TEXT_TO_IMAGE, *Task])
+        task = draw.choice(["text-to-image", "text-to-image", *STARTER_TASKS])
         chosen = {
             "num_inference_steps": draw.randint(8, 40),
             "guidance_scale": draw.choice([1.0, 3.0, 4.0, 7.5]),
             "scheduler": draw.choice(SCHEDULERS),
-            "strength": None if task is Task.TEXT_TO_IMAGE else draw.choice([0.5, 0.8, 1.0]),
+            "strength": None if task == "text-to-image" else draw.choice([0.5, 0.8, 1.0]),
         }
         made.append(job(model, side, 1000 * seed + index, task, **chosen))
     return made
@@ -89,10 +90,10 @@ def popular(count: int, model: Model, side: int, seed: int = 5) -> list[JobSpec]
             model,
             side,
             1000 * seed + index,
-            Task.TEXT_TO_IMAGE,
+            "text-to-image",
             num_inference_steps=draw.choice([10, 20, 30]),
             guidance_scale=draw.choice([2.0, 5.0]),
-            scheduler=draw.choice([Scheduler.DDIM, Scheduler.DPM_SOLVER]),
+            scheduler=draw.choice(["ddim", "dpm-solver"]),
         )
         for index in range(count)
     ]
@@ -133,7 +134,7 @@ def main() -> None:
 
     model = model_registry.load(None).models[0]
     draw = mixed if asked.work == "mixed" else popular
-    specs = draw(asked.jobs, model, asked.side or model.defaults.width)
+    specs = draw(asked.jobs, model, asked.side or model.defaults["width"])
     choice = devices.choose(None)
     pipelines.silence_libraries()
     numerics.make_deterministic(asked.threads)

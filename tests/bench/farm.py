@@ -20,8 +20,8 @@ from pathlib import Path
 from threading import Event
 
 from farm import model_registry
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec
 from tests.bench.engine import popular
 from tests.bench.pinning import pin_engines
 from tests.bench.whole import Whole, whole
@@ -71,8 +71,8 @@ def main() -> None:
     pin_engines()
     model = model_registry.load(None).models[0]
     specs = [
-        spec.model_copy(update={"exact": model.defaults.exact})
-        for spec in popular(asked.jobs, model, asked.side or model.defaults.width)
+        spec.model_copy(update={"exact": model.defaults.get("exact", True)})
+        for spec in popular(asked.jobs, model, asked.side or model.defaults["width"])
     ]
     choice = devices.choose(None)
     pipelines.silence_libraries()

@@ -9,20 +9,22 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image, ImageDraw
 
-from farm.domain.tasks import JobSpec, Task
+from farm.domain.job_spec import JobSpec
 from workers import pipelines
 from workers.pipelines import LoadedModel
 
 
 def inputs(spec: JobSpec) -> dict[str, Image.Image]:
     """Images for a task that takes some."""
+    assert spec.width is not None
+    assert spec.height is not None
     size = spec.width, spec.height
     scene, mask = Image.new("RGB", size, (40, 60, 200)), Image.new("L", size, 0)
     ImageDraw.Draw(scene).ellipse((8, 8, spec.width // 2, spec.height // 2), (220, 40, 40))
     mask.paste(255, (4, 4, spec.width // 2, spec.height // 2))
-    if spec.task is Task.TEXT_TO_IMAGE:
+    if spec.task == "text-to-image":
         return {}
-    return {"image": scene} | ({"mask_image": mask} if spec.task is Task.INPAINTING else {})
+    return {"image": scene} | ({"mask_image": mask} if spec.task == "inpainting" else {})
 
 
 def settings_of(spec: JobSpec) -> tuple[object, ...]:
@@ -44,9 +46,9 @@ def render_equal(loaded: LoadedModel, specs: Sequence[JobSpec]) -> None:
         return
     first = specs[0]
     pipeline = copy.copy(loaded.pipeline(first.task))
-    pipeline.scheduler = pipelines.make_scheduler(first.scheduler, pipeline.scheduler)
+    pipeline.scheduler = pipelines.make_scheduler(pipeline, first.scheduler, first.scheduler_options)
     given = {name: [image] * len(specs) for name, image in inputs(first).items()}
-    if first.task in (Task.TEXT_TO_IMAGE, Task.INPAINTING):
+    if first.task in ("text-to-image", "inpainting"):
         given |= {"width": first.width, "height": first.height}  # type: ignore[dict-item]
     if first.strength is not None:
         given["strength"] = first.strength  # type: ignore[assignment]

@@ -15,15 +15,17 @@ from sqlalchemy import text
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import BatchEntry, NewBatch
+from farm.domain.cost import steps_run
 from farm.domain.job import Job, JobError, NewJob, Output
+from farm.domain.job_spec import JobSpec
 from farm.domain.queue import Assignment
 from farm.domain.states import EventType, Priority
-from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Device, WorkerInfo
 from farm.objects import keys
 from farm.store.delivery_results import DeliveryResult
 from farm.webhooks import signature
 from tests.api_server import Api
+from tests.job_specs import job_spec
 from tools.starter import scenes
 
 GPU = Device(kind="cuda", index="cuda:0", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30, dtype="bfloat16")
@@ -45,21 +47,23 @@ def scene(seed: int) -> tuple[str, bytes]:
 
 
 def spec(seed: int) -> JobSpec:
-    return JobSpec(
-        task=Task.TEXT_TO_IMAGE,
-        model="starter",
-        prompt=scene(seed)[0],
-        negative_prompt="",
-        num_inference_steps=20,
-        guidance_scale=4.0,
-        scheduler=Scheduler.DDIM,
-        seed=seed,
-        num_images_per_prompt=1,
-        width=128,
-        height=128,
-        strength=None,
-        output_format=OutputFormat.PNG,
-        inputs={},
+    return job_spec(
+        {
+            "task": "text-to-image",
+            "model": "starter",
+            "prompt": scene(seed)[0],
+            "negative_prompt": "",
+            "num_inference_steps": 20,
+            "guidance_scale": 4.0,
+            "scheduler": "ddim",
+            "seed": seed,
+            "num_outputs": 1,
+            "width": 128,
+            "height": 128,
+            "strength": None,
+            "output_format": "png",
+            "inputs": {},
+        }
     )
 
 
@@ -79,7 +83,7 @@ class Worker:
         with self.api.store.begin() as unit:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, self.name)], 3600)
             job = lifecycle.claim(unit, job_id, sent.epoch, self.name, 3600)
-            lifecycle.start(unit, job_id, job.epoch, job.spec.num_inference_steps)
+            lifecycle.start(unit, job_id, job.epoch, steps_run(job.spec))
             if step:
                 lifecycle.progress(unit, job_id, job.epoch, step)
         return job

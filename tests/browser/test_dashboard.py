@@ -317,7 +317,7 @@ def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, ent
     job = api.job(page.url.rpartition("/")[2])
     assert (job.spec.task, job.spec.num_inference_steps) == ("inpainting", 5)
     assert job.spec.prompt == "a red ball on a blue background"
-    mask = Image.open(io.BytesIO(api.storage.get(job.spec.inputs["mask_image"].key))).convert("L")
+    mask = Image.open(io.BytesIO(api.storage.get(job.spec.inputs["mask_image"][0].key))).convert("L")
     assert mask.size == (128, 128)
     assert mask.getpixel((48, 32)) == 255  # in the middle of the stroke
     assert mask.getpixel((64, 57)) == 255  # the first dot of the keyboard

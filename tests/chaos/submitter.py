@@ -71,7 +71,7 @@ class Submitter(threading.Thread):
             "model": "starter",
             "prompt": f"a red ball {chance.randrange(10**6)}" + (f" with {POISON}" if poison else ""),
             "num_inference_steps": chance.choice((2, 3, 4, 30)),
-            "num_images_per_prompt": chance.choice((1, 1, 2)),
+            "num_outputs": chance.choice((1, 1, 2)),
             "width": 64,
             "height": 64,
             "seed": chance.randrange(10**6),

@@ -38,7 +38,7 @@ def test_a_worker_that_dies_anywhere_costs_no_job_and_makes_no_second_result(far
             worker.start()
         for worker in (*workers.values(), again):
             worker.wait_online()
-        jobs = {point: farm.start(spec(num_images_per_prompt=2), worker.name) for point, worker in workers.items()}
+        jobs = {point: farm.start(spec(num_outputs=2), worker.name) for point, worker in workers.items()}
         for point, worker in workers.items():
             assert worker.wait(60) == EXIT_CRASHED, f"{point}: {worker.log()}"
 

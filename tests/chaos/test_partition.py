@@ -42,7 +42,7 @@ def test_a_worker_cut_off_for_longer_than_its_lease_writes_nothing_when_it_is_ba
             cut_off.wait_online()
             other.wait_online()
             # long enough that the cable is out before it ends, short enough that it ends in the dark
-            job = farm.start(spec(num_inference_steps=75, num_images_per_prompt=1), cut_off.name)
+            job = farm.start(spec(num_inference_steps=75, num_outputs=1), cut_off.name)
             wait_until(lambda: (found := farm.job(job.id).progress) and found.step > 0, 20, what="it renders")
             host.unplug()
             back = wait_until(lambda: _reap(farm), 20, every=0.1, what="its lease ran out")

@@ -8,7 +8,6 @@ from PIL import Image
 
 from farm.domain.job import JobFilter
 from farm.domain.states import JobState
-from farm.domain.tasks import Scheduler, Task
 from tests.api_server import Api
 from tests.compat.environment import run_client
 
@@ -24,15 +23,15 @@ def test_the_web_uis_client_renders_watches_and_interrupts(api: Api) -> None:
     assert untouched.state is JobState.QUEUED
     jobs.reverse()
     assert [job.spec.task for job in jobs[:5]] == [
-        *[Task.TEXT_TO_IMAGE] * 2,
-        Task.IMAGE_TO_IMAGE,
-        *[Task.INPAINTING] * 2,
+        *["text-to-image"] * 2,
+        "image-to-image",
+        *["inpainting"] * 2,
     ]
     first = jobs[0].spec
-    assert (first.scheduler, first.num_inference_steps, first.guidance_scale) == (Scheduler.EULER_ANCESTRAL, 4, 3)
+    assert (first.scheduler, first.num_inference_steps, first.guidance_scale) == ("euler-ancestral", 4, 3)
     assert (first.negative_prompt, jobs[0].priority.value) == ("blur", "interactive")
     corners = []
     for job in jobs[3:5]:
-        with Image.open(io.BytesIO(api.storage.get(job.spec.inputs["mask_image"].key))) as mask:
+        with Image.open(io.BytesIO(api.storage.get(job.spec.inputs["mask_image"][0].key))) as mask:
             corners.append((mask.convert("L").getpixel((0, 0)), mask.convert("L").getpixel((63, 0))))
     assert corners == [(255, 0), (0, 255)]

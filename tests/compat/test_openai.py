@@ -8,7 +8,6 @@ from PIL import Image
 
 from farm.domain.job import Job, JobFilter
 from farm.domain.states import JobState
-from farm.domain.tasks import Task
 from farm.store.tenants import Scope
 from tests.api_server import Api
 from tests.compat.environment import run_client, run_node
@@ -29,9 +28,9 @@ def test_images_are_made_edited_and_refused_in_the_clients_own_terms(api: Api) -
     assert (first.num_inference_steps, first.guidance_scale, first.seed) == (3, 1.5, 7)
     assert made[1].metadata == {"user": "u1"}
     tasks = [job.spec.task for job in made]
-    assert tasks[:5] == [Task.TEXT_TO_IMAGE] * 3 + [Task.INPAINTING, Task.IMAGE_TO_IMAGE]
+    assert tasks[:5] == ["text-to-image"] * 3 + ["inpainting", "image-to-image"]
     # what OpenAI's mask leaves transparent is white in the farm's
-    with Image.open(io.BytesIO(api.storage.get(made[3].spec.inputs["mask_image"].key))) as mask:
+    with Image.open(io.BytesIO(api.storage.get(made[3].spec.inputs["mask_image"][0].key))) as mask:
         assert (mask.getpixel((0, 0)), mask.getpixel((63, 0))) == (255, 0)
     assert (made[4].spec.strength, made[4].spec.num_inference_steps) == (0.5, 4)
     slow = next(job for job in made if job.spec.prompt == "slow")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from farm.domain.job import JobFilter
-from farm.domain.tasks import Scheduler, Task
 from farm.webhooks.deliverer import Deliverer
 from tests.api_server import Api
 from tests.compat.environment import run_client, started_client
@@ -55,9 +54,9 @@ def test_predictions_and_their_webhooks_are_what_replicates_client_expects(api: 
     with api.store.begin() as unit:
         jobs, _ = unit.jobs.page(api.tenant_id, JobFilter(), None, 200)
     jobs.reverse()
-    assert [job.spec.task for job in jobs[:3]] == [Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE, Task.INPAINTING]
-    assert (jobs[0].spec.num_images_per_prompt, jobs[1].spec.strength) == (2, 0.5)
-    assert (jobs[2].spec.scheduler, jobs[2].spec.num_inference_steps) == (Scheduler.EULER, 3)
+    assert [job.spec.task for job in jobs[:3]] == ["text-to-image", "image-to-image", "inpainting"]
+    assert (jobs[0].spec.num_outputs, jobs[1].spec.strength) == (2, 0.5)
+    assert (jobs[2].spec.scheduler, jobs[2].spec.num_inference_steps) == ("euler", 3)
 
 
 def test_other_peoples_verifiers_accept_the_farms_webhooks_and_no_changed_one(api: Api) -> None:

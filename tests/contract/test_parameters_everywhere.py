@@ -16,8 +16,8 @@ from farm.cli import app
 from farm.client import Farm
 from farm.dashboard import forms
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, stored_name, to_text
-from farm.domain.tasks import Task
 from farm.settings import Settings
+from farm.tasks import TASKS
 from tests.api_server import Api, png, running
 from tests.conftest import TestServers
 
@@ -29,9 +29,12 @@ SAMPLES: Final[dict[str, Any]] = {
     "negative_prompt": "blue",
     "num_inference_steps": 7,
     "guidance_scale": 3.5,
-    "scheduler": "heun",
+    "scheduler": "dpm-solver",
+    "scheduler_options": {"use_karras_sigmas": True},
+    "parameters": {"clip_skip": 1},
+    "padding_mask_crop": 32,
     "seed": 2**40,
-    "num_images_per_prompt": 2,
+    "num_outputs": 2,
     "width": 64,
     "height": 72,
     "exact": False,
@@ -47,6 +50,8 @@ SAMPLES: Final[dict[str, Any]] = {
     "task": "image-to-image",
     "strength": 0.5,
 }
+#: Parameters whose values have columns of their own.
+OBJECTS: Final = ("metadata", "parameters")
 #: How a job shows a parameter, where it is not one of its ``parameters``.
 ELSEWHERE: Final = ("priority", "custom_id", "metadata", "webhook", "deadline")
 NAMES: Final = [(parameter, name) for parameter in PARAMETERS.values() for name in parameter.names]
@@ -57,8 +62,10 @@ every_name = pytest.mark.parametrize(("parameter", "name"), NAMES, ids=[name for
 def api(servers: TestServers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """An API whose second model has LoRAs."""
     models = tmp_path_factory.mktemp("models") / "models.toml"
-    tasks = json.dumps([task.value for task in Task])
-    entry = '[[model]]\nid = "{}"\nsource = "builtin:starter"\ntasks = {}\n'
+    tasks = json.dumps(list(TASKS))
+    depth = 'pipelines = {{depth-to-image = "StableDiffusionDepth2ImgPipeline"}}'
+    entry = '[[model]]\nid = "{}"\nsource = "builtin:starter"\npipeline = "StableDiffusionPipeline"\n' + depth
+    entry += "\ntasks = {}\n" + 'defaults = {{scheduler = "dpm-solver"}}\n'
     loras = "".join(f'[[model.loras]]\nname = "{name}"\nsource = "/{name}.safetensors"\n' for name in ("ink", "clay"))
     models.write_text(entry.format("other", tasks) + entry.format(MODEL, tasks) + loras)
     servers.postgres.create_database("parameters", template=migrated_template)
@@ -80,14 +87,18 @@ def client(api: Api) -> Iterator[httpx2.Client]:
 @pytest.fixture(scope="module")
 def image(client: httpx2.Client) -> str:
     """An uploaded image, by content."""
-    file = client.post("/v1/files", content=png(), headers={"Content-Type": "image/png"}).raise_for_status().json()
+    file = (
+        client.post("/v1/files", content=png(colour="white"), headers={"Content-Type": "image/png"})
+        .raise_for_status()
+        .json()
+    )
     return f"sha256:{file['sha256']}"
 
 
 def request(parameter: Parameter, name: str, image: str) -> dict[str, Any]:
     """A request with the parameter under one of its names, and what else its task needs."""
-    task = next(iter(sorted(parameter.tasks))) if Task.TEXT_TO_IMAGE not in parameter.tasks else Task.TEXT_TO_IMAGE
-    body: dict[str, Any] = {"task": task.value, "prompt": "a ball", "model": MODEL}
+    task = next(iter(sorted(parameter.tasks))) if "text-to-image" not in parameter.tasks else "text-to-image"
+    body: dict[str, Any] = {"task": task, "prompt": "a ball", "model": MODEL}
     for other in PARAMETERS.values():
         if other.kind is ParameterKind.INPUT and other.required and task in other.tasks:
             body[other.name] = image
@@ -126,8 +137,9 @@ def of_batch(client: httpx2.Client, batch: httpx2.Response) -> dict[str, Any]:
 
 def as_csv(body: dict[str, Any]) -> str:
     """The request as a table of one row."""
-    cells = {name: text(value) for name, value in body.items() if name != "metadata"}
-    cells |= {f"metadata.{name}": value for name, value in body.get("metadata", {}).items()}
+    cells = {name: text(value) for name, value in body.items() if name not in OBJECTS}
+    for of in OBJECTS:
+        cells |= {f"{of}.{name}": text(value) for name, value in body.get(of, {}).items()}
     out = io.StringIO()
     csv.writer(out).writerows([list(cells), list(cells.values())])
     return out.getvalue()
@@ -211,7 +223,7 @@ def test_form_has_and_accepts(client: httpx2.Client, page: httpx2.Client, image:
     html = page.get("/farm/render").text
     assert f'name="{parameter.name}"' in html
     body = request(parameter, parameter.name, image)
-    images = {one: ("image.png", png(), "image/png") for one in body if one in forms.IMAGES}
+    images = {one: ("image.png", png(colour="white"), "image/png") for one in body if one in forms.IMAGES}
     data = {one: text(value) for one, value in body.items() if one not in images}
     answer = page.post("/farm/render", data=data, files=images or {"nothing": ("", b"")})
     assert answer.status_code == 303, answer.text
@@ -236,7 +248,7 @@ def options(body: dict[str, Any]) -> Iterator[str]:
                 yield from ("--lora", f"{lora['name']}:{lora['scale']}")
         elif isinstance(value, dict):
             for key, text_value in value.items():
-                yield from (option, f"{key}={text_value}")
+                yield from (option, f"{key}={text_value if isinstance(text_value, str) else json.dumps(text_value)}")
         else:
             yield from (option, str(value))
 
@@ -248,8 +260,9 @@ def test_command_accepts(
     body = request(parameter, name, image)
     arguments = [body.pop("prompt"), "--no-wait", "--json", "--url", api.url, "--api-key", api.key, *options(body)]
     app("render")(["render", *arguments], prog_name="farm", standalone_mode=False)
-    printed = capsys.readouterr().out  # behind the log lines of the API, which runs in this process
-    accepted(json.loads(printed[printed.index("{\n") :]), parameter, image)
+    printed = capsys.readouterr().out  # among the log lines of the API, which runs in this process
+    job, _ = json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])
+    accepted(job, parameter, image)
 
 
 def test_two_names_of_one_parameter_are_refused(client: httpx2.Client) -> None:

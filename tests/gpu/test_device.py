@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Task
 from farm.domain.worker import Device
+from tests.job_specs import STARTER_TASKS
 from tests.unit.test_pipelines import images, spec
 from workers import device as devices
 from workers import numerics, pipelines
@@ -32,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
+MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(STARTER_TASKS))
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +49,10 @@ def mixed(*, exact: bool) -> list[JobSpec]:
             num_inference_steps=6 + index,
             guidance_scale=2.0 + index,
             seed=index,
-            strength=None if task is Task.TEXT_TO_IMAGE else 0.8,
+            strength=None if task == "text-to-image" else 0.8,
             exact=exact,
         )
-        for index, task in enumerate([*Task, Task.TEXT_TO_IMAGE, Task.TEXT_TO_IMAGE])
+        for index, task in enumerate([*STARTER_TASKS, "text-to-image", "text-to-image"])
     ]
 
 
@@ -140,13 +141,13 @@ def test_only_the_engines_thread_touches_the_device() -> None:
 
 def test_cpu_offload_gives_the_same_image_and_restores_the_device() -> None:
     loaded = pipelines.load(MODEL.model_copy(update={"dtype": "float32"}), devices.describe(devices.choose("cuda:0")))
-    unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
+    unet = loaded.pipeline("text-to-image").unet
 
     def image() -> Any:
-        return pipelines.render(loaded, spec(Task.TEXT_TO_IMAGE), 0, {}, lambda _: None, threading.Event())
+        return pipelines.render(loaded, spec("text-to-image"), 0, {}, lambda _: None, threading.Event())
 
     before = image()
-    with pipelines.cpu_offload(loaded, Task.TEXT_TO_IMAGE, "cuda:0"):
+    with pipelines.cpu_offload(loaded, "text-to-image", "cuda:0"):
         assert unet.device.type == "cpu"
         assert image().tobytes() == before.tobytes()
     assert unet.device.type == "cuda"

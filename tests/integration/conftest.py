@@ -10,30 +10,33 @@ import redis
 
 from farm import lifecycle
 from farm.domain.job import Job, NewJob
+from farm.domain.job_spec import JobSpec
 from farm.domain.states import Priority
-from farm.domain.tasks import JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Device, WorkerInfo
 from farm.store.unit_of_work import Store, make_engine
+from tests.job_specs import job_spec
 
 CPU = Device(kind="cpu", index="cpu0", name="a processor", memory_bytes=2**30, dtype="float32")
 
 
 def spec(prompt: str = "a red ball on a blue background", seed: int = 1) -> JobSpec:
-    return JobSpec(
-        task=Task.TEXT_TO_IMAGE,
-        model="starter",
-        prompt=prompt,
-        negative_prompt="",
-        num_inference_steps=4,
-        guidance_scale=4.0,
-        scheduler=Scheduler.DDIM,
-        seed=seed,
-        num_images_per_prompt=1,
-        width=64,
-        height=64,
-        strength=None,
-        output_format=OutputFormat.PNG,
-        inputs={},
+    return job_spec(
+        {
+            "task": "text-to-image",
+            "model": "starter",
+            "prompt": prompt,
+            "negative_prompt": "",
+            "num_inference_steps": 4,
+            "guidance_scale": 4.0,
+            "scheduler": "ddim",
+            "seed": seed,
+            "num_outputs": 1,
+            "width": 64,
+            "height": 64,
+            "strength": None,
+            "output_format": "png",
+            "inputs": {},
+        }
     )
 
 

@@ -504,7 +504,7 @@ def test_what_failed_or_was_canceled_is_retried_as_a_new_batch(api: Api, client:
 
 
 def test_results_errors_and_archives_hold_all_that_came_of_a_batch(api: Api, client: httpx2.Client) -> None:
-    body = balls(4, num_images_per_prompt=2) + jsonl({"prompt": "no name"}, {"prompt": "x", "custom_id": "../a b"})
+    body = balls(4, num_outputs=2) + jsonl({"prompt": "no name"}, {"prompt": "x", "custom_id": "../a b"})
     batch = submit(client, body, width=64, height=64)
     hand = Hand(api)
     for number, job_id in enumerate(hand.queued()):

@@ -69,7 +69,7 @@ def test_a_submitted_job_is_returned_with_its_place_and_everything_decided(clien
     assert job["state"] == "queued"
     assert job["metadata"] == {"a": "b"}
     assert isinstance(job["parameters"]["seed"], int)  # drawn, and told
-    assert job["parameters"]["width"] == model_registry.load(None).models[0].defaults.width
+    assert job["parameters"]["width"] == model_registry.load(None).models[0].defaults["width"]
     assert client.get(answer.headers["location"]).json() == job
 
 
@@ -81,7 +81,7 @@ def test_the_same_key_and_body_make_one_job_however_often_they_come_at_once(clie
     assert sorted(answer.status_code for answer in answers) == [200] * 15 + [201]
     assert len(client.get("/v1/jobs").json()["data"]) == 1
     # the order of fields and defaults that are written out do not make it another request
-    same = client.post("/v1/jobs", json=dict(reversed(BALL.items())) | {"negative_prompt": ""}, headers=headers)
+    same = client.post("/v1/jobs", json=dict(reversed(BALL.items())) | {"output_format": "png"}, headers=headers)
     assert same.status_code == 200
     other = client.post("/v1/jobs", json=BALL | {"seed": 8}, headers=headers)
     assert other.status_code == 422
@@ -92,7 +92,7 @@ def test_a_repeated_request_returns_its_job_although_its_image_is_gone(api: Api,
     body = {"task": "image-to-image", "prompt": "a ball", "image": "https://no-such-host.invalid/a.png"}
     headers = {"Idempotency-Key": "gone"}
     assert client.post("/v1/jobs", json=body, headers=headers).status_code == 422
-    given = body | {"image": "data:image/png;base64," + base64.b64encode(png()).decode()}
+    given = body | {"image": "data:image/png;base64," + base64.b64encode(png(colour="white")).decode()}
     first = client.post("/v1/jobs", json=given, headers=headers)  # the refused request took no key
     assert first.status_code == 201
     assert client.post("/v1/jobs", json=given, headers=headers).json()["id"] == first.json()["id"]
@@ -124,7 +124,7 @@ def test_prefer_wait_gives_up_after_the_time_it_names(client: httpx2.Client) -> 
 
 
 def test_images_come_as_upload_content_or_data_url(client: httpx2.Client) -> None:
-    image = png(64, 48)
+    image = png(64, 48, "white")
     uploaded = client.post("/v1/files", files={"file": ("a/../b.png", image)})
     assert uploaded.status_code == 201
     file = uploaded.json()
@@ -158,7 +158,7 @@ def test_all_images_that_cannot_be_used_are_named_at_once(client: httpx2.Client)
 
 
 def test_a_finished_job_shows_outputs_that_anyone_with_the_url_can_read(api: Api, client: httpx2.Client) -> None:
-    job = submit(client, num_images_per_prompt=2, custom_id="shot-1")
+    job = submit(client, num_outputs=2, custom_id="shot-1")
     hand = Hand(api)
     running_job = hand.begin(job["id"])
     hand.step(running_job, 10)

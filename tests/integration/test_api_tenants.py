@@ -157,7 +157,7 @@ def test_usage_is_counted_with_success_and_the_limits_of_a_day_and_of_storage_re
     hand.join(WorkerInfo(hand.name, "boot", "test", Device("cpu", "cpu0", "a processor", 2**30, "float32"), 1, 2, 1))
     with api.client() as client:
         for _ in range(2):
-            job = client.post("/v1/jobs", json=JOB | {"num_images_per_prompt": 2}).raise_for_status().json()
+            job = client.post("/v1/jobs", json=JOB | {"num_outputs": 2}).raise_for_status().json()
             hand.succeed(hand.begin(job["id"]))
         failed = client.post("/v1/jobs", json=JOB).raise_for_status().json()
         hand.fail(hand.begin(failed["id"]))

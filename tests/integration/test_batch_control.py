@@ -226,7 +226,7 @@ def test_a_cancel_that_comes_while_jobs_follow_a_pause_is_not_forgotten(
 
 
 def test_a_batch_is_deleted_with_its_images_once_it_is_over(api: Api, client: httpx2.Client) -> None:
-    batch, other = submit(client, balls(3, num_images_per_prompt=2)), submit(client, balls(1))
+    batch, other = submit(client, balls(3, num_outputs=2)), submit(client, balls(1))
     key = {"Idempotency-Key": "gone"}
     named = client.post("/v1/batches", json={"jobs": balls(1)}, headers=key).json()
     assert client.delete(f"/v1/batches/{batch['id']}").status_code == 409
@@ -264,7 +264,7 @@ def test_an_archive_that_broke_anywhere_goes_on_to_the_same_bytes(
 ) -> None:
     monkeypatch.setattr("farm.services.batch_archive.PAGE", 4)
     assert PAGE > 4
-    batch = submit(client, [*balls(7, num_images_per_prompt=2), *balls(1, custom_id="ä" * 60, width=128)])
+    batch = submit(client, [*balls(7, num_outputs=2), *balls(1, custom_id="ä" * 60, width=128)])
     path = f"/v1/batches/{batch['id']}/archive?format=tar"
     assert client.head(path).headers["accept-ranges"] == "none"  # it grows
     finish(api)
@@ -288,7 +288,7 @@ def test_an_archive_that_broke_anywhere_goes_on_to_the_same_bytes(
 
 @pytest.mark.parametrize("form", ["zip", "tar"])
 def test_the_parts_of_an_archive_hold_each_image_once(api: Api, client: httpx2.Client, form: str) -> None:
-    batch = submit(client, balls(7, num_images_per_prompt=2))
+    batch = submit(client, balls(7, num_outputs=2))
     finish(api)
     path = f"/v1/batches/{batch['id']}/archive?format={form}"
 
@@ -402,7 +402,7 @@ def test_lines_that_are_alike_come_to_what_each_alone_would(api: Api) -> None:
         alone, _ = bulk.LineValidator(services, api.tenant_id, {}).job(
             common | {"negative_prompt": "unless said"} | own
         )
-        texts = {"prompt": mine.prompt, "negative_prompt": mine.negative_prompt, "seed": mine.seed}
+        texts = {"common": {**job.spec.common, **mine.common}, "seed": mine.seed}
         assert job.spec.model_copy(update=texts) == alone.spec
         assert (mine.custom_id, tuple(mine.metadata.items())) == (alone.custom_id, alone.metadata)
     for wrong in ({"prompt": "a", "seed": -1}, {"prompt": "a", "width": 64.0, "seed": True}, {"prompt": "\0"}):

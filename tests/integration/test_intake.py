@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from farm.domain.tasks import InputFile
+from farm.domain.job_spec import InputFile
 from farm.egress import guard
 from farm.errors import InputRefused
 from farm.objects.intake import Intake

@@ -26,9 +26,9 @@ from .conftest import worker_info
 BEFORE = "0001"
 #: A job's spec as that release stores it.
 SPEC = {
-    "task": "text-to-image", "model": "starter", "prompt": "a red ball on a blue background", "negative_prompt": "",
-    "num_inference_steps": 4, "guidance_scale": 4.0, "scheduler": "ddim", "seed": 1, "num_images_per_prompt": 1,
-    "width": 64, "height": 64, "strength": None, "output_format": "png", "inputs": {},
+    "task": "text-to-image", "model": "starter", "scheduler": "ddim", "seed": 1, "num_outputs": 1, "inputs": {},
+    "output_format": "png", "common": {"prompt": "a red ball on a blue background", "num_inference_steps": 4,
+    "guidance_scale": 4.0, "width": 64, "height": 64},
 }  # fmt: skip
 
 

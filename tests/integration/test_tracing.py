@@ -32,6 +32,7 @@ from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer
 from tests.api_server import Hand, running
 from tests.integration.conftest import Submit
+from tests.job_specs import size_of
 from tests.waiting import wait_until
 from workers.engine import Engine
 from workers.group_commit import GroupCommit
@@ -51,9 +52,7 @@ class BlackEngine:
     def submit(self, request: RenderRequest) -> Future[RenderResult]:
         request.on_start(request.total_steps)
         done: Future[RenderResult] = Future()
-        done.set_result(
-            RenderResult([Image.new("RGB", (request.spec.width, request.spec.height))], {"dtype": "float32"})
-        )
+        done.set_result(RenderResult([Image.new("RGB", size_of(request.spec))], {"dtype": "float32"}))
         return done
 
     def withdraw(self, _: RenderRequest) -> None: ...

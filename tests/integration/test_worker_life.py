@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 from workers.engine import EXIT_ENGINE_FAILED
 from workers.heartbeat import EXIT_STALLED
 
-LONG: dict[str, Any] = {"num_inference_steps": 150, "num_images_per_prompt": 16}  #: more than a test waits for
+LONG: dict[str, Any] = {"num_inference_steps": 150, "num_outputs": 16}  #: more than a test waits for
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_finished_image_is_spooled_until_the_storage_answers(
     wire = wires["FARM_S3_ENDPOINT_URL"]
     wire.refuse()
     try:
-        job = farm.start(spec(num_images_per_prompt=2), steady.name)
+        job = farm.start(spec(num_outputs=2), steady.name)
         wait_until(lambda: "waiting for the storage" in steady.log(), 90, every=0.2, what="it waits for the storage")
         assert reaped(farm) == []  # the lease outlives the wait
         # on the disk, all of them, so that the worker's memory is free for the next jobs
@@ -160,7 +160,7 @@ def test_a_stalled_consumer_ends_the_worker_after_its_jobs_finish(farm: Farm) ->
     worker = NoiseWorker(farm, device="cpu4", env=env).start()
     try:
         worker.wait_online()
-        held = farm.start(spec(num_inference_steps=150, num_images_per_prompt=2), worker.name)
+        held = farm.start(spec(num_inference_steps=150, num_outputs=2), worker.name)
         wait_until(lambda: begun(farm, held.id), 90, what="the job is on the device")
         # Celery's own way to make a consumer stop listening: the process lives, beats and renders on
         (answer,) = farm.app.control.cancel_consumer(
@@ -240,7 +240,7 @@ def killed(farm: Farm, process: WorkerProcess) -> None:
 
 def drained(farm: Farm, process: WorkerProcess) -> None:
     """SIGTERM: the job on the device finishes, the waiting one is given back at once, the worker says goodbye."""
-    job = farm.start(spec(num_inference_steps=100, num_images_per_prompt=2), process.name)
+    job = farm.start(spec(num_inference_steps=100, num_outputs=2), process.name)
     wait_until(lambda: begun(farm, job.id), 60, what="the job is on the device")
     waiting = farm.start(spec(seed=8), process.name)
     farm.wait(waiting, JobState.RUNNING)

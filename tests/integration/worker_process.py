@@ -21,14 +21,15 @@ from PIL import Image, ImageDraw
 from farm import lifecycle
 from farm.dispatch import broker
 from farm.domain.job import Job, NewJob
+from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import JobState
-from farm.domain.tasks import InputFile, JobSpec, OutputFormat, Scheduler, Task
 from farm.domain.worker import Worker, WorkerState
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
+from tests.job_specs import job_spec
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +204,7 @@ def worker_command(app: str) -> tuple[str, ...]:
 # -- what is asked for -------------------------------------------------------------------------------------------------
 
 
-def spec(task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
+def spec(task: str = "text-to-image", **changes: Any) -> JobSpec:
     """A small job for the built-in model; inputs by field name."""
     values: dict[str, Any] = {
         "task": task,
@@ -212,16 +213,16 @@ def spec(task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
         "negative_prompt": "",
         "num_inference_steps": 4,
         "guidance_scale": 4.0,
-        "scheduler": Scheduler.DDIM,
+        "scheduler": "ddim",
         "seed": 7,
-        "num_images_per_prompt": 1,
+        "num_outputs": 1,
         "width": 64,
         "height": 64,
-        "strength": None if task is Task.TEXT_TO_IMAGE else 1.0,
-        "output_format": OutputFormat.PNG,
+        "strength": None if task == "text-to-image" else 1.0,
+        "output_format": "png",
         "inputs": {},
     }
-    return JobSpec.model_validate(values | changes)
+    return job_spec(values | changes)
 
 
 def scene() -> Image.Image:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from farm.domain.tasks import Task
 from tests.unit.test_pipelines import CPU, STARTER, render, spec
 from workers import numerics, pipelines
 
@@ -27,7 +26,7 @@ def test_compiled_blocks_give_the_same_image_and_are_kept_for_the_next_process(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     pipelines.silence_libraries()
     numerics.make_deterministic(1)
-    wanted = spec(Task.TEXT_TO_IMAGE, num_inference_steps=2)
+    wanted = spec("text-to-image", num_inference_steps=2)
     plain = np.asarray(render(pipelines.load(STARTER, CPU), wanted, {}), int)
     compiled = pipelines.load(STARTER, CPU)
     compiled.compile()

@@ -14,8 +14,8 @@ import pytest
 import torch
 import transformers
 
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Scheduler, Task
 from tests.unit.test_batching import finish
 from tests.unit.test_pipelines import CPU, spec
 from workers import numerics, pipelines
@@ -317,12 +317,12 @@ def test_an_architecture_from_a_folder_shares_the_device_and_keeps_both_promises
     pipelines.silence_libraries()
     numerics.make_deterministic(1)
     whole(build).save_pretrained(tmp_path / "model")
-    model = Model(id="other", source=str(tmp_path / "model"), tasks=(Task.TEXT_TO_IMAGE,))
+    model = Model(id="other", source=str(tmp_path / "model"), tasks=("text-to-image",))
     loaded = pipelines.load(model, CPU)
     specs = [
         spec(
             model="other",
-            scheduler=Scheduler.EULER,
+            scheduler="euler",
             num_inference_steps=3 + index,
             guidance_scale=3.0 + index,
             seed=index,

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.errors import JobCanceled, NanOutput
+from tests.job_specs import STARTER_SCHEDULERS, STARTER_TASKS
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import numerics, pipelines
 from workers.batch_profiles import BatchProfile, BatchProfiles
@@ -30,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
 ]
 
-EXACT = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype="float32")
+EXACT = Model(id="starter", source="builtin:starter", tasks=tuple(STARTER_TASKS), dtype="float32")
 SMALL: dict[str, Any] = {"width": 32, "height": 32}
 
 
@@ -55,7 +56,9 @@ def starter() -> LoadedModel:
 def batchers(starter: LoadedModel) -> Iterator[Callable[..., ContinuousBatcher]]:
     """Makes batchers on the built-in model, and leaves its modules as they were."""
     made: list[ContinuousBatcher] = []
-    modules = {id(module): (name, module) for task in Task for name, module in modules_to_hook(starter.pipeline(task))}
+    modules = {
+        id(module): (name, module) for task in STARTER_TASKS for name, module in modules_to_hook(starter.pipeline(task))
+    }
 
     def make(most: int = 8) -> ContinuousBatcher:
         batcher = ContinuousBatcher(most)
@@ -85,9 +88,9 @@ def finish(batcher: ContinuousBatcher) -> None:
 def mixed() -> list[JobSpec]:
     """Every task and scheduler, with and without guidance, of different lengths."""
     made = []
-    for index, scheduler in enumerate(Scheduler):
-        task = list(Task)[index % len(Task)]
-        strength = None if task is Task.TEXT_TO_IMAGE else 0.7
+    for index, scheduler in enumerate(STARTER_SCHEDULERS):
+        task = list(STARTER_TASKS)[index % len(STARTER_TASKS)]
+        strength = None if task == "text-to-image" else 0.7
         guidance = 1.0 if index % 3 == 2 else 2.0 + index
         made.append(
             spec(
@@ -127,16 +130,16 @@ def together(
 def test_alone_every_task_gives_the_bytes_of_the_stock_pipeline(
     starter: LoadedModel, batchers: Callable[..., ContinuousBatcher], mode: BatchMode
 ) -> None:
-    schedulers = list(Scheduler)
+    schedulers = list(STARTER_SCHEDULERS)
     specs = [
         spec(
             task,
             scheduler=schedulers[(index + turn * 4) % 8],
             num_inference_steps=5,
-            strength=None if task is Task.TEXT_TO_IMAGE else 0.8,
+            strength=None if task == "text-to-image" else 0.8,
             **SMALL,
         )
-        for index, task in enumerate(Task)
+        for index, task in enumerate(STARTER_TASKS)
         for turn in range(2)
     ]
     stock = [image_of(starter, wanted)() for wanted in specs]
@@ -191,8 +194,8 @@ def test_a_failing_a_canceled_and_a_nan_image_end_alone(
             raise ValueError("its own mistake")
 
     def poisoned() -> Any:
-        latents = torch.full((1, starter.pipeline(Task.TEXT_TO_IMAGE).unet.config.in_channels, 8, 8), torch.nan)
-        called = starter.pipeline(Task.TEXT_TO_IMAGE)("a red cube", latents=latents, num_inference_steps=4)
+        latents = torch.full((1, starter.pipeline("text-to-image").unet.config.in_channels, 8, 8), torch.nan)
+        called = starter.pipeline("text-to-image")("a red cube", latents=latents, num_inference_steps=4)
         return called.images[0]
 
     unwound: list[str] = []

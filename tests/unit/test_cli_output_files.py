@@ -14,8 +14,9 @@ from farm.cli import output_files
 from farm.cli.render import read_output, size_of
 from farm.client.requests import infer_task
 from farm.domain import recipe
-from farm.domain.tasks import InputFile, JobSpec, OutputFormat, Scheduler, Task
+from farm.domain.job_spec import InputFile
 from farm.errors import BadInput
+from tests.job_specs import job_spec
 
 
 @pytest.mark.parametrize(
@@ -115,18 +116,19 @@ def png(colour: tuple[int, int, int], **texts: str) -> bytes:
 
 
 def test_the_recipe_of_an_image_is_its_request(tmp_path: Path) -> None:
-    spec = JobSpec(
-        task=Task.IMAGE_TO_IMAGE, model="starter", prompt="a cube", negative_prompt="", num_inference_steps=5,
-        guidance_scale=4.0, scheduler=Scheduler.DDIM, seed=9, num_images_per_prompt=3, width=64, height=64,
-        strength=0.5, output_format=OutputFormat.PNG,
-        inputs={"image": InputFile(sha256="ab" * 32, key="k", media_type="image/png", size=99)},
-    )  # fmt: skip
+    spec = job_spec({
+        "task": "image-to-image", "model": "starter", "prompt": "a cube", "negative_prompt": "",
+        "num_inference_steps": 5,
+        "guidance_scale": 4.0, "scheduler": "ddim", "seed": 9, "num_outputs": 3, "width": 64, "height": 64,
+        "strength": 0.5, "output_format": "png",
+        "inputs": {"image": InputFile(sha256="ab" * 32, key="k", media_type="image/png", size=99)},
+    })  # fmt: skip
     data = png((0, 0, 0), farm=recipe.recipe_json(spec, 2, {}))
     (tmp_path / "x.png").write_bytes(data)
     read, request = read_output(tmp_path / "x.png")
     assert read == data
     assert request["seed"] == 11, "the seed of this image, not of the job"
-    assert request["num_images_per_prompt"] == 1
+    assert request["num_outputs"] == 1
     assert request["image"] == f"sha256:{'ab' * 32}"
 
 

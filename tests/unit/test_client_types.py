@@ -36,7 +36,7 @@ farm.add_endpoint("https://example.com", events=["batch.completed"])
 
 farm.run("a ball", sed=7)  # wrong
 farm.submit("a ball", seed="7")  # wrong
-farm.submit("a ball", scheduler="dimm")  # wrong
+farm.submit("a ball", output_format="tiff")  # wrong
 farm.submit_batch(Path("jobs.csv"), height="64")  # wrong
 farm.cancel_jobs(stat="queued")  # wrong
 farm.make_key("night", scopes=["everything"])  # wrong

@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from farm.domain.cost import steps_run
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
 from farm.domain.states import Priority
-from farm.domain.tasks import JobSpec, Task
 from farm.errors import DeviceFailed, JobCanceled, ModelUnavailable, OutOfMemory
+from tests.job_specs import STARTER_TASKS
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
@@ -31,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
 ]
 
-EXACT = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype="float32")
+EXACT = Model(id="starter", source="builtin:starter", tasks=tuple(STARTER_TASKS), dtype="float32")
 SMALL: dict[str, Any] = {"width": 32, "height": 32}
 
 
@@ -67,7 +69,7 @@ def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps() -
     starter = pipelines.load(EXACT, CPU)
     renderer = BatchedRenderer(ModelCache(CPU), 8)
     jobs = [
-        request(spec(num_images_per_prompt=3, seed=4, exact=False, **SMALL)),
+        request(spec(num_outputs=3, seed=4, exact=False, **SMALL)),
         request(spec(num_inference_steps=5, seed=9, exact=False, **SMALL)),
     ]
     for job in jobs:
@@ -77,19 +79,19 @@ def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps() -
     for job in jobs:
         rendered = ended[job]
         assert isinstance(rendered, RenderResult)
-        assert len(rendered.images) == job.spec.num_images_per_prompt
+        assert len(rendered.images) == job.spec.num_outputs
         for index, image in enumerate(rendered.images):
             alone = pipelines.render(starter, job.spec, index, {}, lambda _: None, threading.Event())
             assert np.abs(np.asarray(image, int) - np.asarray(alone, int)).max() <= 1
         assert job.__dict__["done"] == sorted(job.__dict__["done"])
-        assert job.__dict__["done"][-1] == job.spec.num_inference_steps * job.spec.num_images_per_prompt
+        assert job.__dict__["done"][-1] == steps_run(job.spec) * job.spec.num_outputs
 
 
 def test_an_evicted_model_leaves_no_hooks() -> None:
     models = ModelCache(CPU)
     renderer = BatchedRenderer(models, 8)
     renderer.admit(request(spec(num_inference_steps=1, **SMALL)))
-    unet = weakref.ref(models.load(EXACT).pipeline(Task.TEXT_TO_IMAGE).unet)
+    unet = weakref.ref(models.load(EXACT).pipeline("text-to-image").unet)
     render_all(renderer)
     assert models.evict_others("another")
     gc.collect()
@@ -150,7 +152,7 @@ def test_a_failed_device_fails_every_job_and_is_used_no_more(monkeypatch: pytest
         if place == "pipeline":
             use()
         assert engine._renderers is not None
-        unet = engine._renderers.models.load(EXACT).pipeline(Task.TEXT_TO_IMAGE).unet
+        unet = engine._renderers.models.load(EXACT).pipeline("text-to-image").unet
         unet.conv_in.forward = use
 
     if place == "loading":

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import LoraFile, Model
+from farm.domain.requests import REQUESTS, JobRequest
 from farm.domain.resolve import resolve
-from farm.domain.tasks import JobSpec, Task, TextToImageRequest
 from farm.errors import BadInput, ModelUnavailable
+from tests.job_specs import STARTER_TASKS
 from tests.unit.test_pipelines import CPU, images, spec
 from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
@@ -36,8 +38,8 @@ LAYERS = ("attn1.to_q", "attn2.to_v", "attn2.to_out.0")
 def made(path: Path, seed: int) -> dict[str, torch.Tensor]:
     """A LoRA of rank 2 for the built-in model, in diffusers' layout."""
     unet = (
-        pipelines.load(Model(id="bare", source="builtin:starter", tasks=tuple(Task)), CPU)
-        .pipeline(Task.TEXT_TO_IMAGE)
+        pipelines.load(Model(id="bare", source="builtin:starter", tasks=tuple(STARTER_TASKS)), CPU)
+        .pipeline("text-to-image")
         .unet
     )
     draw = torch.Generator().manual_seed(seed)
@@ -65,10 +67,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(folder: Path) -> Model:
     files = [LoraFile(name=name, source=str(folder / f"{name}.safetensors")) for name in ("ink", "clay", "gone")]
     odd = LoraFile(name="pickle", source=str(folder / "pickle.bin"))
-    return Model(id="starter", source="builtin:starter", tasks=tuple(Task), loras=(*files, odd))
+    return Model(id="starter", source="builtin:starter", tasks=tuple(STARTER_TASKS), loras=(*files, odd))
 
 
-def wearing(*loras: tuple[str, float], task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
+def wearing(*loras: tuple[str, float], task: str = "text-to-image", **changes: Any) -> JobSpec:
     worn = [{"name": name, "scale": scale} for name, scale in loras]
     return spec(task, loras=worn, **(SMALL | changes))
 
@@ -99,7 +101,7 @@ def test_each_job_has_its_own_active_loras_and_equal_ones_share_forwards(model: 
         wearing(("ink", 0.5)),
         wearing(("ink", 1.0), ("clay", 0.7)),
     )
-    depth = wearing(("clay", 1.0), task=Task.DEPTH_TO_IMAGE)
+    depth = wearing(("clay", 1.0), task="depth-to-image")
     specs = [plain, ink, soft, both, depth, plain, ink]
     alone = [image(outcome).tobytes() for one in specs for outcome in rendered(renderer, model, [one])]
     assert len(set(alone)) == 5
@@ -119,7 +121,7 @@ def test_a_lora_gives_the_image_of_merged_weights(model: Model, folder: Path) ->
     (worn,) = rendered(BatchedRenderer(ModelCache(CPU), 8), model, [wearing(("ink", 0.8))])
     merged = pipelines.load(model.model_copy(update={"loras": ()}), CPU)
     weights = made(folder / "again.safetensors", 0)
-    modules = dict(merged.pipeline(Task.TEXT_TO_IMAGE).unet.named_modules())
+    modules = dict(merged.pipeline("text-to-image").unet.named_modules())
     with torch.no_grad():
         for name in {name.removeprefix("unet.").rsplit(".lora_", 1)[0] for name in weights}:
             up, down = weights[f"unet.{name}.lora_B.weight"], weights[f"unet.{name}.lora_A.weight"]
@@ -137,8 +139,8 @@ def test_an_invalid_lora_fails_its_job_with_one_sentence(model: Model, name: str
 
 
 def test_a_request_names_only_loras_of_its_model(model: Model) -> None:
-    def asked(*names: str) -> TextToImageRequest:
-        return TextToImageRequest.model_validate(
+    def asked(*names: str) -> JobRequest:
+        return REQUESTS["text-to-image"].model_validate(
             {"task": "text-to-image", "prompt": "", "loras": [{"name": name} for name in names]}
         )
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from farm.domain.cost import steps_run
+from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Scheduler, Task
 from farm.domain.worker import Device
 from farm.errors import JobCanceled, ModelUnavailable, UnsuitableInput
+from tests.job_specs import STARTER_SCHEDULERS, STARTER_TASKS, job_spec
 from workers import numerics, pipelines
 from workers.model_cache import CpuModelCache, ModelCache, weights
 from workers.pipelines import LoadedModel
@@ -29,7 +30,7 @@ pytestmark = [
 ]
 
 CPU = Device("cpu", "cpu0", "a processor", 2**33, "float32")
-STARTER = Model(id="starter", source="builtin:starter", tasks=tuple(Task), dtype="float32")
+STARTER = Model(id="starter", source="builtin:starter", tasks=tuple(STARTER_TASKS), dtype="float32")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +44,7 @@ def starter() -> LoadedModel:
     return pipelines.load(STARTER, CPU)
 
 
-def spec(task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
+def spec(task: str = "text-to-image", **changes: Any) -> JobSpec:
     values: dict[str, Any] = {
         "task": task,
         "model": "starter",
@@ -51,26 +52,26 @@ def spec(task: Task = Task.TEXT_TO_IMAGE, **changes: Any) -> JobSpec:
         "negative_prompt": "",
         "num_inference_steps": 3,
         "guidance_scale": 4.0,
-        "scheduler": Scheduler.DDIM,
+        "scheduler": "ddim",
         "seed": 7,
-        "num_images_per_prompt": 1,
+        "num_outputs": 1,
         "width": 64,
         "height": 64,
-        "strength": None if task is Task.TEXT_TO_IMAGE else 1.0,
+        "strength": None if task == "text-to-image" else 1.0,
         "output_format": "png",
         "inputs": {},
     }
-    return JobSpec.model_validate(values | changes)
+    return job_spec(values | changes)
 
 
-def images(task: Task, size: tuple[int, int] = (64, 64)) -> dict[str, Image.Image]:
+def images(task: str, size: tuple[int, int] = (64, 64)) -> dict[str, Image.Image]:
     scene = Image.new("RGB", size, (40, 60, 200))
     scene.paste((220, 40, 40), (10, 10, 40, 40))
     found = {"image": scene}
-    if task is Task.INPAINTING:
+    if task == "inpainting":
         found["mask_image"] = Image.new("L", size, 0)
         found["mask_image"].paste(255, (5, 5, 30, 30))
-    return {} if task is Task.TEXT_TO_IMAGE else found
+    return {} if task == "text-to-image" else found
 
 
 def render(loaded: LoadedModel, wanted: JobSpec, inputs: dict[str, Image.Image], index: int = 0) -> Image.Image:
@@ -78,29 +79,29 @@ def render(loaded: LoadedModel, wanted: JobSpec, inputs: dict[str, Image.Image],
 
 
 def test_the_pipelines_of_a_model_share_their_components(starter: LoadedModel) -> None:
-    made = [starter.pipeline(task) for task in Task]
+    made = [starter.pipeline(task) for task in STARTER_TASKS]
     for name in ("vae", "text_encoder", "tokenizer"):
         assert len({id(pipeline.components[name]) for pipeline in made}) == 1
-    plain = [starter.pipeline(task) for task in Task if task is not Task.DEPTH_TO_IMAGE]
+    plain = [starter.pipeline(task) for task in STARTER_TASKS if task != "depth-to-image"]
     assert len({id(pipeline.unet) for pipeline in plain}) == 1
     files = sum(path.stat().st_size for path in WEIGHTS.rglob("*.safetensors"))
     assert starter.bytes < 2.5 * files  # float16 in the files, float32 in memory, each once
 
 
 def test_a_folder_in_the_usual_layout_serves_the_tasks_from_one_set_of_weights() -> None:
-    tasks = (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE, Task.INPAINTING)
+    tasks = ("text-to-image", "image-to-image", "inpainting")
     loaded = pipelines.load(Model(id="folder", source=str(WEIGHTS), tasks=tasks), CPU)
     assert len({id(loaded.pipeline(task).unet) for task in tasks}) == 1
     assert all(parameter.dtype is torch.float32 for parameter in loaded.pipeline(tasks[0]).unet.parameters())
     with pytest.raises(ModelUnavailable, match="no depth estimator"):
-        loaded.pipeline(Task.DEPTH_TO_IMAGE)
+        loaded.pipeline("depth-to-image")
     for task in tasks:
         assert render(loaded, spec(task), images(task)).size == (64, 64)
 
 
-@pytest.mark.parametrize("task", Task)
-@pytest.mark.parametrize("scheduler", Scheduler)
-def test_every_scheduler_renders_every_task(starter: LoadedModel, task: Task, scheduler: Scheduler) -> None:
+@pytest.mark.parametrize("task", STARTER_TASKS)
+@pytest.mark.parametrize("scheduler", STARTER_SCHEDULERS)
+def test_every_scheduler_renders_every_task(starter: LoadedModel, task: str, scheduler: str) -> None:
     steps: list[int] = []
     wanted = spec(task, scheduler=scheduler, num_inference_steps=5, strength=None if not images(task) else 0.6)
     image = pipelines.render(starter, wanted, 0, images(task), steps.append, threading.Event())
@@ -111,20 +112,20 @@ def test_every_scheduler_renders_every_task(starter: LoadedModel, task: Task, sc
     assert low != high  # black is what a pipeline makes of NaN
 
 
-@pytest.mark.parametrize("task", Task)
-def test_the_same_spec_gives_the_same_pixels_whatever_ran_before(starter: LoadedModel, task: Task) -> None:
+@pytest.mark.parametrize("task", STARTER_TASKS)
+def test_the_same_spec_gives_the_same_pixels_whatever_ran_before(starter: LoadedModel, task: str) -> None:
     first = render(starter, spec(task), images(task))
-    render(starter, spec(scheduler=Scheduler.EULER_ANCESTRAL, guidance_scale=1.0, seed=99), {})
+    render(starter, spec(scheduler="euler-ancestral", guidance_scale=1.0, seed=99), {})
     assert render(starter, spec(task), images(task)).tobytes() == first.tobytes()
 
 
 def test_image_i_is_the_image_of_seed_plus_i(starter: LoadedModel) -> None:
-    second = render(starter, spec(num_images_per_prompt=2), {}, index=1)
+    second = render(starter, spec(num_outputs=2), {}, index=1)
     assert second.tobytes() == render(starter, spec(seed=8), {}).tobytes()
 
 
-@pytest.mark.parametrize("task", [task for task in Task if task is not Task.TEXT_TO_IMAGE])
-def test_inputs_are_brought_to_the_size_that_was_asked_for(starter: LoadedModel, task: Task) -> None:
+@pytest.mark.parametrize("task", [task for task in STARTER_TASKS if task != "text-to-image"])
+def test_inputs_are_brought_to_the_size_that_was_asked_for(starter: LoadedModel, task: str) -> None:
     wanted = spec(task, width=48, height=80, num_inference_steps=1)
     assert render(starter, wanted, images(task, (100, 60))).size == (48, 80)
 
@@ -133,16 +134,16 @@ def test_sixteen_and_eight_bits_of_the_same_depth_give_the_same_image(starter: L
     eight = Image.linear_gradient("L").resize((64, 64))
     sixteen = Image.frombytes("I;16", (64, 64), b"".join(bytes((value, value)) for value in eight.tobytes()))
     made = [
-        render(starter, spec(Task.DEPTH_TO_IMAGE), images(Task.DEPTH_TO_IMAGE) | {"depth_map": depth})
+        render(starter, spec("depth-to-image"), images("depth-to-image") | {"depth_map": depth})
         for depth in (eight, sixteen)
     ]
     assert made[0].tobytes() == made[1].tobytes()
 
 
 def test_a_flat_depth_map_is_refused_and_not_turned_black(starter: LoadedModel) -> None:
-    inputs = images(Task.DEPTH_TO_IMAGE) | {"depth_map": Image.new("L", (64, 64), 9)}
+    inputs = images("depth-to-image") | {"depth_map": Image.new("L", (64, 64), 9)}
     with pytest.raises(UnsuitableInput, match="same value everywhere"):
-        render(starter, spec(Task.DEPTH_TO_IMAGE), inputs)
+        render(starter, spec("depth-to-image"), inputs)
 
 
 def test_a_stopped_job_ends_at_its_next_step(starter: LoadedModel) -> None:
@@ -162,7 +163,7 @@ def test_a_stopped_job_ends_at_its_next_step(starter: LoadedModel) -> None:
 @pytest.mark.parametrize("source", ["./no/such/place", "/no/such/place", "builtin:nothing"])
 def test_a_missing_model_is_reported_in_one_sentence(source: str) -> None:
     with pytest.raises(ModelUnavailable, match="model gone") as caught:
-        pipelines.load(Model(id="gone", source=source, tasks=(Task.TEXT_TO_IMAGE,)), CPU)
+        pipelines.load(Model(id="gone", source=source, tasks=("text-to-image",)), CPU)
     assert "\n" not in str(caught.value)
 
 
@@ -171,14 +172,14 @@ def test_weights_that_can_run_code_are_not_loaded(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelUnavailable, match="safetensors"):
-        pipelines.load(Model(id="old", source=str(tmp_path), tasks=(Task.TEXT_TO_IMAGE,)), CPU)
+        pipelines.load(Model(id="old", source=str(tmp_path), tasks=("text-to-image",)), CPU)
 
 
 def test_a_damaged_model_is_unavailable_and_not_a_crash(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     (tmp_path / "x.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelUnavailable, match="cannot be loaded"):
-        pipelines.load(Model(id="odd", source=str(tmp_path), tasks=(Task.TEXT_TO_IMAGE,)), CPU)
+        pipelines.load(Model(id="odd", source=str(tmp_path), tasks=("text-to-image",)), CPU)
 
 
 def test_the_fingerprint_is_of_the_weights_content(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def test_the_cpu_cache_returns_an_evicted_model_with_its_weights_and_keeps_withi
     def loaded(name: str) -> LoadedModel:
         pipeline = SimpleNamespace(components={"unet": torch.nn.Linear(9, 10), "scheduler": None})  # 400 bytes
         model = STARTER.model_copy(update={"id": name})
-        return LoadedModel(model, "float32", None, "", 400, {Task.INPAINTING: pipeline})
+        return LoadedModel(model, "float32", None, "", 400, {"inpainting": pipeline})
 
     models = {name: loaded(name) for name in "abc"}
     before = {name: [tensor.clone() for tensor in weights(model)] for name, model in models.items()}
@@ -235,8 +236,8 @@ def test_the_cpu_cache_returns_an_evicted_model_with_its_weights_and_keeps_withi
 
 
 def test_inpainting_leaves_every_pixel_outside_the_mask_as_it_was(starter: LoadedModel) -> None:
-    inputs = images(Task.INPAINTING)
-    painted = render(starter, spec(Task.INPAINTING), inputs)
+    inputs = images("inpainting")
+    painted = render(starter, spec("inpainting"), inputs)
     outside = inputs["mask_image"].point(lambda value: 0 if value >= 128 else 255)
     nothing = Image.new("RGB", painted.size)
     kept = Image.composite(painted, nothing, outside)

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from farm.domain.model import Model
-from farm.domain.tasks import JobSpec, Task
 from farm.domain.worker import Device
 from farm.errors import OutOfMemory
 from farm.settings import Settings
+from tests.job_specs import STARTER_TASKS, job_spec
 from tests.waiting import wait_until
 from workers import pipelines, single_renderer
 from workers.device import choose
@@ -29,11 +29,11 @@ from workers.render_request import RenderRequest, RenderResult
 from workers.single_renderer import SingleRenderer
 
 CPU = Device("cpu", "cpu0", "a processor", 2**33, "float32")
-MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(Task))
+MODEL = Model(id="starter", source="builtin:starter", tasks=tuple(STARTER_TASKS))
 
 
 def work() -> RenderRequest:
-    spec = JobSpec.model_validate(
+    spec = job_spec(
         {
             "task": "text-to-image",
             "model": "starter",
@@ -43,7 +43,7 @@ def work() -> RenderRequest:
             "guidance_scale": 1.0,
             "scheduler": "ddim",
             "seed": 1,
-            "num_images_per_prompt": 1,
+            "num_outputs": 1,
             "width": 64,
             "height": 64,
             "strength": None,
@@ -138,8 +138,8 @@ def test_cpu_offload_gives_the_same_image_and_restores_the_device() -> None:
         return pipelines.render(loaded, wanted.spec, 0, {}, lambda _: None, threading.Event())
 
     before = image()
-    unet = loaded.pipeline(Task.TEXT_TO_IMAGE).unet
-    with pipelines.cpu_offload(loaded, Task.TEXT_TO_IMAGE, "cpu"):
+    unet = loaded.pipeline("text-to-image").unet
+    with pipelines.cpu_offload(loaded, "text-to-image", "cpu"):
         assert hasattr(unet, "_hf_hook")
         assert image().tobytes() == before.tobytes()
     assert not hasattr(unet, "_hf_hook")

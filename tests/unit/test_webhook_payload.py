@@ -12,26 +12,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.domain.job import Job, JobError, Output
+from farm.domain.job_spec import InputFile
 from farm.domain.states import EventType, JobState, Priority
-from farm.domain.tasks import MAX_SEED, InputFile, JobSpec, OutputFormat, Scheduler, Task
+from farm.fields import MAX_SEED
 from farm.webhooks.payload import MARKER, MAX_BYTES, job_payload, stamp
+from tests.job_specs import job_spec
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678_900, tzinfo=UTC)
-SPEC = JobSpec(
-    task=Task.IMAGE_TO_IMAGE,
-    model="starter",
-    prompt="a red ball",
-    negative_prompt="",
-    num_inference_steps=4,
-    guidance_scale=4.0,
-    scheduler=Scheduler.DDIM,
-    seed=MAX_SEED,
-    num_images_per_prompt=1,
-    width=64,
-    height=64,
-    strength=0.5,
-    output_format=OutputFormat.PNG,
-    inputs={"image": InputFile(sha256="cd" * 32, key="secret/key", media_type="image/png", size=99)},
+SPEC = job_spec(
+    {
+        "task": "image-to-image",
+        "model": "starter",
+        "prompt": "a red ball",
+        "negative_prompt": "",
+        "num_inference_steps": 4,
+        "guidance_scale": 4.0,
+        "scheduler": "ddim",
+        "seed": MAX_SEED,
+        "num_outputs": 1,
+        "width": 64,
+        "height": 64,
+        "strength": 0.5,
+        "output_format": "png",
+        "inputs": {"image": InputFile(sha256="cd" * 32, key="secret/key", media_type="image/png", size=99)},
+    }
 )
 
 
@@ -93,7 +97,7 @@ def test_a_body_says_what_happened_to_which_job() -> None:
                 "guidance_scale": 4.0,
                 "scheduler": "ddim",
                 "seed": MAX_SEED,
-                "num_images_per_prompt": 1,
+                "num_outputs": 1,
                 "width": 64,
                 "height": 64,
                 "output_format": "png",
@@ -131,12 +135,18 @@ def test_a_body_tells_no_inner_names() -> None:
 
 
 def test_what_is_too_large_is_shortened_and_says_so() -> None:
-    spec = SPEC.model_copy(update={"prompt": "p" * 10_000, "negative_prompt": "n" * 10_000})
+    spec = SPEC.model_copy(
+        update={
+            "common": {**SPEC.common, "prompt": "p" * 10_000, "negative_prompt": "n" * 10_000},
+            "parameters": {"prompt_2": "q" * 10_000},
+        }
+    )
     found = read(replace(JOB, spec=spec))
     assert found["truncated"] is True
     parameters = found["data"]["parameters"]
     assert parameters["prompt"] == "p" * 2_000 + MARKER
     assert parameters["negative_prompt"] == "n" * 2_000 + MARKER
+    assert parameters["parameters"]["prompt_2"] == "q" * 2_000 + MARKER
     assert found["data"]["metadata"] == {"sku": "A-1"}
     assert found["data"]["outputs"][0]["url"]
     assert "truncated" not in read(JOB)

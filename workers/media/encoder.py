@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from farm.domain.infotext import parameters_text
+from farm.domain.job_spec import JobSpec
 from farm.domain.media import MediaMetadata, output_format
 from farm.domain.recipe import recipe_json
-from farm.domain.tasks import JobSpec
 from workers.media import audio, images, video
 from workers.media.artifacts import Artifact, Clip, Sound, media_of
 

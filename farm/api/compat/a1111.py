@@ -32,11 +32,11 @@ from farm.api.compat.adapter import (
     submits,
 )
 from farm.api.compat.submission import cancel, render, store_image
-from farm.domain.infotext import SAMPLER_NAMES, parameters_text
+from farm.domain.infotext import parameters_text
 from farm.domain.job import Job, JobFilter
 from farm.domain.model import Model
+from farm.domain.schedulers import SAMPLERS, SCHEDULES, sampler, sampler_name
 from farm.domain.states import JobState, Priority
-from farm.domain.tasks import OutputFormat, Scheduler, Task
 from farm.errors import BadInput, FieldProblem
 from farm.objects import images
 from farm.settings import Settings
@@ -54,13 +54,14 @@ NAMES: Final = {
     "guidance_scale": "cfg_scale",
     "strength": "denoising_strength",
     "scheduler": "sampler_name",
-    "num_images_per_prompt": "batch_size",
+    "num_outputs": "batch_size",
     "image": "init_images",
     "mask_image": "mask",
     "model": "override_settings.sd_model_checkpoint",
 }
-_SAMPLERS: Final = {name.lower(): scheduler for scheduler, name in SAMPLER_NAMES.items()}
-_FORMATS: Final = {"png": OutputFormat.PNG, "webp": OutputFormat.WEBP, "jpg": OutputFormat.JPEG}
+_FORMATS: Final = {"png": "png", "webp": "webp", "jpg": "jpeg"}
+#: What clients send for "the sampler's own noise schedule".
+_NO_SCHEDULE: Final = ("", "automatic", "uniform", "use same scheduler")
 
 _NO_SCRIPTS: Final = "the farm has no scripts"
 _SINGLE: Final = "the farm renders in one pass: ask for the size itself"
@@ -86,9 +87,6 @@ _UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
     "latent_mask": UnsupportedParameter((), "send mask"),
     "styles": UnsupportedParameter(([],), "the farm has no saved styles; say it in the prompt"),
     "subseed_strength": UnsupportedParameter((0,), "the farm renders from one seed"),
-    "scheduler": UnsupportedParameter(
-        ("", "automatic", "Automatic", "Use same scheduler"), "the farm's samplers come with their own"
-    ),
     "restore_faces": UnsupportedParameter((False,), "the farm does not restore faces"),
     "tiling": UnsupportedParameter((False,), "the farm does not tile"),
     "eta": UnsupportedParameter((0, 1), _SAMPLING),
@@ -153,7 +151,7 @@ def application(main: FastAPI) -> Starlette:
             reads("/cmd-flags", lambda _: JSONResponse({"api": True})),
             reads("/sd-models", list_models),
             reads("/samplers", list_samplers),
-            reads("/schedulers", lambda _: JSONResponse([_schedule()])),
+            reads("/schedulers", lambda _: JSONResponse([_schedule(name) for name in SCHEDULES])),
             reads("/scripts", lambda _: JSONResponse({"txt2img": [], "img2img": []})),
             reads("/embeddings", lambda _: JSONResponse({"loaded": {}, "skipped": {}})),
             *(reads(path, lambda _: JSONResponse([])) for path in nothing),
@@ -169,7 +167,7 @@ async def txt2img(call: AdapterCall) -> Response:
     """``POST /txt2img``."""
     given = await call.json()
     given.pop("denoising_strength", None)  # of the second pass
-    return await _answer(call, given, {"task": Task.TEXT_TO_IMAGE.value})
+    return await _answer(call, given, {"task": "text-to-image"})
 
 
 async def img2img(call: AdapterCall) -> Response:
@@ -182,10 +180,10 @@ async def img2img(call: AdapterCall) -> Response:
         raise BadInput.of("init_images", shown, "must be a list of one image: base64, a data URL or an https URL")
     asked: dict[str, Any] = {"image": await _image(call, images[0], "init_images")}
     if mask is None:
-        asked["task"] = Task.IMAGE_TO_IMAGE.value
+        asked["task"] = "image-to-image"
         asked["strength"] = given.pop("denoising_strength", 0.75)
     else:
-        asked["task"] = Task.INPAINTING.value
+        asked["task"] = "inpainting"
         asked["strength"] = given.pop("denoising_strength", 0.75)
         asked["mask_image"] = await _image(call, mask, "mask", inverted=inverted)
     return await _answer(call, given, asked)
@@ -213,15 +211,24 @@ def _inverted(data: bytes, field: str, settings: Settings) -> bytes:
 
 def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Put into ``asked`` what a request asks for; returns whether its images are to be sent. Raises `BadInput`."""
-    sampler = given.pop("sampler_name", None) or given.get("sampler_index")
+    wanted = given.pop("sampler_name", None) or given.get("sampler_index")
+    schedule = given.pop("scheduler", None)
     found = drop_unsupported(given, _UNSUPPORTED)
-    if sampler and str(sampler).lower() != "automatic":
-        scheduler = _SAMPLERS.get(str(sampler).lower())
-        if scheduler is None:
-            allowed = ", ".join(SAMPLER_NAMES.values())
-            found.append(FieldProblem("sampler_name", sampler, f"must be one of {allowed}"))
+    if wanted and str(wanted).lower() != "automatic":
+        known = sampler(str(wanted))
+        if known is None:
+            found.append(FieldProblem("sampler_name", wanted, f"must be one of {', '.join(SAMPLERS)}"))
         else:
-            asked["scheduler"] = scheduler.value
+            asked["scheduler"] = known.scheduler
+            asked["scheduler_options"] = dict(known.options)
+    if schedule is not None and str(schedule).lower() not in _NO_SCHEDULE:
+        options = next(
+            (each for name, each in SCHEDULES.items() if name.lower() == str(schedule).lower().replace("_", " ")), None
+        )
+        if options is None:
+            found.append(FieldProblem("scheduler", schedule, f"must be one of {', '.join(SCHEDULES)}"))
+        else:
+            asked["scheduler_options"] = {**asked.get("scheduler_options", {}), **options}
     found += _overrides(given.pop("override_settings", None) or {}, asked)
     scripts = given.pop("alwayson_scripts", None) or {}
     if not isinstance(scripts, dict) or any(_does_something(one) for one in scripts.values()):
@@ -230,7 +237,7 @@ def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
         del given["seed"]
     count = given.pop("n_iter", None), given.pop("batch_size", None)
     if all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in count):
-        asked["num_images_per_prompt"] = (count[0] or 1) * (count[1] or 1)
+        asked["num_outputs"] = (count[0] or 1) * (count[1] or 1)
     else:
         found.append(FieldProblem("batch_size", count[1], "must be a whole number, as must be n_iter"))
     send = given.pop("send_images", True)
@@ -268,7 +275,7 @@ def _overrides(settings: object, asked: dict[str, Any]) -> list[FieldProblem]:
             case ("sd_model_checkpoint", str()):
                 asked["model"] = value
             case ("samples_format", str()) if value in _FORMATS:
-                asked["output_format"] = _FORMATS[value].value
+                asked["output_format"] = _FORMATS[value]
             case ("CLIP_stop_at_last_layers", 1):
                 pass
             case _:
@@ -295,16 +302,16 @@ def _info(job: Job) -> dict[str, Any]:
     return {
         "prompt": spec.prompt,
         "all_prompts": [spec.prompt] * len(seeds),
-        "negative_prompt": spec.negative_prompt,
-        "all_negative_prompts": [spec.negative_prompt] * len(seeds),
+        "negative_prompt": spec.negative_prompt or "",
+        "all_negative_prompts": [spec.negative_prompt or ""] * len(seeds),
         "seed": spec.seed,
         "all_seeds": seeds,
         "subseed": spec.seed,
         "all_subseeds": seeds,
         "subseed_strength": 0,
-        "width": spec.width,
-        "height": spec.height,
-        "sampler_name": SAMPLER_NAMES[spec.scheduler],
+        "width": job.outputs[0].width if job.outputs else spec.width,
+        "height": job.outputs[0].height if job.outputs else spec.height,
+        "sampler_name": sampler_name(spec.scheduler, spec.scheduler_options),
         "cfg_scale": spec.guidance_scale,
         "steps": spec.num_inference_steps,
         "batch_size": len(seeds),
@@ -372,8 +379,8 @@ def interrupt(call: AdapterCall) -> Response:
 # -- what there is -----------------------------------------------------------------------------------------------------
 
 
-def _default(call: AdapterCall) -> Model:
-    return call.context.registry.default_for(Task.TEXT_TO_IMAGE) or call.context.registry.models[0]
+def _default(call: AdapterCall) -> Model | None:
+    return call.context.registry.default_for("text-to-image")
 
 
 def get_options(call: AdapterCall) -> Response:
@@ -382,8 +389,9 @@ def get_options(call: AdapterCall) -> Response:
 
 
 def _options(call: AdapterCall) -> dict[str, Any]:
+    model = _default(call)
     return {
-        "sd_model_checkpoint": _default(call).id,
+        "sd_model_checkpoint": None if model is None else model.id,
         "sd_checkpoint_hash": None,
         "samples_format": "png",
         "CLIP_stop_at_last_layers": 1,
@@ -414,13 +422,15 @@ def list_models(call: AdapterCall) -> Response:
 
 def list_samplers(_: AdapterCall) -> Response:
     """``GET /samplers``."""
-    return JSONResponse([{"name": SAMPLER_NAMES[one], "aliases": [one.value], "options": {}} for one in Scheduler])
+    return JSONResponse(
+        [{"name": name, "aliases": [one.scheduler], "options": dict(one.options)} for name, one in SAMPLERS.items()]
+    )
 
 
-def _schedule() -> dict[str, Any]:
+def _schedule(label: str) -> dict[str, Any]:
     return {
-        "name": "automatic",
-        "label": "Automatic",
+        "name": label.lower().replace(" ", "_"),
+        "label": label,
         "aliases": None,
         "default_rho": -1,
         "need_inner_model": False,

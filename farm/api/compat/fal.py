@@ -31,14 +31,14 @@ from farm.api.compat.submission import cancel, get_job, render, submit, url_of
 from farm.domain.job import Job
 from farm.domain.model import Model
 from farm.domain.states import JobState, Priority
-from farm.domain.tasks import OutputFormat, Task
 from farm.errors import BadInput, FieldProblem
+from farm.tasks import INPUT_ROLES, chosen_task
 
 PREFIX: Final = "/compat/fal"
 
 #: The farm's fields as fal's models call them.
 NAMES: Final = {
-    "num_images_per_prompt": "num_images",
+    "num_outputs": "num_images",
     "image": "image_url",
     "mask_image": "mask_url",
     "width": "image_size",
@@ -110,7 +110,8 @@ async def _asked(call: AdapterCall) -> dict[str, Any]:
     """A request in the farm's own fields. Raises `BadInput`."""
     given = await call.json()
     found = drop_unsupported(given, _UNSUPPORTED)
-    asked: dict[str, Any] = {"model": _model(call).id, "priority": Priority.NORMAL.value}
+    model = _model(call)
+    asked: dict[str, Any] = {"model": model.id, "priority": Priority.NORMAL.value}
     if call.request.headers.get("x-fal-queue-priority") == "low":
         asked["priority"] = Priority.BULK.value
     if call.request.query_params.get("fal_webhook"):
@@ -123,18 +124,20 @@ async def _asked(call: AdapterCall) -> dict[str, Any]:
             given |= dict(zip(("width", "height"), SIZES[size], strict=True))
         else:
             found.append(FieldProblem("image_size", size, f"must be {{width, height}} or one of {', '.join(SIZES)}"))
-    for theirs, ours in (("num_images", "num_images_per_prompt"), ("image_url", "image"), ("mask_url", "mask_image")):
+    for theirs, ours in (("num_images", "num_outputs"), ("image_url", "image"), ("mask_url", "mask_image")):
         value = given.pop(theirs, None)
         if value is not None:
             given[ours] = value
     if given.get("output_format") == "jpg":
-        given["output_format"] = OutputFormat.JPEG.value
-    task = Task.TEXT_TO_IMAGE
-    if "image" in given:
-        task = Task.INPAINTING if "mask_image" in given else Task.IMAGE_TO_IMAGE
+        given["output_format"] = "jpeg"
+    roles = [name for name in set().union(*INPUT_ROLES.values()) if given.get(name) not in (None, [], "")]
     if found:
         raise BadInput(*found)
-    return {name: value for name, value in given.items() if value is not None} | asked | {"task": task.value}
+    return (
+        {name: value for name, value in given.items() if value is not None}
+        | asked
+        | {"task": chosen_task(model.tasks, roles)}
+    )
 
 
 async def enqueue(call: AdapterCall) -> Response:

@@ -23,7 +23,6 @@ from farm.api.compat.submission import render, store_image
 from farm.domain.model import Model
 from farm.domain.parameters import from_text
 from farm.domain.states import Priority
-from farm.domain.tasks import Task
 from farm.errors import BadInput
 from farm.objects import images
 
@@ -71,7 +70,7 @@ def application(main: FastAPI) -> Starlette:
 
 async def generate(call: AdapterCall) -> Response:
     """``POST /images/generations``: an image from words."""
-    images = read_request(await call.json(), Task.TEXT_TO_IMAGE, Priority.INTERACTIVE)
+    images = read_request(await call.json(), "text-to-image", Priority.INTERACTIVE)
     return await _answer(call, images)
 
 
@@ -96,7 +95,7 @@ async def edit(call: AdapterCall) -> Response:
     for field, found in files.items():
         if len(found) > 1:
             raise BadInput.of(field, len(found), "the farm edits one image at a time")
-    task = Task.INPAINTING if "mask" in files else Task.IMAGE_TO_IMAGE
+    task = "inpainting" if "mask" in files else "image-to-image"
     images = read_request(given, task, Priority.INTERACTIVE)
     images.asked["image"] = await store_image(call, files["image"][0], "image")
     if "mask" in files:

@@ -31,8 +31,8 @@ from farm.domain import ids
 from farm.domain.batch import Batch, BatchState, Estimate, NewBatch, OnError
 from farm.domain.job import Job
 from farm.domain.states import JobState, Priority
-from farm.domain.tasks import Metadata, Task
 from farm.errors import BadInput, BatchRefused, FieldProblem, NotFound
+from farm.fields import Metadata
 from farm.objects import keys
 from farm.services import batches, bulk, bulk_parsers, validation
 from farm.services.bulk import BatchOptions
@@ -345,7 +345,7 @@ def _requests(chunks: Iterator[bytes] | Any) -> Iterator[BulkLine]:
         if not isinstance(body, dict):
             raise BadInput(FieldProblem("body", body, "must be a JSON object", number))
         try:
-            images = read_request(body, Task.TEXT_TO_IMAGE, Priority.BULK)
+            images = read_request(body, "text-to-image", Priority.BULK)
         except BadInput as refused:
             yield number, RefusedLine(custom_id, rename_fields(refused, NAMES).problems)
             continue

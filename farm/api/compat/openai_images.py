@@ -13,11 +13,11 @@ from farm.api.compat.adapter import IGNORED, UnsupportedParameter, drop_unsuppor
 from farm.api.dependencies import AppContext
 from farm.domain.job import Job
 from farm.domain.states import Priority
-from farm.domain.tasks import Task
 from farm.errors import BadInput, FieldProblem
+from farm.tasks import INPUT_ROLES
 
 #: The farm's fields as OpenAI's clients call them.
-NAMES: Final = {"num_images_per_prompt": "n", "mask_image": "mask", "width": "size", "height": "size"}
+NAMES: Final = {"num_outputs": "n", "mask_image": "mask", "width": "size", "height": "size"}
 
 _SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
 _PNG_ONLY: Final = "the farm renders single images: png, jpeg or webp"
@@ -58,14 +58,14 @@ class ImagesRequest:
     form: ResponseFormat | None  #: None: both
 
 
-def read_request(body: Mapping[str, Any], task: Task, priority: Priority) -> ImagesRequest:
+def read_request(body: Mapping[str, Any], task: str, priority: Priority) -> ImagesRequest:
     """What a request asks for. Raises `BadInput`."""
     given = dict(body)
     found = drop_unsupported(given, _UNSUPPORTED)
     form = given.pop("response_format", None)
     if form is not None and form not in tuple(ResponseFormat):
         found.append(FieldProblem("response_format", form, "must be url or b64_json"))
-    asked: dict[str, Any] = {"task": task.value, "priority": priority.value}
+    asked: dict[str, Any] = {"task": task, "priority": priority.value}
     size = given.pop("size", None)
     if size not in (None, "auto"):
         sides = _SIZE.fullmatch(size) if isinstance(size, str) else None
@@ -75,11 +75,11 @@ def read_request(body: Mapping[str, Any], task: Task, priority: Priority) -> Ima
             asked |= {"width": int(sides[1]), "height": int(sides[2])}
     user = given.pop("safety_identifier", None) or given.pop("user", None)
     given.pop("user", None)
-    for theirs, ours in (("n", "num_images_per_prompt"), ("steps", "num_inference_steps")):
+    for theirs, ours in (("n", "num_outputs"), ("steps", "num_inference_steps")):
         value = given.pop(theirs, None)
         if value is not None:
             given[ours] = value
-    for name in ("task", "image", "mask_image", "depth_map"):
+    for name in ("task", *sorted(set().union(*INPUT_ROLES.values()))):
         if name in given:
             found.append(FieldProblem(name, given.pop(name), "is not a field of this request"))
     if found:
@@ -105,7 +105,7 @@ def images_of(context: AppContext, job: Job, form: ResponseFormat | None) -> dic
         "created": int((job.finished_at or job.created_at).timestamp()),
         "background": "opaque",
         "data": data,
-        "output_format": job.spec.output_format.value,
-        "size": f"{job.spec.width}x{job.spec.height}",
+        "output_format": job.spec.output_format,
+        "size": f"{job.outputs[0].width}x{job.outputs[0].height}" if job.outputs else "auto",
         "job_id": job.id,
     }

@@ -40,13 +40,13 @@ from farm.domain.endpoint import WEBHOOK_EVENTS
 from farm.domain.job import Job, JobFilter, Output
 from farm.domain.model import Model
 from farm.domain.states import EventType, Priority
-from farm.domain.tasks import Scheduler, Task
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.objects import keys
 from farm.services import inputs
 from farm.store.files import StoredFile
 from farm.store.unit_of_work import UnitOfWork
+from farm.tasks import INPUT_ROLES, TASKS, chosen_task
 from farm.webhooks import signature
 from farm.webhooks.payload import stamp
 from farm.webhooks.prediction import BASE, prediction, reference
@@ -61,16 +61,16 @@ DEFAULT_URL: Final = "https://replicate.invalid/default"
 
 FILTERS: Final = ("start", "output", "logs", "completed")
 #: The farm's fields as Replicate's models call them.
-NAMES: Final = {"num_images_per_prompt": "num_outputs", "mask_image": "mask", "strength": "prompt_strength"}
+NAMES: Final = {"mask_image": "mask", "strength": "prompt_strength"}
 _SCHEDULERS: Final = {
-    "ddim": Scheduler.DDIM,
-    "ddpm": Scheduler.DDPM,
-    "pndm": Scheduler.PNDM,
-    "k_euler": Scheduler.EULER,
-    "k_euler_ancestral": Scheduler.EULER_ANCESTRAL,
-    "heundiscrete": Scheduler.HEUN,
-    "dpmsolvermultistep": Scheduler.DPM_SOLVER,
-    "unipcmultistep": Scheduler.UNIPC,
+    "ddim": "ddim",
+    "ddpm": "ddpm",
+    "pndm": "pndm",
+    "k_euler": "euler",
+    "k_euler_ancestral": "euler-ancestral",
+    "heundiscrete": "heun",
+    "dpmsolvermultistep": "dpm-solver",
+    "unipcmultistep": "unipc",
 }
 _UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
     "apply_watermark": IGNORED,
@@ -249,7 +249,7 @@ def _asked(call: AdapterCall, model: Model, body: dict[str, Any]) -> dict[str, A
     found = drop_unsupported(given, _UNSUPPORTED)
     stream = body.pop("stream", None)
     if stream not in (None, False):
-        found.append(FieldProblem("stream", stream, "images come whole"))
+        found.append(FieldProblem("stream", stream, "outputs come whole"))
     for ours, theirs in NAMES.items():
         value = given.pop(theirs, None)
         if value is not None:
@@ -269,17 +269,16 @@ def _asked(call: AdapterCall, model: Model, body: dict[str, Any]) -> dict[str, A
     if found:
         raise BadInput(*found)
     own_files = f"{call.base}/v1/files/"
-    for name in ("image", "mask_image", "depth_map"):
-        if isinstance(given.get(name), str):
+    roles = [name for name in set().union(*INPUT_ROLES.values()) if given.get(name) not in (None, [], "")]
+    for name in roles:
+        if isinstance(given[name], str):
             given[name] = given[name].removeprefix(own_files)
-    if given.get("image") is None:
-        task = Task.TEXT_TO_IMAGE
+        elif isinstance(given[name], list):
+            given[name] = [one.removeprefix(own_files) if isinstance(one, str) else one for one in given[name]]
+    task = chosen_task(model.tasks, roles)
+    if "strength" not in TASKS[task].params.model_fields:
         given.pop("strength", None)
-    elif given.get("mask_image") is not None:
-        task = Task.INPAINTING
-    else:
-        task = Task.DEPTH_TO_IMAGE if given.get("depth_map") is not None else Task.IMAGE_TO_IMAGE
-    asked = {"task": task.value, "model": model.id, "priority": Priority.NORMAL.value}
+    asked = {"task": task, "model": model.id, "priority": Priority.NORMAL.value}
     return {name: value for name, value in given.items() if value is not None} | asked
 
 

@@ -21,11 +21,11 @@ from farm.dashboard.session import User
 from farm.domain.job import Job
 from farm.domain.parameters import to_text
 from farm.domain.states import JobState
-from farm.domain.tasks import Task
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.services import jobs as services
 from farm.services import validation
 from farm.store.deliveries import DeliveryFilter
+from farm.tasks import TASKS
 
 PATH: Final = f"{HOME}/jobs"
 LINK: Final = Link("Work", "Jobs", PATH, 10)
@@ -68,7 +68,7 @@ def jobs(
         names=names,
         wanted=wanted,
         states=list(JobState),
-        tasks=list(Task),
+        tasks=list(TASKS),
         models=[one.id for one in context.registry.models],
         query=_query(request),
         first=not cursor,
@@ -140,7 +140,7 @@ def _about(context: AppContext, user: User, job_id: str, base: str) -> dict[str,
         wanted = DeliveryFilter(job_id=job_id)
         deliveries, _ = unit.deliveries.page(found.tenant_id, wanted, None, DELIVERIES)
         names = unit.dashboard_queries.tenant_names([found.tenant_id]) if user.is_operator else {}
-    parameters = found.spec.parameters()
+    parameters = found.spec.request()
     return {
         "job": found,
         "history": history,
@@ -163,11 +163,11 @@ def _curl(parameters: dict[str, Any], base: str) -> str:
 
 
 def _python(parameters: dict[str, Any], base: str) -> str:
-    given = "".join(f"    {name}={value!r},\n" for name, value in parameters.items() if name != "prompt")
+    given = "".join(f"    {name}={value!r},\n" for name, value in parameters.items())
     return (
-        "import os\nfrom farm.client import Context\n\n"
+        "import os\nfrom farm.client import Farm\n\n"
         f'farm = Farm({base!r}, os.environ["FARM_API_KEY"])\n'
-        f"rendered = farm.run(\n    {parameters['prompt']!r},\n{given})\n"
+        f"rendered = farm.run(\n{given})\n"
         'rendered.images[0].save("image.png")\n'
     )
 
@@ -206,7 +206,7 @@ def edit(request: Request, context: Context, user: CurrentUser, job_id: str) -> 
     """A form with the job's parameters."""
     old = services.get(context, user.tenant, job_id)
     user.require_change(old.tenant_id)
-    given = {name: to_text(value) for name, value in old.spec.parameters().items()}
+    given = {name: to_text(value) for name, value in old.spec.request().items()}
     return _form(request, old, given | {"priority": old.priority.value}, ())
 
 
@@ -221,8 +221,10 @@ async def resubmit(request: Request, context: Context, user: CurrentUser, job_id
 def _resubmit(request: Request, context: AppContext, user: User, job_id: str, given: dict[str, str]) -> Response:
     old = services.get(context, user.tenant, job_id)
     user.require_change(old.tenant_id)
-    changes = dict.fromkeys(name for name in forms.VARIANT if name in given) | forms.request(given, forms.VARIANT)
-    changes["prompt"] = given.get("prompt", "")
+    names = forms.variant(old.spec.task)
+    changes = dict.fromkeys(name for name in names if name in given) | forms.request(given, names)
+    if "prompt" in names:
+        changes["prompt"] = given.get("prompt", "")
     try:
         job = services.resubmit(context, old.tenant_id, job_id, changes)
     except BadInput as error:
@@ -233,7 +235,7 @@ def _resubmit(request: Request, context: AppContext, user: User, job_id: str, gi
 def _form(
     request: Request, old: Job, given: dict[str, str], wrong: tuple[FieldProblem, ...] | list[FieldProblem]
 ) -> Response:
-    hidden = forms.PROMPTS if old.spec.strength is not None else (*forms.PROMPTS, "strength")
+    names = forms.variant(old.spec.task)
     return render(
         request,
         "job_edit.html",
@@ -241,6 +243,7 @@ def _form(
         job=old,
         given=given,
         wrong={one.field: one.message for one in wrong},
-        fields=forms.VARIANT,
-        inputs=forms.fields(forms.VARIANT, hidden=hidden),
+        fields=names,
+        prompts=[name for name in forms.PROMPTS if name in names],
+        inputs=forms.fields(names, hidden=forms.PROMPTS, blank=True),
     )

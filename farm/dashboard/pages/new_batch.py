@@ -20,11 +20,11 @@ from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render,
 from farm.domain.batch import Batch, Estimate, NewBatch, OnError
 from farm.domain.parameters import PARAMETERS
 from farm.domain.states import Priority
-from farm.domain.tasks import Task
 from farm.errors import BadInput, BatchRefused, FieldProblem
 from farm.services import bulk, bulk_parsers, validation
 from farm.services.bulk import BatchOptions
 from farm.store.tenants import Scope
+from farm.tasks import TASKS
 
 PATH: Final = f"{HOME}/batches/new"
 LINK: Final = Link("Work", "New batch", PATH, -10, (Scope.SUBMIT,))
@@ -129,7 +129,7 @@ def _form(request: Request, context: AppContext, given: dict[str, str], checked:
         checked=checked,
         on_error=given.get("on_error", ""),
         idempotency_key=given.get("idempotency_key") or f"page-{secrets.token_urlsafe(18)}",
-        tasks=list(Task),
+        tasks=list(TASKS),
         models=[one.id for one in context.registry.models],
         on_error_choices=list(OnError),
         main=forms.fields(forms.MAIN, hidden=("priority",), blank=True),

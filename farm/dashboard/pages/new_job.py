@@ -13,11 +13,12 @@ from starlette.datastructures import UploadFile
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard import forms
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
-from farm.domain.parameters import PARAMETERS
-from farm.domain.tasks import INPUT_FIELDS, Task
-from farm.errors import BadInput, FieldProblem
+from farm.domain.model import Model, Registry
+from farm.domain.parameters import PARAMETERS, to_text
+from farm.errors import BadInput, FieldProblem, NotFound
 from farm.services import inputs, jobs, validation
 from farm.store.tenants import Scope
+from farm.tasks import INPUT_ROLES, TASKS
 
 PATH: Final = f"{HOME}/render"
 LINK: Final = Link("Work", "Render", PATH, -20, (Scope.SUBMIT,))
@@ -53,10 +54,11 @@ async def submit(request: Request, context: Context, user: CurrentUser) -> Respo
             part = sent.get(name)
             if isinstance(part, UploadFile) and part.size:
                 uploads[name] = await part.read()
-    given.setdefault("task", Task.TEXT_TO_IMAGE.value)
+    given.setdefault("task", next(iter(TASKS)))
     wrong: list[FieldProblem] = []
-    images = INPUT_FIELDS[Task(given["task"])] if given["task"] in set(Task) else ()
-    for name in images:
+    task = TASKS.get(given["task"])
+    roles = INPUT_ROLES.get(given["task"], ())
+    for name in roles:
         if name in uploads:
             store = partial(inputs.store, context, tenant_id, uploads[name], field=name)
             try:
@@ -65,11 +67,12 @@ async def submit(request: Request, context: Context, user: CurrentUser) -> Respo
                 wrong += error.problems
             else:
                 given[f"{name}_id"] = file.id
-    body = forms.request(given, FIELDS)
-    if given["task"] == Task.TEXT_TO_IMAGE:
-        body.pop("strength", None)
-    body.setdefault("prompt", "")
-    body |= {name: given[f"{name}_id"] for name in images if given.get(f"{name}_id")}
+    # a field of another task may have been filled in before the task was chosen
+    names = [name for name in FIELDS if task is None or given["task"] in PARAMETERS[name].tasks]
+    body = forms.request(given, names)
+    if "prompt" in names and PARAMETERS["prompt"].required:
+        body.setdefault("prompt", "")
+    body |= {name: given[f"{name}_id"] for name in roles if given.get(f"{name}_id")}
     if wrong:
         return await run_in_threadpool(_form, request, context, given, wrong)
     try:
@@ -85,7 +88,7 @@ def _form(
     request: Request, context: AppContext, given: dict[str, str], wrong: tuple[FieldProblem, ...] | list[FieldProblem]
 ) -> Response:
     registry = context.registry
-    chosen = registry.get(given.get("model", "")) or registry.models[0]
+    chosen = registry.get(given.get("model", "")) or registry.default_for(given.get("task") or "") or _first(registry)
     return render(
         request,
         "render.html",
@@ -94,10 +97,16 @@ def _form(
         wrong={one.field: one.message for one in wrong},
         chosen=chosen,
         models=registry.models,
-        tasks=list(Task),
-        hints={name: f"{value}" for name, value in chosen.defaults.model_dump(mode="json").items()}
-        | {"seed": "random"},
+        tasks=[name for name in TASKS if registry.default_for(name)],
+        hints={name: to_text(value) for name, value in chosen.defaults.items()} | {"seed": "random"},
         fields=[*FIELDS, *forms.IMAGES],
         main=forms.fields(forms.MAIN),
         more_fields=forms.fields(MORE),
     )
+
+
+def _first(registry: Registry) -> Model:
+    """The first model. Raises `NotFound` if the registry has none."""
+    if not registry.models:
+        raise NotFound("model", "of this farm")
+    return registry.models[0]

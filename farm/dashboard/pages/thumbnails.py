@@ -30,21 +30,27 @@ async def image(
     return await run_in_threadpool(_image, context, user.tenant, job_id, index, side)
 
 
-@router.get("/{job_id}/inputs/{name}")
+@router.get("/{job_id}/inputs/{role}/{number}")
 async def given(
-    context: Context, user: CurrentUser, job_id: str, name: str, side: Annotated[int, Query(ge=0, le=640)] = 0
+    context: Context,
+    user: CurrentUser,
+    job_id: str,
+    role: str,
+    number: int,
+    side: Annotated[int, Query(ge=0, le=640)] = 0,
 ) -> Response:
-    """An image that the job begins with."""
-    return await run_in_threadpool(_given, context, user.tenant, job_id, name, side)
+    """An input of the job."""
+    return await run_in_threadpool(_given, context, user.tenant, job_id, role, number, side)
 
 
-def _given(context: AppContext, tenant_id: str | None, job_id: str, name: str, side: int) -> Response:
+def _given(context: AppContext, tenant_id: str | None, job_id: str, role: str, number: int, side: int) -> Response:
     with context.store.begin() as unit:
         job = unit.jobs.get(job_id, tenant_id)
-    found = None if job is None else job.spec.inputs.get(name)
-    if found is None:
-        raise NotFound("image", f"{job_id}/inputs/{name}")
-    return _answer(context.storage.get(found.key), found.media_type, side, f"{job_id}_{name}")
+    files = () if job is None else job.spec.inputs.get(role, ())
+    if not 0 <= number < len(files):
+        raise NotFound("image", f"{job_id}/inputs/{role}/{number}")
+    found = files[number]
+    return _answer(context.storage.get(found.key), found.media_type, side, f"{job_id}_{role}_{number}")
 
 
 def _image(context: AppContext, tenant_id: str | None, job_id: str, index: int, side: int) -> Response:

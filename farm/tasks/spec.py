@@ -1,0 +1,59 @@
+"""What a task is: its parameters, its inputs, what comes out and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from farm.fields import FrozenValue
+from farm.pipelines.spec import Media
+
+
+class TaskParams(FrozenValue):
+    """Base of the parameters that a task declares.
+
+    The names are those of `farm.pipelines`: `PipelineSpec.own_name` gives a class's own name of each. A parameter with
+    the default None may be left out, and the pipeline's own default holds then.
+    """
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Files that a job begins with, of one role."""
+
+    media: Media
+    description: str
+    min: int = 1  #: 0: optional
+    max: int = 1
+    same_size_as: str | None = None  #: the role whose width and height it must have
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much a job computes."""
+
+    steps: int  #: denoising steps of one output
+    width: int  #: pixels
+    height: int  #: pixels
+    frames: int  #: of a video; 1 for an image
+    seconds: float  #: of a sound; 0 for other media
+
+
+def image_cost(work: Workload) -> float:
+    """Megapixel-steps of one image."""
+    return work.steps * work.width * work.height / 1e6
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task. Whatever lists tasks, parameters or inputs derives them from here."""
+
+    name: str  #: the Hub's name where it has one
+    title: str  #: one sentence
+    params: type[TaskParams]
+    inputs: Mapping[str, InputSpec] = field(default_factory=dict)  #: by role
+    output: Media = Media.IMAGE
+    cost: Callable[[Workload], float] = image_cost  #: of one output, in megapixel-steps
+    #: The input that is resized to the job's width and height before the pipeline gets it. Such a task takes a width
+    #: and a height whether or not its pipeline does, and the input decides those that are left open.
+    resized: str | None = None
