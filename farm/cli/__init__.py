@@ -53,6 +53,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "dispatcher": Command("serve_dispatcher", "Run one dispatcher.", "server"),
     "deliverer": Command("serve_deliverer", "Run one webhook deliverer.", "server"),
     "worker": Command("serve_worker", "Run one worker, which owns one device.", "worker"),
+    "storage": Command("serve_storage", "Run the S3 server of `farm up` by itself.", "storage"),
     "flower": Command("serve_flower", "Run Flower, Celery's own dashboard.", "server"),
     "init": Command("init", "Prepare your own servers: schema, bucket, first API key.", "server"),
     "migrate": Command("migrate", "Migrate the database to this release's schema.", "server"),

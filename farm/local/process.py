@@ -37,6 +37,8 @@ class Program:
     directory: Path | None = None  #: its working directory; None: the supervisor's
     user: int | None = None  #: uid and gid to change to; None: ours
     address: str = ""  #: where it listens, or the device it owns
+    #: whether what it needs is there; may raise SetupError
+    may_start: Callable[[], bool] = field(default=_always, compare=False)
     prepare: Callable[[], None] = field(default=_nothing, compare=False)  #: before each start; may raise SetupError
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
     after_stop: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped

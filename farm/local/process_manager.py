@@ -12,6 +12,8 @@ from farm.local.logs import mark, rotate
 from farm.local.process import Child, Program
 from farm.local.state import DataDirectory, Part
 
+_NEEDS_SECONDS = 90.0  #: how long a program may wait for what it needs: PostgreSQL's first start and recovery
+
 
 @dataclass(frozen=True)
 class RestartBackoff:
@@ -42,7 +44,8 @@ class _ManagedProcess:
         self.child: Child | None = None
         self.restarts = 0
         self.deaths = 0  # in a row
-        self.due = 0.0  # when to start it again, on the monotonic clock
+        self.due = 0.0  # when to start it (again), on the monotonic clock
+        self.started_once = False
 
 
 class ProcessManager:
@@ -62,16 +65,27 @@ class ProcessManager:
         self._report = report
 
     def start(self) -> None:
-        """Start every program; does not wait for any to be ready. Raises SetupError; those started keep running."""
+        """Start every program that may start; does not wait for any to be ready.
+
+        `wait_ready` and `watch` start the others. Raises SetupError; those started keep running.
+        """
         for managed in self._processes:
-            self._start(managed)
+            if managed.program.may_start():
+                self._start(managed)
 
     def wait_ready(self, *, canceled: Callable[[], bool] = lambda: False) -> None:
         """Wait until each is ready, or ``canceled`` says True. Raises StartFailed when one dies or takes too long."""
         waiting = list(self._processes)
+        began = time.monotonic()
         while waiting and not canceled():
             for managed in list(waiting):
                 child = managed.child
+                if child is None and not managed.started_once:
+                    if managed.program.may_start():
+                        self._start(managed)
+                    elif time.monotonic() - began > _NEEDS_SECONDS:
+                        raise StartFailed(managed.program.name, f"could not start within {_NEEDS_SECONDS:.0f} s")
+                    continue
                 code = None if child is None else child.exit_code()
                 if child is None or code is not None:
                     raise StartFailed(managed.program.name, f"{_ending(code)} while it started")
@@ -117,11 +131,14 @@ class ProcessManager:
                 self._schedule_restart(managed, _ending(code))
                 changed = True
             elif now >= managed.due:
-                changed = True
-                managed.restarts += 1
                 try:
+                    if not managed.program.may_start():
+                        continue
+                    changed = True
+                    managed.restarts += int(managed.started_once)
                     self._start(managed)
                 except SetupError as error:
+                    changed = True
                     self._schedule_restart(managed, f"cannot start ({error})")
         return changed
 
@@ -152,6 +169,7 @@ class ProcessManager:
         mark(log)
         managed.program.prepare()
         managed.child = Child(managed.program, log)
+        managed.started_once = True
 
     def _schedule_restart(self, managed: _ManagedProcess, how: str) -> None:
         managed.deaths += 1

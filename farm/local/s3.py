@@ -10,19 +10,30 @@ SeaweedFS is five servers in one process. Only S3 requires keys by default; the 
 What remains is gRPC between those servers, on loopback ports and without authentication: another *user of this
 machine* who speaks SeaweedFS' protocol could reach objects through it, a browser cannot. Where that matters, run an S3
 server of your own and set ``FARM_S3_ENDPOINT_URL``.
+
+A PUT is answered when the object survives a power cut: its bytes are synced (a rule of the filer for the bucket's path,
+without which SeaweedFS never calls ``fsync``), and the index of all names is a database of PostgreSQL (SeaweedFS' own
+LevelDB is never synced). What SeaweedFS does not sync is repaired at the next start (`farm.local.volumes`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
-from farm.local import bundled_servers
+import psycopg
+from psycopg import sql
+
+from farm.errors import SetupError
+from farm.local import bundled_servers, volumes
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 from farm.local.state import write_private
@@ -31,6 +42,78 @@ from farm.local.state import write_private
 PARTS = ("s3", "filer", "volume", "master", "admin")
 
 PORT_NAMES = tuple(name for part in PARTS for name in (part, f"{part}.grpc"))
+
+BUCKET = "farm"  #: whose objects are durable
+
+_RULE_SECONDS = 20.0  #: for the shell that sets the rule for the bucket's path
+_CONNECTIONS = 16  #: of the filer to PostgreSQL
+
+
+@dataclass(frozen=True)
+class IndexDatabase:
+    """The PostgreSQL database with the names of all objects: the filer's."""
+
+    server_url: str  #: ``postgresql://…`` of a database of that server that exists
+    name: str
+
+    @classmethod
+    def beside(cls, database_url: str) -> IndexDatabase:
+        """The one that belongs to a farm's database."""
+        return cls(database_url, f"{urlsplit(database_url).path.strip('/') or 'farm'}_objects")
+
+    def ensure(self) -> bool:
+        """Create the database unless it exists; False while the server does not answer.
+
+        Raises SetupError if the server refuses to create it.
+        """
+        try:
+            with psycopg.connect(self.server_url, autocommit=True, connect_timeout=2) as connection:
+                if connection.execute("SELECT FROM pg_database WHERE datname = %s", (self.name,)).fetchone() is None:
+                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.name)))
+        except psycopg.OperationalError:
+            return False
+        except psycopg.Error as error:
+            raise SetupError(
+                f"the database {self.name}, where the S3 server keeps its index, cannot be created: "
+                f"{str(error).strip()}. Create it for the role of FARM_DATABASE_URL, or set FARM_S3_ENDPOINT_URL"
+            ) from error
+        return True
+
+    def configuration(self) -> str:
+        """The filer's settings file."""
+        url = urlsplit(self.server_url)
+        options = dict(part.split("=", 1) for part in url.query.split("&") if "=" in part)
+        values = {
+            "createTable": _CREATE_TABLE,
+            "upsertQuery": _UPSERT,
+            "hostname": url.hostname or LOOPBACK,
+            "username": _quoted(unquote(url.username or "")),
+            "password": _quoted(unquote(url.password or "")),
+            "database": _quoted(self.name),
+            "schema": "",
+            "sslmode": options.get("sslmode", "prefer"),
+            "sslrootcert": unquote(options.get("sslrootcert", "")),
+        }
+        lines = ["[leveldb2]", "enabled = false", "[postgres2]", "enabled = true", "enableUpsert = true"]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+        lines += [f"port = {url.port or 5432}", f"connection_max_open = {_CONNECTIONS}", "connection_max_idle = 4"]
+        return "\n".join([*lines, "connection_max_lifetime_seconds = 300"]) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """As libpq's ``name=value`` strings, which the filer makes of its settings, take any value."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+_CREATE_TABLE = (
+    'CREATE TABLE IF NOT EXISTS "%s" (dirhash BIGINT, name VARCHAR(65535), directory VARCHAR(65535), meta bytea,'
+    " PRIMARY KEY (dirhash, name))"
+)
+_UPSERT = (
+    'INSERT INTO "%[1]s" (dirhash, name, directory, meta) VALUES ($1, $2, $3, $4)'
+    " ON CONFLICT (dirhash, name) DO UPDATE SET directory = EXCLUDED.directory, meta = EXCLUDED.meta"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +125,7 @@ class EmbeddedS3:
     access_key: str
     secret_key: str
     signing_key: str  #: between its own servers
+    index: IndexDatabase
 
     @property
     def url(self) -> str:
@@ -61,9 +145,16 @@ class EmbeddedS3:
         sections = [f"[jwt.{name}]\nkey = {json.dumps(f'{self.signing_key}-{name}')}" for name in _SIGNED]
         sections.append(f'[admin]\nuser = "farm"\npassword = {json.dumps(self.signing_key)}')
         write_private(self._settings / "security.toml", "\n".join(sections) + "\n")
+        write_private(self._settings / "filer.toml", self.index.configuration())
+        self._rule_is_set.unlink(missing_ok=True)
         # SeaweedFS writes its last options here and reads them back before the command line.
         (self._data / "mini.options").unlink(missing_ok=True)
         self._remove_sockets()
+        volumes.repair_after_boot(self._data, self._rebuild_indexes)
+
+    def _rebuild_indexes(self) -> None:
+        # An error in one volume must not keep the others from being served.
+        self._weed("fix", "-ignoreError=true", str(self._data), timeout=None)
 
     def program(self) -> Program:
         """How to run the server."""
@@ -96,16 +187,21 @@ class EmbeddedS3:
             environment=self._environment(),
             directory=self._settings,  # where it looks for security.toml first
             address=self.url,
+            may_start=self.index.ensure,
             prepare=self.initialise,
             ready=self.ready,
             after_stop=self._remove_sockets,
+            start_seconds=60.0,
             stop_seconds=15.0,
             # Asked politely while its clients die too, it waits for them, longer than the next `farm up` should.
             orphan_signal=signal.SIGKILL,
         )
 
     def ready(self) -> bool:
-        """Whether S3 answers: without a key with 403."""
+        """Whether S3 answers (without a key with 403), and syncs what it is given."""
+        return self._answers() and (self._rule_is_set.exists() or self._set_rule())
+
+    def _answers(self) -> bool:
         connection = http.client.HTTPConnection(LOOPBACK, self.ports["s3"], timeout=2)
         try:
             connection.request("GET", "/")
@@ -114,6 +210,39 @@ class EmbeddedS3:
             return False
         finally:
             connection.close()
+
+    def _set_rule(self) -> bool:
+        """Have the filer sync the objects of the bucket; it keeps the rule in its database."""
+        servers = [
+            f"-{part}={LOOPBACK}:{self.ports[part]}.{self.ports[f'{part}.grpc']}" for part in ("master", "filer")
+        ]
+        rule = f"fs.configure -locationPrefix=/buckets/{BUCKET}/ -fsync=true -apply\n"
+        if '"fsync":  true' not in self._weed("shell", *servers, given=rule, timeout=_RULE_SECONDS):
+            return False
+        self._rule_is_set.touch()
+        return True
+
+    def _weed(self, *arguments: str, given: str = "", timeout: float | None) -> str:
+        """What another command of SeaweedFS prints; empty when it fails."""
+        try:
+            done = subprocess.run(
+                [str(bundled_servers.seaweed()), *arguments],
+                cwd=self._settings,
+                env=dict(self._environment()),
+                input=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout if done.returncode == 0 else ""
+
+    @property
+    def _rule_is_set(self) -> Path:
+        return self._settings / "rule-is-set"
 
     @property
     def _data(self) -> Path:
@@ -134,6 +263,10 @@ class EmbeddedS3:
             "HOME": str(self._settings),
             "TMPDIR": str(self.directory),
             "GOMEMLIMIT": "300MiB",
+            # keys of its own encryption, which is not used: it would draw them and keep them in files that a power cut
+            # empties
+            "WEED_S3_SSE_KEK": hashlib.sha256(self.signing_key.encode()).hexdigest(),
+            "WEED_S3_SSE_KEK_PASSPHRASE": self.signing_key,
         }
 
 

@@ -10,12 +10,10 @@ from farm.errors import SetupError
 from farm.local import ports, s3
 from farm.local.postgres import EmbeddedPostgres
 from farm.local.process import Program
-from farm.local.s3 import EmbeddedS3
+from farm.local.s3 import BUCKET, EmbeddedS3, IndexDatabase
 from farm.local.state import DataDirectory, FarmIdentity
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
-
-BUCKET = "farm"
 
 _SECRETS = ("postgres", "valkey", "s3.access", "s3.secret", "s3.signing", "flower", "join")
 _SERVER_PORTS = ("postgres", "valkey", *(name for name in s3.PORT_NAMES if name != "admin.grpc"))
@@ -74,12 +72,16 @@ class Servers:
         if settings.redis_url is None:
             valkey = EmbeddedValkey(root / "valkey", farm.ports["valkey"], farm.secret("valkey"))
         if settings.s3_endpoint_url is None:
+            index = IndexDatabase.beside(_shown(settings.database_url))
+            if postgres is not None:
+                index = IndexDatabase(postgres.url("postgres"), "farm_objects")
             store = EmbeddedS3(
                 root / "s3",
                 {name: farm.ports[name] for name in s3.PORT_NAMES},
                 access_key=farm.secret("s3.access"),
                 secret_key=farm.secret("s3.secret"),
                 signing_key=farm.secret("s3.signing"),
+                index=index,
             )
         addresses = Addresses(
             database_url=postgres.url() if postgres else _shown(settings.database_url),
@@ -93,8 +95,7 @@ class Servers:
 
     def programs(self) -> tuple[Program, ...]:
         """How to run the embedded ones. Raises SetupError when one of them is not installed here."""
-        # PostgreSQL comes last because making its cluster takes seconds, in which the others get going.
-        return tuple(server.program() for server in (self.valkey, self.s3, self.postgres) if server is not None)
+        return tuple(server.program() for server in (self.valkey, self.postgres, self.s3) if server is not None)
 
     def create_database(self) -> None:
         """Make the farm's database in the embedded PostgreSQL; an installed one must have its own."""

@@ -83,20 +83,25 @@ def _notice_death(writer: asyncio.StreamWriter) -> None:
         own.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
-async def serve_proxy(address: str, ports: tuple[int, ...]) -> None:
-    """Carry connections to these ports of an address to the same ports of loopback, until canceled."""
-    servers = [await asyncio.start_server(partial(_passage, port), address, port) for port in ports]
+async def serve_proxy(address: str, ports: tuple[tuple[int, int], ...]) -> None:
+    """Carry connections to ports of an address to ports of loopback, until canceled; each pair is (outside, inside)."""
+    servers = [await asyncio.start_server(partial(_passage, inside), address, outside) for outside, inside in ports]
     async with contextlib.AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server)
         await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
+def _pair(text: str) -> tuple[int, int]:
+    outside, _, inside = text.partition(":")
+    return int(outside), int(inside or outside)
+
+
 def main() -> None:
-    """``python -m farm.local.tcp_proxy ADDRESS PORT…``."""
+    """``python -m farm.local.tcp_proxy ADDRESS PORT…``; a port may be ``OUTSIDE:INSIDE``."""
     parser = argparse.ArgumentParser(prog="farm.local.tcp_proxy")
     parser.add_argument("address")
-    parser.add_argument("ports", type=int, nargs="+")
+    parser.add_argument("ports", type=_pair, nargs="+")
     given = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve_proxy(given.address, tuple(given.ports)))
