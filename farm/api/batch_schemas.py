@@ -44,7 +44,8 @@ class BatchQueryBase(_Input):
 
     name: Name | None = Field(None, description="Your own name for the batch.")
     on_error: OnError = Field(
-        OnError.STOP, description="`stop`: a bad line refuses the whole batch. `skip`: the good lines are submitted."
+        OnError.STOP,
+        description="`stop`: one invalid line rejects the whole batch. `skip`: the valid lines are submitted.",
     )
     dry_run: bool = Field(False, description="Check, count and estimate; store nothing.")
     webhook: WebhookUrl | None = Field(None, description="Notified of the batch's milestones and its end.")
@@ -66,7 +67,7 @@ NOT_IN_QUERY: Final = {
 
 
 #: What a parameter means as a default of a batch, where that differs.
-_DESCRIPTIONS: Final = {"priority": "`bulk` if absent: after the jobs of all higher classes."}
+_DESCRIPTIONS: Final = {"priority": "`bulk` if absent: after the jobs of all higher priorities."}
 
 
 _TEXT_KINDS: Final = (ParameterKind.LORAS, ParameterKind.OBJECT)
@@ -140,8 +141,8 @@ else:
 
 class _BatchBody(_Input):
     name: Name | None = None
-    metadata: Metadata = Field(default_factory=dict, description="Of the batch; each job has its own.")
-    defaults: dict[str, Any] = Field(default_factory=dict, description="Parameters that the jobs leave open.")
+    metadata: Metadata = Field(default_factory=dict, description="The batch's metadata; each job has its own.")
+    defaults: dict[str, Any] = Field(default_factory=dict, description="Parameters for jobs that do not set them.")
     on_error: OnError | None = None
     dry_run: bool | None = None
     webhook: WebhookUrl | None = Field(None, description="URL that receives the batch's progress events and its end.")
@@ -152,7 +153,7 @@ class JobListBody(_BatchBody):
     """A batch as a list of jobs."""
 
     jobs: list[dict[str, Any]] = Field(
-        min_length=1, max_length=MAX_JOBS, description="What `POST /v1/jobs` takes, each."
+        min_length=1, max_length=MAX_JOBS, description="Jobs with the parameters of `POST /v1/jobs`."
     )
 
 
@@ -189,13 +190,15 @@ class BatchSchema(Schema):
     metadata: dict[str, str]
     request_counts: RequestCounts
     progress: float = Field(description="Finished jobs, from 0 to 1.")
-    jobs_per_second: float | None = Field(description="Measured since the first job was over; null until two are.")
+    jobs_per_second: float | None = Field(description="Measured since the first job finished; null until two have.")
     eta_seconds: float | None = Field(description="Until all have finished, at that speed; null while there is none.")
     cost: float = Field(description="Megapixel-steps, of all jobs.")
     skipped: int = Field(description="Lines that were refused when it was submitted with `on_error=skip`.")
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
     webhook: str | None = Field(description="URL that receives the batch's progress events and its end.")
-    priority: Priority | None = Field(description="Of all its jobs, once it was changed; null: each has its own.")
+    priority: Priority | None = Field(
+        description="The priority of all its jobs, if it was changed; null: each job has its own."
+    )
     propagating: bool = Field(
         description="Whether a pause, a resume, a new priority or a cancel is still being written to the jobs."
     )
@@ -240,11 +243,11 @@ class BatchSchema(Schema):
 
 
 class BatchUpdate(_Input):
-    """What to change of a batch; what is left out or null stays as it is."""
+    """Changes of a batch; a field that is absent or null stays as it is."""
 
     name: Name | None = None
-    metadata: Metadata | None = Field(None, description="Of the batch; replaces what it has.")
-    priority: Priority | None = Field(None, description="Of all its jobs that have not finished.")
+    metadata: Metadata | None = Field(None, description="The batch's new metadata; replaces the old one.")
+    priority: Priority | None = Field(None, description="The new priority of all its unfinished jobs.")
 
 
 class DeletionSchema(Schema):
@@ -270,16 +273,16 @@ class BatchPage(Schema):
 
 
 class DryRunSchema(Schema):
-    """What a batch would be."""
+    """The result of a dry run of a batch."""
 
     dry_run: bool = True
-    jobs: int = Field(description="That would be queued.")
-    refused: int = Field(description="Lines that would not be taken.")
+    jobs: int = Field(description="Jobs that would be queued.")
+    refused: int = Field(description="Lines that would be refused.")
     cost: float = Field(description="Megapixel-steps, of the jobs.")
     estimated_seconds: float | None = Field(
-        description="At the speed that the farm had lately, for these jobs alone; null while it has none."
+        description="At the farm's recent speed, for these jobs alone; null while none was measured."
     )
-    errors: list[problems.FieldError] = Field(description="The first of what is wrong.")
+    errors: list[problems.FieldError] = Field(description="The first errors.")
 
     @classmethod
     def of(cls, found: Estimate) -> Self:

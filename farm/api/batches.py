@@ -123,7 +123,7 @@ async def submit_batch(
 ) -> BatchSchema | DryRunSchema | Response:
     """Queue many jobs, all of them or none; with `on_error=skip`, those that can be taken.
 
-    Every bad line is reported with its field and value: the first 1,000 in the answer, all of them in a file. A
+    Every bad line is reported with its field and value: the first 1,000 in the response, all of them in a file. A
     connection that breaks before the end of the body leaves nothing.
     """
     given = media_type(request)
@@ -205,7 +205,7 @@ def list_batches(
 
 @router.get("/{batch_id}", summary="Look at a batch", responses=responses(*ALWAYS, 404))
 def get_batch(context: Context, key: Reader, batch_id: BatchId) -> BatchSchema:
-    """How far the batch is: its jobs by state, the measured speed, and when it will be over."""
+    """The batch's progress: its jobs by state, the measured speed, and the estimated time left."""
     return BatchSchema.of(services.get(context, key.tenant_id, batch_id))
 
 
@@ -214,7 +214,7 @@ def list_batch_jobs(
     context: Context,
     key: Reader,
     batch_id: BatchId,
-    state: Annotated[list[JobState], Query(description="Repeat it for several states.", max_length=6)] = [],  # noqa: B006
+    state: Annotated[list[JobState], Query(description="Repeat the parameter for several states.", max_length=6)] = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Place = None,
 ) -> JobPage:
@@ -232,7 +232,7 @@ _RESULT: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["seq", "id", "custom_id", "state", "outputs", "error"],
     "properties": {
-        "seq": {"type": "integer", "description": "The job's place in the batch, from 1."},
+        "seq": {"type": "integer", "description": "The job's position in the batch, from 1."},
         "id": {"type": "string"},
         "custom_id": {"type": ["string", "null"]},
         "state": {"type": "string", "enum": ["succeeded", "failed", "canceled"]},
@@ -271,7 +271,7 @@ def get_batch_results(context: Context, key: Reader, batch_id: BatchId) -> Strea
     responses=_json_lines("One line for each refused line and each failed job.", _ERROR),
 )
 def get_batch_errors(context: Context, key: Reader, batch_id: BatchId) -> StreamingResponse:
-    """What went wrong, as JSON lines: the lines that were refused, then the jobs that failed so far."""
+    """Errors as JSON lines: the refused lines, then the jobs that failed so far."""
     return downloads.errors(context, services.get(context, key.tenant_id, batch_id))
 
 
@@ -283,7 +283,7 @@ _RANGES: Final[dict[str, Any]] = {
     name: {"description": text, "schema": {"type": "string"}}
     for name, text in (
         ("Accept-Ranges", "`bytes` for the tar of a finished batch, else `none`."),
-        ("ETag", "Of the tar of a finished batch: its bytes never change."),
+        ("ETag", "For the tar of a finished batch: its bytes never change."),
     )
 }
 _ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
@@ -292,12 +292,17 @@ _ARCHIVE_ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
         "content": _ARCHIVES,
         "headers": _RANGES,
     },
-    206: {"description": "The part that `Range` asked for.", "content": _ARCHIVES, "headers": _RANGES},
+    206: {"description": "The requested range.", "content": _ARCHIVES, "headers": _RANGES},
     **responses(*ALWAYS, 404, 416),
 }
-Kind = Annotated[ArchiveFormat, Query(alias="format", description="`tar`: for very many images, and to go on later.")]
-FirstPlace = Annotated[int, Query(ge=1, le=LAST_SEQ, description="Of the jobs of a part: the first one's place.")]
-LastPlace = Annotated[int, Query(ge=1, le=LAST_SEQ, description="The last one's place; to the end if absent.")]
+Kind = Annotated[
+    ArchiveFormat,
+    Query(alias="format", description="`tar` suits very many images, and a download of it can be resumed."),
+]
+FirstPlace = Annotated[int, Query(ge=1, le=LAST_SEQ, description="The position of the part's first job.")]
+LastPlace = Annotated[
+    int, Query(ge=1, le=LAST_SEQ, description="The position of the part's last job; to the end if absent.")
+]
 ByteRange = Annotated[str | None, Header(alias="Range", description="One range of bytes, of a tar.", max_length=100)]
 IfRange = Annotated[str | None, Header(alias="If-Range", description="The `ETag` of the first part.", max_length=200)]
 
@@ -332,7 +337,7 @@ def get_batch_archive(
     summary="Look at a batch's download",
     response_class=Response,
     responses={
-        200: {"description": "What a download would be: `Content-Length` is known for a tar.", "headers": _RANGES},
+        200: {"description": "The headers of a download: `Content-Length` is known for a tar.", "headers": _RANGES},
         **responses(*ALWAYS, 404),
     },
 )
@@ -344,7 +349,7 @@ def head_batch_archive(
     first: FirstPlace = 1,
     last: LastPlace = LAST_SEQ,
 ) -> Response:
-    """The size of a download, and whether it can be had in parts."""
+    """The size of a download, and whether it supports ranges."""
     batch = services.get(context, key.tenant_id, batch_id)
     found = downloads.archived(context, batch, form, _job_range(first, last))
     # its content is not read
@@ -397,8 +402,8 @@ async def get_contact_sheet(
 def cancel_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSchema:
     """Stop every job of the batch: at once what waits, at the next denoising step what runs.
 
-    Nothing of it begins any more, from now on. The rows of a very large one follow in some seconds more: it is
-    `canceling` until they have. Canceling again changes nothing. Finished jobs stay as they are.
+    No job of it starts from now on. A very large batch takes some more seconds; its state
+    is `canceling` until then. Canceling again changes nothing. Finished jobs stay as they are.
     """
     return BatchSchema.of(services.cancel(context, key.tenant_id, batch_id))
 
@@ -418,19 +423,19 @@ def retry_batch(context: Context, key: Submitter, batch_id: BatchId, response: R
 
 @router.post("/{batch_id}/pause", summary="Pause a batch", responses=responses(*ALWAYS, 404, 409))
 def pause_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSchema:
-    """Hand none of its jobs over any more; what a worker holds goes on to its end. Pausing again changes nothing."""
+    """Dispatch none of its jobs; jobs that workers already have run to their end. Pausing again changes nothing."""
     return BatchSchema.of(services.pause(context, key.tenant_id, batch_id))
 
 
 @router.post("/{batch_id}/resume", summary="Resume a batch", responses=responses(*ALWAYS, 404))
 def resume_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSchema:
-    """Let a paused batch go on, from the place in the queue that it had. One that is not paused stays as it is."""
+    """Resume a paused batch, from its old position in the queue. A batch that is not paused stays as it is."""
     return BatchSchema.of(services.resume(context, key.tenant_id, batch_id))
 
 
 @router.patch("/{batch_id}", summary="Change a batch", responses=responses(*ALWAYS, 404, 409, 413, 415))
 def change_batch(context: Context, key: Submitter, batch_id: BatchId, change: BatchUpdate) -> BatchSchema:
-    """Give it another name, other metadata, or all its jobs that have not finished another priority."""
+    """Change its name, its metadata, or the priority of all its unfinished jobs."""
     changed = services.change(
         context, key.tenant_id, batch_id, name=change.name, metadata=change.metadata, priority=change.priority
     )
@@ -442,11 +447,11 @@ def delete_batch(
     context: Context,
     key: Submitter,
     batch_id: BatchId,
-    dry_run: Annotated[bool, Query(description="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, Query(description="Only report what would be deleted.")] = False,
 ) -> DeletionSchema:
     """Delete a finished batch with its jobs, their history and their images. It is hidden from then on.
 
-    Rows go first and images after them, in the background: what breaks in between goes on by itself.
+    Rows are deleted first and images after them, in the background; an interrupted deletion is resumed.
     """
     remove = services.contents if dry_run else services.delete
     return DeletionSchema.of(batch_id, remove(context, key.tenant_id, batch_id), dry_run=dry_run)
@@ -472,9 +477,9 @@ async def follow_batch(
     key: Reader,
     batch_id: BatchId,
     last_event_id: Annotated[
-        str | None, Header(alias="Last-Event-ID", description="Replay only what came after this id.", max_length=100)
+        str | None, Header(alias="Last-Event-ID", description="Replay only the events after this id.", max_length=100)
     ] = None,
 ) -> StreamingResponse:
-    """See a batch's progress as it happens. For a finished batch the stream sends its history and ends."""
+    """Follow a batch's progress live. For a finished batch the stream sends its history and ends."""
     batch = await run_in_threadpool(services.get, context, key.tenant_id, batch_id)
     return sse.batch_response(context, batch, sse.position(last_event_id))

@@ -27,7 +27,7 @@ Text = Annotated[str, StringConstraints(max_length=200), Storable, NoNul]
 
 
 class SelectionRequest(BaseModel):
-    """`ids` or `filter`: the jobs that are meant."""
+    """`ids` or `filter`: the selected jobs."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -37,7 +37,7 @@ class SelectionRequest(BaseModel):
 
     ids: Annotated[list[JobId], Field(min_length=1, max_length=MOST_NAMED)] | SkipJsonSchema[None] = None
     filter: JobFilter | SkipJsonSchema[None] = Field(None, description="`{}` is every job of the tenant.")
-    dry_run: bool = Field(False, strict=True, description="Count, and change nothing.")
+    dry_run: bool = Field(False, strict=True, description="Only count; change nothing.")
 
     @model_validator(mode="before")
     @classmethod
@@ -61,24 +61,24 @@ class SelectionRequest(BaseModel):
 
 
 class CancelReport(Schema):
-    """What came of stopping many jobs."""
+    """The result of canceling many jobs."""
 
     matched: int = Field(description="Selected jobs that had not finished.")
     canceled: int = Field(description="Those that waited; they are canceled.")
-    stopping: int = Field(description="Those that ran: they stop at their next denoising step.")
-    complete: bool = Field(description="false: some could not be reached in time; send the request again.")
+    stopping: int = Field(description="Those that ran; they stop at their next denoising step.")
+    complete: bool = Field(description="false: the time was not enough for all of them; send the request again.")
 
 
 class RetryReport(Schema):
-    """What came of retrying many jobs."""
+    """The result of retrying many jobs."""
 
-    matched: int = Field(description="Jobs that were meant, failed or were canceled, and were not retried since.")
+    matched: int = Field(description="Selected jobs that failed or were canceled and were not retried since.")
     submitted: int = Field(description="New jobs; each names its old one in `retry_of`.")
 
 
 @router.post("/cancel", summary="Cancel many jobs", responses=responses(*ALWAYS, 413, 415))
 def cancel_jobs(context: Context, key: Submitter, request: SelectionRequest) -> CancelReport:
-    """Stop all that is meant: at once what waits, at the next denoising step what runs.
+    """Cancel the selected jobs: waiting ones at once, running ones at the next denoising step.
 
     Finished jobs stay as they are, and ids that are not the tenant's are ignored.
     """
@@ -92,9 +92,9 @@ def cancel_jobs(context: Context, key: Submitter, request: SelectionRequest) -> 
 
 @router.post("/retry", summary="Retry many jobs", responses=responses(*ALWAYS, 413, 415, 429))
 def retry_jobs(context: Context, key: Submitter, request: SelectionRequest) -> RetryReport:
-    """Submit again, as new jobs, all that is meant and failed or was canceled. All of them are queued, or none.
+    """Submit the selected failed and canceled jobs again, as new jobs. All of them are queued, or none.
 
-    A job that was retried already is passed over, so sending the request again makes nothing twice.
+    A job that was already retried is ignored, so a repeated request creates no duplicates.
     """
     selection = request.selection()
     if request.dry_run:

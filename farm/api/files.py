@@ -92,5 +92,5 @@ async def _read(request: Request) -> _Upload:
 
 @router.get("/{file_id}", summary="Look at a file", responses=responses(*ALWAYS, 404))
 def get_file(context: Context, key: Reader, file_id: FileId) -> FileSchema:
-    """What is known about an uploaded image."""
+    """The properties of an uploaded image."""
     return FileSchema.of(inputs.get_file(context, key.tenant_id, file_id))

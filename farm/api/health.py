@@ -31,7 +31,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The servers that the API leans on."""
+    """The servers that the API needs."""
 
     status: Part
     database: Part
@@ -41,17 +41,17 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", summary="Is the process up?")
 async def healthz() -> Health:
-    """Answers as long as the process lives, whatever else is down."""
+    """Succeeds as long as the process runs, whatever else is down."""
     return Health()
 
 
 @router.get(
     "/readyz",
     summary="Can it work?",
-    responses={503: {"description": "A server that the API leans on does not answer.", "model": Readiness}},
+    responses={503: {"description": "A server that the API needs does not respond.", "model": Readiness}},
 )
 async def readyz(context: Context, response: Response) -> Readiness:
-    """Asks the database, Redis and the object storage, all at once and not for long."""
+    """Checks the database, Redis and the object storage, all at once, with a short timeout."""
     parts: dict[str, Part] = {}
 
     async def ask(name: str, check: Callable[[], object]) -> None:

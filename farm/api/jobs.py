@@ -72,10 +72,10 @@ Cursor = Annotated[
 ]
 
 _LOCATION: Final = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
-_APPLIED: Final = {"Preference-Applied": {"description": "`wait`, if it was asked for.", "schema": {"type": "string"}}}
+_APPLIED: Final = {"Preference-Applied": {"description": "`wait`, if it was requested.", "schema": {"type": "string"}}}
 _EXAMPLES: Final[dict[str, Any]] = {
     "text-to-image": {
-        "summary": "An image from words",
+        "summary": "An image from text",
         "value": {
             "task": "text-to-image",
             "prompt": "a red ball on a blue background",
@@ -157,7 +157,7 @@ def cancel_job(context: Context, key: Submitter, job_id: JobId) -> JobSchema:
     responses={201: {"description": "The new job.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409, 429)},
 )
 def retry_job(context: Context, key: Submitter, job_id: JobId, response: Response) -> JobSchema:
-    """Submit again what a failed or canceled job asked for, as a new job. The old one stays as it ended."""
+    """Submit the parameters of a failed or canceled job again, as a new job. The old job stays as it is."""
     job = services.retry(context, key.tenant_id, job_id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobSchema.of(job, context.storage, context.settings)
@@ -187,6 +187,6 @@ async def follow_job(
         str | None, Header(alias="Last-Event-ID", description="Replay only the history after this id.", max_length=100)
     ] = None,
 ) -> StreamingResponse:
-    """See a job's progress as it happens. For a finished job the stream sends its history and ends."""
+    """Follow a job's progress live. For a finished job the stream sends its history and ends."""
     job = await run_in_threadpool(services.get, context, key.tenant_id, job_id)
     return sse.response(context, job, sse.position(last_event_id))

@@ -23,7 +23,7 @@ Of = Annotated[
     str | None,
     Query(
         alias="tenant",
-        description="The tenant whose keys are meant; the caller's own if absent.",
+        description="The tenant whose keys to list or make; the caller's own if absent.",
         json_schema_extra={"pattern": ids.pattern(ids.TENANT)},
     ),
 ]
@@ -35,10 +35,10 @@ class KeyCreate(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=100), Storable, NoNul] = Field(
-        description="What it is for."
+        description="A description."
     )
     scopes: list[Scope] = Field(
-        [Scope.SUBMIT, Scope.READ], min_length=1, max_length=len(Scope), description="What it may do."
+        [Scope.SUBMIT, Scope.READ], min_length=1, max_length=len(Scope), description="What the key may do."
     )
 
 
@@ -52,7 +52,7 @@ def list_keys(context: Context, admin: Admin, tenant: Of = None) -> KeyList:
 
 @router.post("", status_code=201, summary="Make a key", responses=responses(*ALWAYS, 404, 413, 415))
 def create_key(context: Context, admin: Admin, request: KeyCreate, tenant: Of = None) -> NewKeySchema:
-    """A new key of a tenant. Its text is in this answer and nowhere else."""
+    """A new key of a tenant. Its text is only in this response."""
     with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         key, text = unit.tenants.create_key(of.id, request.name, frozenset(request.scopes))
@@ -61,7 +61,7 @@ def create_key(context: Context, admin: Admin, request: KeyCreate, tenant: Of = 
 
 @router.post("/{key_id}/rotate", status_code=201, summary="Rotate a key", responses=responses(*ALWAYS, 404, 409))
 def rotate_key(context: Context, admin: Admin, key_id: KeyId, tenant: Of = None) -> NewKeySchema:
-    """A second key of the same name and scopes. Both live until the old one is revoked."""
+    """A second key of the same name and scopes. Both are valid until the old one is revoked."""
     with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
         key, text = unit.tenants.rotate(of.id, key_id)

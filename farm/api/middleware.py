@@ -20,7 +20,7 @@ from farm.domain import ids
 log = structlog.get_logger(__name__)
 
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-QUIET: Final = frozenset({"/healthz", "/readyz"})  #: asked every few seconds; logged only when they fail
+QUIET: Final = frozenset({"/healthz", "/readyz"})  #: requested every few seconds; logged only when they fail
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 DRAIN_SECONDS: Final = 5.0
 DRAIN_BYTES: Final = 256 * 2**20

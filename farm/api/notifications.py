@@ -98,7 +98,7 @@ class ChangeNotifier:
             one.wake()
 
     def _show(self, payload: str) -> None:
-        """A preview: kept by those who watch its job, and by nobody else."""
+        """A preview: kept by the watchers of its job only."""
         job_id, _, preview = payload.partition(" ")
         for one in self._waiting.get(job_id, ()):
             one.preview = preview

@@ -43,13 +43,13 @@ def get_pauses(context: Context, _: Operator) -> PausesSchema:
 
 @router.put("/farm", summary="Pause the farm", responses=responses(*ALWAYS))
 def pause_farm(context: Context, _: Operator) -> PausesSchema:
-    """Hand nothing over from now on. Jobs are accepted and wait. Pausing again changes nothing."""
+    """Dispatch no job from now on. Jobs are accepted and wait. Pausing again changes nothing."""
     return PausesSchema.of(services.pause_farm(context))
 
 
 @router.delete("/farm", summary="Resume the farm", responses=responses(*ALWAYS))
 def resume_farm(context: Context, _: Operator) -> PausesSchema:
-    """Hand jobs over again. A farm that is not paused stays as it is."""
+    """Dispatch jobs again. A farm that is not paused stays as it is."""
     return PausesSchema.of(services.resume_farm(context))
 
 
@@ -61,7 +61,7 @@ def pause_model(context: Context, _: Operator, model_id: ModelId) -> PausesSchem
 
 @router.delete("/models/{model_id:path}", summary="Resume a model", responses=responses(*ALWAYS, 404))
 def resume_model(context: Context, _: Operator, model_id: ModelId) -> PausesSchema:
-    """Hand the model's jobs over again."""
+    """Dispatch the model's jobs again."""
     return PausesSchema.of(services.resume_model(context, model_id))
 
 
@@ -73,5 +73,5 @@ def pause_tenant(context: Context, _: Operator, tenant_id: TenantId) -> PausesSc
 
 @router.delete("/tenants/{tenant_id}", summary="Resume a tenant", responses=responses(*ALWAYS, 404))
 def resume_tenant(context: Context, _: Operator, tenant_id: TenantId) -> PausesSchema:
-    """Hand the tenant's jobs over again."""
+    """Dispatch the tenant's jobs again."""
     return PausesSchema.of(services.resume_tenant(context, tenant_id))

@@ -80,26 +80,28 @@ def title_of(status: int) -> str:
 
 
 class FieldError(BaseModel):
-    """One thing wrong with one field."""
+    """An error of one field."""
 
     field: str = Field(description="Dotted path, as the client wrote it.")
-    value: str | int | float | bool | None = Field(description="What was given, shortened.")
+    value: str | int | float | bool | None = Field(description="The given value, shortened.")
     message: str = Field(description="What is allowed.")
     line: int | None = Field(None, description="Of a bulk request: the line, or the place in the list, from 1.")
 
 
 class Problem(BaseModel):
-    """What went wrong, after RFC 9457."""
+    """An error, by RFC 9457."""
 
     type: str = Field(description="A stable name of the kind of problem.")
     title: str
     status: int
     detail: str = Field(description="One sentence about this occurrence.")
-    instance: str = Field(description="The path that was asked for.")
+    instance: str = Field(description="The path of the request.")
     request_id: str | None = Field(None, description="The `X-Request-Id` of the request, for the farm's operators.")
-    errors: list[FieldError] | None = Field(None, description="Each field that is wrong; only with status 422.")
-    error_count: int | None = Field(None, description="Of a bulk request: how many there are, if not all are here.")
-    error_file: str | None = Field(None, description="Where all of them are, as JSON lines, for a limited time.")
+    errors: list[FieldError] | None = Field(None, description="Every invalid field; only with status 422.")
+    error_count: int | None = Field(
+        None, description="Of a bulk request: the number of errors, if not all are listed here."
+    )
+    error_file: str | None = Field(None, description="A URL that lists all errors as JSON lines, for a limited time.")
 
 
 class UnreadableBody(HTTPException):

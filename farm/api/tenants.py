@@ -46,23 +46,27 @@ class TenantLimits(BaseModel):
     max_queued: Count | None = Field(None, description="Jobs that may wait.")
     max_running: Count | None = Field(None, description="Jobs that may be at workers at once; more wait.")
     device_seconds_per_day: Seconds | None = Field(
-        None, description="Once so many are used in a day (UTC), new jobs are refused until the next."
+        None, description="When a day (UTC) has used so many, new jobs are refused until the next day."
     )
-    storage_bytes: Bytes | None = Field(None, description="Outputs and inputs; beyond it new jobs are refused.")
-    retention_days: Days | None = Field(None, description="Ended jobs and their outputs are deleted after so long.")
+    storage_bytes: Bytes | None = Field(
+        None, description="Bytes of outputs and inputs; above this limit new jobs are refused."
+    )
+    retention_days: Days | None = Field(
+        None, description="Days after which finished jobs and their outputs are deleted."
+    )
 
 
 class TenantCreate(TenantLimits):
     """A tenant to make."""
 
-    name: Name = Field(description="Unique in the farm.")
+    name: Name = Field(description="The tenant's name, unique in the farm.")
     weight: Weight = Field(1.0, description="Its share of the farm, relative to the other tenants.")
 
 
 class TenantUpdate(TenantLimits):
-    """What to change; a field that is absent stays as it is, null removes a cap. Name and weight stay at null, too."""
+    """Changes; an absent field stays as it is, null removes a limit. Null leaves name and weight as they are."""
 
-    name: Name | None = Field(None, description="Unique in the farm.")
+    name: Name | None = Field(None, description="The tenant's name, unique in the farm.")
     weight: Weight | None = Field(None, description="Its share of the farm, relative to the other tenants.")
 
     def changes(self) -> dict[str, Any]:
@@ -81,7 +85,7 @@ class TenantSchema(Schema):
     max_running: int | None
     device_seconds_per_day: float | None
     storage_bytes: int | None
-    stored_bytes: int = Field(description="As measured some minutes ago at most; only while there is a limit.")
+    stored_bytes: int = Field(description="Measured every few minutes, and only while there is a limit.")
     retention_days: int | None
     paused: bool
     created_at: datetime
@@ -136,7 +140,7 @@ def create_tenant(context: Context, admin: Admin, request: TenantCreate) -> Tena
 
 @router.get("/{tenant_id}", summary="Show a tenant", responses=responses(*ALWAYS, 404))
 def get_tenant(context: Context, admin: Admin, tenant_id: TenantId) -> TenantSchema:  # noqa: ARG001 - it guards
-    """One tenant with its caps."""
+    """One tenant with its limits."""
     with context.store.begin() as unit:
         return TenantSchema.of(unit.tenants.existing(tenant_id))
 
@@ -148,14 +152,14 @@ def change_tenant(
     tenant_id: TenantId,
     request: TenantUpdate,
 ) -> TenantSchema:
-    """Change name, weight or caps; what was accepted already is not taken back."""
+    """Change name, weight or limits; jobs that were already accepted stay accepted."""
     with context.store.begin() as unit:
         return TenantSchema.of(unit.tenants.change(tenant_id, **request.changes()))
 
 
 @router.delete("/{tenant_id}", summary="Remove a tenant", responses=responses(*ALWAYS, 404, 409))
 def remove_tenant(context: Context, admin: Admin, tenant_id: TenantId) -> TenantSchema:  # noqa: ARG001 - it guards
-    """Remove a tenant that has nothing any more, with its keys and its usage. Answers with what it was."""
+    """Remove a tenant that has no jobs and files, with its keys and its usage. Returns it."""
     with context.store.begin() as unit:
         gone = unit.tenants.existing(tenant_id)
         unit.tenants.remove(tenant_id)

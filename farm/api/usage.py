@@ -72,7 +72,7 @@ def usage(
     tenant: Annotated[
         str | None,
         Query(
-            description="Whose; the caller's own if absent, `all` for every tenant. Others' need the scope `admin`.",
+            description="The tenant; the caller's own if absent, `all` for all. Other tenants need the scope `admin`.",
             json_schema_extra={"pattern": rf"^(all|{ids.pattern(ids.TENANT)[1:-1]})$"},
         ),
     ] = None,

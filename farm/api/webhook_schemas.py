@@ -1,4 +1,4 @@
-"""What the webhook operations take and answer with."""
+"""What the webhook operations take and response with."""
 
 from __future__ import annotations
 
@@ -8,24 +8,13 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.schemas import Schema
-from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, DisabledReason, Endpoint, Secret
+from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, DisabledReason, Endpoint, Secret, Subscribable
 from farm.domain.states import EventType
 from farm.egress.guard import MAX_URL
 from farm.fields import Moment, NoNul, Storable
 from farm.store.deliveries import Delivery, DeliveryAttempt
 from farm.webhooks import signature
 
-#: What can be subscribed to: `farm.domain.endpoint.SUBSCRIBABLE`, as a type.
-Subscribable = Literal[
-    EventType.STARTED,
-    EventType.PROGRESS,
-    EventType.SUCCEEDED,
-    EventType.FAILED,
-    EventType.CANCELED,
-    EventType.BATCH_PROGRESS,
-    EventType.BATCH_COMPLETED,
-    EventType.ENDPOINT_DISABLED,
-]
 #: What can be sent.
 Sendable = Literal[Subscribable, EventType.TEST]
 
@@ -33,8 +22,7 @@ Url = Annotated[str, StringConstraints(min_length=1, max_length=MAX_URL), Storab
 Description = Annotated[str, StringConstraints(max_length=500), Storable, NoNul]
 Events = Annotated[list[Subscribable], Field(min_length=1, max_length=20)]
 
-DEFAULT_EVENTS: Final[list[Subscribable]] = [EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED]
-assert tuple(DEFAULT_EVENTS) == WEBHOOK_EVENTS
+DEFAULT_EVENTS: Final[list[Subscribable]] = list(WEBHOOK_EVENTS)
 
 
 class EndpointCreate(BaseModel):
@@ -42,28 +30,30 @@ class EndpointCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: Url = Field(description="Where events are POSTed to. It must be on the public internet, unless allowed.")
-    description: Description = Field("", description="What it is for.")
-    events: Events = Field(DEFAULT_EVENTS, description="The types of event that it gets.")
-    enabled: bool = Field(True, strict=True, description="Whether it gets any.")
+    url: Url = Field(
+        description="The URL that events are POSTed to. Its host must be public, unless the farm allows it."
+    )
+    description: Description = Field("", description="A description.")
+    events: Events = Field(DEFAULT_EVENTS, description="The event types to send.")
+    enabled: bool = Field(True, strict=True, description="Whether events are sent.")
     asymmetric: bool = Field(
         False, strict=True, description="Whether its webhooks also carry `v1a` signatures (ed25519)."
     )
 
 
 class EndpointUpdate(BaseModel):
-    """What to change of an endpoint; what is left out or null stays as it is."""
+    """Changes of an endpoint; a field that is absent or null stays as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: Url | None = Field(None, description="A new URL.")
     description: Description | None = None
-    events: Events | None = Field(None, description="The types of event that it gets from now on.")
+    events: Events | None = Field(None, description="The event types to send from now on.")
     enabled: Annotated[bool, Field(strict=True)] | None = Field(
-        None, description="`false`: nothing is sent. `true`: events are sent again, and what waited."
+        None, description="`false`: nothing is sent. `true`: events are sent again, waiting ones included."
     )
     asymmetric: Annotated[bool, Field(strict=True)] | None = Field(
-        None, description="`true`: webhooks carry `v1a` signatures too, of a key pair made now unless there is one."
+        None, description="`true`: webhooks also carry `v1a` signatures; a key pair is made unless there is one."
     )
 
 
@@ -86,7 +76,7 @@ class ResendReport(Schema):
 
 
 class PublicKeySchema(Schema):
-    """What `v1a` signatures are checked with."""
+    """The public key that verifies `v1a` signatures."""
 
     key: str = Field(description="`whpk_` and base64 of an ed25519 public key.")
     expires_at: datetime | None = Field(description="Null: the current one.")
@@ -103,18 +93,18 @@ class EndpointSchema(Schema):
     id: str
     url: str
     description: str
-    events: list[EventType] = Field(description="The types of event that it gets.")
+    events: list[EventType] = Field(description="The event types to send.")
     enabled: bool
     one_off: bool = Field(description="Whether it was made for the `webhook` of jobs.")
-    failures: int = Field(description="Tries that failed in a row.")
+    consecutive_failures: int = Field(description="Attempts that failed in a row.")
     failing_since: datetime | None
-    paused_until: datetime | None = Field(description="Nothing is sent before: it asked for that, or fails too often.")
+    paused_until: datetime | None = Field(description="Nothing is sent before: it asked for that, or failed too often.")
     disabled_at: datetime | None
     disabled_reason: DisabledReason | None = Field(
-        description="`gone`: it answered 410. `failing`: for days. `requested`: by one of your keys."
+        description="`gone`: it responded with 410. `failing`: it failed for days. `requested`: with one of your keys."
     )
     public_keys: list[PublicKeySchema] = Field(
-        description="Where `v1a` signatures were asked for: those that sign now, newest first."
+        description="With `v1a` signatures: the keys that sign now, newest first."
     )
     created_at: datetime
 
@@ -128,7 +118,7 @@ class EndpointSchema(Schema):
             events=sorted(endpoint.events),
             enabled=endpoint.disabled_at is None,
             one_off=endpoint.one_off,
-            failures=endpoint.failures,
+            consecutive_failures=endpoint.consecutive_failures,
             failing_since=endpoint.failing_since,
             paused_until=endpoint.paused_until,
             disabled_at=endpoint.disabled_at,
@@ -139,9 +129,9 @@ class EndpointSchema(Schema):
 
 
 class NewEndpointSchema(EndpointSchema):
-    """A fresh endpoint."""
+    """A new endpoint."""
 
-    secret: str = Field(description="What its webhooks are signed with.")
+    secret: str = Field(description="The secrets that sign its webhooks.")
 
 
 class EndpointPage(Schema):
@@ -152,7 +142,7 @@ class EndpointPage(Schema):
 
 
 class OldSecretSchema(Schema):
-    """A secret that was replaced and still signs."""
+    """A replaced secret that still signs."""
 
     secret: str
     expires_at: datetime
@@ -165,10 +155,10 @@ class OldSecretSchema(Schema):
 
 
 class SecretSchema(Schema):
-    """What an endpoint's webhooks are signed with."""
+    """The secrets that sign an endpoint's webhooks."""
 
     secret: str = Field(description="The current secret: `whsec_` and base64.")
-    previous: list[OldSecretSchema] = Field(description="Older ones that sign as well until they expire, newest first.")
+    previous: list[OldSecretSchema] = Field(description="Older secrets that also sign until they expire, newest first.")
 
     @classmethod
     def of(cls, endpoint: Endpoint) -> Self:
@@ -184,12 +174,12 @@ class DeliverySchema(Schema):
     endpoint_id: str
     type: EventType
     job_id: str | None
-    state: DeliveryState = Field(description="`dead`: given up after the last try of the schedule.")
-    sequence: int = Field(description="Within its endpoint; in the body too.")
-    tries: int = Field(description="Begun so far.")
-    next_try_at: datetime | None = Field(description="Null unless it is pending.")
-    status: int | None = Field(description="The HTTP status of the last answer.")
-    error: str | None = Field(description="Why the last try did not deliver.")
+    state: DeliveryState = Field(description="`dead`: given up after the last attempt of the schedule.")
+    sequence: int = Field(description="Number within its endpoint; also in the body.")
+    attempt_count: int = Field(description="Attempts begun so far.")
+    next_attempt_at: datetime | None = Field(description="Null unless it is pending.")
+    status: int | None = Field(description="The HTTP status of the last response.")
+    error: str | None = Field(description="Why the last attempt failed.")
     occurred_at: datetime = Field(description="When the event happened.")
     created_at: datetime
 
@@ -203,8 +193,8 @@ class DeliverySchema(Schema):
             job_id=delivery.job_id,
             state=delivery.state,
             sequence=delivery.sequence,
-            tries=delivery.tries,
-            next_try_at=delivery.next_at if delivery.state is DeliveryState.PENDING else None,
+            attempt_count=delivery.attempt_count,
+            next_attempt_at=delivery.next_attempt_at if delivery.state is DeliveryState.PENDING else None,
             status=delivery.status,
             error=delivery.error,
             occurred_at=delivery.occurred_at,
@@ -220,14 +210,14 @@ class DeliveryPage(Schema):
 
 
 class AttemptSchema(Schema):
-    """One request and what came back."""
+    """One request and its response."""
 
     number: int
     at: datetime
-    status: int | None = Field(description="Null: no answer came.")
+    status: int | None = Field(description="Null: there was no response.")
     seconds: float
     error: str | None = Field(description="Null: delivered.")
-    answer: str = Field(description="The beginning of the answer's body.")
+    response: str = Field(description="The beginning of the response's body.")
 
     @classmethod
     def of(cls, attempt: DeliveryAttempt) -> Self:
@@ -238,11 +228,11 @@ class AttemptSchema(Schema):
             status=attempt.status,
             seconds=round(attempt.seconds, 6),
             error=attempt.error,
-            answer=attempt.answer,
+            response=attempt.response,
         )
 
 
 class DeliveryWithAttempts(DeliverySchema):
-    """One delivery and everything that was tried for it."""
+    """One delivery and its attempts."""
 
     attempts: list[AttemptSchema]

@@ -85,7 +85,7 @@ _CHANGE: Final[dict[str, Any]] = {
     "progress": {"summary": "Progress too", "value": {"events": ["job.progress", "job.succeeded", "job.failed"]}}
 }
 _RESEND: Final[dict[str, Any]] = {
-    "since": {"summary": "All that died since a time", "value": {"created_after": "2026-01-31T12:00:00Z"}}
+    "since": {"summary": "All dead deliveries since a time", "value": {"created_after": "2026-01-31T12:00:00Z"}}
 }
 
 
@@ -104,7 +104,7 @@ def create_endpoint(
     request: Annotated[EndpointCreate, Body(openapi_examples=_ENDPOINT)],
     response: Response,
 ) -> NewEndpointSchema:
-    """Have events sent to a URL, from now on. The URL's host is resolved at once, and refused if it is not public."""
+    """Send events to a URL, from now on. The URL's host is resolved at once, and refused if it is not public."""
     endpoint = services.create_endpoint(
         context,
         key.tenant_id,
@@ -134,7 +134,7 @@ def list_endpoints(
 
 @router.get("/endpoints/{endpoint_id}", summary="Look at an endpoint", responses=responses(*ALWAYS, 404))
 def get_endpoint(context: Context, key: Reader, endpoint_id: EndpointId) -> EndpointSchema:
-    """The endpoint and how it fares."""
+    """The endpoint and the state of its deliveries."""
     return EndpointSchema.of(services.get_endpoint(context, key.tenant_id, endpoint_id))
 
 
@@ -147,7 +147,7 @@ def change_endpoint(
     endpoint_id: EndpointId,
     request: Annotated[EndpointUpdate, Body(openapi_examples=_CHANGE)],
 ) -> EndpointSchema:
-    """Change its URL, description, events or signatures, and switch it off or on. What waits goes to its new URL."""
+    """Change its URL, description, events or signatures, disable or enable it. Waiting deliveries go to the new URL."""
     changed = services.update_endpoint(
         context,
         key.tenant_id,
@@ -163,13 +163,13 @@ def change_endpoint(
 
 @router.delete("/endpoints/{endpoint_id}", summary="Delete an endpoint", responses=responses(*ALWAYS, 404))
 def delete_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId) -> EndpointSchema:
-    """Send it nothing more, and forget what was sent. One that jobs name as `webhook` comes back with the next one."""
+    """Delete the endpoint and its deliveries. One that jobs name as `webhook` is made again by the next job."""
     return EndpointSchema.of(services.delete_endpoint(context, key.tenant_id, endpoint_id))
 
 
 @router.get("/endpoints/{endpoint_id}/secret", summary="Read an endpoint's secret", responses=responses(*ALWAYS, 404))
 def get_secret(context: Context, key: SecretReader, endpoint_id: EndpointId) -> SecretSchema:
-    """What its webhooks are signed with, also of an endpoint that was made for the `webhook` of jobs."""
+    """The secret that signs its webhooks, also for an endpoint that was made for the `webhook` of jobs."""
     return SecretSchema.of(services.get_endpoint(context, key.tenant_id, endpoint_id))
 
 
@@ -181,10 +181,10 @@ def rotate_secret(
     key: Submitter,
     endpoint_id: EndpointId,
     overlap_seconds: Annotated[
-        int, Query(ge=0, le=7 * 24 * 3600, description="How long the old secret signs beside the new one.")
+        int, Query(ge=0, le=7 * 24 * 3600, description="How long the old secret also signs.")
     ] = services.OVERLAP_SECONDS,
 ) -> SecretSchema:
-    """Give it a new secret, and a new key pair if it has one. Until the old ones expire each webhook carries all."""
+    """Replace the secret, and the key pair if any. Until the old ones expire, webhooks carry all signatures."""
     return SecretSchema.of(services.rotate_secret(context, key.tenant_id, endpoint_id, overlap_seconds))
 
 
@@ -195,7 +195,7 @@ def rotate_secret(
     responses={201: {"description": "The delivery.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409)},
 )
 def test_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId, response: Response) -> DeliverySchema:
-    """Send a `context.test` event to this endpoint alone, whatever events it asks for."""
+    """Send a `context.test` event to this endpoint alone, whatever events it is subscribed to."""
     delivery = services.send_test(context, key.tenant_id, endpoint_id)
     response.headers["Location"] = f"/v1/webhooks/deliveries/{delivery.id}"
     return DeliverySchema.of(delivery)
@@ -217,7 +217,7 @@ def list_deliveries(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: LongCursor = None,
 ) -> DeliveryPage:
-    """What was sent or is to be sent to the tenant's endpoints, newest event first."""
+    """Deliveries to the tenant's endpoints, sent and waiting, newest event first."""
     wanted = DeliveryFilter(endpoint_id, state, job_id, type, created_after, created_before)
     with context.store.begin() as unit:
         found, following = unit.deliveries.page(key.tenant_id, wanted, cursor, limit)
@@ -228,7 +228,7 @@ def list_deliveries(
 def resend_dead(
     context: Context, key: Submitter, request: Annotated[ResendRequest, Body(openapi_examples=_RESEND)]
 ) -> ResendReport:
-    """Send again what was given up, under the same ids and by the whole schedule. Disabled endpoints are left out."""
+    """Send dead deliveries again, with the same ids and the whole retry schedule. Disabled endpoints are left out."""
     wanted = DeliveryFilter(
         endpoint_id=request.endpoint_id,
         job_id=request.job_id,
@@ -241,7 +241,7 @@ def resend_dead(
 
 @router.get("/deliveries/{delivery_id:delivery}", summary="Look at a delivery", responses=responses(*ALWAYS, 404))
 def get_delivery(context: Context, key: Reader, delivery_id: DeliveryId) -> DeliveryWithAttempts:
-    """The delivery and everything that was tried for it."""
+    """The delivery and its attempts."""
     with context.store.begin() as unit:
         found = unit.deliveries.get(key.tenant_id, delivery_id)
         attempts = unit.deliveries.attempts(delivery_id)
@@ -252,5 +252,5 @@ def get_delivery(context: Context, key: Reader, delivery_id: DeliveryId) -> Deli
     "/deliveries/{delivery_id:delivery}/resend", summary="Send a delivery again", responses=responses(*ALWAYS, 404, 409)
 )
 def resend_delivery(context: Context, key: Submitter, delivery_id: DeliveryId) -> DeliverySchema:
-    """Send it now, delivered before or not, under the same `webhook-id`, and by the whole schedule if that fails."""
+    """Send it now, even if it was delivered, with the same `webhook-id`, and with all retries if that fails."""
     return DeliverySchema.of(services.resend(context, key.tenant_id, delivery_id))

@@ -72,7 +72,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def external_url(url: str, host: str | None) -> str:
-    """A URL whose loopback host is replaced by the name that other machines know this one by."""
+    """A URL with its loopback host replaced by the name of this machine on the network."""
     parts = urlsplit(url)
     if host is None or parts.hostname not in ("127.0.0.1", "::1", "localhost"):
         return url

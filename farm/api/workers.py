@@ -20,14 +20,14 @@ Name = Annotated[str, Path(description="The worker's name, `HOST/DEVICE`.", max_
 
 @router.get("", summary="List workers", responses=responses(*ALWAYS))
 def list_workers(context: Context, _: Reader) -> WorkerList:
-    """Every worker that ever joined, with its device, what it holds and when it was last heard of."""
+    """Every worker that ever joined, with its device, its jobs and its last heartbeat."""
     with context.store.begin() as unit:
         return WorkerList(data=[WorkerSchema.of(worker) for worker in unit.workers.all()])
 
 
 @router.put("/{name:path}/drain", summary="Drain a worker", responses=responses(*ALWAYS, 404))
 def drain_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
-    """Let it finish what it holds and give it nothing new, also after a restart. Draining again changes nothing."""
+    """Let it finish its jobs, and dispatch no new ones to it, also after a restart. Draining again changes nothing."""
     with context.store.begin() as unit:
         return WorkerSchema.of(lifecycle.drain_worker(unit, name, "an operator asked for it"))
 
@@ -44,6 +44,6 @@ def stop_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
 
 @router.delete("/{name:path}/drain", summary="Resume a worker", responses=responses(*ALWAYS, 404))
 def resume_worker(context: Context, _: Operator, name: Name) -> WorkerSchema:
-    """Give it jobs again, and forget what it was drained or stopped for."""
+    """Dispatch jobs to it again, and clear the reason why it was drained or stopped."""
     with context.store.begin() as unit:
         return WorkerSchema.of(lifecycle.resume_worker(unit, name))

@@ -169,9 +169,7 @@ def rm(
 @webhooks.command()
 def rotate(
     endpoint_id: EndpointId,
-    hours: Annotated[
-        float, typer.Option(min=0, max=168, help="How long the old secret signs beside the new one.")
-    ] = 24,
+    hours: Annotated[float, typer.Option(min=0, max=168, help="How long the old secret also signs.")] = 24,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -190,7 +188,7 @@ def rotate(
 @webhooks.command("test")
 def send_test(
     endpoint_id: EndpointId,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer.")] = 10,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the response.")] = 10,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -240,10 +238,10 @@ def deliveries(
         print("no deliveries", file=sys.stderr)
         return
     rows = [
-        (one.id, one.state, one.type, one.job_id or "", str(one.tries), _outcome(one), age(one.created_at))
+        (one.id, one.state, one.type, one.job_id or "", str(one.attempt_count), _outcome(one), age(one.created_at))
         for one in found
     ]
-    _table(("id", "state", "event", "job", "tries", "answer", "age"), rows)
+    _table(("id", "state", "event", "job", "attempts", "response", "age"), rows)
 
 
 @webhooks.command()
@@ -254,7 +252,7 @@ def show_delivery(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Show a delivery and everything that was tried for it."""
+    """Show a delivery and its attempts."""
     with connect(url, api_key, data_dir) as farm:
         one = farm.delivery(delivery_id)
     if as_json:
@@ -263,14 +261,14 @@ def show_delivery(
     _grid({name: value for name, value in one.raw.items() if name != "attempts"})
     if one.attempts:
         _table(
-            ("try", "at", "answer", "ms", "body"),
+            ("attempt", "at", "response", "ms", "body"),
             [
                 (
                     str(tried.number),
                     tried.at.isoformat(timespec="milliseconds") if tried.at else "",
                     str(tried.status or tried.error),
                     f"{tried.seconds * 1000:.0f}",
-                    " ".join(tried.answer.split())[:200],
+                    " ".join(tried.response.split())[:200],
                 )
                 for tried in one.attempts
             ],
@@ -319,7 +317,7 @@ def listen(
         typer.Option("--event", help="An event type; may be repeated. Default: all.", show_default=False),
     ] = None,
     forward: Annotated[
-        str | None, typer.Option(help="Forward each request to this URL, and its answer to the farm.")
+        str | None, typer.Option(help="Forward each request to this URL, and return its response to the farm.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event and line.")] = False,
     url: Url = None,

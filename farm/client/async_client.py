@@ -13,7 +13,7 @@ from farm.api_types import BatchDefaults
 from farm.client.errors import ApiError
 from farm.client.methods import Awaiting, Methods
 from farm.client.models import Batch, Result
-from farm.client.protocol import Call, Emit, Flow, Form, Open, Sleep, Step, Stream, Streamed
+from farm.client.protocol import Call, Emit, Flow, Open, Sleep, Step, Stream, Streamed, StreamFormat
 from farm.client.requests import Source, submit_batch
 from farm.client.transport import NO_ANSWER, Transport, line
 
@@ -134,7 +134,7 @@ class AsyncFarm(Methods, Awaiting):
             return await self._http.send(self._http.build_request(**self._transport.stream(asked)), stream=True)
 
         # a stream of events that breaks is looked after by whoever follows it
-        response = await (send() if asked.form is Form.EVENTS else self._answered(asked.call, send))
+        response = await (send() if asked.form is StreamFormat.EVENTS else self._answered(asked.call, send))
         if not response.is_success:
             try:
                 raise ApiError.of(response.status_code, await response.aread())
@@ -163,7 +163,7 @@ class _Conversation:
         self._farm = farm
         self._response: httpx2.Response | None = None
         self._items: AsyncIterator[Any] | None = None
-        self._form = Form.LINES
+        self._form = StreamFormat.LINES
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,13 +188,15 @@ class _Conversation:
                 await self._close()
                 self._response = await self._farm._opened(step)  # noqa: SLF001
                 self._form = step.form
-                source = httpx2.EventSource(self._response) if step.form is Form.EVENTS else _lines(self._response)
+                source = (
+                    httpx2.EventSource(self._response) if step.form is StreamFormat.EVENTS else _lines(self._response)
+                )
                 self._items = aiter(source)
             case Stream.NEXT:
                 try:
                     return None if self._items is None else await anext(self._items, None)
                 except httpx2.TransportError as error:
-                    if self._form is Form.EVENTS:
+                    if self._form is StreamFormat.EVENTS:
                         raise
                     raise self._farm._transport.broken(error) from error  # noqa: SLF001
             case Stream.CLOSE:

@@ -13,7 +13,7 @@ from farm.api_types import BatchDefaults
 from farm.client.errors import ApiError
 from farm.client.methods import Blocking, Methods
 from farm.client.models import Batch, Result
-from farm.client.protocol import Call, Emit, Flow, Form, Open, Sleep, Step, Stream, Streamed
+from farm.client.protocol import Call, Emit, Flow, Open, Sleep, Step, Stream, Streamed, StreamFormat
 from farm.client.requests import Source, submit_batch
 from farm.client.transport import NO_ANSWER, Transport, line
 
@@ -133,7 +133,7 @@ class Farm(Methods, Blocking):
             return self._http.send(self._http.build_request(**self._transport.stream(asked)), stream=True)
 
         # a stream of events that breaks is looked after by whoever follows it
-        response = send() if asked.form is Form.EVENTS else self._answered(asked.call, send)
+        response = send() if asked.form is StreamFormat.EVENTS else self._answered(asked.call, send)
         if not response.is_success:
             try:
                 raise ApiError.of(response.status_code, response.read())
@@ -149,7 +149,7 @@ class _Conversation:
         self._farm = farm
         self._response: httpx2.Response | None = None
         self._items: Iterator[Any] = iter(())
-        self._form = Form.LINES
+        self._form = StreamFormat.LINES
 
     def __enter__(self) -> Self:
         return self
@@ -176,14 +176,14 @@ class _Conversation:
                 self._form = step.form
                 self._items = (
                     iter(httpx2.EventSource(self._response))
-                    if step.form is Form.EVENTS
+                    if step.form is StreamFormat.EVENTS
                     else (line(text) for text in self._response.iter_lines() if text)
                 )
             case Stream.NEXT:
                 try:
                     return next(self._items, None)
                 except httpx2.TransportError as error:
-                    if self._form is Form.EVENTS:
+                    if self._form is StreamFormat.EVENTS:
                         raise
                     raise self._farm._transport.broken(error) from error  # noqa: SLF001
             case Stream.CLOSE:

@@ -18,7 +18,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the current attempt is."""
+    """Progress of the current attempt."""
 
     step: int  #: denoising steps done
     steps: int  #: denoising steps in all
@@ -48,7 +48,7 @@ class FieldError:
 
 @dataclass(frozen=True)
 class Output:
-    """One file that a job made."""
+    """One output file of a job."""
 
     job_id: str
     index: int  #: 0-based position among the job's outputs
@@ -70,7 +70,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Job:
-    """One request to one pipeline, and what became of it."""
+    """One request to one pipeline, and its state."""
 
     id: str
     state: str  #: ``queued``, ``dispatched``, ``running``, ``succeeded``, ``failed`` or ``canceled``
@@ -125,7 +125,7 @@ class Job:
 
 @dataclass(frozen=True)
 class CancelReport:
-    """What came of stopping many jobs."""
+    """The result of canceling many jobs."""
 
     matched: int  #: selected jobs that had not finished
     canceled: int  #: those that waited
@@ -141,7 +141,7 @@ class CancelReport:
 
 @dataclass(frozen=True)
 class RetryReport:
-    """What came of retrying many jobs."""
+    """The result of retrying many jobs."""
 
     matched: int  #: jobs that were meant, failed or were canceled, and were not retried since
     submitted: int  #: new jobs
@@ -181,7 +181,7 @@ class File:
 
 @dataclass(frozen=True)
 class Model:
-    """Something to render with."""
+    """A model of the registry."""
 
     id: str
     description: str
@@ -365,7 +365,7 @@ class Event:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a batch would be."""
+    """The result of a dry run of a batch."""
 
     jobs: int  #: that would be queued
     refused: int  #: lines that would not be taken
@@ -509,7 +509,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class EndpointSecret:
-    """What an endpoint's webhooks are signed with."""
+    """The secrets that sign an endpoint's webhooks."""
 
     secret: str = field(repr=False)  #: ``whsec_…``
     previous: tuple[tuple[str, datetime | None], ...] = field(repr=False)  #: older ones, and until when they sign
@@ -531,7 +531,7 @@ class DeliveryAttempt:
     status: int | None
     seconds: float
     error: str | None
-    answer: str
+    response: str
 
 
 @dataclass(frozen=True)
@@ -543,10 +543,10 @@ class Delivery:
     type: str
     job_id: str | None
     state: str  #: ``pending``, ``delivered`` or ``dead``
-    tries: int
+    attempt_count: int
     status: int | None  #: of the last answer
     error: str | None
-    next_try_at: datetime | None
+    next_attempt_at: datetime | None
     created_at: datetime | None
     attempts: tuple[DeliveryAttempt, ...]  #: only of a delivery that was asked for by its id
     raw: dict[str, Any] = field(repr=False, compare=False)
@@ -560,10 +560,10 @@ class Delivery:
             type=str(raw["type"]),
             job_id=raw.get("job_id"),
             state=str(raw["state"]),
-            tries=int(raw.get("tries") or 0),
+            attempt_count=int(raw.get("attempt_count") or 0),
             status=raw.get("status"),
             error=raw.get("error"),
-            next_try_at=_time(raw.get("next_try_at")),
+            next_attempt_at=_time(raw.get("next_attempt_at")),
             created_at=_time(raw.get("created_at")),
             attempts=tuple(
                 DeliveryAttempt(
@@ -572,7 +572,7 @@ class Delivery:
                     one.get("status"),
                     float(one.get("seconds") or 0),
                     one.get("error"),
-                    str(one.get("answer") or ""),
+                    str(one.get("response") or ""),
                 )
                 for one in raw.get("attempts") or ()
             ),

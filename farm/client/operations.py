@@ -16,7 +16,7 @@ from farm.api_types import JobParameters, Task
 from farm.client import requests
 from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
 from farm.client.models import Artifact, Batch, Event, Job, Output, Progress, Rendered, Result
-from farm.client.protocol import Emit, Fetched, Flow, Form, Open, Sleep, Stream, Streamed
+from farm.client.protocol import Emit, Fetched, Flow, Open, Sleep, Stream, Streamed, StreamFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +91,7 @@ def wait(
         heard = False
         try:
             silence = max(_within(deadline, _SILENCE_SECONDS), 0.05)
-            yield Open(requests.events(now.id, last_event_id), Form.EVENTS, silence)
+            yield Open(requests.events(now.id, last_event_id), StreamFormat.EVENTS, silence)
             while (event := (yield Stream.NEXT)) is not None:
                 heard, failures = True, 0
                 last_event_id = event.id or last_event_id
@@ -214,7 +214,7 @@ def events(name: str, *, last_event_id: str | None = None) -> Streamed[Event]:
         after, failures = last_event_id, 0
         while True:
             try:
-                yield Open(requests.events(name, after), Form.EVENTS, _SILENCE_SECONDS)
+                yield Open(requests.events(name, after), StreamFormat.EVENTS, _SILENCE_SECONDS)
                 while (event := (yield Stream.NEXT)) is not None:
                     failures = 0
                     after = event.id or after
@@ -245,7 +245,7 @@ def completed(batch: Batch | str, *, timeout: float | None = None) -> Streamed[R
             now: Batch = yield requests.batch(name)
             begun = time.monotonic()
             if now.ended > len(yielded):
-                yield Open(requests.result_lines(name), Form.LINES)
+                yield Open(requests.result_lines(name), StreamFormat.LINES)
                 while (line := (yield Stream.NEXT)) is not None:
                     result = Result.of(line)
                     if result.seq not in yielded:

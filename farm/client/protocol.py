@@ -47,7 +47,7 @@ class Sleep:
     seconds: float
 
 
-class Form(Enum):
+class StreamFormat(Enum):
     """How a streamed answer is read."""
 
     EVENTS = "events"  #: server-sent events
@@ -59,7 +59,7 @@ class Open:
     """Begin to read a streamed answer; one at a time is open."""
 
     call: Call[Any]
-    form: Form
+    form: StreamFormat
     silence: float | None = None  #: seconds without a byte after which the connection counts as dead
 
 

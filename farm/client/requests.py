@@ -49,7 +49,7 @@ from farm.client.models import (
     RetryReport,
     Worker,
 )
-from farm.client.protocol import Call, Emit, Fetched, Flow, Form, Open, Stream, Streamed
+from farm.client.protocol import Call, Emit, Fetched, Flow, Open, Stream, Streamed, StreamFormat
 from farm.errors import BadInput
 
 #: The image fields of a request, by the short name that people use for them.
@@ -408,7 +408,7 @@ def add_endpoint(
 
 
 def endpoint(endpoint_id: str) -> Call[Endpoint]:
-    """The endpoint and how it fares."""
+    """The endpoint and the state of its deliveries."""
     return Call("GET", _endpoint(endpoint_id), Endpoint.of)
 
 
@@ -418,12 +418,12 @@ def edit_endpoint(endpoint_id: str, **changes: Unpack[EndpointChanges]) -> Call[
 
 
 def remove_endpoint(endpoint_id: str) -> Call[Endpoint]:
-    """Send it nothing more, and forget what was sent. Not repeatable: the second call finds nothing."""
+    """Delete the endpoint and its deliveries. Not repeatable: the second call finds nothing."""
     return Call("DELETE", _endpoint(endpoint_id), Endpoint.of, repeatable=False)
 
 
 def endpoint_secret(endpoint_id: str) -> Call[EndpointSecret]:
-    """What its webhooks are signed with."""
+    """The secrets that sign its webhooks."""
     return Call("GET", _endpoint(endpoint_id) + "/secret", EndpointSecret.of)
 
 
@@ -444,7 +444,7 @@ def deliveries(*, limit: int | None = None, **filters: Unpack[DeliveryFilters]) 
 
 
 def delivery(delivery_id: str) -> Call[Delivery]:
-    """The delivery with everything that was tried for it."""
+    """The delivery with its attempts."""
     return Call("GET", f"/v1/webhooks/deliveries/{_segment(delivery_id, 'delivery')}", Delivery.of)
 
 
@@ -536,7 +536,7 @@ def _lines(call: Call[Any], read: Callable[[Any], T]) -> Streamed[T]:
     """The JSON lines of a streamed answer. Raises `Unreachable` if it breaks before its end."""
 
     def steps() -> Flow[None]:
-        yield Open(call, Form.LINES)
+        yield Open(call, StreamFormat.LINES)
         while (line := (yield Stream.NEXT)) is not None:
             yield Emit(read(line))
         yield Stream.CLOSE

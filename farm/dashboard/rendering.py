@@ -1,4 +1,4 @@
-"""What every page is answered with: a template, strict headers, and errors in plain words.
+"""The response of every page: a template, strict headers, and errors in plain words.
 
 A page module has a ``router`` of `PageRoute`s and, if the navigation shows it, a ``LINK``.
 """

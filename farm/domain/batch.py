@@ -21,7 +21,7 @@ MILESTONES: Final = (10, 25, 50, 75, 90)  #: percent of a batch's jobs that have
 
 
 class BatchState(StrEnum):
-    """Where a batch stands; derived from its counters, so it is never out of step with its jobs."""
+    """A batch's state, derived from its counters."""
 
     IN_PROGRESS = "in_progress"
     CANCELING = "canceling"  #: somebody asked for its end, and some jobs still run
@@ -31,7 +31,7 @@ class BatchState(StrEnum):
 
 
 class OnError(StrEnum):
-    """What becomes of a batch in which some lines cannot be accepted."""
+    """What to do with a batch in which some lines cannot be accepted."""
 
     STOP = "stop"  #: nothing is stored
     SKIP = "skip"  #: the good lines are taken, the bad ones reported
@@ -169,7 +169,7 @@ class Batch:
 
 
 class SeedPlan(StrEnum):
-    """How the repeats of one combination get their seeds."""
+    """How the repeats of a combination get their seeds."""
 
     CONSECUTIVE = "consecutive"  #: the job's seed, or one drawn for the whole sweep, and those that follow it
     RANDOM = "random"  #: each job its own

@@ -6,33 +6,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal, get_args
 
-from farm.domain.states import BATCH_EVENTS, EventType
+from farm.domain.states import EventType
 
 #: What an endpoint gets that asks for nothing else, and all that a job's own ``webhook`` URL gets.
-WEBHOOK_EVENTS: Final = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)
-#: What can be subscribed to.
-SUBSCRIBABLE: Final = (
+WEBHOOK_EVENTS: Final[tuple[Subscribable, ...]] = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELED)
+#: The event types that an endpoint may subscribe to.
+Subscribable = Literal[
     EventType.STARTED,
     EventType.PROGRESS,
-    *WEBHOOK_EVENTS,
-    *BATCH_EVENTS,
+    EventType.SUCCEEDED,
+    EventType.FAILED,
+    EventType.CANCELED,
+    EventType.BATCH_PROGRESS,
+    EventType.BATCH_COMPLETED,
     EventType.ENDPOINT_DISABLED,
-)
+]
+SUBSCRIBABLE: Final[tuple[Subscribable, ...]] = get_args(Subscribable)
 MAX_SECRETS: Final = 4  #: of one endpoint that sign at the same time
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery stands."""
+    """A delivery's state."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
-    DEAD = "dead"  #: given up after the last try of the schedule
+    DEAD = "dead"  #: given up after the last attempt of the schedule
 
 
 class DisabledReason(StrEnum):
-    """Why an endpoint gets nothing more."""
+    """Why an endpoint is disabled."""
 
     GONE = "gone"  #: it answered 410
     FAILING = "failing"  #: it failed for days
@@ -61,7 +65,7 @@ class Endpoint:
     one_off: bool  #: made for the ``webhook`` URL of a job
     sequence: int  #: of the last delivery made for it
     paused_until: datetime | None
-    failures: int  #: tries that failed in a row
+    consecutive_failures: int  #: attempts that failed in a row
     failing_since: datetime | None
     disabled_at: datetime | None
     disabled_reason: DisabledReason | None

@@ -86,7 +86,7 @@ class JobError:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the current attempt is."""
+    """Progress of the current attempt."""
 
     step: int  #: denoising steps done
     steps: int  #: denoising steps in all
@@ -94,7 +94,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """One request to one pipeline, and what became of it."""
+    """One request to one pipeline, and its state."""
 
     id: str
     tenant_id: str
@@ -140,7 +140,7 @@ class JobFilter(FrozenValue):
     custom_id: CustomId | None = None
     batch_id: Annotated[str, StringConstraints(pattern=ids.pattern(ids.BATCH))] | None = None
     error_code: FilterText | None = Field(None, description="Why the jobs failed.")
-    worker: FilterText | None = Field(None, description="The worker that holds the jobs, or held them last.")
+    worker: FilterText | None = Field(None, description="The worker that has the jobs, or had them last.")
     created_after: Moment | None = None
     created_before: Moment | None = None
 

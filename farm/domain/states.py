@@ -7,7 +7,7 @@ from typing import Final
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """A job's state."""
 
     QUEUED = "queued"  #: accepted, waiting in Postgres
     DISPATCHED = "dispatched"  #: dispatched to one worker, which has not claimed it yet
@@ -36,7 +36,7 @@ EDGES: Final[dict[JobState, frozenset[JobState]]] = {
 
 
 class Priority(StrEnum):
-    """The class a job waits in."""
+    """A job's priority."""
 
     BULK = "bulk"  #: overnight work: after everything else
     NORMAL = "normal"
@@ -59,7 +59,7 @@ _RANKS: Final = {priority: rank for rank, priority in enumerate(_BY_RANK)}
 
 
 class EventType(StrEnum):
-    """What the event table records; each row is written in the transaction of the state it reports."""
+    """The type of an event; each event is recorded in the transaction of the change that it reports."""
 
     STARTED = "job.started"
     REQUEUED = "job.requeued"

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from farm.errors import NotFound
 from farm.pipelines.document import read_parameter, read_pipeline, read_scheduler
-from farm.pipelines.spec import Formulation, Parameter, PipelineSpec, SchedulerSpec, SchedulerUse
+from farm.pipelines.spec import Formulation, PipelineParameter, PipelineSpec, SchedulerSpec, SchedulerUse
 
 #: The generated document, beside this module.
 FILE: Final = "catalogue.json"
@@ -106,11 +106,11 @@ class Catalogue:
         return tuple(sorted(choices, key=lambda choice: (choice.spec.name not in declared, choice.spec.name)))
 
     @cached_property
-    def _parameters(self) -> dict[str, Parameter]:
+    def _parameters(self) -> dict[str, PipelineParameter]:
         return _read_parameters(self._document["parameters"])
 
     @cached_property
-    def _options(self) -> dict[str, Parameter]:
+    def _options(self) -> dict[str, PipelineParameter]:
         return _read_parameters(self._document["options"])
 
 
@@ -142,7 +142,7 @@ def _runs(spec: SchedulerSpec, use: SchedulerUse, process: Formulation, declared
     return not missing
 
 
-def _read_parameters(rows: Mapping[str, dict[str, Any]]) -> dict[str, Parameter]:
+def _read_parameters(rows: Mapping[str, dict[str, Any]]) -> dict[str, PipelineParameter]:
     return {key: read_parameter(key.partition("~")[0], row) for key, row in rows.items()}
 
 

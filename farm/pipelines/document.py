@@ -20,7 +20,7 @@ from farm.pipelines.spec import (
     Internal,
     Kind,
     Media,
-    Parameter,
+    PipelineParameter,
     PipelineSpec,
     SchedulerSpec,
     SchedulerUse,
@@ -68,7 +68,7 @@ def _line(value: object) -> str:
 class _Declarations:
     """Every distinct declaration under a key of its own."""
 
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
+    def __init__(self, parameters: Iterable[PipelineParameter]) -> None:
         counts = Counter((p.name, _line(_parameter_row(p))) for p in parameters)
         self._keys: dict[tuple[str, str], str] = {}
         self.rows: dict[str, Row] = {}
@@ -79,7 +79,7 @@ class _Declarations:
             self._keys[name, row] = key
             self.rows[key] = json.loads(row)
 
-    def key(self, parameter: Parameter) -> str:
+    def key(self, parameter: PipelineParameter) -> str:
         return self._keys[parameter.name, _line(_parameter_row(parameter))]
 
 
@@ -87,7 +87,7 @@ def _without_empty(row: Row) -> Row:
     return {key: value for key, value in row.items() if value not in (None, "", False) and value not in ([], {}, ())}
 
 
-def _parameter_row(parameter: Parameter) -> Row:
+def _parameter_row(parameter: PipelineParameter) -> Row:
     given = parameter.input
     row = _without_empty(
         {
@@ -101,10 +101,10 @@ def _parameter_row(parameter: Parameter) -> Row:
     return row if parameter.default is None else {**row, "default": parameter.default}
 
 
-def read_parameter(name: str, row: Row) -> Parameter:
+def read_parameter(name: str, row: Row) -> PipelineParameter:
     """A parameter or an option."""
     given = row.get("input")
-    return Parameter(
+    return PipelineParameter(
         name=name,
         schema=row.get("schema", {}),
         default=row.get("default"),
@@ -177,7 +177,7 @@ def _pipeline_row(spec: PipelineSpec, parameters: _Declarations, groups: Mapping
 
 
 def read_pipeline(
-    name: str, row: Row, parameters: Mapping[str, Parameter], groups: Mapping[str, Sequence[str]]
+    name: str, row: Row, parameters: Mapping[str, PipelineParameter], groups: Mapping[str, Sequence[str]]
 ) -> PipelineSpec:
     """A pipeline class.
 
@@ -243,7 +243,7 @@ def _scheduler_row(spec: SchedulerSpec, options: _Declarations) -> Row:
     )
 
 
-def read_scheduler(name: str, row: Row, options: Mapping[str, Parameter]) -> SchedulerSpec:
+def read_scheduler(name: str, row: Row, options: Mapping[str, PipelineParameter]) -> SchedulerSpec:
     """A scheduler class."""
     declared = [options[key] for key in row.get("options", ())]
     return SchedulerSpec(

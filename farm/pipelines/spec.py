@@ -68,7 +68,7 @@ class InputSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class PipelineParameter:
     """One parameter of a pipeline's call, or one option of a scheduler."""
 
     name: str
@@ -116,7 +116,7 @@ class SchedulerSpec:
 
     name: str
     formulation: Formulation
-    options: Mapping[str, Parameter]  #: of its config, by name
+    options: Mapping[str, PipelineParameter]  #: of its config, by name
     compatibles: tuple[str, ...]  #: what diffusers declares
     features: frozenset[str]  #: attributes, config keys and arguments, of those that some pipeline uses
     flow_options: Mapping[str, Any]  #: options with which it integrates a flow; empty where it has none
@@ -159,7 +159,7 @@ class PipelineSpec:
     deprecated: bool
     tasks: tuple[str, ...]  #: the Hub's names; empty where `no_task` says why
     no_task: str
-    parameters: Mapping[str, Parameter]  #: in the order of the signature
+    parameters: Mapping[str, PipelineParameter]  #: in the order of the signature
     aliases: Mapping[str, str]  #: common name → this class's name, where the two differ
     outputs: Mapping[str, Media]  #: fields of the output that are media, the main one first
     size: Granularity | None  #: of width and height; None where the class takes no size
@@ -182,12 +182,12 @@ class PipelineSpec:
         return next(iter(self.outputs.values()), Media.OTHER)
 
     @property
-    def inputs(self) -> dict[str, Parameter]:
+    def inputs(self) -> dict[str, PipelineParameter]:
         """The parameters that take images, videos or sounds."""
         return {name: parameter for name, parameter in self.parameters.items() if parameter.input is not None}
 
     @property
-    def offered(self) -> dict[str, Parameter]:
+    def offered(self) -> dict[str, PipelineParameter]:
         """The parameters that a request may give as JSON values."""
         return {name: parameter for name, parameter in self.parameters.items() if parameter.offered}
 
@@ -235,7 +235,7 @@ class PipelineSpec:
         except Unfit as problem:
             raise BadInput.of(where, value, str(problem)) from None
 
-    def _refusal(self, name: str, parameter: Parameter | None, exclude: Collection[str]) -> str:
+    def _refusal(self, name: str, parameter: PipelineParameter | None, exclude: Collection[str]) -> str:
         names = [own for own in self.offered if own not in exclude]
         if parameter is not None and name in exclude:
             return "is a field of the request itself: give it there, not in parameters"

@@ -38,7 +38,7 @@ _LAST_CHOICE: Final = frozenset({"seed", "prompt", "negative_prompt"}.union(*INP
 
 
 class SheetFormat(StrEnum):
-    """What a sheet is encoded as."""
+    """The file format of a contact sheet."""
 
     PNG = "png"
     JPEG = "jpeg"

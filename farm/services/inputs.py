@@ -86,11 +86,11 @@ def _record(
         known = unit.files.by_content(tenant_id, content.sha256)
         if known is not None:
             return known, False
-        return unit.files.add(tenant_id, content, _storable(filename)), True
+        return unit.files.add(tenant_id, content, _clean_filename(filename)), True
 
 
-def _storable(filename: str | None) -> str | None:
-    """The last part of what the client calls the file, in characters that can be stored."""
+def _clean_filename(filename: str | None) -> str | None:
+    """The base name that the client gave, reduced to characters that can be stored."""
     text = (filename or "").replace("\\", "/").rsplit("/", 1)[-1]
     text = "".join(letter for letter in text if letter.isprintable())
     return text.encode("utf-8", "replace").decode()[:MAX_FILENAME] or None

@@ -73,7 +73,7 @@ class BatchWebhook:
     type: str
     url: str
     state: str
-    tries: int
+    attempt_count: int
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class DashboardQueries:
     def batch_webhooks(self, batch_id: str) -> list[BatchWebhook]:
         """The webhooks about a batch itself, not about its jobs, oldest event first."""
         rows = self._session.execute(
-            select(DeliveryRow.id, EventRow.type, EndpointRow.url, DeliveryRow.state, DeliveryRow.tries)
+            select(DeliveryRow.id, EventRow.type, EndpointRow.url, DeliveryRow.state, DeliveryRow.attempt_count)
             .join(EventRow, EventRow.id == DeliveryRow.event_id)
             .join(EndpointRow, EndpointRow.id == DeliveryRow.endpoint_id)
             .where(EventRow.batch_id == batch_id)

@@ -33,8 +33,8 @@ class Delivery:
     job_id: str | None
     state: DeliveryState
     sequence: int  #: within its endpoint
-    tries: int  #: begun
-    next_at: datetime  #: of the next try, while it is pending
+    attempt_count: int  #: begun
+    next_attempt_at: datetime  #: of the next attempt, while it is pending
     status: int | None  #: HTTP status of the last try that ended
     error: str | None  #: why the last try that ended did not deliver
     occurred_at: datetime
@@ -50,7 +50,7 @@ class DeliveryAttempt:
     status: int | None
     seconds: float
     error: str | None
-    answer: str
+    response: str
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class Deliveries:
         return found[:limit], following
 
     def attempts(self, delivery_id: str) -> list[DeliveryAttempt]:
-        """What was tried for a delivery, in order."""
+        """A delivery's attempts, in order."""
         rows = self._session.scalars(
             select(DeliveryAttemptRow)
             .where(DeliveryAttemptRow.delivery_id == delivery_id)
             .order_by(DeliveryAttemptRow.number)
         )
-        return [DeliveryAttempt(row.number, row.at, row.status, row.seconds, row.error, row.answer) for row in rows]
+        return [DeliveryAttempt(row.number, row.at, row.status, row.seconds, row.error, row.response) for row in rows]
 
     # -- again --------------------------------------------------------------------------------------------------------
 
@@ -187,7 +187,9 @@ class Deliveries:
         if _impossible(wanted):
             return 0
         dead = and_(
-            DeliveryRow.state == DeliveryState.DEAD.value, DeliveryRow.next_at <= died_before, *_conditions(wanted)
+            DeliveryRow.state == DeliveryState.DEAD.value,
+            DeliveryRow.next_attempt_at <= died_before,
+            *_conditions(wanted),
         )
         which = (
             select(DeliveryRow.id, DeliveryRow.endpoint_id)
@@ -216,8 +218,8 @@ class Deliveries:
             .where(which)
             .values(
                 state=DeliveryState.PENDING.value,
-                tries_before=DeliveryRow.tries,
-                next_at=func.now(),
+                attempts_before=DeliveryRow.attempt_count,
+                next_attempt_at=func.now(),
                 lease_until=null(),
             )
             .returning(DeliveryRow.id)
@@ -235,8 +237,8 @@ class Deliveries:
                 job_id=row.job_id,
                 state=DeliveryState(row.state),
                 sequence=row.sequence,
-                tries=row.tries,
-                next_at=row.next_at,
+                attempt_count=row.attempt_count,
+                next_attempt_at=row.next_attempt_at,
                 status=row.status,
                 error=row.error,
                 occurred_at=row.occurred_at,
@@ -266,8 +268,8 @@ def _joined() -> Select[Any]:
             DeliveryRow.event_id,
             DeliveryRow.state,
             DeliveryRow.sequence,
-            DeliveryRow.tries,
-            DeliveryRow.next_at,
+            DeliveryRow.attempt_count,
+            DeliveryRow.next_attempt_at,
             DeliveryRow.created_at,
             EventRow.type,
             EventRow.job_id,

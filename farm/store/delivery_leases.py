@@ -1,10 +1,10 @@
-"""Deliveries in a deliverer's hands.
+"""Leases of deliveries that a deliverer sends.
 
 The deliverers walk *endpoints* by the time they are due and take a few deliveries of each, so a million deliveries
-that wait for one dead endpoint are one row on everybody's way. ``endpoint.due_at`` is therefore never later than the
-``next_at`` of its first pending delivery, unless the endpoint is paused or disabled; it may be earlier, which costs one
-look. It is only set under the endpoint's row lock. Endpoints are locked before deliveries and in the order of their
-ids, so that no two units of work wait for each other.
+that wait for one failing endpoint cost one row per look. ``endpoint.due_at`` is therefore never later than the
+``next_attempt_at`` of its first pending delivery, unless the endpoint is paused or disabled; it may be earlier, which
+costs one look. It is only set under the endpoint's row lock. Endpoints are locked before deliveries and in the order
+of their ids, so that no two units of work wait for each other.
 
 Plain statements, whose arrays hold any number of rows: their texts never change, so the driver prepares them once.
 """
@@ -32,7 +32,7 @@ from farm.store.tables import JobRow, OutputRow
 LOST: Final = "lost"  #: error class of a try whose deliverer died before it could note how it went
 
 _DUE: Final = """
-    SELECT id, failures, url, secrets, secrets_until, keys, keys_until, now() AS now FROM endpoint
+    SELECT id, consecutive_failures, url, secrets, secrets_until, keys, keys_until, now() AS now FROM endpoint
     WHERE due_at <= now() AND disabled_at IS NULL AND id <> ALL(%(full)s::uuid[])
     ORDER BY due_at LIMIT %(room)s FOR UPDATE SKIP LOCKED
 """
@@ -41,20 +41,22 @@ _FIRST: Final = """
     SELECT due.id, due.leased
     FROM unnest(%(ids)s::uuid[], %(most)s::int[]) AS one (id, most)
     CROSS JOIN LATERAL (
-        SELECT id, next_at, lease_until IS NOT NULL AS leased, row_number() OVER (ORDER BY next_at) AS rank
+        SELECT id, next_attempt_at, lease_until IS NOT NULL AS leased,
+            row_number() OVER (ORDER BY next_attempt_at) AS rank
         FROM delivery
-        WHERE endpoint_id = one.id AND state = 'pending' AND next_at <= now()
-        ORDER BY next_at LIMIT one.most
+        WHERE endpoint_id = one.id AND state = 'pending' AND next_attempt_at <= now()
+        ORDER BY next_attempt_at LIMIT one.most
     ) AS due
-    ORDER BY due.rank, due.next_at LIMIT %(room)s
+    ORDER BY due.rank, due.next_attempt_at LIMIT %(room)s
 """
 _TAKE: Final = """
-    UPDATE delivery SET tries = tries + 1,
-        lease_until = now() + make_interval(secs => %(lease)s), next_at = now() + make_interval(secs => %(lease)s)
+    UPDATE delivery SET attempt_count = attempt_count + 1,
+        lease_until = now() + make_interval(secs => %(lease)s),
+        next_attempt_at = now() + make_interval(secs => %(lease)s)
     FROM event
-    WHERE delivery.id = ANY(%(ids)s::uuid[]) AND delivery.state = 'pending' AND next_at <= now()
+    WHERE delivery.id = ANY(%(ids)s::uuid[]) AND delivery.state = 'pending' AND next_attempt_at <= now()
         AND event.id = delivery.event_id
-    RETURNING delivery.id, endpoint_id, sequence, tries, tries_before,
+    RETURNING delivery.id, endpoint_id, sequence, attempt_count, attempts_before,
         event.job_id, event.type, event.data, event.created_at
 """
 _NOTE_LOST: Final = """
@@ -69,7 +71,7 @@ _PROBED: Final = """
 # A statement of its own, which sees all that was committed before the lock was ours.
 _LOOKED_AT: Final = """
     UPDATE endpoint SET due_at = (
-        SELECT CASE WHEN min(next_at) IS NOT NULL THEN greatest(min(next_at), endpoint.paused_until) END
+        SELECT CASE WHEN min(next_attempt_at) IS NOT NULL THEN greatest(min(next_attempt_at), endpoint.paused_until) END
         FROM delivery WHERE endpoint_id = endpoint.id AND state = 'pending'
     )
     WHERE id = ANY(%(ids)s::uuid[])
@@ -86,9 +88,9 @@ _LATER: Final = """
 # endpoints first, as everywhere
 _LOCK: Final = "SELECT id FROM endpoint WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE"
 _UNTAKE: Final = """
-    UPDATE delivery SET tries = tries - 1, lease_until = NULL, next_at = now()
+    UPDATE delivery SET attempt_count = attempt_count - 1, lease_until = NULL, next_attempt_at = now()
     FROM unnest(%(ids)s::uuid[], %(numbers)s::int[]) AS back (id, number)
-    WHERE delivery.id = back.id AND delivery.tries = back.number AND delivery.state = 'pending'
+    WHERE delivery.id = back.id AND delivery.attempt_count = back.number AND delivery.state = 'pending'
 """
 _DUE_AGAIN: Final = """
     UPDATE endpoint SET due_at = greatest(least(due_at, now()), until.pause), paused_until = until.pause
@@ -169,7 +171,7 @@ class DeliveryLeases:
         due = self._rows(_DUE, full=list(full), room=room)
         if not due:
             return ClaimResult((), *self._later(full))
-        probes = {row.id for row in due if row.failures >= probe_after}
+        probes = {row.id for row in due if row.consecutive_failures >= probe_after}
         most = {row.id: allowed.get(row.id, per_endpoint) for row in due}
         # one that this deliverer has something of in hand already gets no probe beside it
         most |= {one: int(allowed.get(one, per_endpoint) >= per_endpoint) for one in probes}
@@ -187,7 +189,7 @@ class DeliveryLeases:
         return ClaimResult(self._claimed(taken, due, probed), *self._later(full))
 
     def release(self, untried: Sequence[ClaimedDelivery]) -> None:
-        """Undo claims whose tries were not begun: the deliveries are due again, and nothing counts.
+        """Undo claims whose attempts were not begun: the deliveries are due again, and nothing counts.
 
         The pause that a probe had set ends; any other stays.
         """
@@ -217,7 +219,9 @@ class DeliveryLeases:
     def _note_lost(self, leased: set[UUID], taken: Sequence[Any]) -> None:
         lost = [row for row in taken if row.id in leased]
         if lost:
-            self._run(_NOTE_LOST, ids=[row.id for row in lost], numbers=[row.tries - 1 for row in lost], error=LOST)
+            self._run(
+                _NOTE_LOST, ids=[row.id for row in lost], numbers=[row.attempt_count - 1 for row in lost], error=LOST
+            )
 
     def _claimed(self, taken: Sequence[Any], due: Sequence[Any], probed: set[UUID]) -> tuple[ClaimedDelivery, ...]:
         """In the order of their numbers within their endpoints."""
@@ -241,11 +245,11 @@ class DeliveryLeases:
                 data=data,
                 occurred_at=occurred_at,
                 sequence=sequence,
-                number=tries,
-                turn=tries - tries_before,
+                number=number,
+                turn=number - before,
                 probe=endpoint_id in probed,
             )
-            for delivery_id, endpoint_id, sequence, tries, tries_before, job_id, kind, data, occurred_at in sorted(
+            for delivery_id, endpoint_id, sequence, number, before, job_id, kind, data, occurred_at in sorted(
                 taken, key=itemgetter(1, 2)
             )  # as _TAKE returns them
         )

@@ -1,4 +1,4 @@
-"""How tries ended, and what follows from it for deliveries and endpoints.
+"""How attempts ended, and what follows from it for deliveries and endpoints.
 
 Plain statements, whose arrays hold any number of rows: their texts never change, so the driver prepares them once.
 """
@@ -25,23 +25,23 @@ _DELIVERED: Final = """
     WHERE id = ANY(%(ids)s::uuid[]) AND state = 'pending' RETURNING id
 """
 _FAILED: Final = """
-    UPDATE delivery SET lease_until = NULL, next_at = now() + make_interval(secs => outcome.delay),
+    UPDATE delivery SET lease_until = NULL, next_attempt_at = now() + make_interval(secs => outcome.delay),
         state = CASE WHEN outcome.last THEN 'dead' ELSE delivery.state END
     FROM unnest(%(ids)s::uuid[], %(numbers)s::int[], %(delays)s::float8[], %(last)s::bool[])
         AS outcome (id, number, delay, last)
-    WHERE delivery.id = outcome.id AND delivery.tries = outcome.number AND delivery.state = 'pending'
+    WHERE delivery.id = outcome.id AND delivery.attempt_count = outcome.number AND delivery.state = 'pending'
     RETURNING delivery.id
 """
 _THERE: Final = "SELECT id FROM delivery WHERE id = ANY(%(ids)s::uuid[]) FOR KEY SHARE"
 # one that was taken for lost was only slow to be noted
 _NOTE: Final = """
-    INSERT INTO delivery_attempt (delivery_id, number, at, status, seconds, error, answer)
+    INSERT INTO delivery_attempt (delivery_id, number, at, status, seconds, error, response)
     SELECT tried.id, tried.number, now() - make_interval(secs => tried.seconds), tried.status, tried.seconds,
-        tried.error, tried.answer
+        tried.error, tried.response
     FROM unnest(%(ids)s::uuid[], %(numbers)s::int[], %(statuses)s::int[], %(seconds)s::float8[], %(errors)s::text[],
-        %(answers)s::text[]) AS tried (id, number, status, seconds, error, answer)
+        %(responses)s::text[]) AS tried (id, number, status, seconds, error, response)
     ON CONFLICT (delivery_id, number) DO UPDATE SET at = excluded.at, status = excluded.status,
-        seconds = excluded.seconds, error = excluded.error, answer = excluded.answer
+        seconds = excluded.seconds, error = excluded.error, response = excluded.response
 """
 
 
@@ -56,7 +56,7 @@ class DeliveryResult:
     status: int | None
     seconds: float
     error: str | None
-    answer: str
+    response: str
     retry_in: float | None = None  #: seconds to the next try; None: delivered, or given up
     pause: float | None = None  #: seconds that the whole endpoint rests
     probe: bool = False
@@ -65,7 +65,7 @@ class DeliveryResult:
 
 
 @dataclass(frozen=True)
-class EndpointChanges:
+class AttemptEffects:
     """What a group of outcomes did to its endpoints."""
 
     disabled: tuple[str, ...]
@@ -73,7 +73,7 @@ class EndpointChanges:
 
 
 class DeliveryResults:
-    """The log of tries, and what they say of their endpoints."""
+    """The log of attempts, and what they say of their endpoints."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -84,8 +84,8 @@ class DeliveryResults:
         give_up_seconds: float,
         probe_after: int,
         pause_of: Callable[[int], float | None],
-    ) -> EndpointChanges:
-        """Note how tries ended, each delivery at most once, and what that says of their endpoints.
+    ) -> AttemptEffects:
+        """Record how attempts ended, each delivery at most once, and what that says of their endpoints.
 
         A delivered one stays delivered, also when its lease had run out: the receiver has it. Any other outcome counts
         only while the delivery is still the caller's. An endpoint is disabled when it is gone, or a try fails after
@@ -93,12 +93,12 @@ class DeliveryResults:
         row; beyond ``probe_after`` only probes count, so that what was under way at once does not lengthen the pause.
         """
         verdict = self._judge_endpoints(outcomes, give_up_seconds, probe_after, pause_of)
-        tries = {ids.to_uuid(ids.DELIVERY, one.delivery_id): one for one in outcomes}
-        delivered = [key for key, one in tries.items() if one.delivered]
+        attempts = {ids.to_uuid(ids.DELIVERY, one.delivery_id): one for one in outcomes}
+        delivered = [key for key, one in attempts.items() if one.delivered]
         there: set[UUID] = set()
         if delivered:
             there |= {row.id for row in self._rows(_DELIVERED, ids=delivered)}
-        failed = {key: one for key, one in tries.items() if not one.delivered}
+        failed = {key: one for key, one in attempts.items() if not one.delivered}
         if failed:
             rows = self._rows(
                 _FAILED,
@@ -108,10 +108,10 @@ class DeliveryResults:
                 last=[one.retry_in is None for one in failed.values()],
             )
             there |= {row.id for row in rows}
-        others = [key for key in tries if key not in there]
+        others = [key for key in attempts if key not in there]
         if others:  # no longer the caller's; or their endpoint was deleted meanwhile, and they with it
             there |= {row.id for row in self._rows(_THERE, ids=others)}
-        noted = {key: one for key, one in tries.items() if key in there}
+        noted = {key: one for key, one in attempts.items() if key in there}
         if noted:
             self._run(
                 _NOTE,
@@ -120,7 +120,7 @@ class DeliveryResults:
                 statuses=[one.status for one in noted.values()],
                 seconds=[one.seconds for one in noted.values()],
                 errors=[one.error for one in noted.values()],
-                answers=[one.answer for one in noted.values()],
+                responses=[one.response for one in noted.values()],
             )
         return verdict
 
@@ -130,16 +130,16 @@ class DeliveryResults:
         give_up_seconds: float,
         probe_after: int,
         pause_of: Callable[[int], float | None],
-    ) -> EndpointChanges:
+    ) -> AttemptEffects:
         """What the outcomes mean for their endpoints; a healthy one's success touches no row."""
         by_endpoint: dict[str, list[DeliveryResult]] = {}
         for one in outcomes:
             by_endpoint.setdefault(one.endpoint_id, []).append(one)
-        failed = [name for name, tries in by_endpoint.items() if not all(one.delivered for one in tries)]
+        failed = [name for name, attempts in by_endpoint.items() if not all(one.delivered for one in attempts)]
         locked = self._session.execute(
             select(
                 EndpointRow.id,
-                EndpointRow.failures,
+                EndpointRow.consecutive_failures,
                 EndpointRow.tenant_id,
                 EndpointRow.url,
                 EndpointRow.description,
@@ -150,18 +150,22 @@ class DeliveryResults:
             .where(
                 EndpointRow.id.in_(list(by_endpoint)),
                 EndpointRow.disabled_at.is_(None),
-                or_(EndpointRow.id.in_(failed), EndpointRow.failures > 0, EndpointRow.paused_until.is_not(None)),
+                or_(
+                    EndpointRow.id.in_(failed),
+                    EndpointRow.consecutive_failures > 0,
+                    EndpointRow.paused_until.is_not(None),
+                ),
             )
             .order_by(EndpointRow.id)
             .with_for_update()
         ).all()
         disabled: list[str] = []
         for row in locked:
-            tries = by_endpoint[row.id]
-            blamed = [one for one in tries if not one.delivered and one.blames]
-            succeeded = any(one.delivered for one in tries)
+            attempts = by_endpoint[row.id]
+            blamed = [one for one in attempts if not one.delivered and one.blames]
+            succeeded = any(one.delivered for one in attempts)
             values: dict[str, Any]
-            gone = any(one.gone for one in tries)
+            gone = any(one.gone for one in attempts)
             if gone or (row.hopeless and blamed and not succeeded):
                 reason = DisabledReason.GONE if gone else DisabledReason.FAILING
                 values = {"disabled_at": func.now(), "disabled_reason": reason.value, "due_at": null()}
@@ -176,22 +180,26 @@ class DeliveryResults:
                 }
                 Events(self._session).record(row.tenant_id, None, 0, EventType.ENDPOINT_DISABLED, {"endpoint": data})
             else:
-                values = self._after(tries, row.failures, probe_after, pause_of)
+                values = self._after(attempts, row.consecutive_failures, probe_after, pause_of)
             self._session.execute(
                 update(EndpointRow)
                 .where(EndpointRow.id == row.id)
                 .values(values)
                 .execution_options(synchronize_session=False)
             )
-        return EndpointChanges(tuple(disabled), bool(locked))
+        return AttemptEffects(tuple(disabled), bool(locked))
 
     def _after(
-        self, tries: Sequence[DeliveryResult], failures: int, probe_after: int, pause_of: Callable[[int], float | None]
+        self,
+        attempts: Sequence[DeliveryResult],
+        failures: int,
+        probe_after: int,
+        pause_of: Callable[[int], float | None],
     ) -> dict[str, Any]:
-        """An endpoint's columns after those tries."""
+        """An endpoint's columns after those attempts."""
         recovered = False
         pauses: list[float] = []
-        for one in tries:
+        for one in attempts:
             if one.delivered:
                 failures, pauses, recovered = 0, [], True
             elif one.blames:
@@ -202,17 +210,17 @@ class DeliveryResults:
         if failures:
             since = func.now() if recovered else func.coalesce(EndpointRow.failing_since, func.now())
         # A success ends every pause, and a probe's end the one that the probe had set; others only grow.
-        released = recovered or any(one.probe for one in tries)
+        released = recovered or any(one.probe for one in attempts)
         until: Any = null() if released else EndpointRow.paused_until
         if pauses:
             until = func.greatest(until, func.now() + seconds(max(pauses)))
         # All of these pass over NULL. What a pause held back is due at once: an early look costs little.
-        retries = [0.0] if released else [one.retry_in for one in tries if one.retry_in is not None]
+        retries = [0.0] if released else [one.retry_in for one in attempts if one.retry_in is not None]
         due: Any = EndpointRow.due_at
         if retries:
             due = func.least(due, func.now() + seconds(min(retries)))
         return {
-            "failures": failures,
+            "consecutive_failures": failures,
             "failing_since": since,
             "paused_until": until,
             "due_at": case((due.is_(None), null()), else_=func.greatest(due, until)),

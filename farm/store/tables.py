@@ -442,7 +442,7 @@ class EndpointRow(Base):
     sequence: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: of the last delivery made for it
     due_at: Mapped[datetime | None]  #: never later than its first pending delivery, but for a pause; None: none waits
     paused_until: Mapped[datetime | None]  #: nothing is sent before: it asked for that, or fails too often
-    failures: Mapped[int] = mapped_column(server_default=text("0"))  #: tries that failed in a row
+    consecutive_failures: Mapped[int] = mapped_column(server_default=text("0"))
     failing_since: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
     disabled_reason: Mapped[str | None]  #: ``gone``, ``failing`` or ``requested``
@@ -455,7 +455,7 @@ class DeliveryRow(Base):
     __tablename__ = "delivery"
     __table_args__ = (
         UniqueConstraint("endpoint_id", "event_id"),
-        Index("delivery_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
+        Index("delivery_due", "endpoint_id", "next_attempt_at", postgresql_where=text("state = 'pending'")),
         Index("delivery_dead", "endpoint_id", "event_id", postgresql_where=text("state = 'dead'")),
     )
 
@@ -466,11 +466,13 @@ class DeliveryRow(Base):
     event_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("event.id", ondelete="CASCADE"), index=True)
     state: Mapped[str]  #: ``pending``, ``delivered``, ``dead``
     sequence: Mapped[int] = mapped_column(BigInteger)
-    tries: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))  #: begun, counted when it is claimed
-    tries_before: Mapped[int] = mapped_column(
+    attempt_count: Mapped[int] = mapped_column(
+        SmallInteger, server_default=text("0")
+    )  #: begun, counted when it is claimed
+    attempts_before: Mapped[int] = mapped_column(
         SmallInteger, server_default=text("0")
     )  #: those before it was last sent again: the schedule began anew after them
-    next_at: Mapped[datetime] = mapped_column(
+    next_attempt_at: Mapped[datetime] = mapped_column(
         server_default=NOW
     )  #: of the next try; while one is made, its lease's end
     lease_until: Mapped[datetime | None]  #: set while a deliverer has it in hand
@@ -487,7 +489,7 @@ class DeliveryAttemptRow(Base):
     )
     number: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     at: Mapped[datetime] = mapped_column(server_default=NOW)
-    status: Mapped[int | None] = mapped_column(SmallInteger)  #: HTTP status; None: no answer came
+    status: Mapped[int | None] = mapped_column(SmallInteger)  #: HTTP status; None: no response
     seconds: Mapped[float]
     error: Mapped[str | None]
-    answer: Mapped[str] = mapped_column(server_default=text("''"))  #: the first 2 kB of the body
+    response: Mapped[str] = mapped_column(server_default=text("''"))  #: the first 2 kB of the body

@@ -32,7 +32,7 @@ from farm.store.tables import (
 
 
 class Scope(StrEnum):
-    """What a key may do. Each later one needs naming of its own; none implies another."""
+    """What a key may do. No scope implies another."""
 
     SUBMIT = "submit"  #: send files and jobs, cancel and retry the tenant's own
     READ = "read"  #: see the tenant's own jobs and files, models and workers

@@ -162,7 +162,7 @@ class UnitOfWork:
 
     @cached_property
     def delivery_results(self) -> DeliveryResults:
-        """How tries to deliver ended."""
+        """The results of delivery attempts."""
         return DeliveryResults(self.session)
 
     @cached_property

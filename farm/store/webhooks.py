@@ -209,7 +209,7 @@ class Webhooks:
         row, now = self._row(tenant_id, endpoint_id, lock=True)
         if row.disabled_at is not None:
             row.disabled_at = row.disabled_reason = row.failing_since = row.paused_until = None
-            row.failures = 0
+            row.consecutive_failures = 0
             row.due_at = now
             self._session.flush()
             Events(self._session).notify(EVENT_CHANNEL)
@@ -287,7 +287,7 @@ def _endpoint(row: EndpointRow, now: datetime) -> Endpoint:
         row.one_off,
         row.sequence,
         row.paused_until,
-        row.failures,
+        row.consecutive_failures,
         row.failing_since,
         row.disabled_at,
         None if row.disabled_reason is None else DisabledReason(row.disabled_reason),

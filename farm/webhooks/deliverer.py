@@ -58,9 +58,9 @@ class Limits:
     max_claimed: int = 512  #: claimed deliveries that wait here for their turn
     #: the same for one endpoint that answers quickly; for others ``per_endpoint``
     per_endpoint_claimed: int = 64
-    fast_seconds: float = 0.25  #: an answer within this time is quick
+    fast_seconds: float = 0.25  #: a response within this time is fast
     deadline: float = 20.0  #: of one attempt
-    body_deadline: float = 5.0  #: of an answer's body, within the deadline
+    body_deadline: float = 5.0  #: of a response's body, within the deadline
     lease: float = 45.0  #: longer than an attempt, the wait before it and its recording
     grace: float = 5.0  #: for attempts in flight when the deliverer is stopped
 
@@ -319,11 +319,11 @@ class Deliverer:
         ageing = asyncio.get_running_loop().call_later(limits.slow_after, became_slow)
         task.add_done_callback(ended)
 
-    def _adapt(self, queue: _EndpointQueue, answer: AttemptResult) -> None:
+    def _adapt(self, queue: _EndpointQueue, result: AttemptResult) -> None:
         """Let an endpoint that answers quickly have more deliveries claimed; release those of a slow one."""
         limits = self._limits
-        queue.slow = answer.seconds > limits.slow_after
-        if answer.error is None and answer.seconds <= limits.fast_seconds:
+        queue.slow = result.seconds > limits.slow_after
+        if result.error is None and result.seconds <= limits.fast_seconds:
             queue.depth = min(queue.depth + 1, max(limits.per_endpoint, limits.per_endpoint_claimed))
         else:
             queue.depth = limits.per_endpoint
@@ -334,19 +334,19 @@ class Deliverer:
         started = time.monotonic()
         try:
             if one.job_id is None:
-                answer = await self._post(queue, ready)
+                result = await self._post(queue, ready)
             else:
                 with tracing.job_span("webhook", one.job_id, delivery=one.id, event=one.type.value, number=one.number):
-                    answer = await self._post(queue, ready)
+                    result = await self._post(queue, ready)
         except asyncio.CancelledError:  # this process ends; the result is recorded all the same
-            answer = AttemptResult(None, FailureReason.INTERRUPTED, time.monotonic() - started)
+            result = AttemptResult(None, FailureReason.INTERRUPTED, time.monotonic() - started)
         except Exception:  # an unexpected error must not end the other attempts
             log.exception("attempt failed with an internal error", action="webhook_try_failed", delivery=one.id)
-            answer = AttemptResult(None, FailureReason.INTERNAL, time.monotonic() - started)
-        metrics.WEBHOOK_ATTEMPT_SECONDS.labels(answer.error or "delivered").observe(answer.seconds)
-        self._in_flight.outcomes.append(self._outcome(one, answer))
+            result = AttemptResult(None, FailureReason.INTERNAL, time.monotonic() - started)
+        metrics.WEBHOOK_ATTEMPT_SECONDS.labels(result.error or "delivered").observe(result.seconds)
+        self._in_flight.outcomes.append(self._outcome(one, result))
         self._in_flight.ended.set()
-        if answer.error is not None:
+        if result.error is not None:
             log.info(
                 "not delivered",
                 action="webhook_tried",
@@ -354,11 +354,11 @@ class Deliverer:
                 endpoint=one.endpoint.id,
                 job=one.job_id,
                 number=one.number,
-                status=answer.status,
-                error=answer.error,
-                seconds=round(answer.seconds, 3),
+                status=result.status,
+                error=result.error,
+                seconds=round(result.seconds, 3),
             )
-        return answer
+        return result
 
     async def _post(self, queue: _EndpointQueue, ready: _Ready) -> AttemptResult:
         if ready.body is None:
@@ -370,26 +370,26 @@ class Deliverer:
             signed, ready.body, deadline=self._limits.deadline, body_deadline=self._limits.body_deadline
         )
 
-    def _outcome(self, one: ClaimedDelivery, answer: AttemptResult) -> DeliveryResult:
+    def _outcome(self, one: ClaimedDelivery, result: AttemptResult) -> DeliveryResult:
         retry_in: float | None = None
-        if answer.error is FailureReason.INTERRUPTED:
+        if result.error is FailureReason.INTERRUPTED:
             retry_in = 0.0
-        elif answer.error is not None:
-            retry_in = self._retry_policy.delay(one.turn, answer.retry_after)
+        elif result.error is not None:
+            retry_in = self._retry_policy.delay(one.turn, result.retry_after)
         return DeliveryResult(
             delivery_id=one.id,
             endpoint_id=one.endpoint.id,
             number=one.number,
-            delivered=answer.error is None,
-            status=answer.status,
-            seconds=answer.seconds,
-            error=answer.error,
-            answer=answer.text,
+            delivered=result.error is None,
+            status=result.status,
+            seconds=result.seconds,
+            error=result.error,
+            response=result.text,
             retry_in=retry_in,
-            pause=answer.retry_after,
+            pause=result.retry_after,
             probe=one.probe,
-            blames=answer.error not in (FailureReason.INTERRUPTED, FailureReason.INTERNAL),
-            gone=answer.error is FailureReason.GONE,
+            blames=result.error not in (FailureReason.INTERRUPTED, FailureReason.INTERNAL),
+            gone=result.error is FailureReason.GONE,
         )
 
     # -- the log of attempts -------------------------------------------------------------------------------------------

@@ -41,11 +41,11 @@ class RetryPolicy:
     #: a number of [0, 1)
     draw: Callable[[], float] = random.random
 
-    def delay(self, tries: int, retry_after: float | None = None) -> float | None:
-        """The delay after ``tries`` failed tries, at least what the endpoint asked for; None: there is no next one."""
-        if tries >= len(self.delays):
+    def delay(self, attempts: int, retry_after: float | None = None) -> float | None:
+        """The delay after ``attempts`` failed ones, at least what the endpoint asked for; None: no attempt is left."""
+        if attempts >= len(self.delays):
             return None
-        return max(self._spread(self.delays[tries]), retry_after or 0)
+        return max(self._spread(self.delays[attempts]), retry_after or 0)
 
     def pause(self, failures: int) -> float | None:
         """How long an endpoint is paused after this many failures in a row, if it is."""

@@ -10,7 +10,7 @@ import pytest
 
 from farm.pipelines.catalogue import catalogue
 from farm.pipelines.checks import Unfit
-from farm.pipelines.spec import Internal, Kind, Media, Parameter, PipelineSpec
+from farm.pipelines.spec import Internal, Kind, Media, PipelineParameter, PipelineSpec
 
 SPECS = {spec.name: spec for spec in catalogue().pipelines()}
 MEDIA_TASKS = {
@@ -121,7 +121,7 @@ def test_no_internal_parameter_is_in_a_schema() -> None:
         assert not {"generator", "latents", "prompt_embeds", "output_type", "callback_on_step_end"} & set(offered)
 
 
-def every_option() -> list[tuple[str, Parameter]]:
+def every_option() -> list[tuple[str, PipelineParameter]]:
     return [(spec.name, p) for spec in SPECS.values() for p in spec.parameters.values()] + [
         (spec.name, p) for spec in catalogue().schedulers() for p in spec.options.values()
     ]

@@ -392,20 +392,20 @@ def test_a_dead_delivery_is_sent_again_under_its_id(client: httpx2.Client, hooks
     job_id = cancel_one(client)
     (dead,) = wait_until(lambda: listed(client, state="dead"), 15)
     assert (dead["type"], dead["job_id"], dead["endpoint_id"]) == ("job.canceled", job_id, made["id"])
-    assert (dead["tries"], dead["status"], dead["error"]) == (len(SCHEDULE.delays), 500, "status")
-    assert dead["next_try_at"] is None
+    assert (dead["attempt_count"], dead["status"], dead["error"]) == (len(SCHEDULE.delays), 500, "status")
+    assert dead["next_attempt_at"] is None
     again = client.post(f"{DELIVERIES}/{dead['id']}/resend")
     assert again.status_code == 200, again.text
     path = f"{DELIVERIES}/{dead['id']}"
     over = wait_until(lambda: client.get(path).json() if client.get(path).json()["state"] == "delivered" else None, 15)
     assert {one.id for one in arrived(hooks, 6)} == {dead["id"]}
-    # it failed once more, and was retried: the retry_policy began anew
+    # it failed once more, and was retried: the retry schedule started again
     assert [(one["number"], one["status"]) for one in over["attempts"]] == [
         *((number, 500) for number in (1, 2, 3, 4)),
         (5, 503),
         (6, 200),
     ]
-    assert over["attempts"][0]["answer"] == "broken"
+    assert over["attempts"][0]["response"] == "broken"
     assert over["attempts"][-1]["error"] is None
 
 

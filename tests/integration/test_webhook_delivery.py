@@ -166,7 +166,7 @@ def test_an_event_is_delivered_once_and_signed(
     assert output["url"] == f"https://bucket.example/outputs/{job.id}/1/0.png?signed"
     assert (output["sha256"], output["size"], output["seed"]) == ("ab" * 32, 1234, 1)
     (attempt,) = attempts(store, delivery.id)
-    assert (attempt.number, attempt.status, attempt.error, attempt.answer) == (1, 200, None, "ok")
+    assert (attempt.number, attempt.status, attempt.error, attempt.response) == (1, 200, None, "ok")
     assert count(store, "SELECT count(*) FROM event WHERE NOT fanned_out") == 0
 
 
@@ -247,7 +247,7 @@ def test_a_failure_is_retried_with_the_same_id_and_body_and_a_new_signature(
     signature.verify(wants.secrets[0], second.headers, second.body)
     log = attempts(store, delivery.id)
     assert [(one.number, one.status, one.error) for one in log] == [(1, 500, "status"), (2, 200, None)]
-    assert log[0].answer == "broken"
+    assert log[0].response == "broken"
 
 
 def test_after_the_last_try_a_delivery_is_dead_and_visible(
@@ -259,7 +259,7 @@ def test_after_the_last_try_a_delivery_is_dead_and_visible(
     succeed()
     delivery = ended(store, wants.id)
     assert delivery.state is DeliveryState.DEAD
-    assert delivery.tries == len(SCHEDULE.delays) == len(hooks.received) == len(attempts(store, delivery.id))
+    assert delivery.attempt_count == len(SCHEDULE.delays) == len(hooks.received) == len(attempts(store, delivery.id))
     assert {one.id for one in hooks.received} == {delivery.id}
 
 
@@ -340,8 +340,8 @@ def test_an_endless_body_ends(
     (attempt,) = attempts(store, delivery.id)
     assert attempt.status == status
     assert attempt.seconds < LIMITS.deadline + 0.5
-    assert 0 < len(attempt.answer) <= 2048
-    assert set(attempt.answer) == {"x"}
+    assert 0 < len(attempt.response) <= 2048
+    assert set(attempt.response) == {"x"}
 
 
 def test_headers_that_drip_end_by_the_deadline(
@@ -379,7 +379,7 @@ def test_retry_after_puts_the_whole_endpoint_off(
     first, second, third = hooks.received
     assert second.at - first.at > 1.9
     assert third.at - first.at > 1.9
-    assert wait_until(lambda: fresh(store, tenant, wants.id).failures == 0)
+    assert wait_until(lambda: fresh(store, tenant, wants.id).consecutive_failures == 0)
 
 
 def test_a_private_address_is_refused_and_recorded(
@@ -436,7 +436,7 @@ def test_a_failing_endpoint_gets_single_probes(
         succeed()
     start(retry_policy=replace(SCHEDULE, delays=(0, 0.1) + (0.2,) * 18, first_pause=0.5, longest_pause=0.5))
     # the first 5 failures, what was under way with them, and then one at a time
-    wait_until(lambda: fresh(store, tenant, wants.id).failures >= 5 + 4, 20)
+    wait_until(lambda: fresh(store, tenant, wants.id).consecutive_failures >= 5 + 4, 20)
     times = [one.at for one in hooks.received]
     assert len(times) < 25
     probes = times[-4:]

@@ -1,4 +1,4 @@
-"""When a delivery is tried again, and when an endpoint rests."""
+"""When a delivery is retried, and when an endpoint is paused."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ EXACT = RetryPolicy(jitter=0)
 
 
 def test_the_plan_is_the_one_that_is_promised() -> None:
-    delays = [EXACT.delay(tries) for tries in range(1, 10)]
+    delays = [EXACT.delay(attempts) for attempts in range(1, 10)]
     assert delays == [5, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR]
     assert sum(delay or 0 for delay in delays) > 3 * DAY
     assert EXACT.delay(10) is None
     assert EXACT.delay(11, retry_after=5) is None
 
 
-@given(tries=st.integers(1, 9), draw=st.floats(0, 1, exclude_max=True))
-def test_jitter_stays_within_its_part(tries: int, draw: float) -> None:
-    plain, spread = EXACT.delay(tries), RetryPolicy(draw=lambda: draw).delay(tries)
+@given(attempts=st.integers(1, 9), draw=st.floats(0, 1, exclude_max=True))
+def test_jitter_stays_within_its_part(attempts: int, draw: float) -> None:
+    plain, spread = EXACT.delay(attempts), RetryPolicy(draw=lambda: draw).delay(attempts)
     assert plain is not None
     assert spread is not None
     assert 0.9 * plain <= spread <= 1.1 * plain

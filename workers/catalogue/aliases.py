@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from farm.pipelines.spec import Media, Parameter
+from farm.pipelines.spec import Media, PipelineParameter
 from workers.catalogue.mappings import mapped_tasks
 
 #: Common name → the names that pipelines give to the same thing, the most telling first. A pipeline that has the common
@@ -46,7 +46,7 @@ _CFG: Final = "true_cfg_scale"
 
 
 def aliases_of(
-    name: str, parameters: Mapping[str, Parameter], components: Mapping[str, tuple[str, ...]]
+    name: str, parameters: Mapping[str, PipelineParameter], components: Mapping[str, tuple[str, ...]]
 ) -> dict[str, str]:
     """Common name → the class's own name, where they differ.
 
@@ -83,7 +83,7 @@ def _takes_control(components: Mapping[str, tuple[str, ...]]) -> bool:
     return bool(_CONTROL & set(components))
 
 
-def _fits(common: str, parameter: Parameter) -> bool:
+def _fits(common: str, parameter: PipelineParameter) -> bool:
     """Whether the parameter carries what the common name means: media where that is media."""
     if common == "guidance_scale" and parameter.default == 0:
         return False  # off unless asked for: the other stage's guidance is meant

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from farm.pipelines.spec import Internal, Kind, Media, Parameter, PipelineSpec, Workflow
+from farm.pipelines.spec import Internal, Kind, Media, PipelineParameter, PipelineSpec, Workflow
 from workers.catalogue.aliases import aliases_of
 from workers.catalogue.annotations import shape_of
 from workers.catalogue.docstrings import first_sentence
@@ -54,7 +54,9 @@ def modular_specs(classes: Mapping[str, type], known: Iterable[PipelineSpec]) ->
     return [_spec(name, cls, ordinary, frequent) for name, cls in classes.items()]
 
 
-def _spec(name: str, cls: type, ordinary: list[PipelineSpec], frequent: Mapping[str, Parameter]) -> PipelineSpec:
+def _spec(
+    name: str, cls: type, ordinary: list[PipelineSpec], frequent: Mapping[str, PipelineParameter]
+) -> PipelineSpec:
     blocks = getattr(importlib.import_module("diffusers"), cls.default_blocks_name)()  # type: ignore[attr-defined]
     components = {
         component.name: (_class_name(component.type_hint),)
@@ -121,10 +123,10 @@ def _workflows(declared: Mapping[str, Any]) -> dict[str, Workflow]:
 
 
 def _parameters(
-    blocks: Any, workflows: Mapping[str, Workflow], frequent: Mapping[str, Parameter]
-) -> dict[str, Parameter]:
+    blocks: Any, workflows: Mapping[str, Workflow], frequent: Mapping[str, PipelineParameter]
+) -> dict[str, PipelineParameter]:
     always = [set(workflow.inputs) for workflow in workflows.values()]
-    found: dict[str, Parameter] = {}
+    found: dict[str, PipelineParameter] = {}
     for given in blocks.inputs:
         if not given.name:  # the fields of another block's result
             continue
@@ -148,15 +150,15 @@ def _parameters(
     return found
 
 
-def _most_frequent(parameters: Iterable[Parameter]) -> dict[str, Parameter]:
+def _most_frequent(parameters: Iterable[PipelineParameter]) -> dict[str, PipelineParameter]:
     """The most frequent declaration under each name: what an unannotated parameter of that name most likely takes."""
     counts: Counter[str] = Counter()
-    first: dict[str, Parameter] = {}
+    first: dict[str, PipelineParameter] = {}
     for parameter in parameters:
         key = repr((parameter.name, dict(parameter.schema), parameter.input, parameter.internal))
         counts[key] += 1
         first.setdefault(key, parameter)
-    found: dict[str, Parameter] = {}
+    found: dict[str, PipelineParameter] = {}
     for key, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         found.setdefault(first[key].name, first[key])
     return found

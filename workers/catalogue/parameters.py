@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from farm.pipelines.spec import Form, InputSpec, Internal, Media, Parameter
+from farm.pipelines.spec import Form, InputSpec, Internal, Media, PipelineParameter
 from workers.catalogue.annotations import Shape, json_default, schema_of, shape_of
 from workers.catalogue.bounds import checked_bounds, known_bounds, needed
 from workers.catalogue.docstrings import Entry, parse
@@ -47,7 +47,7 @@ _FOR_EACH_ADAPTER: Final = re.compile(r"(negative_)?ip_adapter_image")
 _LISTS_OF_TEXTS: Final = frozenset({"editing_prompt", "fonts", "complete_track_classes"})
 
 
-def call_parameters(cls: type) -> dict[str, Parameter]:
+def call_parameters(cls: type) -> dict[str, PipelineParameter]:
     """The parameters of a pipeline's call, in the order of its signature."""
     call = cls.__call__
     module = getattr(inspect.unwrap(call), "__module__", "")
@@ -76,7 +76,7 @@ def call_parameters(cls: type) -> dict[str, Parameter]:
 
 def declare(
     name: str, shape: Shape, default: object, *, required: bool, description: str, many: bool = False
-) -> Parameter:
+) -> PipelineParameter:
     """One parameter, without the bounds of its pipeline's checks.
 
     Args:
@@ -100,7 +100,7 @@ def declare(
             internal = Internal.TENSOR if shape.leaf("tensor") or shape.leaf("numpy") else Internal.OBJECT
         else:
             schema = bounded(found, known_bounds(name))
-    return Parameter(
+    return PipelineParameter(
         name=name,
         schema=schema,
         default=json_default(default) if internal is None and given is None else None,
@@ -214,7 +214,7 @@ def bounded(schema: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict[str,
     return narrowed
 
 
-def with_checks(cls: type, parameters: Mapping[str, Parameter], module: str) -> dict[str, Parameter]:
+def with_checks(cls: type, parameters: Mapping[str, PipelineParameter], module: str) -> dict[str, PipelineParameter]:
     """The parameters with what the class's own checks refuse, and those that they demand."""
     functions = [
         function

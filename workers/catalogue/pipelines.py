@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from farm.pipelines.spec import Kind, Parameter, PipelineSpec
+from farm.pipelines.spec import Kind, PipelineParameter, PipelineSpec
 from workers.catalogue.aliases import aliases_of
 from workers.catalogue.components import components_of, decoders_of, denoisers_of, inner_pipelines
 from workers.catalogue.mappings import combined, same_weights
@@ -83,7 +83,7 @@ def _family(cls: type) -> str:
     return parts[3] if parts[2] == "deprecated" else parts[2]
 
 
-def _with_required(facts: Facts, tasks: Iterable[str]) -> dict[str, Parameter]:
+def _with_required(facts: Facts, tasks: Iterable[str]) -> dict[str, PipelineParameter]:
     """The parameters with those required that each task of the class needs, whatever the signature's default."""
     done = list(tasks)
     needed = set.intersection(*(set(REQUIRED_INPUTS[task]) for task in done)) if done else set()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from farm.pipelines.spec import Formulation, Internal, Parameter, SchedulerSpec, SchedulerUse
+from farm.pipelines.spec import Formulation, Internal, PipelineParameter, SchedulerSpec, SchedulerUse
 from workers.catalogue.annotations import shape_of
 from workers.catalogue.bounds import known_bounds
 from workers.catalogue.components import components_of, inner_pipelines
@@ -66,7 +66,7 @@ def scheduler_specs(needed: Iterable[str]) -> list[SchedulerSpec]:
     ]
 
 
-def _spec(name: str, cls: type, options: dict[str, Parameter], needed: set[str]) -> SchedulerSpec:
+def _spec(name: str, cls: type, options: dict[str, PipelineParameter], needed: set[str]) -> SchedulerSpec:
     extra = [key for key, p in _step(cls).items() if p.default is p.empty and key not in _STEP]
     return SchedulerSpec(
         name=name,
@@ -98,7 +98,7 @@ def formulation(name: str) -> Formulation:
     return Formulation.OWN
 
 
-def _options(cls: type) -> dict[str, Parameter]:
+def _options(cls: type) -> dict[str, PipelineParameter]:
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     entries = parse(docstring(cls))
     found = {}
@@ -119,7 +119,7 @@ def _options(cls: type) -> dict[str, Parameter]:
     return found
 
 
-def _choices(options: Iterable[Parameter]) -> dict[str, list[str]]:
+def _choices(options: Iterable[PipelineParameter]) -> dict[str, list[str]]:
     """What most annotations of an option of that name allow."""
     seen: dict[str, Counter[tuple[str, ...]]] = {}
     for option in options:
@@ -128,7 +128,7 @@ def _choices(options: Iterable[Parameter]) -> dict[str, list[str]]:
     return {name: list(counts.most_common(1)[0][0]) for name, counts in seen.items() if len(counts) == 1}
 
 
-def _chosen(option: Parameter, choices: Mapping[str, list[str]]) -> Parameter:
+def _chosen(option: PipelineParameter, choices: Mapping[str, list[str]]) -> PipelineParameter:
     """The option with the choices that other schedulers annotate, where it is annotated as a mere text."""
     known = choices.get(option.name)
     if known and option.schema == {"type": "string"} and option.default in known:
@@ -159,7 +159,7 @@ def _step(cls: type) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in inspect.signature(cls.step).parameters.items() if name not in ("self", "kwargs")}
 
 
-def _flow_options(cls: type, options: Mapping[str, Parameter]) -> dict[str, Any]:
+def _flow_options(cls: type, options: Mapping[str, PipelineParameter]) -> dict[str, Any]:
     if "use_flow_sigmas" not in options or formulation(cls.__name__) is not Formulation.BETA:
         return {}
     return {"prediction_type": "flow_prediction", "use_flow_sigmas": True}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from farm.pipelines.spec import Media, Parameter
+from farm.pipelines.spec import Media, PipelineParameter
 from workers.catalogue.mappings import mapped_tasks
 from workers.catalogue.sources import methods, nodes
 
@@ -79,7 +79,7 @@ class Facts:
     """What decides a class's tasks."""
 
     name: str
-    parameters: Mapping[str, Parameter]
+    parameters: Mapping[str, PipelineParameter]
     outputs: Mapping[str, Media]
     aliases: Mapping[str, str]
     components: Iterable[str]
@@ -173,7 +173,7 @@ def _audio_tasks(facts: Facts) -> set[str]:
     return {"audio-to-audio"} if needed else {"audio-to-audio", "text-to-audio"}
 
 
-def optional_inputs(cls: type, parameters: Mapping[str, Parameter]) -> frozenset[str]:
+def optional_inputs(cls: type, parameters: Mapping[str, PipelineParameter]) -> frozenset[str]:
     """The inputs that the source compares with None: without them the call does something else."""
     compared = {
         node.left.id

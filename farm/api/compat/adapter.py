@@ -39,7 +39,7 @@ from farm.store.tenants import Key, Scope
 
 log = structlog.get_logger(__name__)
 
-CLIENT_GONE: Final = 499  #: what the log says of a request whose client hung up; nobody reads the answer
+CLIENT_GONE: Final = 499  #: logged for a request whose client disconnected; nobody reads the response
 
 
 @dataclass(frozen=True)

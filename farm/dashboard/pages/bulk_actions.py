@@ -2,87 +2,55 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from farm import lifecycle
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard.rendering import HOME, CurrentUser, PageRoute, render
 from farm.dashboard.session import User
-from farm.domain.job import Job, JobFilter, Selection
-from farm.domain.states import JobState
-from farm.errors import BadInput, Conflict, Forbidden, NotFound, QuotaExceeded
-from farm.services import bulk_actions, jobs, validation
+from farm.domain.job import JobFilter, Selection
+from farm.errors import BadInput, NotFound, QuotaExceeded
+from farm.services import bulk_actions, validation
+from farm.services.bulk_actions import ActionReport, JobAction
 from farm.store.unit_of_work import UnitOfWork
 
 router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=PageRoute)
 
 MOST: Final = 5_000  #: jobs that one action touches one by one; canceling and retrying all that match has no limit
-TOGETHER: Final = 100  #: jobs changed in one transaction
 FILTERS: Final = ("batch_id", "task", "model", "worker", "custom_id", "error_code")
 
 
 @dataclass(frozen=True)
-class Action:
-    """What can be done to many jobs."""
+class ActionText:
+    """How the pages describe an action."""
 
     verb: str
     done: str
     explain: str
-    do: Callable[[UnitOfWork, User, Job], str | None]  #: returns the new job's id, if it makes one
-
-
-@dataclass
-class Report:
-    """What an action did."""
-
-    done: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)  #: jobs, by the reason why they were left as they are
-    made: list[str] = field(default_factory=list)  #: new jobs
-    unnamed: bool = False  #: new jobs were made, too many to name
-
-
-def _cancel(unit: UnitOfWork, user: User, job: Job) -> None:
-    if job.state.terminal:
-        raise Conflict(f"had {job.state} already")
-    lifecycle.cancel(unit, user.require_change(job.tenant_id), job.id)
-
-
-def _retry(unit: UnitOfWork, user: User, job: Job) -> str:
-    if job.state not in (JobState.FAILED, JobState.CANCELED):
-        raise Conflict(f"{job.state}: only failed and canceled jobs are retried")
-    return lifecycle.retry(unit, user.require_change(job.tenant_id), job.id).id
-
-
-def _rerun(unit: UnitOfWork, user: User, job: Job) -> str:
-    user.require_change(job.tenant_id)
-    return jobs.submit_rerun(unit, job).id
 
 
 ACTIONS: Final = {
-    "cancel": Action(
-        "Cancel", "canceled, or asked to stop at the next step", "Finished jobs stay as they are.", _cancel
+    JobAction.CANCEL: ActionText(
+        "Cancel", "canceled, or asked to stop at the next step", "Finished jobs stay as they are."
     ),
-    "retry": Action("Retry", "submitted again", "Each that failed or was canceled becomes a new job.", _retry),
-    "rerun": Action(
-        "Rerun", "submitted with another seed", "Each becomes a new job with the same wishes and another seed.", _rerun
+    JobAction.RETRY: ActionText("Retry", "submitted again", "Each that failed or was canceled becomes a new job."),
+    JobAction.RERUN: ActionText(
+        "Rerun", "submitted with another seed", "Each becomes a new job with the same parameters and another seed."
     ),
 }
 
 
 #: What is done to all that match by few statements, however many there are.
-WHOLE: Final = frozenset({"cancel", "retry"})
+WHOLE: Final = frozenset({JobAction.CANCEL, JobAction.RETRY})
 
 
 @router.post("/act")
 async def act(request: Request, context: Context, user: CurrentUser) -> Response:
-    """Ask, or do it and tell."""
+    """Ask for confirmation, or do it and report."""
     form = await request.form(max_files=0, max_fields=MOST + 50)
     given = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     return await run_in_threadpool(_act, request, context, user, given)
@@ -90,34 +58,40 @@ async def act(request: Request, context: Context, user: CurrentUser) -> Response
 
 def _act(request: Request, context: AppContext, user: User, given: list[tuple[str, str]]) -> Response:
     only = dict(given)
-    action = ACTIONS.get(only.get("action", ""))
-    if action is None:
-        raise BadInput.of("action", only.get("action"), f"must be one of {', '.join(ACTIONS)}")
+    try:
+        action = JobAction(only.get("action", ""))
+    except ValueError:
+        raise BadInput.of("action", only.get("action"), f"must be one of {', '.join(ACTIONS)}") from None
     everything = only.get("all") == "1"
     wanted = _wanted(given)
     sure = only.get("sure") == "1"
-    if everything and only["action"] in WHOLE:
-        count, report = _do_all(context, user, only["action"], wanted, sure=sure)
+    new_jobs: list[str] | None = None  # the bulk statements do not return the ids
+    if everything and action in WHOLE:
+        count, report = _apply_to_all(context, user, action, wanted, sure=sure)
     else:
         chosen = [value for name, value in given if name == "job"][:MOST]
         if everything:
             with context.store.begin() as unit:
                 _owners(unit, user, wanted)
                 chosen = unit.dashboard_queries.matching(user.tenant, wanted, MOST)
-        count, report = len(chosen), _do(context, user, action, chosen) if sure else None
+        count, report = len(chosen), None
+        if sure:
+            report = bulk_actions.apply(context, action, chosen, user.tenant, user.require_change)
+            new_jobs = report.new_jobs
     names = {"action", "state", *FILTERS} | ({"all"} if everything else {"job"})
     return render(
         request,
         "act.html",
-        action=only["action"],
-        verb=action.verb,
-        done_word=action.done,
-        explain=action.explain,
+        action=action,
+        verb=ACTIONS[action].verb,
+        done_word=ACTIONS[action].done,
+        explain=ACTIONS[action].explain,
         count=count,
-        capped=count == MOST and not (everything and only["action"] in WHOLE),
+        capped=count == MOST and not (everything and action in WHOLE),
         everything=everything,
         fields=[(name, value) for name, value in given if name in names],
         report=report,
+        new_jobs=new_jobs,
         back=_back(wanted),
     )
 
@@ -151,54 +125,33 @@ def _owners(unit: UnitOfWork, user: User, wanted: JobFilter) -> list[str]:
     return found
 
 
-def _do_all(
-    context: AppContext, user: User, action: str, wanted: JobFilter, *, sure: bool
-) -> tuple[int, Report | None]:
+def _apply_to_all(
+    context: AppContext, user: User, action: JobAction, wanted: JobFilter, *, sure: bool
+) -> tuple[int, ActionReport | None]:
     """Cancel or retry all that match, by few statements for each tenant; or only count them."""
     chosen = Selection(wanted=wanted)
     with context.store.begin() as unit:
         owners = _owners(unit, user, wanted)
-    count_matching = bulk_actions.count_cancelable if action == "cancel" else bulk_actions.count_retryable
+    count_matching = bulk_actions.count_cancelable if action is JobAction.CANCEL else bulk_actions.count_retryable
     matching = {owner: count_matching(context, owner, chosen) for owner in owners}
     count = sum(matching.values())
     if not sure:
         return count, None
-    report = Report()
+    report = ActionReport()
     for owner, matched in matching.items():
         if not matched:
             continue
         user.require_change(owner)
-        if action == "cancel":
+        if action is JobAction.CANCEL:
             done = bulk_actions.cancel(context, owner, chosen)
             report.done += done.canceled + done.stopping
             if not done.complete:
-                report.skipped["could not be reached in time; repeat the action"] += max(0, matched - done.canceled)
+                report.skipped["not reached within the time limit; repeat the action"] += max(
+                    0, matched - done.canceled
+                )
             continue
         try:
             report.done += bulk_actions.retry(context, owner, chosen)
-            report.unnamed = True
         except QuotaExceeded as refused:
             report.skipped[str(refused)] += matched
     return count, report
-
-
-def _do(context: AppContext, user: User, action: Action, chosen: list[str]) -> Report:
-    report = Report()
-    for start in range(0, len(chosen), TOGETHER):
-        part = chosen[start : start + TOGETHER]
-        with context.store.begin() as unit:
-            found = unit.jobs.many(part)
-            for job_id in part:
-                job = found.get(job_id)
-                if job is None or user.tenant not in (None, job.tenant_id):
-                    report.skipped["are gone"] += 1
-                    continue
-                try:
-                    made = action.do(unit, user, job)
-                except (Conflict, QuotaExceeded, NotFound, Forbidden) as refused:
-                    report.skipped[str(refused)] += 1
-                    continue
-                report.done += 1
-                if made is not None:
-                    report.made.append(made)
-    return report

@@ -34,7 +34,7 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 PAGE: Final = 50
 DELIVERIES: Final = 20  #: webhooks shown of one job
 STREAM_SECONDS: Final = 300.0  #: a live page asks again after this long, so that a revoked key sees nothing more
-REREAD_SECONDS: Final = 2.0  #: a change is noticed within this time even if nobody tells of it
+REREAD_SECONDS: Final = 2.0  #: a change is noticed within this time even without a notification
 PAUSE_SECONDS: Final = 0.2  #: between two renderings of a live page
 HEARTBEAT_SECONDS: Final = 15.0
 Text = Annotated[str, Query(max_length=300)]

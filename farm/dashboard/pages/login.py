@@ -16,7 +16,7 @@ router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=Page
 
 
 def _inside(path: str) -> str:
-    """The path, if it is one of our pages; else the first page. Nobody is sent to another site."""
+    """The path, if it is one of our pages; else the first page. Never a URL of another site."""
     return path if path.startswith(f"{HOME}/") and "\\" not in path and "//" not in path else HOME
 
 

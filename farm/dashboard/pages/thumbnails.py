@@ -18,7 +18,7 @@ from farm.objects.storage import content_disposition
 router: Final = APIRouter(prefix=f"{HOME}/images", include_in_schema=False, route_class=PageRoute)
 
 SIDES: Final = (160, 320, 640)  #: pixels of the longer side that a small one may have
-#: An image never changes. Kept by the browser that was allowed to see it, and by nothing on the way.
+#: An image never changes. The browser may cache it, proxies may not.
 KEPT: Final = "private, max-age=86400, immutable"
 
 

@@ -198,7 +198,7 @@ def resend_dead(context: Context, user: CurrentUser, endpoint_id: str, since: Te
 
 @router.post("/{endpoint_id}/delete")
 def delete(context: Context, user: CurrentUser, endpoint_id: str) -> Response:
-    """Send it nothing more, and forget what was sent."""
+    """Delete the endpoint and its deliveries."""
     tenant_id = _owner(context, user, endpoint_id)
     gone = services.delete_endpoint(context, tenant_id, endpoint_id)
     return see(f"{PATH}?tenant={tenant_id}", f"Deleted: nothing more is sent to {gone.url}.")
