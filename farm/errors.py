@@ -6,7 +6,7 @@
     │   ├── InputRefused    an image or a URL that may not be used
     │   ├── TargetRefused   an address that the farm does not connect to (farm/egress/guard.py)
     │   └── SignatureRefused  a webhook that its secret did not sign (farm/webhooks/signature.py)
-    ├── NotFound            no such thing, or not this tenant's
+    ├── NotFound            not found, or not this tenant's
     ├── Conflict            the thing is in a state that does not allow it
     ├── Unauthorized        no key, or not a live one
     ├── Forbidden           the API key may not do this
@@ -79,7 +79,7 @@ class InputRefused(BadInput):
 
 
 class NotFound(FarmError):
-    """No such thing, or it belongs to another tenant: the two look alike on purpose."""
+    """The object does not exist or belongs to another tenant; the response does not say which."""
 
     def __init__(self, kind: str, name: str) -> None:
         self.kind = kind

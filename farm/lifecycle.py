@@ -230,7 +230,7 @@ def dispatch(unit: UnitOfWork, chosen: Sequence[Assignment], lease_seconds: floa
 def requeue_unsent(unit: UnitOfWork, unsent: Collection[DispatchedJob], reason: str) -> list[str]:
     """dispatched → queued for assignments whose message could not be sent; those claimed nevertheless stay as they are.
 
-    Returns the jobs taken back.
+    Returns the requeued jobs.
     """
     back = [one for one in unsent if unit.jobs.requeue(one.job_id, one.epoch, refund=False, unclaimed=True)]
     for one in back:
@@ -308,7 +308,7 @@ def progress(unit: UnitOfWork, job_id: str, epoch: int, step: int, preview: str 
 
 
 def join(unit: UnitOfWork, info: WorkerInfo) -> list[str]:
-    """A worker process begins. What an earlier one of that name held is given back at once; returns those jobs."""
+    """A worker process begins. The jobs of an earlier process of that name are released; returns them."""
     before = unit.workers.join(info)
     lost = unit.jobs.held_by(info.name) if before is not None else []
     for one in lost:
@@ -326,7 +326,7 @@ def heartbeat(
     lease_seconds: float,
     loaded: tuple[ResidentModel, ...] = (),
 ) -> HeartbeatReply:
-    """A sign of life: renews the run leases of ``held``. Raises `LeaseLost` if another process has the name."""
+    """Record a heartbeat: renews the run leases of ``held``. Raises `LeaseLost` if another process has the name."""
     heard = unit.workers.record_heartbeat(worker, boot_id, models, loaded)
     if heard is None:
         raise LeaseLost(f"another process is worker {worker} now")
@@ -721,7 +721,7 @@ def collect_orphans(unit: UnitOfWork, grace_seconds: float = ORPHAN_GRACE_SECOND
 
 
 def reap(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
-    """Take back the jobs whose lease ran out; returns them."""
+    """Requeue the jobs whose lease ran out; returns them."""
     expired = unit.jobs.expired_leases(limit)
     for one in expired:
         _requeue_expired(unit, one)
@@ -757,7 +757,7 @@ def _requeue_expired(unit: UnitOfWork, one: ExpiredLease) -> None:
             "worker_lost", f"its worker died {lost_count} times while it held the job; it is not given to another"
         )
         if not unit.jobs.fail(one.job_id, one.epoch, error):
-            raise LeaseLost(f"{one.job_id} changed while it was taken back")
+            raise LeaseLost(f"{one.job_id} changed while it was requeued")
         _record_finished(
             unit, one.tenant_id, one.job_id, one.epoch, EventType.FAILED, {"code": error.code, "message": error.message}
         )

@@ -41,7 +41,7 @@ LAST_ROUND_TIMESTAMP: Final = Gauge(
     "farm_dispatcher_last_round_timestamp_seconds", "When this dispatcher last ended a round: its age is the lag."
 )
 JOBS_DISPATCHED: Final = Counter("farm_jobs_dispatched_total", "Jobs dispatched to workers.")
-LEASES_EXPIRED: Final = Counter("farm_leases_expired_total", "Jobs taken back because their lease ran out.")
+LEASES_EXPIRED: Final = Counter("farm_leases_expired_total", "Jobs requeued because their lease ran out.")
 
 # -- the worker ------------------------------------------------------------------------------------------------------
 STAGE_SECONDS: Final = Histogram(

@@ -150,7 +150,7 @@ def _under(job_id: str) -> Context:
 
 
 def _caller(traceparent: str | None) -> SpanContext | None:
-    """What a client's ``traceparent`` names; None if it is no such thing."""
+    """What a client's ``traceparent`` names; None if it is not valid."""
     from opentelemetry.trace import get_current_span  # noqa: PLC0415 - optional
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 

@@ -25,7 +25,7 @@ RECONNECT_SECONDS: Final = 1.0
 
 
 class Subscription:
-    """One request's ear for one job."""
+    """One request's subscription to one job."""
 
     def __init__(self, notifier: ChangeNotifier) -> None:
         self._notifier = notifier
@@ -42,7 +42,7 @@ class Subscription:
         return self._notifier.closing
 
     async def wait(self, at_most: float) -> bool:
-        """Wait for a change, for ``at_most`` seconds; returns whether one was heard of."""
+        """Wait for a change, for ``at_most`` seconds; returns whether there was one."""
         try:
             async with asyncio.timeout(at_most):
                 await self._event.wait()
@@ -111,13 +111,13 @@ class ChangeNotifier:
                 notices = self._listener.wait(0.5)
             except DatabaseUnavailable as error:
                 if not lost:
-                    log.warning("not hearing of changes", action="listener_lost", error=str(error))
+                    log.warning("cannot listen for changes", action="listener_lost", error=str(error))
                 lost = True
                 self._stopping.wait(RECONNECT_SECONDS)
                 continue
             if lost:
                 lost = False
-                log.info("hearing of changes again", action="listener_back")
+                log.info("listening for changes again", action="listener_back")
             try:
                 for notice in notices:
                     heard = self._show if notice.channel == PREVIEW_CHANNEL else self._wake

@@ -94,7 +94,7 @@ class Talk(_Described[P], Generic[P, T]):
 
 
 class Series(_Described[P], Generic[P, T]):
-    """A conversation that hands over values one by one."""
+    """A conversation that yields values one by one."""
 
     def __init__(self, describe: Callable[P, Streamed[T]]) -> None:
         super().__init__(describe)

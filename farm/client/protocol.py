@@ -83,6 +83,6 @@ Flow: TypeAlias = Generator[Step, Any, T]
 
 @dataclass(frozen=True)
 class Streamed(Generic[T]):
-    """A conversation that hands over one value after the other."""
+    """A conversation that yields one value after the other."""
 
     steps: Callable[[], Flow[None]]

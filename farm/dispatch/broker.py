@@ -249,7 +249,7 @@ def queue_lengths(app: Celery, workers: Sequence[str]) -> dict[str, int]:
 
 
 def purge(app: Celery, worker: str) -> int:
-    """Throw away the messages that wait for a worker: those of a dead process, whose jobs were taken back already."""
+    """Delete the messages that wait for a worker: those of an ended process, whose jobs were already requeued."""
     try:
         with app.connection_for_write() as connection:
             bound: Any = queue_of(worker)(connection.default_channel)

@@ -1,4 +1,4 @@
-"""Taking back what nobody answers for: run by the leading dispatcher beside its rounds."""
+"""Requeueing of jobs whose lease ran out: run by the leading dispatcher beside its rounds."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class CleanupThread:
                 with self._store.begin() as unit:
                     if step(unit, batch_id):
                         break
-            log.info("a batch is done with", action="batch_cleaned_up", batch=batch_id, deleted=deleted)
+            log.info("a batch was removed", action="batch_cleaned_up", batch=batch_id, deleted=deleted)
         while not self._stopping and self._remove():
             pass
 
@@ -85,4 +85,4 @@ class CleanupThread:
             except FarmError as error:
                 log.warning("cannot finish what was begun", action="cleanup_failed", error=str(error))
             except Exception:
-                log.exception("the sweeper made a mistake", action="cleanup_failed")
+                log.exception("the cleanup failed", action="cleanup_failed")

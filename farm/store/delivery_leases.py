@@ -152,7 +152,7 @@ class ClaimResult:
 
 
 class DeliveryLeases:
-    """Taking deliveries, and giving back what was not tried."""
+    """Leasing due deliveries, and releasing those that were not sent."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -160,7 +160,7 @@ class DeliveryLeases:
     def claim(
         self, room: int, per_endpoint: int, left: Mapping[str, int], lease_seconds: float, probe_after: int
     ) -> ClaimResult:
-        """Take up to ``room`` due deliveries, and look when the next ones are due.
+        """Lease at most ``room`` due deliveries, and look when the next ones are due.
 
         At most ``left[id]`` of an endpoint that is named there and ``per_endpoint`` of any other, and a single one, the
         probe, of an endpoint that failed ``probe_after`` times in a row. A delivery whose lease ran out is due again;

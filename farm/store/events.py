@@ -109,7 +109,7 @@ class Events:
             self.notify(EVENT_CHANNEL)
 
     def record_progress(self, job_ids: Collection[str], every_seconds: float) -> None:
-        """Write how far jobs are, for webhook endpoints that ask for it and heard nothing for ``every_seconds``."""
+        """Record the progress of jobs for endpoints that subscribe to it, at most once in ``every_seconds``."""
         jobs = [ids.to_uuid(ids.JOB, one) for one in job_ids]
         wrote = self._session.execute(_PROGRESS, {"job_ids": jobs, "seconds": every_seconds})
         if wrote.first() is not None:

@@ -96,7 +96,7 @@ class Workers:
     def record_heartbeat(
         self, name: str, boot_id: str, models: tuple[str, ...], loaded: tuple[ResidentModel, ...] = ()
     ) -> tuple[WorkerState, bool] | None:
-        """Record a sign of life; returns the worker's state, and whether somebody wants this process ended.
+        """Record a heartbeat; returns the worker's state, and whether somebody wants this process ended.
 
         None if another process has taken its name.
         """
@@ -159,7 +159,7 @@ class Workers:
         return next(iter(self._with_load(wanted)), None)
 
     def mark_silent_offline(self, after_seconds: float) -> list[str]:
-        """Mark workers offline that have not been heard of for that long; returns their names."""
+        """Mark workers offline that sent no heartbeat for that long; returns their names."""
         rows = self._session.scalars(
             update(WorkerRow)
             .where(

@@ -196,7 +196,7 @@ class Deliverer:
                 return prediction.encoded(shown, [self._presign(output.key) for output in shown.outputs])
             return job_payload(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at, one.data)
         except FarmError:
-            log.exception("no body", action="webhook_body_failed", delivery=one.id, job=one.job_id)
+            log.exception("cannot build the body", action="webhook_body_failed", delivery=one.id, job=one.job_id)
             return None
 
     def _back_off(self, failures: int) -> tuple[float, int]:

@@ -91,8 +91,8 @@ class EndpointClient:
     ) -> AttemptResult:
         """Send, and read an answer that counts by its status alone.
 
-        ``deadline`` is in seconds and for the whole of it, ``body_deadline`` for the answer's body within that: when it
-        is over, the rest of the body is not waited for, and the status stands.
+        ``deadline`` is in seconds and for the whole of it, ``body_deadline`` for the response's body within that: after
+        it, the rest of the body is not read, and the status counts.
         """
         loop = asyncio.get_running_loop()
         started = loop.time()

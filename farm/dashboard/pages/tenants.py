@@ -120,7 +120,7 @@ def change(
         return _page(
             request, context, user, tenant_id, given, {one.field: one.message for one in error.problems}, status=422
         )
-    return see(f"{PATH}/{tenant_id}", "Saved. What was accepted already is not taken back.")
+    return see(f"{PATH}/{tenant_id}", "Saved. Jobs that were already accepted stay accepted.")
 
 
 @router.post("/{tenant_id}/{switch}")
