@@ -52,8 +52,8 @@ suite: $(INSTALLED) $(COMPAT)/.installed ## the tests alone
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED) ## ruff and the import contracts
-	$(BIN)/ruff check farm workers tools tests
-	$(BIN)/ruff format --check farm workers tools tests
+	$(BIN)/ruff check farm workers tools tests examples
+	$(BIN)/ruff format --check farm workers tools tests examples
 	$(BIN)/lint-imports
 
 types: $(INSTALLED) ## mypy, strict
@@ -63,7 +63,7 @@ unit: $(INSTALLED) ## the tests that need no server
 	$(BIN)/python -m pytest tests/unit
 
 integration: $(INSTALLED) $(COMPAT)/.installed ## the rest of the suite, on real servers
-	$(BIN)/python -m pytest tests/integration tests/compat tests/acceptance tests/browser tests/chaos
+	$(BIN)/python -m pytest tests/contract tests/integration tests/compat tests/acceptance tests/browser tests/chaos
 
 families: $(INSTALLED) ## a tiny model of each family of pipelines
 	$(BIN)/python -m pytest tests/contract
@@ -72,8 +72,8 @@ nightly: $(INSTALLED) ## what takes too long for every change
 	NIGHTLY=1 $(BIN)/python -m pytest tests/slow tests/integration/test_api_schema.py tests/chaos tests/browser
 
 fmt: $(INSTALLED) ## format the code
-	$(BIN)/ruff check --fix-only --quiet farm workers tools tests
-	$(BIN)/ruff format farm workers tools tests
+	$(BIN)/ruff check --fix-only --quiet farm workers tools tests examples
+	$(BIN)/ruff format farm workers tools tests examples
 
 bench: $(INSTALLED) ## every part beside a named peer in the same run: about forty minutes on two cores
 	$(BIN)/python -m tests.bench.latency

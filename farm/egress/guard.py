@@ -12,6 +12,9 @@ the cloud's metadata service, the database and other internal hosts (server-side
 
 All four live below the HTTP clients, in their transport and in :class:`PinnedConnector`, which opens the deliverer's
 connections, so no caller can forget one.
+
+The file is long because the rules and the transports that enforce them are reviewed together: a rule that a transport
+does not apply protects nothing.
 """
 
 from __future__ import annotations

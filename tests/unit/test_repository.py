@@ -3,6 +3,7 @@ must exist."""
 
 from __future__ import annotations
 
+import ast
 import email
 import importlib.metadata
 import re
@@ -26,6 +27,8 @@ ACTIONS = sorted((GITHUB / "actions").glob("*/action.yml"))
 #: The pages that tell people which commands to run.
 PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", GITHUB / "pull_request_template.md"]
 
+LONG = 600  #: lines above which a module's docstring says why it is one
+
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -40,6 +43,15 @@ def steps() -> Iterator[tuple[Path, dict[str, Any]]]:
             yield from ((path, step) for step in job["steps"])
     for path in ACTIONS:
         yield from ((path, step) for step in loaded(path)["runs"]["steps"])
+
+
+def test_each_long_module_says_why_it_is_long() -> None:
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    long = [name for name in tracked.stdout.split() if len((ROOT / name).read_text("utf-8").splitlines()) > LONG]
+    assert long
+    for name in long:
+        reason = ast.get_docstring(ast.parse((ROOT / name).read_text("utf-8"))) or ""
+        assert re.search(r"\blong\b", reason, re.IGNORECASE), f"{name} has over {LONG} lines and does not say why"
 
 
 # -- workflows -------------------------------------------------------------------------------------------------------
