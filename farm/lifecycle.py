@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchContents, BatchState, NewBatch, Staged
-from farm.domain.job import HeldJob, Job, JobError, JobFilter, JobResult, NewJob, Output, Selection
+from farm.domain.job import HeldJob, Job, JobError, JobFilter, JobResult, NewJob, Selection
 from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import ResidentModel, Worker, WorkerInfo, WorkerState
@@ -257,13 +257,6 @@ def claim_all(unit: UnitOfWork, asked: Sequence[HeldJob], worker: str, lease_sec
     return jobs
 
 
-def claim(unit: UnitOfWork, job_id: str, epoch: int, worker: str, lease_seconds: float) -> Job:
-    """`claim_all` of one job. Raises `LeaseLost`."""
-    for job in claim_all(unit, [HeldJob(job_id, epoch)], worker, lease_seconds):
-        return job
-    raise LeaseLost(f"{job_id} is not to be claimed at epoch {epoch}")
-
-
 def start_all(unit: UnitOfWork, begun: Mapping[HeldJob, int]) -> set[str]:
     """Note that the device begins with jobs of so many denoising steps: a worker's death counts against them from here.
 
@@ -273,12 +266,6 @@ def start_all(unit: UnitOfWork, begun: Mapping[HeldJob, int]) -> set[str]:
     for job_id in held:
         unit.events.notify(JOB_CHANNEL, job_id)
     return held
-
-
-def start(unit: UnitOfWork, job_id: str, epoch: int, steps: int) -> None:
-    """`start_all` of one job. Raises `LeaseLost`."""
-    if not start_all(unit, {HeldJob(job_id, epoch): steps}):
-        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
 
 
 def progress_all(unit: UnitOfWork, reached: Mapping[HeldJob, int], previews: Mapping[str, str]) -> dict[str, bool]:
@@ -294,14 +281,6 @@ def progress_all(unit: UnitOfWork, reached: Mapping[HeldJob, int], previews: Map
             unit.events.notify(PREVIEW_CHANNEL, f"{job_id} {previews[job_id]}")
         unit.events.notify(JOB_CHANNEL, job_id)
     return held
-
-
-def progress(unit: UnitOfWork, job_id: str, epoch: int, step: int, preview: str | None = None) -> bool:
-    """`progress_all` of one job: returns whether somebody wants it stopped. Raises `LeaseLost`."""
-    previews = {} if preview is None else {job_id: preview}
-    for cancel_requested in progress_all(unit, {HeldJob(job_id, epoch): step}, previews).values():
-        return cancel_requested
-    raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
 
 
 # -- a worker's life -------------------------------------------------------------------------------------------------
@@ -408,13 +387,6 @@ def succeed_all(unit: UnitOfWork, done: Sequence[JobResult]) -> list[str]:
     return [one.job_id for one in won]
 
 
-def succeed(unit: UnitOfWork, job_id: str, epoch: int, outputs: Sequence[Output], recipe: dict[str, Any]) -> Job:
-    """`succeed_all` of one job. Raises `LeaseLost`."""
-    if not succeed_all(unit, [JobResult(HeldJob(job_id, epoch), tuple(outputs), recipe)]):
-        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
-    return _existing(unit, job_id)
-
-
 def fail(unit: UnitOfWork, job_id: str, epoch: int, error: JobError, *, retryable: bool) -> JobState:
     """running → failed, or → queued while another attempt may help and is left. Returns the new state.
 
@@ -467,14 +439,6 @@ def release(unit: UnitOfWork, job_id: str, epoch: int, reason: str) -> None:
     if job is None:
         raise LeaseLost(f"{job_id} is gone")
     _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), reason, refund=True)
-
-
-def confirm_cancel(unit: UnitOfWork, job_id: str, epoch: int) -> None:
-    """running → canceled: the worker stopped because it was asked to. Raises `LeaseLost`."""
-    if not unit.jobs.cancel_running(job_id, epoch):
-        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
-    job = _existing(unit, job_id)
-    _record_finished(unit, job.tenant_id, job_id, epoch, EventType.CANCELED, {"worker": job.worker})
 
 
 def cancel(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
@@ -789,6 +753,14 @@ def _requeue(
     unit.events.notify(QUEUE_CHANNEL)
     unit.events.notify(JOB_CHANNEL, held.job_id)
     return JobState.QUEUED
+
+
+def confirm_cancel(unit: UnitOfWork, job_id: str, epoch: int) -> None:
+    """running → canceled: the worker stopped because it was asked to. Raises `LeaseLost`."""
+    if not unit.jobs.cancel_running(job_id, epoch):
+        raise LeaseLost(f"{job_id} is no longer ours at epoch {epoch}")
+    job = _existing(unit, job_id)
+    _record_finished(unit, job.tenant_id, job_id, epoch, EventType.CANCELED, {"worker": job.worker})
 
 
 def _record_finished(

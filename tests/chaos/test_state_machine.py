@@ -36,6 +36,7 @@ from farm.domain.worker import WorkerState
 from farm.errors import Conflict, LeaseLost
 from farm.objects.keys import output_key
 from farm.store.unit_of_work import Store, UnitOfWork, make_engine
+from tests import job_edges
 from tests.chaos.farm import uuid_of
 from tests.chaos.history import TERMINAL, History, Sample, Violation, check, look, read
 from tests.depth import NIGHTLY
@@ -197,7 +198,7 @@ class Farm(RuleBasedStateMachine):
             self.messages.remove(one)
         with self.store.begin() as unit:
             try:
-                job = lifecycle.claim(unit, one.job_id, one.epoch, name, LEASE)
+                job = job_edges.claim(unit, one.job_id, one.epoch, name, LEASE)
             except LeaseLost:
                 return
         assert (name, one.epoch) == (one.worker, job.epoch)
@@ -308,7 +309,7 @@ class Farm(RuleBasedStateMachine):
 
     def claim(self, sent: DispatchedJob) -> HeldJob:
         with self.store.begin() as unit:
-            job = lifecycle.claim(unit, sent.job_id, sent.epoch, sent.worker, LEASE)
+            job = job_edges.claim(unit, sent.job_id, sent.epoch, sent.worker, LEASE)
         held = HeldJob(job.id, job.epoch)
         self.processes[sent.worker].held[held] = job
         return held
@@ -332,11 +333,11 @@ class Farm(RuleBasedStateMachine):
             with self.store.begin() as unit:
                 match how:
                     case "take up":
-                        lifecycle.start(unit, held.job_id, held.epoch, 4)
+                        job_edges.start(unit, held.job_id, held.epoch, 4)
                     case "step":
-                        lifecycle.progress(unit, held.job_id, held.epoch, 1)
+                        job_edges.progress(unit, held.job_id, held.epoch, 1)
                     case "succeed":
-                        lifecycle.succeed(unit, held.job_id, held.epoch, [output], {})
+                        job_edges.succeed(unit, held.job_id, held.epoch, [output], {})
                     case "fail" | "retry":
                         error = JobError("render_failed", "it was not to be")
                         lifecycle.fail(unit, held.job_id, held.epoch, error, retryable=how == "retry")
@@ -391,8 +392,8 @@ class Farm(RuleBasedStateMachine):
                 self.messages.remove(one)
                 try:
                     with self.store.begin() as unit:
-                        job = lifecycle.claim(unit, one.job_id, one.epoch, one.worker, LEASE)
-                        lifecycle.start(unit, job.id, job.epoch, 4)
+                        job = job_edges.claim(unit, one.job_id, one.epoch, one.worker, LEASE)
+                        job_edges.start(unit, job.id, job.epoch, 4)
                 except LeaseLost:
                     continue
                 self.write(one.worker, HeldJob(job.id, job.epoch), job, "succeed")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from farm import lifecycle
 from farm.domain.job import Job
 from farm.errors import LeaseLost
+from tests import job_edges
 from tests.api_server import Api, Hand
 
 
@@ -39,7 +40,7 @@ class Painter:
                 continue  # canceled in between
         for job in tuple(self._slow):
             with self._api.store.begin() as unit:
-                if lifecycle.progress(unit, job.id, job.epoch, 10):
+                if job_edges.progress(unit, job.id, job.epoch, 10):
                     lifecycle.confirm_cancel(unit, job.id, job.epoch)
                     self._slow.remove(job)
 

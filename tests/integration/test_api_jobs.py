@@ -20,6 +20,7 @@ from farm import lifecycle, model_registry
 from farm.domain.worker import ResidentModel
 from farm.settings import Settings
 from farm.store.tenants import Scope
+from tests import job_edges
 from tests.api_server import Api, Hand, png, running
 from tests.integration.conftest import worker_info
 from tests.queues import candidates
@@ -239,7 +240,7 @@ def test_a_stream_tells_a_jobs_life_and_ends_with_it(api: Api, client: httpx2.Cl
         while told[-1][:2] != ("progress", {"step": 7, "steps": 20}):
             told.append(next(stream))
         with api.store.begin() as unit:  # as a worker does for a job that asks for previews
-            lifecycle.progress(unit, job.id, job.epoch, 9, "data:image/jpeg;base64,AAAA")
+            job_edges.progress(unit, job.id, job.epoch, 9, "data:image/jpeg;base64,AAAA")
         while told[-1][0] != "progress" or told[-1][1]["step"] < 9:
             told.append(next(stream))
         assert told[-1][1]["preview"] == "data:image/jpeg;base64,AAAA"

@@ -11,17 +11,18 @@ from farm.domain.queue import Assignment
 from farm.domain.states import JobState
 from farm.store import activity_stats, dashboard_queries
 from farm.store.unit_of_work import Store
+from tests import job_edges
 from tests.integration.conftest import Submit, spec, worker_info
 
 
 def _end(store: Store, job_id: str, code: str | None = None) -> None:
     with store.begin() as unit:
         (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, "host/cpu0")], 60)
-        lifecycle.claim(unit, job_id, sent.epoch, "host/cpu0", 60)
-        lifecycle.start(unit, job_id, sent.epoch, 4)
+        job_edges.claim(unit, job_id, sent.epoch, "host/cpu0", 60)
+        job_edges.start(unit, job_id, sent.epoch, 4)
         if code is None:
             outputs = [Output(n, f"outputs/{job_id}/{n}", "image/png", 1, "0" * 64, n) for n in range(2)]
-            lifecycle.succeed(unit, job_id, sent.epoch, outputs, {})
+            job_edges.succeed(unit, job_id, sent.epoch, outputs, {})
         else:
             lifecycle.fail(unit, job_id, sent.epoch, JobError(code, "no"), retryable=False)
 

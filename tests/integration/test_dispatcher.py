@@ -28,6 +28,7 @@ from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
+from tests import job_edges
 from tests.waiting import wait_until
 
 from .conftest import Submit, worker_info
@@ -100,7 +101,7 @@ def test_jobs_reach_the_workers_own_queue_oldest_first_and_never_more_than_its_w
     with redis.Redis.from_url(redis_url) as client:
         client.rpop(f"worker.{WORKER}")
     with store.begin() as unit:
-        lifecycle.claim(unit, jobs[0].id, 1, worker, 30)
+        job_edges.claim(unit, jobs[0].id, 1, worker, 30)
         lifecycle.release(unit, jobs[0].id, 1, "test")
     expected = [(jobs[1].id, 1), (jobs[2].id, 1), (jobs[0].id, 2)]
     wait_until(lambda: queue() == expected, 5, what="a message in the place of the one read")
@@ -258,7 +259,7 @@ def test_after_an_outage_of_the_database_workers_may_speak_before_anything_is_ta
     job = submit()
     with store.begin() as unit:
         lifecycle.dispatch(unit, [Assignment(job.id, worker)], 30)
-        lifecycle.claim(unit, job.id, 1, worker, 0.001)
+        job_edges.claim(unit, job.id, 1, worker, 0.001)
     reaper = Reaper(store, Settings(heartbeat_seconds=0.4))
     with store.begin() as unit:
         assert unit.database_uptime() > 0

@@ -20,6 +20,7 @@ from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
+from tests import job_edges
 
 from .conftest import spec, worker_info
 
@@ -71,9 +72,9 @@ def finish(store: Store, job_ids: list[str]) -> None:
         with store.begin() as unit:
             job = unit.jobs.get(job_id)
             assert job is not None
-            lifecycle.claim(unit, job_id, job.epoch, WORKER, 30)
+            job_edges.claim(unit, job_id, job.epoch, WORKER, 30)
             output = Output(0, f"outputs/{job_id}.png", "image/png", 10, "ab" * 32, 1, {"width": 64, "height": 64})
-            lifecycle.succeed(unit, job_id, job.epoch, [output], {})
+            job_edges.succeed(unit, job_id, job.epoch, [output], {})
 
 
 def owners(store: Store, job_ids: list[str]) -> Counter[str]:
@@ -237,7 +238,7 @@ def test_a_retry_keeps_its_place(store: Store, play: Round) -> None:
     join(store)
     (first,) = play()
     with store.begin() as unit:
-        lifecycle.claim(unit, first, 1, WORKER, 30)
+        job_edges.claim(unit, first, 1, WORKER, 30)
         lifecycle.release(unit, first, 1, "test")
     assert play() == [first]
     assert one

@@ -18,6 +18,7 @@ from farm.domain.worker import Worker, WorkerState
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
+from tests import job_edges
 from tests.api_server import Api, running
 
 from .conftest import spec, worker_info
@@ -53,7 +54,7 @@ def claim(store: Store, job_id: str, name: str) -> int:
     with store.begin() as unit:
         unit.session.execute(text("UPDATE job SET available_at = now()"))
         (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, name)], 30)
-        lifecycle.claim(unit, job_id, sent.epoch, name, 30)
+        job_edges.claim(unit, job_id, sent.epoch, name, 30)
     return sent.epoch
 
 
@@ -67,7 +68,7 @@ def complete(store: Store, job_id: str, name: str) -> None:
     epoch = claim(store, job_id, name)
     output = Output(0, f"outputs/{job_id}.png", "image/png", 10, "ab" * 32, 1, {"width": 64, "height": 64})
     with store.begin() as unit:
-        lifecycle.succeed(unit, job_id, epoch, [output], {})
+        job_edges.succeed(unit, job_id, epoch, [output], {})
 
 
 def refute(store: Store, tenant_id: str, bad: str, good: str, times: int) -> None:

@@ -21,6 +21,7 @@ from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
 from farm.store import quotas
 from farm.store.deliveries import DeliveryFilter
 from farm.store.unit_of_work import Store
+from tests import job_edges
 from tests.queues import candidates
 from tests.waiting import wait_until
 
@@ -58,15 +59,15 @@ def dispatch(store: Store, job: Job, worker: str = WORKER, lease: float = 30) ->
 def run(store: Store, job: Job, worker: str = WORKER, lease: float = 30, *, on_device: bool = True) -> int:
     epoch = dispatch(store, job, worker)
     with store.begin() as unit:
-        lifecycle.claim(unit, job.id, epoch, worker, lease)
+        job_edges.claim(unit, job.id, epoch, worker, lease)
         if on_device:
-            lifecycle.start(unit, job.id, epoch, 4)
+            job_edges.start(unit, job.id, epoch, 4)
     return epoch
 
 
 def succeed(store: Store, job: Job, epoch: int) -> Job:
     with store.begin() as unit:
-        return lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {"made": "here"})
+        return job_edges.succeed(unit, job.id, epoch, [OUTPUT], {"made": "here"})
 
 
 def expire(store: Store, job: Job) -> None:
@@ -95,7 +96,7 @@ def test_the_way_of_a_job_ends_in_success_with_its_outputs_and_its_events(store:
     job = submit()
     epoch = run(store, job)
     with store.begin() as unit:
-        assert lifecycle.progress(unit, job.id, epoch, 2) is False
+        assert job_edges.progress(unit, job.id, epoch, 2) is False
     done = succeed(store, job, epoch)
     assert (done.state, done.outputs, done.attempts) == (JobState.SUCCEEDED, (OUTPUT,), 1)
     assert events(store, job) == [EventType.STARTED, EventType.SUCCEEDED]
@@ -108,12 +109,12 @@ def test_a_stale_epoch_cannot_commit(store: Store, submit: Submit) -> None:
     assert reap(store) == [job.id]
     fresh = run(store, job, "host/cpu1")
     for act in (
-        lambda unit: lifecycle.succeed(unit, job.id, stale, [OUTPUT], {}),
+        lambda unit: job_edges.succeed(unit, job.id, stale, [OUTPUT], {}),
         lambda unit: lifecycle.fail(unit, job.id, stale, BROKEN, retryable=True),
         lambda unit: lifecycle.release(unit, job.id, stale, "x"),
-        lambda unit: lifecycle.progress(unit, job.id, stale, 1),
-        lambda unit: lifecycle.start(unit, job.id, stale, 1),
-        lambda unit: lifecycle.claim(unit, job.id, stale, WORKER, 30),
+        lambda unit: job_edges.progress(unit, job.id, stale, 1),
+        lambda unit: job_edges.start(unit, job.id, stale, 1),
+        lambda unit: job_edges.claim(unit, job.id, stale, WORKER, 30),
     ):
         with pytest.raises(LeaseLost), store.begin() as unit:
             act(unit)
@@ -127,7 +128,7 @@ def test_a_doubled_message_is_claimed_once(store: Store, submit: Submit) -> None
     def claim(_: int) -> bool:
         try:
             with store.begin() as unit:
-                lifecycle.claim(unit, job.id, epoch, WORKER, 30)
+                job_edges.claim(unit, job.id, epoch, WORKER, 30)
         except LeaseLost:
             return False
         return True
@@ -141,7 +142,7 @@ def test_another_worker_cannot_claim_a_hand_over(store: Store, submit: Submit) -
     job = submit()
     epoch = dispatch(store, job, "host/cpu0")
     with pytest.raises(LeaseLost), store.begin() as unit:
-        lifecycle.claim(unit, job.id, epoch, "host/cpu1", 30)
+        job_edges.claim(unit, job.id, epoch, "host/cpu1", 30)
 
 
 def test_a_hand_over_passes_over_what_somebody_holds(store: Store, submit: Submit) -> None:
@@ -181,8 +182,8 @@ def test_outputs_of_any_media_keep_what_is_known_of_their_content(store: Store, 
     sound = Output(1, "outputs/x.wav", "audio/wav", 20, "cd" * 32, 8, {"sample_rate": 44_100})
     with store.begin() as unit:
         (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
-        lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
-        made = lifecycle.succeed(unit, job.id, sent.epoch, [video, sound], {}).outputs
+        job_edges.claim(unit, job.id, sent.epoch, WORKER, 30)
+        made = job_edges.succeed(unit, job.id, sent.epoch, [video, sound], {}).outputs
     assert made == (video, sound)
     assert [(one.width, one.height) for one in made] == [(64, 48), (None, None)]
     with store.begin() as unit:
@@ -193,9 +194,9 @@ def test_a_jobs_own_webhook_gets_the_events_that_the_job_names_and_so_does_its_r
     def delivered(*, succeed: bool, job: Job) -> list[EventType]:
         with store.begin() as unit:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
-            lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
+            job_edges.claim(unit, job.id, sent.epoch, WORKER, 30)
             if succeed:
-                lifecycle.succeed(unit, job.id, sent.epoch, [OUTPUT], {})
+                job_edges.succeed(unit, job.id, sent.epoch, [OUTPUT], {})
             else:
                 lifecycle.fail(unit, job.id, sent.epoch, JobError("broken", "it broke"), retryable=False)
         with store.begin() as unit:
@@ -320,7 +321,7 @@ def test_messages_that_could_not_be_sent_are_taken_back_unless_claimed(store: St
     with store.begin() as unit:
         sent = lifecycle.dispatch(unit, [Assignment(claimed.id, WORKER), Assignment(unsent.id, WORKER)], 30)
     with store.begin() as unit:
-        lifecycle.claim(unit, claimed.id, 1, WORKER, 30)
+        job_edges.claim(unit, claimed.id, 1, WORKER, 30)
     with store.begin() as unit:
         assert lifecycle.requeue_unsent(unit, sent, "broker unavailable") == [unsent.id]
     assert get(store, claimed).state is JobState.RUNNING
@@ -334,7 +335,7 @@ def test_a_waiting_job_is_canceled_at_once(store: Store, tenant: str, submit: Su
     with store.begin() as unit:
         assert lifecycle.cancel(unit, tenant, job.id).state is JobState.CANCELED
     with pytest.raises(LeaseLost), store.begin() as unit:
-        lifecycle.claim(unit, job.id, epoch, WORKER, 30)
+        job_edges.claim(unit, job.id, epoch, WORKER, 30)
     with store.begin() as unit:  # again: nothing more happens
         lifecycle.cancel(unit, tenant, job.id)
     assert events(store, job) == [EventType.CANCELED]
@@ -346,7 +347,7 @@ def test_a_running_job_is_canceled_by_its_worker(store: Store, tenant: str, subm
     with store.begin() as unit:
         assert lifecycle.cancel(unit, tenant, job.id).cancel_requested
     with store.begin() as unit:
-        assert lifecycle.progress(unit, job.id, epoch, 1) is True
+        assert job_edges.progress(unit, job.id, epoch, 1) is True
         lifecycle.confirm_cancel(unit, job.id, epoch)
     assert get(store, job).state is JobState.CANCELED
 
@@ -408,7 +409,7 @@ def test_cancel_and_success_have_one_winner(store: Store, tenant: str, submit: S
                     if how:
                         lifecycle.confirm_cancel(unit, job.id, epoch)
                     else:
-                        lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {})
+                        job_edges.succeed(unit, job.id, epoch, [OUTPUT], {})
             except LeaseLost:
                 return False
             return True
@@ -425,7 +426,7 @@ def test_a_terminal_state_never_changes(store: Store, tenant: str, submit: Submi
         lambda unit: lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=True),
         lambda unit: lifecycle.release(unit, job.id, epoch, "x"),
         lambda unit: lifecycle.confirm_cancel(unit, job.id, epoch),
-        lambda unit: lifecycle.succeed(unit, job.id, epoch, [OUTPUT], {}),
+        lambda unit: job_edges.succeed(unit, job.id, epoch, [OUTPUT], {}),
         lambda unit: lifecycle.cancel(unit, tenant, job.id),
     ]
     for act in acts:

@@ -18,6 +18,7 @@ from farm.errors import LeaseLost
 from farm.store import migrate
 from farm.store.tables import Base
 from farm.store.unit_of_work import Store, make_engine, sqlalchemy_url
+from tests import job_edges
 from tests.conftest import TestServers
 
 from .conftest import worker_info
@@ -188,9 +189,9 @@ def test_an_upgrade_with_jobs_in_flight_loses_none_and_lets_the_old_processes_fi
         lifecycle.join(unit, worker_info("host/cpu1"))
     output = Output(0, "a key", "image/png", 1, "0" * 64, 1, {"width": 64, "height": 64})
     with store.begin() as unit:
-        assert lifecycle.claim(unit, jobs["dispatched"], 1, "host/cpu0", 30).state is JobState.RUNNING
-        assert lifecycle.succeed(unit, jobs["running"], 1, [output], {}).state is JobState.SUCCEEDED
+        assert job_edges.claim(unit, jobs["dispatched"], 1, "host/cpu0", 30).state is JobState.RUNNING
+        assert job_edges.succeed(unit, jobs["running"], 1, [output], {}).state is JobState.SUCCEEDED
         lifecycle.cancel(unit, old.tenant, jobs["queued"])
     with pytest.raises(LeaseLost), store.begin() as unit:
-        lifecycle.succeed(unit, jobs["theirs"], 1, [output], {})
+        job_edges.succeed(unit, jobs["theirs"], 1, [output], {})
     store.close()

@@ -16,6 +16,7 @@ from farm.objects.storage import Storage
 from farm.services.cleanup import CleanupThread
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
+from tests import job_edges
 
 from .conftest import Submit, worker_info
 
@@ -33,7 +34,7 @@ def attempt(store: Store, storage: Storage, job: Job) -> Output:
     """Claim the job and store an image under the new epoch, which nobody has recorded yet."""
     with store.begin() as unit:
         (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
-        lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
+        job_edges.claim(unit, job.id, sent.epoch, WORKER, 30)
     key = keys.output_key(job.tenant_id, job.id, sent.epoch, 0, "png")
     storage.put(key, b"an image", "image/png")
     return Output(0, key, "image/png", 9, "0" * 64, 1, {"width": 64, "height": 64})
@@ -56,7 +57,7 @@ def test_lost_attempts_are_cleaned_up_after_and_old_jobs_are_forgotten(
     kept = attempt(store, storage, good)
     half = attempt(store, storage, bad)
     with store.begin() as unit:
-        lifecycle.succeed(unit, good.id, 2, [kept], {})
+        job_edges.succeed(unit, good.id, 2, [kept], {})
         lifecycle.cancel(unit, tenant, bad.id)
         lifecycle.confirm_cancel(unit, bad.id, 1)
     cleanup = CleanupThread(store, storage)

@@ -30,6 +30,7 @@ from farm.store.unit_of_work import Store
 from farm.webhooks import signature
 from farm.webhooks.deliverer import Deliverer, Limits
 from farm.webhooks.retry_policy import RetryPolicy
+from tests import job_edges
 from tests.integration.conftest import spec
 from tests.integration.receiver import Receiver, answer, hang, in_turn, receiver, stream
 from tests.waiting import wait_until
@@ -88,10 +89,10 @@ def succeed(store: Store, tenant: str) -> Succeed:
             job, _ = lifecycle.submit(unit, tenant_id, new)
             (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, WORKER)], 30)
         with store.begin() as unit:
-            lifecycle.claim(unit, job.id, sent.epoch, WORKER, 30)
+            job_edges.claim(unit, job.id, sent.epoch, WORKER, 30)
         output = Output(0, f"outputs/{job.id}/1/0.png", "image/png", 1234, "ab" * 32, 1, {"width": 64, "height": 64})
         with store.begin() as unit:
-            return lifecycle.succeed(unit, job.id, sent.epoch, [output], {"version": 1})
+            return job_edges.succeed(unit, job.id, sent.epoch, [output], {"version": 1})
 
     return one
 
@@ -215,7 +216,7 @@ def test_failed_and_canceled_jobs_are_told_and_filters_hold(
     with store.begin() as unit:
         doomed, _ = lifecycle.submit(unit, tenant, NewJob(spec()))
         (sent,) = lifecycle.dispatch(unit, [Assignment(doomed.id, WORKER)], 30)
-        lifecycle.claim(unit, doomed.id, sent.epoch, WORKER, 30)
+        job_edges.claim(unit, doomed.id, sent.epoch, WORKER, 30)
     with store.begin() as unit:
         error = JobError("model_unavailable", "no such weights")
         assert lifecycle.fail(unit, doomed.id, sent.epoch, error, retryable=False) is JobState.FAILED
