@@ -8,9 +8,11 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from xdist.scheduler import LoadFileScheduling
 
 from farm.local import servers as local
 from farm.local.ports import PortReservations
@@ -20,6 +22,22 @@ from farm.local.state import DataDirectory
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
 from tests.transitions import refuse_other_transitions
+
+#: Files whose tests share one farm: the same process runs them, or each process would start a farm of its own.
+_ONE_FARM = "tests/acceptance/"
+
+
+class _FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives each file to one process, and all that share a farm to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return _ONE_FARM if file.startswith(_ONE_FARM) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesTogether:
+    return _FilesTogether(config, log)
+
 
 #: A variable of the developer's own shell must not steer the tests to a farm that is in use.
 for _name in [name for name in os.environ if name.startswith("FARM_")]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.test_local_servers import strays
+
 
 def farm_command(
     *arguments: str | Path, cwd: Path, check: bool = False, **more: str
@@ -58,3 +60,4 @@ def running_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFa
         yield RunningFarm(told["url"], told["api_key"], told["database_url"], told["redis_url"], data_dir)
     finally:
         farm_command("down", "--data-dir", data_dir, cwd=base)
+    assert strays(data_dir) == []

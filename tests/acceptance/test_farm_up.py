@@ -1,4 +1,7 @@
-"""``farm up`` as its user meets it: one command, the whole farm, and nothing left after it."""
+"""``farm up`` as its user meets it: one command, the whole farm, and nothing left after it.
+
+What needs no worker runs without one, because each start of one imports torch.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from farm.client import Farm
 from farm.local.state import DataDirectory
 from tests.integration.test_local_servers import farm, strays
 from tests.waiting import wait_until
+
+from .conftest import RunningFarm
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,7 @@ def told(data_dir: Path) -> dict[str, Any]:
 
 
 def up(data_dir: Path) -> str:
-    return farm("up", "--detach", "--json", "--workers", "1", "--data-dir", data_dir).stdout
+    return farm("up", "--detach", "--json", "--workers", "0", "--data-dir", data_dir).stdout
 
 
 def get(told: dict[str, Any], path: str, *, key: str | None = None) -> tuple[int, Any]:
@@ -87,7 +93,11 @@ def test_flower_opens_with_the_login_that_up_told_and_not_without(told: dict[str
     assert status(Authorization=f"Basic {login}") == 200
 
 
-def test_every_part_becomes_healthy(told: dict[str, Any], data_dir: Path) -> None:
+def test_every_part_becomes_healthy(running_farm: RunningFarm) -> None:
+    data_dir = running_farm.data_dir
+    with Farm(running_farm.url, running_farm.api_key) as client:
+        wait_until(lambda: list(client.workers()), 60, every=0.2, what="the worker joins")
+
     def sick() -> list[str]:
         return [name for name, part in parts(data_dir).items() if part["condition"] != "healthy"]
 
@@ -95,7 +105,6 @@ def test_every_part_becomes_healthy(told: dict[str, Any], data_dir: Path) -> Non
     assert list(parts(data_dir)) == [
         "valkey", "s3", "postgres", "api", "dispatcher", "deliverer", "worker-cpu0", "flower",
     ]  # fmt: skip
-    wait_until(lambda: get(told, "/v1/workers", key=told["api_key"])[1]["data"], 60, every=0.2, what="the worker joins")
     assert farm("status", "--data-dir", data_dir).returncode == 0
     found = json.loads(farm("doctor", "--json", "--data-dir", data_dir).stdout)
     assert found["ok"] is True
