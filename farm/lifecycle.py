@@ -35,7 +35,7 @@ from farm.store.retention import Retention
 from farm.store.tables import IdempotencyRow
 from farm.store.unit_of_work import UnitOfWork
 
-#: A job that was on the device when its worker died this often is not given to a third one.
+#: A job that was on the device at so many crashes of its workers is not retried.
 MAX_CRASHES: Final = 2
 #: A job that this many different workers failed is not given to another one.
 MAX_FAILING_WORKERS: Final = 3
@@ -448,7 +448,7 @@ def cancel(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
     """
     if not ids.is_id(ids.JOB, job_id):
         raise NotFound("job", job_id)
-    for _ in range(2):  # one that is given back between the two questions waits now
+    for _ in range(2):  # one that is released between the two statements waits now
         epoch = unit.jobs.cancel_waiting(tenant_id, job_id)
         if epoch is not None:
             _record_finished(unit, tenant_id, job_id, epoch, EventType.CANCELED, {})
@@ -717,9 +717,7 @@ def _requeue_expired(unit: UnitOfWork, one: ExpiredLease) -> None:
     crash_count, lost_count = one.crash_count + int(one.started), one.lost_count + 1
     exhausted = one.started and one.attempts >= one.max_attempts
     if crash_count >= MAX_CRASHES or lost_count >= MAX_LOST or exhausted:
-        error = JobError(
-            "worker_lost", f"its worker died {lost_count} times while it held the job; it is not given to another"
-        )
+        error = JobError("worker_lost", f"Its worker was lost {lost_count} times while it ran this job; not retried.")
         if not unit.jobs.fail(one.job_id, one.epoch, error):
             raise LeaseLost(f"{one.job_id} changed while it was requeued")
         _record_finished(

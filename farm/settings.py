@@ -53,7 +53,7 @@ class Settings(BaseSettings):
 
     # dispatch and leases
     dispatch_lease_seconds: float = Field(30, gt=0)  #: a dispatched job that was not claimed in this time is requeued
-    run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is taken back
+    run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is requeued
     heartbeat_seconds: float = Field(5, gt=0)  #: how often a worker renews its leases
     prefetch: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its device renders
     max_attempts: int = Field(3, ge=1)

@@ -111,7 +111,7 @@ class Hand:
             lifecycle.join(unit, info)
 
     def begin(self, job_id: str, steps: int = 20) -> Job:
-        """queued → running, taken up by the device."""
+        """queued → running, started on the device."""
         with self.api.store.begin() as unit:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, self.name)], 30)
         with self.api.store.begin() as unit:
@@ -155,7 +155,7 @@ class Hand:
             return [head.job_id for head in candidates(unit, 100)]
 
     def run_all(self, stopping: threading.Event) -> None:
-        """Render whatever comes until told to stop; each third job fails."""
+        """Render whatever comes until stopped; each third job fails."""
         number = 0
         while not stopping.wait(0.02):
             for job_id in self.queued():

@@ -52,7 +52,7 @@ class Scenario:
     prefetch: int = 2
     load_seconds: float = 20.0  #: to bring 8 GiB of model into a device's memory
     loss_hours: float = 12.0  #: mean time until a worker is lost
-    lease_seconds: float = 30.0  #: until its jobs are taken back
+    lease_seconds: float = 30.0  #: until its jobs are requeued
     absent_seconds: float = 120.0  #: until it is there again, with nothing loaded
     round_seconds: float = 0.05  #: between the dispatcher's rounds
     seed: int = 1

@@ -30,7 +30,7 @@ class Subscription:
     def __init__(self, notifier: ChangeNotifier) -> None:
         self._notifier = notifier
         self._event = asyncio.Event()
-        self.preview: str | None = None  #: the newest that was heard of, as a data URL; whoever shows it takes it
+        self.preview: str | None = None  #: the newest one, as a data URL; it is read once
 
     def wake(self) -> None:
         """The job may have changed."""

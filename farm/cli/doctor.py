@@ -102,7 +102,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
 
 
 def _python() -> Check:
-    # An older Python does not get this far: the package refuses to be installed, and its syntax to be read.
+    # An older Python cannot install the package or parse its source.
     return Check("python", CheckStatus.OK, f"{platform.python_version()} at {sys.executable}")
 
 

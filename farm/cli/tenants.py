@@ -40,7 +40,7 @@ def _default(
 
 @tenants.command()
 def ls(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
-    """List the tenants with their caps."""
+    """List the tenants with their limits."""
     with connect(url, api_key, data_dir) as farm:
         _show(list(farm.tenants()), as_json)
 
@@ -79,7 +79,7 @@ def change(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Change a tenant's weight and caps; `none` removes a cap."""
+    """Change a tenant's weight and limits; `none` removes a limit."""
     caps = _caps(weight, max_queued, max_running, device_seconds_per_day, storage_bytes, retention_days)
     with connect(url, api_key, data_dir) as farm:
         _show(farm.change_tenant(_id(farm, tenant), **caps), as_json)

@@ -228,7 +228,7 @@ def deliveries(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """List what was sent or is to be sent, newest event first."""
+    """List deliveries, sent and waiting, newest event first."""
     with connect(url, api_key, data_dir) as farm:
         found = list(farm.deliveries(limit=limit, state=state, endpoint_id=endpoint, job_id=job, type=event))
     if as_json:
@@ -286,7 +286,7 @@ def resend(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Send a delivery again under the same id, or all that were given up."""
+    """Send a delivery again under the same id, or all dead deliveries."""
     from farm.errors import BadInput
 
     if (delivery_id is None) != all_dead:

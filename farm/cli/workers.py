@@ -39,7 +39,7 @@ def _workers(
 def drain(
     name: Name, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE
 ) -> None:
-    """Let a worker finish what it holds and give it nothing new, also after a restart."""
+    """Let a worker finish its jobs and dispatch no new ones to it, also after a restart."""
     with connect(url, api_key, data_dir) as farm:
         _steered(farm.drain_worker(name), as_json=as_json)
 
@@ -93,7 +93,7 @@ def set_pause(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Hand nothing over: of a model, of a tenant, or (without an option) of the whole farm."""
+    """Dispatch no jobs of a model, of a tenant, or (without an option) of the whole farm."""
     with connect(url, api_key, data_dir) as farm:
         _show_pauses(farm.pause(model=model, tenant=tenant), as_json=as_json)
 
@@ -160,7 +160,7 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
 
 
 def models(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
-    """List the models: their tasks and sizes, prompts to try, and the words they know."""
+    """List the models: their tasks and sizes, example prompts, and their vocabulary."""
     with connect(url, api_key, data_dir) as farm:
         found = farm.models()
     if as_json:

@@ -30,7 +30,7 @@ from farm.errors import BrokerUnavailable, SetupError
 from farm.settings import Settings
 
 RENDER: Final = "farm.render"  #: the name of the one Celery task
-MESSAGE_VERSION: Final = 1  #: a worker gives back messages of a version it does not know
+MESSAGE_VERSION: Final = 1  #: a worker rejects messages of a version it does not know
 
 #: The nameless exchange routes by queue name alone: it keeps no binding in Redis that a wipe could lose.
 DIRECT: Final = Exchange("", type="direct")

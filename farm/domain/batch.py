@@ -126,7 +126,7 @@ class Batch:
     error_key: str | None  #: the object that reports them
     retry_of: str | None
     created_at: datetime
-    first_finished_at: datetime | None  #: when the first of its jobs was over
+    first_finished_at: datetime | None  #: when the first of its jobs finished
     finished_at: datetime | None  #: when the last one was
     cancel_requested_at: datetime | None
     webhook: str | None  #: receives the batch's own events

@@ -102,7 +102,7 @@ class Job:
     spec: JobSpec
     priority: Priority
     epoch: int  #: the fencing number: goes up at each dispatch
-    attempts: int  #: claims so far, less those given back through no fault of the job
+    attempts: int  #: claims so far, less those released through no fault of the job
     max_attempts: int
     worker: str | None  #: who holds or held it last
     progress: Progress | None

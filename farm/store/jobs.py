@@ -250,7 +250,7 @@ class Jobs:
         )
         return len(gone.all())
 
-    # -- giving back and ending ---------------------------------------------------------------------------------------
+    # -- releasing and ending ---------------------------------------------------------------------------------------
 
     def requeue(
         self,
@@ -271,7 +271,7 @@ class Jobs:
         ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the device.
         """
         states = (JobState.DISPATCHED,) if unclaimed else (JobState.DISPATCHED, JobState.RUNNING)
-        # a dispatched job was never claimed, so there is no attempt to give back
+        # a dispatched job was never claimed, so there is no attempt to uncount
         refunded = case((JobRow.state == RUNNING, JobRow.attempts - 1), else_=JobRow.attempts)
         return self._changed(
             _fenced(job_id, epoch, *states)

@@ -42,7 +42,7 @@ def test_a_rendered_image_s_metadata_renders_it_again_bit_for_bit(
     assert (tmp_path / "again.png").read_bytes() == image.read_bytes()
 
 
-def test_a_image_that_was_changed_is_found_out(running_farm: RunningFarm, image: Path, tmp_path: Path) -> None:
+def test_an_image_that_was_changed_is_found_out(running_farm: RunningFarm, image: Path, tmp_path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()

@@ -73,7 +73,7 @@ def test_up_returns_when_the_api_is_ready_and_its_key_works(told: dict[str, Any]
     assert get(told, "/v1/workers", key=told["api_key"])[0] == 200
 
 
-def test_flower_opens_with_the_login_that_up_told_and_not_without(told: dict[str, Any]) -> None:
+def test_flower_opens_with_the_login_that_up_printed_and_not_without(told: dict[str, Any]) -> None:
     place = urlsplit(told["flower_url"])
     login = base64.b64encode(f"{place.username}:{place.password}".encode()).decode()
 

@@ -111,7 +111,7 @@ def _render_through_a_cut(here: Host, there: Host, worker: subprocess.Popen[byte
     ip("-n", there.name, "link", "set", "cable", "down")
     began = time.monotonic()
     # Its lease runs out and the job waits again; nobody else is there to take it.
-    wait_until(lambda: "running" not in states(), 60, every=0.2, what="the lost worker's job taken back")
+    wait_until(lambda: "running" not in states(), 60, every=0.2, what="the lost worker's job requeued")
     wait_until(lambda: time.monotonic() - began > CUT_SECONDS, CUT_SECONDS + 5, what="the end of the cut")
     assert worker.poll() is None, "the worker must outlive the cut"
     ip("-n", there.name, "link", "set", "cable", "up")

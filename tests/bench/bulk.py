@@ -239,7 +239,7 @@ class Bench:
             body = self.http.get(f"/v1/batches/{body['id']}").raise_for_status().json()
 
     def canceling(self, batch_id: str) -> None:
-        """Until the farm says that nothing more of it begins, and until each row is canceled and told."""
+        """Until the farm reports the cancel, and until each row is canceled and its event written."""
         begun = time.perf_counter()
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(self.farm.cancel_batch, batch_id)

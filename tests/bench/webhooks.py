@@ -1,4 +1,4 @@
-"""Webhooks: deliveries a second beside a Celery task per event, the way from commit to arrival, and bad neighbours.
+"""Webhooks: deliveries a second beside a Celery task per event, the way from commit to arrival, and failing endpoints.
 
 ``python -m tests.bench.webhooks [--events N] [--celery-events N] [--seconds N]`` starts servers of its own in a
 temporary directory, one deliverer, and a receiver in a process of its own on loopback.
@@ -150,7 +150,7 @@ def receiver() -> Iterator[Receiver]:
 
 @dataclass(frozen=True)
 class Farm:
-    """A database with finished jobs nobody was told of, and the variables of a process over it."""
+    """A database with finished jobs whose events were not delivered, and the variables of a process over it."""
 
     store: Store
     database_url: str

@@ -141,7 +141,7 @@ def batch(
 
 
 def webhooks(api: Api) -> tuple[str, str]:
-    """An endpoint that answers, one that fails, one that is off; returns the failing one and what it was not told."""
+    """An endpoint that answers, one that fails, one that is off; returns the failing one and a delivery that failed."""
     ends = frozenset({EventType.SUCCEEDED, EventType.FAILED})
     with api.store.begin() as unit:
         shop = unit.webhooks.create_endpoint(

@@ -295,7 +295,7 @@ def test_images_are_looked_at_ticked_and_taken_home(lived_in: LivedIn, enter: En
     assert len(page.request.get(f"{base}/errors.jsonl").text().splitlines()) == 4
 
 
-def test_a_image_is_asked_for_with_a_mask_that_is_painted(lived_in: LivedIn, enter: Enter) -> None:
+def test_a_job_is_submitted_with_a_painted_mask(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator)
     page.get_by_role("link", name="Render", exact=True).click()

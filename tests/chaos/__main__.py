@@ -256,7 +256,7 @@ class Run:
             "recovery_seconds": {
                 "from a fault's end to the next finished job": spread(recovered),
                 # those of a batch wait for the others, until their line has aged
-                "from a job taken back to its next claim or end, by class": {
+                "from a job's requeue to its next claim or end, by class": {
                     Priority.of_rank(priority).value: spread(pauses) for priority, pauses in sorted(again.items())
                 },
             },
@@ -306,7 +306,7 @@ def main() -> int:
     options = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("FARM_")]:
         del os.environ[name]
-    # the farm's processes and its mount are given back however this ends
+    # the farm's processes and its mount are released however this ends
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="farm-chaos-"))

@@ -31,7 +31,7 @@ class JobSeen:
     epoch: int
     attempts: int
     batch: str | None = None
-    accepted: bool = True  #: whether the submitter was told of it
+    accepted: bool = True  #: whether the submitter got a 2xx for it
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class History:
     deliveries: tuple[DeliverySeen, ...] = ()
     posts: tuple[Post, ...] = ()
     samples: tuple[Sample, ...] = ()
-    accepted: frozenset[str] = frozenset()  #: jobs of which the submitter was told
+    accepted: frozenset[str] = frozenset()  #: jobs for which the submitter got a 2xx
     caps: dict[str, int] = field(default_factory=dict)  #: by tenant
     window: int = 10**9  #: messages that may wait for one worker
 

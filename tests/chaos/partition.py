@@ -65,7 +65,7 @@ class Namespace:
         self.close()
 
     def unplug(self) -> None:
-        """Packets are lost from now on, in both directions, and nobody is told."""
+        """Packets are lost from now on, in both directions, without an error."""
         _ip("-n", self.name, "link", "set", self._far, "down")
 
     def plug_in(self) -> None:

@@ -23,7 +23,7 @@ class Submitter(threading.Thread):
         self._ahead = ahead
         self._poison = poison
         self._closing = threading.Event()
-        self.accepted: set[str] = set()  #: UUIDs of the jobs of which a 2xx told
+        self.accepted: set[str] = set()  #: UUIDs of the jobs in 2xx responses
         self.asked = 0
         self.refused = 0  #: calls that came to nothing
         self.open = 0  #: jobs that have not finished, as the driver counts them

@@ -418,7 +418,7 @@ def store(database_url: str) -> Iterator[Store]:
     made.close()
 
 
-def test_the_database_tells_the_time_that_it_was_told(store: Store, database_url: str) -> None:
+def test_the_database_returns_the_time_that_was_set(store: Store, database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         with store.begin() as unit:
             before = unit.now()

@@ -1,4 +1,4 @@
-"""HTTPS in front of an API on loopback, as a proxy does it: TLS ends here, and the API is told so."""
+"""HTTPS in front of an API on loopback, as a proxy does it: TLS ends here, and a header says so to the API."""
 
 from __future__ import annotations
 

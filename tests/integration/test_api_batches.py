@@ -447,7 +447,7 @@ def test_twenty_thousand_waiting_jobs_are_canceled_quickly_each_with_one_event(a
     assert count(api, "event", "type = 'job.canceled'") == 20_000
 
 
-def test_a_batch_is_canceled_whole_while_jobs_are_handed_over(api: Api, client: httpx2.Client) -> None:
+def test_a_batch_is_canceled_whole_while_its_jobs_are_dispatched(api: Api, client: httpx2.Client) -> None:
     batch = submit(client, balls(3_000))
     stopping = threading.Event()
     mistakes: list[BaseException] = []

@@ -99,7 +99,7 @@ def test_a_repeated_request_returns_its_job_although_its_image_is_gone(api: Api,
     assert client.post("/v1/jobs", json=given, headers=headers).json()["id"] == first.json()["id"]
 
 
-def test_prefer_wait_answers_when_the_job_is_over(api: Api, client: httpx2.Client) -> None:
+def test_prefer_wait_responds_when_the_job_has_finished(api: Api, client: httpx2.Client) -> None:
     hand = Hand(api)
 
     def render() -> None:
@@ -261,7 +261,7 @@ def test_a_stream_tells_a_jobs_life_and_ends_with_it(api: Api, client: httpx2.Cl
     assert later[0][1]["state"] == "succeeded"
 
 
-def test_a_stream_ends_soon_after_the_server_is_told_to_stop(api: Api, client: httpx2.Client) -> None:
+def test_a_stream_ends_soon_after_the_server_is_stopped(api: Api, client: httpx2.Client) -> None:
     job_id = submit(client)["id"]
     with client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
         lines = answer.iter_lines()

@@ -43,7 +43,7 @@ def test_a_bucket_lets_a_burst_through_and_then_its_rate_and_a_refused_request_c
     assert rates.take("a").left == 3  # never more than a bucket
 
 
-def test_beyond_its_rate_a_tenant_is_told_when_to_come_back_and_our_client_does(farm_env: dict[str, str]) -> None:
+def test_above_its_rate_a_tenant_gets_retry_after_and_our_client_waits(farm_env: dict[str, str]) -> None:
     with running(Settings(rate_limit=0.5, rate_burst=3)) as api, api.client() as client:
         answers = [client.get("/v1/models")]
         assert answers[0].headers["ratelimit-policy"] == '"requests";q=3;w=6'

@@ -152,7 +152,7 @@ def api(servers: TestServers, migrated_template: str) -> Iterator[Api]:
 
 
 def _render_all(hand: Hand, stopping: threading.Event) -> None:
-    """Render whatever comes until told to stop; what is called broken fails."""
+    """Render whatever comes until stopped; a job whose prompt says so fails."""
     while not stopping.wait(0.02):
         for job_id in hand.queued():
             job = hand.begin(job_id)

@@ -71,7 +71,7 @@ def test_a_filter_cancels_what_matches_and_nothing_else(api: Api, farm: Farm, ha
     assert farm.cancel_jobs(custom_id="red").stopping == 0
 
 
-def test_names_of_others_are_passed_over(api: Api, farm: Farm) -> None:
+def test_ids_of_other_tenants_are_ignored(api: Api, farm: Farm) -> None:
     mine = submit(farm, 2)
     with Farm(api.url, api.new_key(*Scope, tenant_id=api.new_tenant("stranger"))) as theirs:
         (foreign,) = submit(theirs, 1)

@@ -116,7 +116,7 @@ def test_images_of_lines_are_fetched_once_each_and_never_from_inside(api: Api, i
         images.private.accept()  # nobody came
 
 
-def test_a_body_that_names_too_many_urls_is_told_so_and_by_then_has_fetched_no_more(
+def test_a_body_with_too_many_urls_is_refused_before_more_are_fetched(
     api: Api, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farm.services.bulk.MAX_FETCHED", 3)

@@ -81,7 +81,7 @@ def test_a_table_goes_out_and_its_images_come_back_whole(api: Api, tmp_path: Pat
     assert farm(api, "get", batch_id, "--name", "{colour}").returncode == 2
 
 
-def test_bad_lines_are_told_and_skipped_only_on_demand(api: Api) -> None:
+def test_invalid_lines_are_reported_and_skipped_only_on_request(api: Api) -> None:
     body = b'{"prompt": "a"}\n{"prompt": "b", "seed": -4}\n{"promt": "c"}\n'
     refused = farm(api, "submit", "-", "--format", "jsonl", stdin=body)
     assert refused.returncode == 2

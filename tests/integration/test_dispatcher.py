@@ -178,7 +178,7 @@ def test_a_standby_takes_over_within_three_seconds_of_a_kill(
     assert standby.wait(10) == 0
 
 
-def test_nothing_is_handed_over_while_the_broker_is_away(
+def test_no_job_is_dispatched_while_the_broker_is_away(
     start: Start, worker: str, store: Store, submit: Submit, queue: Callable[[], list[tuple[str, int]]]
 ) -> None:
     child = start(FARM_REDIS_URL="redis://127.0.0.1:1/0")
@@ -232,8 +232,8 @@ def test_a_message_says_job_and_epoch_and_is_named_after_them(redis_url: str) ->
     assert broker.purge(app, WORKER) == 1
 
 
-def test_celerys_monitors_are_told_what_was_sent(redis_url: str, start: Start, worker: str, submit: Submit) -> None:
-    """As `celery events` and Flower hear of it: which task, with which arguments, in whose list."""
+def test_celerys_monitors_see_what_was_sent(redis_url: str, start: Start, worker: str, submit: Submit) -> None:
+    """As `celery events` and Flower receive it: which task, with which arguments, in whose list."""
     app = broker.make_app(Settings(redis_url=redis_url))
     heard: list[dict[str, object]] = []
     with app.connection_for_read() as connection:
@@ -253,7 +253,7 @@ def test_celerys_monitors_are_told_what_was_sent(redis_url: str, start: Start, w
     ]
 
 
-def test_after_an_outage_of_the_database_workers_may_speak_before_anything_is_taken_back(
+def test_after_an_outage_of_the_database_workers_may_send_heartbeats_before_jobs_are_requeued(
     store: Store, worker: str, submit: Submit
 ) -> None:
     job = submit()
@@ -271,4 +271,4 @@ def test_after_an_outage_of_the_database_workers_may_speak_before_anything_is_ta
         reaper.run()
         return state(store, job) is JobState.QUEUED
 
-    wait_until(taken_back, 5, what="the job taken back, once the workers had their time")
+    wait_until(taken_back, 5, what="the job requeued, once the workers had their time")

@@ -258,7 +258,7 @@ def test_a_deep_backlog_hides_no_line_behind_it(store: Store, play: Round) -> No
     assert play() == [urgent]
 
 
-def test_hand_overs_that_were_not_sent_are_not_charged(
+def test_assignments_that_were_not_sent_are_not_charged(
     store: Store, farm_env: dict[str, str], full_redis: Callable[[], None]
 ) -> None:
     one = tenant(store, "one", 5)

@@ -81,7 +81,7 @@ def refute(store: Store, tenant_id: str, bad: str, good: str, times: int) -> Non
 # -- operators -------------------------------------------------------------------------------------------------------
 
 
-def test_what_an_operator_pauses_or_drains_is_not_handed_over_until_he_resumes_it(api: Api) -> None:
+def test_no_job_of_what_is_paused_or_drained_is_dispatched_until_it_is_resumed(api: Api) -> None:
     join(api.store)
     dispatcher = Dispatcher(api.settings)
 

@@ -273,7 +273,7 @@ def answering(status: str, *headers: str, body: bytes = b"") -> Callable[[socket
     return lambda connection: connection.sendall(head.encode() + body)
 
 
-def test_a_image_is_fetched(intake: Intake, storage: Storage, tenant: str, host: Hosts) -> None:
+def test_an_image_is_fetched(intake: Intake, storage: Storage, tenant: str, host: Hosts) -> None:
     data = image(2)
     # The declared type is a lie, and there is no length: the content decides.
     stored = intake.from_url(tenant, host(answering("200 OK", "Content-Type: text/html", body=data)).url)

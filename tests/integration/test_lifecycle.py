@@ -138,14 +138,14 @@ def test_a_doubled_message_is_claimed_once(store: Store, submit: Submit) -> None
     assert get(store, job).attempts == 1
 
 
-def test_another_worker_cannot_claim_a_hand_over(store: Store, submit: Submit) -> None:
+def test_another_worker_cannot_claim_a_dispatched_job(store: Store, submit: Submit) -> None:
     job = submit()
     epoch = dispatch(store, job, "host/cpu0")
     with pytest.raises(LeaseLost), store.begin() as unit:
         job_edges.claim(unit, job.id, epoch, "host/cpu1", 30)
 
 
-def test_a_hand_over_passes_over_what_somebody_holds(store: Store, submit: Submit) -> None:
+def test_a_dispatch_skips_rows_that_are_locked(store: Store, submit: Submit) -> None:
     held, free = submit(), submit()
     with store.begin() as other:  # as one that cancels a million jobs does, for seconds
         other.session.execute(text("SELECT FROM job WHERE id = :id FOR UPDATE"), {"id": held.id.removeprefix("job_")})
@@ -156,7 +156,7 @@ def test_a_hand_over_passes_over_what_somebody_holds(store: Store, submit: Submi
     assert dispatch(store, held) == 1
 
 
-def test_a_hand_over_that_nobody_claims_is_offered_again_without_counting(store: Store, submit: Submit) -> None:
+def test_a_dispatched_job_that_is_not_claimed_is_requeued_without_counting(store: Store, submit: Submit) -> None:
     job = submit()
     dispatch(store, job)
     expire(store, job)
@@ -288,7 +288,7 @@ def test_what_kills_workers_before_the_device_is_capped_too(store: Store, submit
     assert get(store, job).state is JobState.FAILED
 
 
-def test_a_worker_that_joins_again_gives_back_what_its_last_process_held(store: Store, submit: Submit) -> None:
+def test_a_worker_that_joins_again_releases_the_jobs_of_its_last_process(store: Store, submit: Submit) -> None:
     first, second = worker_info(WORKER), worker_info(WORKER)
     with store.begin() as unit:
         lifecycle.join(unit, first)
@@ -316,7 +316,7 @@ def test_a_worker_that_leaves_gives_its_jobs_back_without_counting(store: Store,
     assert [get(store, job).state for job in (running, waiting)] == [JobState.QUEUED, JobState.QUEUED]
 
 
-def test_messages_that_could_not_be_sent_are_taken_back_unless_claimed(store: Store, submit: Submit) -> None:
+def test_jobs_whose_message_was_not_sent_are_requeued_unless_claimed(store: Store, submit: Submit) -> None:
     claimed, unsent = submit(), submit()
     with store.begin() as unit:
         sent = lifecycle.dispatch(unit, [Assignment(claimed.id, WORKER), Assignment(unsent.id, WORKER)], 30)

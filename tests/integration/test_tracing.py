@@ -139,7 +139,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
     assert (asked["action"], asked["tenant"], asked["job"]) == ("request", api.tenant_id, job)
 
 
-def test_a_tenant_that_is_told_of_a_jobs_end_is_in_its_trace(
+def test_the_webhook_of_a_jobs_end_is_in_its_trace(
     store: Store, tenant: str, submit: Submit, database_url: str, spans: InMemorySpanExporter
 ) -> None:
     with store.begin() as unit:  # nobody listens there: a try that fails is a try

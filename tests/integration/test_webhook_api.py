@@ -362,7 +362,7 @@ def test_progress_that_nobody_asks_for_is_not_written(api: Api, client: httpx2.C
     assert written() == 1
 
 
-def test_an_endpoint_that_is_gone_is_told_to_the_others(client: httpx2.Client, hooks: Receiver, start: Start) -> None:
+def test_a_disabled_endpoint_is_reported_to_the_others(client: httpx2.Client, hooks: Receiver, start: Start) -> None:
     hooks.behaviours["/hook"] = answer(410)
     gone = make(client, hooks.url(), description="old")
     watcher = make(client, hooks.url("/watch"), events=["endpoint.disabled"])

@@ -171,7 +171,7 @@ def test_an_event_is_delivered_once_and_signed(
     assert count(store, "SELECT count(*) FROM event WHERE NOT fanned_out") == 0
 
 
-def test_a_jobs_own_webhook_is_told_under_a_secret_of_its_own(
+def test_a_jobs_own_webhook_is_signed_with_a_secret_of_its_own(
     store: Store, tenant: str, start: Start, hooks: Receiver, succeed: Succeed
 ) -> None:
     start()
@@ -187,7 +187,7 @@ def test_a_jobs_own_webhook_is_told_under_a_secret_of_its_own(
         signature.verify(made.secrets[0], got.headers, got.body)
 
 
-def test_what_nobody_wants_to_hear_of_is_no_work_for_a_deliverer(
+def test_events_without_a_subscriber_are_no_work_for_a_deliverer(
     store: Store, endpoint: Make, succeed: Succeed
 ) -> None:
     waiting = "SELECT count(*) FROM event WHERE NOT fanned_out"
@@ -203,7 +203,7 @@ def test_what_nobody_wants_to_hear_of_is_no_work_for_a_deliverer(
     assert count(store, waiting) == 3
 
 
-def test_failed_and_canceled_jobs_are_told_and_filters_hold(
+def test_failed_and_canceled_jobs_are_sent_and_filters_hold(
     store: Store, tenant: str, start: Start, hooks: Receiver, endpoint: Make, succeed: Succeed
 ) -> None:
     endpoint(hooks.url("/all"))
@@ -398,7 +398,7 @@ def test_a_private_address_is_refused_and_recorded(
 def test_dead_endpoints_cost_the_others_nothing(
     store: Store, start: Start, hooks: Receiver, endpoint: Make, succeed: Succeed
 ) -> None:
-    """Six endpoints hang, with a backlog that would fill all places; a healthy one hears of each event all the same."""
+    """Six endpoints hang, with a backlog that would fill all places; a healthy one gets each event nevertheless."""
     release = threading.Event()
     limits = replace(LIMITS, fast_concurrency=16, slow_concurrency=16, deadline=30.0, lease=60.0)
     for number in range(6):

@@ -259,7 +259,7 @@ def test_a_job_shows_what_its_image_looks_like_on_the_way(farm: Farm, worker: Wo
     listener = Listener(farm.env["FARM_DATABASE_URL"], [PREVIEW_CHANNEL])
     listener.connect()
     job = farm.start(spec(num_inference_steps=150, preview=True), worker.name)
-    heard = wait_until(lambda: listener.wait(1), 60, what="a preview is told")
+    heard = wait_until(lambda: listener.wait(1), 60, what="a preview is sent")
     listener.close()
     name, _, shown = heard[0].payload.partition(" ")
     assert name == job.id

@@ -319,7 +319,7 @@ def test_a_hostile_url_asks_no_resolver_for_an_address_in_disguise(template: str
 
 
 @both
-def test_a_listening_socket_is_heard_when_it_is_allowed(get: Get, listener: Listener) -> None:
+def test_a_listening_socket_is_reached_when_it_is_allowed(get: Get, listener: Listener) -> None:
     # The counter of the tests above can count: the same request reaches it once the network is opened.
     with pytest.raises(httpx2.ReadTimeout):
         get(f"http://127.0.0.1:{listener.port}/", LOOPBACK, timeout=0.2)

@@ -119,7 +119,7 @@ def test_still_images_of_the_three_formats_are_taken(data: bytes, media_type: st
     assert images.load_depth(data, LIMITS).mode in ("L", "I;16")
 
 
-def test_a_image_that_is_exactly_at_the_limits_is_taken() -> None:
+def test_an_image_that_is_exactly_at_the_limits_is_taken() -> None:
     exact = Settings(max_input_pixels=48 * 32, max_input_bytes=len(PNG))
     assert images.inspect(PNG, exact).width == 48
 
@@ -350,7 +350,7 @@ def test_16_bit_grey_with_a_transparent_value_loads() -> None:
     assert images.load_depth(data, LIMITS).getpixel((0, 0)) == 0x8042
 
 
-def test_transparency_is_white_in_a_image_and_black_in_a_mask() -> None:
+def test_transparency_is_white_in_an_image_and_black_in_a_mask() -> None:
     image = Image.new("RGBA", (4, 4), (200, 10, 10, 0))
     image.putpixel((0, 0), (255, 255, 255, 255))
     for data in (encoded(image), encoded(image, "WEBP", lossless=True)):

@@ -1,4 +1,4 @@
-"""LoRAs by name: jobs on one device wear different ones and notice nothing of each other."""
+"""LoRAs by name: jobs on one device apply different ones without an effect on each other."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_every_gap_is_closed_and_a_seed_is_drawn() -> None:
     )
 
 
-def test_the_size_of_a_image_decides_within_the_models_limits() -> None:
+def test_the_size_of_an_image_decides_within_the_models_limits() -> None:
     spec = resolved({"task": "image-to-image", "image": "sha256:x"}, {"image": image(1000, 500)})
     limits = REGISTRY.models[0].limits
     assert spec.width is not None

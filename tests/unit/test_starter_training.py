@@ -136,7 +136,7 @@ def test_a_finished_course_does_not_train_again(tmp_path: Path) -> None:
     assert line.slope.item() == first
 
 
-def test_the_record_becomes_a_image(tmp_path: Path) -> None:
+def test_the_record_becomes_an_image(tmp_path: Path) -> None:
     _trained(tmp_path, interrupted=False)
     target = tmp_path / "again.png"
     chart.draw(tmp_path / "line" / "metrics.csv", target)

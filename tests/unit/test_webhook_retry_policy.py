@@ -29,7 +29,7 @@ def test_jitter_stays_within_its_part(attempts: int, draw: float) -> None:
     assert 0.9 * plain <= spread <= 1.1 * plain
 
 
-def test_an_endpoint_that_asks_for_patience_gets_it_but_never_less_than_the_plan() -> None:
+def test_retry_after_lengthens_a_delay_and_never_shortens_it() -> None:
     assert EXACT.delay(1, retry_after=60) == 60
     assert EXACT.delay(4, retry_after=60) == 2 * HOUR
 
