@@ -76,7 +76,7 @@ def test_an_endpoint_is_added_and_what_was_given_up_is_sent_again(lived_in: Live
     expect(page.get_by_text("Unprocessable content")).to_be_visible()
 
     page.goto(f"/farm/webhooks/{farm.endpoint}")
-    expect(page.get_by_text("5 given up after their last try")).to_be_visible()
+    expect(page.get_by_text("5 given up after their last attempt")).to_be_visible()
     page.get_by_role("link", name="job.").first.click()
     expect(page.get_by_text("upstream is away for maintenance")).to_be_visible()
     page.get_by_role("button", name="Send it again").click()
@@ -97,7 +97,7 @@ def test_an_endpoint_is_added_and_what_was_given_up_is_sent_again(lived_in: Live
     assert len(signing) == 2
     page.get_by_role("link", name="Done").click()
     page.get_by_role("button", name="Disable").click()
-    expect(page.locator(".banner")).to_contain_text("somebody asked for it")
+    expect(page.locator(".banner")).to_contain_text("disabled by a request")
 
 
 def test_limits_are_changed_and_a_mistake_is_named_beside_its_field(lived_in: LivedIn, enter: Enter) -> None:

@@ -27,7 +27,7 @@ MOST: Final = 10_000  #: deliveries that are counted
 REASONS: Final = {
     DisabledReason.GONE: "it answered 410, which asks not to be called again",
     DisabledReason.FAILING: "it failed for days",
-    DisabledReason.REQUESTED: "somebody asked for it",
+    DisabledReason.REQUESTED: "disabled by a request",
 }
 KINDS: Final = sorted(kind.value for kind in SUBSCRIBABLE)
 
