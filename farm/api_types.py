@@ -88,7 +88,7 @@ class JobParameters(TypedDict, total=False):
     loras: Sequence[Lora] | None
     #: Whether the job's events carry small images while it is rendered.
     preview: bool | None
-    #: Jobs of a higher class are dispatched first.
+    #: Jobs of a higher priority are dispatched first.
     priority: Priority | None
     #: Your own name for the job; results and webhooks carry it.
     custom_id: str | None
@@ -157,7 +157,7 @@ class BatchDefaults(TypedDict, total=False):
     loras: str | None
     #: Whether the job's events carry small images while it is rendered.
     preview: bool | None
-    #: `bulk` if absent: after the jobs of all higher classes.
+    #: `bulk` if absent: after the jobs of all higher priorities.
     priority: Priority | None
     #: The earliest time at which the job is dispatched to a worker.
     not_before: str | datetime | None
@@ -185,9 +185,9 @@ class BatchChanges(TypedDict, total=False):
     """What may be changed of a batch."""
 
     name: str | None
-    #: Of the batch; replaces what it has.
+    #: The batch's new metadata; replaces the old one.
     metadata: Mapping[str, str] | None
-    #: Of all its jobs that have not finished.
+    #: The new priority of all its unfinished jobs.
     priority: Priority | None
 
 
@@ -202,7 +202,7 @@ class JobFilters(TypedDict, total=False):
     batch_id: str | None
     #: Why the jobs failed.
     error_code: str | None
-    #: The worker that holds the jobs, or held them last.
+    #: The worker that has the jobs, or had them last.
     worker: str | None
     created_after: str | datetime | None
     created_before: str | datetime | None
@@ -214,11 +214,11 @@ class EndpointChanges(TypedDict, total=False):
     #: A new URL.
     url: str | None
     description: str | None
-    #: The types of event that it gets from now on.
+    #: The event types to send from now on.
     events: Sequence[EventType] | None
-    #: `false`: nothing is sent. `true`: events are sent again, and what waited.
+    #: `false`: nothing is sent. `true`: events are sent again, waiting ones included.
     enabled: bool | None
-    #: `true`: webhooks carry `v1a` signatures too, of a key pair made now unless there is one.
+    #: `true`: webhooks also carry `v1a` signatures; a key pair is made unless there is one.
     asymmetric: bool | None
 
 
@@ -250,11 +250,11 @@ class TenantLimits(TypedDict, total=False):
     max_queued: int | None
     #: Jobs that may be at workers at once; more wait.
     max_running: int | None
-    #: Once so many are used in a day (UTC), new jobs are refused until the next.
+    #: When a day (UTC) has used so many, new jobs are refused until the next day.
     device_seconds_per_day: float | None
-    #: Outputs and inputs; beyond it new jobs are refused.
+    #: Bytes of outputs and inputs; above this limit new jobs are refused.
     storage_bytes: int | None
-    #: Ended jobs and their outputs are deleted after so long.
+    #: Days after which finished jobs and their outputs are deleted.
     retention_days: int | None
     #: Its share of the farm, relative to the other tenants.
     weight: float | None
@@ -267,13 +267,13 @@ class TenantChanges(TypedDict, total=False):
     max_queued: int | None
     #: Jobs that may be at workers at once; more wait.
     max_running: int | None
-    #: Once so many are used in a day (UTC), new jobs are refused until the next.
+    #: When a day (UTC) has used so many, new jobs are refused until the next day.
     device_seconds_per_day: float | None
-    #: Outputs and inputs; beyond it new jobs are refused.
+    #: Bytes of outputs and inputs; above this limit new jobs are refused.
     storage_bytes: int | None
-    #: Ended jobs and their outputs are deleted after so long.
+    #: Days after which finished jobs and their outputs are deleted.
     retention_days: int | None
-    #: Unique in the farm.
+    #: The tenant's name, unique in the farm.
     name: str | None
     #: Its share of the farm, relative to the other tenants.
     weight: float | None

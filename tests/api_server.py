@@ -26,6 +26,7 @@ from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
+from tests import job_edges
 from tests.job_specs import size_of
 from tests.queues import candidates
 from tests.waiting import wait_until
@@ -115,14 +116,14 @@ class Hand:
         with self.api.store.begin() as unit:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, self.name)], 30)
         with self.api.store.begin() as unit:
-            job = lifecycle.claim(unit, job_id, sent.epoch, self.name, 30)
+            job = job_edges.claim(unit, job_id, sent.epoch, self.name, 30)
         with self.api.store.begin() as unit:
-            lifecycle.start(unit, job_id, job.epoch, steps)
+            job_edges.start(unit, job_id, job.epoch, steps)
         return job
 
     def step(self, job: Job, step: int) -> None:
         with self.api.store.begin() as unit:
-            lifecycle.progress(unit, job.id, job.epoch, step)
+            job_edges.progress(unit, job.id, job.epoch, step)
 
     def succeed(self, job: Job) -> None:
         width, height = size_of(job.spec)
@@ -143,7 +144,7 @@ class Hand:
                 )
             )
         with self.api.store.begin() as unit:
-            lifecycle.succeed(unit, job.id, job.epoch, outputs, {"dtype": "float32"})
+            job_edges.succeed(unit, job.id, job.epoch, outputs, {"dtype": "float32"})
 
     def fail(self, job: Job) -> None:
         with self.api.store.begin() as unit:

@@ -30,26 +30,24 @@ class Schema(BaseModel):
 
 
 class ProgressSchema(Schema):
-    """How far the current attempt is."""
+    """Progress of the current attempt."""
 
     step: int = Field(description="Denoising steps done.")
-    steps: int = Field(description="Denoising steps in all.")
+    steps: int = Field(description="All denoising steps.")
     fraction: float = Field(description="From 0 to 1.")
 
 
 class OutputSchema(Schema):
-    """One file that a job made."""
+    """One output file of a job."""
 
-    url: str = Field(
-        description="Where to get it, without a key, for a limited time. Read the job again for a new URL."
-    )
+    url: str = Field(description="A download URL that needs no key and expires. Read the job again for a new one.")
     media_type: str = Field(description="`image/png`, for instance.")
     size: int = Field(description="Bytes.")
-    sha256: str = Field(description="Of the file's bytes.")
+    sha256: str = Field(description="SHA-256 of the file's bytes.")
     seed: int
-    width: int | None = Field(description="Pixels; null for media without.")
-    height: int | None = Field(description="Pixels; null for media without.")
-    metadata: MediaMetadata = Field(description="All that is known of the content, such as `width` and `height`.")
+    width: int | None = Field(description="Pixels; null for media without a size.")
+    height: int | None = Field(description="Pixels; null for media without a size.")
+    metadata: MediaMetadata = Field(description="Properties of the content, such as `width` and `height`.")
 
 
 class ErrorSchema(Schema):
@@ -64,7 +62,7 @@ class TimingsSchema(Schema):
 
     queued_seconds: float | None = Field(description="From the submission to the last dispatch to a worker.")
     dispatch_seconds: float | None = Field(description="From the dispatch to the worker's claim.")
-    waiting_seconds: float | None = Field(description="At the worker, before its device took the job up.")
+    waiting_seconds: float | None = Field(description="At the worker, before the job started on its device.")
     rendering_seconds: float | None = Field(description="On the device, to the end of the job.")
     total_seconds: float | None = Field(description="From the submission to the end.")
 
@@ -93,7 +91,7 @@ def _between(start: datetime | None, end: datetime | None) -> float | None:
 
 
 class JobSchema(Schema):
-    """One request to one pipeline, and what became of it."""
+    """One request to one pipeline, and its state."""
 
     id: str
     state: JobState
@@ -105,7 +103,7 @@ class JobSchema(Schema):
     error: ErrorSchema | None
     attempts: int
     max_attempts: int
-    worker: str | None = Field(description="Who holds or held it last.")
+    worker: str | None = Field(description="The worker that has it, or had it last.")
     parameters: dict[str, Any] = Field(description="Sent again, they give the same outputs.")
     timings: TimingsSchema
     custom_id: str | None
@@ -121,10 +119,10 @@ class JobSchema(Schema):
     available_at: datetime = Field(
         description="Not dispatched before then: its `not_before`, or the delay before the next attempt."
     )
-    deadline: datetime | None = Field(description="If it still waits then, it fails as `deadline_exceeded`.")
+    deadline: datetime | None = Field(description="A job that still waits then fails as `deadline_exceeded`.")
     dispatched_at: datetime | None
-    claimed_at: datetime | None = Field(description="When its worker claimed it.")
-    started_at: datetime | None = Field(description="When the device started it.")
+    claimed_at: datetime | None = Field(description="When a worker claimed it.")
+    started_at: datetime | None = Field(description="When it started on the device.")
     finished_at: datetime | None
 
     @classmethod
@@ -192,12 +190,12 @@ class FileSchema(Schema):
     """A stored input file."""
 
     id: str
-    media_type: str = Field(description="By the content, whatever was declared.")
+    media_type: str = Field(description="As detected from the content.")
     size: int = Field(description="Bytes.")
     sha256: str
-    width: int | None = Field(description="Pixels, as seen; null for media without.")
-    height: int | None = Field(description="Pixels, as seen; null for media without.")
-    metadata: MediaMetadata = Field(description="All that is known of the content, such as `width` and `height`.")
+    width: int | None = Field(description="Pixels, as displayed; null for media without a size.")
+    height: int | None = Field(description="Pixels, as displayed; null for media without a size.")
+    metadata: MediaMetadata = Field(description="Properties of the content, such as `width` and `height`.")
     filename: str | None
     created_at: datetime
 
@@ -219,7 +217,7 @@ class FileSchema(Schema):
 
 
 class ModelSchema(Schema):
-    """Something to render with."""
+    """A model of the registry."""
 
     id: str
     description: str
@@ -227,12 +225,12 @@ class ModelSchema(Schema):
     pipeline: str | None = Field(description="The class of diffusers; null where only the worker knows it.")
     defaults: dict[str, Any] = Field(description="What a job gets that leaves these open.")
     limits: ModelLimits
-    vocabulary: dict[str, list[str]] = Field(description="The words it knows, where it knows only some.")
+    vocabulary: dict[str, list[str]] = Field(description="The words of its vocabulary, if it is limited.")
     example_prompts: list[str]
-    loras: list[str] = Field(description="What its jobs may name in `loras`.")
+    loras: list[str] = Field(description="The names that `loras` may contain.")
     loaded_on: list[str] = Field(description="Workers that have it in memory.")
     runs_alone: str | None = Field(
-        description="Why its jobs do not share forwards, as a worker found; null if they do, or none has seen."
+        description="Why its jobs do not share forwards; null if they do, or if that is not known yet."
     )
 
     @classmethod
@@ -287,8 +285,8 @@ class LoadedSchema(Schema):
     """A model in a worker's memory."""
 
     model: str
-    bytes: int = Field(description="Of its weights.")
-    runs_alone: str | None = Field(description="Why its jobs do not share forwards, if that was seen.")
+    bytes: int = Field(description="Bytes of its weights.")
+    runs_alone: str | None = Field(description="Why its jobs do not share forwards, if a worker found a reason.")
 
 
 class NumericsSchema(Schema):
@@ -332,19 +330,17 @@ class WorkerSchema(Schema):
     state: WorkerState
     device: DeviceSchema
     slots: int = Field(description="Jobs that its device renders at once.")
-    prefetch: int = Field(description="Jobs that may wait beside them.")
+    prefetch: int = Field(description="Jobs that may wait at the worker.")
     held_jobs: int = Field(description="Jobs dispatched to it or running on it.")
     models: list[str] = Field(description="Models in its memory.")
-    loaded: list[LoadedSchema] = Field(description="What it tells of them.")
+    loaded: list[LoadedSchema] = Field(description="Details of the models in its memory.")
     tags: list[str]
     versions: dict[str, str]
     numerics: NumericsSchema | None = Field(description="What its bits depend on; null: not known.")
     started_at: datetime
     heartbeat_at: datetime
-    drained_reason: str | None = Field(
-        description="Why it gets no jobs until somebody resumes it; null: it was not drained."
-    )
-    stopping: bool = Field(description="Whether its process was asked to end and has not yet.")
+    drained_reason: str | None = Field(description="Why it gets no jobs until it is resumed; null: it was not drained.")
+    stopping: bool = Field(description="Whether its process was asked to end and still runs.")
 
     @classmethod
     def of(cls, worker: Worker) -> Self:
@@ -399,9 +395,9 @@ class KeySchema(Schema):
 
 
 class NewKeySchema(KeySchema):
-    """A fresh API key."""
+    """A new API key."""
 
-    key: str = Field(description="The key's text. It is shown this once.")
+    key: str = Field(description="The key's text. It is shown only here.")
 
 
 class KeyList(Schema):

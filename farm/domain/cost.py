@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from farm.domain.job_spec import JobSpec
 from farm.pipelines.catalogue import catalogue
-from farm.pipelines.spec import Media, Parameter, PipelineSpec
+from farm.pipelines.spec import Media, PipelineParameter, PipelineSpec
 from farm.tasks.spec import Workload
 
 #: What is assumed where neither the job, its inputs, nor the pipeline's signature says it.
@@ -35,7 +35,7 @@ def default_of(pipeline: PipelineSpec | None, name: str) -> Any:
     return None if parameter is None else parameter.default
 
 
-def own_parameter(pipeline: PipelineSpec | None, name: str) -> Parameter | None:
+def own_parameter(pipeline: PipelineSpec | None, name: str) -> PipelineParameter | None:
     """The class's parameter that means what the common one means; None where it has none, or is not known."""
     own = None if pipeline is None else pipeline.own_name(name)
     return None if own is None or pipeline is None else pipeline.parameters[own]

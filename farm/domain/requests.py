@@ -88,7 +88,7 @@ class JobRequest(FrozenValue):
     preview: bool = Field(
         False, strict=True, description="Whether the job's events carry small images while it is rendered."
     )
-    priority: Priority = Field(Priority.NORMAL, description="Jobs of a higher class are dispatched first.")
+    priority: Priority = Field(Priority.NORMAL, description="Jobs of a higher priority are dispatched first.")
     custom_id: CustomId | None = Field(None, description="Your own name for the job; results and webhooks carry it.")
     metadata: Metadata = Field(default_factory=dict, description="Your own texts by name; results carry them.")
     webhook: str | None = Field(None, max_length=2_000, description="A URL that is notified when the job is finished.")

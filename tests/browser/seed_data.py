@@ -24,6 +24,7 @@ from farm.domain.worker import Device, WorkerInfo
 from farm.objects import keys
 from farm.store.delivery_results import DeliveryResult
 from farm.webhooks import signature
+from tests import job_edges
 from tests.api_server import Api
 from tests.job_specs import job_spec
 from tools.starter import scenes
@@ -82,10 +83,10 @@ class Worker:
     def begin(self, job_id: str, step: int = 0) -> Job:
         with self.api.store.begin() as unit:
             (sent,) = lifecycle.dispatch(unit, [Assignment(job_id, self.name)], 3600)
-            job = lifecycle.claim(unit, job_id, sent.epoch, self.name, 3600)
-            lifecycle.start(unit, job_id, job.epoch, steps_run(job.spec))
+            job = job_edges.claim(unit, job_id, sent.epoch, self.name, 3600)
+            job_edges.start(unit, job_id, job.epoch, steps_run(job.spec))
             if step:
-                lifecycle.progress(unit, job_id, job.epoch, step)
+                job_edges.progress(unit, job_id, job.epoch, step)
         return job
 
     def succeed(self, job: Job) -> None:
@@ -96,7 +97,7 @@ class Worker:
         output = Output(0, key, "image/png", len(data), sha256, seed, metadata)
         recipe = {"dtype": "bfloat16", "device": "NVIDIA H100 80GB HBM3", "torch": "2.13.0"}
         with self.api.store.begin() as unit:
-            lifecycle.succeed(unit, job.id, job.epoch, [output], recipe)
+            job_edges.succeed(unit, job.id, job.epoch, [output], recipe)
 
     def fail(self, job: Job, code: str, message: str) -> None:
         with self.api.store.begin() as unit:

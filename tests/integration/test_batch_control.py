@@ -225,7 +225,7 @@ def test_a_cancel_that_comes_while_jobs_follow_a_pause_is_not_forgotten(
         assert (batch["id"], False) in unit.batches.pending_changes()
 
 
-def test_a_batch_is_deleted_with_its_images_once_it_is_over(api: Api, client: httpx2.Client) -> None:
+def test_a_finished_batch_is_deleted_with_its_images(api: Api, client: httpx2.Client) -> None:
     batch, other = submit(client, balls(3, num_outputs=2)), submit(client, balls(1))
     key = {"Idempotency-Key": "gone"}
     named = client.post("/v1/batches", json={"jobs": balls(1)}, headers=key).json()
