@@ -57,7 +57,7 @@ def boot_id() -> str:
 def cut_torn_end(volume: Path) -> int:
     """Cut off what follows the last whole needle of a ``.dat``; returns how many bytes that were.
 
-    Appended data that was never synced may end anywhere, or be zeros. Nobody was told that it is stored.
+    Appended data that was never synced may end anywhere, or be zeros. No client has a confirmation that it is stored.
     """
     size = volume.stat().st_size
     with volume.open("r+b") as file:

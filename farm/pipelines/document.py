@@ -16,10 +16,10 @@ from farm.pipelines.granularity import Granularity
 from farm.pipelines.spec import (
     Form,
     Formulation,
-    InputSpec,
     Internal,
     Kind,
     Media,
+    PipelineInput,
     PipelineParameter,
     PipelineSpec,
     SchedulerSpec,
@@ -110,7 +110,7 @@ def read_parameter(name: str, row: Row) -> PipelineParameter:
         default=row.get("default"),
         required=row.get("required", False),
         description=row.get("description", ""),
-        input=InputSpec(media=Media(given[0]), form=Form(given[1]), many="many" in given) if given else None,
+        input=PipelineInput(media=Media(given[0]), form=Form(given[1]), many="many" in given) if given else None,
         internal=Internal(row["internal"]) if "internal" in row else None,
     )
 

@@ -59,7 +59,7 @@ class Formulation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class InputSpec:
+class PipelineInput:
     """What an input parameter takes."""
 
     media: Media
@@ -76,7 +76,7 @@ class PipelineParameter:
     default: Any  #: as JSON; None where there is none, or where it is no JSON
     required: bool  #: the call fails without it
     description: str  #: one sentence; may be empty
-    input: InputSpec | None = None
+    input: PipelineInput | None = None
     internal: Internal | None = None
 
     @property

@@ -125,3 +125,18 @@ def test_user_visible_texts_use_the_terms_of_the_glossary(pattern: str) -> None:
 )
 def test_replaced_words_are_found_and_others_are_not(text: str, found: int) -> None:
     assert len(replaced_words(text)) == found
+
+
+def test_classes_of_different_concepts_have_different_names() -> None:
+    named: dict[str, list[str]] = {}
+    for folder in ("farm", "workers"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.parse(file.read_text("utf-8")).body:
+                if isinstance(node, ast.ClassDef):
+                    named.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    # the client has its own view of what the server has, and each file of farm/tasks has the `Params` of its task
+    own = re.compile(r"farm/(client/|api_types\.py|tasks/)")
+    shared = {name: files for name, files in named.items() if len([file for file in files if not own.match(file)]) > 1}
+    assert shared == {}
+    tasks = {name: files for name, files in named.items() if len([file for file in files if "/tasks/" in file]) > 1}
+    assert set(tasks) <= {"Params"}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from farm.pipelines.spec import Form, InputSpec, Internal, Media, PipelineParameter
+from farm.pipelines.spec import Form, Internal, Media, PipelineInput, PipelineParameter
 from workers.catalogue.annotations import Shape, json_default, schema_of, shape_of
 from workers.catalogue.bounds import checked_bounds, known_bounds, needed
 from workers.catalogue.docstrings import Entry, parse
@@ -125,9 +125,9 @@ def _internal(name: str, shape: Shape, description: str) -> Internal | None:
     return None
 
 
-def _input(name: str, shape: Shape, *, many: bool) -> InputSpec | None:
+def _input(name: str, shape: Shape, *, many: bool) -> PipelineInput | None:
     if name in _PATHS:
-        return InputSpec(media=_PATHS[name], many=False, form=Form.PATH)
+        return PipelineInput(media=_PATHS[name], many=False, form=Form.PATH)
     tensors = shape.leaf("tensor") or shape.leaf("numpy")
     mislabelled = name == "image" and shape.scalars == {"string"}  # one class has its text and its image the wrong way
     if _TEXT.fullmatch(name) or not (shape.leaf("pil") or mislabelled or (tensors and _MEDIA_NAME.fullmatch(name))):
@@ -135,7 +135,7 @@ def _input(name: str, shape: Shape, *, many: bool) -> InputSpec | None:
     media = _MEDIA.get(name) or (Media.VIDEO if name == "mask" and not shape.pil else _media_of_name(name))
     form = Form.PIL if shape.leaf("pil") or mislabelled else Form.NUMPY if shape.leaf("numpy") else Form.TENSOR
     several = many or name.endswith("images") or shape.nested_pil > 1 or bool(_FOR_EACH_ADAPTER.fullmatch(name))
-    return InputSpec(media=media, many=several and media is Media.IMAGE, form=form)
+    return PipelineInput(media=media, many=several and media is Media.IMAGE, form=form)
 
 
 def _media_of_name(name: str) -> Media:
