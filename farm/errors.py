@@ -27,6 +27,7 @@
     │   ├── NanOutput
     │   └── JobCanceled
     └── SetupError          this machine cannot run what was asked; the message says what to do
+        ├── SchemaOutdated  the database was not migrated to this release
         └── MissingExtra    a package of an extra is not installed
 
 HTTP status codes are the API's business (``farm/api/problems.py``).
@@ -199,6 +200,10 @@ class JobCanceled(RenderError):
 
 class SetupError(FarmError):
     """This machine cannot run what was asked; the message says what to do about it."""
+
+
+class SchemaOutdated(SetupError):
+    """The database's schema is older than what this release reads and writes."""
 
 
 class MissingExtra(SetupError):

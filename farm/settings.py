@@ -20,6 +20,8 @@ class Settings(BaseSettings):
 
     # the servers
     database_url: SecretStr | None = None  #: ``postgresql://user:password@host:port/name``
+    #: the same database without a pooler, for LISTEN and locks; None: `database_url` is direct, or a pooler by session
+    database_direct_url: SecretStr | None = None
     redis_url: SecretStr | None = None  #: ``redis://:password@host:port/0``
     s3_endpoint_url: str | None = None  #: None: the SDK's own default (AWS)
     s3_access_key: str | None = None
@@ -27,6 +29,7 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     s3_bucket: str = "farm"
     s3_public_url: str | None = None  #: the endpoint as clients reach it, when it differs from the workers' one
+    ca_file: Path | None = None  #: PEM certificates to trust beside the system's, for all servers of the farm
 
     # where things lie
     data_dir: Path = Path(".farm")  #: logs, embedded servers, the worker's scratch space

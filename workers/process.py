@@ -28,6 +28,7 @@ from farm.domain.worker import WorkerInfo, WorkerState
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.objects.storage import Storage
 from farm.settings import Settings
+from farm.store.migrate import require_schema
 from farm.store.unit_of_work import Store
 from workers import device as devices
 from workers import device_metrics
@@ -142,6 +143,7 @@ class WorkerProcess:
             versions=devices.versions(),
             numerics=numerics,
         )
+        retry_until_available(lambda: require_schema(self._store))
         # Messages first: those of an earlier process are for jobs that joining requeues.
         retry_until_available(lambda: broker.purge(self._app, self.name))
         for job in retry_until_available(lambda: self._join(info)):

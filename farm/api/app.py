@@ -39,6 +39,7 @@ from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.services.cleanup import CleanupThread
 from farm.settings import Settings
+from farm.store.connection import Database
 from farm.store.unit_of_work import Store
 
 DESCRIPTION: Final = """\
@@ -113,7 +114,6 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _open(settings: Settings) -> AppContext:
     store = Store.connect(settings)
-    assert settings.database_url is not None  # Store.connect has refused that
     storage = Storage(settings)
     broker = None
     if settings.redis_url is not None:
@@ -126,7 +126,7 @@ def _open(settings: Settings) -> AppContext:
         storage=storage,
         registry=model_registry.load(settings.models_file),
         intake=Intake(storage, settings),
-        notifier=ChangeNotifier(settings.database_url.get_secret_value()),
+        notifier=ChangeNotifier(Database.direct(settings)),
         broker=broker,
         fetching=anyio.CapacityLimiter(FETCHING_THREADS),
         cleanup=CleanupThread(store, storage),

@@ -14,7 +14,8 @@ from redis.exceptions import RedisError
 
 from farm import __version__
 from farm.api.dependencies import AppContext, Context
-from farm.errors import BrokerUnavailable, Unavailable
+from farm.errors import BrokerUnavailable, SchemaOutdated, Unavailable
+from farm.store.migrate import require_schema
 
 log = structlog.get_logger(__name__)
 
@@ -57,14 +58,14 @@ async def readyz(context: Context, response: Response) -> Readiness:
     async def ask(name: str, check: Callable[[], object]) -> None:
         try:
             await anyio.to_thread.run_sync(check)
-        except Unavailable as error:
+        except (Unavailable, SchemaOutdated) as error:
             log.warning("not ready", action="not_ready", part=name, error=str(error))
             parts[name] = "error"
         else:
             parts[name] = "ok"
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ask, "database", context.store.check)
+        group.start_soon(ask, "database", lambda: require_schema(context.store))
         group.start_soon(ask, "redis", lambda: _ping(context))
         group.start_soon(ask, "storage", context.storage.check)
     ready = set(parts.values()) == {"ok"}

@@ -14,7 +14,8 @@ from typing import Final
 
 import structlog
 
-from farm.errors import DatabaseUnavailable
+from farm.errors import DatabaseUnavailable, SetupError
+from farm.store.connection import Database
 from farm.store.events import JOB_CHANNEL, PREVIEW_CHANNEL
 from farm.store.listen import Listener
 
@@ -55,8 +56,8 @@ class Subscription:
 class ChangeNotifier:
     """The process's one listener. `start` and `subscribe` belong to the event loop's thread."""
 
-    def __init__(self, database_url: str) -> None:
-        self._listener = Listener(database_url, [JOB_CHANNEL, PREVIEW_CHANNEL])
+    def __init__(self, database: Database) -> None:
+        self._listener = Listener(database, [JOB_CHANNEL, PREVIEW_CHANNEL])
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, set[Subscription]] = {}
         self._stopping = threading.Event()
@@ -109,6 +110,9 @@ class ChangeNotifier:
         while not self._stopping.is_set():
             try:
                 notices = self._listener.wait(0.5)
+            except SetupError as error:  # a pooler that loses notifications: whoever waits looks again by itself
+                log.error("no notifications", action="listener_refused", error=str(error))  # noqa: TRY400
+                return
             except DatabaseUnavailable as error:
                 if not lost:
                     log.warning("cannot listen for changes", action="listener_lost", error=str(error))

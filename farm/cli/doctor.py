@@ -192,33 +192,37 @@ def _running(directory: DataDirectory, run: RunState, farm: FarmIdentity, given:
             status, advice = CheckStatus.BAD, f"read {log}"
         yield Check(part.name, status, found, advice)
     addresses = Servers.of(directory, farm, given).addresses
-    yield from _database(addresses)
+    yield from _database(addresses, given)
     yield _storage(addresses)
     if any(part.name == "api" for part in run.parts):
         yield from _api(ServiceAddresses.of(farm, given.api_host), farm)
 
 
-def _database(addresses: Addresses) -> Iterator[Check]:
+def _database(addresses: Addresses, given: Settings) -> Iterator[Check]:
     # Only this check needs them, and they take half a second to import.
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy import text
 
+    from farm.store.connection import Database
     from farm.store.migrate import current, head
-    from farm.store.unit_of_work import sqlalchemy_url
+    from farm.store.unit_of_work import Store, make_engine
 
-    engine = create_engine(sqlalchemy_url(addresses.database_url), connect_args={"connect_timeout": 3})
+    store = None
     try:
-        with engine.connect() as connection:
+        store = Store(make_engine(Database.parse(addresses.database_url, ca_file=given.ca_file), pool=1))
+        with store.look() as unit:
             before = time.time()
-            theirs = float(connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+            theirs = float(unit.session.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
             skew = theirs - (before + time.time()) / 2
-            revision, wanted = current(connection), head()
-    except SQLAlchemyError as error:
-        reason = str(error).splitlines()[0]
-        yield Check("database", CheckStatus.BAD, reason, "see PostgreSQL's line above, or check FARM_DATABASE_URL")
+            revision, wanted = current(unit.session.connection()), head()
+        if given.database_url is not None:
+            Database.direct(given).session("farm doctor").close()
+    except FarmError as error:
+        yield Check("database", CheckStatus.BAD, str(error), "correct that, or FARM_DATABASE_URL")
         return
     finally:
-        engine.dispose()
+        if store is not None:
+            store.close()
+    yield Check("database", CheckStatus.OK, f"{Database.parse(addresses.database_url).place} answers")
     if revision == wanted:
         yield Check("migrations", CheckStatus.OK, f"at {revision}")
     else:

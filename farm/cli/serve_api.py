@@ -18,10 +18,12 @@ def api(
     from farm.gc_tuning import freeze_modules
     from farm.log import configure
     from farm.settings import settings
+    from farm.store.migrate import require_schema_if_available
 
     configure(settings(), "api")
     tracing.configure(settings(), "api")
     metrics.serve(settings(), settings().metrics_api_port)
+    require_schema_if_available(settings())
     app = create_app(settings())
     freeze_modules()
     serve(app, settings(), host, port)

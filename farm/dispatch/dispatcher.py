@@ -23,10 +23,12 @@ from farm.dispatch.policy import Decision, ModelRequirements, Rules, choose
 from farm.dispatch.reaper import Reaper
 from farm.domain.queue import DispatchedJob, Queue
 from farm.domain.worker import WorkerCapacity
-from farm.errors import BrokerUnavailable, DatabaseUnavailable, SetupError
+from farm.errors import BrokerUnavailable, DatabaseUnavailable
 from farm.settings import Settings
+from farm.store.connection import Database
 from farm.store.events import QUEUE_CHANNEL
 from farm.store.listen import Listener
+from farm.store.migrate import wait_for_schema
 from farm.store.unit_of_work import Store, UnitOfWork
 
 log = structlog.stdlib.get_logger()
@@ -40,13 +42,12 @@ class Dispatcher:
     """One dispatcher; any number may run, one of them leads."""
 
     def __init__(self, settings: Settings) -> None:
-        if settings.database_url is None:
-            raise SetupError("FARM_DATABASE_URL is not set")
         self._settings = settings
         self._store = Store.connect(settings, pool=3)
         self._app: Celery = broker.make_app(settings)
-        self._listener = Listener(settings.database_url.get_secret_value(), [QUEUE_CHANNEL])
-        self._leadership = Leadership(self._store.engine)
+        database = Database.direct(settings)
+        self._listener = Listener(database, [QUEUE_CHANNEL])
+        self._leadership = Leadership(database)
         self._reaper = Reaper(self._store, settings)
         self._requirements = {
             model.id: ModelRequirements(model.memory_bytes, frozenset(model.tags))
@@ -64,7 +65,11 @@ class Dispatcher:
         self._stopping.set()
 
     def run(self) -> None:
-        """Dispatch until stopped. Servers that are unavailable are waited for."""
+        """Dispatch until stopped. Servers that are unavailable are waited for.
+
+        Raises `SetupError` for a database that it cannot work with: an old schema, or a pooler that keeps no session.
+        """
+        wait_for_schema(self._store, self._stopping)
         database_failures = 0
         logged: bool | None = None  # whether this one leads, by the log
         while not self._stopping.is_set():

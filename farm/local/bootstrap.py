@@ -13,6 +13,7 @@ import time
 from farm.errors import FarmError, StorageUnavailable, Unauthorized
 from farm.objects.storage import Storage
 from farm.settings import Settings, settings
+from farm.store.connection import Database
 from farm.store.migrate import upgrade
 from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
@@ -57,8 +58,7 @@ def prepare(given: Settings, known_key: str | None) -> str:
     """Bring database and storage to where services can start. Returns the first key. Raises FarmError."""
     store = Store.connect(given, pool=1)
     try:
-        assert given.database_url is not None  # Store.connect has refused that
-        upgrade(given.database_url.get_secret_value())
+        upgrade(Database.direct(given))
         storage = Storage(given)
         prepare_storage(storage)
         storage.close()
@@ -74,8 +74,7 @@ def initialise(given: Settings) -> tuple[str, str | None]:
     """
     store = Store.connect(given, pool=1)
     try:
-        assert given.database_url is not None  # Store.connect has refused that
-        revision = upgrade(given.database_url.get_secret_value())
+        revision = upgrade(Database.direct(given))
         storage = Storage(given)
         prepare_storage(storage)
         storage.close()

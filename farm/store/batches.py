@@ -34,7 +34,7 @@ from farm.domain.batch import (
 from farm.domain.cost import cost
 from farm.domain.job import JobError, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
-from farm.errors import DatabaseUnavailable
+from farm.server_errors import database_unavailable
 from farm.store import cursor as cursors
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, Events
 from farm.store.tables import RETRY_COLUMNS, BatchRow, EventRow, JobRow, OutputRow
@@ -440,7 +440,7 @@ class Batches:
                     total += jobs
                     in_all += costs
         except psycopg.OperationalError as error:
-            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+            raise database_unavailable(error) from error
         self.allow_long_statements()
         return Staged(total, in_all)
 

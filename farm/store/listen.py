@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from farm.errors import DatabaseUnavailable
-from farm.store.unit_of_work import sqlalchemy_url
+from farm.store.connection import Connection, Database, unavailable
 
 
 @dataclass(frozen=True)
@@ -28,23 +26,25 @@ class Listener:
     the tables whenever ``wait`` returns, and now and then without a notification.
     """
 
-    def __init__(self, database_url: str, channels: Iterable[str]) -> None:
-        self._url = sqlalchemy_url(database_url).replace("postgresql+psycopg://", "postgresql://", 1)
+    def __init__(self, database: Database, channels: Iterable[str]) -> None:
+        self._database = database
         self._channels = tuple(channels)
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Connection | None = None
 
     def connect(self) -> None:
-        """Open the connection if it is not open. Raises `DatabaseUnavailable`."""
+        """Open the connection if it is not open.
+
+        Raises `DatabaseUnavailable`, or `SetupError` where a pooler cannot keep a session.
+        """
         if self._connection is not None and not self._connection.closed:
             return
+        connection = self._database.session("farm listener")
         try:
-            connection = psycopg.connect(
-                self._url, autocommit=True, connect_timeout=5, application_name="farm listener", keepalives_idle=10
-            )
             for channel in self._channels:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         except psycopg.Error as error:
-            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+            connection.close()
+            raise unavailable(error, self._database) from error
         self._connection = connection
 
     def wait(self, timeout: float) -> list[Notice]:
@@ -61,7 +61,7 @@ class Listener:
             ]
         except psycopg.Error as error:
             self.close()
-            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+            raise unavailable(error, self._database) from error
 
     def drop(self) -> None:
         """Forget the notices that have arrived, before a look that sees all that they could tell.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from functools import cache
 from typing import Any, Final
 
+import structlog
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -13,10 +16,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from farm.errors import DatabaseUnavailable
+from farm.errors import DatabaseUnavailable, SchemaOutdated
+from farm.settings import Settings
+from farm.store.connection import Database, unavailable
 from farm.store.tables import Base
-from farm.store.unit_of_work import sqlalchemy_url
+from farm.store.unit_of_work import Store
 
+log = structlog.stdlib.get_logger()
+
+WAIT_SECONDS: Final = 1.0  #: between two tries of a service that starts
 ASK_SECONDS: Final = 0.1  #: between two tries to have the lock
 LOCK: Final = 7_214_011  #: advisory lock: two processes that start together do not migrate at once
 
@@ -29,9 +37,14 @@ def config() -> Config:
     return made
 
 
-def upgrade(database_url: str) -> str:
-    """Apply what is missing; returns the revision reached. Raises `DatabaseUnavailable`."""
-    engine = create_engine(sqlalchemy_url(database_url))
+def upgrade(database: Database | str) -> str:
+    """Apply what is missing; returns the revision reached. Takes a database, or a URL of one.
+
+    Raises `DatabaseUnavailable`, or `SetupError` where a pooler keeps no session.
+    """
+    where = Database.parse(database) if isinstance(database, str) else database
+    where.session("farm migrate").close()  # the lock needs one
+    engine = create_engine("postgresql+psycopg://", creator=lambda: where.connect(limits=False), pool_size=1)
     try:
         with engine.connect() as connection:
             # asked again and again: whoever waits inside a statement keeps an index from being made beside the work
@@ -49,7 +62,7 @@ def upgrade(database_url: str) -> str:
                 connection.commit()
             return current(connection) or ""
     except OperationalError as error:
-        raise DatabaseUnavailable("PostgreSQL does not answer") from error
+        raise unavailable(error, where) from error
     finally:
         engine.dispose()
 
@@ -59,6 +72,51 @@ def current(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def require_schema(store: Store) -> None:
+    """Refuse a database whose schema is older than this release's; a newer one is what a rolling upgrade has.
+
+    Raises `SchemaOutdated`, or `DatabaseUnavailable`.
+    """
+    with store.look() as unit:
+        found = current(unit.session.connection())
+    if found == head() or (found is not None and found not in _known()):
+        return
+    raise SchemaOutdated(
+        f"the database's schema is {'empty' if found is None else f'at revision {found}'}, and this release needs "
+        f"{head()}: run `farm migrate`"
+    )
+
+
+def require_schema_if_available(settings: Settings) -> None:
+    """`require_schema` for a service that also starts while the database is away. Raises `SchemaOutdated`."""
+    store = Store.connect(settings, pool=1)
+    try:
+        require_schema(store)
+    except DatabaseUnavailable as error:
+        log.warning("starting without the database", action="database_unavailable", error=str(error))
+    finally:
+        store.close()
+
+
+def wait_for_schema(store: Store, stopping: threading.Event) -> None:
+    """Wait for a database that is unavailable, then `require_schema`; returns when it is time to stop, too."""
+    while not stopping.is_set():
+        try:
+            require_schema(store)
+        except DatabaseUnavailable as error:
+            log.warning("waiting for the database", action="database_unavailable", error=str(error))
+            stopping.wait(WAIT_SECONDS)
+        else:
+            return
+
+
+@cache
+def _known() -> frozenset[str]:
+    """The revisions of this release."""
+    return frozenset(one.revision for one in ScriptDirectory.from_config(config()).walk_revisions())
+
+
+@cache
 def head() -> str:
     """The revision that this release wants."""
     return ScriptDirectory.from_config(config()).get_current_head() or ""

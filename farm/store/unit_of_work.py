@@ -12,16 +12,18 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import Connection as SqlConnection
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from farm.errors import DatabaseUnavailable, SetupError
+from farm.server_errors import database_unavailable
 from farm.settings import Settings
 from farm.store.activity_stats import ActivityStats
 from farm.store.batches import Batches
 from farm.store.bulk_actions import BulkActions
+from farm.store.connection import LOCAL_LIMITS, Connection, Database
 from farm.store.dashboard_queries import DashboardQueries
 from farm.store.deliveries import Deliveries
 from farm.store.delivery_leases import DeliveryLeases
@@ -176,17 +178,14 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._place = str(engine.get_execution_options().get("place", ""))  # for messages
         self._counts = CountCache()
         self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")  # over the same connections
 
     @classmethod
     def connect(cls, settings: Settings, *, pool: int = 10) -> Store:
         """A store over ``FARM_DATABASE_URL`` with at most ``pool`` connections; none is opened yet."""
-        if settings.database_url is None:
-            raise SetupError(
-                "FARM_DATABASE_URL is not set: point it at a PostgreSQL database, or start the farm with `farm up`"
-            )
-        return cls(make_engine(settings.database_url.get_secret_value(), pool=pool))
+        return cls(make_engine(Database.of(settings), pool=pool))
 
     @contextmanager
     def begin(self) -> Iterator[UnitOfWork]:
@@ -194,7 +193,7 @@ class Store:
 
         Raises `DatabaseUnavailable` when the server does not answer.
         """
-        with _translated(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with _translated(self._place), Session(self.engine, expire_on_commit=False) as session, session.begin():
             unit = UnitOfWork(session, self._counts)
             yield unit
             unit.batches.flush_counters()
@@ -206,7 +205,7 @@ class Store:
 
         Raises `DatabaseUnavailable` when the server does not answer.
         """
-        with _translated(), Session(self._looking, expire_on_commit=False) as session:
+        with _translated(self._place), Session(self._looking, expire_on_commit=False) as session:
             yield UnitOfWork(session, self._counts)
 
     def check(self) -> None:
@@ -220,43 +219,38 @@ class Store:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(place: str) -> Iterator[None]:
     """What the driver raises when the server is away, as `DatabaseUnavailable`."""
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise DatabaseUnavailable("PostgreSQL does not answer") from error
+        raise database_unavailable(error, place) from error
     except DBAPIError as error:
         # read-only: a standby, which a failover is about to promote
         if error.connection_invalidated or isinstance(error.orig, (pg.OperationalError, pg.ReadOnlySqlTransaction)):
-            raise DatabaseUnavailable("PostgreSQL does not answer") from error
+            raise database_unavailable(error, place) from error
         raise
 
 
-def sqlalchemy_url(database_url: str) -> str:
-    """The URL with the driver that the farm uses (psycopg 3), from any spelling of a PostgreSQL URL."""
-    return make_url(database_url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
-
-
-def make_engine(database_url: str, *, pool: int) -> Engine:
-    """An engine whose connections fail fast and never linger in a transaction."""
+def make_engine(database: Database | str, *, pool: int) -> Engine:
+    """An engine over a database, or a URL of one, whose connections fail fast and never linger in a transaction."""
+    where = Database.parse(database) if isinstance(database, str) else database
     engine = create_engine(
-        sqlalchemy_url(database_url),
+        "postgresql+psycopg://",
+        creator=where.connect,
+        execution_options={"place": where.place},
         pool_size=pool,
         max_overflow=0,
         pool_timeout=5,
         pool_use_lifo=True,  # few warm connections, whose statements are prepared, rather than many cold ones
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "farm",
-            # a server that vanished without a word (a pulled cable) is noticed in seconds, not in the kernel's hours
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,  # milliseconds
-            "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=60s",
-        },
     )
+
+    @event.listens_for(engine, "begin")
+    def limit(connection: SqlConnection) -> None:
+        """Behind a pooler the limits of statements hold for a transaction; for single statements they are its own."""
+        driver = connection.connection.driver_connection
+        if isinstance(driver, Connection) and driver.pooled and not driver.autocommit:
+            connection.exec_driver_sql(LOCAL_LIMITS)
 
     @event.listens_for(engine, "checkout")
     def replace_dropped(connection: Any, _: object, __: object) -> None:

@@ -25,10 +25,12 @@ from farm.domain.states import EventType
 from farm.egress import guard
 from farm.errors import DatabaseUnavailable, FarmError, SetupError
 from farm.settings import Settings
+from farm.store.connection import Database
 from farm.store.delivery_leases import ClaimedDelivery, ClaimResult, Recipient
 from farm.store.delivery_results import DeliveryResult
 from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
+from farm.store.migrate import wait_for_schema
 from farm.store.unit_of_work import Store, UnitOfWork
 from farm.webhooks import prediction, signature
 from farm.webhooks.payload import event_payload, in_progress, job_payload
@@ -83,8 +85,6 @@ class Deliverer:
         resolver: guard.Resolver | None = None,
     ) -> None:
         """``presign`` gives the URL of an output's object key, valid for ``settings.presign_seconds``."""
-        if settings.database_url is None:
-            raise SetupError("FARM_DATABASE_URL is not set")
         self._settings = settings
         self._presign = presign
         self._retry_policy = retry_policy or RetryPolicy()
@@ -92,7 +92,7 @@ class Deliverer:
         self._connector = guard.PinnedConnector(settings, resolver=resolver)
         self._budget = ConnectionBudget(KEPT)
         self._store = Store.connect(settings, pool=3)
-        self._database_url = settings.database_url.get_secret_value()
+        self._database = Database.direct(settings)
         self._stopping = threading.Event()
         self._has_events = threading.Event()  # there may be events that were not fanned out
         self._has_events.set()
@@ -105,7 +105,8 @@ class Deliverer:
         self._wake()
 
     def run(self) -> None:
-        """Deliver until stopped. Waits for a database that is unreachable."""
+        """Deliver until stopped. Waits for a database that is unreachable. Raises `SchemaOutdated`."""
+        wait_for_schema(self._store, self._stopping)
         asyncio.run(self._serve())
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -462,7 +463,7 @@ class Deliverer:
 
     def _listen(self) -> None:
         """In a thread of its own: wake the loop at each notification, and after each reconnection."""
-        listener = Listener(self._database_url, [EVENT_CHANNEL])
+        listener = Listener(self._database, [EVENT_CHANNEL])
         failures = 0
         while not self._stopping.is_set():
             try:
@@ -473,6 +474,9 @@ class Deliverer:
             except DatabaseUnavailable:
                 delay, failures = self._back_off(failures)
                 self._stopping.wait(delay)
+            except SetupError as error:  # a pooler that loses notifications: events are found by looking for them
+                log.error("no notifications", action="listener_refused", error=str(error))  # noqa: TRY400
+                return
                 self._has_events.set()  # some were missed meanwhile
                 self._wake()
         listener.close()

@@ -8,7 +8,6 @@ import psycopg
 import pytest
 from alembic import command
 from psycopg.types.json import Jsonb
-from sqlalchemy import create_engine
 
 from farm import lifecycle
 from farm.domain import ids
@@ -17,7 +16,7 @@ from farm.domain.states import JobState
 from farm.errors import LeaseLost
 from farm.store import migrate
 from farm.store.tables import Base
-from farm.store.unit_of_work import Store, make_engine, sqlalchemy_url
+from farm.store.unit_of_work import Store, make_engine
 from tests import job_edges
 from tests.conftest import TestServers
 
@@ -66,14 +65,14 @@ def empty_database(servers: TestServers) -> Iterator[str]:
 
 
 def test_migrating_an_empty_database_gives_the_schema_of_the_tables(database_url: str, empty_database: str) -> None:
-    engine = create_engine(sqlalchemy_url(empty_database))
+    engine = make_engine(empty_database, pool=1)
     Base.metadata.create_all(engine)
     engine.dispose()
     migrated, declared = schema(database_url), schema(empty_database)
     for kind in SCHEMA:
         assert migrated[kind], kind
         assert migrated[kind] == declared[kind], kind
-    engine = create_engine(sqlalchemy_url(database_url))
+    engine = make_engine(database_url, pool=1)
     with engine.connect() as connection:
         assert migrate.differences(connection) == []
         assert migrate.current(connection) == migrate.head()
@@ -88,7 +87,7 @@ def test_migrating_twice_changes_nothing(database_url: str) -> None:
 
 def test_a_downgrade_of_the_baseline_leaves_nothing(empty_database: str) -> None:
     assert migrate.upgrade(empty_database) == migrate.head()
-    engine = create_engine(sqlalchemy_url(empty_database))
+    engine = make_engine(empty_database, pool=1)
     with engine.connect() as connection:
         config = migrate.config()
         config.attributes["connection"] = connection
@@ -102,7 +101,7 @@ def test_a_downgrade_of_the_baseline_leaves_nothing(empty_database: str) -> None
 def old_database(servers: TestServers) -> Iterator[str]:
     """A database as the release before this one has it."""
     servers.postgres.create_database("before")
-    engine = create_engine(sqlalchemy_url(servers.postgres.url("before")))
+    engine = make_engine(servers.postgres.url("before"), pool=1)
     with engine.connect() as connection:
         config = migrate.config()
         config.attributes["connection"] = connection
