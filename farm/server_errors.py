@@ -33,7 +33,7 @@ _ANY_SERVER: Final = (
     ),
     _Advice(
         r"certificate verify failed|self-signed|self.signed|unable to get local issuer|[Cc]ertificate is not valid|"
-        r"root certificate file|does not match host name|[Hh]ostname mismatch|certificate has expired",
+        r"root certificate file|does not match host name|doesn't match|[Hh]ostname mismatch|certificate has expired",
         "check the server's certificate and its host name, and name a private authority's certificate in FARM_CA_FILE",
     ),
     _Advice(
@@ -67,7 +67,9 @@ _POSTGRES: Final = (
 
 _REDIS: Final = (
     _Advice(r"WRONGPASS|invalid username-password|invalid password", "check user and password in FARM_REDIS_URL"),
-    _Advice(r"NOAUTH|Authentication required", "the server wants a password: add it to FARM_REDIS_URL"),
+    _Advice(
+        r"NOAUTH|Authentication required|already authenticated", "the server wants a password: add it to FARM_REDIS_URL"
+    ),
     _Advice(r"no password is set|without any password", "the server has no password: remove it from FARM_REDIS_URL"),
     _Advice(r"NOPERM|no permissions|permission", "the server's ACL must allow it: docs/operations lists the commands"),
     _Advice(r"MOVED|cluster", "Redis Cluster cannot be used: name one server, or a Sentinel group"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -93,6 +94,23 @@ class Settings(BaseSettings):
     flower_url: str | None = None  #: where the dashboard's menu leads to for Celery's own view; None: nowhere
     otel_endpoint: str | None = None  #: an OpenTelemetry collector (``http://host:4318``) for traces; None: no traces
     log_json: bool = False
+
+    @field_validator("ca_file")
+    @classmethod
+    def _certificates(cls, value: Path | None) -> Path | None:
+        if value is None:
+            return None
+        try:
+            ssl.create_default_context().load_verify_locations(value)
+        except (OSError, ssl.SSLError) as error:
+            raise ValueError(f"is no file of PEM certificates ({error.strerror or error.reason})") from error
+        return value.absolute()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.database_direct_url is not None and self.database_url is None:
+            raise ValueError("FARM_DATABASE_DIRECT_URL is set and FARM_DATABASE_URL is not: set both")
+        return self
 
     @field_validator("webhook_allow", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+from farm import authorities
 from farm.domain import ids
 from farm.errors import SetupError
 from farm.settings import Settings
@@ -27,6 +28,7 @@ from farm.settings import Settings
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import SpanContext
 
 _first: Final[ContextVar[int | None]] = ContextVar("first", default=None)  #: the job whose first span is being made
@@ -39,15 +41,25 @@ def configure(settings: Settings, service: str) -> None:
     if settings.otel_endpoint is None:
         return
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - optional
+
+        exporter = make_exporter(settings)
     except ImportError as error:
         raise SetupError(
             "FARM_OTEL_ENDPOINT is set, but OpenTelemetry is not installed: pip install 'diffusion-render-farm[otel]', "
             "or unset it"
         ) from error
-    exporter = OTLPSpanExporter(endpoint=f"{settings.otel_endpoint.rstrip('/')}/v1/traces")
     set_processor(service, BatchSpanProcessor(exporter))
+
+
+def make_exporter(settings: Settings) -> SpanExporter:
+    """What sends spans to the collector of the settings. Raises `ImportError` without OpenTelemetry."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
+
+    return OTLPSpanExporter(
+        endpoint=f"{(settings.otel_endpoint or '').rstrip('/')}/v1/traces",
+        certificate_file=None if settings.ca_file is None else authorities.bundle(settings.ca_file),
+    )
 
 
 def set_processor(service: str, processor: SpanProcessor) -> None:

@@ -14,8 +14,8 @@ NOBODY = 65534
 
 
 @contextmanager
-def pgbouncer(database_url: str, directory: Path, mode: str, *, size: int = 5) -> Iterator[str]:
-    """Run PgBouncer with its defaults and this pool mode; yields the URL of the same database through it."""
+def pgbouncer(database_url: str, directory: Path, mode: str, *lines: str, size: int = 5) -> Iterator[str]:
+    """Run PgBouncer with its defaults, this pool mode and further lines; yields the database's URL through it."""
     program = programs.find("pgbouncer")
     server = urlsplit(database_url)
     port = programs.free_port()
@@ -25,7 +25,7 @@ def pgbouncer(database_url: str, directory: Path, mode: str, *, size: int = 5) -
         f"[databases]\n* = host={server.hostname} port={server.port}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
         f"auth_type = scram-sha-256\nauth_file = {directory}/users.txt\n"
-        f"pool_mode = {mode}\ndefault_pool_size = {size}\n"
+        f"pool_mode = {mode}\ndefault_pool_size = {size}\n" + "".join(f"{line}\n" for line in lines)
     )
     # it refuses to run as root, and pytest's folders are closed to others
     user = NOBODY if os.geteuid() == 0 else None

@@ -30,11 +30,14 @@ def find(name: str) -> str:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+def free_port(below: int = 2**16) -> int:
+    """A loopback port that nobody listens at."""
+    while True:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+        if port < below:
+            return port
 
 
 @contextmanager

@@ -144,6 +144,7 @@ class WorkerProcess:
             numerics=numerics,
         )
         retry_until_available(lambda: require_schema(self._store))
+        retry_until_available(lambda: broker.check(self._app))
         # Messages first: those of an earlier process are for jobs that joining requeues.
         retry_until_available(lambda: broker.purge(self._app, self.name))
         for job in retry_until_available(lambda: self._join(info)):

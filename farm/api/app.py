@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import anyio
-import redis
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
@@ -37,6 +36,7 @@ from farm.api.notifications import ChangeNotifier
 from farm.api.rate_limit import RateLimiter
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
+from farm.redis_server import RedisServer
 from farm.services.cleanup import CleanupThread
 from farm.settings import Settings
 from farm.store.connection import Database
@@ -117,9 +117,7 @@ def _open(settings: Settings) -> AppContext:
     storage = Storage(settings)
     broker = None
     if settings.redis_url is not None:
-        broker = redis.Redis.from_url(
-            settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2, health_check_interval=0
-        )
+        broker = RedisServer.of(settings)
     return AppContext(
         settings=settings,
         store=store,
@@ -139,8 +137,6 @@ def _open(settings: Settings) -> AppContext:
 def _close(context: AppContext) -> None:
     context.notifier.stop()
     context.cleanup.stop()
-    if context.broker is not None:
-        context.broker.close()
     context.storage.close()
     context.store.close()
 

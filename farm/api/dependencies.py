@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 import anyio
-import redis
 from fastapi import Depends, Request
 
 from farm.api.notifications import ChangeNotifier
 from farm.api.rate_limit import RateLimiter
 from farm.domain.requests import AnyJobRequest
+from farm.redis_server import RedisServer
 from farm.services import inputs
 from farm.services.context import ServiceContext
 
@@ -21,7 +21,7 @@ class AppContext(ServiceContext):
     """What the API's process has besides."""
 
     notifier: ChangeNotifier
-    broker: redis.Redis | None  #: for `/readyz` only
+    broker: RedisServer | None  #: for `/readyz` only
     rate_limiter: RateLimiter | None  #: None: requests are not limited
     fetching: anyio.CapacityLimiter  #: threads that fetch and store images; slow URLs do not delay other requests
     drawing: anyio.CapacityLimiter  #: threads that draw contact sheets; few, because each holds a large image

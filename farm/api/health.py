@@ -10,11 +10,10 @@ import anyio.to_thread
 import structlog
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
-from redis.exceptions import RedisError
 
 from farm import __version__
 from farm.api.dependencies import AppContext, Context
-from farm.errors import BrokerUnavailable, SchemaOutdated, Unavailable
+from farm.errors import BrokerUnavailable, SetupError, Unavailable
 from farm.store.migrate import require_schema
 
 log = structlog.get_logger(__name__)
@@ -58,7 +57,7 @@ async def readyz(context: Context, response: Response) -> Readiness:
     async def ask(name: str, check: Callable[[], object]) -> None:
         try:
             await anyio.to_thread.run_sync(check)
-        except (Unavailable, SchemaOutdated) as error:
+        except (Unavailable, SetupError) as error:
             log.warning("not ready", action="not_ready", part=name, error=str(error))
             parts[name] = "error"
         else:
@@ -82,7 +81,4 @@ async def readyz(context: Context, response: Response) -> Readiness:
 def _ping(context: AppContext) -> None:
     if context.broker is None:
         raise BrokerUnavailable("FARM_REDIS_URL is not set")
-    try:
-        context.broker.ping()
-    except (RedisError, OSError) as error:
-        raise BrokerUnavailable("Redis does not answer") from error
+    context.broker.require_usable()

@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -25,10 +24,13 @@ from farm.errors import FarmError, SetupError
 from farm.local import bundled_servers, devices, health, logs, ports
 from farm.local.health import Condition
 from farm.local.postgres import nobody_opens_directories, root_is_renamed
-from farm.local.servers import Addresses, Servers, read_settings
+from farm.local.servers import Servers, read_settings
 from farm.local.services import ServiceAddresses
 from farm.local.state import DataDirectory, FarmIdentity, RunState
+from farm.redis_server import RedisServer
 from farm.settings import Settings
+from farm.store.connection import Database
+from farm.store.unit_of_work import MAX_SKEW_SECONDS
 
 
 class CheckStatus(StrEnum):
@@ -86,6 +88,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
         yield Check("settings", CheckStatus.BAD, str(error), "correct the FARM_* variable named there")
         return
     yield from _wheels(given)
+    yield from _named(given)
     yield _account(given)
     yield _disk(directory)
     yield _devices()
@@ -113,8 +116,7 @@ def _wheels(given: Settings) -> Iterator[Check]:
         ("S3 server", given.s3_endpoint_url, bundled_servers.seaweed),
     )
     for name, installed, find in wanted:
-        if installed is not None:
-            yield Check(name, CheckStatus.OK, "an installed one is named in the environment")
+        if installed is not None:  # `_named` asks it
             continue
         try:
             yield Check(name, CheckStatus.OK, str(find()))
@@ -191,38 +193,54 @@ def _running(directory: DataDirectory, run: RunState, farm: FarmIdentity, given:
         else:
             status, advice = CheckStatus.BAD, f"read {log}"
         yield Check(part.name, status, found, advice)
-    addresses = Servers.of(directory, farm, given).addresses
-    yield from _database(addresses, given)
-    yield _storage(addresses)
+    servers = Servers.of(directory, farm, given)
+    if servers.postgres is not None:
+        yield from _database(Database.parse(servers.addresses.database_url))
+    if servers.s3 is not None:
+        yield _storage(servers.s3.settings(given))
     if any(part.name == "api" for part in run.parts):
         yield from _api(ServiceAddresses.of(farm, given.api_host), farm)
 
 
-def _database(addresses: Addresses, given: Settings) -> Iterator[Check]:
-    # Only this check needs them, and they take half a second to import.
-    from sqlalchemy import text
+def _named(given: Settings) -> Iterator[Check]:
+    """The servers that the environment names, asked as every service asks them."""
+    if given.database_url is not None:
+        try:
+            database, direct = Database.of(given), Database.direct(given)
+        except FarmError as error:
+            yield Check("database", CheckStatus.BAD, str(error), "correct the variable")
+        else:
+            yield from _database(database, direct)
+    if given.redis_url is not None:
+        try:
+            server = RedisServer.of(given)
+            server.require_usable()
+        except FarmError as error:
+            yield Check("redis", CheckStatus.BAD, str(error), "correct that, or FARM_REDIS_URL")
+        else:
+            yield Check("redis", CheckStatus.OK, f"{server.place} answers")
+    if given.s3_endpoint_url is not None:
+        yield _storage(given)
 
-    from farm.store.connection import Database
+
+def _database(database: Database, direct: Database | None = None) -> Iterator[Check]:
+    """The database, its schema and its clock; ``direct`` is how sessions reach it where that differs."""
+    # Only this check needs them, and they take half a second to import.
     from farm.store.migrate import current, head
     from farm.store.unit_of_work import Store, make_engine
 
-    store = None
+    store = Store(make_engine(database, pool=1))
     try:
-        store = Store(make_engine(Database.parse(addresses.database_url, ca_file=given.ca_file), pool=1))
         with store.look() as unit:
-            before = time.time()
-            theirs = float(unit.session.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
-            skew = theirs - (before + time.time()) / 2
+            skew = unit.clock_skew()
             revision, wanted = current(unit.session.connection()), head()
-        if given.database_url is not None:
-            Database.direct(given).session("farm doctor").close()
+        (direct or database).session("farm doctor").close()
     except FarmError as error:
-        yield Check("database", CheckStatus.BAD, str(error), "correct that, or FARM_DATABASE_URL")
+        yield Check("database", CheckStatus.BAD, str(error), "correct that, or the variable that names it")
         return
     finally:
-        if store is not None:
-            store.close()
-    yield Check("database", CheckStatus.OK, f"{Database.parse(addresses.database_url).place} answers")
+        store.close()
+    yield Check("database", CheckStatus.OK, f"{database.place} answers")
     if revision == wanted:
         yield Check("migrations", CheckStatus.OK, f"at {revision}")
     else:
@@ -230,43 +248,30 @@ def _database(addresses: Addresses, given: Settings) -> Iterator[Check]:
             "migrations",
             CheckStatus.BAD,
             f"at {revision or 'nothing'}, this release needs {wanted}",
-            "run `farm migrate`",
+            "run `farm migrate`, or `farm init` for a new farm",
         )
     if abs(skew) < _SKEW_SECONDS:
         yield Check("clock", CheckStatus.OK, f"{abs(skew) * 1000:.0f} ms from the database's")
     else:
         yield Check(
             "clock",
-            CheckStatus.WARN,
-            f"{skew:+.1f} s from the database's",
+            CheckStatus.WARN if abs(skew) < MAX_SKEW_SECONDS else CheckStatus.BAD,
+            f"{abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the database's",
             "switch on NTP on both machines; leases use the database's clock, signatures and links use this one",
         )
 
 
-def _storage(addresses: Addresses) -> Check:
-    from pydantic import SecretStr
-
+def _storage(given: Settings) -> Check:
     from farm.objects.storage import Storage
 
-    secret = addresses.s3_secret_key
-    given = read_settings().model_copy(
-        update={
-            "s3_endpoint_url": addresses.s3_endpoint_url,
-            "s3_access_key": addresses.s3_access_key,
-            "s3_secret_key": None if secret is None else SecretStr(secret),
-            "s3_bucket": addresses.s3_bucket,
-        }
-    )
     storage = Storage(given)
     try:
         storage.check()
     except FarmError as error:
-        return Check(
-            "storage", CheckStatus.BAD, str(error), "see the S3 server's line above, or check FARM_S3_* variables"
-        )
+        return Check("storage", CheckStatus.BAD, str(error), "correct that, or the FARM_S3_* variables")
     finally:
         storage.close()
-    return Check("storage", CheckStatus.OK, f"bucket {addresses.s3_bucket!r} answers")
+    return Check("storage", CheckStatus.OK, f"bucket {given.s3_bucket!r} answers")
 
 
 def _api(service_addresses: ServiceAddresses, farm: FarmIdentity) -> Iterator[Check]:

@@ -35,9 +35,13 @@ def join(url: str, token: str | None, environment: MutableMapping[str, str] = os
 def _ask(url: str, token: str) -> Mapping[str, Any]:
     import httpx2
 
+    from farm import authorities
+
+    ca_file = os.environ.get("FARM_CA_FILE")
+    verify = authorities.context(Path(ca_file) if ca_file else None)
     try:
         # the servers that it names are reached directly, and so is the farm
-        with httpx2.Client(timeout=httpx2.Timeout(20.0, connect=5.0), trust_env=False) as client:
+        with httpx2.Client(timeout=httpx2.Timeout(20.0, connect=5.0), trust_env=False, verify=verify) as client:
             response = client.get(url, headers={"Authorization": f"Bearer {token}"})
     except httpx2.HTTPError as error:
         raise Unavailable(f"the farm at {url} does not answer ({error})") from error

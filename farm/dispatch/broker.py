@@ -26,7 +26,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from farm.domain.queue import DispatchedJob
-from farm.errors import BrokerUnavailable, SetupError
+from farm.errors import BrokerUnavailable
+from farm.redis_server import RedisServer
+from farm.server_errors import broker_unavailable
 from farm.settings import Settings
 
 RENDER: Final = "farm.render"  #: the name of the one Celery task
@@ -49,11 +51,11 @@ def queue_of(worker: str) -> Queue:
 
 def make_app(settings: Settings) -> Celery:
     """A Celery app with the farm's settings. Raises `SetupError` without ``FARM_REDIS_URL``."""
-    if settings.redis_url is None:
-        raise SetupError(
-            "FARM_REDIS_URL is not set: point it at a Redis or Valkey server, or start the farm with `farm up`"
-        )
-    app = Celery("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    server = RedisServer.of(settings)
+    app = Celery("farm", broker=server.broker_url, set_as_current=False)
+    if server.tls:
+        app.conf.broker_use_ssl = dict(server.tls)
+    app.farm_redis = server
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -67,7 +69,11 @@ def make_app(settings: Settings) -> Celery:
         # lose a dead connection in seconds instead of in the kernel's hours
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=5,
+        # a worker waits for its broker without end, also for a replica to be promoted: its models stay loaded
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
         broker_transport_options={
+            **server.broker_options,
             "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -101,7 +107,7 @@ def send(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
                 going.lpush(queue_name(worker), *messages)
             going.execute()
     except (OperationalError, RedisError, OSError) as error:
-        raise BrokerUnavailable("Redis does not answer") from error
+        raise _unavailable(app, error) from error
 
 
 def publish_sent_events(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
@@ -144,7 +150,7 @@ def publish_sent_events(app: Celery, jobs: Sequence[DispatchedJob]) -> None:
                 retry=False,
             )
     except (OperationalError, RedisError, OSError) as error:
-        raise BrokerUnavailable("Redis does not answer") from error
+        raise _unavailable(app, error) from error
 
 
 class _Fields(NamedTuple):
@@ -219,12 +225,18 @@ def message_id(job_id: str, epoch: int) -> str:
 
 
 def check(app: Celery) -> None:
-    """Raise `BrokerUnavailable` unless the broker answers."""
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=2)
-    except (OperationalError, RedisError, OSError) as error:
-        raise BrokerUnavailable("Redis does not answer") from error
+    """Raise `BrokerUnavailable` unless the broker answers, `SetupError` if it is a Redis Cluster."""
+    server_of(app).require_usable()
+
+
+def server_of(app: Celery) -> RedisServer:
+    """The server behind an app of `make_app`."""
+    server: RedisServer = app.farm_redis
+    return server
+
+
+def _unavailable(app: Celery, error: BaseException) -> BrokerUnavailable:
+    return broker_unavailable(error, server_of(app).place)
 
 
 #: A command for each list would take the client longer than the lists of a thousand workers take the server.
@@ -245,7 +257,7 @@ def queue_lengths(app: Celery, workers: Sequence[str]) -> dict[str, int]:
             lengths = client.eval(_LENGTHS, len(workers), *map(queue_name, workers))
             return dict(zip(workers, lengths, strict=True))
     except (OperationalError, RedisError, OSError) as error:
-        raise BrokerUnavailable("Redis does not answer") from error
+        raise _unavailable(app, error) from error
 
 
 def purge(app: Celery, worker: str) -> int:
@@ -255,4 +267,4 @@ def purge(app: Celery, worker: str) -> int:
             bound: Any = queue_of(worker)(connection.default_channel)
             return int(bound.purge() or 0)
     except (OperationalError, RedisError, OSError) as error:
-        raise BrokerUnavailable("Redis does not answer") from error
+        raise _unavailable(app, error) from error

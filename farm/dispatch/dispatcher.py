@@ -67,9 +67,12 @@ class Dispatcher:
     def run(self) -> None:
         """Dispatch until stopped. Servers that are unavailable are waited for.
 
-        Raises `SetupError` for a database that it cannot work with: an old schema, or a pooler that keeps no session.
+        Raises `SetupError` for a database that it cannot work with: an old schema, or a pooler that keeps no session;
+        or for a Redis Cluster.
         """
         wait_for_schema(self._store, self._stopping)
+        with contextlib.suppress(BrokerUnavailable):  # it may come later
+            broker.check(self._app)
         database_failures = 0
         logged: bool | None = None  # whether this one leads, by the log
         while not self._stopping.is_set():

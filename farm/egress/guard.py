@@ -29,7 +29,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final, TypeVar, cast
 
 import anyio
@@ -37,6 +36,7 @@ import anyio.to_thread
 import httpcore2
 import httpx2
 
+from farm import authorities
 from farm.errors import BadInput, FieldProblem
 from farm.settings import Network, Settings
 
@@ -289,11 +289,11 @@ def client(
     ``timeout`` is in seconds and bounds each step (connect, one read, one write), not the whole: for an
     answer that arrives byte by byte the caller needs its own deadline. A name server that does not answer is waited for
     as long as the system does.
-    ``verify`` replaces the system's certificate authorities.
+    ``verify`` replaces the certificate authorities of the settings.
     """
     backend = _Backend(settings, resolver or system_resolver)
     pool = httpcore2.ConnectionPool(
-        ssl_context=verify or _authorities(),
+        ssl_context=verify or authorities.context(settings.ca_file),
         max_connections=max_connections,
         max_keepalive_connections=max_connections // 5,
         keepalive_expiry=5,
@@ -320,7 +320,7 @@ def async_client(
     """As :func:`client`, for asyncio; resolving runs in a thread, and ``timeout`` bounds it too."""
     backend = _AsyncBackend(settings, resolver or system_resolver)
     pool = httpcore2.AsyncConnectionPool(
-        ssl_context=verify or _authorities(),
+        ssl_context=verify or authorities.context(settings.ca_file),
         max_connections=max_connections,
         max_keepalive_connections=max_connections // 5,
         keepalive_expiry=5,
@@ -334,12 +334,6 @@ def async_client(
         follow_redirects=False,
         cookies=_no_cookies(),
     )
-
-
-@cache
-def _authorities() -> ssl.SSLContext:
-    """The system's certificate authorities. Reading them takes 20 ms and more, so all clients share them."""
-    return httpx2.create_ssl_context(trust_env=False)
 
 
 # No compression is offered, so an answer cannot unfold into more than was received.
@@ -386,7 +380,7 @@ class PinnedConnector:
     def __init__(
         self, settings: Settings, *, resolver: Resolver | None = None, verify: ssl.SSLContext | None = None
     ) -> None:
-        """``verify`` replaces the system's certificate authorities."""
+        """``verify`` replaces the certificate authorities of the settings."""
         self._settings = settings
         self._resolver = resolver or system_resolver
         self._verify = verify
@@ -436,7 +430,7 @@ class PinnedConnector:
         return addresses
 
     def _context(self) -> ssl.SSLContext:
-        context = self._verify or _authorities()
+        context = self._verify or authorities.context(self._settings.ca_file)
         context.set_alpn_protocols(["http/1.1"])
         return context
 

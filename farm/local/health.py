@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from urllib.parse import urlsplit
 
 import psutil
+import psycopg
 
+from farm.errors import FarmError
 from farm.local import services
-from farm.local.servers import Addresses, Servers
+from farm.local.servers import Servers
 from farm.local.services import ServiceAddresses
 from farm.local.state import DataDirectory, Part, RunState
+from farm.objects.storage import Storage
+from farm.redis_server import RedisServer
 from farm.settings import Settings
+from farm.store.connection import Database
 
 
 class Condition(StrEnum):
@@ -64,7 +67,7 @@ def parts(directory: DataDirectory, settings: Settings) -> list[PartHealth]:
     alive = supervised(run)
     with ThreadPoolExecutor(max_workers=8) as pool:
         looked = list(pool.map(lambda part: _look(part, probes.get(part.name), alive), known))
-        return looked + list(pool.map(_look_installed, _installed(servers).items()))
+        return looked + list(pool.map(_look_installed, _installed(servers, settings).items()))
 
 
 def _look(part: Part, probe: Callable[[], bool] | None, supervised: bool) -> PartHealth:
@@ -83,16 +86,26 @@ def _look(part: Part, probe: Callable[[], bool] | None, supervised: bool) -> Par
     )
 
 
-def _installed(servers: Servers) -> Mapping[str, str]:
-    addresses: Addresses = servers.addresses
-    found = {}
+def _installed(servers: Servers, given: Settings) -> Mapping[str, tuple[str, Callable[[], object]]]:
+    """Where servers are that somebody else runs, and what raises unless they answer."""
+    found: dict[str, tuple[str, Callable[[], object]]] = {}
     if servers.postgres is None:
-        found["postgres"] = addresses.database_url
+        database = Database.of(given)
+        found["postgres"] = (database.place, lambda: database.connect(limits=False).close())
     if servers.valkey is None:
-        found["valkey"] = addresses.redis_url
-    if servers.s3 is None and addresses.s3_endpoint_url:
-        found["s3"] = addresses.s3_endpoint_url
+        server = RedisServer.of(given)
+        found["valkey"] = (server.place, server.require_usable)
+    if servers.s3 is None:
+        found["s3"] = (given.s3_endpoint_url or "", lambda: _check_storage(given))
     return found
+
+
+def _check_storage(given: Settings) -> None:
+    storage = Storage(given)
+    try:
+        storage.check()
+    finally:
+        storage.close()
 
 
 def _own_memory(process: psutil.Process) -> int:
@@ -103,17 +116,15 @@ def _own_memory(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
 
 
-def _look_installed(named: tuple[str, str]) -> PartHealth:
-    name, url = named
-    parsed = urlsplit(url)
-    default = {"postgres": 5432, "valkey": 6379, "s3": 443 if parsed.scheme == "https" else 80}[name]
-    host, port = parsed.hostname or "localhost", parsed.port or default
+def _look_installed(named: tuple[str, tuple[str, Callable[[], object]]]) -> PartHealth:
+    name, (place, check) = named
     try:
-        with socket.create_connection((host, port), timeout=2):
-            condition = Condition.HEALTHY
-    except OSError:
+        check()
+    except (FarmError, psycopg.Error):
         condition = Condition.DOWN
-    return PartHealth(name, condition, f"{host}:{port} (not ours)")
+    else:
+        condition = Condition.HEALTHY
+    return PartHealth(name, condition, f"{place} (not ours)")
 
 
 def _memory(pid: int) -> int | None:

@@ -31,12 +31,16 @@ from urllib.parse import unquote, urlsplit
 
 import psycopg
 from psycopg import sql
+from pydantic import SecretStr
 
 from farm.errors import SetupError
 from farm.local import bundled_servers, volumes
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 from farm.local.state import write_private
+from farm.settings import Settings
+
+BUCKET = "farm"
 
 #: The servers inside SeaweedFS: each listens twice, for HTTP and for gRPC.
 PARTS = ("s3", "filer", "volume", "master", "admin")
@@ -131,6 +135,17 @@ class EmbeddedS3:
     def url(self) -> str:
         """The S3 endpoint; buckets are addressed by path."""
         return f"http://{LOOPBACK}:{self.ports['s3']}"
+
+    def settings(self, given: Settings) -> Settings:
+        """The settings of a service that uses this server."""
+        return given.model_copy(
+            update={
+                "s3_endpoint_url": self.url,
+                "s3_access_key": self.access_key,
+                "s3_secret_key": SecretStr(self.secret_key),
+                "s3_bucket": BUCKET,
+            }
+        )
 
     def initialise(self) -> None:
         """Write its configuration into private files."""

@@ -89,7 +89,7 @@ class Servers:
             s3_endpoint_url=store.url if store else settings.s3_endpoint_url,
             s3_access_key=store.access_key if store else settings.s3_access_key,
             s3_secret_key=store.secret_key if store else _shown(settings.s3_secret_key) or None,
-            s3_bucket=BUCKET if store else settings.s3_bucket,
+            s3_bucket=s3.BUCKET if store else settings.s3_bucket,
         )
         return cls(postgres, valkey, store, addresses)
 
@@ -133,6 +133,8 @@ def read_settings() -> Settings:
         return settings()
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # of several variables, which the message names
+            raise SetupError(first["msg"].removeprefix("Value error, ")) from error
         name = "_".join(map(str, first["loc"])).upper()
         raise SetupError(f"FARM_{name} is {first['input']!r}: {first['msg'].lower()}") from error
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +24,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from urllib3.exceptions import HTTPError
 
+from farm import authorities
 from farm.errors import NotFound, StorageUnavailable
 from farm.objects.presign import Credentials, Presigner
+from farm.server_errors import storage_unavailable
 from farm.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,9 +63,10 @@ class ListedObject:
 class OpenObject:
     """An object being read: iterate over its chunks, and leave the ``with`` block to give the connection back."""
 
-    def __init__(self, about: StoredObject, body: StreamingBody) -> None:
+    def __init__(self, about: StoredObject, body: StreamingBody, place: str = "") -> None:
         self.about = about
         self._body = body
+        self._place = place
 
     def __iter__(self) -> Iterator[bytes]:
         """Chunks of at most 256 KiB.
@@ -71,7 +74,7 @@ class OpenObject:
         Raises:
             StorageUnavailable: the connection broke, or the content does not match its checksum.
         """
-        with _translated("GET", self.about.key):
+        with _translated("GET", self.about.key, self._place):
             yield from self._body.iter_chunks(_CHUNK)
 
     def close(self) -> None:
@@ -93,6 +96,7 @@ class Storage:
     def __init__(self, settings: Settings) -> None:
         self.bucket = settings.s3_bucket
         self._region = settings.s3_region
+        self._place = _place(settings.s3_endpoint_url)
         # A session of its own, because boto3's default one is not safe to make clients from in several threads; one
         # for all three clients, because each new session reads the description of S3 again (150 ms).
         session = boto3.session.Session()
@@ -152,7 +156,7 @@ class Storage:
         metadata: Mapping[str, str] | None,
     ) -> StoredObject:
         kept = dict(metadata or {})
-        with _translated("PUT", key):
+        with self._translated("PUT", key):
             self._client.put_object(
                 Bucket=self.bucket,
                 Key=key,
@@ -181,7 +185,7 @@ class Storage:
             NotFound: there is no such object.
             StorageUnavailable: the storage does not answer.
         """
-        with _translated("GET", key):
+        with self._translated("GET", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
         about = StoredObject(
             key,
@@ -191,7 +195,7 @@ class Storage:
             answer.get("Metadata", {}),
             answer.get("LastModified"),
         )
-        return OpenObject(about, answer["Body"])
+        return OpenObject(about, answer["Body"], self._place)
 
     def head(self, key: str) -> StoredObject:
         """What is known about an object, without its content.
@@ -200,7 +204,7 @@ class Storage:
             NotFound: there is no such object.
             StorageUnavailable: the storage does not answer.
         """
-        with _translated("HEAD", key):
+        with self._translated("HEAD", key):
             answer = self._client.head_object(Bucket=self.bucket, Key=key, ChecksumMode="ENABLED")
         return StoredObject(
             key,
@@ -229,7 +233,7 @@ class Storage:
         Raises:
             StorageUnavailable: the storage does not answer.
         """
-        with _translated("DELETE", key):
+        with self._translated("DELETE", key):
             self._client.delete_object(Bucket=self.bucket, Key=key)
 
     def delete_many(self, keys: Sequence[str]) -> None:
@@ -240,15 +244,13 @@ class Storage:
         """
         if not keys:
             return
-        with _translated("DELETE", keys[0]):
+        with self._translated("DELETE", keys[0]):
             answer = self._client.delete_objects(
                 Bucket=self.bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True}
             )
         for wrong in answer.get("Errors", ()):
             if wrong.get("Code") not in _MISSING:
-                raise StorageUnavailable(
-                    f"the object storage answered {wrong.get('Code')} to DELETE {wrong.get('Key')}"
-                )
+                raise StorageUnavailable(f"S3 at {self._place}: {wrong.get('Code')} to DELETE {wrong.get('Key')}")
 
     def list(self, prefix: str) -> Iterator[ListedObject]:
         """All objects whose key starts with ``prefix``, in the order of their keys, fetched page by page.
@@ -256,7 +258,7 @@ class Storage:
         Raises:
             StorageUnavailable: the storage does not answer.
         """
-        with _translated("LIST", prefix):
+        with self._translated("LIST", prefix):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for entry in page.get("Contents", []):
                     yield ListedObject(entry["Key"], entry["Size"], entry["LastModified"])
@@ -266,8 +268,11 @@ class Storage:
 
         The image opens in the browser; nothing is asked of the storage, so the object need not exist.
         """
-        with _translated("presign", key):
+        with self._translated("presign", key):
             return self._presigner.get(key, seconds, None if filename is None else content_disposition(filename))
+
+    def _translated(self, operation: str, name: str) -> AbstractContextManager[None]:
+        return _translated(operation, name, self._place)
 
     def ensure_bucket(self) -> None:
         """Make the bucket if it is not there.
@@ -276,14 +281,14 @@ class Storage:
             StorageUnavailable: the storage does not answer, or does not let this key make or see the bucket.
         """
         try:
-            with _translated("HEAD", self.bucket):
-                self._client.head_bucket(Bucket=self.bucket)
-        except NotFound:
-            pass
+            self.check()
+        except StorageUnavailable as error:
+            if not isinstance(error.__cause__, NotFound):
+                raise
         else:
             return
         try:
-            with _translated("create bucket", self.bucket):
+            with self._translated("create bucket", self.bucket):
                 if self._region == "us-east-1":  # S3 refuses its default region as a parameter
                     self._client.create_bucket(Bucket=self.bucket)
                 else:
@@ -304,10 +309,19 @@ class Storage:
             StorageUnavailable: it does not answer within about 4 seconds, or there is no such bucket.
         """
         try:
-            with _translated("HEAD", self.bucket):
-                self._probe.head_bucket(Bucket=self.bucket)
+            with self._translated("HEAD", self.bucket):
+                try:
+                    self._probe.head_bucket(Bucket=self.bucket)
+                except ClientError as error:
+                    # an answer to HEAD has no body, and only the body says whether key, region or clock is wrong
+                    if _code(error) not in _MISSING:
+                        self._probe.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+                    raise
         except NotFound as error:
-            raise StorageUnavailable(f"there is no bucket {self.bucket!r} in the object storage") from error
+            raise StorageUnavailable(
+                f"S3 at {self._place}: there is no bucket {self.bucket!r}; create it with `farm init`, or correct "
+                "FARM_S3_BUCKET"
+            ) from error
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -323,6 +337,11 @@ def content_disposition(filename: str) -> str:
     if plain != name:
         value += f"; filename*=UTF-8''{quote(name.encode('utf-8', 'replace'), safe='')}"
     return value
+
+
+def _place(endpoint_url: str | None) -> str:
+    """The endpoint without a login, for messages."""
+    return "AWS" if endpoint_url is None else re.sub(r"//[^/@]*@", "//", endpoint_url)
 
 
 def _client(
@@ -352,6 +371,7 @@ def _client(
         aws_access_key_id=settings.s3_access_key,
         aws_secret_access_key=None if secret is None else secret.get_secret_value(),
         config=config,
+        verify=None if settings.ca_file is None else authorities.bundle(settings.ca_file),
     )
 
 
@@ -385,14 +405,13 @@ def _hex(checksum: str | None) -> str | None:
 
 
 @contextmanager
-def _translated(operation: str, name: str) -> Iterator[None]:
+def _translated(operation: str, name: str, place: str) -> Iterator[None]:
     """Turn the SDK's errors into the farm's."""
     try:
         yield
     except ClientError as error:
-        code = _code(error)
-        if code in _MISSING:
+        if _code(error) in _MISSING:
             raise NotFound("object", name) from error
-        raise StorageUnavailable(f"the object storage answered {code} to {operation} {name}") from error
-    except (BotoCoreError, HTTPError) as error:
-        raise StorageUnavailable(f"the object storage failed at {operation} {name}: {error}") from error
+        raise storage_unavailable(error, f"{operation} {name}", place) from error
+    except (BotoCoreError, HTTPError, ValueError) as error:
+        raise storage_unavailable(error, f"{operation} {name}", place) from error

@@ -208,7 +208,8 @@ def _read_libpq(url: str) -> dict[str, str]:
 def _read_sqlalchemy(url: str) -> dict[str, str]:
     _, _, rest = url.partition("://")
     parsed = make_url(f"postgresql+psycopg://{rest}")
-    _, found = PGDialect_psycopg().create_connect_args(parsed)
+    dialect: Any = PGDialect_psycopg
+    _, found = dialect().create_connect_args(parsed)
     for name, value in found.items():
         if isinstance(value, tuple):
             raise ValueError(f"{name} is given {len(value)} times")  # noqa: TRY004 - a value of the URL, not a type

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg import errors as pg
@@ -44,6 +45,9 @@ from farm.store.usage import Usage
 from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
 
+#: What a clock may be off: S3 refuses signatures from 15 minutes on, and presigned URLs begin or end early before that.
+MAX_SKEW_SECONDS: Final = 300.0
+
 
 class UnitOfWork:
     """One transaction and the repositories that share it."""
@@ -56,6 +60,12 @@ class UnitOfWork:
         """The database's clock, as this transaction sees it throughout."""
         now: datetime = self.session.connection().exec_driver_sql("SELECT now()").scalar_one()
         return now
+
+    def clock_skew(self) -> float:
+        """Seconds that this machine's clock is ahead of the database's; the round trip's middle counts."""
+        before = time.time()
+        theirs: Any = self.session.connection().exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar()
+        return (before + time.time()) / 2 - float(theirs)
 
     def database_uptime(self) -> float:
         """Seconds since the database server started."""

@@ -18,6 +18,7 @@ from farm.domain.recipe import request_from_recipe
 from farm.domain.states import JobState
 from farm.objects import recipes
 from farm.objects.keys import job_prefix
+from farm.store.connection import Database
 from farm.store.events import PREVIEW_CHANNEL
 from farm.store.listen import Listener
 from tests.conftest import TestServers
@@ -256,7 +257,7 @@ def test_jobs_are_on_the_device_together_and_exact_ones_keep_their_bytes(farm: F
 
 
 def test_a_job_shows_what_its_image_looks_like_on_the_way(farm: Farm, worker: WorkerProcess) -> None:
-    listener = Listener(farm.env["FARM_DATABASE_URL"], [PREVIEW_CHANNEL])
+    listener = Listener(Database.direct(farm.settings), [PREVIEW_CHANNEL])
     listener.connect()
     job = farm.start(spec(num_inference_steps=150, preview=True), worker.name)
     heard = wait_until(lambda: listener.wait(1), 60, what="a preview is sent")
