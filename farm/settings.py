@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     # the worker
     device: str | None = None  #: which device this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
+    worker_alive_file: Path | None = None  #: touched twice a second while the process runs, for liveness probes
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
     batching: Literal["on", "off"] = "on"  #: several jobs on a device at once, which share forwards
     batch_rows: int = Field(16, ge=2)  #: tried for one shared forward, on a device whose memory is not measured
@@ -102,8 +103,8 @@ class Settings(BaseSettings):
             return None
         try:
             ssl.create_default_context().load_verify_locations(value)
-        except (OSError, ssl.SSLError) as error:
-            raise ValueError(f"is no file of PEM certificates ({error.strerror or error.reason})") from error
+        except OSError as error:  # ssl.SSLError, too
+            raise ValueError(f"is no file of PEM certificates ({error.strerror})") from error
         return value.absolute()
 
     @model_validator(mode="after")

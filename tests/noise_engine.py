@@ -12,11 +12,21 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-if ahead := float(os.environ.get("FARM_CHAOS_CLOCK", "0")):
-    # Everything in this process that asks Python for the time of day is told a wrong one. Not moved: the monotonic
-    # clock, as a clock that is set leaves it, and `datetime.now`, with which the storage's requests are signed.
-    _true = time.time
-    time.time = lambda: _true() + ahead
+if clock := os.environ.get("FARM_CHAOS_CLOCK"):  # seconds, or seconds@when: from so many seconds after the start on
+    # Everything in this process that asks Python for the time of day is told a wrong one, and so is what signs the
+    # storage's requests. Not moved: the monotonic clock, as a clock that is set leaves it.
+    from datetime import timedelta
+
+    from botocore import auth
+
+    _seconds, _, _when = clock.partition("@")
+    _true, _signing, _jump = time.time, auth.get_current_datetime, time.monotonic() + float(_when or 0)
+
+    def ahead() -> float:
+        return float(_seconds) if time.monotonic() >= _jump else 0.0
+
+    time.time = lambda: _true() + ahead()
+    auth.get_current_datetime = lambda *more, **named: _signing(*more, **named) + timedelta(seconds=ahead())
 
 from PIL import Image
 

@@ -102,7 +102,7 @@ def group(directory: Path) -> Iterator[Group]:
         def complete() -> bool:
             with redis.Redis(port=sentinels[0]) as client:
                 state = client.sentinel_master(GROUP)
-                return state["num-slaves"] == 1 and state["num-other-sentinels"] == len(sentinels) - 1
+                return bool(state["num-slaves"] == 1 and state["num-other-sentinels"] == len(sentinels) - 1)
 
         wait_until(complete, 30, what="the Sentinels know the group")
         yield found

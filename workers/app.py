@@ -20,6 +20,7 @@ from farm.errors import SetupError
 from farm.log import configure
 from farm.settings import settings
 from workers import failpoints
+from workers.job_runner import summary_of
 from workers.process import WorkerProcess
 
 log = structlog.stdlib.get_logger()
@@ -82,6 +83,10 @@ def _start(instance: Any = None, conf: Any = None, options: dict[str, Any] | Non
         _process.start()
     except SetupError as error:
         raise SystemExit(f"farm worker: {error}") from error
+    except Exception as error:
+        # with any other exception Celery would go on, and consume as a worker that never joined
+        log.exception("cannot start", action="worker_start_failed")
+        raise SystemExit(f"farm worker: cannot start: {summary_of(error)}") from error
 
 
 @signals.worker_shutting_down.connect

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -18,7 +19,7 @@ import structlog
 from farm import lifecycle
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.settings import Settings
-from farm.store.unit_of_work import Store
+from farm.store.unit_of_work import MAX_SKEW_SECONDS, Store
 from workers.engine import Engine
 from workers.leases import Lease, Leases, Stage, lease_deadline
 
@@ -85,6 +86,7 @@ class HeartbeatThread(threading.Thread):
         lease_seconds = self._settings.run_lease_seconds
         loaded = self._engine.loaded
         with self._store.begin() as unit:
+            skew = unit.clock_skew()
             response = lifecycle.heartbeat(
                 unit,
                 self._worker,
@@ -95,21 +97,38 @@ class HeartbeatThread(threading.Thread):
                 loaded,
             )
         self._leases.apply_heartbeat(sent, response.held, response.canceled, lease_deadline(sent_at, lease_seconds))
+        if abs(skew) > MAX_SKEW_SECONDS and not self._stop_requested:
+            # its jobs go back to their queues, and a new process joins when the clock is right
+            self._stop_requested = True
+            log.critical(describe_skew(skew), action="clock_skewed", worker=self._worker, skew=round(skew, 1))
+            self._on_stop_request()
         if response.stop and not self._stop_requested:
             self._stop_requested = True
             log.info("an operator asked this process to end", action="worker_stop_requested", worker=self._worker)
             self._on_stop_request()
 
 
+def describe_skew(skew: float) -> str:
+    """What a wrong clock means; ``skew`` is in seconds ahead of the database's clock."""
+    return (
+        f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the database's, and S3 "
+        f"refuses signatures of such a clock: at most {MAX_SKEW_SECONDS:.0f} s are allowed; switch on NTP"
+    )
+
+
 class Watchdog(threading.Thread):
     """Stops jobs whose lease was not renewed, and ends the process when the device hangs. Needs no server."""
 
-    def __init__(self, leases: Leases, engine: Engine, settings: Settings, worker: str) -> None:
+    def __init__(
+        self, leases: Leases, engine: Engine, settings: Settings, worker: str, alive_file: Path | None
+    ) -> None:
+        """``alive_file`` is touched at each check: a supervisor replaces a process that stopped doing so."""
         super().__init__(name="watchdog", daemon=True)
         self._leases = leases
         self._engine = engine
         self._settings = settings
         self._worker = worker
+        self._alive_file = alive_file
         self._closing = threading.Event()
 
     def close(self) -> None:
@@ -119,6 +138,8 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         """Check twice a second until closed."""
         while not self._closing.wait(CHECK_SECONDS):
+            if self._alive_file is not None:
+                self._alive_file.touch()
             for lease in self._leases.stop_expired():
                 log.warning(
                     "stopped: the lease could not be renewed",

@@ -29,13 +29,13 @@ from farm.errors import DatabaseUnavailable, SetupError
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.migrate import require_schema
-from farm.store.unit_of_work import Store
+from farm.store.unit_of_work import MAX_SKEW_SECONDS, Store
 from workers import device as devices
 from workers import device_metrics
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.engine import EXIT_ENGINE_FAILED, Engine, EngineOptions
 from workers.group_commit import GroupCommit
-from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog
+from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog, describe_skew
 from workers.job_runner import JobRunner
 from workers.leases import Leases, Stage, StopReason
 from workers.progress_reporter import ProgressReporter
@@ -119,7 +119,7 @@ class WorkerProcess:
             # like every other shutdown: Celery gets the signal, stops consuming and calls `request_shutdown`
             on_stop_request=lambda: os.kill(os.getpid(), signal.SIGTERM),
         )
-        self._watchdog = Watchdog(self._leases, self._engine, settings, self.name)
+        self._watchdog = Watchdog(self._leases, self._engine, settings, self.name, settings.worker_alive_file)
         # put() of a SimpleQueue may be called from a signal handler; acquiring a lock may not
         self._shutdown: queue.SimpleQueue[ShutdownReason] = queue.SimpleQueue()
         self._left = threading.Event()
@@ -147,6 +147,7 @@ class WorkerProcess:
         retry_until_available(lambda: broker.check(self._app))
         # Messages first: those of an earlier process are for jobs that joining requeues.
         retry_until_available(lambda: broker.purge(self._app, self.name))
+        require_clock(retry_until_available(self._clock_skew))
         for job in retry_until_available(lambda: self._join(info)):
             log.warning("requeued: an earlier process of this worker held it", action="job_requeued", job=job)
         log.info(
@@ -190,6 +191,10 @@ class WorkerProcess:
             log.info("left", action="worker_left", worker=self.name, released=len(released))
         self._reporter.close()
         self._engine.close()
+
+    def _clock_skew(self) -> float:
+        with self._store.look() as unit:
+            return unit.clock_skew()
 
     def _join(self, info: WorkerInfo) -> list[str]:
         with self._store.begin() as unit:
@@ -237,6 +242,15 @@ class WorkerProcess:
             # not by way of Python's exit: destructors would use the device
             self.leave()
             os._exit(EXIT_ENGINE_FAILED)
+
+
+def require_clock(skew: float) -> None:
+    """Refuse to join with a clock that S3 would refuse: ``skew`` is in seconds ahead of the database's.
+
+    Raises `SetupError`.
+    """
+    if abs(skew) > MAX_SKEW_SECONDS:
+        raise SetupError(describe_skew(skew))
 
 
 def slots(batching: str, kind: str) -> int:

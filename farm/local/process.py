@@ -43,6 +43,8 @@ class Program:
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
     after_stop: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped
     essential: bool = False  #: whether the farm counts as started only when this is ready
+    alive_file: Path | None = None  #: touched by the program as long as it is not frozen
+    alive_seconds: float = 30.0  #: a program that has not touched it for this long is replaced
     start_seconds: float = 30.0  #: how long it may take until ``ready``
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0  #: how long it may take to end after the signal

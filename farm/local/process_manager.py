@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from farm.errors import SetupError
 from farm.local import process
@@ -13,6 +14,7 @@ from farm.local.process import Child, Program
 from farm.local.state import DataDirectory, Part
 
 _NEEDS_SECONDS = 90.0  #: how long a program may wait for what it needs: PostgreSQL's first start and recovery
+LOOK_SECONDS: Final = 5.0  #: between two looks at the processes, at most; longer, and this process was stopped itself
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,26 @@ class _ManagedProcess:
         self.deaths = 0  # in a row
         self.due = 0.0  # when to start it (again), on the monotonic clock
         self.started_once = False
+        self._touched = 0.0  # the alive file's time, as last seen, by the wall clock
+        self._touched_at = 0.0  # when that was seen to change, on the monotonic clock
+        self._looked_at = 0.0  # the last look at it, on the monotonic clock
+
+    def frozen(self, now: float) -> bool:
+        """Whether the process runs and has stopped touching its alive file; ``now`` is on the monotonic clock.
+
+        Only what this process sees counts: one that was stopped itself, together with all others, begins anew.
+        """
+        if self.program.alive_file is None:
+            return False
+        looked_away = now - self._looked_at > LOOK_SECONDS
+        self._looked_at = now
+        try:
+            touched = self.program.alive_file.stat().st_mtime
+        except OSError:
+            return False  # it has not begun
+        if touched != self._touched or looked_away:
+            self._touched, self._touched_at = touched, now
+        return now - self._touched_at > self.program.alive_seconds
 
 
 class ProcessManager:
@@ -120,6 +142,10 @@ class ProcessManager:
         for managed in self._processes:
             if managed.child is not None:
                 code = managed.child.exit_code()
+                if code is None and managed.frozen(now):
+                    self._report(f"{managed.program.name} is frozen: killing it")
+                    managed.child.kill()
+                    code = managed.child.exit_code()
                 if code is None:
                     if managed.deaths and now - managed.child.born > self._backoff.forget_after:
                         managed.deaths = 0
@@ -168,6 +194,8 @@ class ProcessManager:
         rotate(log)
         mark(log)
         managed.program.prepare()
+        if managed.program.alive_file is not None:
+            managed.program.alive_file.unlink(missing_ok=True)
         managed.child = Child(managed.program, log)
         managed.started_once = True
 

@@ -10,7 +10,7 @@ from farm.errors import SetupError
 from farm.local import ports, s3
 from farm.local.postgres import EmbeddedPostgres
 from farm.local.process import Program
-from farm.local.s3 import BUCKET, EmbeddedS3, IndexDatabase
+from farm.local.s3 import EmbeddedS3, IndexDatabase
 from farm.local.state import DataDirectory, FarmIdentity
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings

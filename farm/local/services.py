@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from farm.local import ports
@@ -143,8 +144,10 @@ def table(
                     "FARM_METRICS_WORKER_PORT": str(METRICS_WORKER_PORT + index),
                     **base,
                     "FARM_DEVICE": device,
+                    "FARM_WORKER_ALIVE_FILE": str(alive_file(directory, device)),
                 },
                 address=device,
+                alive_file=alive_file(directory, device),
                 stop_seconds=30.0,  # it finishes or releases the jobs on its device
             )
             for index, device in enumerate(devices)
@@ -157,6 +160,11 @@ def table(
             ready=lambda: ports.answers(service_addresses.flower_port),
         ),
     )
+
+
+def alive_file(directory: DataDirectory, device: str) -> Path:
+    """What a worker touches while it is not frozen."""
+    return directory.path / f"{worker_name(device)}.alive"
 
 
 def _torch_threads(devices: tuple[str, ...]) -> dict[str, str]:

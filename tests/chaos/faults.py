@@ -63,7 +63,7 @@ def _crash_point(chance: Random) -> tuple[str, dict[str, str]]:
 
 
 def _wrong_clock(chance: Random) -> tuple[str, dict[str, str]]:
-    ahead = chance.choice((3_600, -3_600))
+    ahead = chance.choice((3_600, -3_600, 240, -240))  # a worker refuses to join with the first two
     return f"{ahead:+d} s", {"FARM_CHAOS_CLOCK": str(ahead)}
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,37 @@ def test_a_service_that_dies_is_started_again(keep: Callable[..., ProcessManager
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: (manager.watch(), pid_of(manager))[1] not in {None, first})
     assert manager.parts()[0].restarts == 1
+
+
+def test_a_frozen_program_is_replaced(keep: Callable[..., ProcessManager], tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    touching = f"import pathlib, time\nwhile True: pathlib.Path({str(alive)!r}).touch(); time.sleep(0.1)"
+    manager = keep(program("one", touching, alive_file=alive, alive_seconds=1.5))
+    manager.start()
+    first = pid_of(manager)
+    assert first is not None
+    wait_until(alive.exists)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:  # it is left alone as long as it moves
+        assert not manager.watch()
+        time.sleep(0.1)
+    os.kill(first, signal.SIGSTOP)
+    wait_until(lambda: (manager.watch(), pid_of(manager))[1] not in {None, first}, 20)
+    assert Identity.of(first) is None
+
+
+def test_a_manager_that_was_stopped_itself_does_not_take_its_programs_for_frozen(
+    keep: Callable[..., ProcessManager], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("farm.local.process_manager.LOOK_SECONDS", 0.5)
+    alive = tmp_path / "alive"
+    touching = f"import pathlib, time\npathlib.Path({str(alive)!r}).touch(); time.sleep(600)"
+    manager = keep(program("one", touching, alive_file=alive, alive_seconds=1.0))
+    manager.start()
+    wait_until(alive.exists)
+    manager.watch()
+    time.sleep(2)  # stopped, and its program with it
+    assert not manager.watch()
 
 
 def test_the_pauses_between_restarts_grow_up_to_a_limit() -> None:

@@ -122,9 +122,9 @@ def test_tls_is_verified_by_default_by_every_client(tmp_path: Path) -> None:
             server = Settings(redis_url=f"rediss://127.0.0.1:{bad}/1", ca_file=ca_file)
             app = broker.make_app(server)
             for action in (
-                lambda app=app: broker.check(app),  # type: ignore[misc]
-                lambda app=app: broker.queue_lengths(app, [WORKER]),  # type: ignore[misc]
-                lambda app=app: broker.purge(app, WORKER),  # type: ignore[misc]
+                lambda app=app: broker.check(app),
+                lambda app=app: broker.queue_lengths(app, [WORKER]),
+                lambda app=app: broker.purge(app, WORKER),
             ):
                 with pytest.raises(BrokerUnavailable, match="check the server's certificate"):
                     action()
