@@ -15,10 +15,11 @@ from typing import ClassVar
 if clock := os.environ.get("FARM_CHAOS_CLOCK"):  # seconds, or seconds@when: from so many seconds after the start on
     # Everything in this process that asks Python for the time of day is told a wrong one, and so is what signs the
     # storage's requests. Not moved: the monotonic clock, as a clock that is set leaves it.
+    import importlib
     from datetime import timedelta
+    from typing import Any
 
-    from botocore import auth
-
+    auth: Any = importlib.import_module("botocore.auth")
     _seconds, _, _when = clock.partition("@")
     _true, _signing, _jump = time.time, auth.get_current_datetime, time.monotonic() + float(_when or 0)
 
