@@ -5,9 +5,25 @@ None, where it is allowed, is the same as leaving the argument out.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: A file: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL).
+FileInput: TypeAlias = "str | os.PathLike[str] | bytes | Image"
+
+
+class ParameterInfo(NamedTuple):
+    """A parameter of jobs."""
+
+    kind: str  #: of its value
+    description: str
+    aliases: tuple[str, ...] = ()  #: its other names
+    many: bool = False  #: of an ``input``: whether some task takes several files
 
 
 class Lora(TypedDict):
@@ -21,9 +37,25 @@ class Lora(TypedDict):
 
 Priority: TypeAlias = Literal["bulk", "normal", "interactive"]
 
-OutputFormat: TypeAlias = Literal["png", "webp", "jpeg"]
+OutputFormat: TypeAlias = Literal["png", "webp", "jpeg", "mp4", "webm", "gif", "wav", "flac", "ogg"]
 
-Task: TypeAlias = Literal["text-to-image", "image-to-image", "inpainting", "depth-to-image"]
+Task: TypeAlias = Literal[
+    "text-to-image",
+    "image-to-image",
+    "inpainting",
+    "depth-to-image",
+    "depth-estimation",
+    "image-editing",
+    "image-variation",
+    "normal-estimation",
+    "unconditional-image-generation",
+    "upscaling",
+    "image-to-video",
+    "text-to-video",
+    "video-to-video",
+    "audio-to-audio",
+    "text-to-audio",
+]
 
 JobState: TypeAlias = Literal["queued", "dispatched", "running", "succeeded", "failed", "canceled"]
 
@@ -68,6 +100,14 @@ class JobParameters(TypedDict, total=False):
     width: int | None
     #: Pixels.
     height: int | None
+    #: How closely control images are followed; a list has one value for each image.
+    control_scale: float | Sequence[float] | None
+    #: The part of the steps at which control begins, from 0 to 1; a list has one for each image.
+    control_start: float | Sequence[float] | None
+    #: The part of the steps at which control ends, from 0 to 1; a list has one for each image.
+    control_end: float | Sequence[float] | None
+    #: What control images show, as the number of the model's ControlNet mode.
+    control_kind: int | Sequence[int] | None
     #: A model id from `GET /v1/models`; the first model that does the task if absent.
     model: str | None
     #: The sampling method: a name such as `euler`, or a class. `GET /v1/models/{id}` lists those of a model;
@@ -77,6 +117,9 @@ class JobParameters(TypedDict, total=False):
     scheduler_options: Mapping[str, Any] | None
     #: What only the model's pipeline takes, such as `clip_skip`. `GET /v1/models/{id}` has the schema.
     parameters: Mapping[str, Any] | None
+    #: Files that only the model's pipeline takes, such as `ip_adapter_image`: by the pipeline's name, one
+    #: reference or a list.
+    inputs: Mapping[str, FileInput | Sequence[FileInput]] | None
     #: Output i of a job is rendered from seed + i; drawn at random if absent.
     seed: int | None
     #: How many outputs.
@@ -102,6 +145,10 @@ class JobParameters(TypedDict, total=False):
     deadline: str | datetime | None
     #: The file format.
     output_format: OutputFormat | None
+    #: What ControlNets and adapters follow: edges, poses, depth; one for each of the model's, in their order.
+    #: The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG,
+    #: WebP or JPEG.
+    control_image: FileInput | Sequence[FileInput] | None
     #: Another name of `num_inference_steps`.
     steps: int | None
     #: Another name of `num_outputs`.
@@ -116,6 +163,36 @@ class JobParameters(TypedDict, total=False):
     strength: float | None
     #: Render only the masked part with a margin of so many pixels, enlarged to the whole size.
     padding_mask_crop: int | None
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
+    #: or a base64 data URL. PNG, WebP or JPEG.
+    mask_image: FileInput | None
+    #: Images whose subjects or style are taken up. The id of an uploaded file (`file_…`), the `sha256:…` of
+    #: one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
+    reference_images: FileInput | Sequence[FileInput] | None
+    #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
+    #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
+    depth_map: FileInput | None
+    #: Frames of the video.
+    num_frames: int | None
+    #: Frames per second of the file. A pipeline that is conditioned on it gets it too.
+    fps: int | None
+    #: The last frame. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64
+    #: data URL. PNG, WebP or JPEG.
+    last_image: FileInput | None
+    #: What the video follows: edges, poses, depth. The id of an uploaded file (`file_…`), the `sha256:…` of
+    #: one, an https URL, or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    control_video: FileInput | None
+    #: The video to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
+    #: base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    video: FileInput | None
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
+    #: or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    mask_video: FileInput | None
+    #: Length of the sound.
+    seconds: float | None
+    #: The sound to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
+    #: base64 data URL. WAV, FLAC, Ogg or MP3.
+    audio: FileInput | None
 
 
 class BatchDefaults(TypedDict, total=False):
@@ -137,6 +214,14 @@ class BatchDefaults(TypedDict, total=False):
     width: int | None
     #: Pixels.
     height: int | None
+    #: How closely control images are followed; a list has one value for each image.
+    control_scale: float | Sequence[float] | None
+    #: The part of the steps at which control begins, from 0 to 1; a list has one for each image.
+    control_start: float | Sequence[float] | None
+    #: The part of the steps at which control ends, from 0 to 1; a list has one for each image.
+    control_end: float | Sequence[float] | None
+    #: What control images show, as the number of the model's ControlNet mode.
+    control_kind: int | Sequence[int] | None
     #: A model id from `GET /v1/models`; the first model that does the task if absent.
     model: str | None
     #: The sampling method: a name such as `euler`, or a class. `GET /v1/models/{id}` lists those of a model;
@@ -146,6 +231,9 @@ class BatchDefaults(TypedDict, total=False):
     scheduler_options: str | None
     #: What only the model's pipeline takes, such as `clip_skip`. `GET /v1/models/{id}` has the schema. As JSON.
     parameters: str | None
+    #: Files that only the model's pipeline takes, such as `ip_adapter_image`: by the pipeline's name, one
+    #: reference or a list. As JSON.
+    inputs: str | None
     #: Output i of a job is rendered from seed + i; drawn at random if absent.
     seed: int | None
     #: How many outputs.
@@ -166,19 +254,47 @@ class BatchDefaults(TypedDict, total=False):
     #: The file format.
     output_format: OutputFormat | None
     task: Task | None
+    #: What ControlNets and adapters follow: edges, poses, depth; one for each of the model's, in their order.
+    #: The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG,
+    #: WebP or JPEG.
+    control_image: str | Sequence[str] | None
     #: How much of the input is replaced: 0 keeps it, 1 ignores it.
     strength: float | None
     #: The image to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
     #: base64 data URL. PNG, WebP or JPEG.
-    image: str | None
+    image: str | Sequence[str] | None
     #: Render only the masked part with a margin of so many pixels, enlarged to the whole size.
     padding_mask_crop: int | None
     #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
     #: or a base64 data URL. PNG, WebP or JPEG.
     mask_image: str | None
+    #: Images whose subjects or style are taken up. The id of an uploaded file (`file_…`), the `sha256:…` of
+    #: one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
+    reference_images: str | Sequence[str] | None
     #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
     #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
     depth_map: str | None
+    #: Frames of the video.
+    num_frames: int | None
+    #: Frames per second of the file. A pipeline that is conditioned on it gets it too.
+    fps: int | None
+    #: The last frame. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64
+    #: data URL. PNG, WebP or JPEG.
+    last_image: str | None
+    #: What the video follows: edges, poses, depth. The id of an uploaded file (`file_…`), the `sha256:…` of
+    #: one, an https URL, or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    control_video: str | None
+    #: The video to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
+    #: base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    video: str | None
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
+    #: or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    mask_video: str | None
+    #: Length of the sound.
+    seconds: float | None
+    #: The sound to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
+    #: base64 data URL. WAV, FLAC, Ogg or MP3.
+    audio: str | None
 
 
 class BatchChanges(TypedDict, total=False):
@@ -277,3 +393,90 @@ class TenantChanges(TypedDict, total=False):
     name: str | None
     #: Its share of the farm, relative to the other tenants.
     weight: float | None
+
+
+#: By task and role: how many input files it takes, at least and at most.
+TASK_INPUTS: Final[Mapping[Task, Mapping[str, tuple[int, int]]]] = {
+    "text-to-image": {"control_image": (0, 8)},
+    "image-to-image": {"image": (1, 1), "control_image": (0, 8)},
+    "inpainting": {"image": (1, 1), "mask_image": (1, 1), "control_image": (0, 8), "reference_images": (0, 8)},
+    "depth-to-image": {"image": (1, 1), "depth_map": (0, 1)},
+    "depth-estimation": {"image": (1, 1)},
+    "image-editing": {"image": (1, 4)},
+    "image-variation": {"image": (1, 4)},
+    "normal-estimation": {"image": (1, 1)},
+    "unconditional-image-generation": {},
+    "upscaling": {"image": (1, 1)},
+    "image-to-video": {"image": (1, 1), "last_image": (0, 1), "control_video": (0, 1)},
+    "text-to-video": {"control_video": (0, 1), "reference_images": (0, 8)},
+    "video-to-video": {"video": (1, 1), "mask_video": (0, 1), "control_video": (0, 1), "reference_images": (0, 8)},
+    "audio-to-audio": {"audio": (1, 1)},
+    "text-to-audio": {},
+}
+#: The parameters of jobs by name.
+PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
+    "prompt": ParameterInfo("text", "What the output shows."),
+    "negative_prompt": ParameterInfo("text", "What the output does not show."),
+    "num_inference_steps": ParameterInfo("integer", "Denoising steps.", aliases=("steps",)),
+    "guidance_scale": ParameterInfo("number", "How closely the output follows the prompt."),
+    "width": ParameterInfo("integer", "Pixels."),
+    "height": ParameterInfo("integer", "Pixels."),
+    "control_scale": ParameterInfo(
+        "numbers", "How closely control images are followed; a list has one value for each image."
+    ),
+    "control_start": ParameterInfo(
+        "numbers", "The part of the steps at which control begins, from 0 to 1; a list has one for each image."
+    ),
+    "control_end": ParameterInfo(
+        "numbers", "The part of the steps at which control ends, from 0 to 1; a list has one for each image."
+    ),
+    "control_kind": ParameterInfo("numbers", "What control images show, as the number of the model's ControlNet mode."),
+    "model": ParameterInfo("text", "A model id from `GET /v1/models`; the first model that does the task if absent."),
+    "scheduler": ParameterInfo("text", "The sampling method: a name such as `euler`, or a class."),
+    "scheduler_options": ParameterInfo("object", "Options of the scheduler, such as `use_karras_sigmas`."),
+    "parameters": ParameterInfo("object", "What only the model's pipeline takes, such as `clip_skip`."),
+    "inputs": ParameterInfo(
+        "inputs",
+        "Files that only the model's pipeline takes, such as `ip_adapter_image`: by the pipeline's name, one reference or a list.",
+    ),
+    "seed": ParameterInfo("integer", "Output i of a job is rendered from seed + i; drawn at random if absent."),
+    "num_outputs": ParameterInfo(
+        "integer",
+        "How many outputs.",
+        aliases=("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "n"),
+    ),
+    "exact": ParameterInfo(
+        "boolean", "true: the same bytes for the same parameters, whatever else the device renders."
+    ),
+    "loras": ParameterInfo("loras", "LoRAs of the model."),
+    "preview": ParameterInfo("boolean", "Whether the job's events carry small images while it is rendered."),
+    "priority": ParameterInfo("choice", "Jobs of a higher class are dispatched first."),
+    "custom_id": ParameterInfo("text", "Your own name for the job; results and webhooks carry it."),
+    "metadata": ParameterInfo("metadata", "Your own texts by name; results carry them."),
+    "webhook": ParameterInfo("text", "A URL that is notified when the job is finished."),
+    "not_before": ParameterInfo("time", "The earliest time at which the job is dispatched to a worker."),
+    "deadline": ParameterInfo("time", "A job that still waits at this time fails as `deadline_exceeded`."),
+    "output_format": ParameterInfo("choice", "The file format."),
+    "task": ParameterInfo("choice", ""),
+    "control_image": ParameterInfo(
+        "input",
+        "What ControlNets and adapters follow: edges, poses, depth; one for each of the model's, in their order.",
+        many=True,
+    ),
+    "strength": ParameterInfo("number", "How much of the input is replaced: 0 keeps it, 1 ignores it."),
+    "image": ParameterInfo("input", "The image to begin with.", many=True),
+    "padding_mask_crop": ParameterInfo(
+        "integer", "Render only the masked part with a margin of so many pixels, enlarged to the whole size."
+    ),
+    "mask_image": ParameterInfo("input", "Its white part is replaced."),
+    "reference_images": ParameterInfo("input", "Images whose subjects or style are taken up.", many=True),
+    "depth_map": ParameterInfo("input", "Brighter is nearer; estimated from the image by the model if absent."),
+    "num_frames": ParameterInfo("integer", "Frames of the video."),
+    "fps": ParameterInfo("integer", "Frames per second of the file."),
+    "last_image": ParameterInfo("input", "The last frame."),
+    "control_video": ParameterInfo("input", "What the video follows: edges, poses, depth."),
+    "video": ParameterInfo("input", "The video to begin with."),
+    "mask_video": ParameterInfo("input", "Its white part is replaced."),
+    "seconds": ParameterInfo("number", "Length of the sound."),
+    "audio": ParameterInfo("input", "The sound to begin with."),
+}

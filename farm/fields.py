@@ -12,6 +12,7 @@ MAX_SEED: Final = 2**63 - 1  #: what a signed 64-bit column and a torch generato
 MAX_STEPS: Final = 1_000  #: what schedulers are trained with
 MAX_OUTPUTS: Final = 16
 MAX_LORAS: Final = 8
+MAX_FILES: Final = 8  #: of one role
 MAX_SIDE: Final = 4096  #: pixels; a model's own limit is usually lower
 SIDE_MULTIPLE: Final = 8  #: the VAE's reduction: latents have whole sizes
 MAX_FRAMES: Final = 4096
@@ -85,6 +86,12 @@ Side = Annotated[int, Field(strict=True, ge=SIDE_MULTIPLE, le=MAX_SIDE, multiple
 Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 Strength = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Scale = Annotated[float, Field(strict=True, ge=0, le=10, allow_inf_nan=False)]
+Kind = Annotated[int, Field(strict=True, ge=0, le=100)]
+#: One value, or one for each of several files.
+Strengths = Scale | Annotated[tuple[Scale, ...], Field(min_length=1, max_length=MAX_FILES)]
+Parts = Strength | Annotated[tuple[Strength, ...], Field(min_length=1, max_length=MAX_FILES)]
+Kinds = Kind | Annotated[tuple[Kind, ...], Field(min_length=1, max_length=MAX_FILES)]
 Frames = Annotated[int, Field(strict=True, ge=1, le=MAX_FRAMES)]
 FrameRate = Annotated[int, Field(strict=True, ge=1, le=240)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=MAX_SECONDS, allow_inf_nan=False)]

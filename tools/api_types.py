@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from farm.dashboard.app import create_app
+from farm.domain.parameters import PARAMETERS, ParameterKind
 from farm.settings import Settings
-from farm.tasks import INPUT_ROLES
+from farm.tasks import TASKS
 
 TARGET: Final = Path(__file__).parents[1] / "farm" / "api_types.py"
 
@@ -28,9 +29,25 @@ None, where it is allowed, is the same as leaving the argument out.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: A file: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL).
+FileInput: TypeAlias = "str | os.PathLike[str] | bytes | Image"
+
+
+class ParameterInfo(NamedTuple):
+    """A parameter of jobs."""
+
+    kind: str  #: of its value
+    description: str
+    aliases: tuple[str, ...] = ()  #: its other names
+    many: bool = False  #: of an ``input``: whether some task takes several files
 '''
 
 Schema = Mapping[str, Any]
@@ -49,11 +66,10 @@ class Class:
 
 
 _PAGE: Final = frozenset({"limit", "cursor"})
-_INPUTS: Final = frozenset[str]().union(*INPUT_ROLES.values())
 
 CLASSES: Final = (
     Class("JobParameters", "A job's parameters; what is left out is decided by the model's defaults.",
-          "post", "/v1/jobs", _INPUTS | {"task", "prompt"}),
+          "post", "/v1/jobs", frozenset({"task", "prompt", "image"})),
     Class("BatchDefaults", "Parameters of a batch, and those that its jobs leave open.",
           "post", "/v1/batches", frozenset({"name", "on_error", "dry_run"})),
     Class("BatchChanges", "What may be changed of a batch.", "patch", "/v1/batches/{batch_id}", nullable=False),
@@ -79,6 +95,35 @@ ALIASES: Final = {
 }
 #: Types that the document names and no class above has.
 OTHERS: Final = ("Scope",)
+
+
+#: How the client takes files, by the parameter's kind and whether there may be several.
+_FILES: Final = {
+    (ParameterKind.INPUT, False): "FileInput",
+    (ParameterKind.INPUT, True): "FileInput | Sequence[FileInput]",
+    (ParameterKind.INPUTS, False): "Mapping[str, FileInput | Sequence[FileInput]]",
+}
+
+
+def tables() -> Iterator[str]:
+    """The lines that say what tasks and parameters there are, as data."""
+    inputs = {name: {role: (one.min, one.max) for role, one in spec.inputs.items()} for name, spec in TASKS.items()}
+    yield "#: By task and role: how many input files it takes, at least and at most."
+    yield f"TASK_INPUTS: Final[Mapping[Task, Mapping[str, tuple[int, int]]]] = {inputs!r}"
+    yield "#: The parameters of jobs by name."
+    yield "PARAMETERS: Final[Mapping[str, ParameterInfo]] = {"
+    for one in PARAMETERS.values():
+        more = [f"aliases={one.aliases!r}"] if one.aliases else []
+        more += ["many=True"] if one.many else []
+        given = ", ".join([repr(one.kind.value), repr(_sentence(one.description)), *more])
+        yield f"    {one.name!r}: ParameterInfo({given}),"
+    yield "}"
+
+
+def _sentence(text: str) -> str:
+    """The first sentence."""
+    first, dot, _ = text.partition(". ")
+    return first + dot.strip()
 
 
 @dataclass
@@ -128,6 +173,8 @@ class Writer:
         yield f'    """{one.doc}"""\n'
         for name, schema in self.fields(one).items():
             kind = self.annotation(schema)
+            if one.name == "JobParameters" and (parameter := PARAMETERS.get(name)) is not None:
+                kind = _FILES.get((parameter.kind, parameter.many), kind)
             if alias := ALIASES.get((one.name, name)):
                 (literal,) = re.findall(r"Literal\[.*?\]", kind)
                 self.named[alias] = f"{alias}: TypeAlias = {literal}"
@@ -185,9 +232,9 @@ def generate() -> str:
     classes = ["\n".join(writer.write(one)) for one in CLASSES]
     for name in OTHERS:
         writer.annotation({"$ref": f"#/{name}"})
-    text = "\n\n".join([_HEADER, *writer.named.values(), *classes]) + "\n"
+    text = "\n\n".join([_HEADER, *writer.named.values(), *classes, "\n".join(tables())]) + "\n"
     if "NotRequired[" in text:
-        text = text.replace("TypeAlias, TypedDict", "NotRequired, TypeAlias, TypedDict")
+        text = text.replace("NamedTuple, TypeAlias", "NamedTuple, NotRequired, TypeAlias")
     for command in (["check", "--fix-only", "--select", "I"], ["format"]):
         arguments = [sys.executable, "-m", "ruff", *command, "--quiet", "--stdin-filename", str(TARGET), "-"]
         done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=True, cwd=TARGET.parents[1])  # noqa: S603 - the formatter

@@ -70,11 +70,12 @@ NOT_IN_QUERY: Final = {
 _DESCRIPTIONS: Final = {"priority": "`bulk` if absent: after the jobs of all higher priorities."}
 
 
-_TEXT_KINDS: Final = (ParameterKind.LORAS, ParameterKind.OBJECT)
+_TEXT_KINDS: Final = (ParameterKind.LORAS, ParameterKind.OBJECT, ParameterKind.INPUTS)
 #: How a query has them.
 _FORMS: Final = {
     ParameterKind.LORAS: "As `NAME` or `NAME:SCALE`, separated by commas.",
     ParameterKind.OBJECT: "As JSON.",
+    ParameterKind.INPUTS: "As JSON.",
 }
 
 

@@ -8,12 +8,13 @@ import re
 import string
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -21,6 +22,7 @@ from farm.api_types import OutputFormat, Priority, Task
 from farm.cli import output_files
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
+from farm.cli.parameter_options import with_parameters
 from farm.cli.render import (
     COUNT,
     Deadline,
@@ -53,7 +55,7 @@ _AHEAD = 64  #: downloads that wait for their turn
 BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's id.")]
 
 
-def submit(
+def _submit(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines or CSV, one job per line; - is stdin.")],
     file_format: Annotated[
         Literal["jsonl", "csv"] | None, typer.Option("--format", help="Default: from the file's extension.")
@@ -74,7 +76,6 @@ def submit(
     lora: Loras = None,
     exact: Exact = None,
     preview: Preview = None,
-    strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpm-solver, …, or a class of diffusers.")] = None,
     scheduler_option: SchedulerOptions = None,
     param: Params = None,
@@ -90,6 +91,7 @@ def submit(
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Submit a file of jobs as one batch: all of them, or none if a line is wrong."""
     from farm.client import ApiError
@@ -106,7 +108,6 @@ def submit(
         "loras": ",".join(lora) if lora else None,
         "exact": exact,
         "preview": preview,
-        "strength": strength,
         "scheduler": scheduler,
         "scheduler_options": _as_json(values_of("scheduler-option", scheduler_option)),
         "parameters": _as_json(values_of("param", param)),
@@ -119,6 +120,7 @@ def submit(
         "not_before": not_before,
         "deadline": deadline,
         "webhook": webhook,
+        **{name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in more.items()},
     }
     source: Any = sys.stdin.buffer if file == "-" else Path(file)
     with connect(url, api_key, data_dir) as farm:
@@ -144,6 +146,17 @@ def submit(
             print_json(batch.raw)
         if watch:
             _exit(batch)
+
+
+#: The parameters that `farm submit` has options of its own for, or that cannot be the same for all jobs.
+_OWN: Final = frozenset(
+    {
+        *("task", "model", "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "loras", "exact"),
+        *("preview", "scheduler", "scheduler_options", "parameters", "seed", "width", "height", "num_outputs"),
+        *("output_format", "priority", "not_before", "deadline", "webhook", "custom_id", "metadata", "inputs"),
+    }
+)
+submit = with_parameters(_submit, _OWN)
 
 
 def _as_json(values: dict[str, Any] | None) -> str | None:

@@ -7,10 +7,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -19,6 +20,7 @@ from farm.api_types import Lora, OutputFormat, Priority, Task
 from farm.cli import output_files
 from farm.cli.comparison import Comparison, compare
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.parameter_options import with_parameters
 from farm.cli.progress import watching
 from farm.errors import BadInput
 
@@ -85,7 +87,6 @@ COUNT: Final = (
     "--num-videos-per-prompt",
     "--num-waveforms-per-prompt",
 )
-ImagePath = str | None
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,18 @@ class Saved:
     data: bytes
 
 
-def render(
-    prompt: Annotated[str, typer.Argument(help="What to render.")],
+def _render(
+    prompt: Annotated[str | None, typer.Argument(help="What to render; some tasks need no text.")] = None,
     output: Where = None,
     task: Annotated[
         Task | None,
-        typer.Option(help="The task. Default: from the given images (image and mask: inpainting…)."),
+        typer.Option(help="The task. Default: from the given files (image and mask: inpainting…)."),
     ] = None,
-    image: Annotated[ImagePath, typer.Option(help="The input image (file, URL, file_… or sha256:…).")] = None,
-    mask: Annotated[ImagePath, typer.Option(help="The mask; its white part is repainted.")] = None,
-    depth: Annotated[ImagePath, typer.Option(help="The depth map; brighter is nearer.")] = None,
-    strength: Annotated[float | None, typer.Option(help="0 keeps the image, 1 ignores it.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="The input image (file, URL, file_… or sha256:…); may be repeated.")
+    ] = None,
+    mask: Annotated[str | None, typer.Option(help="The mask; its white part is repainted.")] = None,
+    depth: Annotated[str | None, typer.Option(help="The depth map; brighter is nearer.")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same image. Default: random.")] = None,
@@ -115,9 +117,6 @@ def render(
     scheduler_option: SchedulerOptions = None,
     param: Params = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
-    padding_mask_crop: Annotated[
-        int | None, typer.Option(help="Render only the masked part, with so many pixels around it.")
-    ] = None,
     n: Annotated[int | None, typer.Option(*COUNT, help="How many outputs.")] = None,
     model: Annotated[str | None, typer.Option(help="A model of `farm models`.")] = None,
     negative: Negative = None,
@@ -141,8 +140,9 @@ def render(
     url: Url = None,
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Render one prompt and save the image. Ctrl-C stops waiting, not the job."""
+    """Render one prompt and save the output. Ctrl-C stops waiting, not the job."""
     width, height = size_of(size)
     wanted = output_files.format_of(output, file_format)
     if output is not None and not output_files.is_directory(output) and not no_wait:
@@ -151,17 +151,15 @@ def render(
         job = farm.submit(
             prompt,
             task=task,
-            image=image,
+            image=image[0] if image and len(image) == 1 else image or None,
             mask=mask,
             depth=depth,
-            strength=strength,
             num_inference_steps=steps,
             guidance_scale=guidance,
             seed=seed,
             scheduler=scheduler,
             scheduler_options=values_of("scheduler-option", scheduler_option),
             parameters=values_of("param", param),
-            padding_mask_crop=padding_mask_crop,
             width=width,
             height=height,
             num_outputs=n,
@@ -177,19 +175,51 @@ def render(
             webhook=webhook,
             not_before=not_before,
             deadline=deadline,
+            **_files_by_name(more),
         )
         if no_wait:
             _submitted(job, as_json=as_json)
             return
         started = time.monotonic()
         job = wait_for(farm, job, as_json=as_json)
-        saved = _download(farm, job, output, output_files.slug(prompt), force=force)
+        saved = _download(farm, job, output, output_files.slug(prompt or ""), force=force)
     if as_json:
         print_json(_with_files(job, saved))
         return
     seconds = time.monotonic() - started
     for one in saved:
-        print(f"{one.path}  seed {one.output.seed}  {one.output.width}x{one.output.height}  {seconds:.1f} s")
+        print(f"{one.path}  seed {one.output.seed}  {_extent(one.output)}{seconds:.1f} s")
+
+
+#: The parameters that `farm render` has options of its own for.
+_OWN: Final = frozenset(
+    {
+        *("task", "prompt", "negative_prompt", "image", "mask_image", "depth_map", "num_inference_steps", "seed"),
+        *("guidance_scale", "scheduler", "scheduler_options", "parameters", "width", "height", "num_outputs", "model"),
+        *("loras", "exact", "preview", "output_format", "priority", "custom_id", "metadata", "webhook", "not_before"),
+        "deadline",
+    }
+)
+render = with_parameters(_render, _OWN)
+
+
+def _files_by_name(more: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with the files of ``--inputs NAME=FILE`` as lists by name."""
+    found = dict(more)
+    named: dict[str, list[str]] = {}
+    for text in found.pop("inputs", ()):
+        name, separator, file = text.partition("=")
+        if not separator:
+            raise BadInput.of("inputs", text, f"{text!r} has no file: write it as NAME=FILE")
+        named.setdefault(name, []).append(file)
+    return found | ({"inputs": named} if named else {})
+
+
+def _extent(output: Output) -> str:
+    """How large or long an output is, followed by spaces."""
+    size = "" if output.width is None else f"{output.width}x{output.height}  "
+    seconds = output.metadata.get("seconds")
+    return size if seconds is None else f"{size}{seconds:g} s  "
 
 
 def rerun(

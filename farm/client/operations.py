@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import Any, Final, Unpack
 from urllib.parse import urlsplit
 
 import httpx2
 
-from farm.api_types import JobParameters, Task
+from farm.api_types import FileInput, JobParameters, Task
 from farm.client import requests
 from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
 from farm.client.models import Artifact, Batch, Event, Job, Output, Progress, Rendered, Result
 from farm.client.protocol import Emit, Fetched, Flow, Open, Sleep, Stream, Streamed, StreamFormat
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    #: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL)
-    ImageInput = str | os.PathLike[str] | bytes | Image
 
 #: The server says something at least every 15 s while a job is followed; silence for longer means a dead connection.
 _SILENCE_SECONDS: Final = 40.0
@@ -34,43 +27,57 @@ _BROKEN: Final = (httpx2.TransportError, Unreachable, ApiError, KeyError, TypeEr
 
 
 def submit(
-    prompt: str,
+    prompt: str | None = None,
     *,
     task: Task | None = None,
-    image: ImageInput | None = None,
-    mask: ImageInput | None = None,
-    depth: ImageInput | None = None,
+    image: FileInput | Sequence[FileInput] | None = None,
+    mask: FileInput | None = None,
+    depth: FileInput | None = None,
     idempotency_key: str | None = None,
     **parameters: Unpack[JobParameters],
 ) -> Flow[Job]:
     """Submit one job.
 
     Args:
-        prompt: what to render.
-        task: what to do; the one that the given images mean, if absent.
-        image: the image to begin with. Images that are not references are uploaded first.
-        mask: its white part is painted anew.
-        depth: a depth map; brighter is nearer.
+        prompt: what to render; some tasks do without.
+        task: what to do; the one that the given files mean, if absent.
+        image: the image to begin with, or several. Files that are not references are uploaded first.
+        mask: ``mask_image``; its white part is replaced.
+        depth: ``depth_map``; brighter is nearer.
         idempotency_key: the same key gives the same job, however often it is sent.
-        **parameters: the job's parameters; those of None are left out.
+        **parameters: the job's parameters and other input files; those of None are left out.
 
     Raises:
-        BadInput: the images mean no task, or one cannot be read.
+        BadInput: the files mean no task, or one cannot be read.
         ApiError: the farm refused the job; ``errors`` names the fields.
         Unreachable: no farm answers.
     """
-    images = {"image": image, "mask": mask, "depth": depth}
-    given = {name: value for name, value in images.items() if value is not None}
-    if task is None:
-        task = requests.infer_task(image="image" in given, mask="mask" in given, depth="depth" in given)
-    body: dict[str, Any] = {"task": task, "prompt": prompt}
-    body |= requests.json_values(parameters)
-    for name, given_image in given.items():
-        body[requests.IMAGE_FIELDS[name]] = (
-            requests.reference(given_image) or (yield requests.upload(given_image, name)).id
-        )
+    values: dict[str, Any] = {"prompt": prompt, **parameters}
+    files: dict[str, Any] = {name: values.pop(name) for name in requests.INPUT_ROLES if name in values}
+    short = {"image": image, "mask_image": mask, "depth_map": depth}
+    files |= {role: value for role, value in short.items() if value is not None}
+    files = {role: value for role, value in files.items() if value is not None}
+    own: dict[str, Any] = values.pop("inputs", None) or {}
+    body: dict[str, Any] = {"task": task or requests.infer_task(files)} | requests.json_values(values)
+    for role, value in files.items():
+        body[role] = yield from _references(role, value)
+    if own:
+        body["inputs"] = {}
+        for name, value in own.items():
+            body["inputs"][name] = yield from _references(name, value)
     job: Job = yield requests.submit_body(body, idempotency_key=idempotency_key)
     return job
+
+
+def _references(role: str, files: object) -> Flow[str | list[str]]:
+    """What a request calls the files of a role, which are uploaded first unless they are references."""
+    if isinstance(files, list | tuple):
+        found: tuple[str, ...] = ()
+        for file in files:
+            found += (requests.reference(file) or (yield requests.upload(file, role)).id,)
+        return list(found)
+    reference: str = requests.reference(files) or (yield requests.upload(files, role)).id
+    return reference
 
 
 def wait(
@@ -126,12 +133,12 @@ def wait(
 
 
 def run(
-    prompt: str,
+    prompt: str | None = None,
     *,
     task: Task | None = None,
-    image: ImageInput | None = None,
-    mask: ImageInput | None = None,
-    depth: ImageInput | None = None,
+    image: FileInput | Sequence[FileInput] | None = None,
+    mask: FileInput | None = None,
+    depth: FileInput | None = None,
     idempotency_key: str | None = None,
     on_progress: Callable[[Job], None] | None = None,
     timeout: float | None = None,

@@ -12,7 +12,7 @@ import os
 import random
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, TypeAlias, TypeVar, Unpack
 
 from farm.api_types import (
+    TASK_INPUTS,
     BatchChanges,
     BatchDefaults,
     DeliveryFilters,
@@ -52,8 +53,8 @@ from farm.client.models import (
 from farm.client.protocol import Call, Emit, Fetched, Flow, Open, Stream, Streamed, StreamFormat
 from farm.errors import BadInput
 
-#: The image fields of a request, by the short name that people use for them.
-IMAGE_FIELDS: Final = {"image": "image", "mask": "mask_image", "depth": "depth_map"}
+#: The names of all tasks' input files.
+INPUT_ROLES: Final = frozenset[str]().union(*TASK_INPUTS.values())
 
 JSONL: Final = "application/jsonl"
 CSV: Final = "text/csv"
@@ -475,18 +476,19 @@ def delay(attempt: int, retry_after: str | None = None, now: float = 0.0) -> flo
     return min(0.25 * 2.0**attempt, 8.0) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
-def infer_task(*, image: bool, mask: bool, depth: bool) -> Task:
-    """The task that the given inputs mean. Raises `BadInput` when they mean none."""
-    if mask and depth:
-        raise BadInput.of("depth", None, "is for depth-to-image and --mask for inpainting: give one of them")
-    if (mask or depth) and not image:
-        name = "mask" if mask else "depth"
-        raise BadInput.of("image", None, f"is required beside {name}: the image that the {name} belongs to")
-    if mask:
-        return "inpainting"
-    if depth:
-        return "depth-to-image"
-    return "image-to-image" if image else "text-to-image"
+def infer_task(roles: Collection[str]) -> Task:
+    """The first task that needs no other inputs than these, and takes them all.
+
+    Raises:
+        BadInput: there is none.
+    """
+    given = set(roles)
+    for task, inputs in TASK_INPUTS.items():
+        needed = {role for role, (least, _) in inputs.items() if least}
+        if needed <= given <= set(inputs) and (given or not inputs or not needed):
+            return task
+    takers = [f"{task} takes {' and '.join(inputs)}" for task, inputs in TASK_INPUTS.items() if given & set(inputs)]
+    raise BadInput.of("task", ", ".join(sorted(given)), f"no task takes just these inputs: {'; '.join(takers)}")
 
 
 def reference(image: object) -> str | None:

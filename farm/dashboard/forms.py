@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from farm.domain.media import input_formats, titles
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, from_text, to_text
+from farm.tasks import TASKS
 
 #: What people call a parameter, where it is not its name.
 LABELS: Final = {
@@ -23,6 +25,7 @@ EXAMPLES: Final = {
     ParameterKind.LORAS: "name:0.8, other",
     ParameterKind.METADATA: '{"sku": "A-1"}',
     ParameterKind.OBJECT: '{"name": 1}',
+    ParameterKind.INPUTS: '{"ip_adapter_image": "file_…"}',
     ParameterKind.TIME: "2026-01-31T22:00:00Z",
 }
 #: The parameters that decide what is rendered and are shown first; the others are behind “More”.
@@ -33,6 +36,10 @@ MAIN: Final = (
     "width",
     "height",
     "seed",
+    "strength",
+    "num_frames",
+    "fps",
+    "seconds",
     "num_outputs",
     "output_format",
     "priority",
@@ -42,7 +49,7 @@ PROMPTS: Final = ("prompt", "negative_prompt")
 IMAGES: Final = tuple(name for name, one in PARAMETERS.items() if one.kind is ParameterKind.INPUT)
 #: What a variant of a job keeps, or is none of its parameters.
 _KEPT: Final = frozenset(
-    {"task", "model", "preview", "custom_id", "metadata", "webhook", "not_before", "deadline", *IMAGES}
+    {"task", "model", "preview", "custom_id", "metadata", "webhook", "not_before", "deadline", "inputs", *IMAGES}
 )
 
 
@@ -64,6 +71,19 @@ class FormField:
     default: str
     example: str  #: of a ``text``
     title: str  #: what the parameter is for
+    tasks: str  #: the tasks that have it, separated by spaces; empty for all
+
+
+@dataclass(frozen=True)
+class FileField:
+    """One input of a form for files."""
+
+    name: str
+    label: str
+    hint: str
+    accept: str  #: MIME types
+    many: bool
+    tasks: str  #: the tasks that take it, separated by spaces
 
 
 def field(name: str, *, blank: bool = False) -> FormField:
@@ -81,7 +101,31 @@ def field(name: str, *, blank: bool = False) -> FormField:
         default="" if blank or one.required else _default(one),
         example=EXAMPLES.get(one.kind, ""),
         title=one.description,
+        tasks=_tasks(one),
     )
+
+
+def _tasks(one: Parameter) -> str:
+    return "" if len(one.tasks) == len(TASKS) else " ".join(name for name in TASKS if name in one.tasks)
+
+
+def files() -> list[FileField]:
+    """The inputs for the files of all tasks."""
+    found = []
+    for name in IMAGES:
+        specs = [spec.inputs[name] for spec in TASKS.values() if name in spec.inputs]
+        formats = input_formats(specs[0].media)
+        found.append(
+            FileField(
+                name=name,
+                label=LABELS.get(name, name.replace("_", " ").capitalize()),
+                hint=f"{specs[0].description} {titles(formats)}.",
+                accept=",".join(dict.fromkeys(one.media_type for one in formats)),
+                many=PARAMETERS[name].many,
+                tasks=_tasks(PARAMETERS[name]),
+            )
+        )
+    return found
 
 
 def _default(one: Parameter) -> str:

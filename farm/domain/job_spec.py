@@ -66,7 +66,7 @@ class JobSpec(FrozenValue):
     seed: int
     num_outputs: int
     output_format: str  #: of the task's media: `farm.domain.media.output_formats`
-    inputs: dict[str, tuple[InputFile, ...]] = Field(default_factory=dict)  #: by role
+    inputs: dict[str, tuple[InputFile, ...]] = Field(default_factory=dict)  #: by role, or by the pipeline's name
     exact: bool = True  #: whether the bytes must not depend on what else the device renders
     loras: tuple[Lora, ...] = ()  #: in the order they were given
     preview: bool = False  #: whether its progress carries small images; decides no pixel
@@ -142,8 +142,11 @@ class JobSpec(FrozenValue):
             if not shown[name]:
                 del shown[name]
         roles = self.task_spec.inputs
-        files = {
-            role: given[0].reference if roles[role].max == 1 else [one.reference for one in given]
-            for role, given in self.inputs.items()
-        }
+        files: dict[str, Any] = {}
+        for role, given in self.inputs.items():
+            listed = [one.reference for one in given]
+            if role in roles:
+                files[role] = listed[0] if roles[role].max == 1 else listed
+            else:  # only the pipeline takes it
+                files.setdefault("inputs", {})[role] = listed
         return {"task": shown.pop("task"), "model": shown.pop("model")} | self.common | shown | files

@@ -28,8 +28,7 @@ def task_schema(model: Model, task: str) -> dict[str, Any]:
     if pipeline is not None:
         _keep_taken(properties, required, pipeline, task)
         _describe_pipeline(properties, model, pipeline, task)
-        if properties["parameters"]["required"]:
-            required.add("parameters")
+        required |= {name for name in ("parameters", "inputs") if properties[name]["required"]}
     for name, limits in _limits(model, pipeline).items():
         if name in properties:
             _narrow(properties[name], limits)
@@ -66,8 +65,7 @@ def _keep_taken(properties: dict[str, Any], required: set[str], pipeline: Pipeli
         parameter = own_parameter(pipeline, name)
         if parameter is not None and parameter.required:
             required.add(name)
-        resized = spec.resized is not None and name in (*_SIDES, spec.resized)
-        if parameter is None and not resized:
+        if parameter is None and name not in spec.honoured:
             for each in [key for key, value in properties.items() if key == name or _is_alias(value, name)]:
                 del properties[each]
         elif parameter is not None and parameter.default is not None and name in properties:
@@ -83,6 +81,19 @@ def _describe_pipeline(properties: dict[str, Any], model: Model, pipeline: Pipel
     own = {pipeline.own_name(name) for name in (*TASKS[task].params.model_fields, "num_outputs")}
     properties["parameters"] = pipeline.json_schema(exclude={name for name in own if name is not None}) | {
         "description": f"What only {pipeline.name} takes."
+    }
+    roles = {pipeline.own_name(role) for role in TASKS[task].inputs}
+    files = {name: one for name, one in pipeline.inputs.items() if name not in roles}
+    reference = {"type": "string", "minLength": 1}
+    properties["inputs"] = {
+        "type": "object",
+        "description": f"Files that only {pipeline.name} takes: a reference, or a list of them.",
+        "properties": {
+            name: {"anyOf": [reference, {"type": "array", "items": reference}], "description": one.description}
+            for name, one in files.items()
+        },
+        "required": [name for name, one in files.items() if one.required],
+        "additionalProperties": False,
     }
     choices = model.schedulers(pipeline)
     if not choices:

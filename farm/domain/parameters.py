@@ -27,6 +27,7 @@ class ParameterKind(StrEnum):
     TEXT = "text"
     INTEGER = "integer"
     NUMBER = "number"
+    NUMBERS = "numbers"  #: one number, or one for each of several files
     BOOLEAN = "boolean"
     CHOICE = "choice"  #: one of `Parameter.choices`
     TIME = "time"
@@ -34,6 +35,7 @@ class ParameterKind(StrEnum):
     LORAS = "loras"
     METADATA = "metadata"  #: texts by name
     OBJECT = "object"  #: JSON values by name
+    INPUTS = "inputs"  #: references to input files by name
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def _kind(name: str, annotation: Any) -> tuple[ParameterKind, tuple[str, ...]]:
         return ParameterKind.CHOICE, get_args(plain)
     if isinstance(plain, type) and issubclass(plain, StrEnum):
         return ParameterKind.CHOICE, tuple(one.value for one in plain)
+    union = get_origin(annotation) in (Union, types.UnionType)
+    if plain in (int, float) and union and any(get_origin(_unwrapped(one)) is tuple for one in get_args(annotation)):
+        return ParameterKind.NUMBERS, ()
     kinds = {
         str: ParameterKind.TEXT,
         int: ParameterKind.INTEGER,
@@ -83,7 +88,7 @@ def _kind(name: str, annotation: Any) -> tuple[ParameterKind, tuple[str, ...]]:
         bool: ParameterKind.BOOLEAN,
         AwareDatetime: ParameterKind.TIME,
         tuple: ParameterKind.LORAS,
-        dict: ParameterKind.METADATA if name == "metadata" else ParameterKind.OBJECT,
+        dict: {"metadata": ParameterKind.METADATA, "inputs": ParameterKind.INPUTS}.get(name, ParameterKind.OBJECT),
     }
     return kinds[get_origin(plain) or plain], ()
 
@@ -141,8 +146,10 @@ def merge(defaults: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, 
 
 # -- values from text --------------------------------------------------------------------------------------------------
 
+#: Kinds of which a column may hold one value.
+OBJECTS: Final = (ParameterKind.OBJECT, ParameterKind.INPUTS)
 #: What a column or a field of one value of an object is called: ``parameters.clip_skip``.
-OBJECT_PREFIXES: Final = tuple(f"{one.name}." for one in PARAMETERS.values() if one.kind is ParameterKind.OBJECT)
+OBJECT_PREFIXES: Final = tuple(f"{one.name}." for one in PARAMETERS.values() if one.kind in OBJECTS)
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}(?:\.0+)?", re.ASCII)
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
@@ -158,7 +165,7 @@ def from_text(name: str, text: str) -> object:
     """
     parameter = _BY_NAME.get(name)
     if parameter is None and name.startswith(OBJECT_PREFIXES):
-        return CellText(text)
+        return _references(text) if name.startswith("inputs.") else CellText(text)
     if parameter is None or parameter.name in _VERBATIM:
         return text
     stripped = text.strip()
@@ -167,15 +174,30 @@ def from_text(name: str, text: str) -> object:
             return int(stripped.partition(".")[0])
         case ParameterKind.NUMBER if _NUMBER.fullmatch(stripped):
             return float(stripped)
+        case ParameterKind.NUMBERS:
+            numbers = [_number(one) for one in stripped.replace(",", " ").split()]
+            return numbers[0] if len(numbers) == 1 else numbers
         case ParameterKind.BOOLEAN:
             return _BOOLEANS.get(stripped.lower(), stripped)
         case ParameterKind.LORAS:
             return _json(stripped) if stripped.startswith("[") else [_lora(one) for one in stripped.split(",")]
-        case ParameterKind.METADATA | ParameterKind.OBJECT:
+        case ParameterKind.METADATA | ParameterKind.OBJECT | ParameterKind.INPUTS:
             return _json(stripped)
         case ParameterKind.INPUT if parameter.many:
-            return _json(stripped) if stripped.startswith("[") else stripped.split()
+            return _json(stripped) if stripped.startswith("[") else _references(stripped)
     return stripped
+
+
+def _references(text: str) -> object:
+    """One reference, or several that are separated by spaces."""
+    found = text.split()
+    return found[0] if len(found) == 1 else found
+
+
+def _number(text: str) -> object:
+    if _INTEGER.fullmatch(text):
+        return int(text.partition(".")[0])
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def to_text(value: object) -> str:
@@ -185,8 +207,8 @@ def to_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        if all(isinstance(one, str) for one in value):
-            return " ".join(value)
+        if all(isinstance(one, str | int | float) for one in value):
+            return " ".join(map(str, value))
         return ", ".join(f"{one['name']}:{one['scale']:g}" for one in value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 

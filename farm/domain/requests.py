@@ -15,6 +15,7 @@ from farm.domain.job_spec import Lora
 from farm.domain.media import input_formats, output_formats, titles
 from farm.domain.states import Priority
 from farm.fields import (
+    MAX_FILES,
     MAX_LORAS,
     Count,
     CustomId,
@@ -30,6 +31,19 @@ from farm.tasks.spec import InputSpec, TaskSpec
 
 #: One reference to an input file.
 Reference = Annotated[str, StringConstraints(min_length=1)]  # the API limits the whole request
+
+
+def _as_list(value: object) -> object:
+    """One reference stands for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+#: One reference, or several.
+References = Annotated[
+    tuple[Reference, ...],
+    Field(min_length=1, max_length=MAX_FILES),
+    BeforeValidator(_as_list, json_schema_input_type=Reference | list[Reference]),
+]
 
 
 def _add_aliases(schema: dict[str, Any], request: type[JobRequest]) -> None:
@@ -65,6 +79,13 @@ class JobRequest(FrozenValue):
     parameters: JsonObject = Field(
         default_factory=dict,
         description="What only the model's pipeline takes, such as `clip_skip`. `GET /v1/models/{id}` has the schema.",
+    )
+    inputs: Annotated[dict[ParameterName, References], Field(max_length=MAX_FILES)] = Field(
+        default_factory=dict,
+        description=(
+            "Files that only the model's pipeline takes, such as `ip_adapter_image`: by the pipeline's name, one "
+            "reference or a list."
+        ),
     )
     seed: Seed | None = Field(
         None, description="Output i of a job is rendered from seed + i; drawn at random if absent."
@@ -110,14 +131,14 @@ class JobRequest(FrozenValue):
     def common(self) -> dict[str, Any]:
         """The parameters of the task that the request gives. A null means nothing but where it is a value."""
         return {
-            name: value
+            name: list(value) if isinstance(value, tuple) else value
             for name in self.task_spec.params.model_fields
             if name in self.model_fields_set and ((value := getattr(self, name)) is not None or name in NULLABLE)
         }
 
     def references(self) -> dict[str, tuple[str, ...]]:
-        """The references to input files, by role."""
-        given = {role: getattr(self, role) for role in self.task_spec.inputs}
+        """The references to input files: by role, and by the pipeline's name where only the pipeline takes them."""
+        given = {**self.inputs, **{role: getattr(self, role) for role in self.task_spec.inputs}}
         return {role: (value,) if isinstance(value, str) else tuple(value) for role, value in given.items() if value}
 
 
@@ -142,11 +163,6 @@ def _input_field(spec: InputSpec) -> Any:
     if spec.min:
         return kind, Field(description=description, examples=examples)
     return kind | None, Field(None, description=description, examples=examples)
-
-
-def _as_list(value: object) -> object:
-    """One reference stands for a list of one."""
-    return (value,) if isinstance(value, str) else value
 
 
 def _request(spec: TaskSpec) -> type[JobRequest]:

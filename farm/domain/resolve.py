@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from farm.domain.cost import default_of, own_parameter
 from farm.domain.job_spec import InputFile, JobSpec
-from farm.domain.media import EMPTY_MASK
+from farm.domain.media import EMPTY_MASK, input_formats, titles
 from farm.domain.model import Model, Registry
 from farm.domain.requests import AnyJobRequest, JobRequest
 from farm.domain.schedulers import check_options, class_of, listed
@@ -18,7 +18,7 @@ from farm.errors import BadInput, FieldProblem
 from farm.fields import CellText
 from farm.pipelines.catalogue import catalogue
 from farm.pipelines.checks import Unfit
-from farm.pipelines.spec import PipelineSpec
+from farm.pipelines.spec import Media, PipelineSpec
 from farm.tasks.spec import TaskSpec
 
 #: PNDM is a four-step method: with fewer, diffusers' scheduler runs off the end of its history.
@@ -27,6 +27,7 @@ RANDOM_SEED_LIMIT: Final = 2**32  #: random seeds are below this, so that tools 
 
 MAX_SCHEDULE_AHEAD: Final = timedelta(days=366)  #: how far ahead a job's times may lie
 
+_ARTICLES: Final = {Media.IMAGE: "an", Media.VIDEO: "a", Media.AUDIO: "an"}
 Inputs = Mapping[str, tuple[InputFile, ...]]
 
 
@@ -105,6 +106,7 @@ class _Resolution:
         parameters = self._parameters(given)
         common = self._common(given, parameters)
         self._check_size(common)
+        self._check_lists(common)
         self._check_frames(common)
         self._check_steps(common)
         scheduler, options = self._scheduler(common)
@@ -136,8 +138,8 @@ class _Resolution:
     # -- parameters ----------------------------------------------------------------------------------------------------
 
     def _is_taken(self, name: str) -> bool:
-        """Whether a common parameter has an effect: the class has it, or the farm resizes the input to it."""
-        if self.pipeline is None or (name in ("width", "height") and self.task.resized is not None):
+        """Whether a common parameter has an effect: the class has it, or the farm honours it itself."""
+        if self.pipeline is None or name in self.task.honoured:
             return True
         parameter = own_parameter(self.pipeline, name)
         return parameter is not None and parameter.offered
@@ -248,6 +250,37 @@ class _Resolution:
                 message = "has no white pixel, so nothing would be repainted: white is repainted, black is kept"
                 self.refuse(role, "a black mask", message)
             self._check_input_taken(role, len(files))
+            self._check_media(role, spec.media, files)
+        self._check_own_inputs()
+
+    def _check_media(self, field: str, media: Media, files: tuple[InputFile, ...]) -> None:
+        formats = input_formats(media)
+        for file in files:
+            if file.media_type not in {one.media_type for one in formats}:
+                self.refuse(field, file.media_type, f"must be {_ARTICLES[media]} {media}: {titles(formats)}")
+
+    def _check_own_inputs(self) -> None:
+        """Refuse files that the class does not take, or takes under another name, and miss those that it needs."""
+        if self.pipeline is None:
+            return
+        roles = {self.pipeline.own_name(role): role for role in self.task.inputs}
+        own = {name: one for name, one in self.pipeline.inputs.items() if name not in roles}
+        for name, files in self.request.inputs.items():
+            field = f"inputs.{name}"
+            if name in roles or name in self.task.inputs:
+                self.refuse(
+                    field, f"{len(files)} files", f"is the input {roles.get(name, name)}: give it beside inputs"
+                )
+            elif name not in own:
+                takes = ", ".join(own) or "none"
+                self.refuse(field, f"{len(files)} files", f"{self.pipeline.name} has no such input; it takes {takes}")
+            elif (given := own[name].input) is not None:
+                if len(files) > 1 and not given.many:
+                    self.refuse(field, f"{len(files)} files", f"{self.pipeline.name} takes one")
+                self._check_media(field, given.media, self.inputs.get(name, ()))
+        for name, parameter in own.items():
+            if parameter.required and name not in self.request.inputs:
+                self.refuse(f"inputs.{name}", None, f"is required by {self.pipeline.name}")
 
     def _check_input_taken(self, role: str, count: int) -> None:
         if self.pipeline is None:
@@ -285,6 +318,13 @@ class _Resolution:
             field = "width" if "width" in self.request.model_fields_set else "height"
             message = f"model {id_} renders at most {limits.max_pixels} pixels in all"
             self.refuse(field, f"{width}x{height}", message)
+
+    def _check_lists(self, common: Mapping[str, Any]) -> None:
+        """A list has one value for each control image."""
+        count = len(self.inputs.get("control_image", ()))
+        for name, value in common.items():
+            if isinstance(value, list) and len(value) != count:
+                self.refuse(name, value, f"has {len(value)} values for {count} control images")
 
     def _check_frames(self, common: Mapping[str, Any]) -> None:
         frames, seconds, limits = common.get("num_frames"), common.get("seconds"), self.model.limits

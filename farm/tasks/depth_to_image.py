@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from farm.pipelines.spec import Media
 from farm.tasks.params import Guided, Repainted, Sized
-from farm.tasks.spec import InputSpec, TaskSpec
+from farm.tasks.spec import SIZE, InputSpec, TaskSpec
 
 
 class Params(Repainted, Sized, Guided):
@@ -25,4 +25,5 @@ SPEC = TaskSpec(
         ),
     },
     resized="image",
+    honoured=SIZE,
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from farm.pipelines.spec import Media
-from farm.tasks.params import Guided, Repainted, Sized
-from farm.tasks.spec import InputSpec, TaskSpec
+from farm.tasks.params import Controlled, Guided, Repainted, Sized
+from farm.tasks.roles import CONTROL
+from farm.tasks.spec import SIZE, InputSpec, TaskSpec
 
 
-class Params(Repainted, Sized, Guided):
+class Params(Controlled, Repainted, Sized, Guided):
     """A text, a size, and how much of the image is replaced."""
 
 
@@ -15,6 +16,7 @@ SPEC = TaskSpec(
     "image-to-image",
     "An image from text and an image.",
     Params,
-    inputs={"image": InputSpec(Media.IMAGE, "The image to begin with.")},
+    inputs={"image": InputSpec(Media.IMAGE, "The image to begin with."), **CONTROL},
     resized="image",
+    honoured=SIZE,
 )

@@ -8,11 +8,12 @@ from pydantic import Field
 
 from farm.fields import MAX_SIDE
 from farm.pipelines.spec import Media
-from farm.tasks.params import Guided, Repainted, Sized
-from farm.tasks.spec import InputSpec, TaskSpec
+from farm.tasks.params import Controlled, MayBeGuided, Repainted, Sized
+from farm.tasks.roles import CONTROL, REFERENCES
+from farm.tasks.spec import SIZE, InputSpec, TaskSpec
 
 
-class Params(Repainted, Sized, Guided):
+class Params(Controlled, Repainted, Sized, MayBeGuided):
     """A text, a size, and how much of the masked part is replaced."""
 
     padding_mask_crop: Annotated[int, Field(strict=True, ge=0, le=MAX_SIDE)] | None = Field(
@@ -27,6 +28,9 @@ SPEC = TaskSpec(
     inputs={
         "image": InputSpec(Media.IMAGE, "The image to repair."),
         "mask_image": InputSpec(Media.IMAGE, "Its white part is replaced.", same_size_as="image"),
+        **CONTROL,
+        **REFERENCES,
     },
     resized="image",
+    honoured=SIZE,
 )

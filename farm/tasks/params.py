@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import AliasChoices, Field
 
-from farm.fields import Guidance, Prompt, Side, Steps, Strength
+from farm.fields import FrameRate, Frames, Guidance, Kinds, Parts, Prompt, Seconds, Side, Steps, Strength, Strengths
 from farm.tasks.spec import TaskParams
 
 
@@ -44,3 +44,45 @@ class Repainted(TaskParams):
     """How much of an input is replaced."""
 
     strength: Strength | None = Field(None, description="How much of the input is replaced: 0 keeps it, 1 ignores it.")
+
+
+class MayBeGuided(Denoised):
+    """What a task takes whose pipelines follow a text, or do without one."""
+
+    prompt: Prompt | None = Field(None, description="What the output shows, where the pipeline follows a text.")
+    negative_prompt: Prompt | None = Field(
+        None, description="What the output does not show. null: none, whatever the model's defaults say."
+    )
+    guidance_scale: Guidance | None = Field(None, description="How closely the output follows the prompt.")
+
+
+class Filmed(TaskParams):
+    """The length of a video."""
+
+    num_frames: Frames | None = Field(None, description="Frames of the video.")
+    fps: FrameRate | None = Field(
+        None, description="Frames per second of the file. A pipeline that is conditioned on it gets it too."
+    )
+
+
+class Heard(TaskParams):
+    """The length of a sound."""
+
+    seconds: Seconds | None = Field(None, description="Length of the sound.")
+
+
+class Controlled(TaskParams):
+    """How control images are followed, where the pipeline has ControlNets or adapters."""
+
+    control_scale: Strengths | None = Field(
+        None, description="How closely control images are followed; a list has one value for each image."
+    )
+    control_start: Parts | None = Field(
+        None, description="The part of the steps at which control begins, from 0 to 1; a list has one for each image."
+    )
+    control_end: Parts | None = Field(
+        None, description="The part of the steps at which control ends, from 0 to 1; a list has one for each image."
+    )
+    control_kind: Kinds | None = Field(
+        None, description="What control images show, as the number of the model's ControlNet mode."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from farm.fields import FrozenValue
 from farm.pipelines.spec import Media
@@ -44,6 +45,25 @@ def image_cost(work: Workload) -> float:
     return work.steps * work.width * work.height / 1e6
 
 
+def video_cost(work: Workload) -> float:
+    """Megapixel-steps of all frames of one video."""
+    return image_cost(work) * work.frames
+
+
+#: What a task honours whose input is resized.
+SIZE: Final = frozenset({"width", "height"})
+#: What the encoder of videos honours.
+FRAME_RATE: Final = frozenset({"fps"})
+
+#: What a second of sound costs beside an image: as many megapixels.
+MEGAPIXELS_PER_SECOND: Final = 0.1
+
+
+def audio_cost(work: Workload) -> float:
+    """Megapixel-steps that one sound counts for."""
+    return work.steps * work.seconds * MEGAPIXELS_PER_SECOND
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """One task. Whatever lists tasks, parameters or inputs derives them from here."""
@@ -54,6 +74,8 @@ class TaskSpec:
     inputs: Mapping[str, InputSpec] = field(default_factory=dict)  #: by role
     output: Media = Media.IMAGE
     cost: Callable[[Workload], float] = image_cost  #: of one output, in megapixel-steps
-    #: The input that is resized to the job's width and height before the pipeline gets it. Such a task takes a width
-    #: and a height whether or not its pipeline does, and the input decides those that are left open.
+    #: The input that is resized to the job's width and height before the pipeline gets it, and decides those that are
+    #: left open.
     resized: str | None = None
+    #: The parameters that the farm itself honours: they are taken whether or not the pipeline has them.
+    honoured: frozenset[str] = frozenset()

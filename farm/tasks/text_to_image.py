@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from farm.tasks.params import Guided, Sized
+from farm.tasks.params import Controlled, Guided, Sized
+from farm.tasks.roles import CONTROL
 from farm.tasks.spec import TaskSpec
 
 
-class Params(Sized, Guided):
-    """A text and a size."""
+class Params(Controlled, Sized, Guided):
+    """A text, a size, and how control images are followed."""
 
 
-SPEC = TaskSpec("text-to-image", "An image from text.", Params)
+SPEC = TaskSpec("text-to-image", "An image from text.", Params, inputs=CONTROL)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator
 from typing import Any, Final
 
 import httpx2
+import jsonschema_rs
 import pytest
 
 from farm.api.batch_schemas import NOT_IN_QUERY
 from farm.cli import app
 from farm.client import Farm
 from farm.dashboard import forms
+from farm.domain.job_spec import InputFile
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, stored_name, to_text
+from farm.pipelines.catalogue import catalogue
+from farm.pipelines.spec import Media, PipelineSpec
 from farm.settings import Settings
 from farm.tasks import TASKS
 from tests.api_server import Api, png, running
 from tests.conftest import TestServers
+from tests.job_specs import STARTER_TASKS
 
 MODEL = "starter"
 #: A value of each parameter that is not its default.
@@ -36,7 +42,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "seed": 2**40,
     "num_outputs": 2,
     "width": 64,
-    "height": 72,
+    "height": 128,
     "exact": False,
     "loras": [{"name": "ink", "scale": 0.5}, {"name": "clay", "scale": 1.0}],
     "preview": True,
@@ -47,27 +53,103 @@ SAMPLES: Final[dict[str, Any]] = {
     "webhook": "https://example.com/hook",
     "not_before": "2027-01-31T22:00:00Z",
     "deadline": "2027-02-28T22:00:00Z",
-    "task": "image-to-image",
     "strength": 0.5,
+    "control_scale": [0.5, 0.75],
+    "control_start": 0.1,
+    "control_end": 0.9,
+    "control_kind": 1,
+    "num_frames": 9,
+    "fps": 12,
+    "seconds": 2.5,
 }
+#: Parameters that the built-in model does not take.
+OF_OTHERS: Final = frozenset(
+    {"control_image", "control_scale", "control_start", "control_end", "control_kind", "reference_images"}
+)
 #: Parameters whose values have columns of their own.
-OBJECTS: Final = ("metadata", "parameters")
+OBJECTS: Final = ("metadata", "parameters", "inputs")
 #: How a job shows a parameter, where it is not one of its ``parameters``.
 ELSEWHERE: Final = ("priority", "custom_id", "metadata", "webhook", "deadline")
-NAMES: Final = [(parameter, name) for parameter in PARAMETERS.values() for name in parameter.names]
-every_name = pytest.mark.parametrize(("parameter", "name"), NAMES, ids=[name for _, name in NAMES])
+
+
+#: A class that does a task, by parameter and task: the built-in model's where it takes the parameter.
+Taker = tuple[str, str]
+
+
+def _serves(pipeline: PipelineSpec, task: str, name: str) -> bool:
+    """Whether a class takes a parameter of a task, and needs nothing that no task has."""
+    spec = TASKS[task]
+    common = {*spec.params.model_fields, *spec.inputs}
+    needed = {one.name for one in pipeline.parameters.values() if one.required}
+    if not needed <= {pipeline.own_name(each) for each in common}:
+        return False
+    if name == "control_image":
+        own = pipeline.own_name(name)
+        given = None if own is None else pipeline.parameters[own].input
+        return given is not None and given.many
+    if name == "inputs":
+        return "ip_adapter_image" in pipeline.inputs
+    if name == "parameters":
+        return "clip_skip" in pipeline.offered
+    if name == "scheduler_options":
+        return "DPMSolverMultistepScheduler" in {one.spec.name for one in catalogue().schedulers_for(pipeline.name)}
+    return name not in common or pipeline.own_name(name) is not None or name in spec.honoured
+
+
+def taker(name: str, task: str) -> str | None:
+    """The first class that does the task and takes the parameter."""
+    found = (one for one in catalogue().pipelines() if task in one.tasks and _serves(one, task, name))
+    return next((one.name for one in found), None)
+
+
+def task_of(parameter: Parameter) -> str:
+    """The first task of a parameter that some model does with it."""
+    return next(
+        task
+        for task in TASKS
+        if task in parameter.tasks and (is_starters(parameter, task) or taker(parameter.name, task))
+    )
+
+
+def is_starters(parameter: Parameter, task: str) -> bool:
+    """Whether the built-in model does the task with the parameter."""
+    return task in STARTER_TASKS and parameter.name not in OF_OTHERS
+
+
+#: Every parameter under each of its names.
+CASES: Final = [
+    pytest.param(parameter, name, task_of(parameter), id=name)
+    for parameter in PARAMETERS.values()
+    for name in parameter.names
+]
+every_case = pytest.mark.parametrize(("parameter", "name", "task"), CASES)
+#: The class that takes the most of a task's parameters and inputs.
+RICHEST: Final = {
+    task: max(
+        (one for one in catalogue().pipelines() if task in one.tasks and _serves(one, task, "")),
+        key=lambda one: sum(one.own_name(name) is not None for name in (*spec.params.model_fields, *spec.inputs)),
+    )
+    for task, spec in TASKS.items()
+}
 
 
 @pytest.fixture(scope="module")
 def api(servers: TestServers, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """An API whose second model has LoRAs."""
+    """An API with the built-in model and its LoRAs, and a model of each class that the cases need."""
     models = tmp_path_factory.mktemp("models") / "models.toml"
-    tasks = json.dumps(list(TASKS))
-    depth = 'pipelines = {{depth-to-image = "StableDiffusionDepth2ImgPipeline"}}'
-    entry = '[[model]]\nid = "{}"\nsource = "builtin:starter"\npipeline = "StableDiffusionPipeline"\n' + depth
-    entry += "\ntasks = {}\n" + 'defaults = {{scheduler = "dpm-solver"}}\n'
     loras = "".join(f'[[model.loras]]\nname = "{name}"\nsource = "/{name}.safetensors"\n' for name in ("ink", "clay"))
-    models.write_text(entry.format("other", tasks) + entry.format(MODEL, tasks) + loras)
+    starter = (
+        f'[[model]]\nid = "{MODEL}"\nsource = "builtin:starter"\npipeline = "StableDiffusionPipeline"\n'
+        'pipelines = {depth-to-image = "StableDiffusionDepth2ImgPipeline"}\ndefaults = {scheduler = "dpm-solver"}\n'
+    )
+    classes = {one.name for one in RICHEST.values()} | {
+        cls
+        for parameter in PARAMETERS.values()
+        if not is_starters(parameter, task_of(parameter))
+        if (cls := taker(parameter.name, task_of(parameter))) is not None
+    }
+    others = "".join(f'[[model]]\nid = "{cls}"\nsource = "some/{cls}"\npipeline = "{cls}"\n' for cls in sorted(classes))
+    models.write_text(starter + loras + others)
     servers.postgres.create_database("parameters", template=migrated_template)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in servers.env(database_url=servers.postgres.url("parameters")).items():
@@ -85,30 +167,70 @@ def client(api: Api) -> Iterator[httpx2.Client]:
 
 
 @pytest.fixture(scope="module")
-def image(client: httpx2.Client) -> str:
-    """An uploaded image, by content."""
-    file = (
-        client.post("/v1/files", content=png(colour="white"), headers={"Content-Type": "image/png"})
-        .raise_for_status()
-        .json()
-    )
-    return f"sha256:{file['sha256']}"
+def files(api: Api) -> dict[Media, str]:
+    """A stored file of each kind of media, by content."""
+    found = {}
+    for kind, media_type in ((Media.IMAGE, "image/png"), (Media.VIDEO, "video/mp4"), (Media.AUDIO, "audio/wav")):
+        data = png(colour="white") + kind.encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        size = {} if kind is Media.AUDIO else {"width": 64, "height": 64}
+        file = InputFile(sha256=sha256, key=f"inputs/{sha256}", media_type=media_type, size=len(data), metadata=size)
+        with api.store.begin() as unit:
+            unit.files.add(api.tenant_id, file, None)
+        found[kind] = file.reference
+    return found
 
 
-def request(parameter: Parameter, name: str, image: str) -> dict[str, Any]:
-    """A request with the parameter under one of its names, and what else its task needs."""
-    task = next(iter(sorted(parameter.tasks))) if "text-to-image" not in parameter.tasks else "text-to-image"
-    body: dict[str, Any] = {"task": task, "prompt": "a ball", "model": MODEL}
-    for other in PARAMETERS.values():
-        if other.kind is ParameterKind.INPUT and other.required and task in other.tasks:
-            body[other.name] = image
+def request(parameter: Parameter, name: str, task: str, files: dict[Media, str]) -> dict[str, Any]:
+    """A request with the parameter under one of its names, and what else its task and the model need."""
+    spec = TASKS[task]
+    cls = None if is_starters(parameter, task) else taker(parameter.name, task)
+    body: dict[str, Any] = {"task": task, "model": cls or MODEL}
+    pipeline = None if cls is None else catalogue().pipeline(cls)
+    for role, one in spec.inputs.items():
+        own = None if pipeline is None else pipeline.own_name(role)
+        if one.min or (pipeline is not None and own is not None and pipeline.parameters[own].required):
+            body[role] = sample(PARAMETERS[role], files, task)
+    if "prompt" in spec.params.model_fields and (pipeline is None or pipeline.own_name("prompt")):
+        body["prompt"] = "a ball"
+    return body | {name: sample(parameter, files, task)}
+
+
+def whole_request(task: str, files: dict[Media, str]) -> dict[str, Any]:
+    """A request of a task with every parameter and input that the richest class for it takes."""
+    spec, pipeline = TASKS[task], RICHEST[task]
+    body: dict[str, Any] = {"task": task, "model": pipeline.name}
+    for name in (*spec.params.model_fields, *spec.inputs):
+        if pipeline.own_name(name) is not None or name in spec.honoured:
+            body[name] = sample(PARAMETERS[name], files, task)
+    for name in ("seed", "num_outputs", "output_format", "exact", "priority", "custom_id", "metadata"):
+        body[name] = sample(PARAMETERS[name], files, task)
+    common = {pipeline.own_name(name) for name in (*spec.params.model_fields, "num_outputs")}
+    flags = [own for own, one in pipeline.offered.items() if own not in common and one.schema.get("type") == "boolean"]
+    if flags:
+        body["parameters"] = {flags[0]: True}
+    return body
+
+
+def has_all(job: dict[str, Any], body: dict[str, Any]) -> None:
+    """The job has every value of the request."""
+    for name, value in body.items():
+        assert (job[name] if name in ELSEWHERE else job["parameters"].get(name)) == value, name
+
+
+def sample(parameter: Parameter, files: dict[Media, str], task: str) -> Any:
     if parameter.name == "task":
-        body |= {"image": image}
-    return body | {name: sample(parameter, image)}
-
-
-def sample(parameter: Parameter, image: str) -> Any:
-    return image if parameter.kind is ParameterKind.INPUT else SAMPLES[parameter.name]
+        return task
+    if parameter.kind is ParameterKind.INPUTS:
+        return {"ip_adapter_image": [files[Media.IMAGE]]}
+    if parameter.kind is ParameterKind.INPUT:
+        one = TASKS[task].inputs[parameter.name]
+        if parameter.name == "control_image":
+            return [files[one.media]] * 2
+        return files[one.media] if one.max == 1 else [files[one.media]]
+    if parameter.name == "output_format":
+        return {Media.IMAGE: "webp", Media.VIDEO: "webm", Media.AUDIO: "flac"}[TASKS[task].output]
+    return SAMPLES[parameter.name]
 
 
 def shown(job: dict[str, Any], parameter: Parameter) -> Any:
@@ -118,12 +240,12 @@ def shown(job: dict[str, Any], parameter: Parameter) -> Any:
     return job[parameter.name] if parameter.name in ELSEWHERE else job["parameters"].get(parameter.name)
 
 
-def accepted(job: dict[str, Any], parameter: Parameter, image: str) -> None:
+def accepted(job: dict[str, Any], parameter: Parameter, files: dict[Media, str], task: str) -> None:
     """The job has the parameter's value."""
     found = shown(job, parameter)
     if parameter.kind is ParameterKind.TIME:
         found = str(found).replace("+00:00", "Z")
-    assert found == sample(parameter, image)
+    assert found == sample(parameter, files, task)
     assert not {name for name in job["parameters"] if stored_name(name) != name}
 
 
@@ -150,34 +272,43 @@ def text(value: object) -> str:
 
 
 def test_there_is_a_sample_of_every_parameter() -> None:
-    inputs = {one.name for one in PARAMETERS.values() if one.kind is ParameterKind.INPUT}
-    assert set(SAMPLES) | inputs == set(PARAMETERS)
+    kinds = (ParameterKind.INPUT, ParameterKind.INPUTS)
+    files = {one.name for one in PARAMETERS.values() if one.kind in kinds}
+    assert set(SAMPLES) | files | {"task"} == set(PARAMETERS)
 
 
-@every_name
-def test_api_accepts(client: httpx2.Client, image: str, parameter: Parameter, name: str) -> None:
-    answer = client.post("/v1/jobs", json=request(parameter, name, image))
+@every_case
+def test_api_accepts(
+    client: httpx2.Client, files: dict[Media, str], parameter: Parameter, name: str, task: str
+) -> None:
+    answer = client.post("/v1/jobs", json=request(parameter, name, task, files))
     assert answer.status_code == 201, answer.text
-    accepted(answer.json(), parameter, image)
+    accepted(answer.json(), parameter, files, task)
 
 
-@every_name
-def test_json_line_accepts(client: httpx2.Client, image: str, parameter: Parameter, name: str) -> None:
-    body = json.dumps(request(parameter, name, image))
+@every_case
+def test_json_line_accepts(
+    client: httpx2.Client, files: dict[Media, str], parameter: Parameter, name: str, task: str
+) -> None:
+    body = json.dumps(request(parameter, name, task, files))
     answer = client.post("/v1/batches", content=body, headers={"Content-Type": "application/jsonl"})
-    accepted(of_batch(client, answer), parameter, image)
+    accepted(of_batch(client, answer), parameter, files, task)
 
 
-@every_name
-def test_csv_column_accepts(client: httpx2.Client, image: str, parameter: Parameter, name: str) -> None:
-    body = as_csv(request(parameter, name, image))
+@every_case
+def test_csv_column_accepts(
+    client: httpx2.Client, files: dict[Media, str], parameter: Parameter, name: str, task: str
+) -> None:
+    body = as_csv(request(parameter, name, task, files))
     answer = client.post("/v1/batches", content=body, headers={"Content-Type": "text/csv"})
-    accepted(of_batch(client, answer), parameter, image)
+    accepted(of_batch(client, answer), parameter, files, task)
 
 
-@every_name
-def test_query_default_accepts(client: httpx2.Client, image: str, parameter: Parameter, name: str) -> None:
-    body = request(parameter, name, image)
+@every_case
+def test_query_default_accepts(
+    client: httpx2.Client, files: dict[Media, str], parameter: Parameter, name: str, task: str
+) -> None:
+    body = request(parameter, name, task, files)
     query = {name: text(body.pop(name))}
     if name == "webhook":
         query["webhook_jobs"] = "true"  # else it is the batch's own
@@ -187,27 +318,24 @@ def test_query_default_accepts(client: httpx2.Client, image: str, parameter: Par
     if name in NOT_IN_QUERY:
         assert answer.status_code == 422
         return
-    accepted(of_batch(client, answer), parameter, image)
+    accepted(of_batch(client, answer), parameter, files, task)
 
 
-@every_name
-def test_json_defaults_and_sweeps_accept(client: httpx2.Client, image: str, parameter: Parameter, name: str) -> None:
-    body = request(parameter, name, image)
+@every_case
+def test_json_defaults_and_sweeps_accept(
+    client: httpx2.Client, files: dict[Media, str], parameter: Parameter, name: str, task: str
+) -> None:
+    body = request(parameter, name, task, files)
     value = body.pop(name)
     for part in ({"defaults": {name: value}, "jobs": [body]}, {"defaults": body, "sweep": [{name: [value]}]}):
-        accepted(of_batch(client, client.post("/v1/batches", json=part)), parameter, image)
+        accepted(of_batch(client, client.post("/v1/batches", json=part)), parameter, files, task)
 
 
-@every_name
-def test_client_accepts(api: Api, image: str, parameter: Parameter, name: str) -> None:
+@every_case
+def test_client_accepts(api: Api, files: dict[Media, str], parameter: Parameter, name: str, task: str) -> None:
     with Farm(api.url, api.key) as farm:
-        body = request(parameter, name, image)
-        job = farm.submit(body.pop("prompt"), **{_CLIENT.get(key, key): value for key, value in body.items()})
-    accepted(job.raw, parameter, image)
-
-
-#: What the client calls the image parameters.
-_CLIENT: Final = {"mask_image": "mask", "depth_map": "depth"}
+        job = farm.submit(**request(parameter, name, task, files))
+    accepted(job.raw, parameter, files, task)
 
 
 @pytest.fixture(scope="module")
@@ -219,16 +347,30 @@ def page(api: Api) -> Iterator[httpx2.Client]:
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS.values(), ids=PARAMETERS)
-def test_form_has_and_accepts(client: httpx2.Client, page: httpx2.Client, image: str, parameter: Parameter) -> None:
+def test_form_has_and_accepts(
+    client: httpx2.Client, page: httpx2.Client, files: dict[Media, str], parameter: Parameter
+) -> None:
     html = page.get("/farm/render").text
     assert f'name="{parameter.name}"' in html
-    body = request(parameter, parameter.name, image)
-    images = {one: ("image.png", png(colour="white"), "image/png") for one in body if one in forms.IMAGES}
-    data = {one: text(value) for one, value in body.items() if one not in images}
+    task = task_of(parameter)
+    body = request(parameter, parameter.name, task, files)
+    accepted(through_form(client, page, body), parameter, files, task)
+
+
+def through_form(client: httpx2.Client, page: httpx2.Client, body: dict[str, Any]) -> dict[str, Any]:
+    """The job that the form makes; images are uploaded, other files were before."""
+    images = {
+        one: ("image.png", png(colour="white") + Media.IMAGE.encode(), "image/png")
+        for one in body
+        if one in forms.IMAGES and "image/png" in next(each.accept for each in forms.files() if each.name == one)
+    }
+    data = {
+        f"{one}_id" if one in forms.IMAGES else one: text(value) for one, value in body.items() if one not in images
+    }
     answer = page.post("/farm/render", data=data, files=images or {"nothing": ("", b"")})
     assert answer.status_code == 303, answer.text
-    job = client.get(f"/v1/jobs/{answer.headers['location'].rpartition('/')[2]}").json()
-    accepted(job, parameter, image)
+    found: dict[str, Any] = client.get(f"/v1/jobs/{answer.headers['location'].rpartition('/')[2]}").json()
+    return found
 
 
 #: The options of `farm render` that are not named like the parameter.
@@ -238,11 +380,15 @@ _OPTIONS: Final = {"mask_image": "--mask", "depth_map": "--depth"}
 def options(body: dict[str, Any]) -> Iterator[str]:
     """The arguments of `farm render` for a request."""
     if "width" in body or "height" in body:
-        yield from ("--size", f"{body.pop('width', 64)}x{body.pop('height', 72)}")
+        yield from ("--size", f"{body.pop('width', 64)}x{body.pop('height', 128)}")
     for name, value in body.items():
         option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
         if isinstance(value, bool):
             yield option if value else option.replace("--", "--no-", 1)
+        elif name == "inputs":
+            for key, references in value.items():
+                for reference in references:
+                    yield from (option, f"{key}={reference}")
         elif name == "loras":
             for lora in value:
                 yield from ("--lora", f"{lora['name']}:{lora['scale']}")
@@ -250,19 +396,83 @@ def options(body: dict[str, Any]) -> Iterator[str]:
             for key, text_value in value.items():
                 yield from (option, f"{key}={text_value if isinstance(text_value, str) else json.dumps(text_value)}")
         else:
-            yield from (option, str(value))
+            for one in value if isinstance(value, list) else [value]:
+                yield from (option, str(one))
 
 
-@every_name
+@every_case
 def test_command_accepts(
-    api: Api, image: str, parameter: Parameter, name: str, capsys: pytest.CaptureFixture[str]
+    api: Api, files: dict[Media, str], parameter: Parameter, name: str, task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    body = request(parameter, name, image)
-    arguments = [body.pop("prompt"), "--no-wait", "--json", "--url", api.url, "--api-key", api.key, *options(body)]
+    body = request(parameter, name, task, files)
+    accepted(through_command(api, body, capsys), parameter, files, task)
+
+
+def through_command(api: Api, body: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The job that `farm render` submits."""
+    prompt = [body.pop("prompt")] if "prompt" in body else []
+    arguments = [*prompt, "--no-wait", "--json", "--url", api.url, "--api-key", api.key, *options(body)]
     app("render")(["render", *arguments], prog_name="farm", standalone_mode=False)
     printed = capsys.readouterr().out  # among the log lines of the API, which runs in this process
+    job: dict[str, Any]
     job, _ = json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])
-    accepted(job, parameter, image)
+    return job
+
+
+# -- whole requests ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_surface_accepts_a_whole_request_of_each_task(
+    api: Api,
+    client: httpx2.Client,
+    page: httpx2.Client,
+    files: dict[Media, str],
+    task: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    body = whole_request(task, files)
+    answer = client.post("/v1/jobs", json=body)
+    assert answer.status_code == 201, answer.text
+    has_all(answer.json(), body)
+    jsonl = {"Content-Type": "application/jsonl"}
+    has_all(of_batch(client, client.post("/v1/batches", content=json.dumps(body), headers=jsonl)), body)
+    table = client.post("/v1/batches", content=as_csv(body), headers={"Content-Type": "text/csv"})
+    has_all(of_batch(client, table), body)
+    with Farm(api.url, api.key) as farm:
+        has_all(farm.submit(**body).raw, body)
+    has_all(through_form(client, page, body), body)
+    has_all(through_command(api, dict(body), capsys), body)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_recipe_is_the_request_that_made_it(client: httpx2.Client, files: dict[Media, str], task: str) -> None:
+    job = client.post("/v1/jobs", json=whole_request(task, files)).raise_for_status().json()
+    again = client.post("/v1/jobs", json=job["parameters"]).raise_for_status().json()
+    assert again["parameters"] == job["parameters"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_no_task_and_no_class_takes_is_refused(client: httpx2.Client, files: dict[Media, str], task: str) -> None:
+    body = whole_request(task, files)
+    answer = client.post("/v1/jobs", json=body | {"colour": "red"})
+    assert answer.status_code == 422
+    assert [one["field"] for one in answer.json()["errors"]] == ["colour"]
+    answer = client.post("/v1/jobs", json=body | {"parameters": {"colour": "red"}})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["field"] == "parameters.colour"
+    assert RICHEST[task].name in error["message"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_schema_of_a_model_allows_what_it_takes(client: httpx2.Client, files: dict[Media, str], task: str) -> None:
+    body = whole_request(task, files)
+    model = client.get(f"/v1/models/{body['model']}").raise_for_status().json()
+    schema = model["schemas"][task]
+    validator = jsonschema_rs.Draft202012Validator(schema)
+    validator.validate(body)
+    assert not validator.is_valid(body | {"parameters": {"colour": "red"}})
 
 
 def test_two_names_of_one_parameter_are_refused(client: httpx2.Client) -> None:
@@ -276,11 +486,11 @@ def test_two_names_of_one_parameter_are_refused(client: httpx2.Client) -> None:
     assert error["message"] == "is another name of steps"
 
 
-def test_line_replaces_default_under_another_name(client: httpx2.Client, image: str) -> None:
-    parameter = PARAMETERS["num_inference_steps"]
-    body = request(parameter, "steps", image)
+def test_line_replaces_default_under_another_name(client: httpx2.Client, files: dict[Media, str]) -> None:
+    parameter, task = PARAMETERS["num_inference_steps"], "text-to-image"
+    body = request(parameter, "steps", task, files)
     for query in ({"steps": "9"}, {"num_inference_steps": "9"}):
         answer = client.post(
             "/v1/batches", params=query, content=json.dumps(body), headers={"Content-Type": "application/jsonl"}
         )
-        accepted(of_batch(client, answer), parameter, image)
+        accepted(of_batch(client, answer), parameter, files, task)

@@ -20,22 +20,26 @@ from tests.job_specs import job_spec
 
 
 @pytest.mark.parametrize(
-    ("image", "mask", "depth", "task"),
+    ("roles", "task"),
     [
-        (False, False, False, "text-to-image"),
-        (True, False, False, "image-to-image"),
-        (True, True, False, "inpainting"),
-        (True, False, True, "depth-to-image"),
+        ([], "text-to-image"),
+        (["image"], "image-to-image"),
+        (["image", "mask_image"], "inpainting"),
+        (["image", "depth_map"], "depth-to-image"),
+        (["control_image"], "text-to-image"),
+        (["image", "last_image"], "image-to-video"),
+        (["video"], "video-to-video"),
+        (["audio"], "audio-to-audio"),
     ],
 )
-def test_the_images_given_mean_a_task(image: bool, mask: bool, depth: bool, task: str) -> None:
-    assert infer_task(image=image, mask=mask, depth=depth) == task
+def test_the_files_given_mean_a_task(roles: list[str], task: str) -> None:
+    assert infer_task(roles) == task
 
 
-@pytest.mark.parametrize(("image", "mask", "depth"), [(False, True, False), (False, False, True), (True, True, True)])
-def test_images_that_mean_no_task_are_refused(image: bool, mask: bool, depth: bool) -> None:
-    with pytest.raises(BadInput):
-        infer_task(image=image, mask=mask, depth=depth)
+@pytest.mark.parametrize("roles", [["mask_image"], ["depth_map"], ["image", "mask_image", "depth_map"]])
+def test_files_that_mean_no_task_are_refused(roles: list[str]) -> None:
+    with pytest.raises(BadInput, match="takes image and"):
+        infer_task(roles)
 
 
 @pytest.mark.parametrize(("text", "size"), [("64x32", (64, 32)), ("512X512", (512, 512)), (None, (None, None))])

@@ -14,8 +14,9 @@ from farm.api.dependencies import AppContext, Context
 from farm.dashboard import forms
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.model import Model, Registry
-from farm.domain.parameters import PARAMETERS, to_text
+from farm.domain.parameters import PARAMETERS, from_text, to_text
 from farm.errors import BadInput, FieldProblem, NotFound
+from farm.fields import MAX_FILES
 from farm.services import inputs, jobs, validation
 from farm.store.tenants import Scope
 from farm.tasks import INPUT_ROLES, TASKS
@@ -27,9 +28,7 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 #: What the form gives as text; the images come beside it.
 FIELDS: Final = tuple(name for name in PARAMETERS if name not in forms.IMAGES)
 #: The parameters that are shown when “More” is opened.
-MORE: Final = tuple(
-    name for name in FIELDS if name not in ("task", "model", "strength", "preview", *forms.MAIN, *forms.PROMPTS)
-)
+MORE: Final = tuple(name for name in FIELDS if name not in ("task", "model", "preview", *forms.MAIN, *forms.PROMPTS))
 Text = Annotated[str, Query(max_length=10_000)]
 
 
@@ -47,32 +46,35 @@ async def submit(request: Request, context: Context, user: CurrentUser) -> Respo
     """Store the images, check the rest as the API does, and submit."""
     user.require(Scope.SUBMIT)
     tenant_id = user.key.tenant_id
-    uploads: dict[str, bytes] = {}
-    async with request.form(max_files=len(forms.IMAGES), max_fields=60) as sent:
+    uploads: dict[str, list[bytes]] = {}
+    async with request.form(max_files=len(forms.IMAGES) * MAX_FILES, max_fields=100) as sent:
         given = {name: value for name, value in sent.items() if isinstance(value, str)}
         for name in forms.IMAGES:
-            part = sent.get(name)
-            if isinstance(part, UploadFile) and part.size:
-                uploads[name] = await part.read()
+            parts = [part for part in sent.getlist(name) if isinstance(part, UploadFile) and part.size]
+            if parts:
+                uploads[name] = [await part.read() for part in parts]
     given.setdefault("task", next(iter(TASKS)))
     wrong: list[FieldProblem] = []
     task = TASKS.get(given["task"])
     roles = INPUT_ROLES.get(given["task"], ())
     for name in roles:
-        if name in uploads:
-            store = partial(inputs.store, context, tenant_id, uploads[name], field=name)
+        kept = []
+        for data in uploads.get(name, ()):
+            store = partial(inputs.store, context, tenant_id, data, field=name)
             try:
                 file, _ = await anyio.to_thread.run_sync(store, limiter=context.fetching)
             except BadInput as error:
                 wrong += error.problems
             else:
-                given[f"{name}_id"] = file.id
+                kept.append(file.id)
+        if kept:
+            given[f"{name}_id"] = " ".join(kept)
     # a field of another task may have been filled in before the task was chosen
     names = [name for name in FIELDS if task is None or given["task"] in PARAMETERS[name].tasks]
     body = forms.request(given, names)
     if "prompt" in names and PARAMETERS["prompt"].required:
         body.setdefault("prompt", "")
-    body |= {name: given[f"{name}_id"] for name in roles if given.get(f"{name}_id")}
+    body |= {name: from_text(name, given[f"{name}_id"]) for name in roles if given.get(f"{name}_id")}
     if wrong:
         return await run_in_threadpool(_form, request, context, given, wrong)
     try:
@@ -102,6 +104,8 @@ def _form(
         fields=[*FIELDS, *forms.IMAGES],
         main=forms.fields(forms.MAIN),
         more_fields=forms.fields(MORE),
+        files=forms.files(),
+        prompt_tasks=forms.field("prompt").tasks,
     )
 
 

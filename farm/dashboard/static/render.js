@@ -20,6 +20,16 @@ document.addEventListener("DOMContentLoaded", () => {
     location.search = there;
   });
 
+  // What the chosen task does not take is hidden; without this, the server ignores it.
+  function showTask() {
+    const task = form.querySelector("[name=task]:checked").value;
+    for (const field of form.querySelectorAll("[data-tasks]")) {
+      field.classList.toggle("off", !field.dataset.tasks.split(" ").includes(task));
+    }
+  }
+  for (const choice of form.querySelectorAll("[name=task]")) choice.addEventListener("change", showTask);
+  showTask();
+
   // -- the mask -----------------------------------------------------------------------------------------------------
   const painter = form.querySelector(".painter");
   const canvas = painter.querySelector("canvas");
