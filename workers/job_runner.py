@@ -176,7 +176,9 @@ class JobRunner:
 
         def succeed() -> None:
             seconds = None if started_at is None else time.monotonic() - started_at
-            self.group_commit.succeed(JobResult(lease.held, tuple(outputs), result.made_with, steps, seconds))
+            self.group_commit.succeed(
+                JobResult(lease.held, tuple(outputs), result.made_with, steps, seconds, result.warnings)
+            )
 
         failpoints.at("before_commit", lease.job.spec.prompt)
         try:

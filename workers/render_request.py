@@ -26,6 +26,7 @@ class RenderResult:
 
     images: list[Image.Image]  #: RGB, (height, width) of the spec, in the order of the outputs
     made_with: dict[str, object]  #: model revision and weights, dtype, device kind, library versions
+    warnings: tuple[str, ...] = ()  #: what is odd about the outputs, one sentence each
 
 
 @dataclass(frozen=True)

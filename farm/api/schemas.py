@@ -105,6 +105,9 @@ class JobSchema(Schema):
     max_attempts: int
     worker: str | None = Field(description="The worker that has it, or had it last.")
     parameters: dict[str, Any] = Field(description="Sent again, they give the same outputs.")
+    warnings: list[str] = Field(
+        description="What is odd about the outputs, one sentence each: a prompt that was cut, a size that was rounded."
+    )
     timings: TimingsSchema
     custom_id: str | None
     metadata: dict[str, str]
@@ -146,6 +149,7 @@ class JobSchema(Schema):
             max_attempts=job.max_attempts,
             worker=job.worker,
             parameters=job.spec.request(),
+            warnings=list(job.warnings),
             timings=TimingsSchema.of(job),
             custom_id=job.custom_id,
             metadata=job.metadata,

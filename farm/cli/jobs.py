@@ -267,6 +267,8 @@ def _print_job(job: Job) -> None:
     if job.progress and not job.over:
         row("progress", f"step {job.progress.step} of {job.progress.steps}")
     row("error", job.error and f"{job.error.message} ({job.error.code})", "red")
+    for warning in job.warnings:
+        row("warning", warning, "yellow")
     for name, value in job.parameters.items():
         row(name, value)
     row("priority", job.priority)

@@ -369,6 +369,8 @@ def wait_for(farm: Farm, job: Job, *, as_json: bool) -> Job:
         if as_json:
             print_json(job.raw | {"files": []})
         raise typer.Exit(1)
+    for warning in job.warnings:
+        print(f"farm: warning: {warning}", file=sys.stderr)
     return job
 
 

@@ -86,6 +86,7 @@ class Job:
     custom_id: str | None
     metadata: dict[str, str]
     retry_of: str | None
+    warnings: tuple[str, ...]  #: what is odd about the outputs, one sentence each
     created_at: datetime | None
     raw: dict[str, Any] = field(repr=False, compare=False)  #: the whole answer
 
@@ -118,6 +119,7 @@ class Job:
             custom_id=raw.get("custom_id"),
             metadata=dict(raw.get("metadata") or {}),
             retry_of=raw.get("retry_of"),
+            warnings=tuple(map(str, raw.get("warnings") or ())),
             created_at=_time(raw.get("created_at")),
             raw=dict(raw),
         )

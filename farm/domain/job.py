@@ -126,6 +126,7 @@ class Job:
     batch_seq: int | None = None  #: its place there, from 1
     webhook_events: tuple[EventType, ...] | None = None  #: sent to ``webhook``; None: how the job ended
     crash_count: int = 0  #: workers that died while it was on their device
+    warnings: tuple[str, ...] = ()  #: what is odd about its outputs, one sentence each
 
 
 FilterText = Annotated[str, StringConstraints(max_length=300), Storable, NoNul]
@@ -170,3 +171,4 @@ class JobResult:
     recipe: dict[str, Any]
     steps: int | None = None  #: denoising steps, where it is not noted yet that the device took the job up
     seconds: float | None = None  #: since then, likewise
+    warnings: tuple[str, ...] = ()  #: what is odd about the outputs, one sentence each

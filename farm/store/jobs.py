@@ -85,6 +85,7 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         ),
         error=error,
         recipe=row.recipe,
+        warnings=tuple(map(str, row.warnings)),
         custom_id=row.custom_id,
         metadata={name: str(value) for name, value in row.meta.items()},
         webhook=row.webhook,

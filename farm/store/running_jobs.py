@@ -66,14 +66,14 @@ _RENEW: Final = """
 _SUCCEED: Final = """
     WITH done AS (
         SELECT * FROM unnest(%(ids)s::uuid[], %(epochs)s::integer[], %(recipes)s::jsonb[], %(outputs)s::jsonb[],
-                             %(steps)s::smallint[], %(seconds)s::float8[])
-            AS done (id, epoch, recipe, outputs, steps, seconds)
+                             %(steps)s::smallint[], %(seconds)s::float8[], %(warnings)s::jsonb[])
+            AS done (id, epoch, recipe, outputs, steps, seconds, warnings)
     ), mine AS (
         SELECT job.id FROM job JOIN done ON job.id = done.id AND job.epoch = done.epoch
         WHERE job.state = 'running' ORDER BY job.id FOR NO KEY UPDATE OF job
     ), won AS (
-        UPDATE job SET state = 'succeeded', recipe = done.recipe, lease_until = NULL, error_code = NULL,
-            error_message = NULL, finished_at = now(), steps = coalesce(done.steps, job.steps),
+        UPDATE job SET state = 'succeeded', recipe = done.recipe, warnings = done.warnings, lease_until = NULL,
+            error_code = NULL, error_message = NULL, finished_at = now(), steps = coalesce(done.steps, job.steps),
             step = coalesce(done.steps, job.steps),
             started_at = coalesce(job.started_at, now() - make_interval(secs => done.seconds))
         FROM mine JOIN done ON mine.id = done.id WHERE job.id = mine.id
@@ -141,6 +141,7 @@ class RunningJobs:
             "outputs": [_JSON([vars(output) for output in one.outputs]) for one in done],
             "steps": [one.steps for one in done],
             "seconds": [one.seconds for one in done],
+            "warnings": [_JSON(one.warnings) for one in done],
         }
         return [
             SucceededJob(ids.from_uuid(ids.JOB, row.id), ids.from_uuid(ids.TENANT, row.tenant_id), *row[2:])

@@ -266,6 +266,7 @@ class JobRow(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     recipe: Mapped[dict[str, Any] | None]
+    warnings: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'"))  #: sentences
     custom_id: Mapped[str | None]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))
     webhook: Mapped[str | None]

@@ -108,6 +108,7 @@ def _job(
         "error": None
         if job.error is None
         else {"code": job.error.code, "message": _shortened(job.error.message, limit)},
+        "warnings": list(job.warnings),
         "attempts": job.attempts,
         "worker": job.worker,
         "created_at": stamp(job.created_at),

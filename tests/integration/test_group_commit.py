@@ -60,7 +60,7 @@ def output(held: HeldJob, key: str | None = None) -> Output:
 
 
 def done(held: HeldJob, key: str | None = None) -> JobResult:
-    return JobResult(held, (output(held, key),), {"made": "here"}, steps=4, seconds=2.5)
+    return JobResult(held, (output(held, key),), {"made": "here"}, steps=4, seconds=2.5, warnings=("a prompt was cut",))
 
 
 def soon(gate: Gate) -> None:
@@ -93,6 +93,7 @@ def test_writes_during_a_transaction_share_the_next_one(store: Store, tenant: st
             assert (job.state, job.attempts, job.outputs) == (JobState.SUCCEEDED, 1, (output(one),))
             assert job.progress is not None
             assert (job.progress.step, job.progress.steps) == (4, 4)
+            assert job.warnings == ("a prompt was cut",)
             assert job.started_at is not None
             assert job.finished_at is not None
             assert (job.finished_at - job.started_at).total_seconds() == pytest.approx(2.5)

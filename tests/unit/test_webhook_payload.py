@@ -119,6 +119,7 @@ def test_a_body_says_what_happened_to_which_job() -> None:
                 }
             ],
             "error": None,
+            "warnings": [],
             "attempts": 1,
             "worker": "host/cuda0",
             "created_at": "2026-01-02T03:04:05.678Z",
