@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_a_worker_killed_in_the_middle_of_a_job_costs_no_job_and_makes_no_second
     worker = worker_process(running_farm)
     worker.send_signal(signal.SIGKILL)
     worker.wait(10)
-    wait_until(lambda: farm.get(jobs[0]).over, 60, every=0.1, what="the first job over, within a minute of the kill")
+    wait_until(lambda: farm.get(jobs[0]).over, 60, every=0.2, what="the first job over, within a minute of the kill")
     wait_until(all_over(farm, jobs), 60, every=0.2, what="both jobs over")
     assert_finished_once(running_farm, farm, jobs)
     assert farm.get(jobs[0]).attempts == 2
@@ -94,8 +95,10 @@ def test_a_worker_killed_in_the_middle_of_a_job_costs_no_job_and_makes_no_second
 def test_a_wiped_redis_costs_no_job_and_makes_no_second_result(running_farm: RunningFarm, farm: Farm) -> None:
     jobs = submit_many(farm, 8, num_inference_steps=10)
     with redis.Redis.from_url(running_farm.redis_url) as client:
-        while not all_over(farm, jobs)():  # again and again, so that some wipe hits a message on its way
-            client.flushall()
+        while not all_over(farm, jobs)():
+            for _ in range(20):  # again and again, so that some wipe hits a message on its way
+                client.flushall()
+                time.sleep(0.02)
             if len(jobs) < 12:
                 jobs += submit_many(farm, 1, num_inference_steps=10)
     assert len(jobs) == 12
