@@ -222,7 +222,7 @@ def completions(words: str, home: Path) -> set[str]:
     [
         ("farm ", set(COMMANDS)),
         ("farm pause", {"pause", "pauses"}),
-        ("farm render --sched", {"--scheduler"}),
+        ("farm render --guidance", {"--guidance", "--guidance-scale"}),
         ("farm render --format ", {"png", "webp", "jpeg"}),
         ("farm webhooks add --event batch.", {"batch.progress", "batch.completed"}),
         ("farm webhooks del", {"deliveries"}),
