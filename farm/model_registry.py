@@ -13,11 +13,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 from pydantic import ValidationError
 
 from farm.domain.model import EntryProblem, Model, Registry
 from farm.errors import SetupError
 from farm.pipelines.catalogue import catalogue
+
+log = structlog.stdlib.get_logger()
 
 INDEX: Final = "model_index.json"
 MAX_CONFIG: Final = 2**20  #: bytes of a config file
@@ -35,6 +38,21 @@ def load(models_file: Path | None) -> Registry:
     except UnicodeDecodeError as error:
         raise SetupError(f"the models file {models_file} is not UTF-8 at byte {error.start}") from error
     return parse(text, str(models_file))
+
+
+def load_and_log(models_file: Path | None) -> Registry:
+    """`load` for a service: each problem is a warning in its log."""
+    registry = load(models_file)
+    for one in registry.problems:
+        log.warning(
+            "a model's entry, or a task of it, is left out",
+            action="model_entry_refused",
+            model=one.entry,
+            key=one.key,
+            problem=one.message,
+            remedy=one.remedy,
+        )
+    return registry
 
 
 def parse(text: str, origin: str) -> Registry:

@@ -71,7 +71,7 @@ class WorkerProcess:
         self._settings = settings
         self._app = app
         self._boot_id = uuid.uuid4().hex
-        self._models: Registry = model_registry.load(settings.models_file)
+        self._models: Registry = model_registry.load_and_log(settings.models_file)
         self._slots = slots(settings.batching, choice.kind)
         self.capacity = self._slots + settings.prefetch  #: jobs in this process at once
         self._leases = Leases()
@@ -204,7 +204,7 @@ class WorkerProcess:
         found = self._models.get(model_id)
         if found is None:  # the file may have changed since this process started
             try:
-                self._models = model_registry.load(self._settings.models_file)
+                self._models = model_registry.load_and_log(self._settings.models_file)
             except SetupError as error:
                 log.warning("cannot read the models file", action="registry_unreadable", error=str(error))
             found = self._models.get(model_id)

@@ -122,7 +122,7 @@ def _open(settings: Settings) -> AppContext:
         settings=settings,
         store=store,
         storage=storage,
-        registry=model_registry.load(settings.models_file),
+        registry=model_registry.load_and_log(settings.models_file),
         intake=Intake(storage, settings),
         notifier=ChangeNotifier(Database.direct(settings)),
         broker=broker,

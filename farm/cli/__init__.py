@@ -43,7 +43,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "delete": Command("batches", "Delete a batch that has ended."),
     "workers": Command("workers", "List, drain, stop and resume workers."),
     "pauses": Command("workers", "Pause the farm, a model or a tenant."),
-    "models": Command("workers", "List the models and example prompts."),
+    "models": Command("models", "List, show and check the models."),
     "webhooks": Command("webhooks", "Manage webhooks, or receive them on this machine."),
     "keys": Command("keys", "List, create, rotate and revoke API keys."),
     "tenants": Command("tenants", "List, create, change and remove tenants."),

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from farm import model_registry
 from farm.cli.up import DataDir
 from farm.errors import FarmError, SetupError
 from farm.local import bundled_servers, devices, health, logs, ports
@@ -88,6 +89,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
         yield Check("settings", CheckStatus.BAD, str(error), "correct the FARM_* variable named there")
         return
     yield from _wheels(given)
+    yield from _models(given)
     yield from _named(given)
     yield _account(given)
     yield _disk(directory)
@@ -102,6 +104,18 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
     else:
         yield from _running(directory, run, farm, given)
     yield from _last_errors(directory, run)
+
+
+def _models(given: Settings) -> Iterator[Check]:
+    try:
+        registry = model_registry.load(given.models_file)
+    except SetupError as error:
+        yield Check("models", CheckStatus.BAD, str(error), "correct the file that FARM_MODELS_FILE names")
+        return
+    yield Check("models", CheckStatus.OK, ", ".join(model.id for model in registry.models) or "none")
+    for problem in registry.problems:
+        found = f"{problem.origin}: model {problem.entry}: {problem.key}: {problem.message}"
+        yield Check("models", CheckStatus.WARN, found, problem.remedy)
 
 
 def _python() -> Check:

@@ -1,4 +1,4 @@
-"""``farm workers``, ``models`` and ``pauses``: who renders, what with, and what operators have stopped."""
+"""``farm workers`` and ``pauses``: who renders, and what operators have stopped."""
 
 from __future__ import annotations
 
@@ -157,36 +157,3 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
     for worker in found:
         if worker.drained_reason:
             screen.print(Text(f"{worker.name} is drained: {worker.drained_reason}", style="yellow"))
-
-
-def models(as_json: AsJson = False, url: Url = None, api_key: ApiKey = None, data_dir: DataDir = HERE) -> None:
-    """List the models: their tasks and sizes, example prompts, and their vocabulary."""
-    with connect(url, api_key, data_dir) as farm:
-        found = farm.models()
-    if as_json:
-        print_json([model.raw for model in found])
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    screen = Console(highlight=False)
-    for model in found:
-        grid = Table.grid(padding=(0, 2, 0, 0))
-        grid.add_column(style="dim", no_wrap=True)
-        grid.add_column(overflow="fold")
-        limits, defaults = model.limits, model.defaults
-        rows = {
-            "tasks": ", ".join(model.tasks),
-            "pipeline": str(model.raw.get("pipeline") or ""),
-            "sides": f"{limits.get('min_side')} to {limits.get('max_side')} pixels",
-            "defaults": ", ".join(f"{name} {value}" for name, value in defaults.items()),
-            "loaded on": ", ".join(model.raw.get("loaded_on") or ()),
-            **{kind: ", ".join(words) for kind, words in model.vocabulary.items()},
-            "try": "\n".join(f'farm render "{prompt}"' for prompt in model.example_prompts),
-        }
-        for name, value in rows.items():
-            if value:
-                grid.add_row(f"  {name}", Text(value))
-        screen.print(Text(model.id, style="bold"), Text(model.description))
-        screen.print(grid)

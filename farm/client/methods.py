@@ -148,6 +148,7 @@ class Methods:
     health = Method(requests.health)
     readiness = Method(requests.readiness)
     models = Method(requests.models)
+    model = Method(requests.model)
     workers = Method(requests.workers)
     numerics = Method(requests.numerics)
     drain_worker = Method(requests.drain_worker)

@@ -192,6 +192,7 @@ class Model:
     limits: dict[str, Any]
     vocabulary: dict[str, tuple[str, ...]]  #: words the model knows, by kind, where it knows only some
     example_prompts: tuple[str, ...]
+    schemas: dict[str, dict[str, Any]]  #: by task, the JSON Schema of its requests; empty in a list of models
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -205,6 +206,7 @@ class Model:
             limits=dict(raw.get("limits") or {}),
             vocabulary={kind: tuple(words) for kind, words in (raw.get("vocabulary") or {}).items()},
             example_prompts=tuple(raw.get("example_prompts") or ()),
+            schemas=dict(raw.get("schemas") or {}),
             raw=dict(raw),
         )
 

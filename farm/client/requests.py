@@ -272,6 +272,11 @@ def models() -> Call[tuple[Model, ...]]:
     return Call("GET", "/v1/models", lambda body: tuple(map(Model.of, body["data"])))
 
 
+def model(model_id: str) -> Call[Model]:
+    """A model with its ``schemas``: by task, the JSON Schema of what it takes."""
+    return Call("GET", f"/v1/models/{_model(model_id)}", Model.of)
+
+
 def health() -> Call[dict[str, str]]:
     """The API's process: its ``status`` and its ``version``. Needs no key."""
     return Call("GET", "/healthz", dict)
@@ -330,7 +335,7 @@ def _pause(model: str | None, tenant: str | None) -> str:
     if model is not None and tenant is not None:
         raise BadInput.of("tenant", tenant, "cannot be named together with a model: pause one, then the other")
     if model is not None:
-        return "/v1/pauses/models/" + "/".join(_segment(part, "model") for part in model.split("/"))
+        return f"/v1/pauses/models/{_model(model)}"
     return "/v1/pauses/farm" if tenant is None else f"/v1/pauses/tenants/{_segment(tenant, 'tenant')}"
 
 
@@ -607,11 +612,16 @@ def _text(value: Any) -> str:
     return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
 
 
-def _segment(name: str, kind: str) -> str:
+def _segment(name: str, kind: str, form: str = r"[A-Za-z0-9_-]{1,80}") -> str:
     """An id as one segment of a path: what is no id must not reach another route."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+    if not re.fullmatch(form, name) or not name.strip("."):
         raise BadInput.of(kind, name, f"{name!r} is no {kind} id")
     return name
+
+
+def _model(model_id: str) -> str:
+    """A model's id as a part of a path."""
+    return "/".join(_segment(part, "model", r"[A-Za-z0-9._-]{1,200}") for part in model_id.split("/"))
 
 
 def _batch(batch_id: str) -> str:

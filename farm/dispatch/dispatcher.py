@@ -51,7 +51,7 @@ class Dispatcher:
         self._reaper = Reaper(self._store, settings)
         self._requirements = {
             model.id: ModelRequirements(model.memory_bytes, frozenset(model.tags))
-            for model in model_registry.load(settings.models_file).models
+            for model in model_registry.load_and_log(settings.models_file).models
         }
         self._rules = Rules()
         self._stopping = threading.Event()

@@ -25,7 +25,9 @@ def test_each_promise_names_tests_that_exist() -> None:
     sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
     assert len(sections) >= 8
     for section in sections:
-        named = re.findall(r"`((?:unit|integration|acceptance|chaos)/\w+\.py)`((?:[:,]?\s*`test_\w+`)*)", section)
+        named = re.findall(
+            r"`((?:unit|contract|integration|acceptance|chaos)/\w+\.py)`((?:[:,]?\s*`test_\w+`)*)", section
+        )
         assert named, section.splitlines()[0]
         for file, functions in named:
             source = (ROOT / "tests" / file).read_text("utf-8")
