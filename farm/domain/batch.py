@@ -15,6 +15,7 @@ from farm.domain.resolve import random_seed
 from farm.domain.states import Priority
 from farm.errors import BadInput, FieldProblem
 from farm.fields import MAX_SEED
+from farm.tasks.params import Described
 
 MAX_SWEEP: Final = 100_000  #: jobs that one sweep may write out
 MILESTONES: Final = (10, 25, 50, 75, 90)  #: percent of a batch's jobs that have finished; one event for each
@@ -47,10 +48,14 @@ class NewBatch:
     webhook: str | None = None  #: receives the batch's own events
 
 
+#: The parameters that the pipeline gets and in which entries of a batch mostly differ.
+PER_ENTRY: Final = frozenset(Described.model_fields)
+
+
 class EntryOverrides(NamedTuple):
     """What one of many alike entries has of its own."""
 
-    common: Mapping[str, str | None]  #: parameters that the pipeline gets
+    common: Mapping[str, str | None]  #: of `PER_ENTRY`
     seed: int
     custom_id: str | None
     metadata: Mapping[str, str]

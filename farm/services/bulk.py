@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError, create_model
 
 from farm import lifecycle
 from farm.domain import ids, parameters
-from farm.domain.batch import Batch, BatchEntry, EntryOverrides, Estimate, NewBatch, OnError, Staged
+from farm.domain.batch import PER_ENTRY, Batch, BatchEntry, EntryOverrides, Estimate, NewBatch, OnError, Staged
 from farm.domain.job import NewJob
 from farm.domain.job_spec import InputFile
 from farm.domain.requests import JobRequest
@@ -47,9 +47,9 @@ MAX_FETCH_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
 MAX_TEMPLATES: Final = 1_000  #: jobs that lines share, remembered while a body is read
 #: The parameters that lines mostly differ in. No other parameter depends on their values.
-PER_LINE_FIELDS: Final = frozenset({"prompt", "negative_prompt", "seed", "custom_id", "metadata"})
+PER_LINE_FIELDS: Final = PER_ENTRY | {"seed", "custom_id", "metadata"}
 #: Those of them that the pipeline gets.
-_PER_LINE_COMMON: Final = tuple(sorted(PER_LINE_FIELDS & Described.model_fields.keys()))
+_PER_LINE_COMMON: Final = tuple(sorted(PER_ENTRY))
 
 _FIELDS: Final[dict[str, Any]] = {
     name: (field.rebuild_annotation(), Field("") if field.is_required() else field)

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from farm.domain import ids
 from farm.domain.batch import (
     MILESTONES,
+    PER_ENTRY,
     Batch,
     BatchContents,
     BatchEntry,
@@ -714,7 +715,8 @@ class _Common(NamedTuple):
     """What entries that share one job have in common, as COPY's text."""
 
     names: str  #: task, model and priority
-    shared: Mapping[str, str]  #: the parameters that the pipeline gets, as JSON
+    shared: tuple[str, ...]  #: the parameters that the pipeline gets, but for `PER_ENTRY`: members of a JSON object
+    own: tuple[tuple[str, str], ...]  #: those of `PER_ENTRY` by name, for entries without their own
     document: str  #: the end of the spec's JSON: all but those and what is each entry's own
     middle: str  #: cost and attempts
     end: str  #: webhook, not_before and deadline
@@ -723,9 +725,13 @@ class _Common(NamedTuple):
 
 def _common(job: NewJob) -> _Common:
     price = cost(job.spec)
+    members = [
+        (name, f"{_string(name)}:{json.dumps(value, ensure_ascii=False)}") for name, value in job.spec.common.items()
+    ]
     return _Common(
         f"{job.spec.task}\t{_text(job.spec.model)}\t{Priority(job.priority).rank}",
-        {name: json.dumps(value, ensure_ascii=False) for name, value in job.spec.common.items()},
+        tuple(text for name, text in members if name not in PER_ENTRY),
+        tuple((name, text) for name, text in members if name in PER_ENTRY),
         _document(job.spec.model_dump_json(exclude={"common", "seed"}))[1:],
         f"{price!r}\t{job.max_attempts}",
         f"{_text(job.webhook)}\t{_moment(job.not_before)}\t{_moment(job.deadline)}",
@@ -746,9 +752,9 @@ def _parts(entries: Iterable[BatchEntry]) -> Iterator[tuple[bytes, int, float]]:
         if own is None:
             spec = job.spec
             own = EntryOverrides({}, spec.seed, job.custom_id, dict(job.metadata))
-        texts = {name: "null" if value is None else _string(value) for name, value in own.common.items()}
-        parameters = ",".join([f'"{name}":{value}' for name, value in ({**common.shared, **texts}).items()])
-        begin = f'{{"seed":{own.seed},"common":{{{parameters}}},'
+        texts = [f'"{name}":{"null" if text is None else _string(text)}' for name, text in own.common.items()]
+        texts += [text for name, text in common.own if name not in own.common]
+        begin = f'{{"seed":{own.seed},"common":{{{",".join((*texts, *common.shared))}}},'
         metadata = _document(_metadata(own.metadata)) if own.metadata else "{}"
         row = (
             f"{seq}\t{entry.line}\t{series.hex(seq)}\t{common.names}\t{_document(begin)}{common.document}\t"
