@@ -166,8 +166,8 @@ class JobParameters(TypedDict, total=False):
     #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
     #: or a base64 data URL. PNG, WebP or JPEG.
     mask_image: FileInput | None
-    #: Images whose subjects or style are taken up. The id of an uploaded file (`file_…`), the `sha256:…` of
-    #: one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
+    #: Images whose subjects or style are used. The id of an uploaded file (`file_…`), the `sha256:…` of one, an
+    #: https URL, or a base64 data URL. PNG, WebP or JPEG.
     reference_images: FileInput | Sequence[FileInput] | None
     #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
     #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
@@ -268,8 +268,8 @@ class BatchDefaults(TypedDict, total=False):
     #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
     #: or a base64 data URL. PNG, WebP or JPEG.
     mask_image: str | None
-    #: Images whose subjects or style are taken up. The id of an uploaded file (`file_…`), the `sha256:…` of
-    #: one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
+    #: Images whose subjects or style are used. The id of an uploaded file (`file_…`), the `sha256:…` of one, an
+    #: https URL, or a base64 data URL. PNG, WebP or JPEG.
     reference_images: str | Sequence[str] | None
     #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
     #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
@@ -450,7 +450,7 @@ PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
     ),
     "loras": ParameterInfo("loras", "LoRAs of the model."),
     "preview": ParameterInfo("boolean", "Whether the job's events carry small images while it is rendered."),
-    "priority": ParameterInfo("choice", "Jobs of a higher class are dispatched first."),
+    "priority": ParameterInfo("choice", "Jobs of a higher priority are dispatched first."),
     "custom_id": ParameterInfo("text", "Your own name for the job; results and webhooks carry it."),
     "metadata": ParameterInfo("metadata", "Your own texts by name; results carry them."),
     "webhook": ParameterInfo("text", "A URL that is notified when the job is finished."),
@@ -469,7 +469,7 @@ PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
         "integer", "Render only the masked part with a margin of so many pixels, enlarged to the whole size."
     ),
     "mask_image": ParameterInfo("input", "Its white part is replaced."),
-    "reference_images": ParameterInfo("input", "Images whose subjects or style are taken up.", many=True),
+    "reference_images": ParameterInfo("input", "Images whose subjects or style are used.", many=True),
     "depth_map": ParameterInfo("input", "Brighter is nearer; estimated from the image by the model if absent."),
     "num_frames": ParameterInfo("integer", "Frames of the video."),
     "fps": ParameterInfo("integer", "Frames per second of the file."),

@@ -73,7 +73,7 @@ class RedisServer:
         before, query = re.sub(r";\s*sentinels?://", ";", rest).partition("?")[::2]
         pieces = [piece.partition("/") for piece in before.split(";")]  # each Sentinel may repeat login and number
         if any("@" in path for _, _, path in pieces):
-            raise ValueError("its user and password cannot be told from its host")
+            raise ValueError("its user and password cannot be separated from its host")
         login, at, _ = pieces[0][0].rpartition("@")
         path = next((path for _, _, path in pieces if path), "")
         options = dict(parse_qsl(query, keep_blank_values=True))

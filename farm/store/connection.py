@@ -160,7 +160,7 @@ class Database:
         )
 
     def _keeps_session(self, connection: Connection) -> bool:
-        """Whether a pooled connection hears a notification while it is idle: only in a pooler's session mode."""
+        """Whether a pooled connection receives a notification while it is idle: only in a pooler's session mode."""
         channel = f"farm_probe_{secrets.token_hex(8)}"
         connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         with self.connect(autocommit=True, limits=False) as other:
@@ -221,5 +221,5 @@ def _fault(found: Mapping[str, str]) -> str:
     if any(port and not (port.isascii() and port.isdigit()) for port in found.get("port", "").split(",")):
         return "its port is not a number"
     if "@" in found.get("dbname", "") or "@" in found.get("host", ""):
-        return "its user and password cannot be told from its host"
+        return "its user and password cannot be separated from its host"
     return ""

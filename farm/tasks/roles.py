@@ -17,6 +17,6 @@ CONTROL: Final = {
     )
 }
 REFERENCES: Final = {
-    "reference_images": InputSpec(Media.IMAGE, "Images whose subjects or style are taken up.", min=0, max=MAX_FILES)
+    "reference_images": InputSpec(Media.IMAGE, "Images whose subjects or style are used.", min=0, max=MAX_FILES)
 }
 CONTROL_VIDEO: Final = {"control_video": InputSpec(Media.VIDEO, "What the video follows: edges, poses, depth.", min=0)}

@@ -36,7 +36,7 @@ def test_each_promise_names_tests_that_exist() -> None:
 
 
 def test_each_failure_names_tests_and_faults_that_exist() -> None:
-    page = (ROOT / "docs" / "concepts" / "failures.md").read_text("utf-8")
+    page = (ROOT / "docs" / "internals" / "failures.md").read_text("utf-8")
     sources = "".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
     there = set(re.findall(r"def (test_\w+)\(", sources))
     faults: set[str] = set()
