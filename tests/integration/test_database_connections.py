@@ -103,7 +103,7 @@ def test_limits_in_the_url_or_of_the_role_come_first(database_url: str) -> None:
         ("mysql://farm@h/farm", "must be a URL that begins with postgresql://"),
         ("host=h dbname=farm", "must be a URL that begins with postgresql://"),
         ("postgresql://farm:s3cret@h:54x2/farm", "its port is not a number"),
-        ("postgresql://farm:s3c@ret@h/farm", "its user and password cannot be told from its host"),
+        ("postgresql://farm:s3c@ret@h/farm", "its user and password cannot be separated from its host"),
         ("postgresql://farm:s3cret@h/farm?pool_size=3", "'pool_size' is not an option of libpq"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_password_of_any_characters_and_a_socket(tmp_path: Path) -> None:
         ("redis+cluster://h:1", "names a Redis Cluster"),
         ("redis://h1:1,h2:2/0", "it names several hosts"),
         ("redis://h1:1;h2:2/0", "it names several hosts"),
-        ("redis://:s3c@ret/x@h/0", "cannot be told from its host"),
+        ("redis://:s3c@ret/x@h/0", "cannot be separated from its host"),
         ("redis://h:x/0", "its port is not a number"),
         ("redis://h/x", "the number of its database is not a number"),
         ("sentinel://h:1;h:2/0", "needs ?master_name="),
