@@ -43,10 +43,15 @@ class Settings(BaseSettings):
     rate_burst: int = Field(100, ge=1)  #: requests that may come at once before that limit is felt
     presign_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600)  #: how long an output's URL works
     max_wait_seconds: float = 60  #: the most that ``Prefer: wait`` is honoured for
-    max_input_bytes: int = 32 * 2**20  #: one input image, encoded
+    max_input_bytes: int = 32 * 2**20  #: one input file, encoded
     max_bulk_bytes: int = 4 * 2**30  #: one bulk request, which is never held in memory
     max_input_pixels: int = 4096 * 4096  #: one input image, or one frame of a clip, by its header
     max_decode_pixels: int = Field(4096 * 4096, ge=1)  #: of all images and frames that a process decodes at once
+    max_decode_processes: int = Field(2, ge=1)  #: clips and sounds that the API looks into at once
+    max_input_seconds: float = Field(600, gt=0)  #: one input clip or sound
+    max_input_frames: int = Field(4096, ge=1)  #: one input clip
+    max_input_clip_pixels: int = Field(2**28, ge=1)  #: all frames of one input clip, which a worker holds at once
+    max_input_samples: int = Field(2**26, ge=1)  #: one input sound, over all its channels
     decode_wait_seconds: float = Field(30, gt=0)  #: how long a decode waits for others before its request is refused
     compat_wait_seconds: float = Field(600, gt=0)  #: how long a foreign client that waits for images is waited with
     compat_fal: bool = False  #: whether fal's clients are answered

@@ -1,4 +1,4 @@
-"""Input images: upload once, name them in many jobs."""
+"""Input files: upload once, name them in many jobs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute, media_type
 from farm.api.schemas import FileSchema
 from farm.domain import ids
+from farm.domain.media import FORMATS
 from farm.errors import BadInput
-from farm.objects import images
 from farm.services import inputs
 
 router: Final = APIRouter(prefix="/v1/files", tags=["files"], route_class=AuthenticatedRoute)
 
-RAW: Final = (images.PNG, images.JPEG, images.WEBP, "application/octet-stream")
+#: What a body may be that is the file itself; its content decides what it is.
+RAW: Final = (*dict.fromkeys(one.media_type for one in FORMATS if one.is_input), "application/octet-stream")
 FileId = Annotated[str, Path(description="The file's id.", json_schema_extra={"pattern": ids.pattern(ids.FILE)})]
 
 _BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
@@ -55,15 +56,19 @@ class _Upload:
 @router.post(
     "",
     status_code=201,
-    summary="Upload an image",
+    summary="Upload a file",
     openapi_extra=_BODY,
     responses={
-        200: {"description": "The same image was uploaded before.", "model": FileSchema},
+        200: {"description": "The same file was uploaded before.", "model": FileSchema},
         **responses(*ALWAYS, 400, 413, 415),
     },
 )
 async def upload_file(context: Context, key: Submitter, request: Request, response: Response) -> FileSchema:
-    """Store a PNG, JPEG or WebP image, as the field `file` of a form or as the body itself."""
+    """Store an image, a clip or a sound, as the field `file` of a form or as the body itself.
+
+    Images: PNG, JPEG, WebP. Clips: MP4, WebM, QuickTime, GIF, animated WebP. Sounds: WAV, FLAC, Ogg, MP3. The content
+    decides what a file is. What follows the end of an image is not stored.
+    """
     upload = await _read(request)
     store = partial(inputs.store, context, key.tenant_id, upload.data, upload.filename, field="file")
     file, new = await anyio.to_thread.run_sync(store, limiter=context.fetching)
@@ -80,17 +85,17 @@ async def _read(request: Request) -> _Upload:
         taken = ("multipart/form-data", *RAW)
         raise HTTPException(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"send the image as multipart/form-data, or as it is with its own content type: {', '.join(taken)}",
+            f"send the file as multipart/form-data, or as it is with its own content type: {', '.join(taken)}",
             headers={"Accept-Post": ", ".join(taken)},
         )
     async with request.form(max_files=1, max_fields=0) as form:
         part = form.get("file")
         if not isinstance(part, UploadFile):
-            raise BadInput.of("file", None, "is required: the image, as a file of the form")
+            raise BadInput.of("file", None, "is required: the image, clip or sound, as a file of the form")
         return _Upload(await part.read(), part.filename)
 
 
 @router.get("/{file_id}", summary="Look at a file", responses=responses(*ALWAYS, 404))
 def get_file(context: Context, key: Reader, file_id: FileId) -> FileSchema:
-    """The properties of an uploaded image."""
+    """The properties of an uploaded file."""
     return FileSchema.of(inputs.get_file(context, key.tenant_id, file_id))

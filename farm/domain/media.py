@@ -83,6 +83,14 @@ def extension_of(media_type: str) -> str | None:
     return next((one.extension for one in FORMATS if one.media_type == media_type), None)
 
 
+def media_of(media_type: str, metadata: MediaMetadata) -> Media:
+    """What a stored file is; an animated WebP is a video."""
+    kind = media_type.partition("/")[0]
+    if kind == "audio":
+        return Media.AUDIO
+    return Media.VIDEO if kind == "video" or "frames" in metadata else Media.IMAGE
+
+
 def titles(formats: tuple[MediaFormat, ...]) -> str:
     """The formats as a sentence lists them: ``PNG, WebP or JPEG``."""
     names = [one.title for one in formats]

@@ -21,7 +21,8 @@ from typing import Final
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from farm.errors import FieldProblem, InputRefused
-from farm.objects.decode_budget import BUDGET
+from farm.objects import containers
+from farm.objects.decode_budget import PIXELS
 from farm.settings import Settings
 from farm.settings import settings as process_settings
 
@@ -53,27 +54,6 @@ _MASK_THRESHOLD: Final = 128  #: pipelines repaint what is at least this bright
 _SRGB: Final = ImageCms.createProfile("sRGB")
 #: Photographs are seldom in a space whose black is not black; without this, shadows would lose their detail.
 _CMS_FLAGS: Final = ImageCms.Flags.BLACKPOINTCOMPENSATION
-
-# The other formats that clients send most often, so that the error can name them.
-_KNOWN_OTHERS: Final[tuple[tuple[bytes, str], ...]] = (
-    (b"GIF8", "a GIF"),
-    (b"II*\x00", "a TIFF"),
-    (b"MM\x00*", "a TIFF"),
-    (b"II+\x00", "a BigTIFF"),
-    (b"MM\x00+", "a BigTIFF"),
-    (b"BM", "a BMP"),
-    (b"%PDF", "a PDF"),
-    (b"%!PS", "a PostScript file"),
-    (b"8BPS", "a Photoshop file"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"\xff\x0a", "a JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", "a JPEG XL"),
-    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000"),
-    (b"\x00\x00\x01\x00", "an icon file"),
-    (b"qoif", "a QOI"),
-    (b"\x76\x2f\x31\x01", "an OpenEXR"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +94,7 @@ def inspect(data: bytes, settings: Settings | None = None, *, field: str = "imag
     """
     settings = settings or process_settings()
     header = _checked(data, settings, field)
-    with BUDGET.hold(header.pixels, settings):
+    with PIXELS.hold(header.pixels, settings.max_decode_pixels, settings.decode_wait_seconds):
         image = _decoded(data, header, field)
         turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
         empty = not any(_as_mask(image).histogram()[_MASK_THRESHOLD:])
@@ -198,7 +178,7 @@ def _loaded(data: bytes, settings: Settings | None, field: str) -> Iterator[Imag
     """The decoded image, upright; its pixels count against the budget for the time of the block."""
     settings = settings or process_settings()
     header = _checked(data, settings, field)
-    with BUDGET.hold(header.pixels, settings):
+    with PIXELS.hold(header.pixels, settings.max_decode_pixels, settings.decode_wait_seconds):
         yield upright(_decoded(data, header, field))
 
 
@@ -219,7 +199,8 @@ def _checked(data: bytes, settings: Settings, field: str) -> _Header:
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         header = _webp(data, field)
     else:
-        what = _what(data)
+        form = containers.recognise(data)
+        what = containers.describe(data) if form is None else f"of the format {form.title}"
         raise _refused(field, what, f"the file is {what}; send a PNG, JPEG or WebP image")
     if header.width < 1 or header.height < 1:
         raise _damaged(field, f"its header says {header.width}×{header.height} pixels")
@@ -473,20 +454,6 @@ def _srgb(image: Image.Image) -> Image.Image:
         converted.putalpha(alpha)
     converted.info.pop("icc_profile", None)
     return converted
-
-
-def _what(data: bytes) -> str:
-    for magic, name in _KNOWN_OTHERS:
-        if data.startswith(magic):
-            return name
-    if data[4:8] == b"ftyp":
-        return "an AVIF or HEIC" if data[8:11] in (b"avi", b"hei", b"hev", b"mif", b"msf") else "an MP4 video"
-    start = data[:1024].lstrip(b"\xef\xbb\xbf\x00 \t\r\n").lower()
-    if b"<svg" in start:
-        return "an SVG"
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body", b"<script")):
-        return "an HTML page"
-    return "of an unknown kind"
 
 
 def _truncated(field: str) -> InputRefused:

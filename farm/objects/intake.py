@@ -1,7 +1,7 @@
-"""Input images: from an upload, data URL or URL to validated bytes in the storage.
+"""Input files: from an upload, data URL or URL to validated bytes in the storage.
 
-An image comes as an upload, as a ``data:`` URL in the request, or as a URL to fetch. All three end in
-:func:`farm.objects.images.inspect`, and under a key made of the content's SHA-256: the same image is stored once.
+A file comes as an upload, as a ``data:`` URL in the request, or as a URL to fetch. All three end in
+:func:`farm.objects.inspection.inspect`, and under a key made of the content's SHA-256: the same file is stored once.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from urllib.parse import unquote_to_bytes
 import httpx2
 
 from farm.domain.job_spec import InputFile
-from farm.domain.media import EMPTY_MASK
+from farm.domain.media import FORMATS
 from farm.egress import guard
 from farm.errors import FieldProblem, InputRefused
-from farm.objects import images, keys
+from farm.objects import keys
+from farm.objects.inspection import inspect
 from farm.objects.storage import Storage
 from farm.settings import Settings
 
 FETCH_SECONDS: Final = 20.0  #: for a whole input URL: resolving, connecting and reading to the end
+_ACCEPT: Final = ", ".join(dict.fromkeys(one.media_type for one in FORMATS if one.is_input))
 
 
 class Intake:
-    """Accepts input images. Thread-safe; every method blocks."""
+    """Accepts input files. Thread-safe; every method blocks."""
 
     def __init__(
         self,
@@ -48,48 +50,44 @@ class Intake:
     def from_bytes(
         self, tenant_id: str, data: bytes, filename: str | None = None, *, field: str = "image"
     ) -> InputFile:
-        """Take in an encoded image; ``filename`` only makes a refusal easier to read.
+        """Take in an encoded file; ``filename`` only makes a refusal easier to read.
 
         Raises:
-            InputRefused: it is not an image that may be used.
+            InputRefused: it is not a file that may be used.
             StorageUnavailable: it could not be stored.
         """
         try:
-            image = images.inspect(data, self._settings, field=field)
+            info = inspect(data, self._settings, field=field)
         except InputRefused as refused:
             if filename is None:
                 raise
             raise InputRefused(
                 *(FieldProblem(p.field, p.value, f"{filename[:100]!r}: {p.message}") for p in refused.problems)
             ) from refused
-        key = keys.input_key(tenant_id, image.sha256, keys.extension(image.media_type))
+        key = keys.input_key(tenant_id, info.sha256, keys.extension(info.media_type))
         # Written even if there is such an object: its bytes may be damaged, and comparing them costs more.
-        self._storage.put(key, data[: image.size], image.media_type)
+        self._storage.put(key, data[: info.size], info.media_type)
         return InputFile(
-            sha256=image.sha256,
-            key=key,
-            media_type=image.media_type,
-            size=image.size,
-            metadata={"width": image.width, "height": image.height} | ({EMPTY_MASK: 1} if image.empty_mask else {}),
+            sha256=info.sha256, key=key, media_type=info.media_type, size=info.size, metadata=info.metadata
         )
 
     def from_data_url(self, tenant_id: str, url: str, *, field: str = "image") -> InputFile:
-        """Take in an image written as ``data:image/png;base64,…`` (RFC 2397, base64 only).
+        """Take in a file written as ``data:image/png;base64,…`` (RFC 2397, base64 only).
 
         The declared type is not looked at; the content decides.
 
         Raises:
-            InputRefused: it is not such a URL, or not of an image that may be used.
+            InputRefused: it is not such a URL, or not of a file that may be used.
             StorageUnavailable: it could not be stored.
         """
         return self.from_bytes(tenant_id, self._decoded(url, field), field=field)
 
     def from_url(self, tenant_id: str, url: str, *, field: str = "image") -> InputFile:
-        """Fetch an image and take it in. Not to be called on an event loop's thread.
+        """Fetch a file and take it in. Not to be called on an event loop's thread.
 
         Raises:
             TargetRefused: the URL is not one that the farm connects to.
-            InputRefused: it could not be fetched in time and size, or is not an image that may be used.
+            InputRefused: it could not be fetched in time and size, or is not a file that may be used.
             StorageUnavailable: it could not be stored.
         """
         target = guard.parse(url, self._settings, field=field)
@@ -126,17 +124,17 @@ class Intake:
                     verify=self._verify,
                     max_connections=1,
                 ) as client,
-                client.stream("GET", target.url, headers={"Accept": "image/png, image/jpeg, image/webp"}) as answer,
+                client.stream("GET", target.url, headers={"Accept": _ACCEPT}) as answer,
             ):
                 return await self._body(target, answer, field)
         except guard.TargetRefused as refused:  # the guard below the client does not know the field
             raise guard.TargetRefused(*(FieldProblem(field, p.value, p.message) for p in refused.problems)) from refused
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise _refused(
-                field, target.url, f"{target.host} did not send the image within {self._fetch_seconds:g} seconds"
+                field, target.url, f"{target.host} did not send the file within {self._fetch_seconds:g} seconds"
             ) from error
         except httpx2.HTTPError as error:
-            raise _refused(field, target.url, f"the image could not be fetched: {error}") from error
+            raise _refused(field, target.url, f"the file could not be fetched: {error}") from error
 
     async def _body(self, target: guard.Target, answer: httpx2.Response, field: str) -> bytes:
         if answer.is_redirect:
@@ -149,7 +147,7 @@ class Intake:
             )
         if answer.headers.get("content-encoding", "identity").lower() != "identity":
             # None was offered. Unpacking it would let a small answer become a large one.
-            raise _refused(field, target.url, f"{target.host} sent the image in a compressed form")
+            raise _refused(field, target.url, f"{target.host} sent the file in a compressed form")
         limit = self._settings.max_input_bytes
         declared = answer.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFile
 
 from farm.errors import DecodersBusy, InputRefused
 from farm.objects import images
-from farm.objects.decode_budget import BUDGET, DecodeBudget
+from farm.objects.decode_budget import PIXELS, DecodeBudget
 from farm.settings import Settings
 
 LIMITS = Settings(max_input_pixels=1024 * 1024, max_input_bytes=1 << 20)
@@ -209,7 +209,7 @@ def test_too_many_bytes_are_refused() -> None:
         (b"<!DOCTYPE html><img>", "HTML"),
         (b"\n" + PNG, "unknown kind"),
         (b"GIF89a/*" + JPEG, "GIF"),
-        (b"RIFF\x10\0\0\0WAVEfmt ", "unknown kind"),
+        (b"RIFF\x10\0\0\0WAVEfmt ", "WAV"),
         (b"\x89PN", "unknown kind"),
     ],
 )
@@ -487,12 +487,11 @@ def test_a_mask_that_selects_nothing_is_recognised(image: Image.Image, *, empty:
 
 
 def test_decodes_in_parallel_hold_no_more_pixels_than_the_budget() -> None:
-    limits = Settings(max_decode_pixels=100)
     budget_, held, peak, lock = DecodeBudget(), 0, 0, threading.Lock()
 
     def decode(pixels: int) -> None:
         nonlocal held, peak
-        with budget_.hold(pixels, limits):
+        with budget_.hold(pixels, 100, 30):
             with lock:
                 held += pixels
                 peak = max(peak, held)
@@ -506,21 +505,20 @@ def test_decodes_in_parallel_hold_no_more_pixels_than_the_budget() -> None:
 
 
 def test_a_decode_that_waits_too_long_is_refused_and_leaves_the_queue() -> None:
-    limits = Settings(max_decode_pixels=100, decode_wait_seconds=0.05)
     budget_ = DecodeBudget()
-    with budget_.hold(80, limits):
-        with pytest.raises(DecodersBusy) as busy, budget_.hold(30, limits):
+    with budget_.hold(80, 100, 1):
+        with pytest.raises(DecodersBusy) as busy, budget_.hold(30, 100, 0.05):
             pass
         assert busy.value.retry_after
-        with budget_.hold(20, limits):
+        with budget_.hold(20, 100, 0.05):
             pass
-    with budget_.hold(1_000, limits):  # one that is larger than the whole budget decodes alone
+    with budget_.hold(1_000, 100, 0.05):  # one that is larger than the whole budget decodes alone
         pass
 
 
 def test_an_image_waits_for_the_pixels_of_others() -> None:
     limits = Settings(max_decode_pixels=48 * 32, decode_wait_seconds=0.05)
-    with BUDGET.hold(1, limits):
+    with PIXELS.hold(1, limits.max_decode_pixels, 1):
         for decode in (images.inspect, images.load_rgb, images.load_mask, images.load_depth):
             with pytest.raises(DecodersBusy):
                 decode(PNG, limits)
