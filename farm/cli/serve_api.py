@@ -15,8 +15,8 @@ def api(
     from farm import metrics, tracing
     from farm.api.serve import serve
     from farm.dashboard.app import create_app
-    from farm.gc_tuning import freeze_modules
     from farm.log import configure
+    from farm.memory_tuning import freeze_modules, return_large_blocks
     from farm.settings import settings
     from farm.store.migrate import require_schema_if_available
 
@@ -26,4 +26,5 @@ def api(
     require_schema_if_available(settings())
     app = create_app(settings())
     freeze_modules()
+    return_large_blocks()
     serve(app, settings(), host, port)

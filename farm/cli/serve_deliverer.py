@@ -8,8 +8,8 @@ import signal
 def deliverer() -> None:
     """Send webhooks. Any number may run at once; SIGTERM ends one after its attempts in flight."""
     from farm import metrics, tracing
-    from farm.gc_tuning import freeze_modules
     from farm.log import configure
+    from farm.memory_tuning import freeze_modules
     from farm.objects.storage import Storage
     from farm.settings import settings
     from farm.webhooks.deliverer import Deliverer

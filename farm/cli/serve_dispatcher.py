@@ -9,8 +9,8 @@ def dispatcher() -> None:
     """Dispatch waiting jobs to workers. Several may run: one leads, the others stand by."""
     from farm import metrics, tracing
     from farm.dispatch.dispatcher import Dispatcher
-    from farm.gc_tuning import freeze_modules
     from farm.log import configure
+    from farm.memory_tuning import freeze_modules
     from farm.settings import settings
 
     configure(settings(), "dispatcher")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from farm.domain.media import MediaFormat, MediaMetadata
 from farm.errors import FieldProblem, InputRefused
@@ -125,6 +125,8 @@ def _frames(data: bytes, form: MediaFormat, limits: Limits, field: str) -> Itera
             yield frame
     except (InputRefused, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # names the object that it read from
+        _damaged(field, f"its first bytes are those of a {form.title}, but its header cannot be read", error)
     except Exception as error:  # noqa: BLE001  decoders raise what they like
         _damaged(field, f"it does not decode ({error})", error)
     if count == 0:

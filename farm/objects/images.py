@@ -13,10 +13,9 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
@@ -25,6 +24,8 @@ from farm.objects import containers
 from farm.objects.decode_budget import PIXELS
 from farm.settings import Settings
 from farm.settings import settings as process_settings
+
+T = TypeVar("T")
 
 PNG: Final = "image/png"
 JPEG: Final = "image/jpeg"
@@ -94,10 +95,7 @@ def inspect(data: bytes, settings: Settings | None = None, *, field: str = "imag
     """
     settings = settings or process_settings()
     header = _checked(data, settings, field)
-    with PIXELS.hold(header.pixels, settings.max_decode_pixels, settings.decode_wait_seconds):
-        image = _decoded(data, header, field)
-        turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-        empty = not any(_as_mask(image).histogram()[_MASK_THRESHOLD:])
+    turned, empty = _converted(data, header, settings, field, _about)
     return ImageInfo(
         header.media_type,
         width=header.height if turned else header.width,
@@ -119,8 +117,7 @@ def load_rgb(data: bytes, settings: Settings | None = None, *, field: str = "ima
         InputRefused: as :func:`inspect`.
         DecodersBusy: the process decodes too many pixels at this moment.
     """
-    with _loaded(data, settings, field) as image:
-        return on_white(_srgb(eight_bit(image)))
+    return _load(data, settings, field, lambda image: on_white(_srgb(eight_bit(image))))
 
 
 def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
@@ -132,8 +129,7 @@ def load_mask(data: bytes, settings: Settings | None = None, *, field: str = "ma
         InputRefused: as :func:`inspect`.
         DecodersBusy: the process decodes too many pixels at this moment.
     """
-    with _loaded(data, settings, field) as image:
-        return _as_mask(image)
+    return _load(data, settings, field, _as_mask)
 
 
 def load_holes(data: bytes, settings: Settings | None = None, *, field: str = "mask") -> Image.Image:
@@ -143,10 +139,13 @@ def load_holes(data: bytes, settings: Settings | None = None, *, field: str = "m
         InputRefused: as :func:`inspect`, and for an image that cannot be transparent.
         DecodersBusy: the process decodes too many pixels at this moment.
     """
-    with _loaded(data, settings, field) as image:
+
+    def holes(image: Image.Image) -> Image.Image:
         if not image.has_transparency_data:
             raise _refused(field, image.mode, "has no transparency: its transparent part says what is painted anew")
         return ImageOps.invert(eight_bit(image).convert("RGBA").getchannel("A"))
+
+    return _load(data, settings, field, holes)
 
 
 def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "depth") -> Image.Image:
@@ -156,14 +155,7 @@ def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "d
         InputRefused: as :func:`inspect`.
         DecodersBusy: the process decodes too many pixels at this moment.
     """
-    with _loaded(data, settings, field) as image:
-        if image.mode == "I;16":
-            return image
-        if image.mode == "I":
-            return image.convert("I;16")
-        if image.has_transparency_data:
-            return image.convert("RGBA").convert("L")
-        return image.convert("L")
+    return _load(data, settings, field, _as_depth)
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -173,13 +165,27 @@ def as_png(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-@contextmanager
-def _loaded(data: bytes, settings: Settings | None, field: str) -> Iterator[Image.Image]:
-    """The decoded image, upright; its pixels count against the budget for the time of the block."""
+def _load(
+    data: bytes, settings: Settings | None, field: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
     settings = settings or process_settings()
     header = _checked(data, settings, field)
+    return _converted(data, header, settings, field, lambda image: convert(upright(image)))
+
+
+def _converted(data: bytes, header: _Header, settings: Settings, field: str, convert: Callable[[Image.Image], T]) -> T:
+    """What ``convert`` makes of the decoded image, whose pixels count against the budget meanwhile.
+
+    The image is no variable of this function: it is freed before another decode begins.
+    """
     with PIXELS.hold(header.pixels, settings.max_decode_pixels, settings.decode_wait_seconds):
-        yield upright(_decoded(data, header, field))
+        return convert(_decoded(data, header, field))
+
+
+def _about(image: Image.Image) -> tuple[bool, bool]:
+    """Whether the image lies on its side, and whether it selects nothing as a mask."""
+    turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+    return turned, not any(_as_mask(image).histogram()[_MASK_THRESHOLD:])
 
 
 def _checked(data: bytes, settings: Settings, field: str) -> _Header:
@@ -414,6 +420,16 @@ def _as_mask(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image).convert("L")
+    return image.convert("L")
+
+
+def _as_depth(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":
+        return image
+    if image.mode == "I":
+        return image.convert("I;16")
+    if image.has_transparency_data:
+        return image.convert("RGBA").convert("L")
     return image.convert("L")
 
 
