@@ -11,7 +11,7 @@ Each function works inside a unit of work that the caller opens, so that a state
 transaction. A fenced change that touches no row raises `LeaseLost`: the caller lost its lease and must stop.
 Times are the database's: no function reads a clock of this machine.
 
-The file is long on purpose: whoever reviews a change of the state machine reads all its edges in one place.
+The file is long on purpose: a review of the state machine reads all its edges in one place.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MAX_LOST: Final = 8
 RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
 #: Between two webhooks about one job's steps, where an endpoint asks for them.
 PROGRESS_EVENT_SECONDS: Final = 5.0
-#: After a job's end nobody writes under its lost epochs any more: longer than any upload is tried.
+#: After a job's end no worker writes under its lost epochs after this time: longer than any upload is retried.
 ORPHAN_GRACE_SECONDS: Final = 3600.0
 #: Jobs, or batches, that one transaction forgets.
 RETENTION_CHUNK: Final = 500
@@ -69,7 +69,7 @@ class HeartbeatReply:
 
     state: WorkerState
     held: frozenset[str]  #: jobs it still holds; the others are lost and must stop
-    canceled: frozenset[str]  #: jobs of its own that somebody wants stopped
+    canceled: frozenset[str]  #: its jobs that are to be canceled
     stop: bool = False  #: whether an operator wants the process ended
 
 
@@ -269,7 +269,7 @@ def start_all(unit: UnitOfWork, begun: Mapping[HeldJob, int]) -> set[str]:
 
 
 def progress_all(unit: UnitOfWork, reached: Mapping[HeldJob, int], previews: Mapping[str, str]) -> dict[str, bool]:
-    """Note the steps done; returns the jobs still held, and whether somebody wants each of them stopped.
+    """Record the steps done; returns the jobs still held, and whether each is to be canceled.
 
     ``previews``: by job, small data URLs for current watchers; they are sent and not stored.
     """
@@ -584,7 +584,7 @@ def _changed_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
 def propagate_batch(unit: UnitOfWork, batch_id: str) -> bool:
     """Let a batch's jobs follow its pause, its priority and its end; returns whether all do.
 
-    If not, call it again in another unit: they are many, or somebody else held their rows.
+    If not, call it again in another unit: they are many, or another transaction held their rows.
     """
     unit.batches.allow_long_statements()
     tenant_id = unit.batches.canceling_tenant(batch_id)
@@ -667,7 +667,7 @@ def delete_expired(unit: UnitOfWork, limit: int = RETENTION_CHUNK) -> int:
 
 
 def collect_orphans(unit: UnitOfWork, grace_seconds: float = ORPHAN_GRACE_SECONDS) -> int:
-    """Have the objects removed that lost attempts wrote and nobody recorded; returns how many places that are.
+    """Queue the objects of lost attempts for deletion; returns the number of key prefixes.
 
     Only after ``grace_seconds``: until then a worker that lost its right may still be writing.
     """
@@ -681,7 +681,7 @@ def collect_orphans(unit: UnitOfWork, grace_seconds: float = ORPHAN_GRACE_SECOND
     return len(object_keys)
 
 
-# -- when nobody answers ---------------------------------------------------------------------------------------------
+# -- lost leases and deadlines ----------------------------------------------------------------------------------------
 
 
 def reap(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
@@ -740,7 +740,7 @@ def _requeue(
     lost: bool = False,
     died: bool = False,
 ) -> JobState:
-    """Back into its line, or, where somebody wants it stopped, to its end. Returns the new state."""
+    """Back into its queue, or to canceled if that was requested. Returns the new state."""
     back = unit.jobs.requeue(
         held.job_id, held.epoch, refund=refund, delay_seconds=delay_seconds, error=error, lost=lost, died=died
     )

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     compat_fal: bool = False  #: whether fal's clients are answered
 
     # workers on other machines
-    join_token: SecretStr | None = None  #: what ``farm worker --join`` must bring; None: nobody joins over HTTP
+    join_token: SecretStr | None = None  #: what ``farm worker --join`` must bring; None: joining over HTTP is disabled
     join_host: str | None = None  #: how other machines reach the servers that this one reaches on loopback
 
     # dispatch and leases
@@ -86,12 +86,12 @@ class Settings(BaseSettings):
     storage_retry_seconds: float = Field(300, gt=0)
 
     # webhooks and inputs by URL
-    webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached all the same
+    webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached nevertheless
     webhook_allow_http: bool = False
     max_endpoints: int = Field(100, ge=1)  #: webhook endpoints of one tenant, beside those of jobs' own webhooks
 
     # metrics: each process serves its own; a port of 0 turns them off
-    metrics_host: str = "127.0.0.1"  #: anybody who reaches it may read them
+    metrics_host: str = "127.0.0.1"  #: the metrics have no authentication
     metrics_api_port: int = Field(9461, ge=0, le=65535)
     metrics_dispatcher_port: int = Field(9462, ge=0, le=65535)
     metrics_deliverer_port: int = Field(9463, ge=0, le=65535)

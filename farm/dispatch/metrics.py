@@ -17,7 +17,7 @@ from farm.store.unit_of_work import Store
 
 log = structlog.stdlib.get_logger()
 
-CACHE_SECONDS: Final = 10.0  #: the database is asked at most this often, however often somebody scrapes
+CACHE_SECONDS: Final = 10.0  #: the database is queried at most this often, however often metrics are scraped
 
 
 class FarmGauges(Collector):

@@ -26,7 +26,7 @@ The rules, in the order in which they bind:
    in favour of queues whose models are loaded, but never of a lower priority, for at most ``max_skips`` dispatched
    jobs, counted over rounds, and only of tenants that are ahead of its own by less than ``max_skips`` such jobs.
    Without this limit a tenant whose model is loaded would keep it loaded, and shares would follow models instead of
-   weights. What is free at the end of the round is used all the same: no slot stays empty while a job fits it.
+   weights. Free slots at the end of the round are still used: no slot stays empty while a job fits it.
 
 Cost of a round: O((tenants + queues + workers + assignments) × log).
 """
@@ -45,7 +45,7 @@ from farm.domain.worker import WorkerCapacity
 
 HIGHEST: Final = max(priority.rank for priority in Priority)
 NOTHING_PAUSED: Final = Paused()
-MIN_WEIGHT: Final = 1e-6  #: a tenant of weight 0 is served when nobody else waits, and divides nothing by zero
+MIN_WEIGHT: Final = 1e-6  #: a tenant of weight 0 is served when no other tenant waits, without a division by zero
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ class _Round:
                 self._end_skips(self._until_made, len(self._chosen))
             found = self._next()
             if found is None or -found[0] < rank:
-                # nobody of their priority is left in whose favour they are skipped
+                # no job of their priority is left for which they could be skipped
                 if self._end_skips(self._until_made, math.inf):
                     continue
             elif self._end_skips(self._until_vtime, found[1]):

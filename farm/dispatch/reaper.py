@@ -44,7 +44,7 @@ class Reaper:
         self._next_reap = time.monotonic() + self._grace_seconds
 
     def due_in(self) -> float:
-        """Seconds until it wants to be called."""
+        """Seconds until its next run is due."""
         return max(0.0, self._next_reap - time.monotonic())
 
     def run(self) -> None:

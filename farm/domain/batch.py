@@ -25,7 +25,7 @@ class BatchState(StrEnum):
     """A batch's state, derived from its counters."""
 
     IN_PROGRESS = "in_progress"
-    CANCELING = "canceling"  #: somebody asked for its end, and some jobs still run
+    CANCELING = "canceling"  #: a cancel was requested, and some jobs still run
     PAUSED = "paused"  #: what waits goes on waiting until it is resumed; what runs goes on
     COMPLETED = "completed"  #: every job has finished
     CANCELED = "canceled"  #: every job has finished, and a cancel was requested

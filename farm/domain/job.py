@@ -17,7 +17,7 @@ from farm.tasks import TaskName
 
 #: What a retry copies of the old job: it is the same request again. Times are not copied: they may have passed.
 RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "webhook_events", "max_attempts")
-#: What a variant copies, which has another spec: it is another request, with no name yet and nobody to notify.
+#: What a variant copies, which has another spec: it is another request, without a name and without a webhook.
 VARIANT_FIELDS: Final = ("priority", "metadata", "max_attempts")
 
 

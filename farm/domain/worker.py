@@ -65,7 +65,7 @@ class Worker:
     started_at: datetime
     heartbeat_at: datetime
     loaded: tuple[ResidentModel, ...] = ()  #: what it says of those models
-    drained_reason: str | None = None  #: why it gets nothing, also after a restart; None: nobody drained it
+    drained_reason: str | None = None  #: why it gets no jobs, also after a restart; None: not drained
     stopping: bool = False  #: whether its process was asked to end and has not yet
 
     @property

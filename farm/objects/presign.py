@@ -1,4 +1,4 @@
-"""Presigned URLs (AWS signature version 4, in the query), made without asking anybody.
+"""Presigned URLs (AWS signature version 4, in the query), made without a request.
 
 A signature's key is good for a day and takes four hashes; the SDK makes it anew for each URL and spends most of its
 time on other things. A list of a thousand images is a thousand URLs, so here the key is kept, and a URL costs two

@@ -90,7 +90,7 @@ def _find(source: _Source) -> bytes | None:
 
 
 def _marked(comment: bytes | None) -> bytes | None:
-    """The recipe in a comment; None for anybody else's comment."""
+    """The recipe in a comment; None for other programs' comments."""
     if comment is None or not comment.startswith(COMMENT_MARK):
         return None
     return comment[len(COMMENT_MARK) :].rstrip(b"\0")

@@ -1,4 +1,4 @@
-"""Batches as a whole: follow, cancel, pause, change, retry and delete them, and read what came of their jobs."""
+"""Batches as a whole: follow, cancel, pause, change, retry and delete them, and read their results."""
 
 from __future__ import annotations
 

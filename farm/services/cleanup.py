@@ -18,7 +18,7 @@ from farm.store.unit_of_work import Store
 
 log = structlog.get_logger(__name__)
 
-INTERVAL_SECONDS: Final = 30.0  #: between two looks, when nobody asks for one
+INTERVAL_SECONDS: Final = 30.0  #: between two runs, when none is requested
 AT_ONCE: Final = 500  #: objects removed by one request
 
 

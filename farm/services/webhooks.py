@@ -73,7 +73,7 @@ def update_endpoint(
     asymmetric: bool | None = None,
 ) -> Endpoint:
     """Change what is not None; deliveries that are not sent yet go to the new URL. Raises `NotFound`, `BadInput`."""
-    get_endpoint(context, tenant_id, endpoint_id)  # before a URL is resolved for whoever guesses ids
+    get_endpoint(context, tenant_id, endpoint_id)  # before a URL is resolved for a guessed id
     checked = None if url is None else guard.check(url, context.settings).url
     with context.store.begin() as unit:
         endpoint = unit.webhooks.edit(

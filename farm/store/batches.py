@@ -178,7 +178,7 @@ class ArchivePosition:
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """What became of one job."""
+    """The result of one job."""
 
     seq: int
     id: str
@@ -567,7 +567,7 @@ class Batches:
     # -- steering -----------------------------------------------------------------------------------------------------
 
     def lock(self, batch_id: str) -> None:
-        """Hold the batch's row against whoever moves its jobs or steers it; take it first in a transaction."""
+        """Lock the batch's row against changes of its jobs or state; the first lock of a transaction."""
         self._session.execute(select(BatchRow.id).where(BatchRow.id == batch_id).with_for_update())
 
     def pause(self, batch_id: str) -> None:
@@ -608,7 +608,7 @@ class Batches:
 
         `check_propagated` says whether all are done.
 
-        Jobs that somebody else has locked at this moment are passed over, as in `BulkActions.cancel_waiting`.
+        Jobs that another transaction has locked are skipped, as in `BulkActions.cancel_waiting`.
         """
         values = {"batch": ids.to_uuid(ids.BATCH, batch_id), "at_once": PROPAGATE_CHUNK}
         return int(self._session.scalar(_PROPAGATE, values) or 0)
@@ -625,7 +625,7 @@ class Batches:
         self._set(batch_id, propagating=False)
 
     def pending_changes(self) -> list[tuple[str, bool]]:
-        """Batches that somebody began to rearrange or (True) to delete, and did not finish."""
+        """Batches whose change or (True) deletion was begun and is not finished."""
         rows = self._session.execute(
             select(BatchRow.id, BatchRow.deleted_at.is_not(None))
             .where(or_(BatchRow.propagating, BatchRow.deleted_at.is_not(None)))
@@ -642,7 +642,7 @@ class Batches:
     # -- deleting -----------------------------------------------------------------------------------------------------
 
     def soft_delete(self, batch_id: str) -> None:
-        """Let nobody see it any more; `delete_jobs` and `delete_row` do the rest."""
+        """Hide it; `delete_jobs` and `delete_row` do the rest."""
         self._set(batch_id, deleted_at=func.now())
 
     def delete_jobs(self, batch_id: str) -> list[DeletedJob]:

@@ -68,7 +68,7 @@ class BulkActions:
     def cancel_waiting(self, tenant_id: str, selection: Selection) -> dict[str | None, int]:
         """queued or dispatched → canceled, with their events; returns how many of each batch, see `any_left`.
 
-        Jobs that somebody else has locked at this moment are passed over, never waited for: two that each hold a part
+        Jobs that another transaction has locked are skipped, never waited for: two that each hold a part
         of what the other wants would wait for ever.
         """
         waiting = (
@@ -129,7 +129,7 @@ class BulkActions:
     def count_retryable(self, tenant_id: str, selection: Selection) -> Staged:
         """How many of them failed or were canceled and were not repeated since, and what they cost.
 
-        From here to the end of the transaction nobody else repeats jobs of this tenant.
+        From here to the end of the transaction no other one retries jobs of this tenant.
         """
         self._session.execute(_LOCK_TENANT, {"tenant": tenant_id})
         row = self._session.execute(

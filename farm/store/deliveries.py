@@ -43,7 +43,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class DeliveryAttempt:
-    """One POST and what came back."""
+    """One POST and its response."""
 
     number: int  #: 1-based
     at: datetime
@@ -252,7 +252,7 @@ _PLACE_TYPES: Final[Sequence[Any]] = (DeliveryRow.event_id.type, DeliveryRow.id.
 
 
 def _joined() -> Select[Any]:
-    """Deliveries with what a reader wants to know of their event, endpoint and last try."""
+    """Deliveries with their event, endpoint and last attempt."""
     last = (
         select(DeliveryAttemptRow.status, DeliveryAttemptRow.error)
         .where(DeliveryAttemptRow.delivery_id == DeliveryRow.id)

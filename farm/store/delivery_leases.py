@@ -64,7 +64,7 @@ _NOTE_LOST: Final = """
     SELECT lost.id, lost.number, 0, %(error)s FROM unnest(%(ids)s::uuid[], %(numbers)s::int[]) AS lost (id, number)
     ON CONFLICT DO NOTHING
 """
-# while the probe is out, nobody sends anything else
+# while the probe is in flight, nothing else is sent
 _PROBED: Final = """
     UPDATE endpoint SET paused_until = now() + make_interval(secs => %(lease)s) WHERE id = ANY(%(ids)s::uuid[])
 """

@@ -1,4 +1,4 @@
-"""The event table, and the notifications that wake whoever waits for a change."""
+"""The event table, and the notifications that wake those who wait for a change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from farm.store.tables import EventRow
 
 QUEUE_CHANNEL: Final = "farm_queue"  #: a job waits, or a worker has room: the dispatcher looks
 JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, or of a batch that tells something
-PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its image on the way
+PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its preview
 EVENT_CHANNEL: Final = "farm_event"  #: an event was written that an endpoint subscribes to; the deliverer listens
 
 NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of the notifications to send when it commits

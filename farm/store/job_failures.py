@@ -1,4 +1,4 @@
-"""Who failed which job: the evidence against jobs that nobody can do, and against workers that fail what others do."""
+"""Which worker failed which job: jobs that no worker completes fail, workers that fail what others complete drain."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ class Jobs:
     ) -> bool:
         """dispatched or running → queued (``unclaimed``: only dispatched); False if the right is lost.
 
-        Nor is a running job that somebody wants stopped: it would wait for ever where its batch is to end.
+        Nor is a running job that is to be canceled: it would wait for ever in a batch that is being canceled.
 
         ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the device.
         """
@@ -292,7 +292,7 @@ class Jobs:
         )
 
     def fail(self, job_id: str, epoch: int, error: JobError) -> bool:
-        """running → failed for good; False if the right is lost."""
+        """running → failed; False if the lease is lost."""
         return self._changed(
             _fenced(job_id, epoch, JobState.RUNNING).values(
                 state=JobState.FAILED.value,

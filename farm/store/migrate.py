@@ -47,7 +47,7 @@ def upgrade(database: Database | str) -> str:
     engine = create_engine("postgresql+psycopg://", creator=lambda: where.connect(limits=False), pool_size=1)
     try:
         with engine.connect() as connection:
-            # asked again and again: whoever waits inside a statement keeps an index from being made beside the work
+            # polled: a session that waits inside a statement blocks CREATE INDEX CONCURRENTLY
             while not connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK}):
                 connection.commit()
                 time.sleep(ASK_SECONDS)
@@ -88,7 +88,7 @@ def require_schema(store: Store) -> None:
 
 
 def require_schema_if_available(settings: Settings) -> None:
-    """`require_schema` for a service that also starts while the database is away. Raises `SchemaOutdated`."""
+    """`require_schema` for a service that also starts while the database is unavailable. Raises `SchemaOutdated`."""
     store = Store.connect(settings, pool=1)
     try:
         require_schema(store)

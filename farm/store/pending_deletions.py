@@ -29,7 +29,7 @@ class PendingDeletions:
             )
 
     def take(self, limit: int) -> list[str]:
-        """Some of them, locked; those that somebody else removes at this moment are passed over."""
+        """Some of them, locked; those that another transaction removes are skipped."""
         return list(
             self._session.scalars(
                 select(PendingDeletionRow.key)

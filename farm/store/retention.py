@@ -50,7 +50,7 @@ class OrphanedObjects:
 
     tenant_id: str
     job_id: str
-    epochs: tuple[int, ...] | None  #: whose objects belong to nobody; None: all of the job's
+    epochs: tuple[int, ...] | None  #: whose objects are orphans; None: all of the job's
 
 
 class Retention:

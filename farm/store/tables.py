@@ -203,7 +203,7 @@ class BatchRow(Base):
     propagating: Mapped[bool] = mapped_column(
         server_default=text("false")
     )  #: whether jobs' rows may not follow ``priority`` and ``paused_at`` yet
-    deleted_at: Mapped[datetime | None]  #: nobody sees it any more; its jobs' rows go piece by piece
+    deleted_at: Mapped[datetime | None]  #: it is hidden; its jobs' rows are deleted in steps
 
 
 class JobRow(Base):
@@ -381,7 +381,7 @@ class WorkerRow(Base):
     models: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
     started_at: Mapped[datetime] = mapped_column(server_default=NOW)
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=NOW)
-    drained_reason: Mapped[str | None]  #: why it gets nothing, also after a restart; None: nobody drained it
+    drained_reason: Mapped[str | None]  #: why it gets no jobs, also after a restart; None: not drained
     stop_boot_id: Mapped[str | None]  #: the process of it that an operator wants ended
     numerics: Mapped[str | None] = mapped_column(ForeignKey("numerics.name"))  #: its numerics class
 
@@ -472,7 +472,7 @@ class DeliveryRow(Base):
     )  #: begun, counted when it is claimed
     attempts_before: Mapped[int] = mapped_column(
         SmallInteger, server_default=text("0")
-    )  #: those before it was last sent again: the schedule began anew after them
+    )  #: those before it was last sent again; the schedule restarted after them
     next_attempt_at: Mapped[datetime] = mapped_column(
         server_default=NOW
     )  #: of the next try; while one is made, its lease's end

@@ -266,7 +266,7 @@ class Tenants:
         ]
 
     def rotate(self, tenant_id: str, key_id: str) -> tuple[Key, str]:
-        """A second live key of the same name and scopes, and its text; revoke the old one when nobody uses it.
+        """A second live key of the same name and scopes, and its text; revoke the old one when it is not used any more.
 
         Raises `NotFound`, or `Conflict` if the key is revoked.
         """

@@ -230,7 +230,7 @@ class Store:
 
 @contextmanager
 def _translated(place: str) -> Iterator[None]:
-    """What the driver raises when the server is away, as `DatabaseUnavailable`."""
+    """Raise the driver's errors of an unavailable server as `DatabaseUnavailable`."""
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as error:

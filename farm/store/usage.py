@@ -1,4 +1,4 @@
-"""What tenants have used: written in the transaction that ends a job, summed when somebody asks."""
+"""What tenants have used: written in the transaction that ends a job, summed when it is read."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Usage:
         return float(row[0]), float(row[1])
 
     def measure_storage(self) -> int:
-        """Sum up anew what each tenant with a limit stores, outputs and inputs; returns how many tenants that are."""
+        """Sum up what each tenant with a limit stores, outputs and inputs; returns how many tenants that are."""
         outputs = (
             select(func.coalesce(func.sum(OutputRow.size), 0))
             .join(JobRow, JobRow.id == OutputRow.job_id)

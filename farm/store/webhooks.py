@@ -258,7 +258,7 @@ class Webhooks:
         return delivery_id
 
     def make_due(self, endpoint_ids: Collection[str]) -> None:
-        """Let the deliverers look at these endpoints now, also where they pause: somebody waits for it.
+        """Let the deliverers look at these endpoints now, even if they are paused: a user waits for it.
 
         One that failed many times in a row still gets a single try.
         """

@@ -96,7 +96,7 @@ class Workers:
     def record_heartbeat(
         self, name: str, boot_id: str, models: tuple[str, ...], loaded: tuple[ResidentModel, ...] = ()
     ) -> tuple[WorkerState, bool] | None:
-        """Record a heartbeat; returns the worker's state, and whether somebody wants this process ended.
+        """Record a heartbeat; returns the worker's state, and whether this process is to end.
 
         None if another process has taken its name.
         """
@@ -138,7 +138,7 @@ class Workers:
         self._update(name, {"stop_boot_id": WorkerRow.boot_id})
 
     def resume(self, name: str) -> bool:
-        """Give a drained worker jobs again; False if there is no such worker. One that ends by itself still ends."""
+        """Dispatch jobs to a drained worker again; False if no worker has the name. A stopping one still stops."""
         drained = WorkerRow.drained_reason.is_not(None) & (WorkerRow.state == WorkerState.DRAINING.value)
         online = case((drained, WorkerState.ONLINE.value), else_=WorkerRow.state)
         return self._update(name, {"state": online, "drained_reason": null(), "stop_boot_id": null()})

@@ -40,7 +40,7 @@ from farm.webhooks.sender import IDLE_CONNECTION_SECONDS, AttemptResult, Connect
 
 log = structlog.stdlib.get_logger()
 
-BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between attempts while the database is away
+BACK_OFF_SECONDS: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  #: between attempts while the database is unavailable
 IDLE_SECONDS: Final = 30.0  #: between two looks without a notification, in case one was lost
 FAN_OUT: Final = 500  #: events per transaction
 LINGER_SECONDS: Final = 0.025  #: a result waits this long for others, to be written in one transaction
@@ -339,7 +339,7 @@ class Deliverer:
             else:
                 with tracing.job_span("webhook", one.job_id, delivery=one.id, event=one.type.value, number=one.number):
                     result = await self._post(queue, ready)
-        except asyncio.CancelledError:  # this process ends; the result is recorded all the same
+        except asyncio.CancelledError:  # this process ends; the result is still recorded
             result = AttemptResult(None, FailureReason.INTERRUPTED, time.monotonic() - started)
         except Exception:  # an unexpected error must not end the other attempts
             log.exception("attempt failed with an internal error", action="webhook_try_failed", delivery=one.id)

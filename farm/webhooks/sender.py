@@ -19,7 +19,7 @@ from farm.webhooks.retry_policy import retry_after
 
 MAX_LOGGED_BODY: Final = 2_048  #: bytes of an answer that are kept for the log
 IDLE_CONNECTION_SECONDS: Final = 4.0  #: an idle connection is kept for so long: less than servers commonly do
-MAX_CONNECTION_SECONDS: Final = 60.0  #: a connection is used for so long; then the host is resolved anew
+MAX_CONNECTION_SECONDS: Final = 60.0  #: a connection is used for so long; then the host is resolved again
 _HONOURS_RETRY_AFTER: Final = frozenset({429, 503})
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PREFIX: Final = "whsec_"
-PRIVATE: Final = "whsk_"  #: and the base64 of an ed25519 seed, 32 bytes; never shown to anybody
+PRIVATE: Final = "whsk_"  #: and the base64 of an ed25519 seed, 32 bytes; never shown
 PUBLIC: Final = "whpk_"  #: and the base64 of an ed25519 public key, 32 bytes
 ID: Final = "webhook-id"
 TIMESTAMP: Final = "webhook-timestamp"
