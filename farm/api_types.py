@@ -214,14 +214,17 @@ class BatchDefaults(TypedDict, total=False):
     width: int | None
     #: Pixels.
     height: int | None
-    #: How closely control images are followed; a list has one value for each image.
-    control_scale: float | Sequence[float] | None
-    #: The part of the steps at which control begins, from 0 to 1; a list has one for each image.
-    control_start: float | Sequence[float] | None
-    #: The part of the steps at which control ends, from 0 to 1; a list has one for each image.
-    control_end: float | Sequence[float] | None
-    #: What control images show, as the number of the model's ControlNet mode.
-    control_kind: int | Sequence[int] | None
+    #: How closely control images are followed; a list has one value for each image. Several are separated by
+    #: spaces.
+    control_scale: str | None
+    #: The part of the steps at which control begins, from 0 to 1; a list has one for each image. Several are
+    #: separated by spaces.
+    control_start: str | None
+    #: The part of the steps at which control ends, from 0 to 1; a list has one for each image. Several are
+    #: separated by spaces.
+    control_end: str | None
+    #: What control images show, as the number of the model's ControlNet mode. Several are separated by spaces.
+    control_kind: str | None
     #: A model id from `GET /v1/models`; the first model that does the task if absent.
     model: str | None
     #: The sampling method: a name such as `euler`, or a class. `GET /v1/models/{id}` lists those of a model;
@@ -256,21 +259,21 @@ class BatchDefaults(TypedDict, total=False):
     task: Task | None
     #: What ControlNets and adapters follow: edges, poses, depth; one for each of the model's, in their order.
     #: The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG,
-    #: WebP or JPEG.
-    control_image: str | Sequence[str] | None
+    #: WebP or JPEG. Several are separated by spaces.
+    control_image: str | None
     #: How much of the input is replaced: 0 keeps it, 1 ignores it.
     strength: float | None
     #: The image to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
-    #: base64 data URL. PNG, WebP or JPEG.
-    image: str | Sequence[str] | None
+    #: base64 data URL. PNG, WebP or JPEG. Several are separated by spaces.
+    image: str | None
     #: Render only the masked part with a margin of so many pixels, enlarged to the whole size.
     padding_mask_crop: int | None
     #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
     #: or a base64 data URL. PNG, WebP or JPEG.
     mask_image: str | None
     #: Images whose subjects or style are used. The id of an uploaded file (`file_…`), the `sha256:…` of one, an
-    #: https URL, or a base64 data URL. PNG, WebP or JPEG.
-    reference_images: str | Sequence[str] | None
+    #: https URL, or a base64 data URL. PNG, WebP or JPEG. Several are separated by spaces.
+    reference_images: str | None
     #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
     #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
     depth_map: str | None

@@ -23,8 +23,8 @@ from farm.pipelines.catalogue import catalogue
 log = structlog.stdlib.get_logger()
 
 INDEX: Final = "model_index.json"
+MODULAR_INDEX: Final = "modular_model_index.json"
 MAX_CONFIG: Final = 2**20  #: bytes of a config file
-_UNUSED: Final = (None, None)  #: what the index has for a component that the folder does without
 
 
 def load(models_file: Path | None) -> Registry:
@@ -82,6 +82,13 @@ def parse(text: str, origin: str) -> Registry:
     return Registry(models=tuple(models.values()), problems=tuple(problems))
 
 
+def _is_component(value: object) -> bool:
+    """Whether a value of an index names a library and a class: a component that the folder has."""
+    return (
+        isinstance(value, list) and len(value) == len(("library", "class")) and all(isinstance(v, str) for v in value)
+    )
+
+
 class _Entry:
     """One entry while it is read; collects what is wrong with it."""
 
@@ -101,6 +108,8 @@ class _Entry:
                 self.report(".".join(map(str, one["loc"])) or "entry", one["msg"], "correct it, or remove the key")
             return None
         model = self._with_folder(model)
+        if any(one.key == "source" for one in self.problems):
+            return None
         for key, cls in (("pipeline", model.pipeline), *(("pipelines", each) for each in model.pipelines.values())):
             if cls is not None and cls not in catalogue().pipeline_names:
                 close = difflib.get_close_matches(cls, catalogue().pipeline_names, n=1)
@@ -149,11 +158,16 @@ class _Entry:
         folder = Path(model.source)
         if model.source.startswith("builtin:") or not folder.is_dir():
             return model
-        index = self._json(folder / INDEX) or {}
+        if not any((folder / name).is_file() for name in (INDEX, MODULAR_INDEX)):
+            self.report("source", f"{folder} has no {INDEX}", "name a folder in diffusers' layout")
+            return model
+        index = self._json(folder / INDEX) or self._json(folder / MODULAR_INDEX) or {}
         read: dict[str, Any] = {}
         if model.pipeline is None and isinstance(index.get("_class_name"), str):
             read["pipeline"] = index["_class_name"]
-        components = [name for name, value in index.items() if isinstance(value, list) and tuple(value) != _UNUSED]
+        components = [name for name, value in index.items() if _is_component(value)]
+        if (folder / INDEX).is_file() and index:
+            self._check_components(folder, components, str(read.get("pipeline", model.pipeline)))
         read["configs"] = dict(self._configs(folder, components))
         if isinstance(index.get("scheduler"), list):
             config = self._json(folder / "scheduler" / "scheduler_config.json") or {}
@@ -162,6 +176,17 @@ class _Entry:
             if model.scheduler is None and isinstance(cls, str):
                 read["scheduler"] = cls
         return model.model_copy(update=read)
+
+    def _check_components(self, folder: Path, components: list[str], cls: str) -> None:
+        """Report what the index names and the folder does not have."""
+        optional = catalogue().pipeline(cls).optional_components if cls in catalogue().pipeline_names else frozenset()
+        missing = [name for name in components if name not in optional and not (folder / name).is_dir()]
+        if missing:
+            found = f"{folder} lacks {', '.join(missing)}, which its {INDEX} names"
+            self.report("source", found, "copy the whole model")
+        elif not any(folder.rglob("*.safetensors")):
+            found = f"{folder} has no .safetensors files; other formats can contain code"
+            self.report("source", found, "convert the weights to safetensors")
 
     def _configs(self, folder: Path, components: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in components:

@@ -70,10 +70,11 @@ NOT_IN_QUERY: Final = {
 _DESCRIPTIONS: Final = {"priority": "`bulk` if absent: after the jobs of all higher priorities."}
 
 
-_TEXT_KINDS: Final = (ParameterKind.LORAS, ParameterKind.OBJECT, ParameterKind.INPUTS)
+_TEXT_KINDS: Final = (ParameterKind.LORAS, ParameterKind.NUMBERS, ParameterKind.OBJECT, ParameterKind.INPUTS)
 #: How a query has them.
 _FORMS: Final = {
     ParameterKind.LORAS: "As `NAME` or `NAME:SCALE`, separated by commas.",
+    ParameterKind.NUMBERS: "Several are separated by spaces.",
     ParameterKind.OBJECT: "As JSON.",
     ParameterKind.INPUTS: "As JSON.",
 }
@@ -81,7 +82,7 @@ _FORMS: Final = {
 
 def _is_text(name: str) -> bool:
     """Whether a query has the parameter as text, because its value is not a single number, text or choice."""
-    return name in PARAMETERS and PARAMETERS[name].kind in _TEXT_KINDS
+    return name in PARAMETERS and (PARAMETERS[name].kind in _TEXT_KINDS or PARAMETERS[name].many)
 
 
 def _text_of(parameter: Parameter) -> Any:
@@ -102,14 +103,16 @@ def _text_of(parameter: Parameter) -> Any:
 
 
 def _query_field(parameter: Parameter) -> Any:
-    if _is_text(parameter.name):
+    if parameter.kind in _TEXT_KINDS:
         return _text_of(parameter) | None, Field(None, description=f"{parameter.description} {_FORMS[parameter.kind]}")
     if parameter.kind is ParameterKind.INPUT:
-        plain: Any = Reference | list[Reference] if parameter.many else Reference
+        plain: Any = Reference
     elif parameter.kind is ParameterKind.CHOICE:  # of all tasks
         plain = Literal[parameter.choices]
     else:
         plain = parameter.field.rebuild_annotation()
+    if parameter.many:  # several are separated by spaces
+        return Reference | None, Field(None, description=f"{parameter.description} Several are separated by spaces.")
     read = BeforeValidator(partial(_read, parameter.name), json_schema_input_type=plain)
     alias = AliasChoices(*parameter.names) if parameter.aliases else None
     extra = parameter.field.json_schema_extra

@@ -33,7 +33,7 @@ def with_parameters(command: Callable[..., None], without: Collection[str]) -> C
         command: gets those that were given as the mapping ``more``.
         without: the parameters that it has options of its own for, or does not take.
     """
-    own = inspect.signature(command)
+    own = inspect.signature(command, eval_str=True)
     derived = {name: _option(name, info) for name, info in PARAMETERS.items() if name not in without}
 
     def called(**given: Any) -> None:
@@ -47,8 +47,7 @@ def with_parameters(command: Callable[..., None], without: Collection[str]) -> C
     parameters = [one for one in own.parameters.values() if one.name != "more"]
     place = next(index for index, one in enumerate(parameters) if one.name == "model")
     called.__signature__ = own.replace(parameters=[*parameters[:place], *derived.values(), *parameters[place:]])  # type: ignore[attr-defined]
-    hints = inspect.get_annotations(command, eval_str=True)
-    called.__annotations__ = {**hints, **{name: one.annotation for name, one in derived.items()}}
+    called.__annotations__ = {one.name: one.annotation for one in (*parameters, *derived.values())}
     called.__name__, called.__doc__ = command.__name__.lstrip("_"), command.__doc__
     return called
 

@@ -143,6 +143,8 @@ def _render(
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Render one prompt and save the output. Ctrl-C stops waiting, not the job."""
+    if prompt is None and task is None and not (image or more):
+        raise BadInput.of("prompt", None, "is required, but for tasks that need no text: name one with --task")
     width, height = size_of(size)
     wanted = output_files.format_of(output, file_format)
     if output is not None and not output_files.is_directory(output) and not no_wait:

@@ -6,8 +6,9 @@ import math
 from typing import Any, Final
 
 from farm.domain.job_spec import JobSpec
+from farm.domain.own_names import default_of
 from farm.pipelines.catalogue import catalogue
-from farm.pipelines.spec import Media, PipelineParameter, PipelineSpec
+from farm.pipelines.spec import Media
 from farm.tasks.spec import Workload
 
 #: What is assumed where neither the job, its inputs, nor the pipeline's signature says it.
@@ -27,18 +28,6 @@ def effective(spec: JobSpec, name: str) -> Any:
     if value is None:
         value = default_of(None if spec.pipeline is None else catalogue().pipeline(spec.pipeline), name)
     return _ASSUMED[name] if value is None else value
-
-
-def default_of(pipeline: PipelineSpec | None, name: str) -> Any:
-    """The class's default of a common parameter; None where it has none."""
-    parameter = own_parameter(pipeline, name)
-    return None if parameter is None else parameter.default
-
-
-def own_parameter(pipeline: PipelineSpec | None, name: str) -> PipelineParameter | None:
-    """The class's parameter that means what the common one means; None where it has none, or is not known."""
-    own = None if pipeline is None else pipeline.own_name(name)
-    return None if own is None or pipeline is None else pipeline.parameters[own]
 
 
 def steps_run(spec: JobSpec) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from farm.domain.cost import own_parameter
 from farm.domain.model import Model
+from farm.domain.own_names import own_inputs, own_parameter
 from farm.domain.requests import REQUESTS
 from farm.domain.schedulers import public_name
 from farm.pipelines.spec import PipelineSpec
@@ -61,8 +61,9 @@ def _limits(model: Model, pipeline: PipelineSpec | None) -> dict[str, dict[str, 
 def _keep_taken(properties: dict[str, Any], required: set[str], pipeline: PipelineSpec, task: str) -> None:
     """Remove what the class does not take, and require what it cannot do without."""
     spec = TASKS[task]
-    for name in (*spec.params.model_fields, *spec.inputs):
-        parameter = own_parameter(pipeline, name)
+    own = {name: own_parameter(pipeline, name) for name in spec.params.model_fields}
+    inputs = own_inputs(pipeline, spec)
+    for name, parameter in {**own, **{role: inputs.get(role) for role in spec.inputs}}.items():
         if parameter is not None and parameter.required:
             required.add(name)
         if parameter is None and name not in spec.honoured:
@@ -82,7 +83,7 @@ def _describe_pipeline(properties: dict[str, Any], model: Model, pipeline: Pipel
     properties["parameters"] = pipeline.json_schema(exclude={name for name in own if name is not None}) | {
         "description": f"What only {pipeline.name} takes."
     }
-    roles = {pipeline.own_name(role) for role in TASKS[task].inputs}
+    roles = {parameter.name for parameter in own_inputs(pipeline, TASKS[task]).values()}
     files = {name: one for name, one in pipeline.inputs.items() if name not in roles}
     reference = {"type": "string", "minLength": 1}
     properties["inputs"] = {

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from farm.domain.cost import default_of, own_parameter
 from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.media import EMPTY_MASK, input_formats, titles
 from farm.domain.model import Model, Registry
+from farm.domain.own_names import default_of, own_inputs, own_parameter
 from farm.domain.requests import AnyJobRequest, JobRequest
 from farm.domain.schedulers import check_options, class_of, listed
 from farm.errors import BadInput, FieldProblem
@@ -263,7 +263,7 @@ class _Resolution:
         """Refuse files that the class does not take, or takes under another name, and miss those that it needs."""
         if self.pipeline is None:
             return
-        roles = {self.pipeline.own_name(role): role for role in self.task.inputs}
+        roles = {parameter.name: role for role, parameter in own_inputs(self.pipeline, self.task).items()}
         own = {name: one for name, one in self.pipeline.inputs.items() if name not in roles}
         for name, files in self.request.inputs.items():
             field = f"inputs.{name}"
@@ -285,11 +285,11 @@ class _Resolution:
     def _check_input_taken(self, role: str, count: int) -> None:
         if self.pipeline is None:
             return
-        own = self.pipeline.own_name(role)
-        parameter = None if own is None else self.pipeline.parameters[own]
+        taken = own_inputs(self.pipeline, self.task)
+        parameter = taken.get(role)
         if parameter is None or parameter.input is None:
             if count and self.task.resized != role:
-                takes = ", ".join(name for name in self.task.inputs if self.pipeline.own_name(name) is not None)
+                takes = ", ".join(taken)
                 self.refuse(
                     role,
                     f"{count} files",

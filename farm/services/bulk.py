@@ -142,17 +142,18 @@ class LineValidator:
             BadInput: with every problem found.
         """
         own, rest = self._per_line_defaults.copy(), []
-        for name, value in line.items():
-            if name in PER_LINE_FIELDS:
-                own[name] = value
-            else:
-                rest.append((name, type(value), value))  # the type, because 1 == 1.0 == True
+        try:
+            for name, value in line.items():
+                if name in PER_LINE_FIELDS:
+                    own[name] = value
+                else:
+                    # the type, because 1 == 1.0 == True
+                    rest.append((name, type(value), json.dumps(value) if isinstance(value, dict | list) else value))
+        except RecursionError:
+            return self._build(line), None
         shown = tuple(name in own for name in _PER_LINE_COMMON)  # whether a pipeline takes them is checked once
         kind = (*rest, shown)
-        try:
-            template = self._templates.get(kind)
-        except TypeError:  # a list or an object among the values
-            return self._build(line), None
+        template = self._templates.get(kind)
         if template is None:
             job = self._build(line)
             if len(self._templates) >= MAX_TEMPLATES:

@@ -28,6 +28,7 @@ from tests.conftest import TestServers
 from tests.job_specs import STARTER_TASKS
 
 MODEL = "starter"
+IMAGE: Final = png(colour="white")  #: of a mask, too: white is replaced
 #: A value of each parameter that is not its default.
 SAMPLES: Final[dict[str, Any]] = {
     "model": MODEL,
@@ -171,7 +172,7 @@ def files(api: Api) -> dict[Media, str]:
     """A stored file of each kind of media, by content."""
     found = {}
     for kind, media_type in ((Media.IMAGE, "image/png"), (Media.VIDEO, "video/mp4"), (Media.AUDIO, "audio/wav")):
-        data = png(colour="white") + kind.encode()
+        data = IMAGE if kind is Media.IMAGE else kind.encode()
         sha256 = hashlib.sha256(data).hexdigest()
         size = {} if kind is Media.AUDIO else {"width": 64, "height": 64}
         file = InputFile(sha256=sha256, key=f"inputs/{sha256}", media_type=media_type, size=len(data), metadata=size)
@@ -359,15 +360,17 @@ def test_form_has_and_accepts(
 
 def through_form(client: httpx2.Client, page: httpx2.Client, body: dict[str, Any]) -> dict[str, Any]:
     """The job that the form makes; images are uploaded, other files were before."""
-    images = {
-        one: ("image.png", png(colour="white") + Media.IMAGE.encode(), "image/png")
-        for one in body
-        if one in forms.IMAGES and "image/png" in next(each.accept for each in forms.files() if each.name == one)
-    }
+    of_images = {one.name for one in forms.files() if "image/png" in one.accept}
+    images = [
+        (one, ("image.png", IMAGE, "image/png"))
+        for one, value in body.items()
+        if one in of_images
+        for _ in (value if isinstance(value, list) else [value])
+    ]
     data = {
-        f"{one}_id" if one in forms.IMAGES else one: text(value) for one, value in body.items() if one not in images
+        f"{one}_id" if one in forms.IMAGES else one: text(value) for one, value in body.items() if one not in of_images
     }
-    answer = page.post("/farm/render", data=data, files=images or {"nothing": ("", b"")})
+    answer = page.post("/farm/render", data=data, files=images or [("nothing", ("", b""))])
     assert answer.status_code == 303, answer.text
     found: dict[str, Any] = client.get(f"/v1/jobs/{answer.headers['location'].rpartition('/')[2]}").json()
     return found

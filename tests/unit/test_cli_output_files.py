@@ -69,7 +69,7 @@ def test_the_ending_says_the_format(
     assert output_files.format_of(None if output is None else Path(output), given) == found
 
 
-@pytest.mark.parametrize(("output", "given"), [("a.gif", None), ("a.png", "jpeg")])
+@pytest.mark.parametrize(("output", "given"), [("a.bmp", None), ("a.png", "jpeg")])
 def test_an_ending_that_contradicts_is_refused(output: str, given: api_types.OutputFormat | None) -> None:
     with pytest.raises(BadInput):
         output_files.format_of(Path(output), given)

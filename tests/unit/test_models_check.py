@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 
 from farm.cli import app
 
@@ -26,11 +25,8 @@ pipeline = "FluxPipelin"
 
 def check(*arguments: str) -> int:
     """The exit code of the command."""
-    try:
-        app("models")(["models", "check", *arguments], prog_name="farm", standalone_mode=False)
-    except typer.Exit as end:
-        return int(end.exit_code)
-    return 0
+    code: int | None = app("models")(["models", "check", *arguments], prog_name="farm", standalone_mode=False)
+    return code or 0
 
 
 def test_the_command_names_what_is_wrong_and_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,7 +217,9 @@ def test_an_entry_that_is_wrong_is_reported_with_its_remedy_and_stops_nothing() 
 def test_the_folder_says_the_class_its_scheduler_and_its_granularity(tmp_path: Path) -> None:
     index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "EulerDiscreteScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"vae": ["diffusers", "AutoencoderKL"]}))
-    (tmp_path / "vae").mkdir()
+    for component in ("vae", "scheduler"):
+        (tmp_path / component).mkdir()
+    (tmp_path / "vae" / "model.safetensors").touch()
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [4] * 6}))
     registry = model_registry.parse(f'[[model]]\nid = "m"\nsource = "{tmp_path}"', "models.toml")
     assert registry.problems == ()
@@ -225,3 +227,20 @@ def test_the_folder_says_the_class_its_scheduler_and_its_granularity(tmp_path: P
     assert (model.pipeline, model.scheduler) == ("StableDiffusionPipeline", "EulerDiscreteScheduler")
     found = problems({"task": "text-to-image", "width": 72, "height": 64}, registry=registry)
     assert "multiples of 32" in found["width"]
+
+
+def test_a_folder_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+    def key_and_message() -> tuple[str, str]:
+        registry = model_registry.parse(f'[[model]]\nid = "m"\nsource = "{tmp_path}"', "models.toml")
+        assert registry.models == ()
+        (problem,) = registry.problems
+        return problem.key, problem.message
+
+    assert key_and_message() == ("source", f"{tmp_path} has no model_index.json")
+    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"safety_checker": ["a", "B"]}))
+    assert "lacks vae," in key_and_message()[1]  # the safety checker is optional
+    (tmp_path / "vae").mkdir()
+    assert "no .safetensors" in key_and_message()[1]
+    (tmp_path / "model_index.json").write_text("{")
+    assert "cannot be read" in key_and_message()[1]

@@ -25,9 +25,11 @@ from farm.domain.parameters import from_text
 from farm.domain.states import Priority
 from farm.errors import BadInput
 from farm.objects import images
+from farm.tasks import TASKS, chosen_task
 
 PREFIX: Final = "/compat/openai/v1"
 MAX_FILE_BYTES: Final = openai_batches.MAX_FILE_BYTES
+MAX_IMAGES: Final = TASKS["image-editing"].inputs["image"].max  #: of one edit
 
 #: Form fields that are numbers.
 _NUMBERS: Final = frozenset({"n", "output_compression", "partial_images", "steps"})
@@ -76,7 +78,7 @@ async def generate(call: AdapterCall) -> Response:
 
 async def edit(call: AdapterCall) -> Response:
     """``POST /images/edits``: with a mask its transparent part is painted anew, without one the image is varied."""
-    async with call.request.form(max_files=4, max_fields=40) as form:
+    async with call.request.form(max_files=MAX_IMAGES + 1, max_fields=40) as form:
         files: dict[str, list[bytes]] = {}
         given: dict[str, Any] = {}
         for name, value in form.multi_items():
@@ -92,16 +94,25 @@ async def edit(call: AdapterCall) -> Response:
         raise BadInput.of(unknown[0], None, "is not a file of this request: it takes image and mask")
     if "image" not in files:
         raise BadInput.of("image", None, "is required: the image, as a file of the form")
-    for field, found in files.items():
-        if len(found) > 1:
-            raise BadInput.of(field, len(found), "the farm edits one image at a time")
-    task = "inpainting" if "mask" in files else "image-to-image"
-    images = read_request(given, task, Priority.INTERACTIVE)
-    images.asked["image"] = await store_image(call, files["image"][0], "image")
+    if len(files.get("mask", ())) > 1:
+        raise BadInput.of("mask", len(files["mask"]), "there is one mask, of the first image")
+    images = read_request(given, _edit_task(call, given.get("model"), files), Priority.INTERACTIVE)
+    stored = [await store_image(call, data, "image") for data in files["image"]]
+    images.asked["image"] = stored if len(stored) > 1 else stored[0]
     if "mask" in files:
         mask = await run_in_threadpool(_painted_anew, call, files["mask"][0])
         images.asked["mask_image"] = await store_image(call, mask, "mask")
     return await _answer(call, images)
+
+
+def _edit_task(call: AdapterCall, model_id: object, files: Mapping[str, list[bytes]]) -> str:
+    """The task of an edit: what the model does with these files."""
+    if len(files["image"]) > 1:
+        return "image-editing"
+    roles = ("image", "mask_image") if "mask" in files else ("image",)
+    default = "inpainting" if "mask" in files else "image-to-image"
+    model = call.context.registry.get(model_id) if isinstance(model_id, str) else None
+    return default if model is None else chosen_task(model.tasks, roles, default)
 
 
 def _form_value(field: str, text: str) -> object:
