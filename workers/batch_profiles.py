@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 log = structlog.stdlib.get_logger()
 
-VERSION = 2  #: increases when what is measured, or how, changes
+VERSION = 3  #: increases when what is measured, or how, changes
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class BatchProfile:
     """How many rows the forwards of one module get at one size."""
 
     max_rows: int  #: of a forward: more are not efficient
-    #: By the rows of a call: the minimum and maximum rows of forwards with equal bits.
-    row_ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: For exact sharing: the numbers of calls that may share a forward, and the modules that run in chunks then.
+    calls: tuple[int, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 class BatchProfiles:
@@ -42,8 +43,9 @@ class BatchProfiles:
             return None
         try:
             read = json.loads(self._path(name).read_text("utf-8"))
-            ranges = {int(rows): (int(least), int(most)) for rows, (least, most) in read["row_ranges"].items()}
-            return BatchProfile(int(read["max_rows"]), ranges)
+            return BatchProfile(
+                int(read["max_rows"]), tuple(int(count) for count in read["calls"]), tuple(map(str, read["modules"]))
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -56,7 +58,8 @@ class BatchProfiles:
             "name": name,
             "environment": self._environment,
             "max_rows": profile.max_rows,
-            "row_ranges": profile.row_ranges,
+            "calls": profile.calls,
+            "modules": profile.modules,
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from workers.batch_profiles import BatchProfile, BatchProfiles
 from workers.batched_renderer import modules_to_hook
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode, PipelineRun
-from workers.batching.row_selection import equal_bits_range, most_efficient_rows, rows_that_fit_memory
+from workers.batching.exact import ExactCalls
+from workers.batching.row_selection import most_efficient_rows, rows_that_fit_memory
 from workers.pipelines import LoadedModel
 
 pytestmark = [
@@ -56,22 +58,28 @@ def starter() -> LoadedModel:
 def batchers(starter: LoadedModel) -> Iterator[Callable[..., ContinuousBatcher]]:
     """Makes batchers on the built-in model, and leaves its modules as they were."""
     made: list[ContinuousBatcher] = []
-    modules = {
-        id(module): (name, module) for task in STARTER_TASKS for name, module in modules_to_hook(starter.pipeline(task))
-    }
 
-    def make(most: int = 8) -> ContinuousBatcher:
-        batcher = ContinuousBatcher(most)
-        for name, module in modules.values():
+    def make(profiles: BatchProfiles | None = None) -> ContinuousBatcher:
+        batcher = ContinuousBatcher(8, profiles)
+        for name, module in modules_of(starter):
             batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
         made.append(batcher)
         return batcher
 
     yield make
     for batcher in reversed(made):
-        for _, module in modules.values():
+        for _, module in modules_of(starter):
             batcher.unhook(module)
-    assert all("forward" not in module.__dict__ for _, module in modules.values())
+    for _, hooked in modules_of(starter):
+        assert all("forward" not in module.__dict__ for module in hooked.modules())
+
+
+def modules_of(loaded: LoadedModel) -> list[tuple[str, torch.nn.Module]]:
+    """The modules that all tasks of a model call, each once."""
+    found = {
+        id(module): (name, module) for task in STARTER_TASKS for name, module in modules_to_hook(loaded.pipeline(task))
+    }
+    return list(found.values())
 
 
 def image_of(
@@ -165,21 +173,88 @@ def test_throughput_images_differ_by_rounding_only_when_co_batched(
     assert batcher.rows / batcher.forwards > 2.2  # they did share
 
 
-def test_exact_images_do_not_depend_on_co_batched_images(
+def test_exact_images_share_forwards_and_have_the_bytes_of_the_stock_pipeline(
     starter: LoadedModel, batchers: Callable[..., ContinuousBatcher]
 ) -> None:
-    mode = BatchMode.EXACT
     specs = mixed()
+    stock = [image_of(starter, wanted)().tobytes() for wanted in specs]
     batcher = batchers()
-    first = together(batcher, starter, specs, mode)
-    for seed in range(2):  # in another order, and arriving at other times
+    for seed in range(3):  # in another order, and arriving at other times; the first round also measures
         draw = random.Random(seed)
         order = draw.sample(range(len(specs)), len(specs))
-        again = together(batcher, starter, [specs[place] for place in order], mode, draw)
-        assert [image.tobytes() for image in again] == [first[place].tobytes() for place in order]
-    for index in (0, 3):
-        (alone,) = together(batcher, starter, [specs[index]], mode)
-        assert alone.tobytes() == first[index].tobytes()
+        before = batcher.forwards, batcher.rows
+        images = together(batcher, starter, [specs[place] for place in order], BatchMode.EXACT, draw)
+        assert [image.tobytes() for image in images] == [stock[place] for place in order]
+    assert (batcher.rows - before[1]) / (
+        batcher.forwards - before[0]
+    ) > 1.3  # they did share; the calls of the VAE, which run alone, are counted too
+    plans = [(exact.plan, exact._hook) for exact in exact_of(batcher) if exact.plan is not None and exact.plan.calls]
+    assert plans
+    for plan, hook in plans:  # most modules run on all rows
+        assert len(plan.modules) < sum(1 for _ in hook.module.modules()) / 2
+
+
+def exact_of(batcher: ContinuousBatcher) -> list[ExactCalls]:
+    """What was measured about exact sharing."""
+    states = [state for hook in batcher._hooks.values() for state in hook.signatures.values()]
+    return [exact for state in states for exact in state.exact.values() if isinstance(exact, ExactCalls)]
+
+
+def test_exact_sharing_is_measured_once_for_a_device(
+    starter: LoadedModel, batchers: Callable[..., ContinuousBatcher], tmp_path: Path
+) -> None:
+    specs = [spec(seed=seed, num_inference_steps=30, **SMALL) for seed in range(3)]
+    stock = [image_of(starter, wanted)().tobytes() for wanted in specs]
+    plans = []
+    for _ in range(2):
+        batcher = batchers(BatchProfiles(tmp_path))
+        images = together(batcher, starter, specs, BatchMode.EXACT)
+        assert [image.tobytes() for image in images] == stock
+        (exact,) = exact_of(batcher)
+        assert exact.plan is not None
+        plans.append((exact.plan.calls, exact.plan.modules, exact._known is not None))
+        for _, module in modules_of(starter):
+            batcher.unhook(module)
+    assert plans[0][:2] == plans[1][:2]
+    assert [known for *_, known in plans] == [False, True]
+
+
+def test_jobs_continue_while_exact_sharing_is_measured() -> None:
+    """What is measured runs between the jobs' own forwards, so a cancel and other jobs wait for one of them at most."""
+    module = Double()
+    batcher = toy(module, BatchMode.EXACT)
+    runs = [batcher.run(steps(module, value, 200)) for value in (1.0, 2.0)]
+    own: list[int] = []
+    while batcher.advance():
+        own.append(len(module.seen))
+        if len(own) == 3:
+            assert not batcher._measured or not batcher._measured.exact or not batcher._measured.exact.finished
+            batcher.stop(runs[0], JobCanceled("enough"))
+            assert runs[0].finished
+    assert isinstance(runs[0].error, JobCanceled)
+    assert runs[1].result == [4.0 + step for step in range(200)]
+
+
+def test_a_shared_forward_that_is_found_to_give_other_bits_is_the_last_one(
+    starter: LoadedModel, batchers: Callable[..., ContinuousBatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [spec(seed=seed, num_inference_steps=40, **SMALL) for seed in range(3)]
+    stock = [image_of(starter, wanted)().tobytes() for wanted in specs]
+    batcher = batchers()
+    real = ExactCalls.run
+    shared: list[int] = []
+
+    def wrong(self: ExactCalls, arguments: dict[str, Any], calls: int) -> Any:
+        shared.append(calls)
+        output = real(self, arguments, calls)
+        output[0][0, 0, 0, 0] += 1e-6
+        return output
+
+    monkeypatch.setattr(ExactCalls, "run", wrong)
+    images = together(batcher, starter, specs, BatchMode.EXACT)
+    assert [image.tobytes() for image in images] == stock
+    assert len(shared) == 1
+    assert "other bits" in (batcher.refusal(starter.pipeline("text-to-image").unet) or "")
 
 
 def test_a_failing_a_canceled_and_a_nan_image_end_alone(
@@ -400,13 +475,6 @@ def test_a_module_that_mixes_its_rows_is_detected_and_runs_alone(mode: BatchMode
     runs = [batcher.run(steps(module, value, 4)) for value in (1.0, 2.0)]
     finish(batcher)
     assert [run.result for run in runs] == [[6.0, 9.0, 12.0, 15.0], [12.0, 15.0, 18.0, 21.0]]
-
-
-def test_exact_calls_get_the_longest_range_of_equal_bits_that_pads_them_to_at_most_twice() -> None:
-    made: dict[int, bytes | None] = {1: b"a", 2: b"b", 3: b"b", 4: b"c", 5: b"c", 6: b"c"}
-    assert [equal_bits_range(rows, made) for rows in (1, 2, 3, 4)] == [(2, 3), (4, 6), (4, 6), None]
-    assert equal_bits_range(1, {1: b"a", 2: None, 3: b"a", 4: b"a", 5: None}) is None
-    assert equal_bits_range(2, {1: b"a", 2: b"a", 3: b"a", 4: b"a", 5: b"e"}) == (1, 4)
 
 
 def test_the_most_efficient_rows_are_the_fewest_with_about_the_least_time_each() -> None:

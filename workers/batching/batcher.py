@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ from workers import device_errors
 from workers.batch_profiles import BatchProfile, BatchProfiles
 from workers.batching.calls import (
     BatchMode,
+    ExactPlan,
+    ExactSharing,
     ModuleHook,
     ModuleState,
     NotBatchable,
@@ -25,7 +28,8 @@ from workers.batching.calls import (
     TensorDigests,
     tensors_in,
 )
-from workers.batching.row_selection import empty_cache, measure_profile
+from workers.batching.exact import ExactCalls, same_bits
+from workers.batching.row_selection import empty_cache, measure_profile, row_limit
 
 log = structlog.stdlib.get_logger()
 
@@ -65,6 +69,7 @@ class ContinuousBatcher:
         self._interactive_led = False  # whether an interactive call led the last forward, before older ones
         self._resumer: greenlet | None = None  # which resumed the current pipeline, and continues when that parks
         self._runs: dict[greenlet, PipelineRun] = {}
+        self._measured: ParkedCall | None = None  # whose exact sharing is measured, a few forwards at a time
 
     # -- modules ------------------------------------------------------------------------------------------------------
 
@@ -88,6 +93,8 @@ class ContinuousBatcher:
         hook = self._hooks.pop(id(module), None)
         if hook is not None:
             hook.remove()
+            if self._measured is not None and self._measured.hook is hook:
+                self._measured = None
 
     def refusal(self, module: torch.nn.Module) -> str | None:
         """Why a module's calls run alone, if that is known."""
@@ -144,7 +151,9 @@ class ContinuousBatcher:
         group = self._next_group()
         for call in group:
             self._parked.remove(call)
+        started = time.monotonic()
         self._run_group(group)
+        self._measure_exact(time.monotonic() - started)
         return True
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -167,7 +176,7 @@ class ContinuousBatcher:
         self._sequence += 1
         if hook.allows(run.mode):
             try:
-                found = hook.signature_of(args, kwargs, self._digests)
+                found = hook.signature_of(args, kwargs, self._digests, exact=run.mode is BatchMode.EXACT)
             except NotBatchable as reason:
                 hook.refuse(str(reason))
             else:
@@ -175,7 +184,9 @@ class ContinuousBatcher:
                 signature = hook.signatures.setdefault(shapes, SignatureState(self._max_rows))
                 key = id(hook), shapes, found.content, run.state
                 call = ParkedCall(hook, run, args, kwargs, found.arguments, found.rows, key, signature, self._sequence)
-                if not signature.profiled:
+                if run.mode is BatchMode.EXACT:
+                    call.exact = self._exact_calls(call, shapes)
+                elif not signature.profiled:
                     with torch.no_grad():
                         self._profile(call, shapes)
                 return call
@@ -202,14 +213,55 @@ class ContinuousBatcher:
                 profile = BatchProfile(max_rows=call.rows)
             else:
                 self._profiles.save(name, profile)
-        signature.max_rows, signature.row_ranges = profile.max_rows, profile.row_ranges
+        signature.max_rows = profile.max_rows
+        log.info("batch profile", action="batch_profile_ready", module=hook.name, max_rows=profile.max_rows)
+
+    def _exact_calls(self, call: ParkedCall, shapes: Hashable) -> ExactSharing:
+        """What is known about the exact sharing of calls like this one."""
+        state = None if call.run.state is None else call.run.state.key  # LoRAs add modules
+        key = call.rows, state
+        if key not in call.signature.exact:
+            profile = self._profiles.load(_exact_name(call, shapes))
+            known = None if profile is None else ExactPlan(profile.calls, frozenset(profile.modules))
+            max_calls = row_limit(call, self._max_rows) // max(1, call.rows)
+            call.signature.exact[key] = ExactCalls(call.hook, call.rows, max_calls, known)
+        return call.signature.exact[key]
+
+    def _measure_exact(self, seconds: float) -> None:
+        """Measure how calls share exactly, for about as long as the last forward took.
+
+        Until that is known they run alone, with the same bits, so no job waits for the measurement.
+        """
+        call = self._measured
+        if call is None or call.exact is None:
+            return
+        try:
+            with torch.no_grad():
+                call.apply_state()
+                call.exact.measure(call, seconds)
+        except Exception as error:
+            if device_errors.is_device_failure(error):
+                raise
+            error.__traceback__ = None
+            call.exact.refuse()
+            if device_errors.is_out_of_memory(error):
+                empty_cache(call)
+            else:
+                call.hook.refuse(f"{type(error).__name__}: {error}"[:200])
+        if not call.exact.finished:
+            return
+        self._measured = None
+        plan = call.exact.plan
+        if plan is not None:
+            shapes = call.key[1] if isinstance(call.key, tuple) else None
+            self._profiles.save(_exact_name(call, shapes), BatchProfile(0, plan.calls, tuple(sorted(plan.modules))))
         log.info(
-            "batch profile",
-            action="batch_profile_ready",
-            module=hook.name,
-            mode=call.run.mode.value,
-            max_rows=profile.max_rows,
-            row_ranges=profile.row_ranges,  # in exact mode: calls of other row counts run alone
+            "exact sharing",
+            action="exact_sharing_ready",
+            module=call.hook.name,
+            rows=call.rows,
+            calls=() if plan is None else plan.calls,  # that may share a forward; none: they run alone
+            chunked=0 if plan is None else len(plan.modules),  # modules that run in chunks of one call
         )
 
     def _next_group(self) -> list[ParkedCall]:
@@ -220,15 +272,16 @@ class ContinuousBatcher:
             lead, self._interactive_led = interactive, True
         else:
             lead, self._interactive_led = oldest, False
-        row_range = lead.row_range
         group, rows = [lead], lead.rows
-        max_rows = min(row_range[1], max(lead.signature.max_rows, row_range[0]))
         for call in sorted(self._parked, key=lambda call: (not call.run.interactive, call.sequence)):
-            fits = call.key == lead.key and rows + call.rows <= max_rows and call.row_range == row_range
-            if call is not lead and fits:
+            if call is lead or not call.fits(lead):
+                continue
+            if lead.exact is not None and not lead.exact.finished and self._measured is None:
+                self._measured = lead  # another call could have shared this forward
+            if rows + call.rows <= lead.max_rows:
                 group.append(call)
                 rows += call.rows
-        return group
+        return group if lead.exact is None else group[: lead.exact.count_of(len(group))]
 
     # -- forwards -----------------------------------------------------------------------------------------------------
 
@@ -281,11 +334,10 @@ class ContinuousBatcher:
         self.rows += rows
         metrics.FORWARD_ROWS.observe(rows)
         lead.apply_state()
-        min_rows, _ = lead.row_range
-        if lead.run.mode is BatchMode.EXACT and min_rows:
-            return hook.run_together(group, min_rows)
         if len(group) == 1:
             return [hook.run_alone(lead)]
+        if lead.exact is not None:
+            return self._compute_exact(group, lead.exact)
         if signature.verified:
             return hook.run_together(group)
         together = hook.run_together(group)
@@ -294,6 +346,17 @@ class ContinuousBatcher:
         if not all(_is_close(one, other) for one, other in zip(together, separate, strict=True)):
             signature.batchable = False
             hook.refuse("a shared forward gives another result than separate ones")
+        return separate
+
+    def _compute_exact(self, group: list[ParkedCall], exact: ExactSharing) -> list[Output]:
+        hook = group[0].hook
+        together = hook.run_together(group)
+        if not exact.is_check_due():
+            return together
+        separate = [hook.run_alone(call) for call in group]
+        if not all(same_bits(one, other) for one, other in zip(together, separate, strict=True)):
+            exact.refuse()
+            hook.refuse("a shared forward gives other bits than separate ones")
         return separate
 
     def _return_output(self, call: ParkedCall, output: Output) -> None:
@@ -325,6 +388,11 @@ class ContinuousBatcher:
             del self._runs[task]
             run.greenlet = None
             self._finished.append(run)
+
+
+def _exact_name(call: ParkedCall, shapes: Hashable) -> str:
+    state = None if call.run.state is None else call.run.state.key
+    return f"{call.hook.name}|{call.hook.weights}|{shapes!r}|{call.rows}|{state!r}"
 
 
 def _device_type(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

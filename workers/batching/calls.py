@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import structlog
 import torch
@@ -31,8 +31,7 @@ class BatchMode(StrEnum):
 
     #: Every call is a forward of its own: the bytes of the unmodified pipeline, whatever other jobs do.
     ALONE = "alone"
-    #: Forwards have numbers of rows that were measured to give equal bits; too few rows are padded. The bytes do not
-    #: depend on co-batched jobs, but may differ from the unmodified pipeline's in the last place.
+    #: Every call has the bits that it has alone, see `workers.batching.exact`: the bytes of the unmodified pipeline.
     EXACT = "exact"
     #: Any number of rows: within 1/255 of the unmodified pipeline.
     THROUGHPUT = "throughput"
@@ -64,16 +63,49 @@ class PipelineRun:
     parked_call: ParkedCall | None = None  #: of the batcher
 
 
+class ExactPlan(NamedTuple):
+    """What was measured about exact sharing."""
+
+    calls: tuple[int, ...]  #: the numbers of calls that may share a forward, ascending
+    modules: frozenset[str]  #: the names of those that run in chunks of one call then
+
+
+class ExactSharing(Protocol):
+    """How calls of one shape and number of rows share forwards exactly, see `workers.batching.exact`."""
+
+    plan: ExactPlan | None  #: what was measured, once it is
+    finished: bool  #: whether nothing more is measured
+
+    @property
+    def max_rows(self) -> int:
+        """The largest number of rows of a shared forward; 0: a call runs alone."""
+
+    def count_of(self, waiting: int) -> int:
+        """How many of the waiting calls share the next forward."""
+
+    def is_check_due(self) -> bool:
+        """Whether the next shared forward is to be compared with separate calls."""
+
+    def refuse(self) -> None:
+        """Share no more: a forward gave other bits."""
+
+    def run(self, arguments: dict[str, Any], calls: int) -> Output:
+        """One forward of the joined arguments of several calls."""
+
+    def measure(self, call: ParkedCall, seconds: float) -> None:
+        """Go on measuring, with synthetic inputs like the call's, for about that time: at least one forward."""
+
+
 @dataclass(eq=False)
 class SignatureState:
     """What is known about the calls of a module that differ only in values and rows."""
 
     max_rows: int  #: of one forward
-    #: For `BatchMode.EXACT`: by the rows of a call, the minimum and maximum rows of its forwards.
-    row_ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: For `BatchMode.EXACT`: by the rows of a call and the state of the modules.
+    exact: dict[Hashable, ExactSharing] = field(default_factory=dict)
     batchable: bool = True
     verified: bool = False  #: whether a shared forward has been compared with separate ones
-    profiled: bool = False  #: whether `max_rows` and `row_ranges` have been measured or loaded
+    profiled: bool = False  #: whether `max_rows` has been measured or loaded
 
 
 class CallSignature(NamedTuple):
@@ -98,15 +130,19 @@ class ParkedCall:
     key: Hashable  #: equal for calls that fit into one forward
     signature: SignatureState
     sequence: int  #: increases in the order in which calls park
+    exact: ExactSharing | None = None  #: of a call in `BatchMode.EXACT` that may share
 
     @property
-    def row_range(self) -> tuple[int, int]:
-        """The minimum rows of its forward (a smaller one is padded) and the maximum; (0, 0): it runs alone."""
+    def max_rows(self) -> int:
+        """The most rows of its forward; its own rows if it runs alone."""
         if not self.rows or not self.signature.batchable:
-            return 0, 0
-        if self.run.mode is BatchMode.EXACT:
-            return self.signature.row_ranges.get(self.rows, (0, 0))
-        return (1, self.signature.max_rows) if self.rows <= self.signature.max_rows else (0, 0)
+            return self.rows
+        most = self.signature.max_rows if self.exact is None else self.exact.max_rows
+        return max(self.rows, most) if self.run.mode is not BatchMode.ALONE else self.rows
+
+    def fits(self, other: ParkedCall) -> bool:
+        """Whether the two may share a forward, as far as their arguments decide."""
+        return self.key == other.key and self.exact is other.exact
 
     def apply_state(self) -> None:
         """Put the modules into the state that the call needs."""
@@ -144,7 +180,7 @@ class ModuleHook:
         self.original: Callable[..., Output] = module.forward
         self.signatures: dict[Hashable, SignatureState] = {}
         self.refusal: str | None = None  #: why its calls run alone, once that is known
-        self._module = module
+        self.module = module
         self._instance_forward = module.__dict__.get("forward")
         self._parameters = inspect.signature(self.original)
         kinds = {parameter.kind for parameter in self._parameters.parameters.values()}
@@ -160,9 +196,9 @@ class ModuleHook:
     def remove(self) -> None:
         """Restore the module's own ``forward``."""
         if self._instance_forward is None:
-            self._module.__dict__.pop("forward", None)
+            self.module.__dict__.pop("forward", None)
         else:
-            self._module.forward = self._instance_forward
+            self.module.forward = self._instance_forward
 
     def allows(self, mode: BatchMode) -> bool:
         """Whether calls in that mode may share forwards at all."""
@@ -170,18 +206,28 @@ class ModuleHook:
             return False
         if mode is BatchMode.THROUGHPUT:
             return True
-        return self.denoiser and not self._fills_a_processor
+        return self.denoiser and not self._fills_a_processor and not self._is_compiled
+
+    @functools.cached_property
+    def _is_compiled(self) -> bool:
+        # compiled code does not call the modules that it was made from, so none of them can run in chunks
+        return any(getattr(one, "_compiled_call_impl", None) is not None for one in self.module.modules())
 
     @functools.cached_property
     def _fills_a_processor(self) -> bool:
-        parameters = list(self._module.parameters())
+        parameters = list(self.module.parameters())
         return (
             all(one.device.type == "cpu" for one in parameters)
             and sum(one.numel() for one in parameters) > MAX_EXACT_PARAMETERS_ON_CPU
         )
 
-    def signature_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], digests: TensorDigests) -> CallSignature:
-        """What other calls must have in common with this one. Raises `NotBatchable`."""
+    def signature_of(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], digests: TensorDigests, *, exact: bool = False
+    ) -> CallSignature:
+        """What other calls must have in common with this one; if ``exact``, the layout in memory as well.
+
+        Raises `NotBatchable`.
+        """
         if not self._all_named:
             raise NotBatchable("its forward takes arguments without names")
         arguments = dict(self._parameters.bind(*args, **kwargs).arguments)
@@ -194,7 +240,7 @@ class ModuleHook:
         return CallSignature(
             arguments,
             rows,
-            tuple((name, _shapes_of(name, value, rows)) for name, value in sorted(arguments.items())),
+            tuple((name, _shapes_of(name, value, rows, exact=exact)) for name, value in sorted(arguments.items())),
             tuple((name, digests.of(name, value, rows)) for name, value in sorted(arguments.items())),
         )
 
@@ -202,13 +248,17 @@ class ModuleHook:
         """Compute the call as the pipeline made it."""
         return self.original(*call.args, **call.kwargs)
 
-    def run_together(self, calls: Sequence[ParkedCall], min_rows: int = 0) -> list[Output]:
-        """Compute calls of one key as one forward, padded to ``min_rows``; returns to each call its rows."""
+    def run_together(self, calls: Sequence[ParkedCall]) -> list[Output]:
+        """Compute calls of one key as one forward; returns to each call its rows."""
         counts = [call.rows for call in calls]
         names = calls[0].arguments
-        joined = {name: _join(name, [call.arguments[name] for call in calls], counts, min_rows) for name in names}
-        output = self.original(**joined)
-        total = max(sum(counts), min_rows)
+        exact = calls[0].exact
+        joined = {
+            name: _join(name, [call.arguments[name] for call in calls], counts[0], exact=exact is not None)
+            for name in names
+        }
+        output = self.original(**joined) if exact is None else exact.run(joined, len(calls))
+        total = sum(counts)
         parts, begin = [], 0
         for count in counts:
             parts.append(slice_rows(output, begin, begin + count, total))
@@ -287,38 +337,49 @@ def _timestep_for_each_row(timestep: Any, rows: int, device: torch.device) -> to
     return torch.as_tensor(timestep, device=device).reshape(-1).expand(rows)
 
 
-def _shapes_of(name: str, value: Any, rows: int) -> Hashable:
+def layout_of(value: torch.Tensor) -> torch.memory_format | None:
+    """A tensor's layout in memory, by which kernels round differently; None for one that joining does not keep."""
+    for layout in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d):
+        fits = layout is torch.contiguous_format or value.ndim == (4 if layout is torch.channels_last else 5)
+        if fits and value.is_contiguous(memory_format=layout):
+            return layout
+    # rows that are one row, expanded: kernels copy it first
+    return torch.contiguous_format if value.stride(0) == 0 and value[0].is_contiguous() else None
+
+
+def _shapes_of(name: str, value: Any, rows: int, *, exact: bool) -> Hashable:
     """What must be equal in calls of one forward, besides content. Raises `NotBatchable`."""
     if isinstance(value, torch.Tensor):
         # schedulers differ in the type of their timesteps; models convert all of them to float32
         dtype = None if name == "timestep" else value.dtype
         if has_rows(name, value, rows):
-            return "rows", tuple(value.shape[1:]), dtype, value.device
+            layout = layout_of(value) if exact else None
+            if exact and layout is None:
+                raise NotBatchable(f"{name} has a layout in memory that a shared forward would not keep")
+            return "rows", tuple(value.shape[1:]), dtype, value.device, layout
         return "same", tuple(value.shape), dtype, value.device
     if isinstance(value, dict):
-        return tuple((key, _shapes_of(name, part, rows)) for key, part in sorted(value.items()))
+        return tuple((key, _shapes_of(name, part, rows, exact=exact)) for key, part in sorted(value.items()))
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(_shapes_of(name, part, rows) for part in value)
+        return type(value), tuple(_shapes_of(name, part, rows, exact=exact) for part in value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value), value
     raise NotBatchable(f"{name} is a {type(value).__name__}")
 
 
-def _join(name: str, values: list[Any], counts: list[int], min_rows: int) -> Any:
-    """One argument of several calls as the argument of one forward."""
+def _join(name: str, values: list[Any], rows: int, *, exact: bool) -> Any:
+    """One argument of several calls as the argument of one forward; ``rows``: of the first call."""
     first = values[0]
     if isinstance(first, torch.Tensor):
-        if not has_rows(name, first, counts[0]):
+        if not has_rows(name, first, rows):
             return first
         if len({value.dtype for value in values}) > 1:  # timesteps: see `_shapes_of`
             values = [value.to(torch.float32) for value in values]
-        missing = min_rows - sum(counts)
-        if missing > 0:
-            values = [*values, values[-1][-1:].expand(missing, *first.shape[1:])]
         # in one memory layout: kernels round differently in another, and a co-batched call could bring it
-        return torch.cat([value.contiguous() for value in values]).contiguous()
+        layout = (exact and layout_of(first)) or torch.contiguous_format
+        return torch.cat([value.contiguous(memory_format=layout) for value in values]).contiguous(memory_format=layout)
     if isinstance(first, dict):
-        return {key: _join(name, [value[key] for value in values], counts, min_rows) for key in first}
+        return {key: _join(name, [value[key] for value in values], rows, exact=exact) for key in first}
     if isinstance(first, (list, tuple)):
-        return type(first)([_join(name, list(parts), counts, min_rows) for parts in zip(*values, strict=True)])
+        return type(first)([_join(name, list(parts), rows, exact=exact) for parts in zip(*values, strict=True)])
     return first
