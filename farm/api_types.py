@@ -53,8 +53,10 @@ Task: TypeAlias = Literal[
     "image-to-video",
     "text-to-video",
     "video-to-video",
+    "video-upscaling",
     "audio-to-audio",
     "text-to-audio",
+    "unconditional-audio-generation",
 ]
 
 JobState: TypeAlias = Literal["queued", "dispatched", "running", "succeeded", "failed", "canceled"]
@@ -413,8 +415,10 @@ TASK_INPUTS: Final[Mapping[Task, Mapping[str, tuple[int, int]]]] = {
     "image-to-video": {"image": (1, 1), "last_image": (0, 1), "control_video": (0, 1)},
     "text-to-video": {"control_video": (0, 1), "reference_images": (0, 8)},
     "video-to-video": {"video": (1, 1), "mask_video": (0, 1), "control_video": (0, 1), "reference_images": (0, 8)},
+    "video-upscaling": {"video": (1, 1)},
     "audio-to-audio": {"audio": (1, 1)},
     "text-to-audio": {},
+    "unconditional-audio-generation": {},
 }
 #: The parameters of jobs by name.
 PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
