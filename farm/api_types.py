@@ -145,6 +145,9 @@ class JobParameters(TypedDict, total=False):
     not_before: str | datetime | None
     #: A job that still waits at this time fails as `deadline_exceeded`. A running job is not stopped.
     deadline: str | datetime | None
+    #: A numerics class (`GET /v1/numerics`): only its workers render the job. Exact jobs with the same
+    #: parameters then have the same bytes. Any worker if absent.
+    numerics: str | None
     #: The file format.
     output_format: OutputFormat | None
     #: What ControlNets and adapters follow: edges, poses, depth; one for each of the model's, in their order.
@@ -204,6 +207,9 @@ class BatchDefaults(TypedDict, total=False):
     webhook: str | None
     #: Whether `webhook` is also notified when each job is finished.
     webhook_jobs: bool | None
+    #: A numerics class (`GET /v1/numerics`) for the jobs that name none; or `one`: all jobs are rendered in the
+    #: class of the worker that gets the first, so that exact jobs of the whole batch compare bit by bit.
+    numerics: str | None
     #: What the output shows.
     prompt: str | None
     #: What the output does not show. null: none, whatever the model's defaults say.
@@ -463,6 +469,7 @@ PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
     "webhook": ParameterInfo("text", "A URL that is notified when the job is finished."),
     "not_before": ParameterInfo("time", "The earliest time at which the job is dispatched to a worker."),
     "deadline": ParameterInfo("time", "A job that still waits at this time fails as `deadline_exceeded`."),
+    "numerics": ParameterInfo("text", "A numerics class (`GET /v1/numerics`): only its workers render the job."),
     "output_format": ParameterInfo("choice", "The file format."),
     "task": ParameterInfo("choice", ""),
     "control_image": ParameterInfo(

@@ -144,7 +144,7 @@ def submit_batch(
             return _idempotent_batch(unit, key, held), False
     _check_quota(unit, tenant_id, staged.total)
     unit.batches.insert_batch(tenant_id, batch_id, new, staged, skipped, error_key)
-    unit.batches.insert_staged(tenant_id, batch_id, whole=not staged.duplicates)
+    unit.batches.insert_staged(tenant_id, batch_id, whole=not staged.duplicates, one_numerics=new.one_numerics)
     if key is not None:
         unit.jobs.complete_key(tenant_id, key.key, None, batch_id)
     unit.events.notify(QUEUE_CHANNEL)
@@ -173,7 +173,14 @@ def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
         raise Conflict("every job of the batch succeeded; there is nothing to retry")
     _check_quota(unit, tenant_id, again.total)
     made = ids.new(ids.BATCH)
-    new = NewBatch(old.name, old.metadata, retry_of=old.id, webhook=old.webhook)
+    new = NewBatch(
+        old.name,
+        old.metadata,
+        retry_of=old.id,
+        webhook=old.webhook,
+        one_numerics=old.one_numerics,
+        numerics=old.numerics,
+    )
     unit.batches.insert_batch(tenant_id, made, new, again, 0, None)
     unit.batches.copy_unsuccessful(batch_id, made)
     unit.events.notify(QUEUE_CHANNEL)

@@ -22,6 +22,7 @@ from pydantic import (
 from farm.api import problems
 from farm.api.schemas import Schema
 from farm.domain.batch import Batch, BatchContents, BatchState, Estimate, OnError, SeedPlan
+from farm.domain.numerics import CLASS_PATTERN, ONE
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, from_text
 from farm.domain.states import Priority
 from farm.fields import Metadata, NoNul, Storable
@@ -39,6 +40,13 @@ class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+BatchNumerics = Annotated[str, StringConstraints(pattern=rf"^({ONE}|{CLASS_PATTERN[1:-1]})$")]
+_NUMERICS: Final = (
+    "A numerics class (`GET /v1/numerics`) for the jobs that name none; or `one`: all jobs are rendered in the class "
+    "of the worker that gets the first, so that exact jobs of the whole batch compare bit by bit."
+)
+
+
 class BatchQueryBase(_Input):
     """How to submit a batch. `BatchQuery` adds the parameters that its jobs may leave out."""
 
@@ -51,9 +59,14 @@ class BatchQueryBase(_Input):
     webhook: WebhookUrl | None = Field(None, description="Notified of the batch's milestones and its end.")
     webhook_jobs: bool = Field(False, description="Whether `webhook` is also notified when each job is finished.")
 
+    numerics: BatchNumerics | None = Field(None, description=_NUMERICS)
+
     def defaults(self) -> dict[str, Any]:
         """The parameters that jobs may leave out, as in the JSON of a job's request."""
-        own = set(BatchQueryBase.model_fields) - ({"webhook"} if self.webhook_jobs else set())
+        of_jobs = {"webhook"} if self.webhook_jobs else set()
+        if self.numerics != ONE:
+            of_jobs.add("numerics")
+        own = set(BatchQueryBase.model_fields) - of_jobs
         given = self.model_dump(mode="json", exclude=own, exclude_none=True)
         texts = {name: from_text(name, text) for name, text in given.items() if _is_text(name)}
         return {"priority": Priority.BULK.value} | given | texts
@@ -151,6 +164,7 @@ class _BatchBody(_Input):
     dry_run: bool | None = None
     webhook: WebhookUrl | None = Field(None, description="URL that receives the batch's progress events and its end.")
     webhook_jobs: bool | None = Field(None, description="Whether `webhook` also receives each job's end.")
+    numerics: BatchNumerics | None = Field(None, description=_NUMERICS)
 
 
 class JobListBody(_BatchBody):
@@ -200,6 +214,8 @@ class BatchSchema(Schema):
     skipped: int = Field(description="Lines that were refused when it was submitted with `on_error=skip`.")
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
     webhook: str | None = Field(description="URL that receives the batch's progress events and its end.")
+    numerics: Literal["one"] | None = Field(description="`one`: all its jobs are rendered in one numerics class.")
+    numerics_class: str | None = Field(description="That class: of the worker that got the first job; null before.")
     priority: Priority | None = Field(
         description="The priority of all its jobs, if it was changed; null: each job has its own."
     )
@@ -237,6 +253,8 @@ class BatchSchema(Schema):
             skipped=batch.skipped,
             retry_of=batch.retry_of,
             webhook=batch.webhook,
+            numerics=ONE if batch.one_numerics else None,
+            numerics_class=batch.numerics,
             priority=batch.priority,
             propagating=batch.propagating,
             created_at=batch.created_at,

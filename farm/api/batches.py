@@ -35,6 +35,7 @@ from farm.api.route import AuthenticatedRoute, media_type, parse_json
 from farm.api.schemas import JobPage, JobSchema
 from farm.domain import ids, parameters
 from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
+from farm.domain.numerics import ONE
 from farm.domain.states import JobState
 from farm.errors import BadInput, FarmError
 from farm.services import batch_archive, bulk, bulk_parsers, contact_sheet, validation
@@ -134,7 +135,8 @@ async def submit_batch(
             headers={"Accept-Post": ", ".join(TAKEN)},
         )
     body = RequestBody(request)
-    options = BatchOptions(NewBatch(query.name, webhook=query.webhook), query.defaults(), query.on_error, query.dry_run)
+    new = NewBatch(query.name, webhook=query.webhook, one_numerics=query.numerics == ONE)
+    options = BatchOptions(new, query.defaults(), query.on_error, query.dry_run)
     try:
         if given == JSON:
             raw = await body.read(MAX_JSON)
@@ -145,7 +147,7 @@ async def submit_batch(
             chunks = body.chunks()
             submit = partial(bulk.submit_stream, context, key.tenant_id, options, given, chunks, idempotency_key)
             limiter = context.bulk
-        made, new = await anyio.to_thread.run_sync(submit, limiter=limiter)
+        made, created = await anyio.to_thread.run_sync(submit, limiter=limiter)
     except ClientDisconnect:
         return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it
     except FarmError:
@@ -154,7 +156,7 @@ async def submit_batch(
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.BAD_REQUEST)
         raise
-    response.status_code = 201 if new else 200
+    response.status_code = 201 if created else 200
     if isinstance(made, Estimate):
         return DryRunSchema.of(made)
     response.headers["Location"] = f"/v1/batches/{made.id}"
@@ -180,8 +182,11 @@ def _read_json(parsed: Any, options: BatchOptions) -> tuple[BatchOptions, Iterab
         raise BadInput(*validation.of_body(error)) from None
     webhook = request.webhook or options.new.webhook
     own = {"webhook": webhook} if request.webhook_jobs and webhook is not None else {}
+    one_numerics = request.numerics == ONE if request.numerics is not None else options.new.one_numerics
+    if request.numerics is not None and not one_numerics:
+        own["numerics"] = request.numerics
     options = BatchOptions(
-        NewBatch(request.name or options.new.name, request.metadata, webhook=webhook),
+        NewBatch(request.name or options.new.name, request.metadata, webhook=webhook, one_numerics=one_numerics),
         parameters.merge(options.defaults, parameters.merge(own, request.defaults)),
         request.on_error or options.on_error,
         options.dry_run if request.dry_run is None else request.dry_run,

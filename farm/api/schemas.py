@@ -7,11 +7,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from farm.domain import ids
 from farm.domain.job import Job, Output
 from farm.domain.media import MediaMetadata
 from farm.domain.model import Model, ModelLimits
 from farm.domain.model_schema import task_schema
-from farm.domain.numerics import Numerics
+from farm.domain.numerics import ONE, Numerics
 from farm.domain.states import JobState, Priority
 from farm.domain.worker import Worker, WorkerState
 from farm.objects import keys
@@ -117,6 +118,12 @@ class JobSchema(Schema):
     recipe: dict[str, Any] | None = Field(
         description="What the worker adds: revision, dtype, device, library versions."
     )
+    numerics: str | None = Field(
+        description="The numerics class that it asked for; `one`: its batch asked for one class for all jobs."
+    )
+    waiting_reason: str | None = Field(
+        description="Why it cannot start now; null: it waits for its turn only, or does not wait."
+    )
     cancel_requested: bool
     created_at: datetime
     available_at: datetime = Field(
@@ -157,6 +164,8 @@ class JobSchema(Schema):
             retry_of=job.retry_of,
             batch_id=job.batch_id,
             recipe=job.recipe,
+            numerics=ONE if ids.is_id(ids.BATCH, job.pin or "") else job.pin,
+            waiting_reason=job.waiting_reason,
             cancel_requested=job.cancel_requested,
             created_at=job.created_at,
             available_at=job.available_at,

@@ -86,6 +86,12 @@ def _submit(
     priority: Annotated[Priority | None, typer.Option(help="Default: bulk.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,
+    numerics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS|one", help="Render only in this numerics class; one: all in that of the first job."
+        ),
+    ] = None,
     webhook: Annotated[str | None, typer.Option(help="A URL that receives the batch's events.")] = None,
     as_json: AsJson = False,
     url: Url = None,
@@ -119,6 +125,7 @@ def _submit(
         "priority": priority,
         "not_before": not_before,
         "deadline": deadline,
+        "numerics": numerics,
         "webhook": webhook,
         **{name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in more.items()},
     }
@@ -153,7 +160,8 @@ _OWN: Final = frozenset(
     {
         *("task", "model", "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "loras", "exact"),
         *("preview", "scheduler", "scheduler_options", "parameters", "seed", "width", "height", "num_outputs"),
-        *("output_format", "priority", "not_before", "deadline", "webhook", "custom_id", "metadata", "inputs"),
+        *("output_format", "priority", "not_before", "deadline", "numerics", "webhook", "custom_id", "metadata"),
+        "inputs",
     }
 )
 submit = with_parameters(_submit, _OWN)

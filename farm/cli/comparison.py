@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from enum import StrEnum
+from itertools import zip_longest
+from typing import Any
 
 
 class Comparison(StrEnum):
@@ -40,11 +43,62 @@ def compare(old: bytes, new: bytes) -> Comparison:
     return Comparison.CONTENT if found == wanted else Comparison.DIFFERENT
 
 
+def difference(old: bytes, new: bytes) -> str:
+    """How far apart two outputs are that `compare` found different, as a sentence."""
+    if not old or not new:
+        return "one of the outputs is missing"
+    if any(_is_sound(data) or _is_clip(data) for data in (old, new)):
+        return _difference_of_media(old, new)
+    from PIL import Image, ImageChops
+
+    first, second = (Image.open(io.BytesIO(data)).convert("RGBA") for data in (old, new))
+    if first.size != second.size:
+        return "the sizes differ"
+    counts = [band.histogram() for band in ImageChops.difference(first, second).split()]  # of each difference, 0 to 255
+    largest = max(level for count in counts for level, pixels in enumerate(count) if pixels)
+    values = sum(sum(count[1:]) for count in counts[:3])
+    share = 100 * values / (3 * first.width * first.height)
+    return f"largest difference {largest}/255, in {share:.2g} % of the values"
+
+
+def _difference_of_media(old: bytes, new: bytes) -> str:
+    largest = 0.0
+    for first, second in zip_longest(_arrays(old), _arrays(new)):
+        if first is None or second is None or first.shape != second.shape:
+            return "the sizes or lengths differ"
+        scale = 255 if first.dtype.kind == "u" else 1
+        largest = max(largest, float(abs(first.astype(float) - second).max(initial=0)) / scale)
+    return f"largest difference {largest:.2g} of the range of values"
+
+
+def _arrays(data: bytes) -> Iterator[Any]:
+    """The frames of a clip, or the samples of a sound."""
+    if _is_sound(data):
+        import soundfile
+
+        yield soundfile.read(io.BytesIO(data), dtype="float32")[0]
+        return
+    import av
+
+    with av.open(io.BytesIO(data), "r") as container:
+        for frame in container.decode(*container.streams.video, *container.streams.audio):
+            assert isinstance(frame, av.VideoFrame | av.AudioFrame)  # no subtitles were asked for
+            yield frame.to_ndarray()
+
+
+def _is_sound(data: bytes) -> bool:
+    return data.startswith((b"fLaC", b"OggS")) or (data[:4] == b"RIFF" and data[8:12] == b"WAVE")
+
+
+def _is_clip(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" or data[:4] == b"\x1a\x45\xdf\xa3"
+
+
 def _content(data: bytes) -> str:
     """A digest of a file's pixels and samples, and of their shapes."""
-    if data.startswith((b"fLaC", b"OggS")) or (data[:4] == b"RIFF" and data[8:12] == b"WAVE"):
+    if _is_sound(data):
         return _sound(data)
-    if data[4:8] == b"ftyp" or data[:4] == b"\x1a\x45\xdf\xa3":
+    if _is_clip(data):
         return _clip(data)
     return _images(data)
 

@@ -282,6 +282,7 @@ def _print_job(job: Job) -> None:
         row(name, job.raw.get(name))
     for name, value in (job.raw.get("timings") or {}).items():
         row(name, _seconds(value))
+    row("waiting_reason", job.raw.get("waiting_reason"))
     for name, value in (job.raw.get("recipe") or {}).items():
         row(f"recipe.{name}", value)
     for output in job.outputs:

@@ -18,10 +18,11 @@ import typer
 
 from farm.api_types import Lora, OutputFormat, Priority, Task
 from farm.cli import output_files
-from farm.cli.comparison import Comparison, compare
+from farm.cli.comparison import Comparison, compare, difference
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.parameter_options import with_parameters
 from farm.cli.progress import watching
+from farm.domain.numerics import differences
 from farm.errors import BadInput
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ COUNT: Final = (
     "--num-videos-per-prompt",
     "--num-waveforms-per-prompt",
 )
+Numerics = Annotated[
+    str | None, typer.Option(metavar="CLASS", help="Render only on workers of this numerics class (`farm workers`).")
+]
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def _render(
     webhook: Annotated[str | None, typer.Option(help="A URL that receives the job's events.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,
+    numerics: Numerics = None,
     force: Force = False,
     no_wait: NoWait = False,
     as_json: AsJson = False,
@@ -177,8 +182,10 @@ def _render(
             webhook=webhook,
             not_before=not_before,
             deadline=deadline,
+            numerics=numerics,
             **_files_by_name(more),
         )
+        _print_waiting_reason(job)
         if no_wait:
             _submitted(job, as_json=as_json)
             return
@@ -199,7 +206,7 @@ _OWN: Final = frozenset(
         *("task", "prompt", "negative_prompt", "image", "mask_image", "depth_map", "num_inference_steps", "seed"),
         *("guidance_scale", "scheduler", "scheduler_options", "parameters", "width", "height", "num_outputs", "model"),
         *("loras", "exact", "preview", "output_format", "priority", "custom_id", "metadata", "webhook", "not_before"),
-        "deadline",
+        *("deadline", "numerics"),
     }
 )
 render = with_parameters(_render, _OWN)
@@ -228,6 +235,9 @@ def rerun(
     source: Annotated[str, typer.Argument(metavar="FILE|JOB", help="An output of a farm, or a job's id.")],
     output: Where = None,
     force: Force = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Insist on the output's numerics class: wait for a worker that has it.")
+    ] = False,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -235,15 +245,17 @@ def rerun(
 ) -> None:
     """Render an output again from the recipe in its metadata, and compare.
 
-    Exits 1 if the pixels or samples differ, or if they cannot be compared.
+    A worker of the output's numerics class renders it, if one is online: exact jobs then give the same bytes. Else any
+    worker does, and the command says what differs. Exits 1 if the pixels or samples differ in the same class, or if
+    they cannot be compared.
     """
     output_files.format_of(output, None)
     path = Path(source)
     if path.is_file():
-        data, request = read_output(path)
-        before, name = [data], f"{path.stem}-again"
+        file = read_output(path)
+        before, request, name, wanted = [file.data], file.request, f"{path.stem}-again", file.numerics
     elif re.fullmatch(r"job_[0-9a-f]{32}", source):
-        before, request, name = [], None, f"{source}-again"
+        before, request, name, wanted = [], None, f"{source}-again", None
     else:
         raise BadInput.of("source", source, f"there is no file {source!r}, and it is no job id")
     if output is not None and not output_files.is_directory(output):
@@ -253,30 +265,52 @@ def rerun(
             first = farm.get(source)
             request = first.parameters
             before = [farm.download(one) for one in first.outputs]
+            wanted = (first.raw.get("recipe") or {}).get("numerics")
+        if strict and wanted is None:
+            raise BadInput.of("source", source, f"{source} does not say in which numerics class it was rendered")
+        if strict or any(one.name == wanted and one.workers for one in farm.numerics()):
+            request = request | {"numerics": wanted}
         job = farm.submit_body(request | {"priority": "interactive"})
+        _print_waiting_reason(job)
         job = wait_for(farm, job, as_json=as_json)
         saved = _download(farm, job, output, None, name=name, force=force)
+        another = _another_class(farm, wanted, (job.raw.get("recipe") or {}).get("numerics"))
     # A job without images has nothing to be compared to: rendering it is all that was asked.
-    verdicts = [compare(old, new) for old, new in zip_longest(before, (one.data for one in saved), fillvalue=b"")]
-    if not before:
-        verdicts = []
+    pairs = list(zip_longest(before, (one.data for one in saved), fillvalue=b"")) if before else []
+    verdicts = [compare(*pair) for pair in pairs]
+    sentences = [one.sentence for one in verdicts]
+    if another:
+        sentences = [
+            f"{another}; {difference(*pair)}" if one is Comparison.DIFFERENT else f"{one.sentence}; {another}"
+            for one, pair in zip(verdicts, pairs, strict=True)
+        ]
     if as_json:
-        print_json(_with_files(job, saved) | {"same": [comparison.value for comparison in verdicts]})
+        same = [comparison.value for comparison in verdicts]
+        print_json(_with_files(job, saved) | {"same": same, "comparison": sentences})
     else:
         for index, one in enumerate(saved):
-            verdict = f"  {verdicts[index].sentence}" if verdicts else ""
-            print(f"{one.path}  seed {one.output.seed}{verdict}")
-    if Comparison.DIFFERENT in verdicts or Comparison.UNKNOWN in verdicts:
+            sentence = f"  {sentences[index]}" if sentences else ""
+            print(f"{one.path}  seed {one.output.seed}{sentence}")
+    if Comparison.UNKNOWN in verdicts or (Comparison.DIFFERENT in verdicts and not another):
         raise typer.Exit(1)
 
 
-def read_output(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """A file's bytes, and the request that renders it again.
+@dataclass(frozen=True)
+class OutputFile:
+    """An output on this machine's disk."""
+
+    data: bytes
+    request: dict[str, Any]  #: renders it again
+    numerics: str | None  #: the numerics class in which it was rendered; None: its recipe does not say
+
+
+def read_output(path: Path) -> OutputFile:
+    """Read an output and its recipe.
 
     Raises:
         BadInput: the file cannot be read, carries no recipe, or is larger than any output.
     """
-    from farm.domain.recipe import request_from_recipe
+    from farm.domain.recipe import numerics_of_recipe, request_from_recipe
     from farm.objects import recipes
 
     try:
@@ -285,7 +319,7 @@ def read_output(path: Path) -> tuple[bytes, dict[str, Any]]:
             size = file.seek(0, os.SEEK_END)
             if text is not None and size <= MAX_FILE:
                 file.seek(0)
-                return file.read(), request_from_recipe(text)
+                return OutputFile(file.read(), request_from_recipe(text), numerics_of_recipe(text))
     except OSError as error:
         raise BadInput.of("file", str(path), f"{path} cannot be read: {error.strerror}") from error
     if text is not None:
@@ -295,6 +329,20 @@ def read_output(path: Path) -> tuple[bytes, dict[str, Any]]:
         str(path),
         f"{path} has no recipe in its metadata: it was not made by a farm, or another program saved it again",
     )
+
+
+def _another_class(farm: Farm, wanted: str | None, got: str | None) -> str:
+    """That an output was rendered again in another numerics class, and what differs; empty if it was the same."""
+    if wanted is None or got is None or wanted == got:
+        return ""
+    facts = {one.name: one.facts for one in farm.numerics()}
+    why = f": {differences(facts[wanted], facts[got])}" if wanted in facts and got in facts else ""
+    return f"another numerics class ({wanted} → {got}{why})"
+
+
+def _print_waiting_reason(job: Job) -> None:
+    if job.raw.get("waiting_reason"):
+        print(f"Job {job.id} waits: {job.raw['waiting_reason']}.", file=sys.stderr)
 
 
 def loras_of(given: list[str] | None) -> list[Lora] | None:

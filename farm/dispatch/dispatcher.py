@@ -146,6 +146,7 @@ class Dispatcher:
                 raise _CandidatesUnavailable
             unit.tenants.save_share_states(decision.share_states)
             unit.queues.save_states(decision.queue_states)
+            unit.numerics.choose(decision.chosen_numerics)
         return jobs, decision
 
     def _decide(self, unit: UnitOfWork, *, lock_first: bool) -> Decision:
@@ -160,7 +161,8 @@ class Dispatcher:
         shares = unit.tenants.shares()
         # twice as many as can be dispatched, so that a tenant that is served often seldom runs out of known jobs
         limit = 2 * min(free, self._rules.max_assignments)
-        queues = unit.queues.read_available(limit) if lock_first else unit.queues.read(limit)
+        numerics = {worker.numerics for worker in workers if worker.numerics is not None and not worker.draining}
+        queues = unit.queues.read_available(limit, numerics) if lock_first else unit.queues.read(limit, numerics)
         failed_by = unit.job_failures.workers_of([job_id for queue in queues for job_id in queue.failed])
         queues = [_with_failures(queue, failed_by) for queue in queues]
         paused = unit.pauses.now()

@@ -4,8 +4,8 @@ Values in, values out: `choose` reads no clock and no database, and keeps nothin
 tenants' virtual times, the queues' states) is part of its input and of its decision, and is stored in the transaction
 that dispatches the jobs.
 
-A *queue* holds one tenant's queued jobs of one priority for one model. All of them fit the same workers, so a blocked
-candidate never hides a job that could run.
+A *queue* holds one tenant's queued jobs of one priority for one model, pinned to the same numerics class or to none.
+All of them fit the same workers, so a blocked candidate never hides a job that could run.
 
 The rules, in the order in which they bind:
 
@@ -20,8 +20,11 @@ The rules, in the order in which they bind:
    virtual time of those that had: idle time earns no credit.
 4. **Within a tenant** the queue with the oldest job of the highest priority goes first.
 5. **Placement.** A worker with a free slot and the model loaded; else one with a free slot; else the prefetch of one
-   that has the model; else any prefetch. Only workers whose memory holds the model and whose tags include the model's.
-   A worker that failed the job before gets it again only if no other eligible one has capacity.
+   that has the model; else any prefetch. Only workers whose memory holds the model, whose tags include the model's,
+   and whose numerics class is the one that the job is pinned to. A worker that failed the job before gets it again
+   only if no other eligible one has capacity. A job that lost its worker waits some time for one of the numerics class
+   in which it began, and is passed over while none has capacity. The first job of a batch that asks for one numerics
+   class chooses it: that of its worker.
 6. **Delay scheduling** (Zaharia et al., EuroSys 2010). A queue whose job would make a worker load its model is skipped
    in favour of queues whose models are loaded, but never of a lower priority, for at most ``max_skips`` dispatched
    jobs, counted over rounds, and only of tenants that are ahead of its own by less than ``max_skips`` such jobs.
@@ -78,6 +81,7 @@ class Decision:
     share_states: tuple[ShareState, ...] = ()  #: of the tenants where something changed
     queue_states: tuple[QueueState, ...] = ()  #: of the queues where something changed
     charged: Mapping[str, tuple[str, float]] = field(default_factory=dict)  #: by job: (tenant, cost / weight)
+    chosen_numerics: Mapping[str, str] = field(default_factory=dict)  #: by pin: the class that its first job chose
     more: bool = False  #: whether another round at once may assign more
 
 
@@ -106,15 +110,18 @@ def choose(
 
 
 _Key = tuple[int, int, int, str]
+_Target = tuple[str, str | None]  #: what a worker must fit: a model, and a numerics class or None for any
 
 
 class _OpenWorker:
     """A worker while a round fills it."""
 
-    __slots__ = ("key", "models", "name", "prefetch", "slots")
+    __slots__ = ("key", "models", "name", "numerics", "prefetch", "slots", "targets")
 
-    def __init__(self, worker: WorkerCapacity) -> None:
+    def __init__(self, worker: WorkerCapacity, targets: frozenset[_Target]) -> None:
         self.name = worker.worker
+        self.numerics = worker.numerics
+        self.targets = targets  #: that it fits
         self.slots = max(0, worker.free_slots - worker.prefetch)  #: free on the device
         self.prefetch = worker.free_slots - self.slots  #: free beside it
         self.models = set(worker.models)
@@ -143,65 +150,80 @@ class _OpenWorker:
 
 
 class _OpenWorkers:
-    """The workers, so that the best one for a model is found in O(log workers).
+    """The workers, so that the best one for a target is found in O(log workers).
 
-    Workers that fit the same models form a kind; a farm has as many kinds as it has sorts of machines. Workers only get
-    worse in a round, so a heap's entry may be better than its worker is by now: that is corrected when the entry comes
-    to the top. Each worker is in a heap once.
+    Workers that fit the same targets form a kind; a farm has as many kinds as it has sorts of machines. Workers only
+    get worse in a round, so a heap's entry may be better than its worker is by now: that is corrected when the entry
+    comes to the top. Each worker is in a heap once.
     """
 
     def __init__(
         self,
         workers: Sequence[WorkerCapacity],
-        models: frozenset[str],
+        targets: frozenset[_Target],
         requirements: Mapping[str, ModelRequirements],
     ) -> None:
-        self._kinds: dict[frozenset[str], list[tuple[_Key, _OpenWorker]]] = {}
-        self._warm: dict[str, list[tuple[_Key, _OpenWorker]]] = {model: [] for model in models}
-        known: dict[tuple[int | None, frozenset[str]], frozenset[str]] = {}
-        demanding = {model: requirements[model] for model in models if model in requirements}
+        self._kinds: dict[frozenset[_Target], list[tuple[_Key, _OpenWorker]]] = {}
+        self._warm: dict[_Target, list[tuple[_Key, _OpenWorker]]] = {target: [] for target in targets}
+        self._of_model: dict[str, list[_Target]] = {}
+        for target in targets:
+            self._of_model.setdefault(target[0], []).append(target)
+        known: dict[tuple[int | None, frozenset[str], str | None], frozenset[_Target]] = {}
+        demanding = {model: requirements[model] for model in self._of_model if model in requirements}
         self.free_slots = 0
         for worker in workers:
             if worker.draining or worker.free_slots <= 0:
                 continue
-            machine = (worker.memory_bytes, worker.tags)
+            machine = (worker.memory_bytes, worker.tags, worker.numerics)
             kind = known.get(machine)
             if kind is None:
-                kind = frozenset(m for m in models if m not in demanding or demanding[m].met_by(worker))
+                kind = frozenset(
+                    (model, numerics)
+                    for model, numerics in targets
+                    if numerics in (None, worker.numerics)
+                    and (model not in demanding or demanding[model].met_by(worker))
+                )
                 known[machine] = kind
             if not kind:
                 continue
-            opened = _OpenWorker(worker)
+            opened = _OpenWorker(worker, kind)
             self.free_slots += worker.free_slots
             entry = (opened.key, opened)
             self._kinds.setdefault(kind, []).append(entry)
-            for model in opened.models & kind:
-                self._warm[model].append(entry)
+            for target in kind:
+                if target[0] in opened.models:
+                    self._warm[target].append(entry)
         for heap in (*self._kinds.values(), *self._warm.values()):
             heapq.heapify(heap)
-        self._eligible = {model: [heap for kind, heap in self._kinds.items() if model in kind] for model in models}
+        self._eligible = {target: [heap for kind, heap in self._kinds.items() if target in kind] for target in targets}
 
-    def best(self, model: str, avoid: frozenset[str] = frozenset()) -> tuple[_OpenWorker | None, bool]:
-        """The worker to prefer for a job of the model, and whether it has (or will have) the model loaded.
+    def best(
+        self, target: _Target, avoid: frozenset[str] = frozenset(), wait_for: str | None = None
+    ) -> tuple[_OpenWorker | None, bool]:
+        """The worker to prefer for a job of the target, and whether it has (or will have) the model loaded.
 
-        Workers to avoid are taken only where no other eligible one has capacity.
+        Workers to avoid are taken only where no other eligible one has capacity. With ``wait_for``, only workers of
+        that numerics class are taken.
         """
-        if avoid:
-            # few jobs have failed before, so this may look at every worker
-            others = [
+        model = target[0]
+        if avoid or wait_for is not None:
+            # few jobs have failed or lost their worker before, so this may look at every worker
+            eligible = [
                 worker
-                for heap in self._eligible[model]
+                for heap in self._eligible[target]
                 for _, worker in heap
-                if not worker.full and worker.name not in avoid
+                if not worker.full and wait_for in (None, worker.numerics)
             ]
-            if others:
-                best = min(others, key=lambda one: (not one.slots, model not in one.models, one.key))
-                return best, model in best.models
-        warm = self._top(self._warm[model])
+            eligible = [worker for worker in eligible if worker.name not in avoid] or eligible
+            if not eligible:
+                return None, False
+            best = min(eligible, key=lambda one: (not one.slots, model not in one.models, one.key))
+            return best, model in best.models
+        warm = self._top(self._warm[target])
         if warm is not None and warm.slots:
             return warm, True
         other = None
-        for heap in self._eligible[model]:
+        for heap in self._eligible[target]:
             top = self._top(heap)
             if top is not None and (other is None or top.key < other.key):
                 other = top
@@ -213,7 +235,9 @@ class _OpenWorkers:
         """Assign one more job of the model to that worker."""
         self.free_slots -= 1
         if worker.take(model):
-            heapq.heappush(self._warm[model], (worker.key, worker))
+            for target in self._of_model[model]:
+                if target in worker.targets:
+                    heapq.heappush(self._warm[target], (worker.key, worker))
 
     @staticmethod
     def _top(heap: list[tuple[_Key, _OpenWorker]]) -> _OpenWorker | None:
@@ -313,7 +337,16 @@ class _Round:
         for tenant in self._tenants.values():
             heapq.heapify(tenant.queues)
         self._lift()
-        self._workers = _OpenWorkers(workers, frozenset(one.queue.model for one in self._queues), requirements)
+        self._chosen_numerics: dict[str, str] = {}
+        targets = {(one.queue.model, one.queue.numerics) for one in self._queues}
+        # a pin without a class gets one in this round, when its first job is assigned
+        targets |= {
+            (one.queue.model, worker.numerics)
+            for one in self._queues
+            if one.queue.pin and one.queue.numerics is None
+            for worker in workers
+        }
+        self._workers = _OpenWorkers(workers, frozenset(targets), requirements)
         self._heap: list[tuple[int, float, float, str, int]] = []
         # the skipped queues, as two heaps; entries of those that are no longer skipped are void
         self._until_made: list[tuple[float, int]] = []  #: (assignments after which it is served, index of the queue)
@@ -365,8 +398,10 @@ class _Round:
                 stopped = True
                 break
             job = queue.candidates[queue.at]
-            worker, loaded = self._workers.best(queue.queue.model, job.failed_by)
-            if worker is None:
+            worker, loaded = self._workers.best(self._target(queue.queue), job.failed_by, job.wait_for)
+            if worker is None and job.wait_for is not None:
+                self._advance(tenant, queue)  # it waits longer; those behind it need not
+            elif worker is None:
                 heapq.heappop(tenant.queues)  # nothing of it fits anywhere in this round
             elif loaded or queue.forced or queue.skips >= self._rules.max_skips:
                 self._assign(tenant, queue, worker)
@@ -418,15 +453,26 @@ class _Round:
         job = queue.candidates[queue.at]
         self._chosen.append(Assignment(job.job_id, worker.name))
         self._workers.take(worker, queue.queue.model)
+        pin = queue.queue.pin
+        if pin and queue.queue.numerics is None and worker.numerics is not None:
+            self._chosen_numerics.setdefault(pin, worker.numerics)
         charge = tenant.charge(job)
         self._charged[job.job_id] = (tenant.share.tenant_id, charge)
         tenant.vtime += charge
         tenant.left -= 1
-        queue.at += 1
         queue.served += 1
         queue.skips = 0
         queue.forced = False
         queue.skipped_at = None
+        self._advance(tenant, queue)
+
+    def _target(self, queue: Queue) -> _Target:
+        """What a worker must fit for the queue's jobs."""
+        return queue.model, self._chosen_numerics.get(queue.pin, queue.numerics)
+
+    def _advance(self, tenant: _OpenTenant, queue: _OpenQueue) -> None:
+        """Go on to the next candidate of the tenant's first queue."""
+        queue.at += 1
         if not queue.exhausted or queue.queue.more:
             _, index = tenant.queues[0]
             heapq.heapreplace(tenant.queues, (queue.key(self._now, self._rules.age_seconds), index))
@@ -446,11 +492,20 @@ class _Round:
                 skips = min(self._rules.max_skips, skips + made - opened.skipped_at)
             served_at = self._now if opened.served else queue.served_at
             if opened.served or skips != queue.skips:
-                queue_states.append(QueueState(queue.tenant_id, queue.model, queue.priority, skips, served_at))
+                queue_states.append(
+                    QueueState(queue.tenant_id, queue.model, queue.priority, skips, served_at, queue.pin)
+                )
         share_states: list[ShareState] = []
         for name, tenant in self._tenants.items():
             # one that its own limit keeps waiting earns no credit
             backlogged = name in waiting and tenant.left > 0
             if backlogged != tenant.share.backlogged or tenant.vtime != tenant.share.vtime:
                 share_states.append(ShareState(name, tenant.vtime, backlogged))
-        return Decision(tuple(self._chosen), tuple(share_states), tuple(queue_states), self._charged, more=stopped)
+        return Decision(
+            tuple(self._chosen),
+            tuple(share_states),
+            tuple(queue_states),
+            self._charged,
+            self._chosen_numerics,
+            more=stopped,
+        )

@@ -46,6 +46,8 @@ class NewBatch:
     metadata: Mapping[str, str] = field(default_factory=dict)
     retry_of: str | None = None  #: the batch whose failed and canceled jobs it repeats
     webhook: str | None = None  #: receives the batch's own events
+    one_numerics: bool = False  #: whether all its jobs are rendered in the numerics class of the first
+    numerics: str | None = None  #: that class, if it is known already
 
 
 #: The parameters that the pipeline gets and in which entries of a batch mostly differ.
@@ -138,6 +140,8 @@ class Batch:
     priority: Priority | None  #: of all its jobs; None: each has its own
     paused_at: datetime | None
     paused_seconds: float  #: that it was paused since its first job ended, but for the pause that lasts
+    one_numerics: bool  #: whether all its jobs are rendered in the numerics class of the first
+    numerics: str | None  #: that class, once it is known
     propagating: bool  #: whether its jobs still follow a pause, the end of one, a new priority, or a cancel
     read_at: datetime  #: the database's time of this look
 

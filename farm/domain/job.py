@@ -16,7 +16,7 @@ from farm.fields import CustomId, FrozenValue, Moment, NoNul, Storable
 from farm.tasks import TaskName
 
 #: What a retry copies of the old job: it is the same request again. Times are not copied: they may have passed.
-RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "webhook_events", "max_attempts")
+RETRY_FIELDS: Final = ("spec", "priority", "custom_id", "metadata", "webhook", "webhook_events", "max_attempts", "pin")
 #: What a variant copies, which has another spec: it is another request, without a name and without a webhook.
 VARIANT_FIELDS: Final = ("priority", "metadata", "max_attempts")
 
@@ -35,6 +35,8 @@ class NewJob:
     retry_of: str | None = None  #: the job whose spec this one repeats
     not_before: datetime | None = None  #: not dispatched before this time
     deadline: datetime | None = None  #: fails if it still waits then
+    #: what it is pinned to: a numerics class, or the id of the batch whose jobs all get the class of the first
+    pin: str | None = None
 
     @classmethod
     def retry(cls, old: Job) -> Self:
@@ -127,6 +129,9 @@ class Job:
     webhook_events: tuple[EventType, ...] | None = None  #: sent to ``webhook``; None: how the job ended
     crash_count: int = 0  #: workers that died while it was on their device
     warnings: tuple[str, ...] = ()  #: what is odd about its outputs, one sentence each
+    #: what it is pinned to: a numerics class, or the id of the batch whose jobs all get the class of the first
+    pin: str | None = None
+    waiting_reason: str | None = None  #: why it cannot start now; None: it waits for its turn, or does not wait
 
 
 FilterText = Annotated[str, StringConstraints(max_length=300), Storable, NoNul]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 CLASS_PATTERN: Final = r"^[a-z]+-[0-9a-f]{12}$"  #: of the name of a class
+ONE: Final = "one"  #: asked of a batch instead of a class: that of the worker that gets its first job
 MAX_DIFFERENCES: Final = 3  #: facts that `differences` writes out
 
 
@@ -31,10 +32,10 @@ class Numerics:
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """What differs between the facts of two classes, as one line: ``threads: 2 → 1``."""
+    """What differs between the facts of two classes, as one line: ``threads 2 → 1``."""
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     # a hash says that the bits differ; the other facts say why
     names = [name for name in names if not name.endswith("_sha256")] or names
-    shown = [f"{name}: {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names[:MAX_DIFFERENCES]]
+    shown = [f"{name} {old.get(name, 'none')} → {new.get(name, 'none')}" for name in names[:MAX_DIFFERENCES]]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

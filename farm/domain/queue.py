@@ -19,10 +19,11 @@ class QueuedJob(NamedTuple):
     queued_at: float = 0.0  #: its place in the queue: when it was submitted, or when it became available
     deadline: float | None = None  #: not dispatched from then on
     failed_by: frozenset[str] = frozenset()  #: workers that failed it: others are preferred
+    wait_for: str | None = None  #: the numerics class that it waits for: it began there, and its worker was lost
 
 
 class Queue(NamedTuple):
-    """The first queued jobs of one tenant, model and priority, oldest first, and the queue's state."""
+    """The first queued jobs of one tenant, priority, model and pin, oldest first, and the queue's state."""
 
     tenant_id: str
     model: str
@@ -32,6 +33,9 @@ class Queue(NamedTuple):
     skips: int = 0  #: dispatched jobs that passed it over since it was last served
     served_at: float | None = None  #: when its last job was dispatched
     failed: frozenset[str] = frozenset()  #: ids of the candidates that a worker failed before
+    #: what its jobs are pinned to: a numerics class, the batch whose jobs all get the class of the first, or nothing
+    pin: str = ""
+    numerics: str | None = None  #: the numerics class that the pin means; None: any, or not chosen yet
 
 
 class QueueState(NamedTuple):
@@ -42,6 +46,7 @@ class QueueState(NamedTuple):
     priority: Priority
     skips: int
     served_at: float | None
+    pin: str = ""
 
 
 class TenantShare(NamedTuple):

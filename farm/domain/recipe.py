@@ -1,7 +1,7 @@
 """The recipe: everything that decides the pixels, as JSON inside every output.
 
-It holds no time, job or worker, so the same recipe gives the same bytes. Reading it needs only the standard library,
-because the client's base installation does it.
+It holds no time, job or worker, so the same recipe gives the same bytes: on every worker of the numerics class that it
+names. Reading it needs only the standard library, because the client's base installation does it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def recipe_json(spec: JobSpec, index: int, made_with: dict[str, object]) -> str:
     Args:
         spec: the job's.
         index: 0-based position among the job's outputs.
-        made_with: model revision, dtype, device kind, library versions.
+        made_with: model revision, dtype, device kind, library versions, numerics class.
     """
     parameters = single_output(spec, index).model_copy(update={"preview": False}).request()
     body = {"version": VERSION, "parameters": parameters, "made_with": made_with}
@@ -49,3 +49,9 @@ def request_from_recipe(text: str) -> dict[str, Any]:
     if version != VERSION:
         raise BadInput.of("recipe", version, f"has version {version}; this farm reads version {VERSION}")
     return parameters
+
+
+def numerics_of_recipe(text: str) -> str | None:
+    """The numerics class in which an output was rendered, from its recipe; None if it does not say."""
+    name = json.loads(text).get("made_with", {}).get("numerics")
+    return name if isinstance(name, str) else None

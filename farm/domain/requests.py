@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, StringCon
 
 from farm.domain.job_spec import Lora
 from farm.domain.media import input_formats, output_formats, titles
+from farm.domain.numerics import CLASS_PATTERN
 from farm.domain.states import Priority
 from farm.fields import (
     MAX_FILES,
@@ -29,6 +30,7 @@ from farm.fields import (
 from farm.tasks import TASKS
 from farm.tasks.spec import InputSpec, TaskSpec
 
+NumericsClass = Annotated[str, StringConstraints(pattern=CLASS_PATTERN)]
 #: One reference to an input file.
 Reference = Annotated[str, StringConstraints(min_length=1)]  # the API limits the whole request
 
@@ -117,6 +119,13 @@ class JobRequest(FrozenValue):
     deadline: Moment | None = Field(
         None,
         description="A job that still waits at this time fails as `deadline_exceeded`. A running job is not stopped.",
+    )
+    numerics: NumericsClass | None = Field(
+        None,
+        description=(
+            "A numerics class (`GET /v1/numerics`): only its workers render the job. Exact jobs with the same "
+            "parameters then have the same bytes. Any worker if absent."
+        ),
     )
 
     if TYPE_CHECKING:  # each task's request has them

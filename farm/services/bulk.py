@@ -119,15 +119,19 @@ class LineValidator:
         context: the process's connections.
         tenant_id: whose jobs they are.
         defaults: parameters that lines leave out.
+        one_numerics: whether all of them are rendered in one numerics class, so that none may name its own.
     """
 
-    def __init__(self, context: ServiceContext, tenant_id: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self, context: ServiceContext, tenant_id: str, defaults: Mapping[str, Any], *, one_numerics: bool = False
+    ) -> None:
         self._context = context
         self._defaults = defaults
         self._per_line_defaults = {name: value for name, value in defaults.items() if name in PER_LINE_FIELDS}
         # a column of a million cells names few images and fewer webhooks
         self._find_input = _remembered(self._find)
         self._check_webhook = _remembered(jobs.webhook_allowed(context.settings))
+        self._check_numerics = _remembered(_no_numerics if one_numerics else jobs.numerics_known(context))
         self._find_now = inputs.finder(context, tenant_id)
         self._fetched = 0
         self._fetch_seconds = 0.0
@@ -170,7 +174,7 @@ class LineValidator:
 
     def _build(self, line: Mapping[str, Any]) -> NewJob:
         request = validation.job_request(parameters.merge(self._defaults, line))
-        return jobs.build(self._context, request, self._find_input, self._check_webhook)
+        return jobs.build(self._context, request, self._find_input, self._check_webhook, self._check_numerics)
 
     def _find(self, field: str, reference: str) -> InputFile:
         if inputs.is_stored(reference):
@@ -190,6 +194,10 @@ class LineValidator:
             return self._find_now(field, reference)
         finally:
             self._fetch_seconds += time.monotonic() - begun
+
+
+def _no_numerics(name: str) -> None:
+    raise BadInput.of("numerics", name, "the batch has numerics: one, so its jobs cannot name a class; leave it out")
 
 
 def _remembered(look_up: Callable[..., T]) -> Callable[..., T]:
@@ -243,6 +251,7 @@ def new_hash(options: BatchOptions, media_type: str) -> Any:
         "name": options.new.name,
         "on_error": options.on_error.value,
         "webhook": options.new.webhook,
+        "one_numerics": options.new.one_numerics,
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
 
@@ -279,7 +288,7 @@ def submit(
     if options.new.webhook is not None:
         jobs.webhook_allowed(context.settings)(options.new.webhook)
     batch_id = ids.new(ids.BATCH)
-    validator = LineValidator(context, tenant_id, options.defaults)
+    validator = LineValidator(context, tenant_id, options.defaults, one_numerics=options.new.one_numerics)
     limit = None if options.dry_run else _queue_limit(context, tenant_id)
     with ErrorReport() as report, context.store.begin() as unit:
         try:

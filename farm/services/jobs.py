@@ -49,6 +49,7 @@ def build(
     request: AnyJobRequest,
     find_input: InputLookup,
     check_webhook: Callable[[str], None] | None = None,
+    check_numerics: Callable[[str], None] | None = None,
 ) -> NewJob:
     """The job that a request asks for: everything checked, the defaults filled in, the input images stored.
 
@@ -59,6 +60,7 @@ def build(
         request: a valid request.
         find_input: finds an input image.
         check_webhook: raises `BadInput` for a URL that no webhook may be sent to; `webhook_allowed` if absent.
+        check_numerics: raises `BadInput` for a numerics class that no worker ever had; `numerics_known` if absent.
 
     Raises:
         BadInput: with every problem found.
@@ -72,6 +74,11 @@ def build(
     if request.webhook is not None:
         try:
             (check_webhook or webhook_allowed(context.settings))(request.webhook)
+        except BadInput as error:
+            problems += error.problems
+    if request.numerics is not None:
+        try:
+            (check_numerics or numerics_known(context))(request.numerics)
         except BadInput as error:
             problems += error.problems
     files: dict[str, tuple[InputFile, ...]] = {}
@@ -94,7 +101,21 @@ def build(
         max_attempts=context.settings.max_attempts,
         not_before=request.not_before,
         deadline=request.deadline,
+        pin=request.numerics,
     )
+
+
+def numerics_known(context: ServiceContext) -> Callable[[str], None]:
+    """The check of a ``numerics`` class: a job for one that no worker ever had would wait for ever."""
+
+    def check(name: str) -> None:
+        with context.store.look() as unit:
+            known = [one.numerics.name for one in unit.numerics.all()]
+        if name not in known:
+            message = f"no worker of this farm ever had this numerics class; known: {', '.join(known) or 'none'}"
+            raise BadInput.of("numerics", name, message)
+
+    return check
 
 
 def webhook_allowed(settings: Settings) -> Callable[[str], None]:

@@ -55,12 +55,12 @@ _STAGING: Final = text("""
     CREATE TEMPORARY TABLE staged (
         seq integer, line integer, id uuid, task text, model text, priority smallint, spec jsonb,
         cost double precision, max_attempts smallint, custom_id text, metadata jsonb, webhook text,
-        not_before timestamptz, deadline timestamptz
+        not_before timestamptz, deadline timestamptz, pin text
     ) ON COMMIT DROP
 """)
 _COPY: Final = (
     "COPY staged (seq, line, id, task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook, "
-    "not_before, deadline) FROM STDIN"
+    "not_before, deadline, pin) FROM STDIN"
 )
 _DUPLICATES: Final = text("""
     SELECT line, custom_id, first FROM (
@@ -76,9 +76,9 @@ _DROP_DUPLICATES: Final = text("""
 """)
 _INSERT: Final = """
     INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
-                     webhook, available_at, queued_at, deadline, batch_id, batch_seq)
+                     webhook, available_at, queued_at, deadline, pin, batch_id, batch_seq)
     SELECT id, :tenant, 'queued', task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook,
-           greatest(not_before, now()), greatest(not_before, now()), deadline, :batch, {place}
+           greatest(not_before, now()), greatest(not_before, now()), deadline, coalesce(pin, :pin), :batch, {place}
     FROM staged
 """
 _IDS: Final = (bindparam("tenant", type_=Uuid), bindparam("batch", type_=Uuid))
@@ -89,10 +89,17 @@ _INSERT_STAGED_REST: Final = text(_INSERT.format(place="row_number() OVER (ORDER
 )
 # The new jobs' ids ascend with their place: what `ids.IdSeries` makes, in SQL.
 _COPIED: Final = ", ".join(RETRY_COLUMNS)
+# the jobs of a batch of one numerics class stay together in the batch that repeats them
+_COPIED_VALUES: Final = ", ".join(
+    f"CASE WHEN starts_with(pin, '{ids.BATCH}_') THEN CAST(:new_pin AS text) ELSE pin END"
+    if column == "pin"
+    else column
+    for column in RETRY_COLUMNS
+)
 _COPY_UNSUCCESSFUL: Final = text(f"""
     INSERT INTO job (id, tenant_id, state, retry_of, batch_id, batch_seq, {_COPIED})
     SELECT CAST(:prefix || lpad(to_hex(place), 8, '0') || substr(md5(random()::text), 1, 7) AS uuid),
-           tenant_id, 'queued', id, :batch, place, {_COPIED}
+           tenant_id, 'queued', id, :batch, place, {_COPIED_VALUES}
     FROM (SELECT job.*, row_number() OVER (ORDER BY batch_seq) AS place FROM job
           WHERE batch_id = :old AND state IN ('failed', 'canceled')) AS ended
     ORDER BY place
@@ -231,6 +238,8 @@ def _batch(row: Any, held: Mapping[str, int]) -> Batch:
         paused_at=row.paused_at,
         paused_seconds=row.paused_seconds,
         propagating=row.propagating,
+        one_numerics=row.one_numerics,
+        numerics=row.numerics,
         read_at=row.read_at,
     )
 
@@ -472,14 +481,27 @@ class Batches:
                 skipped=skipped,
                 error_key=error_key,
                 webhook=new.webhook,
+                one_numerics=new.one_numerics,
+                numerics=new.numerics,
             )
         )
 
-    def insert_staged(self, tenant_id: str, batch_id: str, *, whole: bool = False) -> None:
-        """Make queued jobs of what is staged; ``whole``: nothing was dropped from it."""
+    def insert_staged(self, tenant_id: str, batch_id: str, *, whole: bool = False, one_numerics: bool = False) -> None:
+        """Make queued jobs of what is staged.
+
+        Args:
+            tenant_id: whose they are.
+            batch_id: the batch that they belong to.
+            whole: nothing was dropped from what was staged.
+            one_numerics: all of them are rendered in the numerics class of the first.
+        """
         self._session.execute(
             _INSERT_STAGED if whole else _INSERT_STAGED_REST,
-            {"tenant": ids.to_uuid(ids.TENANT, tenant_id), "batch": ids.to_uuid(ids.BATCH, batch_id)},
+            {
+                "tenant": ids.to_uuid(ids.TENANT, tenant_id),
+                "batch": ids.to_uuid(ids.BATCH, batch_id),
+                "pin": batch_id if one_numerics else "",
+            },
         )
 
     def count_unsuccessful(self, batch_id: str) -> Staged:
@@ -498,6 +520,7 @@ class Batches:
             {
                 "prefix": ids.IdSeries(ids.JOB).prefix,
                 "old": ids.to_uuid(ids.BATCH, old_id),
+                "new_pin": batch_id,
                 "batch": ids.to_uuid(ids.BATCH, batch_id),
             },
         )
@@ -719,7 +742,7 @@ class _Common(NamedTuple):
     own: tuple[tuple[str, str], ...]  #: those of `PER_ENTRY` by name, for entries without their own
     document: str  #: the end of the spec's JSON: all but those and what is each entry's own
     middle: str  #: cost and attempts
-    end: str  #: webhook, not_before and deadline
+    end: str  #: webhook, not_before, deadline and pin
     cost: float
 
 
@@ -734,7 +757,7 @@ def _common(job: NewJob) -> _Common:
         tuple((name, text) for name, text in members if name in PER_ENTRY),
         _document(job.spec.model_dump_json(exclude={"common", "seed"}))[1:],
         f"{price!r}\t{job.max_attempts}",
-        f"{_text(job.webhook)}\t{_moment(job.not_before)}\t{_moment(job.deadline)}",
+        f"{_text(job.webhook)}\t{_moment(job.not_before)}\t{_moment(job.deadline)}\t{_text(job.pin)}",
         price,
     )
 

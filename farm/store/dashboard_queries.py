@@ -20,6 +20,7 @@ from farm.domain.states import JobState, Priority
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
 from farm.store.jobs import Jobs
+from farm.store.numerics import NumericsClasses
 from farm.store.queue import QUEUES as ALL_QUEUES
 from farm.store.queue import Queues
 from farm.store.tables import TENANT_ID, BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow, TenantRow
@@ -88,6 +89,8 @@ class QueueSummary:
     later: bool  #: whether others wait for a later time, or for their batch to go on
     oldest: datetime | None  #: since when the first of them waits
     held: int  #: at workers
+    numerics: str | None  #: the numerics class that its jobs asked for, or the batch that asked for one class for all
+    waiting_reason: str | None  #: why they cannot start now
 
 
 #: The lines themselves are found by a loose index scan, as the dispatcher finds them; of each, few rows are read.
@@ -95,28 +98,32 @@ _QUEUES: Final = text(f"""
     WITH {ALL_QUEUES}, found AS (
         SELECT * FROM queue WHERE CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid) LIMIT :lines
     ), held AS (
-        SELECT tenant_id, priority, model, count(*) AS jobs FROM job
+        SELECT tenant_id, priority, model, pin, count(*) AS jobs FROM job
         WHERE state IN ('dispatched', 'running')
           AND (CAST(:tenant AS uuid) IS NULL OR tenant_id = CAST(:tenant AS uuid))
-        GROUP BY tenant_id, priority, model
+        GROUP BY tenant_id, priority, model, pin
     )
-    SELECT tenant_id, priority, model,
+    SELECT tenant_id, priority, model, pin,
            (SELECT count(*) FROM (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND NOT paused AND queued_at <= now()
+                AND job.priority = found.priority AND job.model = found.model
+                AND job.pin = found.pin AND NOT paused AND queued_at <= now()
                 LIMIT :most + 1) AS counted) AS waiting,
            EXISTS (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND paused)
+                AND job.priority = found.priority AND job.model = found.model
+                AND job.pin = found.pin AND paused)
            OR EXISTS (SELECT FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND NOT paused AND queued_at > now())
+                AND job.priority = found.priority AND job.model = found.model
+                AND job.pin = found.pin AND NOT paused AND queued_at > now())
                AS later,
            (SELECT queued_at FROM job WHERE state = 'queued' AND job.tenant_id = found.tenant_id
-                AND job.priority = found.priority AND job.model = found.model AND NOT paused AND queued_at <= now()
+                AND job.priority = found.priority AND job.model = found.model
+                AND job.pin = found.pin AND NOT paused AND queued_at <= now()
                 ORDER BY queued_at, id LIMIT 1) AS oldest,
            coalesce(held.jobs, 0) AS held
-    FROM found FULL JOIN held USING (tenant_id, priority, model)
-    ORDER BY priority DESC, oldest NULLS LAST, tenant_id, model LIMIT :lines
+    FROM found FULL JOIN held USING (tenant_id, priority, model, pin)
+    ORDER BY priority DESC, oldest NULLS LAST, tenant_id, model, pin LIMIT :lines
 """).columns(  # noqa: S608 - of constants
-    tenant_id=TENANT_ID, priority=SmallInteger, model=Text, waiting=Integer, later=Boolean,
+    tenant_id=TENANT_ID, priority=SmallInteger, model=Text, pin=Text, waiting=Integer, later=Boolean,
     oldest=DateTime(timezone=True), held=Integer,
 )  # fmt: skip
 
@@ -306,6 +313,8 @@ class DashboardQueries:
             "lines": MAX_QUEUES,
             "most": QUEUE_WINDOW,
         }
+        rows = self._session.execute(_QUEUES, values).all()
+        missing = NumericsClasses(self._session).missing({row.pin for row in rows if row.pin})
         return [
             QueueSummary(
                 row.tenant_id,
@@ -316,8 +325,10 @@ class DashboardQueries:
                 row.later,
                 row.oldest,
                 row.held,
+                row.pin or None,
+                missing.get(row.pin),
             )
-            for row in self._session.execute(_QUEUES, values)
+            for row in rows
         ]
 
     def tenant_names(self, tenant_ids: Collection[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
@@ -33,8 +33,13 @@ from farm.domain.job_spec import JobSpec
 from farm.domain.states import EventType, JobState, Priority
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
+from farm.store.numerics import NumericsClasses
 from farm.store.tables import IdempotencyRow, JobRow, OutputRow
 from farm.store.workers import HELD, seconds
+
+#: How long an exact job whose worker was lost waits for a worker of the numerics class in which it began: long enough
+#: for the worker's process to start again.
+SAME_NUMERICS_SECONDS: Final = 30.0
 
 QUEUED, DISPATCHED, RUNNING = JobState.QUEUED.value, JobState.DISPATCHED.value, JobState.RUNNING.value
 
@@ -65,7 +70,7 @@ class ExpiredLease:
     cancel_requested: bool
 
 
-def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
+def job_of(row: JobRow, outputs: Iterable[OutputRow], waiting_reason: str | None = None) -> Job:
     """The job that a row and those of its outputs are."""
     progress = None if row.step is None or row.steps is None else Progress(row.step, row.steps)
     error = None if row.error_code is None else JobError(row.error_code, row.error_message or "")
@@ -103,6 +108,8 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         batch_id=row.batch_id,
         batch_seq=row.batch_seq,
         crash_count=row.crash_count,
+        pin=row.pin or None,
+        waiting_reason=waiting_reason,
     )
 
 
@@ -177,7 +184,11 @@ class Jobs:
             )
             for output in found:
                 outputs.setdefault(output.job_id, []).append(output)
-        return [job_of(row, outputs.get(row.id, ())) for row in rows]
+        pins = {row.pin for row in rows if row.pin and row.state == QUEUED}
+        missing = NumericsClasses(self._session).missing(pins)
+        return [
+            job_of(row, outputs.get(row.id, ()), missing.get(row.pin) if row.state == QUEUED else None) for row in rows
+        ]
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
@@ -200,6 +211,7 @@ class Jobs:
                 "webhook_events": None if job.webhook_events is None else [kind.value for kind in job.webhook_events],
                 "retry_of": job.retry_of,
                 "deadline": job.deadline,
+                "pin": job.pin or "",
             }
             | ({} if job.not_before is None else {"available_at": job.not_before, "queued_at": job.not_before})
             for job in jobs
@@ -273,6 +285,7 @@ class Jobs:
         """
         states = (JobState.DISPATCHED,) if unclaimed else (JobState.DISPATCHED, JobState.RUNNING)
         # a dispatched job was never claimed, so there is no attempt to uncount
+        until = func.now() + seconds(SAME_NUMERICS_SECONDS)
         refunded = case((JobRow.state == RUNNING, JobRow.attempts - 1), else_=JobRow.attempts)
         return self._changed(
             _fenced(job_id, epoch, *states)
@@ -282,6 +295,7 @@ class Jobs:
                 attempts=refunded if refund else JobRow.attempts,
                 lost_count=JobRow.lost_count + int(lost),
                 crash_count=JobRow.crash_count + int(died),
+                waits_until=case((JobRow.first_numerics.is_not(None), until)) if died else null(),
                 available_at=func.now() + seconds(delay_seconds),
                 lease_until=null(),
                 step=null(),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from farm.domain import ids
 from farm.domain.numerics import Numerics
-from farm.store.tables import NumericsRow
+from farm.store.tables import BatchRow, NumericsRow
 
 _ALL: Final = text("""
     SELECT numerics.name, numerics.facts,
@@ -19,6 +20,19 @@ _ALL: Final = text("""
     FROM numerics LEFT JOIN worker ON worker.numerics = numerics.name AND worker.state = 'online'
     GROUP BY numerics.name ORDER BY numerics.first_joined_at, numerics.name
 """)
+#: The numerics class that a pin means: itself, or the one that the first job of its batch chose.
+CLASS_OF_PIN: Final = f"""
+    CASE WHEN starts_with({{pin}}, '{ids.BATCH}_') THEN (
+             SELECT batch.numerics FROM batch WHERE batch.id = CAST(substr({{pin}}, {len(ids.BATCH) + 2}) AS uuid))
+         WHEN {{pin}} <> '' THEN {{pin}} END
+"""  # noqa: S608 - of constants
+_MISSING: Final = text(f"""
+    SELECT pin, class FROM (
+        SELECT pin, {CLASS_OF_PIN.format(pin="pin")} AS class FROM unnest(CAST(:pins AS text[])) AS pin
+    ) AS pinned
+    WHERE class IS NOT NULL AND NOT EXISTS (
+        SELECT FROM worker WHERE worker.numerics = class AND worker.state = 'online')
+""")  # noqa: S608 - of constants
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,20 @@ class NumericsClasses:
     def all(self) -> list[KnownNumerics]:
         """Every class, oldest first."""
         return [KnownNumerics(Numerics(row.name, row.facts), tuple(row.workers)) for row in self._session.execute(_ALL)]
+
+    def missing(self, pins: Collection[str]) -> dict[str, str]:
+        """Why jobs with these pins cannot start, by pin: no worker of their numerics class is online."""
+        if not pins:
+            return {}
+        rows = self._session.execute(_MISSING, {"pins": list(pins)})
+        return {row[0]: f"no worker of numerics class {row[1]} is online" for row in rows}
+
+    def choose(self, chosen: Mapping[str, str]) -> None:
+        """Store the classes that the first jobs of batches chose, by the batch's id. The first choice stays."""
+        for batch_id, name in sorted(chosen.items()):
+            self._session.execute(
+                update(BatchRow).where(BatchRow.id == batch_id, BatchRow.numerics.is_(None)).values(numerics=name)
+            )
 
     def named(self, names: Collection[str]) -> dict[str, Numerics]:
         """Those of the classes that are known, by name."""

@@ -28,7 +28,9 @@ _CLAIM: Final = text("""
         ORDER BY job.id FOR NO KEY UPDATE OF job
     )
     UPDATE job SET state = 'running', attempts = job.attempts + 1, claimed_at = now(),
-        lease_until = now() + make_interval(secs => :lease)
+        lease_until = now() + make_interval(secs => :lease), waits_until = NULL,
+        first_numerics = CASE WHEN (job.spec -> 'exact')::boolean THEN
+            coalesce(job.first_numerics, (SELECT numerics FROM worker WHERE name = :worker)) END
     FROM mine WHERE job.id = mine.id
     RETURNING job.*
 """)

@@ -95,13 +95,14 @@ class TenantRow(Base):
 
 
 class QueueStateRow(Base):
-    """What the policy remembers of a tenant's jobs of one class and model; lines that were never served have no row."""
+    """What the policy remembers of one queue; queues that were never served have no row."""
 
     __tablename__ = "queue_state"
 
     tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)  #: `Priority.rank`
     model: Mapped[str] = mapped_column(primary_key=True)
+    pin: Mapped[str] = mapped_column(primary_key=True)  #: what its jobs are pinned to; empty: nothing
     skips: Mapped[int] = mapped_column(server_default=text("0"))  #: dispatches that passed it over
     served_at: Mapped[datetime | None]
 
@@ -200,6 +201,10 @@ class BatchRow(Base):
     paused_seconds: Mapped[float] = mapped_column(
         server_default=text("0")
     )  #: that it was paused since its first job ended, but for the pause that lasts
+    one_numerics: Mapped[bool] = mapped_column(
+        server_default=text("false")
+    )  #: whether all its jobs are rendered in the numerics class of the first
+    numerics: Mapped[str | None]  #: that class, once it is known
     propagating: Mapped[bool] = mapped_column(
         server_default=text("false")
     )  #: whether jobs' rows may not follow ``priority`` and ``paused_at`` yet
@@ -217,6 +222,7 @@ class JobRow(Base):
             "tenant_id",
             "priority",
             "model",
+            "pin",
             "paused",
             "queued_at",
             "id",
@@ -279,6 +285,10 @@ class JobRow(Base):
     available_at: Mapped[datetime] = mapped_column(server_default=NOW)
     queued_at: Mapped[datetime] = mapped_column(server_default=NOW)  #: its place in its queue; another attempt keeps it
     paused: Mapped[bool] = mapped_column(server_default=text("false"))  #: its batch is paused: it stays in its queue
+    #: what it is pinned to: a numerics class; the id of the batch whose jobs all get the class of the first; or nothing
+    pin: Mapped[str] = mapped_column(server_default=text("''"))
+    first_numerics: Mapped[str | None]  #: the numerics class of the worker that claimed it first, of an exact job
+    waits_until: Mapped[datetime | None]  #: its worker was lost: so long it waits for one of ``first_numerics``
     deadline: Mapped[datetime | None]  #: not dispatched from then on
     dispatched_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime | None]

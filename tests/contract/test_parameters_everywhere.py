@@ -18,6 +18,7 @@ from farm.cli import app
 from farm.client import Farm
 from farm.dashboard import forms
 from farm.domain.job_spec import InputFile
+from farm.domain.numerics import Numerics
 from farm.domain.parameters import PARAMETERS, Parameter, ParameterKind, stored_name, to_text
 from farm.pipelines.catalogue import catalogue
 from farm.pipelines.spec import Media, PipelineSpec
@@ -29,6 +30,7 @@ from tests.job_specs import STARTER_TASKS
 
 MODEL = "starter"
 IMAGE: Final = png(colour="white")  #: of a mask, too: white is replaced
+KNOWN = Numerics.of("cpu", {})
 #: A value of each parameter that is not its default.
 SAMPLES: Final[dict[str, Any]] = {
     "model": MODEL,
@@ -54,6 +56,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "webhook": "https://example.com/hook",
     "not_before": "2027-01-31T22:00:00Z",
     "deadline": "2027-02-28T22:00:00Z",
+    "numerics": KNOWN.name,
     "strength": 0.5,
     "control_scale": [0.5, 0.75],
     "control_start": 0.1,
@@ -70,7 +73,7 @@ OF_OTHERS: Final = frozenset(
 #: Parameters whose values have columns of their own.
 OBJECTS: Final = ("metadata", "parameters", "inputs")
 #: How a job shows a parameter, where it is not one of its ``parameters``.
-ELSEWHERE: Final = ("priority", "custom_id", "metadata", "webhook", "deadline")
+ELSEWHERE: Final = ("priority", "custom_id", "metadata", "webhook", "deadline", "numerics")
 
 
 #: A class that does a task, by parameter and task: the built-in model's where it takes the parameter.
@@ -157,6 +160,8 @@ def api(servers: TestServers, migrated_template: str, tmp_path_factory: pytest.T
             patch.setenv(name, value)
         settings = Settings(models_file=models)
     with running(settings) as one:
+        with one.store.begin() as unit:
+            unit.numerics.record(KNOWN)
         yield one
     servers.postgres.drop_database("parameters")
 

@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from farm import api_types
 from farm.cli import output_files
+from farm.cli.comparison import difference
 from farm.cli.render import read_output, size_of
 from farm.client.requests import infer_task
 from farm.domain import recipe
@@ -127,9 +128,11 @@ def test_the_recipe_of_an_image_is_its_request(tmp_path: Path) -> None:
         "strength": 0.5, "output_format": "png",
         "inputs": {"image": InputFile(sha256="ab" * 32, key="k", media_type="image/png", size=99)},
     })  # fmt: skip
-    data = png((0, 0, 0), farm=recipe.recipe_json(spec, 2, {}))
+    data = png((0, 0, 0), farm=recipe.recipe_json(spec, 2, {"numerics": "cpu-0123456789ab"}))
     (tmp_path / "x.png").write_bytes(data)
-    read, request = read_output(tmp_path / "x.png")
+    file = read_output(tmp_path / "x.png")
+    read, request = file.data, file.request
+    assert file.numerics == "cpu-0123456789ab"
     assert read == data
     assert request["seed"] == 11, "the seed of this image, not of the job"
     assert request["num_outputs"] == 1
@@ -141,3 +144,28 @@ def test_an_image_without_a_recipe_is_refused(data: bytes, tmp_path: Path) -> No
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(BadInput):
         read_output(tmp_path / "x.png")
+
+
+def test_the_largest_difference_between_two_outputs_is_said() -> None:
+    first = Image.new("RGB", (10, 10), (100, 100, 100))
+    second = first.copy()
+    second.putpixel((3, 3), (100, 103, 99))
+    files = []
+    for image in (first, second):
+        files.append(io.BytesIO())
+        image.save(files[-1], "PNG")
+    one, other = (file.getvalue() for file in files)
+    assert difference(one, other) == "largest difference 3/255, in 0.67 % of the values"
+    assert difference(one, png((0, 0, 0))) == "the sizes differ"
+
+
+def test_the_largest_difference_between_two_sounds_is_said() -> None:
+    numpy, soundfile = pytest.importorskip("numpy"), pytest.importorskip("soundfile")
+    files = []
+    for value in (0.0, 0.25):
+        samples = numpy.zeros(100, "float32")
+        samples[50] = value
+        files.append(io.BytesIO())
+        soundfile.write(files[-1], samples, 8_000, "FLOAT", format="WAV")
+    one, other = (file.getvalue() for file in files)
+    assert difference(one, other) == "largest difference 0.25 of the range of values"

@@ -46,7 +46,7 @@ def test_another_number_of_threads_is_another_numerics_class_and_the_difference_
     numerics.make_deterministic(2)
     two = numerics.describe(CPU, compiled=False)
     assert one.name != two.name
-    assert differences(two.facts, one.facts) == "threads: 2 → 1"
+    assert differences(two.facts, one.facts) == "threads 2 → 1"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -88,6 +88,7 @@ capacities_ = st.lists(
         st.sampled_from([None, 10, 20]),
         st.frozensets(st.sampled_from(["big", "fast"])),
         draining=st.sampled_from([False, False, False, True]),
+        numerics=st.sampled_from([None, "x", "y"]),
     ),
     unique_by=lambda capacity: capacity.worker,
     max_size=5,
@@ -121,13 +122,19 @@ shares_ = st.tuples(
 def queues_(draw: st.DrawFn) -> list[Queue]:
     keys = draw(
         st.lists(
-            st.tuples(st.sampled_from(["t1", "t2", "t3"]), st.sampled_from(MODELS), st.sampled_from(Priority)),
+            st.tuples(
+                st.sampled_from(["t1", "t2", "t3"]),
+                st.sampled_from(MODELS),
+                st.sampled_from(Priority),
+                st.sampled_from(["", "", "x", "batch_1", "batch_2"]),
+            ),
             unique=True,
             max_size=9,
         )
     )
     queues = []
-    for index, (tenant, model, priority) in enumerate(keys):
+    class_of = {"x": "x", "batch_1": None, "batch_2": draw(st.sampled_from([None, "y"]))}
+    for index, (tenant, model, priority, pin) in enumerate(keys):
         count = draw(st.integers(1, 5))
         since = sorted(draw(st.lists(st.floats(0, NOW + 100), min_size=count, max_size=count)))
         candidates = tuple(
@@ -136,6 +143,7 @@ def queues_(draw: st.DrawFn) -> list[Queue]:
                 draw(st.floats(0.1, 50)),
                 since[number],
                 draw(st.sampled_from([None, None, NOW - 1, NOW + 1])),
+                wait_for=draw(st.sampled_from([None, None, None, "x"])),
             )
             for number in range(count)
         )
@@ -148,9 +156,17 @@ def queues_(draw: st.DrawFn) -> list[Queue]:
                 draw(st.booleans()),
                 draw(st.integers(0, 20)),
                 draw(st.none() | st.floats(0, NOW)),
+                pin=pin,
+                numerics=class_of.get(pin),
             )
         )
     return queues
+
+
+def has_class(capacity: WorkerCapacity, one: Queue, job: QueuedJob, decision: Decision) -> bool:
+    """Whether a worker has the numerics class that the job needs at the end of the round."""
+    wanted = decision.chosen_numerics.get(one.pin, one.numerics)
+    return wanted in (None, capacity.numerics) and job.wait_for in (None, capacity.numerics)
 
 
 paused_ = st.builds(Paused, st.sampled_from([False] * 9 + [True]), st.frozensets(st.sampled_from(MODELS), max_size=1))
@@ -181,6 +197,15 @@ def test_whatever_the_state_no_rule_is_broken(
         assert from_queue.model not in paused.models
         assert job.queued_at <= NOW
         assert job.deadline is None or job.deadline > NOW
+        assert from_queue.numerics in (None, capacity.numerics)
+        assert job.wait_for in (None, capacity.numerics)
+    # all jobs of a batch that asks for one numerics class get the same one
+    for pin in ("batch_1", "batch_2"):
+        classes = {
+            capacity_of[one.worker].numerics for one in decision.assignments if queue_of[one.job_id].pin == pin
+        } - {None}
+        bound = decision.chosen_numerics.get(pin)
+        assert classes <= ({bound} if bound else {"y"} if pin == "batch_2" else set())
     for capacity in capacities:
         assert to_worker[capacity.worker] <= capacity.free_slots
     for share in shares:
@@ -193,7 +218,8 @@ def test_whatever_the_state_no_rule_is_broken(
     for from_queue in queues:
         able = [job.job_id for job in from_queue.candidates if job.queued_at <= NOW and (job.deadline or NOW + 1) > NOW]
         sent = [one.job_id for one in decision.assignments if queue_of[one.job_id] is from_queue]
-        assert sent == able[: len(sent)]
+        waiting_jobs = [job_id for job_id in able if job_of[job_id].wait_for and job_id not in sent]
+        assert sent == [job_id for job_id in able if job_id not in waiting_jobs][: len(sent)]
     assert all(one.vtime >= 0 for one in decision.share_states)
     assert all(0 <= state.skips <= 20 for state in decision.queue_states)
 
@@ -227,8 +253,11 @@ def test_no_slot_stays_empty_while_a_job_fits_it(
         left = [
             h for h in one.candidates if h.queued_at <= NOW and (h.deadline or NOW + 1) > NOW and h.job_id not in sent
         ]
-        assert not left or not any(
-            requirements.get(one.model, ModelRequirements()).met_by(capacity) for capacity in free
+        assert not any(
+            requirements.get(one.model, ModelRequirements()).met_by(capacity)
+            and has_class(capacity, one, job, decision)
+            for capacity in free
+            for job in left
         )
 
 
@@ -492,3 +521,44 @@ def test_a_round_is_bounded_and_says_that_more_can_go() -> None:
     decision = choose([WorkerCapacity("w", 50)], [queue("t", *range(50))], [], NOW, rules=Rules(max_assignments=10))
     assert len(decision.assignments) == 10
     assert decision.more
+
+
+# -- numerics classes --------------------------------------------------------------------------------------------------
+
+
+def test_a_pinned_job_goes_to_its_numerics_class_even_if_another_worker_has_the_model() -> None:
+    queues = [Queue("t", "a", Priority.NORMAL, (waiting(1),), pin="x", numerics="x")]
+    warm, other = WorkerCapacity("w1", 5, frozenset("a"), numerics="y"), WorkerCapacity("w2", 1, numerics="x")
+    assert workers(choose([warm, other], queues, [], NOW)) == ["w2"]
+    assert not choose([warm], queues, [], NOW).assignments
+
+
+def test_a_pinned_job_without_a_worker_does_not_hide_the_others_of_its_model() -> None:
+    pinned = Queue("t", "a", Priority.NORMAL, (waiting(1),), pin="x", numerics="x")
+    assert numbers(choose([WorkerCapacity("w", 5, numerics="y")], [pinned, queue("t", 2)], [], NOW)) == [2]
+
+
+def test_the_first_job_of_a_batch_chooses_the_numerics_class_of_all() -> None:
+    capacities = [WorkerCapacity("w1", 2, numerics="x"), WorkerCapacity("w2", 9, numerics="y")]
+    one = [
+        Queue("t", model, Priority.NORMAL, tuple(map(waiting, jobs)), pin="batch_1")
+        for model, jobs in (("a", range(1, 6)), ("b", range(6, 12)))
+    ]
+    first = choose(capacities, one, [], NOW)
+    assert first.chosen_numerics == {"batch_1": "y"}
+    assert set(workers(first)) == {"w2"}
+    assert len(first.assignments) == 9
+    later = [queue._replace(numerics="y") for queue in one]
+    again = choose(capacities, later, [], NOW)
+    assert set(workers(again)) == {"w2"}
+    assert not again.chosen_numerics, "it is chosen once"
+
+
+def test_a_job_that_lost_its_worker_waits_for_its_numerics_class_and_the_others_pass_it() -> None:
+    lost = waiting(1)._replace(wait_for="x")
+    queues = [Queue("t", "a", Priority.NORMAL, (lost, waiting(2), waiting(3)))]
+    assert numbers(choose([WorkerCapacity("w", 5, numerics="y")], queues, [], NOW)) == [2, 3]
+    both = [WorkerCapacity("w", 5, frozenset("a"), numerics="y"), WorkerCapacity("v", 1, numerics="x")]
+    assignments = {int(one.job_id[4:], 16): one.worker for one in choose(both, queues, [], NOW).assignments}
+    assert assignments[1] == "v"
+    assert set(assignments) == {1, 2, 3}

@@ -18,6 +18,7 @@ from farm.api.dependencies import AppContext, Context
 from farm.dashboard import forms
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
 from farm.domain.batch import Batch, Estimate, NewBatch, OnError
+from farm.domain.numerics import ONE
 from farm.domain.parameters import PARAMETERS
 from farm.domain.states import Priority
 from farm.errors import BadInput, BatchRefused, FieldProblem
@@ -87,7 +88,8 @@ def _submit(
     except ValidationError as error:
         wrong = validation.of_body(error)
         return CheckResult(None, tuple(wrong), len(wrong))
-    options = BatchOptions(NewBatch(query.name, webhook=query.webhook), query.defaults(), query.on_error, dry)
+    new = NewBatch(query.name, webhook=query.webhook, one_numerics=query.numerics == ONE)
+    options = BatchOptions(new, query.defaults(), query.on_error, dry)
     key = given.get("idempotency_key") or None
     try:
         made, _ = bulk.submit_stream(context, tenant_id, options, _media_type(file, filename), _chunks(file), key)

@@ -118,6 +118,8 @@ def upgrade() -> None:
         sa.Column("priority", sa.SmallInteger(), nullable=True),
         sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("paused_seconds", sa.Double(), server_default=sa.text("0"), nullable=False),
+        sa.Column("one_numerics", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("numerics", sa.Text(), nullable=True),
         sa.Column("propagating", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
@@ -239,6 +241,9 @@ def upgrade() -> None:
         sa.Column("available_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("queued_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("paused", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("pin", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("first_numerics", sa.Text(), nullable=True),
+        sa.Column("waits_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
         sa.Column("dispatched_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
@@ -286,7 +291,7 @@ def upgrade() -> None:
     op.create_index(
         "job_queue",
         "job",
-        ["tenant_id", "priority", "model", "paused", "queued_at", "id"],
+        ["tenant_id", "priority", "model", "pin", "paused", "queued_at", "id"],
         unique=False,
         postgresql_where=sa.text("state = 'queued'"),
     )
@@ -296,10 +301,11 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
         sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("pin", sa.Text(), nullable=False),
         sa.Column("skips", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("served_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"]),
-        sa.PrimaryKeyConstraint("tenant_id", "priority", "model"),
+        sa.PrimaryKeyConstraint("tenant_id", "priority", "model", "pin"),
     )
     op.create_table(
         "usage",
