@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     device: str | None = None  #: which device this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
     worker_alive_file: Path | None = None  #: touched twice a second while the process runs, for liveness probes
-    torch_threads: int = Field(0, ge=0)  #: of one worker; 0: torch's own choice, which is all cores
+    torch_threads: int = Field(0, ge=0)  #: of one worker; 0: one for each core that it may use
     batching: Literal["on", "off"] = "on"  #: several jobs on a device at once, which share forwards
     batch_rows: int = Field(16, ge=2)  #: tried for one shared forward, on a device whose memory is not measured
     #: main memory for models that leave a CUDA device, so that they come back quickly; 0: none

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere
 from PIL import Image
 
+from farm import processors
 from farm.domain.numerics import Numerics
 from farm.domain.worker import Device
 from workers.device import torch_device
@@ -48,11 +49,11 @@ _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16"
 def make_deterministic(threads: int) -> None:
     """Make the same call give the same bytes on this machine: fixed threads, no autotuning, no atomic adds.
 
-    ``threads``: of torch's CPU kernels; 0 keeps torch's choice. The order of a sum depends on it, so it must not change
-    later.
+    ``threads``: of torch's CPU kernels; 0: torch's choice, but not more than the processors that this process may use.
+    The order of a sum depends on it, so it must not change later.
     """
     # set in any case: that also ends MKL's freedom to use fewer threads for a small operation
-    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.set_num_threads(threads or min(torch.get_num_threads(), processors.available()))
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     # only warn: some attention kernels have no deterministic implementation, and must work all the same

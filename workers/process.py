@@ -157,6 +157,7 @@ class WorkerProcess:
             device=device.name,
             dtype=device.dtype,
             numerics=numerics.name,
+            torch_threads=numerics.facts.get("threads"),  # on a processor
             memory_gib=round(device.memory_bytes / 2**30, 1),
         )
         device_metrics.register(device)

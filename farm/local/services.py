@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from farm import processors
 from farm.local import ports
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
@@ -168,10 +169,11 @@ def alive_file(directory: DataDirectory, device: str) -> Path:
 
 
 def _torch_threads(devices: tuple[str, ...]) -> dict[str, str]:
-    """CPU workers of one machine share its cores instead of each taking all of them."""
-    if len(devices) == 1 or not all(device.startswith("cpu") for device in devices):
+    """Workers that render on the processors share them with each other and with the servers, unless the user chose."""
+    on_processors = sum(device.startswith("cpu") for device in devices)
+    if not on_processors or os.environ.get("FARM_TORCH_THREADS"):
         return {}
-    return {"FARM_TORCH_THREADS": str(max(1, (os.cpu_count() or 1) // len(devices)))}
+    return {"FARM_TORCH_THREADS": str(processors.for_workers(on_processors))}
 
 
 def worker_name(device: str) -> str:
