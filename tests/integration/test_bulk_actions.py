@@ -147,9 +147,13 @@ def test_a_hundred_thousand_waiting_jobs_are_canceled_in_seconds(api: Api, farm:
             )
         )
     begun = time.monotonic()
-    done = farm.cancel_jobs(state=["queued"])
+    canceled, complete = 0, False
+    while not complete:  # one request, unless the machine is so busy that the request's own time limit ends it
+        done = farm.cancel_jobs(state=["queued"])
+        canceled, complete = canceled + done.canceled, done.complete
     print(f"100,000 jobs canceled in {time.monotonic() - begun:.1f} s")
-    assert (done.canceled, done.complete) == (100_000, True)
+    assert canceled == 100_000
+    assert time.monotonic() - begun < 60
     assert not list(farm.list(state="queued", limit=1))
 
 
