@@ -27,7 +27,7 @@ _LONG: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900
 # -- the API ---------------------------------------------------------------------------------------------------------
 REQUEST_SECONDS: Final = Histogram(
     "farm_http_request_duration_seconds",
-    "HTTP requests, by the route's template.",
+    "HTTP requests, by route.",
     ["method", "route", "status"],
     buckets=_QUICK,
 )
@@ -35,7 +35,7 @@ REQUEST_SECONDS: Final = Histogram(
 # -- the dispatcher --------------------------------------------------------------------------------------------------
 DISPATCHER_LEADER: Final = Gauge("farm_dispatcher_leader", "1 while this dispatcher leads, 0 while it stands by.")
 ROUND_SECONDS: Final = Histogram(
-    "farm_dispatcher_round_duration_seconds", "One look at the state and what followed from it.", buckets=_QUICK
+    "farm_dispatcher_round_duration_seconds", "One round: read the state, decide, dispatch.", buckets=_QUICK
 )
 LAST_ROUND_TIMESTAMP: Final = Gauge(
     "farm_dispatcher_last_round_timestamp_seconds", "When this dispatcher last ended a round: its age is the lag."
