@@ -1,4 +1,4 @@
-"""Queues: what waits, line by line, and what of it is at workers."""
+"""Queues: the waiting jobs of each queue, and its jobs at workers."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def queues(request: Request, context: Context, user: CurrentUser) -> Response:
 
 @router.get("/now")
 def now(request: Request, context: Context, user: CurrentUser) -> Response:
-    """The lines as they are now."""
+    """The queues as they are now."""
     return render(request, "queues_now.html", **_now(context, user))
 
 
 def _now(context: AppContext, user: User) -> dict[str, Any]:
     with context.store.begin() as unit:
-        lines = unit.dashboard_queries.queues(user.tenant)
+        waiting = unit.dashboard_queries.queues(user.tenant)
         queue = unit.dashboard_queries.queue_totals(user.tenant)
         speed = unit.batches.throughput()
         stopped = unit.pauses.now()
-        names = unit.dashboard_queries.tenant_names([one.tenant_id for one in lines]) if user.is_operator else {}
+        names = unit.dashboard_queries.tenant_names([one.tenant_id for one in waiting]) if user.is_operator else {}
     return {
-        "lines": lines,
+        "queues": waiting,
         "most": MAX_QUEUES,
         "queue": queue,
-        "held": sum(one.held for one in lines),
+        "held": sum(one.held for one in waiting),
         "seconds": queue.cost / speed if speed else None,
         "stopped": stopped,
         "names": names,
