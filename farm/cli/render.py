@@ -236,7 +236,7 @@ def rerun(
     output: Where = None,
     force: Force = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Insist on the output's numerics class: wait for a worker that has it.")
+        bool, typer.Option("--strict", help="Require the output's numerics class: wait for a worker that has it.")
     ] = False,
     as_json: AsJson = False,
     url: Url = None,
