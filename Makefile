@@ -65,8 +65,9 @@ unit: $(INSTALLED) ## the tests that need no server
 integration: $(INSTALLED) $(COMPAT)/.installed ## the rest of the suite, on real servers
 	$(BIN)/python -m pytest tests/contract tests/integration tests/compat tests/acceptance tests/browser tests/chaos
 
-families: $(INSTALLED) ## a tiny model of each family of pipelines
+families: $(INSTALLED) ## a tiny model of each family of pipelines, with stock diffusers and through the farm
 	$(BIN)/python -m pytest tests/contract
+	$(BIN)/python -m tests.contract.families
 
 nightly: $(INSTALLED) ## what takes too long for every change
 	NIGHTLY=1 $(BIN)/python -m pytest tests/slow tests/integration/test_api_schema.py tests/chaos tests/browser

@@ -24,6 +24,9 @@
     │   ├── DeviceFailed
     │   ├── InputUnavailable
     │   ├── UnsuitableInput
+    │   ├── UnsupportedParameter
+    │   ├── InvalidParameters
+    │   ├── MissingPackage
     │   ├── NanOutput
     │   └── JobCanceled
     └── SetupError          this machine cannot run what was asked; the message says what to do
@@ -181,6 +184,27 @@ class UnsuitableInput(RenderError):
     """An input image decodes, but the pipeline can make nothing of it."""
 
     code = "unsuitable_input"
+    retryable = False
+
+
+class UnsupportedParameter(RenderError):
+    """The job gives a parameter or an input that the model's pipeline does not take."""
+
+    code = "unsupported_parameter"
+    retryable = False
+
+
+class InvalidParameters(RenderError):
+    """The pipeline refuses the job's parameters or inputs before its first step, and would in every attempt."""
+
+    code = "invalid_parameters"
+    retryable = False
+
+
+class MissingPackage(RenderError):
+    """The pipeline needs a Python package that the worker lacks."""
+
+    code = "missing_package"
     retryable = False
 
 

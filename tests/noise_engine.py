@@ -40,6 +40,7 @@ from tests.job_specs import size_of
 from workers import device as devices
 from workers import engine, failpoints
 from workers.device import DeviceChoice
+from workers.media.artifacts import Artifact
 from workers.render_request import RenderRequest, RenderResult
 
 #: The device fails when a job whose prompt contains this text has done a step.
@@ -106,7 +107,7 @@ class NoiseRenderer:
         return finished
 
 
-def _images(spec: JobSpec) -> list[Image.Image]:
+def _images(spec: JobSpec) -> list[Artifact]:
     size = size_of(spec)
     return [
         Image.frombytes("RGB", size, random.Random(spec.seed_of(index)).randbytes(3 * size[0] * size[1]))

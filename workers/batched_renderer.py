@@ -6,10 +6,10 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
+import structlog
 import torch
-from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
@@ -19,14 +19,14 @@ from workers import device_errors, pipelines, previews
 from workers.batch_profiles import BatchProfiles
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode, ModuleState, PipelineRun
+from workers.media.artifacts import Artifact
 from workers.model_cache import ModelCache
 from workers.pipelines import LoadedModel
+from workers.pipelines.isolation import Sharing, Trial
+from workers.pipelines.loaded_model import ParkingModule
 from workers.render_request import Preview, RenderRequest, RenderResult
 
-#: The components whose calls park: denoisers, ControlNets, and the two halves of the VAE (a pipeline never calls the
-#: forward of the VAE itself).
-DENOISERS: Final = ("unet", "transformer", "transformer_2", "controlnet")
-VAE_HALVES: Final = ("encoder", "decoder")
+log = structlog.stdlib.get_logger()
 
 MAX_PREVIEWS: Final = 10  #: of one image
 PREVIEW_SECONDS: Final = 0.4  #: between two previews of a job
@@ -41,14 +41,22 @@ class ActiveJob:
     request: RenderRequest
     loaded: LoadedModel
     made_with: dict[str, object]
-    max_runs: int  #: images rendered at the same time
+    max_runs: int  #: outputs rendered at the same time
     state: ModuleState | None
-    images: list[Image.Image | None]
-    steps: list[int]  #: done, of each image
-    runs: dict[PipelineRun, int] = field(default_factory=dict)  #: the index of the image that each renders
-    started: int = 0  #: images
+    artifacts: list[Artifact | None]
+    steps: list[int]  #: done, of each output
+    warnings: list[str] = field(default_factory=list)
+    runs: dict[PipelineRun, int] = field(default_factory=dict)  #: the index of the output that each renders
+    started: int = 0  #: outputs
     error: BaseException | None = None
+    trial: Trial | None = None  #: of its run, if that is compared
+    is_alone: bool = False  #: whether no other call may run beside its run
     previewed_at: float = 0.0  #: when its last preview was made
+
+    def warn(self, message: str) -> None:
+        """Add a warning; the outputs of one job mostly have the same ones."""
+        if message not in self.warnings:
+            self.warnings.append(message)
 
 
 class BatchedRenderer:
@@ -76,7 +84,8 @@ class BatchedRenderer:
         self._on_progress = on_progress
         self._jobs: list[ActiveJob] = []
         self._finished: list[Finished] = []
-        self._hooked: dict[str, dict[int, torch.nn.Module]] = {}  # by the model's id and the module's
+        self._hooked: dict[str, dict[int, ParkingModule]] = {}  # by the model's id and the module's
+        self._alone: dict[str, str] = {}  # by model id: what a call of it changes that others read
         models.on_evict = self._unhook
 
     @property
@@ -95,7 +104,7 @@ class BatchedRenderer:
         made_with = loaded.made_with(self._models.device, request.spec.loras)
         job = ActiveJob(request, loaded, made_with, self._max_rows, state, [None] * count, [0] * count)
         self._jobs.append(job)
-        self._start_images(job)
+        self._start_outputs()
         self._collect()
 
     def advance(self) -> list[Finished]:
@@ -114,35 +123,68 @@ class BatchedRenderer:
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
-    def _start_images(self, job: ActiveJob) -> None:
-        """Start as many of the job's images as may run at the same time."""
+    def _start_outputs(self) -> None:
+        """Start the outputs that may run now, in the order of the jobs.
+
+        A call that may not run beside others waits until the device is empty, and those behind it wait for it.
+        """
+        started = True
+        while started:
+            started = False
+            for job in self._jobs:
+                if job.error is not None or job.started >= job.request.spec.num_outputs:
+                    continue
+                alone = job.loaded.isolation_of(job.request.spec.task).sharing is not Sharing.SHARES
+                running = [other for other in self._jobs if other.runs]
+                if (alone and running) or any(other.trial is not None or other.is_alone for other in running):
+                    return
+                if len(job.runs) < job.max_runs:
+                    self._start_output(job, alone=alone)
+                    started = True
+                    if alone:
+                        break
+
+    def _start_output(self, job: ActiveJob, *, alone: bool) -> None:
         request, spec = job.request, job.request.spec
-        while job.error is None and job.started < spec.num_outputs and len(job.runs) < job.max_runs:
-            index = job.started
-            job.started += 1
+        isolation = job.loaded.isolation_of(spec.task)
+        job.is_alone = alone
+        if isolation.sharing is Sharing.UNTRIED:
+            job.trial = Trial(isolation, job.loaded.pipeline(spec.task).components)
+        index = job.started
+        job.started += 1
 
-            def on_step(step: int, index: int = index) -> None:
-                job.steps[index] = step
-                request.on_step(sum(job.steps))
+        def on_step(step: int) -> None:
+            job.steps[index] = step
+            request.on_step(sum(job.steps))
 
-            def render_image(index: int = index, on_step: Callable[[int], None] = on_step) -> Image.Image:
-                on_latents = None if request.on_preview is None else functools.partial(self._preview, job, index)
-                return pipelines.render(job.loaded, spec, index, request.inputs, on_step, request.stop, on_latents)
-
-            run = self.batcher.start(
-                render_image,
-                BatchMode.EXACT if spec.exact else BatchMode.THROUGHPUT,
-                interactive=request.priority is Priority.INTERACTIVE,
-                state=job.state,
+        def render_output() -> Artifact:
+            return pipelines.render(
+                job.loaded,
+                spec,
+                index,
+                request.inputs,
+                on_step,
+                request.stop,
+                None if request.on_preview is None else functools.partial(self._preview, job, index),
+                self._on_progress,
+                job.warn,
             )
-            job.runs[run] = index
-            self._on_progress()
+
+        run = self.batcher.start(
+            render_output,
+            BatchMode.EXACT if spec.exact else BatchMode.THROUGHPUT,
+            interactive=request.priority is Priority.INTERACTIVE,
+            state=job.state,
+            on_park=None if job.trial is None else job.trial.at_park,
+        )
+        job.runs[run] = index
+        self._on_progress()
 
     def _state(self, loaded: LoadedModel, spec: JobSpec) -> ModuleState | None:
         """The active LoRAs of a job; of a model that has any, no active LoRA is a state, too."""
         if not loaded.model.loras and not spec.loras:
             return None
-        key = loaded.model.id, spec.task, spec.loras
+        key = loaded.model.id, loaded.denoiser_id(spec.task), spec.loras
         return ModuleState(key, lambda: loaded.activate_loras(spec.task, spec.loras))
 
     def _preview(self, job: ActiveJob, index: int, step: int, latents: torch.Tensor) -> None:
@@ -154,36 +196,68 @@ class BatchedRenderer:
         if index != first_unfinished or not due or request.on_preview is None:
             return
         colour_map = job.loaded.preview_map(spec.task)
-        image = None if colour_map is None else previews.make(latents, colour_map, spec.width or 0, spec.height or 0)
+        size = spec.width or latents.shape[-1], spec.height or latents.shape[-2]
+        image = None if colour_map is None else previews.make(latents, colour_map, *size)
         if image is not None:
             request.on_preview(Preview(index, step, image))
             job.previewed_at = time.monotonic()
 
     def _fail(self, job: ActiveJob, error: BaseException) -> None:
-        """Fail a job: end its images that are not finished."""
+        """Fail a job: end its outputs that are not finished."""
         job.error = error
         for run in list(job.runs):
-            self.batcher.stop(run, JobCanceled("another image of the job failed"))
+            self.batcher.stop(run, JobCanceled("another output of the job failed"))
 
     def _collect(self) -> None:
-        """Take the finished images from the batcher, start the next ones, and finish the jobs that have no more."""
+        """Take the finished outputs from the batcher, start the next ones, and finish the jobs that have no more."""
         while finished := self.batcher.take_finished():
             for run in finished:
                 job = next(job for job in self._jobs if run in job.runs)
                 index = job.runs.pop(run)
+                if job.trial is not None:
+                    self._finish_trial(job, completed=run.error is None)
                 if run.error is None:
-                    job.images[index] = run.result
+                    job.artifacts[index] = run.result
                 elif job.error is None:
                     self._fail(job, run.error)
-                self._start_images(job)
-        for job in [job for job in self._jobs if not job.runs]:
+            self._start_outputs()
+        ended = [job for job in self._jobs if not job.runs and (job.error or job.started == len(job.artifacts))]
+        for job in ended:
             self._jobs.remove(job)
             self._finished.append((job.request, self._outcome(job)))
+        if ended:
+            self._start_outputs()
+
+    def _finish_trial(self, job: ActiveJob, *, completed: bool) -> None:
+        """Record what a compared call changed; one that did not come to its end proves nothing."""
+        trial, job.trial = job.trial, None
+        if trial is None or not completed:
+            return
+        task = job.request.spec.task
+        halves = frozenset(parking.component for parking in self._hooked[job.loaded.model.id].values() if parking.half)
+        unparked = trial.finish(halves)
+        for key, parking in list(self._hooked[job.loaded.model.id].items()):
+            if parking.component in unparked:
+                self.batcher.unhook(parking.module)
+                del self._hooked[job.loaded.model.id][key]
+        isolation = job.loaded.isolation_of(task)
+        if isolation.reason is not None:
+            self._alone[job.loaded.model.id] = isolation.reason
+        log.info(
+            "compared a call",
+            action="isolation_tried",
+            model=job.loaded.model.id,
+            pipeline=type(job.loaded.pipeline(task)).__name__,
+            sharing=isolation.sharing.value,
+            reason=isolation.reason,
+            unparked=sorted(isolation.unparked),
+        )
 
     def _outcome(self, job: ActiveJob) -> RenderResult | BaseException:
         error = job.error
         if error is None:
-            return RenderResult([image for image in job.images if image is not None], job.made_with)
+            artifacts = [artifact for artifact in job.artifacts if artifact is not None]
+            return RenderResult(artifacts, job.made_with, tuple(job.warnings))
         if device_errors.is_out_of_memory(error):
             error.__traceback__ = None  # its frames hold tensors
             return OutOfMemory("the device ran out of memory")
@@ -193,35 +267,28 @@ class BatchedRenderer:
 
     def _hook(self, loaded: LoadedModel, task: str) -> None:
         hooked = self._hooked.setdefault(loaded.model.id, {})
-        for name, module in modules_to_hook(loaded.pipeline(task)):
-            if id(module) not in hooked:
-                hooked[id(module)] = module
+        for parking in loaded.parking_modules(task):
+            if id(parking.module) not in hooked:
+                hooked[id(parking.module)] = parking
                 self.batcher.hook(
-                    module,
-                    f"{loaded.model.id}/{name}",
+                    parking.module,
+                    f"{loaded.model.id}/{parking.name}",
                     weights=loaded.fingerprint,
-                    denoiser=not name.startswith("vae."),
-                    check_finite=name == "vae.decoder",
+                    denoiser=not parking.half,
+                    check_finite=parking.half == "decoder",
                 )
 
     def _unhook(self, model_id: str) -> None:
         """Hold no module of a model that is evicted."""
-        for module in self._hooked.pop(model_id, {}).values():
-            self.batcher.unhook(module)
+        self._alone.pop(model_id, None)
+        for parking in self._hooked.pop(model_id, {}).values():
+            self.batcher.unhook(parking.module)
 
     def _update_refusals(self) -> None:
         found: dict[str, str] = {}
         for model_id, hooked in self._hooked.items():
-            for module in hooked.values():
-                reason = self.batcher.refusal(module)
+            for parking in hooked.values():
+                reason = self.batcher.refusal(parking.module)
                 if reason is not None:
                     found[model_id] = reason
-        self.refusals = found
-
-
-def modules_to_hook(pipeline: Any) -> list[tuple[str, torch.nn.Module]]:
-    """The modules of a pipeline whose calls park, with names for the log."""
-    found = [(name, getattr(pipeline, name, None)) for name in DENOISERS]
-    vae = getattr(pipeline, "vae", None)
-    found += [(f"vae.{half}", getattr(vae, half, None)) for half in VAE_HALVES]
-    return [(name, module) for name, module in found if isinstance(module, torch.nn.Module)]
+        self.refusals = found | self._alone

@@ -1,26 +1,21 @@
-"""Fetches and decodes a job's input images."""
+"""Fetches and decodes a job's inputs."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Final
-
-from PIL import Image
 
 from farm.domain.job_spec import InputFile
 from farm.errors import InputRefused, InputUnavailable, NotFound
-from farm.objects import images
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from workers.leases import Lease, Stage
+from workers.media.artifacts import Artifact
+from workers.media.decoder import decode
 from workers.retry import retry_storage
 
-#: How an input is decoded, by its name; the others are RGB.
-DECODERS: Final = {"mask_image": images.load_mask, "depth_map": images.load_depth}
 
-
-def fetch_inputs(lease: Lease, storage: Storage, settings: Settings) -> dict[str, Image.Image]:
-    """The job's inputs by name: ``image`` is RGB, ``mask_image`` L, ``depth_map`` L or I;16.
+def fetch_inputs(lease: Lease, storage: Storage, settings: Settings) -> dict[str, tuple[Artifact, ...]]:
+    """The job's inputs by role: a mask is L, ``depth_map`` is L or I;16, other images and the frames of clips are RGB.
 
     Raises:
         InputUnavailable: An input is no longer in the storage, is not what was recorded, or does not decode.
@@ -28,19 +23,21 @@ def fetch_inputs(lease: Lease, storage: Storage, settings: Settings) -> dict[str
         JobCanceled: The job was stopped.
     """
     lease.enter(Stage.FETCHING)
-    return {role: _fetch(lease, storage, settings, role, files[0]) for role, files in lease.job.spec.inputs.items()}
+    return {
+        role: tuple(_fetch(lease, storage, settings, role, file) for file in files)
+        for role, files in lease.job.spec.inputs.items()
+    }
 
 
-def _fetch(lease: Lease, storage: Storage, settings: Settings, name: str, image: InputFile) -> Image.Image:
-    decode = DECODERS.get(name, images.load_rgb)
+def _fetch(lease: Lease, storage: Storage, settings: Settings, role: str, file: InputFile) -> Artifact:
     try:
-        data = retry_storage(lease, settings.storage_retry_seconds, lambda: storage.get(image.key))
-        if hashlib.sha256(data).hexdigest() != image.sha256:
+        data = retry_storage(lease, settings.storage_retry_seconds, lambda: storage.get(file.key))
+        if hashlib.sha256(data).hexdigest() != file.sha256:
             raise InputUnavailable(
-                f"{name} is damaged in the storage: its SHA-256 is not the recorded one; upload it anew"
+                f"{role} is damaged in the storage: its SHA-256 is not the recorded one; upload it anew"
             )
-        return retry_storage(lease, settings.storage_retry_seconds, lambda: decode(data, settings, field=name))
+        return retry_storage(lease, settings.storage_retry_seconds, lambda: decode(role, file, data, settings))
     except NotFound as error:
-        raise InputUnavailable(f"{name} is no longer in the storage") from error
+        raise InputUnavailable(f"{role} is no longer in the storage") from error
     except InputRefused as error:
-        raise InputUnavailable(f"{name} cannot be used: {error}") from error
+        raise InputUnavailable(f"{role} cannot be used: {error}") from error

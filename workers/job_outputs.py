@@ -42,7 +42,7 @@ class OutputUploader:
     retry_seconds: float  #: how long a finished output waits for the storage
 
     def upload(self, lease: Lease, result: RenderResult) -> Iterator[Output]:
-        """Encode each artifact and PUT it under the epoch's key. Empties ``result.images``.
+        """Encode each artifact and PUT it under the epoch's key. Empties ``result.artifacts``.
 
         Yields each output as soon as it is stored, so that the caller knows what to delete if a later one fails.
 
@@ -98,9 +98,9 @@ class OutputUploader:
 
 
 def encode_outputs(spec: JobSpec, result: RenderResult) -> Iterator[tuple[EncodedOutput, bytes]]:
-    """Each artifact as a file with its recipe. Empties ``result.images``, so that a spooled output frees its memory."""
-    for index in range(len(result.images)):
-        artifact = result.images.pop(0)
+    """Each artifact as a file with its recipe. Empties ``result.artifacts``, so that a spooled one is freed."""
+    for index in range(len(result.artifacts)):
+        artifact = result.artifacts.pop(0)
         with measure("encode"):
             file = encode(artifact, spec, index, result.made_with)
         del artifact

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-from PIL import Image
 
 from farm import lifecycle, metrics, tracing
 from farm.domain.job import HeldJob, Job, JobError, JobResult, Output
@@ -40,6 +39,7 @@ from workers.group_commit import GroupCommit
 from workers.job_inputs import fetch_inputs
 from workers.job_outputs import OutputUploader
 from workers.leases import Lease, Leases, Stage, StopReason, lease_deadline
+from workers.media.artifacts import Artifact
 from workers.progress_reporter import ProgressReporter
 from workers.render_request import RenderRequest, RenderResult
 from workers.retry import retry_for, retry_until_lease_ends
@@ -129,8 +129,8 @@ class JobRunner:
             if not isinstance(error, CommitUnknown):
                 self.delete_outputs(stored)
 
-    def render(self, lease: Lease, inputs: dict[str, Image.Image]) -> RenderResult:
-        """Render the images on the device. Raises `RenderError`, or what the pipeline raises."""
+    def render(self, lease: Lease, inputs: dict[str, tuple[Artifact, ...]]) -> RenderResult:
+        """Render the outputs on the device. Raises `RenderError`, or what the pipeline raises."""
         spec = lease.job.spec
         model = self.find_model(spec.model)
         if model is None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final
-
-from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
 from farm.domain.states import Priority
+from workers.media.artifacts import Artifact
 
 #: Of a preview: with base64 and the job's id it fits into the 8,000 bytes of a PostgreSQL notification.
 MAX_PREVIEW_BYTES: Final = 5_600
@@ -22,9 +21,9 @@ MAX_PREVIEW_BYTES: Final = 5_600
 
 @dataclass(frozen=True)
 class RenderResult:
-    """The images of one job."""
+    """The outputs of one job."""
 
-    images: list[Image.Image]  #: RGB, (height, width) of the spec, in the order of the outputs
+    artifacts: list[Artifact]  #: in the order of the outputs, with the size and length that they came out with
     made_with: dict[str, object]  #: model revision and weights, dtype, device kind, library versions
     warnings: tuple[str, ...] = ()  #: what is odd about the outputs, one sentence each
 
@@ -52,7 +51,7 @@ class RenderRequest:
 
     spec: JobSpec
     model: Model
-    inputs: Mapping[str, Image.Image]
+    inputs: Mapping[str, Sequence[Artifact]]  #: decoded, by role
     on_start: Callable[[int], None]  #: the device starts the job; gets `total_steps`
     on_step: Callable[[int], None]  #: gets the denoising steps done over all outputs, 1 to `total_steps`
     stop: threading.Event  #: set by the caller: the job ends at its next denoising step

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
-from PIL import Image
 
 from farm.domain.cost import steps_run
+from farm.domain.job_spec import JobSpec
 from farm.errors import OutOfMemory
 from workers import device_errors, pipelines
 from workers.device import torch_device
+from workers.media.artifacts import Artifact
 from workers.model_cache import ModelCache, free_memory
 from workers.pipelines import LoadedModel
 from workers.render_request import RenderRequest, RenderResult
@@ -27,7 +28,7 @@ class SingleRenderer:
         self._on_progress = on_progress
 
     def render(self, request: RenderRequest) -> RenderResult:
-        """All images of a job: with the VAE in tiles, then with only the component at work on the device.
+        """All outputs of a job: with the VAE in tiles, then with only the component at work on the device.
 
         Raises `OutOfMemory` if neither is enough, or what the pipeline raises.
         """
@@ -40,42 +41,66 @@ class SingleRenderer:
         pipelines.set_vae_tiling(loaded, spec.task, on=True)
         try:
             loaded.activate_loras(spec.task, spec.loras)
-            return RenderResult(self._render_with_less_memory(loaded, request), made_with)
+            warnings: list[str] = []
+            artifacts = self._render_with_less_memory(loaded, request, warnings)
+            return RenderResult(artifacts, made_with, tuple(warnings))
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise
             raise OutOfMemory(
-                f"{spec.width}x{spec.height} pixels with model {request.model.id} do not fit the device's memory"
+                f"the job does not fit the device's memory with model {request.model.id}{_size_of(spec)}"
             ) from error
         finally:
             pipelines.set_vae_tiling(loaded, spec.task, on=False)
 
-    def _render_with_less_memory(self, loaded: LoadedModel, request: RenderRequest) -> list[Image.Image]:
+    def _render_with_less_memory(
+        self, loaded: LoadedModel, request: RenderRequest, warnings: list[str]
+    ) -> list[Artifact]:
         try:
-            return self._images(loaded, request)
+            return self._outputs(loaded, request, warnings)
         except Exception as error:
-            if not device_errors.is_out_of_memory(error) or not self._can_offload:
+            if not device_errors.is_out_of_memory(error) or not self._can_offload(loaded, request.spec.task):
                 raise
             error.__traceback__ = None  # its frames hold tensors
         log.warning("out of memory, offloading weights", action="offloading", model=request.model.id)
         free_memory()
         with pipelines.cpu_offload(loaded, request.spec.task, torch_device(self._models.device)):
-            return self._images(loaded, request)
+            return self._outputs(loaded, request, warnings)
 
-    def _images(self, loaded: LoadedModel, request: RenderRequest) -> list[Image.Image]:
+    def _outputs(self, loaded: LoadedModel, request: RenderRequest, warnings: list[str]) -> list[Artifact]:
         steps_each = steps_run(request.spec)
-        images = []
+        artifacts = []
+
+        def warn(message: str) -> None:
+            if message not in warnings:
+                warnings.append(message)
+
         for index in range(request.spec.num_outputs):
 
             def on_step(step: int, done_before: int = index * steps_each) -> None:
-                self._on_progress()
                 request.on_step(done_before + step)
 
-            images.append(pipelines.render(loaded, request.spec, index, request.inputs, on_step, request.stop))
+            artifact = pipelines.render(
+                loaded,
+                request.spec,
+                index,
+                request.inputs,
+                on_step,
+                request.stop,
+                None,
+                self._on_progress,
+                warn,
+            )
+            artifacts.append(artifact)
             self._on_progress()
-        return images
+        return artifacts
 
-    @property
-    def _can_offload(self) -> bool:
-        """Whether main memory and the device's memory are separate."""
-        return self._models.device.kind == "cuda"
+    def _can_offload(self, loaded: LoadedModel, task: str) -> bool:
+        """Whether main memory and the device's memory are separate, and the pipeline says in what order it computes."""
+        sequence = getattr(loaded.pipeline(task), "model_cpu_offload_seq", None)
+        return self._models.device.kind == "cuda" and sequence is not None
+
+
+def _size_of(spec: JobSpec) -> str:
+    """The size that a job gives, as the end of a sentence."""
+    return f" at {spec.width}x{spec.height} pixels" if spec.width and spec.height else ""

@@ -37,6 +37,13 @@ class Catalogue:
         return tuple(self._document["pipelines"])
 
     @cached_property
+    def package_names(self) -> frozenset[str]:
+        """Every package that some pipeline needs or uses, beside torch, numpy and transformers."""
+        rows = self._document["pipelines"].values()
+        keys = ("packages", "optional_packages")
+        return frozenset(name for row in rows for key in keys for name in row.get(key, ()))
+
+    @cached_property
     def scheduler_names(self) -> tuple[str, ...]:
         """Every scheduler class, sorted."""
         return tuple(self._document["schedulers"])

@@ -12,9 +12,10 @@ from PIL import Image, ImageDraw
 from farm.domain.job_spec import JobSpec
 from workers import pipelines
 from workers.pipelines import LoadedModel
+from workers.pipelines.schedulers import make_scheduler
 
 
-def inputs(spec: JobSpec) -> dict[str, Image.Image]:
+def inputs(spec: JobSpec) -> dict[str, tuple[Image.Image, ...]]:
     """Images for a task that takes some."""
     assert spec.width is not None
     assert spec.height is not None
@@ -24,7 +25,8 @@ def inputs(spec: JobSpec) -> dict[str, Image.Image]:
     mask.paste(255, (4, 4, spec.width // 2, spec.height // 2))
     if spec.task == "text-to-image":
         return {}
-    return {"image": scene} | ({"mask_image": mask} if spec.task == "inpainting" else {})
+    found: dict[str, tuple[Image.Image, ...]] = {"image": (scene,)}
+    return found | ({"mask_image": (mask,)} if spec.task == "inpainting" else {})
 
 
 def settings_of(spec: JobSpec) -> tuple[object, ...]:
@@ -46,8 +48,8 @@ def render_equal(loaded: LoadedModel, specs: Sequence[JobSpec]) -> None:
         return
     first = specs[0]
     pipeline = copy.copy(loaded.pipeline(first.task))
-    pipeline.scheduler = pipelines.make_scheduler(pipeline, first.scheduler, first.scheduler_options)
-    given = {name: [image] * len(specs) for name, image in inputs(first).items()}
+    pipeline.scheduler = make_scheduler(pipeline, first.scheduler, first.scheduler_options)
+    given = {name: [image] * len(specs) for name, (image,) in inputs(first).items()}
     if first.task in ("text-to-image", "inpainting"):
         given |= {"width": first.width, "height": first.height}  # type: ignore[dict-item]
     if first.strength is not None:

@@ -14,7 +14,7 @@ from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
 from farm.domain.worker import Device
 from tests.job_specs import STARTER_TASKS
-from tests.unit.test_pipelines import images, spec
+from tests.unit.test_pipelines import images, render, spec
 from workers import device as devices
 from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
@@ -69,7 +69,7 @@ def rendered(renderer: BatchedRenderer, model: Model, specs: list[JobSpec]) -> l
     ended.update(renderer.advance())
     for job in jobs:
         assert isinstance(ended[job], RenderResult), ended[job]
-    return [np.asarray(ended[job].images[0], int) for job in jobs]
+    return [np.asarray(ended[job].artifacts[0], int) for job in jobs]
 
 
 def test_the_device_is_described_by_what_it_can_do() -> None:
@@ -118,7 +118,7 @@ def test_a_model_returns_from_the_cpu_cache_with_the_same_pixels(
 
     def image(model: Model) -> bytes:
         loaded = cache.load(model)
-        return pipelines.render(loaded, wanted, 0, {}, lambda _: None, threading.Event()).tobytes()
+        return render(loaded, wanted, {}).tobytes()
 
     first = image(models[0])
     held = torch.cuda.memory_allocated()
@@ -133,7 +133,7 @@ def test_only_the_engines_thread_touches_the_device() -> None:
     engine = Engine(EngineOptions(devices.choose("cuda:0"), torch_threads=1, slots=4))
     engine.start()
     work = RenderRequest(mixed(exact=True)[0], MODEL, {}, lambda _: None, lambda _: None, threading.Event())
-    assert len(engine.submit(work).result(300).images) == 1
+    assert len(engine.submit(work).result(300).artifacts) == 1
     engine.close()
     engine.join(60)
     assert not engine.is_alive()

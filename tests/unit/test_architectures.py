@@ -19,10 +19,12 @@ from farm.domain.model import Model
 from tests.unit.test_batching import finish
 from tests.unit.test_pipelines import CPU, spec
 from workers import numerics, pipelines
-from workers.batched_renderer import BatchedRenderer, modules_to_hook
+from workers.batched_renderer import BatchedRenderer
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode
 from workers.model_cache import ModelCache
+from workers.pipelines.isolation import ClassIsolation, Sharing
+from workers.pipelines.loaded_model import parking_modules
 from workers.render_request import RenderRequest, RenderResult
 from workers.starter import WEIGHTS
 
@@ -38,10 +40,16 @@ def all_rows_are_efficient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.batching.row_selection.most_efficient_rows", max)
 
 
+@pytest.fixture(autouse=True)
+def no_call_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests begin where the calls of every class are known to share."""
+    monkeypatch.setattr("workers.pipelines.loaded_model.ClassIsolation", lambda: ClassIsolation(Sharing.SHARES))
+
+
 def batcher_on(pipeline: Any, most: int = 8) -> ContinuousBatcher:
     batcher = ContinuousBatcher(most)
-    for name, module in modules_to_hook(pipeline):
-        batcher.hook(module, name, denoiser=not name.startswith("vae."), check_finite=name == "vae.decoder")
+    for parking in parking_modules(pipeline):
+        batcher.hook(parking.module, parking.name, denoiser=not parking.half, check_finite=parking.half == "decoder")
     return batcher
 
 
@@ -307,7 +315,7 @@ def rendered(renderer: BatchedRenderer, model: Model, specs: list[JobSpec]) -> l
     ended.update(renderer.advance())
     for job in jobs:
         assert isinstance(ended[job], RenderResult), ended[job]
-    return [np.asarray(ended[job].images[0], int) for job in jobs]
+    return [np.asarray(ended[job].artifacts[0], int) for job in jobs]
 
 
 @pytest.mark.parametrize("build", [sdxl, sd3, flux])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
 from farm.errors import JobCanceled, NanOutput
 from tests.job_specs import STARTER_SCHEDULERS, STARTER_TASKS
-from tests.unit.test_pipelines import CPU, images, spec
+from tests.unit.test_pipelines import CPU, images, render, spec
 from workers import numerics, pipelines
 from workers.batch_profiles import BatchProfile, BatchProfiles
-from workers.batched_renderer import modules_to_hook
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode, PipelineRun
 from workers.batching.exact import ExactCalls
@@ -77,7 +75,9 @@ def batchers(starter: LoadedModel) -> Iterator[Callable[..., ContinuousBatcher]]
 def modules_of(loaded: LoadedModel) -> list[tuple[str, torch.nn.Module]]:
     """The modules that all tasks of a model call, each once."""
     found = {
-        id(module): (name, module) for task in STARTER_TASKS for name, module in modules_to_hook(loaded.pipeline(task))
+        id(parking.module): (parking.name, parking.module)
+        for task in STARTER_TASKS
+        for parking in loaded.parking_modules(task)
     }
     return list(found.values())
 
@@ -85,7 +85,7 @@ def modules_of(loaded: LoadedModel) -> list[tuple[str, torch.nn.Module]]:
 def image_of(
     loaded: LoadedModel, wanted: JobSpec, on_step: Callable[[int], None] = lambda _: None
 ) -> Callable[[], Image.Image]:
-    return lambda: pipelines.render(loaded, wanted, 0, images(wanted.task), on_step, threading.Event())
+    return lambda: render(loaded, wanted, images(wanted.task), on_step=on_step)
 
 
 def finish(batcher: ContinuousBatcher) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
@@ -23,7 +22,9 @@ from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
 from workers.device import choose
 from workers.engine import Engine, EngineOptions
+from workers.media.artifacts import Artifact
 from workers.model_cache import ModelCache
+from workers.pipelines.isolation import ClassIsolation, Sharing
 from workers.process import slots
 from workers.render_request import RenderRequest, RenderResult
 
@@ -47,6 +48,12 @@ def one_thread() -> None:
 def all_rows_are_efficient(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests do not depend on which row counts are efficient on a busy machine."""
     monkeypatch.setattr("workers.batching.row_selection.most_efficient_rows", max)
+
+
+@pytest.fixture(autouse=True)
+def no_call_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests begin where the calls of every class are known to share."""
+    monkeypatch.setattr("workers.pipelines.loaded_model.ClassIsolation", lambda: ClassIsolation(Sharing.SHARES))
 
 
 def request(wanted: JobSpec, model: Model = EXACT, priority: Priority = Priority.NORMAL) -> RenderRequest:
@@ -79,8 +86,8 @@ def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps() -
     for job in jobs:
         rendered = ended[job]
         assert isinstance(rendered, RenderResult)
-        assert len(rendered.images) == job.spec.num_outputs
-        for index, image in enumerate(rendered.images):
+        assert len(rendered.artifacts) == job.spec.num_outputs
+        for index, image in enumerate(rendered.artifacts):
             alone = pipelines.render(starter, job.spec, index, {}, lambda _: None, threading.Event())
             assert np.abs(np.asarray(image, int) - np.asarray(alone, int)).max() <= 1
         assert job.__dict__["done"] == sorted(job.__dict__["done"])
@@ -108,7 +115,7 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
     failed = threading.Event()
     real = pipelines.render
 
-    def render(loaded: Any, wanted: JobSpec, *rest: Any) -> Image.Image:
+    def render(loaded: Any, wanted: JobSpec, *rest: Any) -> Artifact:
         rendered.append(names[wanted.seed])
         if wanted is large.spec:
             failed.set()
@@ -121,11 +128,11 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
     engine.start()
     assert failed.wait(60)
     engine.submit(late)  # there is a free slot, but the device must be empty for the large job first
-    assert len(good.future.result(60).images) == 1
+    assert len(good.future.result(60).artifacts) == 1
     stopped.stop.set()
     assert isinstance(stopped.future.exception(60), JobCanceled)
     assert isinstance(large.future.exception(60), OutOfMemory)
-    assert len(late.future.result(60).images) == 1
+    assert len(late.future.result(60).artifacts) == 1
     assert rendered == ["stopped", "good", "large", "large", "late"]
     engine.close()
     engine.join(30)
@@ -156,7 +163,7 @@ def test_a_failed_device_fails_every_job_and_is_used_no_more(monkeypatch: pytest
         unet.conv_in.forward = use
 
     if place == "loading":
-        monkeypatch.setattr(pipelines, "_load_builtin", use)
+        monkeypatch.setattr("workers.pipelines.loading._load_builtin", use)
     first.on_step = break_device
     for job in (first, second, waiting):
         engine.submit(job)
@@ -198,10 +205,10 @@ def test_the_engine_fills_its_slots_admits_interactive_jobs_and_ends_jobs_one_by
         engine.submit(one)
     engine.start()
     gate.set()
-    assert len(first.future.result(90).images) == 1
-    assert len(person.future.result(60).images) == 1
+    assert len(first.future.result(90).artifacts) == 1
+    assert len(person.future.result(60).artifacts) == 1
     assert began[0] == "person" or began.index("person") < began.index("waiting")
-    assert len(waiting.future.result(60).images) == 1
+    assert len(waiting.future.result(60).artifacts) == 1
     second.stop.set()
     assert isinstance(second.future.exception(60), JobCanceled)
     assert isinstance(odd.future.exception(60), ModelUnavailable)

@@ -90,7 +90,9 @@ def rendered(renderer: BatchedRenderer, model: Model, specs: list[JobSpec]) -> l
 
 def image(outcome: Any) -> Image.Image:
     assert isinstance(outcome, RenderResult), outcome
-    return outcome.images[0]
+    (artifact,) = outcome.artifacts
+    assert isinstance(artifact, Image.Image)
+    return artifact
 
 
 def test_each_job_has_its_own_active_loras_and_equal_ones_share_forwards(model: Model) -> None:

@@ -19,6 +19,7 @@ from farm.domain.worker import Device
 from farm.errors import OutOfMemory
 from farm.settings import Settings
 from tests.job_specs import STARTER_TASKS, job_spec
+from tests.unit.test_pipelines import render
 from tests.waiting import wait_until
 from workers import pipelines, single_renderer
 from workers.device import choose
@@ -126,7 +127,7 @@ def test_the_last_try_after_out_of_memory_offloads_weights(monkeypatch: pytest.M
     models = ModelCache(Device("cuda", "cuda0", "a device", 2**33, "float16"))
     models._models[MODEL.id] = loaded
     rendered = SingleRenderer(models, lambda: None).render(work())
-    assert (len(rendered.images), tiled, on_the_device) == (1, [True, True], [asked])
+    assert (len(rendered.artifacts), tiled, on_the_device) == (1, [True, True], [asked])
     assert rendered.made_with["vae"] == "tiled"
 
 
@@ -135,7 +136,7 @@ def test_cpu_offload_gives_the_same_image_and_restores_the_device() -> None:
     wanted = work()
 
     def image() -> Image.Image:
-        return pipelines.render(loaded, wanted.spec, 0, {}, lambda _: None, threading.Event())
+        return render(loaded, wanted.spec, {})
 
     before = image()
     unet = loaded.pipeline("text-to-image").unet

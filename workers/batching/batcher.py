@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
@@ -115,9 +116,18 @@ class ContinuousBatcher:
         *,
         interactive: bool = False,
         state: ModuleState | None = None,
+        on_park: Callable[[torch.nn.Module], None] | None = None,
     ) -> PipelineRun:
-        """Run a pipeline up to its first parked call."""
-        run = PipelineRun(mode, interactive, state)
+        """Run a pipeline up to its first parked call.
+
+        Args:
+            pipeline: Calls the pipeline.
+            mode: What is guaranteed for its forwards.
+            interactive: Whether its calls go before others.
+            state: That its modules need.
+            on_park: Called each time the pipeline is about to wait in a hooked module.
+        """
+        run = PipelineRun(mode, interactive, state, on_park)
 
         def body() -> None:
             try:
@@ -164,6 +174,8 @@ class ContinuousBatcher:
         # gradients and autocast belong to the caller's context, which a shared forward would not have
         if run is None or torch.is_grad_enabled() or torch.is_autocast_enabled(_device_type(args, kwargs)):
             return hook.original(*args, **kwargs)
+        if run.on_park is not None:
+            run.on_park(hook.module)
         call = self._parked_call(hook, run, args, kwargs)
         run.parked_call = call
         self._parked.append(call)
@@ -187,7 +199,7 @@ class ContinuousBatcher:
                 if run.mode is BatchMode.EXACT:
                     call.exact = self._exact_calls(call, shapes)
                 elif not signature.profiled:
-                    with torch.no_grad():
+                    with torch.random.fork_rng(devices=()), torch.no_grad():
                         self._profile(call, shapes)
                 return call
         never = SignatureState(0, batchable=False)
@@ -295,8 +307,20 @@ class ContinuousBatcher:
         failure: BaseException | None = None
         outputs: list[Output] = []
         try:
-            with torch.no_grad():
+            with self._random_state_of(lead.run), torch.no_grad():
+                before = torch.get_rng_state()
                 outputs = self._compute(group)
+                draws = len(group) > 1 and not torch.equal(before, torch.get_rng_state())
+                if draws:
+                    torch.set_rng_state(before)
+            if draws:  # then a row depends on those beside it
+                lead.signature.batchable = False
+                if lead.exact is not None:
+                    lead.exact.refuse()
+                lead.hook.refuse("it draws random numbers")
+                for call in group:
+                    self._run_group([call])
+                return
         except Exception as error:
             out_of_memory = device_errors.is_out_of_memory(error)
             if device_errors.is_device_failure(error):
@@ -359,6 +383,18 @@ class ContinuousBatcher:
             hook.refuse("a shared forward gives other bits than separate ones")
         return separate
 
+    @contextmanager
+    def _random_state_of(self, run: PipelineRun) -> Iterator[None]:
+        """Let torch's own generator on the CPU continue where the run left it."""
+        outer = torch.get_rng_state()
+        if run.random_state is not None:
+            torch.set_rng_state(run.random_state)
+        try:
+            yield
+        finally:
+            run.random_state = torch.get_rng_state()
+            torch.set_rng_state(outer)
+
     def _return_output(self, call: ParkedCall, output: Output) -> None:
         if call.hook.check_finite and not _is_finite(output):
             self._resume(call.run, error=NanOutput("the image contains NaN"))
@@ -374,9 +410,9 @@ class ContinuousBatcher:
         task.parent = self._resumer
         if run.state is not None:  # the text encoder, which does not park, needs it, too
             run.state.apply()
-        # Pipelines switch gradients off, but for the whole thread: one that finishes would switch them on for those
-        # that are parked.
-        with torch.no_grad():
+        # A few pipelines draw from torch's own generator, so each run has a state of its own. And pipelines switch
+        # gradients off, but for the whole thread: one that finishes would switch them on for those that are parked.
+        with self._random_state_of(run), torch.no_grad():
             if error is not None:
                 task.throw(error)
             elif task:

@@ -56,6 +56,8 @@ class PipelineRun:
     mode: BatchMode
     interactive: bool  #: its calls go before others, see `ContinuousBatcher`
     state: ModuleState | None = None
+    on_park: Callable[[torch.nn.Module], None] | None = None  #: called before it waits in a hooked module
+    random_state: torch.Tensor | None = None  #: of torch's own generator on the CPU, while the run waits
     result: Any = None
     error: BaseException | None = None
     finished: bool = False
@@ -174,13 +176,13 @@ class ModuleHook:
             check_finite: Whether NaN or infinity in its output is an error.
         """
         self.name = name
+        self.module = module
         self.weights = weights
         self.denoiser = denoiser
         self.check_finite = check_finite
         self.original: Callable[..., Output] = module.forward
         self.signatures: dict[Hashable, SignatureState] = {}
         self.refusal: str | None = None  #: why its calls run alone, once that is known
-        self.module = module
         self._instance_forward = module.__dict__.get("forward")
         self._parameters = inspect.signature(self.original)
         kinds = {parameter.kind for parameter in self._parameters.parameters.values()}
