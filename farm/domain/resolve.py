@@ -108,6 +108,7 @@ class _Resolution:
         self._check_size(common)
         self._check_lists(common)
         self._check_frames(common)
+        self._check_guidance(common, parameters)
         self._check_steps(common)
         scheduler, options = self._scheduler(common)
         self._check_loras()
@@ -343,6 +344,28 @@ class _Resolution:
                     )
         if seconds is not None and seconds > limits.max_seconds:
             self.refuse("seconds", seconds, f"model {self.model.id} renders at most {limits.max_seconds:g} seconds")
+
+    def _check_guidance(self, common: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+        """Refuse a negative prompt or a scale that the pipeline would ignore."""
+        rule = None if self.pipeline is None else self.pipeline.guidance
+        if rule is None or self.pipeline is None or self.pipeline.own_name("negative_prompt") is None:
+            return
+        is_common = self.pipeline.own_name("guidance_scale") == rule.scale and rule.scale not in parameters
+        values = common if is_common else parameters
+        name = "guidance_scale" if is_common else rule.scale
+        scale = values.get(name, self.pipeline.parameters[rule.scale].default)
+        if not isinstance(scale, int | float):
+            return
+        field = name if is_common else f"parameters.{name}"
+        asked = self.request.common()
+        negative = asked.get("negative_prompt")
+        if negative and scale <= rule.above:
+            message = f"would be ignored: {field} is {scale:g}; give more than {rule.above:g}, or leave this out"
+            self.refuse("negative_prompt", negative, message)
+        is_asked = name in (asked if is_common else self.request.parameters)
+        if rule.needs_negative and is_asked and scale > rule.above and common.get("negative_prompt") is None:
+            message = "would be ignored without a negative prompt: give negative_prompt, which may be empty"
+            self.refuse(field, scale, message)
 
     def _check_steps(self, common: Mapping[str, Any]) -> None:
         steps = common.get("num_inference_steps") or default_of(self.pipeline, "num_inference_steps")

@@ -16,6 +16,7 @@ from farm.pipelines.granularity import Granularity
 from farm.pipelines.spec import (
     Form,
     Formulation,
+    Guidance,
     Internal,
     Kind,
     Media,
@@ -127,6 +128,16 @@ def _read_granularity(row: Row | None) -> Granularity | None:
     return None if row is None else Granularity(row.get("multiple"), row["rule"], row.get("offset", 0))
 
 
+def _guidance_row(guidance: Guidance | None) -> list[Any] | None:
+    if guidance is None:
+        return None
+    return [guidance.scale, guidance.above, *(["needs_negative"] if guidance.needs_negative else [])]
+
+
+def _read_guidance(row: Sequence[Any] | None) -> Guidance | None:
+    return None if row is None else Guidance(row[0], row[1], needs_negative="needs_negative" in row)
+
+
 def _grouped(classes: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
     """The classes, those of a group replaced by its name."""
     for name, members in groups.items():
@@ -162,6 +173,12 @@ def _pipeline_row(spec: PipelineSpec, parameters: _Declarations, groups: Mapping
                     "spares_sigmas": spec.scheduler.spares_sigmas,
                 }
             ),
+            "guidance": spec.guidance
+            and [
+                spec.guidance.scale,
+                spec.guidance.above,
+                *(["needs_negative"] if spec.guidance.needs_negative else []),
+            ],
             "packages": list(spec.packages),
             "optional_packages": list(spec.optional_packages),
             "same_weights": dict(sorted(spec.same_weights.items())),
@@ -216,6 +233,7 @@ def read_pipeline(
             only_declared=use.get("only_declared", False),
             spares_sigmas=use.get("spares_sigmas", False),
         ),
+        guidance=_read_guidance(row.get("guidance")),
         packages=tuple(row.get("packages", ())),
         optional_packages=tuple(row.get("optional_packages", ())),
         same_weights=row.get("same_weights", {}),

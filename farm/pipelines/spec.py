@@ -141,6 +141,15 @@ class SchedulerUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Guidance:
+    """When a pipeline uses its negative prompt."""
+
+    scale: str  #: the parameter that switches classifier-free guidance on
+    above: float  #: the value that it has to exceed
+    needs_negative: bool  #: whether guidance is off without a negative prompt, too
+
+
+@dataclass(frozen=True, slots=True)
 class Workflow:
     """One way to call a modular pipeline."""
 
@@ -170,6 +179,7 @@ class PipelineSpec:
     decoders: tuple[str, ...]  #: components between latents and media: VAE, VQ-VAE, vocoder
     pipelines: Mapping[str, str]  #: attribute → class of a pipeline that this one contains
     scheduler: SchedulerUse | None
+    guidance: Guidance | None  #: None where the source does not tell
     packages: tuple[str, ...]  #: needed beside torch, numpy and transformers
     optional_packages: tuple[str, ...]  #: used where installed, or by some parameters
     same_weights: Mapping[str, str]  #: task → the class that does it with this class's weights

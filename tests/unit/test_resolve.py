@@ -131,8 +131,12 @@ def test_a_null_for_the_negative_prompt_is_kept_and_replaces_the_models_default(
         ("FluxPipeline", {"parameters": {"clip_skip": 1}}, "parameters.clip_skip", ["FluxPipeline", "true_cfg_scale"]),
         ("FluxPipeline", {"parameters": {"max_sequence_length": "x"}}, "parameters.max_sequence_length", ["integer"]),
         ("FluxPipeline", {"parameters": {"prompt": "x"}}, "parameters.prompt", ["field of the request"]),
-        ("QwenImagePipeline", {"parameters": {"true_cfg_scale": 2}, "guidance_scale": 3.0},
+        ("QwenImagePipeline", {"parameters": {"true_cfg_scale": 2}, "guidance_scale": 3.0, "negative_prompt": ""},
          "parameters.true_cfg_scale", ["guidance_scale"]),
+        ("FluxPipeline", {"negative_prompt": "x"}, "negative_prompt", ["ignored", "parameters.true_cfg_scale is 1"]),
+        ("FluxPipeline", {"parameters": {"true_cfg_scale": 3}}, "parameters.true_cfg_scale", ["negative_prompt"]),
+        ("QwenImagePipeline", {"guidance_scale": 3.0}, "guidance_scale", ["without a negative prompt"]),
+        ("StableDiffusionXLPipeline", {"negative_prompt": "x", "guidance_scale": 1.0}, "negative_prompt", ["ignored"]),
         ("FluxPipeline", {"width": 520, "height": 512}, "width", ["16", "512", "528"]),
         ("FluxPipeline", {"scheduler": "euler"}, "scheduler", ["flow-match-euler"]),
         ("FluxPipeline", {"scheduler": "dimm"}, "scheduler", ["not a scheduler"]),
@@ -244,3 +248,18 @@ def test_a_folder_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     assert "no .safetensors" in key_and_message()[1]
     (tmp_path / "model_index.json").write_text("{")
     assert "cannot be read" in key_and_message()[1]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "given"),
+    [
+        ("FluxPipeline", {"negative_prompt": "x", "parameters": {"true_cfg_scale": 3}}),
+        ("FluxPipeline", {"guidance_scale": 3.5}),
+        ("QwenImagePipeline", {"negative_prompt": "", "guidance_scale": 3.0}),
+        ("QwenImagePipeline", {"negative_prompt": "x"}),
+        ("StableDiffusionXLPipeline", {"negative_prompt": "", "guidance_scale": 1.0}),
+        ("ZImagePipeline", {"negative_prompt": "x", "guidance_scale": 1.0}),
+    ],
+)
+def test_a_negative_prompt_that_is_used_is_taken(pipeline: str, given: dict[str, Any]) -> None:
+    assert resolved({"task": "text-to-image"} | given, registry=registry_of(pipeline)).pipeline == pipeline

@@ -96,6 +96,7 @@ def _spec(
         scheduler=declared_use(components["scheduler"]) if "scheduler" in components else None,
         packages=tuple(sorted(needed)),
         optional_packages=tuple(sorted({package for _, maybe in packages for package in maybe} - needed)),
+        guidance=None,
         same_weights={},
         combined="",
         workflows=workflows,

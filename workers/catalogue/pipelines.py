@@ -10,6 +10,7 @@ from typing import Final
 from farm.pipelines.spec import Kind, PipelineParameter, PipelineSpec
 from workers.catalogue.aliases import aliases_of
 from workers.catalogue.components import components_of, decoders_of, denoisers_of, inner_pipelines
+from workers.catalogue.guidance import guidance_of
 from workers.catalogue.mappings import combined, same_weights
 from workers.catalogue.outputs import outputs_of, returned_fields
 from workers.catalogue.packages import packages_of
@@ -70,6 +71,7 @@ def _spec(name: str, cls: type) -> PipelineSpec:
         decoders=decoders_of(cls),
         pipelines={attribute: inner.__name__ for attribute, (inner, _) in inner_pipelines(cls).items()},
         scheduler=scheduler_use(cls),
+        guidance=guidance_of(cls),
         packages=packages,
         optional_packages=optional_packages,
         same_weights=same_weights(name),

@@ -208,7 +208,7 @@ def _prx_pixel() -> PRXPixelPipeline:
 _AS_ASKED = {"use_resolution_binning": False}
 
 FAMILIES = (
-    Family("omnigen", _omnigen, {"OmniGenPipeline": text_to_image()}),
+    Family("omnigen", _omnigen, {"OmniGenPipeline": text_to_image()}, requires=("torchvision",)),
     Family(
         "omnigen-edit",
         _omnigen,
