@@ -28,7 +28,13 @@ def models(request: Request, context: Context, user: CurrentUser) -> Response:
         model.id: [one.info.name for one in workers if model.id in one.models] for model in context.registry.models
     }
     return render(
-        request, "models.html", models=context.registry.models, loaded=loaded, stopped=stopped.models, held=held
+        request,
+        "models.html",
+        models=context.registry.models,
+        problems=context.registry.problems if user.has_scope(Scope.OPERATE, Scope.ADMIN) else (),
+        loaded=loaded,
+        stopped=stopped.models,
+        held=held,
     )
 
 
