@@ -109,12 +109,14 @@ class LoadedModel:
         return self.isolation.setdefault(type(self.pipeline(task)).__name__, ClassIsolation())
 
     def _for_task(self, task: str) -> Any:
-        for loaded in (self._base, *self._others.values()):
-            if task in catalogue().pipeline(type(loaded).__name__).tasks:
-                return loaded
         base = type(self._base).__name__
         spec = catalogue().pipeline(base)
-        name = spec.same_weights.get(task)
+        # as `Model.pipeline_for` decides at submission, so that parameters are checked against the class that gets them
+        name = self.model.pipelines.get(task) or (base if task in spec.tasks else spec.same_weights.get(task))
+        for loaded in (self._base, *self._others.values()):
+            of_loaded = type(loaded).__name__
+            if of_loaded == name or (name is None and task in catalogue().pipeline(of_loaded).tasks):
+                return loaded
         if name is None:
             able = [*spec.tasks, *spec.same_weights]
             reason = spec.no_task or f"it does {', '.join(sorted(able))}"

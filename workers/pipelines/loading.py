@@ -94,7 +94,7 @@ def _load_folder(model: Model, folder: Path, device: Device) -> Any:
         raise ModelUnavailable(
             f"model {model.id} has no .safetensors files in {model.source}; other formats can contain code"
         )
-    spec = catalogue().pipeline(class_name(folder))
+    spec = catalogue().pipeline(model.pipeline or class_name(folder))
     kind = getattr(diffusers, spec.name)
     dtype = _dtype(model, device, spec)
     if spec.kind is Kind.MODULAR:
@@ -111,7 +111,7 @@ def _load_folder(model: Model, folder: Path, device: Device) -> Any:
     given |= dict.fromkeys(_absent_components(spec, folder), None)
     for quirk in quirks_of(spec):
         given |= quirk.load
-    return diffusers.DiffusionPipeline.from_pretrained(
+    return kind.from_pretrained(
         folder,
         dtype=dtype,
         variant=model.variant or _only_variant(folder),
