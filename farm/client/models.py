@@ -1,4 +1,7 @@
-"""What the farm's API answers, as frozen values. Fields that a later farm adds are ignored here and kept in ``raw``."""
+"""What the farm's API answers, as frozen values. Fields that a later farm adds are ignored here and kept in ``raw``.
+
+The file is long because it has one class per schema of the API.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ KEPT: Final = 256  #: idle connections to all endpoints
 
 
 @dataclass(frozen=True)
-class Limits:
+class DelivererLimits:
     """Concurrency and time limits of a deliverer. Times in seconds."""
 
     fast_concurrency: int = 64  #: attempts in their first second
@@ -81,14 +81,14 @@ class Deliverer:
         presign: Callable[[str], str],
         *,
         retry_policy: RetryPolicy | None = None,
-        limits: Limits | None = None,
+        limits: DelivererLimits | None = None,
         resolver: guard.Resolver | None = None,
     ) -> None:
         """``presign`` gives the URL of an output's object key, valid for ``settings.presign_seconds``."""
         self._settings = settings
         self._presign = presign
         self._retry_policy = retry_policy or RetryPolicy()
-        self._limits = limits or Limits()
+        self._limits = limits or DelivererLimits()
         self._connector = guard.PinnedConnector(settings, resolver=resolver)
         self._budget = ConnectionBudget(KEPT)
         self._store = Store.connect(settings, pool=3)

@@ -37,10 +37,10 @@ SCRIPT = textwrap.dedent(
     """
     import signal
     from farm.settings import settings
-    from farm.webhooks.deliverer import Deliverer, Limits
+    from farm.webhooks.deliverer import Deliverer, DelivererLimits
     from farm.webhooks.retry_policy import RetryPolicy
     retry_policy = RetryPolicy(delays=(0,) + (0.3,) * 500, first_pause=0.2, longest_pause=0.5)
-    limits = Limits(deadline=1.0, body_deadline=0.3, lease=2.5)
+    limits = DelivererLimits(deadline=1.0, body_deadline=0.3, lease=2.5)
     one = Deliverer(settings(), lambda key: "https://bucket.example/" + key, retry_policy=retry_policy, limits=limits)
     signal.signal(signal.SIGTERM, lambda *_: one.stop())
     one.run()

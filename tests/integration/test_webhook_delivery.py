@@ -28,14 +28,14 @@ from farm.settings import Settings
 from farm.store.deliveries import Delivery, DeliveryAttempt
 from farm.store.unit_of_work import Store
 from farm.webhooks import signature
-from farm.webhooks.deliverer import Deliverer, Limits
+from farm.webhooks.deliverer import Deliverer, DelivererLimits
 from farm.webhooks.retry_policy import RetryPolicy
 from tests import job_edges
 from tests.integration.conftest import spec
 from tests.integration.receiver import Receiver, answer, hang, in_turn, receiver, stream
 from tests.waiting import wait_until
 
-LIMITS = Limits(deadline=2.0, body_deadline=0.5, lease=6.0, grace=1.0)
+LIMITS = DelivererLimits(deadline=2.0, body_deadline=0.5, lease=6.0, grace=1.0)
 SCHEDULE = RetryPolicy(delays=(0, 0.1, 0.2, 0.2), jitter=0)
 WORKER = "host/cpu0"
 
@@ -59,7 +59,9 @@ def start(config: Settings) -> Iterator[Start]:
     """Starts deliverers in threads of this process, and stops them after the test."""
     running: list[tuple[Deliverer, threading.Thread]] = []
 
-    def one(*, settings: Settings = config, retry_policy: RetryPolicy = SCHEDULE, limits: Limits = LIMITS) -> Deliverer:
+    def one(
+        *, settings: Settings = config, retry_policy: RetryPolicy = SCHEDULE, limits: DelivererLimits = LIMITS
+    ) -> Deliverer:
         made = Deliverer(
             settings, lambda key: f"https://bucket.example/{key}?signed", retry_policy=retry_policy, limits=limits
         )
@@ -491,8 +493,8 @@ SCRIPT = textwrap.dedent(
     """
     import signal
     from farm.settings import settings
-    from farm.webhooks.deliverer import Deliverer, Limits
-    one = Deliverer(settings(), lambda key: "https://bucket.example/" + key, limits=Limits(lease=3.0))
+    from farm.webhooks.deliverer import Deliverer, DelivererLimits
+    one = Deliverer(settings(), lambda key: "https://bucket.example/" + key, limits=DelivererLimits(lease=3.0))
     signal.signal(signal.SIGTERM, lambda *_: one.stop())
     one.run()
     """

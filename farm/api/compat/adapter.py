@@ -260,7 +260,7 @@ def _admit(context: AppContext, adapter: Adapter, operation: Operation, request:
 
 
 @dataclass(frozen=True)
-class UnsupportedParameter:
+class ForeignParameter:
     """A parameter that the farm does not have, and the values of it that ask for nothing."""
 
     allowed: tuple[object, ...]
@@ -275,7 +275,7 @@ class UnsupportedParameter:
 IGNORED: Final = None
 
 
-def drop_unsupported(given: dict[str, Any], moot: Mapping[str, UnsupportedParameter | None]) -> list[FieldProblem]:
+def drop_unsupported(given: dict[str, Any], moot: Mapping[str, ForeignParameter | None]) -> list[FieldProblem]:
     """Take out of a request what asks for nothing; returns what asks for something that the farm cannot do."""
     found: list[FieldProblem] = []
     for name, rule in moot.items():

@@ -22,7 +22,7 @@ from farm.api.compat.adapter import (
     AdapterCall,
     AdapterError,
     ErrorInfo,
-    UnsupportedParameter,
+    ForeignParameter,
     drop_unsupported,
     reads,
     submits,
@@ -53,12 +53,12 @@ SIZES: Final = {
     "landscape_4_3": (1024, 768),
     "landscape_16_9": (1024, 576),
 }
-_UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
+_UNSUPPORTED: Final[Mapping[str, ForeignParameter | None]] = {
     "enable_safety_checker": IGNORED,
-    "sync_mode": UnsupportedParameter((False,), "images are answered as URLs"),
-    "loras": UnsupportedParameter(([],), "name the LoRAs of the farm's own registry over POST /v1/jobs"),
-    "embeddings": UnsupportedParameter(([],), "the farm has none"),
-    "controlnets": UnsupportedParameter(([],), "the farm has none"),
+    "sync_mode": ForeignParameter((False,), "images are answered as URLs"),
+    "loras": ForeignParameter(([],), "name the LoRAs of the farm's own registry over POST /v1/jobs"),
+    "embeddings": ForeignParameter(([],), "the farm has none"),
+    "controlnets": ForeignParameter(([],), "the farm has none"),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from farm.api.compat.adapter import IGNORED, UnsupportedParameter, drop_unsupported
+from farm.api.compat.adapter import IGNORED, ForeignParameter, drop_unsupported
 from farm.api.dependencies import AppContext
 from farm.domain.job import Job
 from farm.domain.states import Priority
@@ -21,25 +21,25 @@ NAMES: Final = {"num_outputs": "n", "mask_image": "mask", "width": "size", "heig
 
 _SIZE: Final = re.compile(r"([0-9]{1,5})x([0-9]{1,5})", re.ASCII)
 _PNG_ONLY: Final = "the farm renders single images: png, jpeg or webp"
-_UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
+_UNSUPPORTED: Final[Mapping[str, ForeignParameter | None]] = {
     "moderation": IGNORED,
-    "background": UnsupportedParameter(("auto", "opaque"), "the farm's images are opaque"),
-    "complexity": UnsupportedParameter((), "the farm has steps instead: send num_inference_steps, in extra_body"),
-    "frame_count": UnsupportedParameter((), _PNG_ONLY),
-    "frame_duration_ms": UnsupportedParameter((), _PNG_ONLY),
-    "svg": UnsupportedParameter((), _PNG_ONLY),
-    "input_fidelity": UnsupportedParameter(
+    "background": ForeignParameter(("auto", "opaque"), "the farm's images are opaque"),
+    "complexity": ForeignParameter((), "the farm has steps instead: send num_inference_steps, in extra_body"),
+    "frame_count": ForeignParameter((), _PNG_ONLY),
+    "frame_duration_ms": ForeignParameter((), _PNG_ONLY),
+    "svg": ForeignParameter((), _PNG_ONLY),
+    "input_fidelity": ForeignParameter(
         (), "the farm has strength instead: send it in extra_body, from 0 (keep) to 1 (ignore)"
     ),
-    "output_compression": UnsupportedParameter(
+    "output_compression": ForeignParameter(
         (100,), "the farm chooses how its files are compressed; choose output_format"
     ),
-    "partial_images": UnsupportedParameter((0,), "images come whole"),
-    "quality": UnsupportedParameter(
+    "partial_images": ForeignParameter((0,), "images come whole"),
+    "quality": ForeignParameter(
         ("auto", "standard"), "the farm has steps instead: send num_inference_steps, in extra_body"
     ),
-    "stream": UnsupportedParameter((False,), "images come whole"),
-    "style": UnsupportedParameter(("vivid",), "say it in the prompt"),
+    "stream": ForeignParameter((False,), "images come whole"),
+    "style": ForeignParameter(("vivid",), "say it in the prompt"),
 }
 
 

@@ -28,7 +28,7 @@ from farm.api.compat.adapter import (
     AdapterCall,
     AdapterError,
     ErrorInfo,
-    UnsupportedParameter,
+    ForeignParameter,
     drop_unsupported,
     reads,
     submits,
@@ -72,14 +72,12 @@ _SCHEDULERS: Final = {
     "dpmsolvermultistep": "dpm-solver",
     "unipcmultistep": "unipc",
 }
-_UNSUPPORTED: Final[Mapping[str, UnsupportedParameter | None]] = {
+_UNSUPPORTED: Final[Mapping[str, ForeignParameter | None]] = {
     "apply_watermark": IGNORED,
     "disable_safety_checker": IGNORED,
     "go_fast": IGNORED,
-    "refine": UnsupportedParameter(("no_refiner",), "the farm renders in one pass"),
-    "output_quality": UnsupportedParameter(
-        (100,), "the farm chooses how its files are compressed; choose output_format"
-    ),
+    "refine": ForeignParameter(("no_refiner",), "the farm renders in one pass"),
+    "output_quality": ForeignParameter((100,), "the farm chooses how its files are compressed; choose output_format"),
 }
 
 

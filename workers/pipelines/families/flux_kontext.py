@@ -1,4 +1,4 @@
-"""Kontext brings every size to about a megapixel unless it is told what area is meant."""
+"""Kontext brings every size to about a megapixel unless the area is given."""
 
 from workers.pipelines.families.quirk import AdjustableCall, Quirk
 

@@ -1,4 +1,4 @@
-"""The frame rates for which the models of a family were trained, as their cards give them to ``export_to_video``."""
+"""The frame rates for which the models of a family were trained, as their pages give them to ``export_to_video``."""
 
 from workers.pipelines.families.quirk import Quirk
 

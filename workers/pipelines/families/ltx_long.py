@@ -1,4 +1,4 @@
-"""LTX for long clips returns latents unless it is told otherwise."""
+"""LTX for long clips returns latents by default."""
 
 from workers.pipelines.families.quirk import AdjustableCall, Quirk
 
