@@ -17,6 +17,8 @@ from pydantic_core import to_json
 from farm.domain.job import Job, Output, Progress
 from farm.domain.states import EventType, JobState
 
+#: The parameters of a job that hold objects of any size.
+_OBJECTS: Final = frozenset({"parameters", "scheduler_options"})
 MAX_BYTES: Final = 20_000  #: a body is smaller than this (Standard Webhooks recommends under 20 kB)
 MARKER: Final = "… [shortened]"
 #: Characters that prompts, metadata and the error's message keep, tried one after the other until the body fits.
@@ -35,9 +37,9 @@ def job_payload(
     """The JSON of one event of a job, in UTF-8 and in fewer than `MAX_BYTES` bytes.
 
     Where it would be larger, ``truncated`` is true: prompts and metadata are shortened and end in `MARKER`, then
-    metadata and at last URLs are left out. The job's own page in the API has everything. ``presign`` gives the URL of
-    an object's key, which works until about ``expires_at``. ``event_data`` is what the event's row says; for an
-    event of a running job it decides what is shown, whatever the job's state is now.
+    metadata, the pipeline's own parameters and at last URLs are left out. The job's own page in the API has everything.
+    ``presign`` gives the URL of an object's key, which works until about ``expires_at``. ``event_data`` is what the
+    event's row says; for an event of a running job it decides what is shown, whatever the job's state is now.
     """
     if kind in (EventType.STARTED, EventType.PROGRESS):
         job = in_progress(job, event_data or {})
@@ -87,6 +89,9 @@ def _job(
     job: Job, urls: list[str] | list[None], expires_at: datetime, limit: int | None, metadata: bool
 ) -> dict[str, Any]:
     parameters = job.spec.request()
+    if not metadata:  # what is of any size
+        for name in _OBJECTS & parameters.keys():
+            del parameters[name]
     for values in (parameters, parameters.get("parameters", {})):
         for name, value in values.items():
             if isinstance(value, str):

@@ -413,7 +413,7 @@ def test_lines_that_are_alike_come_to_what_each_alone_would(api: Api) -> None:
         batch = farm.submit_batch([one | {"metadata": {"k": f"\\t\n{n}"}} for n, one in enumerate(body)])
     stored = rows(
         api,
-        "SELECT spec->>'prompt', custom_id, metadata->>'k' FROM job WHERE batch_id = :id ORDER BY batch_seq",
+        "SELECT spec->'common'->>'prompt', custom_id, metadata->>'k' FROM job WHERE batch_id = :id ORDER BY batch_seq",
         id=ids.to_uuid(ids.BATCH, batch.id),
     )
     assert stored == [(f'a\\b\t"{n}"\né', f"x\ty\\{n}", f"\\t\n{n}") for n in range(3)]

@@ -173,7 +173,14 @@ def test_any_job_that_the_api_accepts_fits(text: str, outputs: int, pairs: int) 
 
     job = replace(
         JOB,
-        spec=SPEC.model_copy(update={"prompt": long(10_000), "negative_prompt": long(10_000), "model": long(200)}),
+        spec=SPEC.model_copy(
+            update={
+                "common": {**SPEC.common, "prompt": long(10_000), "negative_prompt": long(10_000)},
+                "parameters": {f"{number}{long(60)}": [long(1_000)] for number in range(pairs)},
+                "scheduler_options": {"sigmas": [0.123456789] * 20 * pairs},
+                "model": long(200),
+            }
+        ),
         custom_id=long(200),
         metadata={f"{number}{long(60)}": long(1_000) for number in range(pairs)},
         outputs=tuple(map(output, range(outputs))),
