@@ -32,6 +32,10 @@ REQUEST_SECONDS: Final = Histogram(
     buckets=_QUICK,
 )
 
+SERVER_UP: Final = Gauge(
+    "farm_server_up", "1 while a server that the farm leans on takes writes, 0 while it does not.", ["server"]
+)
+
 # -- the dispatcher --------------------------------------------------------------------------------------------------
 DISPATCHER_LEADER: Final = Gauge("farm_dispatcher_leader", "1 while this dispatcher leads, 0 while it stands by.")
 ROUND_SECONDS: Final = Histogram(
@@ -41,7 +45,9 @@ LAST_ROUND_TIMESTAMP: Final = Gauge(
     "farm_dispatcher_last_round_timestamp_seconds", "When this dispatcher last ended a round: its age is the lag."
 )
 JOBS_DISPATCHED: Final = Counter("farm_jobs_dispatched_total", "Jobs dispatched to workers.")
-LEASES_EXPIRED: Final = Counter("farm_leases_expired_total", "Jobs requeued because their lease ran out.")
+LEASES_EXPIRED: Final = Counter(
+    "farm_leases_expired_total", "Jobs requeued because their lease ran out or their worker was gone."
+)
 
 # -- the worker ------------------------------------------------------------------------------------------------------
 STAGE_SECONDS: Final = Histogram(
@@ -55,6 +61,10 @@ GROUP_COMMIT_JOBS: Final = Histogram(
 )
 JOB_ATTEMPTS: Final = Counter("farm_job_attempts_total", "Attempts, by how they ended.", ["outcome", "model"])
 OUTPUTS: Final = Counter("farm_outputs_total", "Images of jobs that succeeded.", ["model"])
+OUTPUTS_SPOOLED: Final = Counter(
+    "farm_outputs_spooled_total",
+    "Jobs whose outputs waited on the worker's disk for the storage.",
+)
 FORWARD_ROWS: Final = Histogram(
     "farm_forward_rows", "Rows of one shared forward, without padding.", buckets=(1, 2, 4, 8, 16, 32, 64)
 )

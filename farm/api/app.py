@@ -22,6 +22,7 @@ from farm.api import (
     keys,
     models,
     numerics,
+    outputs,
     pauses,
     problems,
     tenants,
@@ -38,6 +39,7 @@ from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.redis_server import RedisServer
 from farm.services.cleanup import CleanupThread
+from farm.services.server_health import ServerHealth
 from farm.settings import Settings
 from farm.store.connection import Database
 from farm.store.unit_of_work import Store
@@ -63,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.context = context
         context.notifier.start()
         context.cleanup.start()
+        context.health.start()
         try:
             yield
         finally:
@@ -85,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         files,
         models,
         numerics,
+        outputs,
         workers,
         pauses,
         worker_enrollment,
@@ -126,6 +130,7 @@ def _open(settings: Settings) -> AppContext:
         intake=Intake(storage, settings),
         notifier=ChangeNotifier(Database.direct(settings)),
         broker=broker,
+        health=ServerHealth(store, broker, storage),
         fetching=anyio.CapacityLimiter(FETCHING_THREADS),
         cleanup=CleanupThread(store, storage),
         rate_limiter=RateLimiter(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None,
@@ -137,6 +142,7 @@ def _open(settings: Settings) -> AppContext:
 def _close(context: AppContext) -> None:
     context.notifier.stop()
     context.cleanup.stop()
+    context.health.stop()
     context.storage.close()
     context.store.close()
 

@@ -14,6 +14,7 @@ from farm.domain.requests import AnyJobRequest
 from farm.redis_server import RedisServer
 from farm.services import inputs
 from farm.services.context import ServiceContext
+from farm.services.server_health import ServerHealth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class AppContext(ServiceContext):
     """What the API's process has besides."""
 
     notifier: ChangeNotifier
-    broker: RedisServer | None  #: for `/readyz` only
+    broker: RedisServer | None  #: for `health` only
+    health: ServerHealth
     rate_limiter: RateLimiter | None  #: None: requests are not limited
     fetching: anyio.CapacityLimiter  #: threads that fetch and store images; slow URLs do not delay other requests
     drawing: anyio.CapacityLimiter  #: threads that draw contact sheets; few, because each holds a large image

@@ -44,6 +44,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "workers": Command("workers", "List, drain, stop and resume workers."),
     "pauses": Command("workers", "Pause the farm, a model or a tenant."),
     "models": Command("models", "List, show and check the models."),
+    "outputs": Command("outputs", "Check and repair what is in the object storage."),
     "webhooks": Command("webhooks", "Manage webhooks, or receive them on this machine."),
     "keys": Command("keys", "List, create, rotate and revoke API keys."),
     "tenants": Command("tenants", "List, create, change and remove tenants."),

@@ -296,7 +296,16 @@ def _api(service_addresses: ServiceAddresses, farm: FarmIdentity) -> Iterator[Ch
             "api ready", CheckStatus.BAD, f"{service_addresses.url}/readyz does not answer 200", "read the API's log"
         )
         return
-    yield Check("api ready", CheckStatus.OK, f"{service_addresses.url}/readyz")
+    degraded = [name for name, part in service_addresses.readiness().items() if part == "error"]
+    if degraded:
+        yield Check(
+            "api ready",
+            CheckStatus.BAD,
+            f"{' and '.join(degraded)} of this farm takes no writes: jobs are accepted and wait",
+            "read the API's log for `server_unhealthy`",
+        )
+    else:
+        yield Check("api ready", CheckStatus.OK, f"{service_addresses.url}/readyz")
     connection = http.client.HTTPConnection("127.0.0.1", service_addresses.api_port, timeout=5)
     try:
         connection.request("GET", "/v1/workers", headers={"Authorization": f"Bearer {farm.api_key}"})

@@ -151,6 +151,8 @@ class Methods:
     model = Method(requests.model)
     workers = Method(requests.workers)
     numerics = Method(requests.numerics)
+    check_outputs = Method(requests.check_outputs)
+    repair_outputs = Method(requests.repair_outputs)
     drain_worker = Method(requests.drain_worker)
     stop_worker = Method(requests.stop_worker)
     resume_worker = Method(requests.resume_worker)

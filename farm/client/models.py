@@ -230,6 +230,51 @@ class NumericsClass:
 
 
 @dataclass(frozen=True)
+class DamagedOutput:
+    """An output whose object is not what the farm recorded."""
+
+    job_id: str
+    index: int  #: its position among the job's outputs
+    key: str  #: of the object
+    damage: str  #: ``missing``, ``size`` or ``sha256``
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> DamagedOutput:
+        """The output that an answer describes."""
+        return cls(str(raw["job_id"]), int(raw["index"]), str(raw["key"]), str(raw["damage"]), dict(raw))
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """What a check of one page of jobs found."""
+
+    checked: int  #: outputs
+    damaged: tuple[DamagedOutput, ...]
+    next_cursor: str | None  #: of the next page; None: this is the last one
+
+    @classmethod
+    def of(cls, raw: Json) -> OutputCheck:
+        """The page that an answer describes."""
+        return cls(int(raw["checked"]), tuple(map(DamagedOutput.of, raw["damaged"])), raw["next_cursor"])
+
+
+@dataclass(frozen=True)
+class OutputRepair:
+    """The repair of one job's outputs."""
+
+    job_id: str
+    state: str  #: ``rendering``, ``repaired`` or ``impossible``
+    reason: str | None  #: why it is impossible
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> OutputRepair:
+        """The repair that an answer describes."""
+        return cls(str(raw["job_id"]), str(raw["state"]), raw["reason"], dict(raw))
+
+
+@dataclass(frozen=True)
 class Worker:
     """Who renders."""
 

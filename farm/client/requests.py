@@ -46,6 +46,8 @@ from farm.client.models import (
     Key,
     Model,
     NumericsClass,
+    OutputCheck,
+    OutputRepair,
     Result,
     RetryReport,
     Worker,
@@ -295,6 +297,37 @@ def workers() -> Call[tuple[Worker, ...]]:
 def numerics() -> Call[tuple[NumericsClass, ...]]:
     """Every numerics class that a worker ever had, with its facts and the workers that have it now."""
     return Call("GET", "/v1/numerics", lambda body: tuple(map(NumericsClass.of, body["data"])))
+
+
+def check_outputs(
+    *,
+    since: datetime | None = None,
+    batch_id: str | None = None,
+    deep: bool = False,
+    cursor: str | None = None,
+) -> Call[OutputCheck]:
+    """Compare one page of recorded outputs with the storage; ``deep``: their SHA-256 too. Needs the scope ``operate``.
+
+    Go on with ``cursor`` while the answer has a ``next_cursor``.
+    """
+    values = {"since": None if since is None else since.isoformat(), "batch_id": batch_id, "deep": deep}
+    return Call(
+        "GET", "/v1/outputs/check", OutputCheck.of, params=_params(values | {"cursor": cursor}), timeout=BULK_SECONDS
+    )
+
+
+def repair_outputs(run: str, job_ids: Sequence[str]) -> Call[tuple[OutputRepair, ...]]:
+    """Render jobs again and store their missing outputs where the bytes are the recorded ones.
+
+    Ask again with the same ``run`` while any is ``rendering``. Needs the scope ``operate``.
+    """
+    return Call(
+        "POST",
+        "/v1/outputs/repair",
+        lambda body: tuple(map(OutputRepair.of, body["data"])),
+        json={"run": run, "job_ids": list(job_ids)},
+        timeout=BULK_SECONDS,
+    )
 
 
 def drain_worker(name: str) -> Call[Worker]:

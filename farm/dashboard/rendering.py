@@ -6,7 +6,7 @@ A page module has a ``router`` of `PageRoute`s and, if the navigation shows it, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -105,6 +105,7 @@ def render(
         navigation=_navigation(request.url.path, user),
         path=request.url.path,
         flower=request.app.state.context.settings.flower_url,
+        server_problems=_server_problems(request, user),
         note=unquote(request.cookies[NOTE])[:500] if noted else "",
         **values,
     )
@@ -112,6 +113,14 @@ def render(
     if noted:
         response.delete_cookie(NOTE, path=HOME)
     return response
+
+
+def _server_problems(request: Request, user: User | None) -> Mapping[str, str]:
+    """What is wrong with the farm's servers: for operators, who can do something about it."""
+    if user is None or not user.has_scope(Scope.OPERATE, Scope.ADMIN):
+        return {}
+    context: AppContext = request.app.state.context
+    return context.health.problems
 
 
 def _navigation(path: str, user: User | None) -> list[tuple[str, list[tuple[Link, bool]]]]:

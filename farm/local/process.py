@@ -39,6 +39,7 @@ class Program:
     address: str = ""  #: where it listens, or the device it owns
     #: whether what it needs is there; may raise SetupError
     may_start: Callable[[], bool] = field(default=_always, compare=False)
+    needs: str = ""  #: what ``may_start`` looks for, in words
     prepare: Callable[[], None] = field(default=_nothing, compare=False)  #: before each start; may raise SetupError
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
     after_stop: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped

@@ -106,7 +106,9 @@ class ProcessManager:
                     if managed.program.may_start():
                         self._start(managed)
                     elif time.monotonic() - began > _NEEDS_SECONDS:
-                        raise StartFailed(managed.program.name, f"could not start within {_NEEDS_SECONDS:.0f} s")
+                        raise StartFailed(
+                            managed.program.name, f"waited {_NEEDS_SECONDS:.0f} s for {managed.program.needs}"
+                        )
                     continue
                 code = None if child is None else child.exit_code()
                 if child is None or code is not None:

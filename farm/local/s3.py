@@ -203,6 +203,7 @@ class EmbeddedS3:
             directory=self._settings,  # where it looks for security.toml first
             address=self.url,
             may_start=self.index.ensure,
+            needs="the PostgreSQL server where it keeps its index",
             prepare=self.initialise,
             ready=self.ready,
             after_stop=self._remove_sockets,
@@ -226,13 +227,20 @@ class EmbeddedS3:
         finally:
             connection.close()
 
-    def _set_rule(self) -> bool:
-        """Have the filer sync the objects of the bucket; it keeps the rule in its database."""
+    def configure_bucket(self, *, read_only: bool = False) -> bool:
+        """Set the filer's rule for the bucket's objects, which it keeps in its database; False if it does not answer.
+
+        They are synced before a PUT is answered. ``read_only``: no PUT is taken.
+        """
         servers = [
             f"-{part}={LOOPBACK}:{self.ports[part]}.{self.ports[f'{part}.grpc']}" for part in ("master", "filer")
         ]
-        rule = f"fs.configure -locationPrefix=/buckets/{BUCKET}/ -fsync=true -apply\n"
-        if '"fsync":  true' not in self._weed("shell", *servers, given=rule, timeout=_RULE_SECONDS):
+        flags = f"-fsync=true -readOnly={str(read_only).lower()}"
+        rule = f"fs.configure -locationPrefix=/buckets/{BUCKET}/ {flags} -apply\n"
+        return '"fsync":  true' in self._weed("shell", *servers, given=rule, timeout=_RULE_SECONDS)
+
+    def _set_rule(self) -> bool:
+        if not self.configure_bucket():
             return False
         self._rule_is_set.touch()
         return True

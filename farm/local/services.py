@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -60,12 +61,17 @@ class ServiceAddresses:
 
     def api_ready(self) -> bool:
         """Whether ``/readyz`` answers 200."""
+        return bool(self.readiness())
+
+    def readiness(self) -> dict[str, str]:
+        """What ``/readyz`` says of each server, if it answers 200; else nothing."""
         connection = http.client.HTTPConnection(LOOPBACK, self.api_port, timeout=2)
         try:
             connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
+            answer = connection.getresponse()
+            return dict(json.loads(answer.read())) if answer.status == http.client.OK else {}
+        except (OSError, http.client.HTTPException, ValueError):
+            return {}
         finally:
             connection.close()
 

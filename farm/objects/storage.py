@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError, NoCredentialsError
 from urllib3.exceptions import HTTPError
 
 from farm import authorities
@@ -215,6 +215,24 @@ class Storage:
             answer.get("LastModified"),
         )
 
+    def sha256(self, key: str) -> str:
+        """The SHA-256 of an object's content, hex; empty if the content is not what the storage itself was given.
+
+        Raises:
+            NotFound: there is no such object.
+            StorageUnavailable: the storage does not answer.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self.open(key) as opened:
+                for chunk in opened:
+                    digest.update(chunk)
+        except StorageUnavailable as error:
+            if isinstance(error.__cause__, FlexibleChecksumError):
+                return ""
+            raise
+        return digest.hexdigest()
+
     def exists(self, key: str) -> bool:
         """Whether there is such an object.
 
@@ -322,6 +340,17 @@ class Storage:
                 f"S3 at {self._place}: there is no bucket {self.bucket!r}; create it with `farm init`, or correct "
                 "FARM_S3_BUCKET"
             ) from error
+
+    def check_writes(self, key: str, body: bytes) -> None:
+        """Write an object, once and quickly, and delete it again.
+
+        Raises:
+            StorageUnavailable: the storage does not answer, or does not take it.
+        """
+        with self._translated("PUT", key):
+            self._probe.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="text/plain")
+        with self._translated("DELETE", key):
+            self._probe.delete_object(Bucket=self.bucket, Key=key)
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -504,3 +504,12 @@ class DeliveryAttemptRow(Base):
     seconds: Mapped[float]
     error: Mapped[str | None]
     response: Mapped[str] = mapped_column(server_default=text("''"))  #: the first 2 kB of the body
+
+
+class ProbeRow(Base):
+    """One row that is written every few seconds, to see whether the database takes writes."""
+
+    __tablename__ = "probe"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)

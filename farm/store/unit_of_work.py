@@ -35,6 +35,7 @@ from farm.store.job_failures import JobFailures
 from farm.store.jobs import Jobs
 from farm.store.numerics import NumericsClasses
 from farm.store.outbox import Outbox
+from farm.store.outputs import Outputs
 from farm.store.pauses import Pauses
 from farm.store.pending_deletions import PendingDeletions
 from farm.store.queue import Queues
@@ -158,6 +159,11 @@ class UnitOfWork:
         return Files(self.session)
 
     @cached_property
+    def outputs(self) -> Outputs:
+        """What is recorded about the objects of jobs that succeeded."""
+        return Outputs(self.session)
+
+    @cached_property
     def webhooks(self) -> Webhooks:
         """Endpoints of webhooks."""
         return Webhooks(self.session)
@@ -217,6 +223,11 @@ class Store:
         """
         with _translated(self._place), Session(self._looking, expire_on_commit=False) as session:
             yield UnitOfWork(session, self._counts)
+
+    def check_writes(self) -> None:
+        """Raise `DatabaseUnavailable` unless the database takes a write."""
+        with self.begin() as unit:
+            unit.session.execute(text("INSERT INTO probe (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET at = now()"))
 
     def check(self) -> None:
         """Raise `DatabaseUnavailable` unless the database answers."""
