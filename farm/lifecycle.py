@@ -311,9 +311,10 @@ def heartbeat(
     models: tuple[str, ...],
     lease_seconds: float,
     loaded: tuple[ResidentModel, ...] = (),
+    prefetch: int | None = None,
 ) -> HeartbeatReply:
     """Record a heartbeat: renews the run leases of ``held``. Raises `LeaseLost` if another process has the name."""
-    heard = unit.workers.record_heartbeat(worker, boot_id, models, loaded)
+    heard = unit.workers.record_heartbeat(worker, boot_id, models, loaded, prefetch)
     if heard is None:
         raise LeaseLost(f"another process is worker {worker} now")
     state, stop = heard
@@ -697,6 +698,18 @@ def reap(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
     for one in expired:
         _requeue_expired(unit, one)
     return [one.job_id for one in expired]
+
+
+def requeue_orphaned(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
+    """Requeue what a worker that is gone will not do, before its lease runs out; returns those jobs.
+
+    Of a silent worker, what its device has not begun; of one whose process is another one by now, all that the earlier
+    process held. A worker that was silent and lives finds its epoch ended.
+    """
+    orphaned = unit.jobs.orphaned(limit)
+    for one in orphaned:
+        _requeue_expired(unit, one)
+    return [one.job_id for one in orphaned]
 
 
 def expire(unit: UnitOfWork, limit: int = 1_000) -> list[str]:

@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     run_lease_seconds: float = Field(30, gt=0)  #: a claimed job whose worker is silent for this long is requeued
     heartbeat_seconds: float = Field(5, gt=0)  #: how often a worker renews its leases
     prefetch: int = Field(2, ge=0)  #: jobs that may wait at a worker beside those that its device renders
+    #: to how many a worker raises that, by what it measures, so that its device does not wait for far servers
+    max_prefetch: int = Field(32, ge=0, le=256)
     max_attempts: int = Field(3, ge=1)
 
     # the worker

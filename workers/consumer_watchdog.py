@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 from celery import Celery
 
+from farm.clock import NapDetector
 from farm.dispatch import broker
 from farm.errors import BrokerUnavailable
 
@@ -63,7 +64,11 @@ class ConsumerWatchdog(threading.Thread):
     def run(self) -> None:
         """Check until closed."""
         received, since = self._received, time.monotonic()
-        while not self._closing.wait(self._stall_seconds / CHECKS):
+        pause = self._stall_seconds / CHECKS
+        naps = NapDetector(2 * pause)
+        while not self._closing.wait(pause):
+            if naps.turn():  # the consumer was stopped with this thread
+                since = time.monotonic()
             try:
                 waiting = broker.queue_lengths(self._app, [self._worker])[self._worker]
             except BrokerUnavailable:

@@ -171,6 +171,11 @@ class Engine(threading.Thread):
                 return 0.0
             return time.monotonic() - self.progress_at
 
+    def resume_after_nap(self) -> None:
+        """The whole process was stopped for a while, which is no stall."""
+        with self._wake:
+            self._record_progress()
+
     def close(self) -> None:
         """End the thread when the device is empty."""
         with self._wake:

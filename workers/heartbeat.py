@@ -17,17 +17,20 @@ from typing import Final
 import structlog
 
 from farm import lifecycle
+from farm.clock import NapDetector
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.settings import Settings
 from farm.store.unit_of_work import MAX_SKEW_SECONDS, Store
 from workers.engine import Engine
 from workers.leases import Lease, Leases, Stage, lease_deadline
+from workers.prefetch import PrefetchControl
 
 log = structlog.stdlib.get_logger()
 
 EXIT_REPLACED: Final = 3  #: another process has this worker's name
 EXIT_STALLED: Final = 75  #: EX_TEMPFAIL of sysexits.h: a new process may succeed
 CHECK_SECONDS: Final = 0.5  #: between two checks of the watchdog
+NAP_SECONDS: Final = 4.0  #: without a check: the process was frozen, or its machine slept
 
 
 class HeartbeatThread(threading.Thread):
@@ -41,6 +44,7 @@ class HeartbeatThread(threading.Thread):
         store: Store,
         engine: Engine,
         leases: Leases,
+        prefetch: PrefetchControl,
         on_stop_request: Callable[[], object],
     ) -> None:
         """``on_stop_request`` is called once, when an operator asks this process to end."""
@@ -51,19 +55,30 @@ class HeartbeatThread(threading.Thread):
         self._store = store
         self._engine = engine
         self._leases = leases
+        self._prefetch = prefetch
         self._on_stop_request = on_stop_request
         self._stop_requested = False
-        self._closing = threading.Event()
+        self._closing = False
+        self._wake = threading.Event()  #: ends the pause between two heartbeats
 
     def close(self) -> None:
         """End the thread after the current heartbeat."""
-        self._closing.set()
+        self._closing = True
+        self._wake.set()
+
+    def beat_now(self) -> None:
+        """Send the next heartbeat at once."""
+        self._wake.set()
 
     def run(self) -> None:
         """Beat until closed; more often while the database does not answer, because the leases run out."""
         interval = self._settings.heartbeat_seconds
         pause = interval
-        while not self._closing.wait(pause):
+        while True:
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._closing:
+                return
             try:
                 self.beat()
                 pause = interval
@@ -71,7 +86,7 @@ class HeartbeatThread(threading.Thread):
                 log.warning("cannot reach the database", action="heartbeat_missed", error=str(error))
                 pause = min(1.0, interval)
             except LeaseLost as error:
-                if self._closing.is_set():
+                if self._closing:
                     return
                 # Two processes of one name would take each other's messages. The newer one has the row.
                 log.critical("replaced", action="worker_replaced", worker=self._worker, reason=str(error))
@@ -95,6 +110,7 @@ class HeartbeatThread(threading.Thread):
                 tuple(one.model for one in loaded),
                 lease_seconds,
                 loaded,
+                self._prefetch.jobs,
             )
         self._leases.apply_heartbeat(sent, response.held, response.canceled, lease_deadline(sent_at, lease_seconds))
         if abs(skew) > MAX_SKEW_SECONDS and not self._stop_requested:
@@ -120,10 +136,27 @@ class Watchdog(threading.Thread):
     """Stops jobs whose lease was not renewed, and ends the process when the device hangs. Needs no server."""
 
     def __init__(
-        self, leases: Leases, engine: Engine, settings: Settings, worker: str, alive_file: Path | None
+        self,
+        leases: Leases,
+        engine: Engine,
+        settings: Settings,
+        worker: str,
+        alive_file: Path | None,
+        on_nap: Callable[[], object],
     ) -> None:
-        """``alive_file`` is touched at each check: a supervisor replaces a process that stopped doing so."""
+        """Prepare the thread.
+
+        Args:
+            leases: Those of this process.
+            engine: Whose progress is watched.
+            settings: The process's settings.
+            worker: The worker's name.
+            alive_file: Touched at each check: a supervisor replaces a process that stopped doing so.
+            on_nap: Called when the whole process was stopped for a while: the leases are to be renewed at once.
+        """
         super().__init__(name="watchdog", daemon=True)
+        self._on_nap = on_nap
+        self._naps = NapDetector(NAP_SECONDS)
         self._leases = leases
         self._engine = engine
         self._settings = settings
@@ -140,6 +173,14 @@ class Watchdog(threading.Thread):
         while not self._closing.wait(CHECK_SECONDS):
             if self._alive_file is not None:
                 self._alive_file.touch()
+            nap = self._naps.turn()
+            if nap:
+                # The database decides whether the leases are still ours: the fences hold for whatever is written.
+                log.warning("was stopped", action="worker_nap", worker=self._worker, seconds=round(nap, 1))
+                self._engine.resume_after_nap()
+                for lease in self._leases.all():
+                    lease.resume_after_nap(2 * self._settings.heartbeat_seconds)
+                self._on_nap()
             for lease in self._leases.stop_expired():
                 log.warning(
                     "stopped: the lease could not be renewed",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 import structlog
 
+from farm import metrics
 from farm.domain.job import Output
 from farm.domain.job_spec import JobSpec
 from farm.domain.media import MediaMetadata
@@ -23,6 +28,8 @@ from workers.upload_spool import UploadSpool
 
 log = structlog.stdlib.get_logger()
 
+UPLOADS_AT_ONCE: Final = 4  #: of one job: each waits for round trips, not for this processor
+
 
 @dataclass(frozen=True)
 class EncodedOutput:
@@ -31,6 +38,9 @@ class EncodedOutput:
     index: int  #: of the output
     media_type: str
     metadata: MediaMetadata  #: what the file holds, as it came out
+
+
+_Upload: TypeAlias = tuple[EncodedOutput, bytes, Future[Output]]
 
 
 @dataclass(frozen=True)
@@ -51,19 +61,33 @@ class OutputUploader:
             JobCanceled: The job was stopped while it waited for the storage.
         """
         lease.enter(Stage.STORING)
-        files = encode_outputs(lease.job.spec, result)
-        for encoded, body in files:
-            try:
-                with measure("upload"):
-                    stored = self._put(lease, encoded, body)
-            except StorageUnavailable as error:
+        uploads: deque[_Upload] = deque()
+        spooled: list[tuple[EncodedOutput, Callable[[], bytes]]] = []
+        with ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="upload") as pool:
+            for encoded, body in encode_outputs(lease.job.spec, result):
+                if spooled:
+                    spooled.append((encoded, self.spool.add(lease.held, encoded.index, body)))
+                    continue
+                stored = pool.submit(copy_context().run, self._put, lease, encoded, body)
+                uploads.append((encoded, body, stored))
+                if len(uploads) == UPLOADS_AT_ONCE:
+                    yield from self._finish(lease, uploads.popleft(), spooled)
+            while uploads:
+                yield from self._finish(lease, uploads.popleft(), spooled)
+        yield from self._upload_spooled(lease, spooled)
+
+    def _finish(
+        self, lease: Lease, upload: _Upload, spooled: list[tuple[EncodedOutput, Callable[[], bytes]]]
+    ) -> Iterator[Output]:
+        """Wait for an upload; spool its file if the storage did not take it."""
+        encoded, body, stored = upload
+        try:
+            yield stored.result()
+        except StorageUnavailable as error:
+            if not spooled:
                 log.warning("spooling the outputs on disk", action="outputs_spooled", error=str(error))
-                spooled = [(encoded, self.spool.add(lease.held, encoded.index, body))]
-                spooled += [(one, self.spool.add(lease.held, one.index, file)) for one, file in files]
-                del body
-                yield from self._upload_spooled(lease, spooled)
-            else:
-                yield stored
+                metrics.OUTPUTS_SPOOLED.inc()
+            spooled.append((encoded, self.spool.add(lease.held, encoded.index, body)))
 
     def _upload_spooled(
         self, lease: Lease, spooled: list[tuple[EncodedOutput, Callable[[], bytes]]]
@@ -73,15 +97,14 @@ class OutputUploader:
             def put(encoded: EncodedOutput = encoded, read: Callable[[], bytes] = read) -> Output:
                 return self._put(lease, encoded, read())
 
-            with measure("upload"):
-                stored = retry_storage(lease, self.retry_seconds, put)
-            yield stored
+            yield retry_storage(lease, self.retry_seconds, put)
 
     def _put(self, lease: Lease, encoded: EncodedOutput, body: bytes) -> Output:
         """PUT one file. Raises `StorageUnavailable`."""
         job, spec = lease.job, lease.job.spec
         key = keys.output_key(job.tenant_id, job.id, lease.epoch, encoded.index, keys.extension(encoded.media_type))
-        written = self.storage.put(key, body, encoded.media_type)
+        with measure("upload"):
+            written = self.storage.put(key, body, encoded.media_type)
         assert written.sha256 is not None  # put() computes it
         if encoded.index + 1 < spec.num_outputs:
             failpoints.at("mid_upload", spec.prompt)

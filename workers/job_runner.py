@@ -40,6 +40,7 @@ from workers.job_inputs import fetch_inputs
 from workers.job_outputs import OutputUploader
 from workers.leases import Lease, Leases, Stage, StopReason, lease_deadline
 from workers.media.artifacts import Artifact
+from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
 from workers.render_request import RenderRequest, RenderResult
 from workers.retry import retry_for, retry_until_lease_ends
@@ -67,6 +68,7 @@ class JobRunner:
     leases: Leases
     spool: UploadSpool
     find_model: Callable[[str], Model | None]  #: the registry's entry of that id
+    prefetch: PrefetchControl
 
     def run(self, job_id: str, epoch: int) -> None:
         """Run the job of a message if this worker may claim it. Raises nothing: the job's row has the outcome."""
@@ -84,6 +86,7 @@ class JobRunner:
                 finally:
                     self.spool.clear(lease.held)
                     self.engine.job_left(lease.held)
+                    self.reporter.forget(lease)
                     self.leases.remove(lease)
 
     def claim(self, held: HeldJob) -> Lease | None:
@@ -92,7 +95,11 @@ class JobRunner:
         def claim() -> Lease:
             requested_at = time.monotonic()
             job = self.group_commit.claim(held)
-            return Lease(job, lease_deadline(requested_at, self.settings.run_lease_seconds))
+            lease = Lease(job, lease_deadline(requested_at, self.settings.run_lease_seconds))
+            if job.claimed_at is not None and job.dispatched_at is not None:
+                on_its_way = (job.claimed_at - job.dispatched_at).total_seconds()
+                lease.beside_seconds = max(0.0, on_its_way) + time.monotonic() - requested_at
+            return lease
 
         try:
             lease = retry_for(self.settings.dispatch_lease_seconds, claim)
@@ -115,15 +122,21 @@ class JobRunner:
         """Run the stages after the claim; when one of them raises, record how the attempt ended."""
         stored: list[Output] = []
         try:
+            began = time.monotonic()
             with measure("inputs"):
                 inputs = fetch_inputs(lease, self.storage, self.settings)
+            lease.beside_seconds += time.monotonic() - began
             with measure("denoise"):
                 result = self.render(lease, inputs)
+            rendered = time.monotonic()
             uploader = OutputUploader(self.storage, self.spool, self.settings.storage_retry_seconds)
             for output in uploader.upload(lease, result):
                 stored.append(output)  # noqa: PERF402 - one by one: those before one that fails must be deleted
             with measure("commit"):
-                self.commit(lease, stored, result)
+                started_at = self.commit(lease, stored, result)
+            if started_at is not None:
+                beside = lease.beside_seconds + time.monotonic() - rendered
+                self.prefetch.record(beside=beside, on_device=rendered - started_at)
         except Exception as error:  # noqa: BLE001 - the kinds are distinguished there
             self.record_end(lease, error)
             if not isinstance(error, CommitUnknown):
@@ -163,16 +176,17 @@ class JobRunner:
         lease.on_stop(lambda: self.engine.withdraw(request))
         return future.result()
 
-    def commit(self, lease: Lease, outputs: list[Output], result: RenderResult) -> None:
+    def commit(self, lease: Lease, outputs: list[Output], result: RenderResult) -> float | None:
         """running → succeeded, with outputs and event, in one transaction.
+
+        Returns the monotonic time at which the device started the job.
 
         Raises:
             LeaseLost: Another epoch holds the job.
             CommitUnknown: The database stopped answering during the commit.
         """
         lease.enter(Stage.COMMITTING)
-        # a short job may end before the reporter has written that it started
-        steps, started_at = self.reporter.take_unwritten_start(lease)
+        steps, started_at = self.reporter.take_start(lease)
 
         def succeed() -> None:
             seconds = None if started_at is None else time.monotonic() - started_at
@@ -192,6 +206,7 @@ class JobRunner:
         metrics.OUTPUTS.labels(lease.job.spec.model).inc(len(outputs))
         count_attempt(lease, "succeeded")
         log.info("succeeded", action="job_succeeded", outputs=len(outputs))
+        return started_at
 
     def has_succeeded(self, lease: Lease) -> bool:
         """Whether the job's row says that it succeeded at this epoch. Raises `CommitUnknown`."""

@@ -44,6 +44,7 @@ class Lease:
         self.stop_reason: StopReason | None = None
         self.stage = Stage.FETCHING
         self.progress_at = time.monotonic()  #: when the work last made progress
+        self.beside_seconds = 0.0  #: that the job took so far beside the device: its message, claim and inputs
         self._deadline = deadline
         self._lock = threading.Lock()
         self._stop_callbacks: list[Callable[[], object]] = []
@@ -61,6 +62,15 @@ class Lease:
     def record_progress(self) -> None:
         """Record that the work made progress, so that the heartbeat renews the lease."""
         self.progress_at = time.monotonic()
+
+    def resume_after_nap(self, grace_seconds: float) -> None:
+        """Let the work go on for ``grace_seconds``, in which a heartbeat asks whether the lease is still this worker's.
+
+        The time in which the whole process was stopped says nothing about the work.
+        """
+        now = time.monotonic()
+        self.progress_at = now
+        self._deadline = max(self._deadline, now + grace_seconds)
 
     def renew(self, deadline: float) -> None:
         """Extend the lease."""

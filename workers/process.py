@@ -34,10 +34,11 @@ from workers import device as devices
 from workers import device_metrics
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.engine import EXIT_ENGINE_FAILED, Engine, EngineOptions
-from workers.group_commit import GroupCommit
+from workers.group_commit import MAX_TRANSACTIONS, GroupCommit
 from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog, describe_skew
 from workers.job_runner import JobRunner
 from workers.leases import Leases, Stage, StopReason
+from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
 from workers.retry import retry_until_available
 from workers.upload_spool import UploadSpool
@@ -73,10 +74,12 @@ class WorkerProcess:
         self._boot_id = uuid.uuid4().hex
         self._models: Registry = model_registry.load_and_log(settings.models_file)
         self._slots = slots(settings.batching, choice.kind)
-        self.capacity = self._slots + settings.prefetch  #: jobs in this process at once
+        self._prefetch = PrefetchControl(self._slots, settings.prefetch, settings.max_prefetch)
+        self.capacity = self._slots + self._prefetch.most  #: jobs in this process at once, at most
         self._leases = Leases()
-        # each job's thread, the heartbeat and the reporter may each hold a connection
-        self._store = Store.connect(settings, pool=self.capacity + 2)
+        # beside the group commit, the heartbeat and the reporter, a job needs one when it does not succeed
+        connections = MAX_TRANSACTIONS + self._slots + settings.prefetch + 2
+        self._store = Store.connect(settings, pool=connections)
         self._engine = Engine(
             EngineOptions(
                 choice,
@@ -101,6 +104,7 @@ class WorkerProcess:
             leases=self._leases,
             spool=UploadSpool(settings.data_dir / "spool" / self.name.replace("/", "-")),
             find_model=self._find_model,
+            prefetch=self._prefetch,
         )
         self._consumer_watchdog = ConsumerWatchdog(
             app,
@@ -116,10 +120,18 @@ class WorkerProcess:
             self._store,
             self._engine,
             self._leases,
+            self._prefetch,
             # like every other shutdown: Celery gets the signal, stops consuming and calls `request_shutdown`
             on_stop_request=lambda: os.kill(os.getpid(), signal.SIGTERM),
         )
-        self._watchdog = Watchdog(self._leases, self._engine, settings, self.name, settings.worker_alive_file)
+        self._watchdog = Watchdog(
+            self._leases,
+            self._engine,
+            settings,
+            self.name,
+            settings.worker_alive_file,
+            on_nap=self._heartbeat.beat_now,
+        )
         # put() of a SimpleQueue may be called from a signal handler; acquiring a lock may not
         self._shutdown: queue.SimpleQueue[ShutdownReason] = queue.SimpleQueue()
         self._left = threading.Event()

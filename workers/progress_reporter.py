@@ -34,7 +34,10 @@ class ProgressReporter(threading.Thread):
         super().__init__(name="progress reporter", daemon=True)
         self._store = store
         self._leases = leases
-        self._starts: dict[Lease, tuple[int, float]] = {}  #: number of steps, and when the job started
+        self._running_since: dict[
+            Lease, tuple[int, float]
+        ] = {}  #: of each job: its steps, and when the device started it
+        self._starts: dict[Lease, tuple[int, float]] = {}  #: those that are not written yet
         self._steps: dict[Lease, int] = {}
         self._previews: dict[Lease, Preview] = {}
         self._changed = threading.Condition()
@@ -43,7 +46,7 @@ class ProgressReporter(threading.Thread):
     def started(self, lease: Lease, steps: int) -> None:
         """Report that the device started a job of ``steps`` denoising steps."""
         with self._changed:
-            self._starts[lease] = steps, time.monotonic()
+            self._running_since[lease] = self._starts[lease] = steps, time.monotonic()
             self._changed.notify()
 
     def step(self, lease: Lease, step: int) -> None:
@@ -57,15 +60,21 @@ class ProgressReporter(threading.Thread):
         with self._changed:
             self._previews[lease] = preview
 
-    def take_unwritten_start(self, lease: Lease) -> tuple[int, float] | tuple[None, None]:
-        """The number of steps and the time of a start that is not written yet, which the caller must write.
+    def take_start(self, lease: Lease) -> tuple[int, float] | tuple[None, None]:
+        """The number of steps and the time of the start, which the caller writes with the job's end.
 
-        Also drops the job's other unwritten progress: it has ended.
+        They may be on their way to the database in another transaction, which comes too late if the job's end commits
+        first. Drops the job's unwritten progress: it has ended.
         """
         with self._changed:
             self._steps.pop(lease, None)
             self._previews.pop(lease, None)
-            return self._starts.pop(lease, (None, None))
+            self._starts.pop(lease, None)
+            return self._running_since.pop(lease, (None, None))
+
+    def forget(self, lease: Lease) -> None:
+        """Drop what is known of a job on which this worker no longer works."""
+        self.take_start(lease)
 
     def close(self) -> None:
         """End the thread after the current write."""

@@ -79,6 +79,9 @@ def make_app(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "retry_on_timeout": True,
+            # a lost message is dispatched again, so nothing is kept of one in Redis: that would cost the consumer
+            # two round trips for each message
+            "ack_emulation": False,
             # report a broker that does not answer within a second, not after six: each caller handles that error
             "max_retries": 1,
             "interval_start": 0.1,

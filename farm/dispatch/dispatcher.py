@@ -76,6 +76,7 @@ class Dispatcher:
         database_failures = 0
         logged: bool | None = None  # whether this one leads, by the log
         while not self._stopping.is_set():
+            self._reaper.look_at_clock()
             try:
                 leads = self._leadership.hold()
                 if leads is not logged:

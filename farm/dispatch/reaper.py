@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from farm import lifecycle, metrics
+from farm.clock import NapDetector
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
 
@@ -17,15 +18,16 @@ log = structlog.stdlib.get_logger()
 REAP_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 600.0
 KEY_AGE_SECONDS: Final = 48 * 3600.0  #: how long an Idempotency-Key is remembered
-MISSED_BEATS: Final = 3  #: heartbeats a worker may miss before it gets nothing new
+#: heartbeats that a worker may miss before it gets nothing new, and what it has not begun is requeued
+MISSED_BEATS: Final = 2
 
 
 @dataclass
 class Reaper:
     """Gives expired jobs back and marks silent workers; call it as often as you like.
 
-    After an outage of the database it first lets the workers speak: they could not renew their leases, which is no sign
-    that they are gone.
+    After an outage of the database, or when this process was itself away (frozen, or its machine slept), it first lets
+    the workers renew their leases, which they could not do meanwhile: that is no sign that they are gone.
     """
 
     store: Store
@@ -33,14 +35,25 @@ class Reaper:
     _next_reap: float = field(default=0.0, init=False)
     _next_measure: float = field(default=0.0, init=False)
     _next_housekeeping: float = field(default=0.0, init=False)
+    _naps: NapDetector = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._naps = NapDetector(self._grace_seconds)
 
     @property
     def _grace_seconds(self) -> float:
         """In this time after an outage every living worker has renewed its leases."""
         return 2 * self.settings.heartbeat_seconds
 
+    def look_at_clock(self) -> None:
+        """Hold if this process was away; call it at each turn of the dispatcher's loop, also of a standby's."""
+        nap = self._naps.turn()
+        if nap:
+            log.warning("was away; workers renew their leases first", action="dispatcher_nap", seconds=round(nap, 1))
+            self.hold()
+
     def hold(self) -> None:
-        """The database was away: take nothing back before the workers had time to renew."""
+        """The database or this process was away: take nothing back before the workers had time to renew."""
         self._next_reap = time.monotonic() + self._grace_seconds
 
     def due_in(self) -> float:
@@ -57,11 +70,14 @@ class Reaper:
             if unit.database_uptime() < self._grace_seconds:
                 return
             silent = unit.workers.mark_silent_offline(self.settings.heartbeat_seconds * MISSED_BEATS)
+            orphaned = lifecycle.requeue_orphaned(unit)
             reaped = lifecycle.reap(unit)
             expired = lifecycle.expire(unit)
-        metrics.LEASES_EXPIRED.inc(len(reaped))
+        metrics.LEASES_EXPIRED.inc(len(reaped) + len(orphaned))
         for worker in silent:
             log.warning("worker is silent", action="worker_silent", worker=worker)
+        for job_id in orphaned:
+            log.warning("requeued: its worker is gone", action="job_orphaned", job=job_id)
         for job_id in reaped:
             log.warning("lease ran out", action="lease_expired", job=job_id)
         for job_id in expired:

@@ -31,10 +31,11 @@ from farm.domain.cost import cost
 from farm.domain.job import Job, JobError, JobFilter, NewJob, Output, Progress
 from farm.domain.job_spec import JobSpec
 from farm.domain.states import EventType, JobState, Priority
+from farm.domain.worker import WorkerState
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
 from farm.store.numerics import NumericsClasses
-from farm.store.tables import IdempotencyRow, JobRow, OutputRow
+from farm.store.tables import IdempotencyRow, JobRow, OutputRow, WorkerRow
 from farm.store.workers import HELD, seconds
 
 #: How long an exact job whose worker was lost waits for a worker of the numerics class in which it began: long enough
@@ -375,6 +376,20 @@ class Jobs:
     def held_by(self, worker: str) -> list[ExpiredLease]:
         """All that a worker holds, locked: for when its process is known to be gone."""
         return self._expired(JobRow.worker == worker, None)
+
+    def orphaned(self, limit: int) -> list[ExpiredLease]:
+        """Jobs that their worker will not do, locked: it is silent, or another process by now.
+
+        Those that the device of a silent worker has begun are not among them: it may be alive and go on.
+        """
+        silent = select(WorkerRow.name).where(WorkerRow.state == WorkerState.OFFLINE.value)
+        replaced = select(WorkerRow.name).where(
+            WorkerRow.name == JobRow.worker,
+            WorkerRow.started_at > func.coalesce(JobRow.claimed_at, JobRow.dispatched_at),
+        )
+        return self._expired(
+            or_(JobRow.worker.in_(silent) & JobRow.started_at.is_(None), replaced.correlate(JobRow).exists()), limit
+        )
 
     def _expired(self, condition: Any, limit: int | None) -> list[ExpiredLease]:
         rows = self._session.scalars(

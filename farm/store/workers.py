@@ -94,11 +94,17 @@ class Workers:
         return before
 
     def record_heartbeat(
-        self, name: str, boot_id: str, models: tuple[str, ...], loaded: tuple[ResidentModel, ...] = ()
+        self,
+        name: str,
+        boot_id: str,
+        models: tuple[str, ...],
+        loaded: tuple[ResidentModel, ...] = (),
+        prefetch: int | None = None,
     ) -> tuple[WorkerState, bool] | None:
         """Record a heartbeat; returns the worker's state, and whether this process is to end.
 
-        None if another process has taken its name.
+        None if another process has taken its name. ``prefetch``: how many jobs may wait there from now on; None: as
+        many as before.
         """
         residency = cast({"loaded": [asdict(one) for one in loaded]}, JSONB)
         row = self._session.execute(
@@ -107,6 +113,7 @@ class Workers:
             .values(
                 heartbeat_at=func.now(),
                 models=list(models),
+                prefetch=WorkerRow.prefetch if prefetch is None else prefetch,
                 device=WorkerRow.device.concat(residency),
                 # one that was given up for its silence is back
                 state=case((WorkerRow.state == WorkerState.OFFLINE.value, _present()), else_=WorkerRow.state),

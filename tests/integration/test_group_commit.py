@@ -20,12 +20,14 @@ from farm.domain.states import EventType, JobState
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.store.tables import JobRow
 from farm.store.unit_of_work import Store, UnitOfWork
-from workers.group_commit import GroupCommit
+from tests.waiting import wait_until
+from workers.group_commit import MAX_TRANSACTIONS, GroupCommit
 
 from .conftest import Submit
 
 WORKER = "host/cpu0"
 JOBS = 8
+NEVER = 1e6  #: seconds between two transactions that run at once: each waits for the end of the one before
 
 
 class Gate(Store):
@@ -74,7 +76,7 @@ def jobs_of(store: Store, submit: Submit, count: int = JOBS) -> list[Job]:
 
 def test_writes_during_a_transaction_share_the_next_one(store: Store, tenant: str, submit: Submit, gate: Gate) -> None:
     held = dispatch(store, jobs_of(store, submit))
-    group_commit = GroupCommit(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30, NEVER)
     with ThreadPoolExecutor(JOBS) as pool:
         claims = [pool.submit(group_commit.claim, one) for one in held]
         soon(gate)
@@ -103,9 +105,25 @@ def test_writes_during_a_transaction_share_the_next_one(store: Store, tenant: st
     assert used == pytest.approx(2.5 * JOBS)
 
 
+def test_where_a_transaction_takes_long_the_next_one_does_not_wait_for_its_end(
+    store: Store, submit: Submit, gate: Gate
+) -> None:
+    held = dispatch(store, jobs_of(store, submit))
+    group_commit = GroupCommit(gate, WORKER, 30, 0.1)
+    with ThreadPoolExecutor(JOBS) as pool:
+        claims = [pool.submit(group_commit.claim, held[0])]
+        wait_until(lambda: gate.begun == 1, 5, what="the first transaction has begun")
+        claims += [pool.submit(group_commit.claim, one) for one in held[1:]]
+        wait_until(lambda: gate.begun > 1, 5, what="the second one has begun")
+        assert not any(one.done() for one in claims)
+        gate.open.set()
+        assert {one.result().id for one in claims} == {one.job_id for one in held}
+    assert gate.begun <= MAX_TRANSACTIONS
+
+
 def test_a_message_that_came_twice_claims_once(store: Store, submit: Submit, gate: Gate) -> None:
     first, second = dispatch(store, jobs_of(store, submit, 2))
-    group_commit = GroupCommit(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30, NEVER)
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(group_commit.claim, one) for one in (first, second, second, second)]
         soon(gate)
@@ -119,7 +137,7 @@ def test_a_message_that_came_twice_claims_once(store: Store, submit: Submit, gat
 def test_what_one_job_brings_costs_the_others_nothing(store: Store, submit: Submit, gate: Gate) -> None:
     held = dispatch(store, jobs_of(store, submit, 4))
     gate.open.set()
-    group_commit = GroupCommit(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30, NEVER)
     for one in held:
         group_commit.claim(one)
     stale = HeldJob(held[3].job_id, held[3].epoch + 1)
@@ -150,7 +168,7 @@ def test_a_batch_counts_a_group_and_tells_each_thing_once(
             row = unit.session.get_one(JobRow, job.id)
             row.batch_id, row.batch_seq = batch_id, place
     gate.open.set()
-    group_commit = GroupCommit(gate, WORKER, 30)
+    group_commit = GroupCommit(gate, WORKER, 30, NEVER)
     held = dispatch(store, jobs)
     for one in held:
         group_commit.claim(one)

@@ -38,6 +38,7 @@ from workers.engine import Engine
 from workers.group_commit import GroupCommit
 from workers.job_runner import JobRunner
 from workers.leases import Leases
+from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
 from workers.render_request import RenderRequest, RenderResult
 from workers.upload_spool import UploadSpool
@@ -110,6 +111,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
             leases,
             UploadSpool(tmp_path / "spool"),
             model,
+            PrefetchControl(1, 2, 2),
         )
         runner.run(job, sent.epoch)
         with api.store.begin() as unit:
