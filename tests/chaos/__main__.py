@@ -28,7 +28,7 @@ import redis
 
 from farm.domain.states import Priority
 from farm.errors import StorageUnavailable
-from tests.chaos.farm import PREFETCH, SLOTS, ChaosFarm
+from tests.chaos.farm import MAX_PREFETCH, SLOTS, ChaosFarm
 from tests.chaos.faults import FAULTS
 from tests.chaos.history import History, Sample, Violation, check, look, read
 from tests.chaos.partition import allowed
@@ -92,8 +92,14 @@ class Run:
         self.farm.heal()
         print("everything is mended; waiting for the farm to finish", flush=True)
         at_rest = self._wait_for_rest()
+        unrepaired: dict[str, str] = {}
+        if self.farm.bucket_was_lost:
+            print("repairing what was in the lost bucket", flush=True)
+            unrepaired = self.farm.repair()
+            at_rest = self._wait_for_rest() and at_rest
         history = self._read()
         found = check(history)
+        found += [Violation("comes back", job, reason) for job, reason in unrepaired.items()]
         if not any(job.state == "succeeded" for job in history.jobs):
             found.append(Violation("does work", "farm", "finished no job at all"))
         if not at_rest:
@@ -204,13 +210,32 @@ class Run:
                         posts=tuple(self.farm.receiver.posts),
                         samples=tuple(self.samples),
                         accepted=frozenset(self.submitter.accepted),
-                        window=SLOTS + PREFETCH,
+                        window=SLOTS + MAX_PREFETCH,
                     )
             except (psycopg.Error, StorageUnavailable):
                 if time.monotonic() > give_up_at:
                     raise
                 self.farm.watch()
                 time.sleep(0.2)
+
+    def _requeued_after_kills(self) -> list[float]:
+        """For each worker that was killed with jobs: seconds until the last of them was requeued."""
+        found = []
+        with self.farm.connect() as connection:
+            for fault in self.faults:
+                if fault.kind != "kill worker":
+                    continue
+                row = connection.execute(
+                    "SELECT extract(epoch FROM max(later.created_at)) - %(at)s FROM event later WHERE"
+                    " later.type = 'job.requeued' AND later.created_at BETWEEN to_timestamp(%(at)s)"
+                    " AND to_timestamp(%(at)s + 60) AND EXISTS (SELECT FROM event started WHERE"
+                    " started.job_id = later.job_id AND started.epoch = later.epoch AND started.type = 'job.started'"
+                    " AND started.data ->> 'worker' = %(worker)s AND started.created_at < to_timestamp(%(at)s))",
+                    {"at": fault.began, "worker": f"chaos/cpu{fault.victim.partition('-')[2]}"},
+                ).fetchone()
+                if row is not None and row[0] is not None:
+                    found.append(float(row[0]))
+        return found
 
     # -- the report ---------------------------------------------------------------------------------------------------
 
@@ -238,6 +263,7 @@ class Run:
             if fault.ended
         ]
         recovered = [seconds for seconds in after if seconds is not None]
+        requeued = self._requeued_after_kills()
         lengths = [length for sample in self.samples for length in sample.lengths.values()]
         return {
             "seconds": self.seconds,
@@ -260,6 +286,7 @@ class Run:
                     Priority.of_rank(priority).value: spread(pauses) for priority, pauses in sorted(again.items())
                 },
             },
+            "seconds from a worker's kill to the requeueing of all that it held": spread(requeued),
             "violations": [str(violation) for violation in violations],
         }
 

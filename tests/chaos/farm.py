@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,8 +25,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from farm.client import Farm
 from farm.dispatch import broker
-from farm.errors import NotFound
+from farm.errors import NotFound, StorageUnavailable
 from farm.local import servers as local
 from farm.local.bootstrap import prepare_storage
 from farm.local.ports import PortReservations
@@ -38,16 +41,18 @@ from farm.store.migrate import upgrade
 from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
 from farm.webhooks import signature
+from tests import power_cut
 from tests.chaos.history import Post, about
 from tests.chaos.partition import Namespace
 from tests.chaos.proxy import Mode, Proxies, Proxy
 from tests.integration.worker_process import ROOT, worker_command
 from tests.transitions import refuse_other_transitions
+from tests.waiting import wait_until
 
 POISON = "poison"  #: a prompt with this word kills the process that denoises it
 LEASE = 6.0  #: seconds, of a run
 DISPATCH_LEASE = 6.0
-SLOTS, PREFETCH = 4, 2
+SLOTS, PREFETCH, MAX_PREFETCH = 4, 2, 8
 WAYS = {"database": "FARM_DATABASE_URL", "redis": "FARM_REDIS_URL", "storage": "FARM_S3_ENDPOINT_URL"}
 CAPS = {"free": None, "capped": 3, "heavy": None}  #: by tenant
 
@@ -143,7 +148,10 @@ class ChaosFarm:
         found = local.Servers.of(self.directory, identity, Settings())
         assert found.postgres is not None
         assert found.valkey is not None
-        self.postgres, self.valkey = found.postgres, found.valkey
+        assert found.s3 is not None
+        self.postgres, self.valkey, self.s3 = found.postgres, found.valkey, found.s3
+        self.storage_disk = self._make_storage_disk()
+        self.bucket_was_lost = False
         quick = RestartBackoff(first=0.3, most=1.0)
         self.servers = ProcessManager(found.programs(), self.directory, backoff=quick)
         self._closing.callback(self.servers.stop)
@@ -181,6 +189,14 @@ class ChaosFarm:
         self._closing.callback(subprocess.run, ["umount", "-l", str(place)], check=False)
         return place
 
+    def _make_storage_disk(self) -> power_cut.Disk | None:
+        """The storage's directory on a disk whose power can be cut, where that is allowed."""
+        if not power_cut.allowed(self.directory.path):
+            return None
+        disk = power_cut.Disk(self.directory.path / "storage.img", self.directory.path / "s3")
+        self._closing.callback(disk.close)
+        return disk
+
     def _make_tenants(self) -> None:
         with environment(self.addresses):
             store = Store.connect(Settings(), pool=1)
@@ -209,6 +225,7 @@ class ChaosFarm:
             "FARM_DRAIN_SECONDS": "3",
             "FARM_BATCHING": "on",
             "FARM_PREFETCH": str(PREFETCH),
+            "FARM_MAX_PREFETCH": str(MAX_PREFETCH),
             "FARM_WORKER_HOST": "chaos",
             "FARM_CRASH_AT": f"mid_denoise={POISON}",
             "PYTHONUNBUFFERED": "1",
@@ -285,6 +302,50 @@ class ChaosFarm:
                 child.send_signal(told)
         return True
 
+    def cut_power_of_storage(self) -> bool:
+        """Drop what the storage did not sync, and end it; False if this machine does not allow that."""
+        if self.storage_disk is None or self.pid("s3") is None:
+            return False
+        self.storage_disk.cut_power()
+        self.signal("s3", signal.SIGKILL)
+        wait_until(lambda: self.pid("s3") is None, 10, what="the storage has ended")
+        self.storage_disk.restore()
+        return True
+
+    def lose_bucket(self) -> bool:
+        """Delete the bucket with all that is in it; False if the storage does not answer."""
+        with contextlib.suppress(Exception):
+            self.storage._client.delete_bucket(Bucket=self.storage.bucket)
+            self.bucket_was_lost = True
+            return True
+        return False
+
+    def make_bucket(self) -> None:
+        """Make it again, empty."""
+        with contextlib.suppress(StorageUnavailable):
+            self.storage.ensure_bucket()
+
+    def repair(self) -> dict[str, str]:
+        """Have every lost output rendered again; returns the jobs that were not repaired, and why."""
+        run = uuid.uuid4().hex
+        with Farm(self.url, next(iter(self.keys.values()))) as farm:
+            lost, cursor = set[str](), None
+            while True:
+                page = farm.check_outputs(cursor=cursor)
+                lost |= {one.job_id for one in page.damaged}
+                cursor = page.next_cursor
+                if cursor is None:
+                    break
+            waiting, impossible = sorted(lost), dict[str, str]()
+            while waiting:
+                self.watch()
+                repairs = farm.repair_outputs(run, waiting[:100])
+                impossible |= {one.job_id: str(one.reason) for one in repairs if one.state == "impossible"}
+                ended = {one.job_id for one in repairs if one.state != "rendering"}
+                waiting = [one for one in waiting if one not in ended]
+                time.sleep(0.5)
+        return impossible
+
     def limit_files(self, name: str, size: int) -> None:
         """No file of that process may grow beyond that many bytes."""
         pid = self.pid(name)
@@ -317,6 +378,8 @@ class ChaosFarm:
             self.limit_files(service.name, resource.RLIM_INFINITY)
         with contextlib.suppress(redis.RedisError), self.redis() as client:
             client.config_set("maxmemory", 0)
+        self.s3.configure_bucket()
+        self.make_bucket()
 
     def sha256_of(self, key: str) -> str | None:
         """Of an object's bytes, read back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -172,6 +173,45 @@ def unplug(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
             service.host.plug_in()
 
 
+def far_worker(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """All servers of a worker are 80 ms away."""
+    victim = chance.choice(farm.named("worker"))
+    for way in farm.all[victim].ways.values():
+        way.set(Mode.FAR)
+    yield victim, chance.uniform(LEASE, LEASE * 3)
+    for way in farm.all[victim].ways.values():
+        way.set(Mode.OPEN)
+
+
+def nap(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """The whole machine sleeps for longer than a lease: every service, and every server."""
+    sleeping = [name for name in (*farm.all, "postgres", "valkey", "s3") if farm.signal(name, signal.SIGSTOP)]
+    time.sleep(LEASE * chance.uniform(1.2, 2.0))  # the driver would ask the servers meanwhile, and wait
+    for name in reversed(sleeping):
+        farm.signal(name, signal.SIGCONT)
+    yield "all", 0.0
+
+
+def power_cut(farm: ChaosFarm, _: Random) -> Iterator[tuple[str, float]]:
+    """The storage's machine loses its power: what was not synced to its disk is gone."""
+    if farm.cut_power_of_storage():
+        yield "s3", 0.0
+
+
+def lose_bucket(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """The bucket is deleted with all that is in it; at the end of the run its objects are repaired."""
+    if farm.lose_bucket():
+        yield "s3", chance.uniform(1.0, 4.0)
+        farm.make_bucket()
+
+
+def read_only_storage(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """The storage answers and takes nothing, as one whose disk is full."""
+    if farm.s3.configure_bucket(read_only=True):
+        yield "s3", chance.uniform(2.0, 8.0)
+        farm.s3.configure_bucket()
+
+
 #: By kind: how often beside the others, and what.
 FAULTS: dict[str, tuple[int, Fault]] = {
     "kill worker": (4, kill("worker")),
@@ -193,6 +233,9 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "full disk of postgres": (1, full_disk),
     "kill storage": (1, kill_server("s3")),
     "freeze storage": (1, freeze_server("s3")),
+    "power cut of storage": (1, power_cut),
+    "lost bucket": (1, lose_bucket),
+    "read-only storage": (1, read_only_storage),
     "slow way": (2, disturb(Mode.SLOW)),
     "cut way": (2, disturb(Mode.CUT)),
     "half-open way": (2, disturb(Mode.HALF_OPEN)),
@@ -202,4 +245,6 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "reorder messages": (1, tamper("reorder")),
     "full disk of worker": (1, full_log_disk),
     "unplugged host": (2, unplug),
+    "far worker": (2, far_worker),
+    "nap of the farm": (1, nap),
 }

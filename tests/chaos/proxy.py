@@ -3,6 +3,7 @@
 | mode         | connections that are open                    | new ones                    |
 |--------------|----------------------------------------------|-----------------------------|
 | `SLOW`       | each chunk waits ``latency`` seconds         | the same                    |
+| `FAR`        | each chunk waits `FAR_SECONDS`               | the same                    |
 | `CUT`        | end at once                                  | are accepted and end        |
 | `HALF_OPEN`  | what the server says is swallowed            | the same                    |
 | `BLACK_HOLE` | nothing moves, nobody is told (pulled cable) | the same                    |
@@ -20,10 +21,13 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+FAR_SECONDS = 0.04  #: half of a round trip
+
 
 class Mode(StrEnum):
     OPEN = "open"
     SLOW = "slow"
+    FAR = "far"
     CUT = "cut"
     HALF_OPEN = "half_open"
     BLACK_HOLE = "black_hole"
@@ -95,6 +99,8 @@ class Proxy:
             while data := await source.read(65536):
                 if self.mode is Mode.SLOW:
                     await asyncio.sleep(self.latency)
+                elif self.mode is Mode.FAR:
+                    await asyncio.sleep(FAR_SECONDS)
                 await self._flows.wait()
                 if answers and self.mode is Mode.HALF_OPEN:
                     self._open[near] = True
