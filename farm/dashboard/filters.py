@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from farm.domain.media import MediaMetadata
+
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -105,6 +107,26 @@ def plural(count: float, one: str, many: str | None = None) -> str:
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
+def element(media_type: str) -> str:
+    """The HTML element that shows a file: ``img``, ``video`` or ``audio``. Animated images are images here."""
+    kind = media_type.partition("/")[0]
+    return kind if kind in ("video", "audio") else "img"
+
+
+def about(metadata: MediaMetadata) -> str:
+    """What is known of a file's content, in a line: ``1024 × 576 · 5.4 s · 24 fps``."""
+    parts = []
+    if "width" in metadata:
+        parts.append(f"{metadata['width']} × {metadata['height']}")
+    if "seconds" in metadata:
+        parts.append(f"{float(metadata['seconds']):.3g} s")
+    if "fps" in metadata:
+        parts.append(f"{float(metadata['fps']):.3g} fps")
+    if "sample_rate" in metadata:
+        parts.append(f"{float(metadata['sample_rate']) / 1000:g} kHz")
+    return " · ".join(parts)
+
+
 FILTERS: Final[dict[str, Callable[..., str]]] = {
     "number": number,
     "compact": compact,
@@ -117,4 +139,6 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "percent": percent,
     "pretty": pretty,
     "plural": plural,
+    "element": element,
+    "about": about,
 }

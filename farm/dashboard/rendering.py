@@ -33,11 +33,11 @@ NOTE: Final = "farm_note"  #: the cookie that carries what an action did to the 
 STATIC: Final = "/farm/static"
 ASSETS: Final = Path(__file__).with_name("static")
 
-#: No script but our own files, no style but our own sheet, no image but what comes through here; nobody frames it.
+#: No script but our own files, no style but our own sheet, no media but what comes through here; nobody frames it.
 HEADERS: Final = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self'; "
+        "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "Cache-Control": "no-store",
     "Referrer-Policy": "same-origin",

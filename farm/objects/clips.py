@@ -7,15 +7,19 @@ editors write are decoded, one frame at a time and by one thread.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from PIL import Image, UnidentifiedImageError
 
 from farm.domain.media import MediaFormat, MediaMetadata
 from farm.errors import FieldProblem, InputRefused
+from farm.objects.decode_budget import PIXELS
 from farm.objects.limits import Limits
+
+if TYPE_CHECKING:
+    from farm.settings import Settings
 
 CODECS: Final = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
 _DEMUXERS: Final = {"mp4": "mp4", "mov": "mov", "webm": "matroska"}
@@ -67,18 +71,18 @@ def load(data: bytes, form: MediaFormat, limits: Limits, field: str) -> DecodedC
     return DecodedClip(frames, fps or len(frames) / seconds)
 
 
-def frame_at(data: bytes, form: MediaFormat, limits: Limits, position: float) -> Image.Image:
-    """One frame of a clip that was measured before.
+def first_frame(data: bytes, form: MediaFormat, settings: Settings) -> Image.Image:
+    """The first frame, as RGB.
 
-    Args:
-        data: the file.
-        form: its format.
-        limits: as for `measure`.
-        position: 0 is the first frame, 0.5 the middle one.
+    Raises:
+        InputRefused: it does not decode.
+        DecodersBusy: the process decodes too many pixels at this moment.
     """
-    count = 1 if position <= 0 else sum(1 for _ in _frames(data, form, limits, "clip"))
-    wanted = min(count - 1, int(count * position))
-    return next(frame.image() for number, frame in enumerate(_frames(data, form, limits, "clip")) if number == wanted)
+    with PIXELS.hold(settings.max_input_pixels // 4, settings.max_decode_pixels, settings.decode_wait_seconds):
+        frames = _frames(data, form, Limits.of(settings), "clip")
+        image = next(frames).image()
+        frames.close()
+        return image
 
 
 class _Frame:
@@ -101,7 +105,7 @@ class _Frame:
         return image.transpose(turn[degrees]) if degrees in turn else image
 
 
-def _frames(data: bytes, form: MediaFormat, limits: Limits, field: str) -> Iterator[_Frame]:
+def _frames(data: bytes, form: MediaFormat, limits: Limits, field: str) -> Generator[_Frame, None, None]:
     """The frames, each within the limits; at least one."""
     read = _animation if form.name in _PILLOW else _video
     count, first = 0, (0, 0)

@@ -158,6 +158,25 @@ def load_depth(data: bytes, settings: Settings | None = None, *, field: str = "d
     return _load(data, settings, field, _as_depth)
 
 
+def load_small(data: bytes, side: int, settings: Settings) -> Image.Image:
+    """The image upright and in sRGB, as RGB or RGBA, with its longer side of at most so many pixels.
+
+    Raises:
+        InputRefused: as :func:`inspect`.
+        DecodersBusy: the process decodes too many pixels at this moment.
+    """
+
+    def small(image: Image.Image) -> Image.Image:
+        shown = eight_bit(image)
+        if shown.mode == "P":
+            shown = shown.convert("RGBA" if shown.has_transparency_data else "RGB")
+        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+        shown = _srgb(shown)
+        return shown.convert("RGBA" if shown.has_transparency_data else "RGB")
+
+    return _load(data, settings, "image", small)
+
+
 def as_png(image: Image.Image) -> bytes:
     """The image as a PNG file."""
     out = io.BytesIO()

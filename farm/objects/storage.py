@@ -197,6 +197,19 @@ class Storage:
         )
         return OpenObject(about, answer["Body"], self._place)
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """A part of an object's content, which no checksum covers.
+
+        Raises:
+            NotFound: there is no such object.
+            StorageUnavailable: the storage does not answer.
+        """
+        with self._translated("GET", key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-{start + length - 1}")
+        about = StoredObject(key, answer["ContentLength"], "", None, {}, None)
+        with OpenObject(about, answer["Body"], self._place) as opened:
+            return b"".join(opened)
+
     def head(self, key: str) -> StoredObject:
         """What is known about an object, without its content.
 

@@ -105,7 +105,7 @@ def draw_contact_sheet(
     tile: int = 192,
     form: SheetFormat = SheetFormat.JPEG,
 ) -> bytes:
-    """The batch's first images in a grid.
+    """The batch's first outputs in a grid, clips by their first frame and sounds by their waveform.
 
     Args:
         context: the process's connections.
@@ -124,12 +124,12 @@ def draw_contact_sheet(
     with context.store.begin() as unit:
         jobs = unit.jobs.of_batch(batch.id, (JobState.SUCCEEDED,), 0, contact_sheet.MAX_IMAGES)
     layout = contact_sheet.lay_out(jobs, columns, rows)
-    title = f"{batch.name or batch.id}   {len(layout.cells):,} images of {batch.counts.succeeded:,} jobs"
+    title = f"{batch.name or batch.id}   {len(layout.cells):,} outputs of {batch.counts.succeeded:,} jobs"
 
     def fetched(cells: Iterable[SheetCell]) -> Iterator[tuple[SheetCell, bytes]]:
         return _prefetched(lambda cell: (cell, context.storage.get(cell.output.key)), cells)
 
-    return contact_sheet.draw(layout, title, fetched, tile, form)
+    return contact_sheet.draw(layout, title, fetched, tile, form, context.settings)
 
 
 def _members(context: ServiceContext, batch_id: str, after: tuple[int, int], last: int) -> Iterator[Member]:

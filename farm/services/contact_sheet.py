@@ -18,6 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from farm.domain.job import Job, Output
 from farm.errors import BadInput
+from farm.objects.images import on_white
+from farm.objects.thumbnails import still
+from farm.settings import Settings
 from farm.tasks import INPUT_ROLES
 
 MAX_IMAGES: Final = 400  #: on one sheet
@@ -68,7 +71,7 @@ def lay_out(jobs: Sequence[Job], across: str | None, down: str | None) -> SheetL
     With ``down``, rows are of that parameter alone. Without ``across`` a parameter is chosen that has few values.
     Raises `BadInput` for a parameter that no job has.
     """
-    images = [(job, output) for job in jobs for output in job.outputs if output.media_type.startswith("image/")]
+    images = [(job, output) for job in jobs for output in job.outputs]
     about = [{**job.spec.request(), "seed": output.seed} for job, output in images]
     known = list(dict.fromkeys(name for one in about for name in one))
     for field, name in (("columns", across), ("rows", down)):
@@ -117,6 +120,7 @@ def draw(
     fetched: Callable[[Iterable[SheetCell]], Iterator[tuple[SheetCell, bytes]]],
     tile: int,
     form: SheetFormat,
+    settings: Settings,
 ) -> bytes:
     """The encoded sheet. ``fetched`` gives each cell's file; ``tile`` is an image's longest side, at most."""
     columns, rows = max(1, len(layout.columns)), max(1, len(layout.rows))
@@ -135,11 +139,8 @@ def draw(
         text = _fitted(pen, label, _LABEL - 2 * _GAP, max(1, tile // _LINE - 1))
         pen.multiline_text((_GAP, _HEAD + number * step), text, font=_font(12), fill=_QUIET, spacing=2)
     for cell, data in fetched(layout.cells):
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (tile, tile))  # a JPEG is decoded at a fraction of its size
-            image.thumbnail((tile, tile))
-            left, top = _LABEL + cell.column * step, _HEAD + cell.row * step
-            page.paste(image.convert("RGB"), (left, top))
+        image = on_white(still(data, tile, settings))
+        page.paste(image, (_LABEL + cell.column * step, _HEAD + cell.row * step))
     out = io.BytesIO()
     if form is SheetFormat.JPEG:
         page.save(out, "JPEG", quality=88)

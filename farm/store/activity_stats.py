@@ -67,8 +67,8 @@ _WHOLE: Final = _counts("""
 """)
 _LATEST: Final = (
     text("""
-    SELECT job.id, output.index AS number, job.spec -> 'common' ->> 'prompt' AS prompt, output.metadata, output.seed,
-           job.finished_at
+    SELECT job.id, output.index AS number, job.spec -> 'common' ->> 'prompt' AS prompt, output.media_type,
+           output.metadata, output.seed, job.finished_at
     FROM (
         SELECT newest.* FROM tenant CROSS JOIN LATERAL (
             SELECT id AS place, job_id FROM event WHERE event.tenant_id = tenant.id AND type = 'job.succeeded'
@@ -80,7 +80,14 @@ _LATEST: Final = (
     ORDER BY latest.place DESC, output.index LIMIT :limit
 """)
     .bindparams(bindparam("tenant", type_=Uuid))
-    .columns(id=JOB_ID, number=Integer, prompt=Text, metadata=JSONB, finished_at=DateTime(timezone=True))
+    .columns(
+        id=JOB_ID,
+        number=Integer,
+        prompt=Text,
+        media_type=Text,
+        metadata=JSONB,
+        finished_at=DateTime(timezone=True),
+    )
 )
 
 
@@ -123,6 +130,7 @@ class RecentOutput:
     job_id: str
     index: int
     prompt: str
+    media_type: str
     metadata: MediaMetadata
     seed: int
     finished_at: datetime
@@ -169,7 +177,10 @@ class ActivityStats:
     def latest_outputs(self, limit: int, tenant_id: str | None = None) -> list[RecentOutput]:
         """The outputs that were finished last, newest first; of one tenant, or of all."""
         rows = self._session.execute(_LATEST, {"limit": limit} | _whose(tenant_id))
-        return [RecentOutput(row.id, row.number, row.prompt, row.metadata, row.seed, row.finished_at) for row in rows]
+        return [
+            RecentOutput(row.id, row.number, row.prompt, row.media_type, row.metadata, row.seed, row.finished_at)
+            for row in rows
+        ]
 
 
 def _whose(tenant_id: str | None) -> dict[str, Any]:

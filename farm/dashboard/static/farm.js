@@ -84,14 +84,16 @@ function lightbox() {
   box.setAttribute("aria-label", "Image");
   box.innerHTML =
     '<figure><img alt=""><figcaption><span></span><p></p></figcaption></figure>' +
-    '<button type="button" class="earlier" aria-label="Image before">‹</button>' +
-    '<button type="button" class="later" aria-label="Next image">›</button>' +
+    '<button type="button" class="earlier" aria-label="Previous">‹</button>' +
+    '<button type="button" class="later" aria-label="Next">›</button>' +
     '<button type="button" class="close" aria-label="Close">×</button>';
   box.querySelector(".close").addEventListener("click", () => box.close());
   box.querySelector(".earlier").addEventListener("click", () => move(-1));
   box.querySelector(".later").addEventListener("click", () => move(1));
   box.addEventListener("click", (event) => { if (event.target === box || event.target.tagName === "FIGURE") box.close(); });
+  box.addEventListener("close", () => { box.querySelector("figure").firstElementChild.replaceWith(document.createElement("img")); });
   box.addEventListener("keydown", (event) => {
+    if (event.target.closest("video, audio")) return; // a player's own keys
     if (event.key === "ArrowLeft") move(-1);
     if (event.key === "ArrowRight") move(1);
   });
@@ -102,8 +104,11 @@ function lightbox() {
 function show(link) {
   shown = link;
   const dialog = lightbox();
-  dialog.querySelector("img").src = link.dataset.lightbox;
-  dialog.querySelector("img").alt = link.dataset.caption;
+  const media = document.createElement(link.dataset.element || "img");
+  if (media.tagName === "IMG") media.alt = link.dataset.caption;
+  else Object.assign(media, { controls: true, autoplay: true, loop: media.tagName === "VIDEO", ariaLabel: link.dataset.caption });
+  media.src = link.dataset.lightbox;
+  dialog.querySelector("figure").firstElementChild.replaceWith(media);
   dialog.querySelector("span").textContent = link.dataset.caption;
   const about = dialog.querySelector("p");
   about.textContent = link.dataset.about + " · ";
