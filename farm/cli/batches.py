@@ -82,7 +82,9 @@ def _submit(
     seed: Annotated[int | None, typer.Option(help="Default: random for each job.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
     n: Annotated[int | None, typer.Option(*COUNT, help="Outputs per job.")] = None,
-    output_format: Annotated[OutputFormat | None, typer.Option("--output-format", help="png, webp or jpeg.")] = None,
+    output_format: Annotated[
+        OutputFormat | None, typer.Option("--output-format", help="Of the task's media: png, mp4, wav…")
+    ] = None,
     priority: Annotated[Priority | None, typer.Option(help="Default: bulk.")] = None,
     not_before: NotBefore = None,
     deadline: Deadline = None,

@@ -168,7 +168,7 @@ def _python(parameters: dict[str, Any], base: str) -> str:
         "import os\nfrom farm.client import Farm\n\n"
         f'farm = Farm({base!r}, os.environ["FARM_API_KEY"])\n'
         f"rendered = farm.run(\n{given})\n"
-        'rendered.images[0].save("image.png")\n'
+        'rendered.artifacts[0].save(".")\n'
     )
 
 

@@ -113,5 +113,7 @@ def _byte_range(wanted: str | None, size: int) -> tuple[int, int] | None:
         length = min(int(found[2]), size)
         return size - length, min(length, MAX_RANGE)
     start = int(found[1])
+    if found[2] and int(found[2]) < start:
+        return None
     end = min(int(found[2]) + 1 if found[2] else size, size)
     return start, max(0, min(end - start, MAX_RANGE))
