@@ -46,7 +46,8 @@ MAX_FETCHED: Final = 1_000  #: images that one bulk request may name by URL
 MAX_FETCH_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
 MAX_TEMPLATES: Final = 1_000  #: jobs that lines share, remembered while a body is read
-#: The parameters that lines mostly differ in. No other parameter depends on their values.
+#: The parameters that lines mostly differ in. No other parameter depends on their values,
+#: but for whether they are empty.
 PER_LINE_FIELDS: Final = PER_ENTRY | {"seed", "custom_id", "metadata"}
 #: Those of them that the pipeline gets.
 _PER_LINE_COMMON: Final = tuple(sorted(PER_ENTRY))
@@ -155,7 +156,8 @@ class LineValidator:
                     rest.append((name, type(value), json.dumps(value) if isinstance(value, dict | list) else value))
         except RecursionError:
             return self._build(line), None
-        shown = tuple(name in own for name in _PER_LINE_COMMON)  # whether a pipeline takes them is checked once
+        # whether a pipeline takes them, and uses one that is not empty, is checked once
+        shown = tuple((name in own, bool(own.get(name))) for name in _PER_LINE_COMMON)
         kind = (*rest, shown)
         template = self._templates.get(kind)
         if template is None:

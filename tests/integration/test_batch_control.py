@@ -408,6 +408,10 @@ def test_lines_that_are_alike_come_to_what_each_alone_would(api: Api) -> None:
     for wrong in ({"prompt": "a", "seed": -1}, {"prompt": "a", "width": 64.0, "seed": True}, {"prompt": "\0"}):
         with pytest.raises(BadInput):
             checker.job(wrong)
+    unguided = bulk.LineValidator(services, api.tenant_id, common | {"guidance_scale": 1.0})
+    assert unguided.job({"prompt": "a", "negative_prompt": ""})[1] is None
+    with pytest.raises(BadInput, match="would be ignored"):  # an empty one is not of its kind
+        unguided.job({"prompt": "b", "negative_prompt": "blue"})
     with Farm(api.url, api.key) as farm:
         body = [common | {"prompt": f'a\\b\t"{n}"\né', "seed": n, "custom_id": f"x\ty\\{n}"} for n in range(3)]
         batch = farm.submit_batch([one | {"metadata": {"k": f"\\t\n{n}"}} for n, one in enumerate(body)])
