@@ -26,7 +26,7 @@ import json, sys
 from farm.client import Farm
 farm = Farm()
 for batch in sys.stdin:
-    print(json.dumps(sorted(job.state for job in farm.jobs(batch_id=batch.strip()))), flush=True)
+    print(json.dumps(sorted(job.state for job in farm.list(batch_id=batch.strip()))), flush=True)
 """
 FARM, WORKER = "10.77.0.1", "10.77.0.2"  #: addresses of the namespaces' own network
 
