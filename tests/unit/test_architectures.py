@@ -330,7 +330,7 @@ def test_an_architecture_from_a_folder_shares_the_device_and_keeps_both_promises
     specs = [
         spec(
             model="other",
-            scheduler="euler",
+            scheduler="euler" if build is sdxl else "flow-match-euler",
             num_inference_steps=3 + index,
             guidance_scale=3.0 + index,
             seed=index,
