@@ -60,6 +60,8 @@ def test_a_common_name_becomes_the_name_of_the_class() -> None:
         ("FluxPipeline", {"prompt": "a"}, {"latents": [1]}, "parameters.latents"),
         ("FluxPipeline", {"prompt": "a"}, {"true_cfg_scal": 2.0}, "did you mean true_cfg_scale"),
         ("FluxPipeline", {}, {}, "needs prompt"),
+        ("FluxPipeline", {"prompt": "a", "num_inference_steps": 2.5}, {}, "num_inference_steps must be an integer"),
+        ("FluxPipeline", {"prompt": "a"}, {"true_cfg_scale": "big"}, "parameters.true_cfg_scale must be a number"),
         ("StableAudioPipeline", {"prompt": "a", "width": 64}, {}, "width"),
     ],
 )

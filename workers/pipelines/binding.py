@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from farm.errors import UnsupportedParameter
+from farm.pipelines.checks import Unfit
 from farm.pipelines.spec import Kind, Media, PipelineParameter, PipelineSpec
 from workers.media.artifacts import Artifact, Clip, Sound
 from workers.pipelines.families import quirks_of
@@ -77,7 +78,7 @@ def bind(
         parameter = spec.parameters.get(name)
         if parameter is None or not parameter.offered:
             raise UnsupportedParameter(_refusal(spec, f"parameters.{name}", name))
-        call.arguments[name] = _typed(pipeline, name, value)
+        call.arguments[name] = _typed(call, parameter, value, f"parameters.{name}")
     for role, values in inputs.items():
         if values:
             _bind_input(call, role, values, resized)
@@ -103,7 +104,7 @@ def _bind_common(call: BoundCall, inputs: Mapping[str, Sequence[Artifact]]) -> t
     for name, value in call.common.items():
         own = spec.own_name(name)
         if own is not None and spec.parameters[own].input is None:
-            call.arguments[own] = _typed(call.pipeline, own, value)
+            call.arguments[own] = _typed(call, spec.parameters[own], value, name)
         elif value is None or _OF_THE_FILE.get(name) is spec.output:
             continue  # nothing is asked for, or the encoder does it
         elif name in _SIDES and any(not _is_sound(one) for values in inputs.values() for one in values):
@@ -184,10 +185,15 @@ def _annotation(pipeline: Any, name: str) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def _typed(pipeline: Any, name: str, value: Any) -> Any:
+def _typed(call: BoundCall, parameter: PipelineParameter, value: Any, field_name: str) -> Any:
     """A JSON value in the type that the call expects: a list is a tuple where only a tuple is declared."""
+    if value is not None and parameter.offered:
+        try:
+            value = parameter.check(value)
+        except Unfit as problem:
+            raise UnsupportedParameter(f"{field_name} {problem}") from None
     if isinstance(value, list):
-        annotation = _annotation(pipeline, name)
+        annotation = _annotation(call.pipeline, parameter.name)
         if "tuple[" in annotation.lower() and "list[" not in annotation.lower():
             return tuple(value)
     return value
