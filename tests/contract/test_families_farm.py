@@ -10,6 +10,8 @@ import torch
 from farm.domain.model import Model
 from farm.pipelines.catalogue import catalogue
 from tests.contract.families import FAMILIES, farm, save
+from tests.job_specs import STARTER_TASKS
+from tests.unit.test_pipelines import STARTER, images, spec
 from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
 from workers.model_cache import ModelCache
@@ -60,3 +62,18 @@ def test_jobs_of_a_model_that_upcasts_its_vae_do_not_disturb_each_other(tmp_path
         images.append(farm.values_of(outcome.result.artifacts[0]))
     assert all(abs(image.astype(int) - images[0]).max() <= 24 for image in images)  # bfloat16 has 8 significant bits
     assert loaded.pipeline("image-to-image").vae.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("task", STARTER_TASKS)
+def test_the_calls_of_the_built_in_model_change_nothing_that_others_read(task: str) -> None:
+    """So its jobs share from the first one on, which the loader takes for granted."""
+    cache = ModelCache(farm.CPU)
+    renderer = BatchedRenderer(cache, 8)
+    loaded = cache.load(STARTER)
+    assert loaded.isolation_of(task).sharing is Sharing.SHARES
+    loaded.isolation.clear()
+    for _ in range(2):  # the first call may make tables
+        (outcome,) = farm.run(renderer, STARTER, [spec(task, num_inference_steps=2)], images(task))
+        assert outcome.result is not None, outcome.error
+    assert loaded.isolation_of(task).sharing is Sharing.SHARES
+    assert not loaded.isolation_of(task).unparked

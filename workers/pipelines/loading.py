@@ -27,6 +27,7 @@ from workers.device_errors import is_device_failure, is_out_of_memory
 from workers.pipelines.failures import first_line, missing_package
 from workers.pipelines.families import quirks_of
 from workers.pipelines.files import BUILTIN, fingerprint, locate, weight_files
+from workers.pipelines.isolation import ClassIsolation, Sharing
 from workers.pipelines.loaded_model import LoadedModel
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,7 +71,12 @@ def load(model: Model, device: Device) -> LoadedModel:
         raise ModelUnavailable(f"model {model.id} cannot be loaded from {model.source}: {first_line(error)}") from error
     revision = path.name if path.parent.name == "snapshots" else None
     size = _bytes_of((base, *others.values()))
-    return LoadedModel(model, _dtype_name(base), revision, fingerprint(path), size, base, others)
+    loaded = LoadedModel(model, _dtype_name(base), revision, fingerprint(path), size, base, others)
+    if model.source.startswith(BUILTIN):  # the tests compare its calls, so no job has to wait for that
+        derived = catalogue().pipeline(type(base).__name__).same_weights.values()
+        for name in (type(base).__name__, *others, *derived):
+            loaded.isolation[name] = ClassIsolation(Sharing.SHARES)
+    return loaded
 
 
 def class_name(folder: Path) -> str:
