@@ -245,7 +245,7 @@ def check(family: Family, pipeline_class: str, folder: Path) -> Report:
             break
         run(renderer, model, [job.spec.model_copy(update={"seed": 10 + seed})], job.inputs)
     assert isolation.sharing is not Sharing.UNTRIED
-    _check_company(renderer, model, job)
+    _check_company(renderer, model, job, expected)
     _check_cancel(renderer, model, job)
     common = set(TASKS[job.spec.task].params.model_fields)
     names = {name for name in spec.offered if name not in {spec.own_name(one) for one in common}}
@@ -288,17 +288,15 @@ def _check_own_parameter(
     return ""
 
 
-def _check_company(renderer: BatchedRenderer, model: Model, job: Job) -> None:
-    """An exact job has the same bytes alone and beside others, which have their own."""
+def _check_company(renderer: BatchedRenderer, model: Model, job: Job, expected: stock.Rendered) -> None:
+    """An exact job has the stock call's bytes alone and beside others."""
     exact = job.spec.model_copy(update={"exact": True})
     other = exact.model_copy(update={"seed": SEED + 1})
     (alone,) = run(renderer, model, [exact], job.inputs)
     company = run(renderer, model, [exact, other, exact], job.inputs)
-    for outcome in (alone, *company):
-        assert outcome.result is not None, outcome.error
-    first, *others = [values_of(outcome.result.artifacts[0]) for outcome in (alone, *company) if outcome.result]
-    assert np.array_equal(first, others[0]), "other bytes beside other jobs"
-    assert np.array_equal(first, others[2]), "other bytes beside other jobs"
+    for outcome in (alone, company[0], company[2]):
+        _check_equal(outcome, expected, job)
+    assert company[1].result is not None, company[1].error
 
 
 def _check_cancel(renderer: BatchedRenderer, model: Model, job: Job) -> None:
