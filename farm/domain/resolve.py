@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from farm.domain.job_spec import InputFile, JobSpec
-from farm.domain.media import EMPTY_MASK, input_formats, titles
+from farm.domain.media import EMPTY_MASK, input_formats, media_of, titles
 from farm.domain.model import Model, Registry
 from farm.domain.own_names import default_of, own_inputs, own_parameter
 from farm.domain.requests import AnyJobRequest, JobRequest
@@ -255,10 +255,11 @@ class _Resolution:
         self._check_own_inputs()
 
     def _check_media(self, field: str, media: Media, files: tuple[InputFile, ...]) -> None:
-        formats = input_formats(media)
         for file in files:
-            if file.media_type not in {one.media_type for one in formats}:
-                self.refuse(field, file.media_type, f"must be {_ARTICLES[media]} {media}: {titles(formats)}")
+            given = media_of(file.media_type, file.metadata)  # an animated WebP is no image
+            if given is not media:
+                wanted = f"must be {_ARTICLES[media]} {media}: {titles(input_formats(media))}"
+                self.refuse(field, f"{given} ({file.media_type})", wanted)
 
     def _check_own_inputs(self) -> None:
         """Refuse files that the class does not take, or takes under another name, and miss those that it needs."""

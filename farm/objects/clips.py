@@ -78,6 +78,7 @@ def first_frame(data: bytes, form: MediaFormat, settings: Settings) -> Image.Ima
         InputRefused: it does not decode.
         DecodersBusy: the process decodes too many pixels at this moment.
     """
+    # how large it is shows only when it is open; most are smaller than a quarter of the largest
     with PIXELS.hold(settings.max_input_pixels // 4, settings.max_decode_pixels, settings.decode_wait_seconds):
         frames = _frames(data, form, Limits.of(settings), "clip")
         image = next(frames).image()

@@ -26,6 +26,11 @@ def image(width: int = 128, height: int = 128) -> InputFile:
     return InputFile(sha256="0" * 64, key="k", media_type="image/png", size=99, metadata=size)
 
 
+def animation() -> InputFile:
+    metadata = {"width": 128, "height": 128, "frames": 9, "fps": 10.0, "seconds": 0.9}
+    return image().model_copy(update={"media_type": "image/webp", "metadata": metadata})
+
+
 def black_mask() -> InputFile:
     return image().model_copy(update={"metadata": {"width": 128, "height": 128, "empty_mask": 1}})
 
@@ -85,6 +90,7 @@ def test_the_size_of_an_image_decides_within_the_models_limits() -> None:
             {"image": image()},
             ["strength"],
         ),
+        ({"task": "image-to-image", "image": "x"}, {"image": animation()}, ["image"]),
         (
             {"task": "inpainting", "image": "x", "mask_image": "y"},
             {"image": image(), "mask_image": black_mask()},
