@@ -26,6 +26,8 @@ from farm.errors import InputRefused
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.settings import Settings
+from tests.unit.test_media_encoders import clip, tone
+from workers.media import audio, video
 
 if TYPE_CHECKING:
     from tests.conftest import TestServers
@@ -146,6 +148,25 @@ def _peak_of(data: bytes, count: int) -> int:
     """The most memory that a process has that checks the image so many times in parallel, in bytes."""
     command = [sys.executable, "-c", _MEASURE, str(count)]
     return int(subprocess.run(command, input=data, capture_output=True, check=True, timeout=120).stdout)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "extension"),
+    [("video/mp4", "mp4"), ("image/gif", "gif"), ("audio/flac", "flac"), ("audio/ogg", "ogg")],
+)
+def test_clips_and_sounds_are_stored_with_what_they_hold(
+    storage: Storage, settings: Settings, tenant: str, media_type: str, extension: str
+) -> None:
+    intake = Intake(storage, settings.model_copy(update={"max_input_bytes": 2**20}))
+    if media_type.startswith("audio/"):
+        data, metadata = audio.encode(tone(), extension, "{}")
+    else:
+        data, metadata = video.encode(clip(fps=10), extension, "{}")
+    stored = intake.from_data_url(tenant, "data:;base64," + base64.b64encode(data).decode(), field="video")
+    assert stored.key.endswith(f"{hashlib.sha256(data).hexdigest()}.{extension}")
+    assert (stored.media_type, stored.size, stored.metadata) == (media_type, len(data), metadata)
+    assert storage.get(stored.key) == data
+    assert storage.get_range(stored.key, 10, 20) == data[10:30]
 
 
 def test_a_refused_image_is_not_stored_and_names_its_file(intake: Intake, storage: Storage, tenant: str) -> None:
