@@ -68,10 +68,32 @@ OUTPUTS_SPOOLED: Final = Counter(
 FORWARD_ROWS: Final = Histogram(
     "farm_forward_rows", "Rows of one shared forward, without padding.", buckets=(1, 2, 4, 8, 16, 32, 64)
 )
+FORWARD_SECONDS: Final = Histogram(
+    "farm_forward_duration_seconds", "Forwards of a device, alone or shared, as the host sees them.", buckets=_QUICK
+)
+ENGINE_QUEUE: Final = Gauge("farm_engine_queue_jobs", "Jobs that wait in the worker for its device.")
 MODEL_LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
 DEVICE_MEMORY: Final = Gauge("farm_device_memory_bytes", "Memory of the device.")
 DEVICE_MEMORY_USED: Final = Gauge("farm_device_memory_used_bytes", "Memory of the device in use, by all processes.")
 DEVICE_UTILIZATION: Final = Gauge("farm_device_utilization_ratio", "How much of the time the device computes, 0 to 1.")
+
+DEVICE_POWER: Final = Gauge("farm_device_power_watts", "Power that the device draws.")
+DEVICE_TEMPERATURE: Final = Gauge("farm_device_temperature_celsius", "Temperature of the device.")
+DEVICE_CLOCK: Final = Gauge("farm_device_clock_hertz", "Clock of the device's multiprocessors.")
+DEVICE_THROTTLE_REASONS: Final = Gauge(
+    "farm_device_throttle_reasons", "Why the clock is reduced: NVML's bits; 1 is an idle device, 0 is full speed."
+)
+DEVICE_ECC_ERRORS: Final = Gauge(
+    "farm_device_ecc_uncorrected_errors", "Uncorrected errors of the device's memory since its driver was loaded."
+)
+ALLOCATOR_ALLOCATED: Final = Gauge("farm_allocator_allocated_bytes", "CUDA memory that tensors use.")
+ALLOCATOR_RESERVED: Final = Gauge("farm_allocator_reserved_bytes", "CUDA memory that torch keeps for tensors.")
+ALLOCATOR_RETRIES: Final = Gauge(
+    "farm_allocator_retries", "Allocations that had to free cached memory first, since the worker started."
+)
+ALLOCATOR_OUT_OF_MEMORY: Final = Gauge(
+    "farm_allocator_out_of_memory_errors", "Allocations that failed, since the worker started."
+)
 
 # -- the deliverer ---------------------------------------------------------------------------------------------------
 WEBHOOK_ATTEMPT_SECONDS: Final = Histogram(

@@ -10,18 +10,23 @@ import importlib.util
 import os
 import platform
 import re
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
+import structlog
 
 import farm
 from farm.domain.worker import Device
 from farm.errors import MissingExtra, SetupError
 
+log = structlog.stdlib.get_logger()
+
 _NAMED: Final = re.compile(r"(?P<kind>cuda|cpu|mps)?:?(?P<index>\d*)")
+#: A target of a CUDA build: ``sm_90a`` and ``sm_120f`` are for that very architecture, or its family.
+_ARCHITECTURE: Final = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[af]?")
 _UUID: Final = re.compile(r"(GPU|MIG)-[0-9A-Za-z/-]+")
 #: What determines the pixels besides the model; the first thing to compare when two workers differ.
 LIBRARIES: Final = ("torch", "diffusers", "transformers", "celery")
@@ -65,6 +70,12 @@ def _best() -> DeviceChoice:
         return DeviceChoice("cuda", "cuda:0", "0")
     if torch.backends.mps.is_available():
         return DeviceChoice("mps", "mps", None)
+    if torch.xpu.is_available():
+        log.warning(
+            "torch sees an XPU, which the farm does not use; this worker renders on the processor",
+            action="device_unsupported",
+            device=torch.xpu.get_device_name(0),
+        )
     return DeviceChoice("cpu", "cpu0", None)
 
 
@@ -112,10 +123,12 @@ def describe(choice: DeviceChoice) -> Device:
     if choice.kind == "cuda":
         if not torch.cuda.is_available():
             raise SetupError(
-                f"FARM_DEVICE is {choice.index}, but torch {torch.__version__} sees no such CUDA device; "
-                "check the driver, the torch build and the index, or set FARM_DEVICE=cpu"
+                f"FARM_DEVICE is {choice.index}, but torch {torch.__version__} sees no such CUDA device"
+                f"{_why_no_cuda()}; check the driver, the torch build and the index, or set FARM_DEVICE=cpu"
             )
         about = torch.cuda.get_device_properties(0)
+        if torch.version.cuda is not None:
+            require_architecture(about.name, (about.major, about.minor), torch.cuda.get_arch_list(), torch.__version__)
         # bfloat16 has float32's range, so nothing overflows; tensor cores for it came with compute capability 8.0
         dtype = "bfloat16" if about.major >= 8 else "float16" if (about.major, about.minor) >= (7, 0) else "float32"
         return Device("cuda", choice.index, about.name, int(about.total_memory), dtype)
@@ -124,6 +137,43 @@ def describe(choice: DeviceChoice) -> Device:
             raise SetupError("FARM_DEVICE is mps, which this torch does not support; set FARM_DEVICE=cpu")
         return Device("mps", choice.index, f"Apple {platform.machine()}", main_memory(), "float16")
     return Device("cpu", choice.index, _processor(), main_memory(), "float32")
+
+
+def _why_no_cuda() -> str:
+    """What torch says when CUDA is initialised without a usable device: no driver, or one that is too old."""
+    import torch  # noqa: PLC0415
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        first = " ".join(str(error).split()).partition(". ")[0]
+        return f" ({first})" if first else ""
+    return ""
+
+
+def require_architecture(
+    name: str, capability: tuple[int, int], architectures: Sequence[str], torch_version: str
+) -> None:
+    """Raise `SetupError` if a build of torch has no kernels for a CUDA device: its first operation would fail.
+
+    Args:
+        name: The device's.
+        capability: Its compute capability, major and minor.
+        architectures: What the build was compiled for: ``sm_86`` runs on 8.6 to 8.9, ``compute_90`` on 9.0 and above.
+        torch_version: The build's.
+    """
+    built = [match for one in architectures if (match := _ARCHITECTURE.fullmatch(one))]
+    kernels = {(int(one["major"]), int(one["minor"])) for one in built if one["kind"] == "sm"}
+    portable = {(int(one["major"]), int(one["minor"])) for one in built if one["kind"] == "compute"}
+    runs = any(major == capability[0] and minor <= capability[1] for major, minor in kernels)
+    if not built or runs or any(one <= capability for one in portable):
+        return
+    wanted = ".".join(map(str, capability))
+    shown = ", ".join(f"{major}.{minor}" for major, minor in sorted(kernels | portable))
+    raise SetupError(
+        f"{name} has compute capability {wanted}, and torch {torch_version} has kernels for {shown} only; "
+        "install a torch build for it, or set FARM_DEVICE=cpu"
+    )
 
 
 def torch_device(device: Device) -> str:

@@ -156,6 +156,11 @@ class Engine(threading.Thread):
             self._wake.notify()
 
     @property
+    def waiting(self) -> int:
+        """Jobs that wait for the device."""
+        return len(self._waiting)
+
+    @property
     def loaded(self) -> tuple[ResidentModel, ...]:
         """The models in the device's memory, least recently used first."""
         if self._renderers is None:

@@ -173,6 +173,7 @@ class WorkerProcess:
             memory_gib=round(device.memory_bytes / 2**30, 1),
         )
         device_metrics.register(device)
+        metrics.ENGINE_QUEUE.set_function(lambda: self._engine.waiting)
         metrics.serve(self._settings, self._settings.metrics_worker_port)
         for thread in (self._reporter, self._heartbeat, self._watchdog, self._consumer_watchdog):
             thread.start()

@@ -127,3 +127,13 @@ print(found.name, found.facts["operations_sha256"], time.process_time() - began)
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | variables
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.split()
+
+
+def test_allocated_memory_is_not_filled_and_float32_stays_float32() -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    numerics.make_deterministic(1)
+    assert not torch.empty(100_000).isnan().all(), "deterministic mode fills it with NaN"
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

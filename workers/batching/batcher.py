@@ -352,12 +352,17 @@ class ContinuousBatcher:
 
     def _compute(self, group: list[ParkedCall]) -> list[Output]:
         lead = group[0]
-        hook, signature = lead.hook, lead.signature
         self.forwards += 1
         rows = max(1, sum(call.rows for call in group))
         self.rows += rows
         metrics.FORWARD_ROWS.observe(rows)
         lead.apply_state()
+        with metrics.timed(metrics.FORWARD_SECONDS):
+            return self._forward(group)
+
+    def _forward(self, group: list[ParkedCall]) -> list[Output]:
+        lead = group[0]
+        hook, signature = lead.hook, lead.signature
         if len(group) == 1:
             return [hook.run_alone(lead)]
         if lead.exact is not None:
