@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
@@ -79,10 +80,12 @@ def test_the_images_of_jobs_share_forwards_and_each_job_counts_its_own_steps() -
         request(spec(num_outputs=3, seed=4, exact=False, **SMALL)),
         request(spec(num_inference_steps=5, seed=9, exact=False, **SMALL)),
     ]
+    timed = REGISTRY.get_sample_value("farm_forward_duration_seconds_count") or 0
     for job in jobs:
         renderer.admit(job)
     ended = render_all(renderer)
     assert renderer.batcher.rows / renderer.batcher.forwards > 3
+    assert (REGISTRY.get_sample_value("farm_forward_duration_seconds_count") or 0) - timed == renderer.batcher.forwards
     for job in jobs:
         rendered = ended[job]
         assert isinstance(rendered, RenderResult)
@@ -125,6 +128,7 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
     monkeypatch.setattr(pipelines, "render", render)
     for job in (stopped, good, large):
         engine.submit(job)
+    assert engine.waiting == 3
     engine.start()
     assert failed.wait(60)
     engine.submit(late)  # there is a free slot, but the device must be empty for the large job first
@@ -133,6 +137,8 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
     assert isinstance(stopped.future.exception(60), JobCanceled)
     assert isinstance(large.future.exception(60), OutOfMemory)
     assert len(late.future.result(60).artifacts) == 1
+    assert engine.waiting == 0
+    assert late.future.result().made_with["numerics"] == engine.numerics.result().name
     assert rendered == ["stopped", "good", "large", "large", "late"]
     engine.close()
     engine.join(30)
