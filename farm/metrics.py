@@ -71,6 +71,15 @@ FORWARD_ROWS: Final = Histogram(
 FORWARD_SECONDS: Final = Histogram(
     "farm_forward_duration_seconds", "Forwards of a device, alone or shared, as the host sees them.", buckets=_QUICK
 )
+FORWARD_GAP_SECONDS: Final = Histogram(
+    "farm_forward_gap_seconds",
+    "From the end of a forward to the next one, while jobs are on the device.",
+    buckets=_QUICK,
+)
+FORWARD_SPLITS: Final = Counter("farm_forward_splits_total", "Shared forwards that ran out of memory and were split.")
+LOW_MEMORY_RENDERS: Final = Counter(
+    "farm_low_memory_renders_total", "Jobs that did not fit the device's memory and were rendered again with less."
+)
 ENGINE_QUEUE: Final = Gauge("farm_engine_queue_jobs", "Jobs that wait in the worker for its device.")
 MODEL_LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
 DEVICE_MEMORY: Final = Gauge("farm_device_memory_bytes", "Memory of the device.")

@@ -59,6 +59,8 @@ def make_deterministic(threads: int) -> None:
     # TF32 keeps 10 bits of a float32: a shared forward could then differ by more than 1/255 from one alone
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    backends: Any = torch.backends.cuda
+    backends.enable_cudnn_sdp(False)  # its attention may differ from run to run; the other kernels do not
     # only warn: some attention kernels have no deterministic implementation, and must work all the same
     torch.use_deterministic_algorithms(True, warn_only=True)
     # a debugging aid of that mode: it writes all memory that an operation allocates once more, 1,642 times in a forward

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
+from farm import metrics
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
 from farm.errors import OutOfMemory
@@ -32,6 +33,7 @@ class SingleRenderer:
 
         Raises `OutOfMemory` if neither is enough, or what the pipeline raises.
         """
+        metrics.LOW_MEMORY_RENDERS.inc()
         log.warning("out of memory, rendering with less", action="out_of_memory", model=request.model.id)
         spec, loaded = request.spec, self._models.load(request.model)
         # Tiles change the pixels a little, so the recipe says so.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prometheus_client import REGISTRY
 
 from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
@@ -301,6 +302,10 @@ def test_a_failing_a_canceled_and_a_nan_image_end_alone(
 # -- with a module whose forwards can be counted, refused and spoilt ---------------------------------------------------
 
 
+def value_of(metric: str) -> float:
+    return REGISTRY.get_sample_value(metric) or 0
+
+
 class Double(torch.nn.Module):
     """Returns twice its sample plus its timestep, and notes the rows of every forward."""
 
@@ -432,6 +437,16 @@ def test_forwards_keep_within_max_rows_and_prefer_interactive_calls() -> None:
     assert max(len(rows) for rows in module.seen) == 4
 
 
+def test_gaps_between_forwards_are_measured_while_jobs_are_on_the_device_and_not_between_jobs() -> None:
+    module = Double()
+    batcher = toy(module)
+    before = value_of("farm_forward_gap_seconds_count")
+    for gaps in (2, 4):  # three forwards of a job have two gaps
+        batcher.run(steps(module, 1.0, 3))
+        finish(batcher)
+        assert value_of("farm_forward_gap_seconds_count") - before == gaps
+
+
 def test_calls_with_different_conditions_do_not_share() -> None:
     module = Double()
     batcher = toy(module)
@@ -446,8 +461,10 @@ def test_a_forward_that_runs_out_of_memory_is_split_and_later_ones_are_smaller()
     module = Double()
     module.room = 3
     batcher = toy(module)
+    splits = value_of("farm_forward_splits_total")
     runs = [batcher.run(steps(module, float(value), 4)) for value in range(1, 9)]
     finish(batcher)
+    assert value_of("farm_forward_splits_total") > splits
     assert [run.result for run in runs] == [[2.0 * value + step for step in range(4)] for value in range(1, 9)]
     too_big = batcher.run(steps(module, 1.0, 1, rows=4))
     finish(batcher)

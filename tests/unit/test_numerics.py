@@ -129,11 +129,13 @@ print(found.name, found.facts["operations_sha256"], time.process_time() - began)
     return done.stdout.split()
 
 
-def test_allocated_memory_is_not_filled_and_float32_stays_float32() -> None:
+def test_allocated_memory_is_not_filled_float32_stays_float32_and_attention_repeatable() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.enable_cudnn_sdp(True)
     torch.set_float32_matmul_precision("high")
     numerics.make_deterministic(1)
     assert not torch.empty(100_000).isnan().all(), "deterministic mode fills it with NaN"
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+    assert "cudnn" not in numerics.describe(CPU, compiled=False).facts["attention"].split()

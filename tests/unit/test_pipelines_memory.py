@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from prometheus_client import REGISTRY
 
 from farm.domain.model import Model
 from farm.domain.worker import Device
@@ -96,7 +97,9 @@ def test_a_job_that_does_not_fit_is_tried_once_more_in_tiles_and_its_recipe_says
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     tiled = failing(monkeypatch, error, None)
+    before = REGISTRY.get_sample_value("farm_low_memory_renders_total") or 0
     rendered = outcome_of(work())
+    assert REGISTRY.get_sample_value("farm_low_memory_renders_total") == before + 1
     assert isinstance(rendered, RenderResult)
     assert tiled == [False, True]
     assert rendered.made_with["vae"] == "tiled"

@@ -70,6 +70,7 @@ class ContinuousBatcher:
         self._interactive_led = False  # whether an interactive call led the last forward, before older ones
         self._resumer: greenlet | None = None  # which resumed the current pipeline, and continues when that parks
         self._runs: dict[greenlet, PipelineRun] = {}
+        self._forward_ended_at: float | None = None  # while jobs are on the device
         self._measured: ParkedCall | None = None  # whose exact sharing is measured, a few forwards at a time
 
     # -- modules ------------------------------------------------------------------------------------------------------
@@ -164,6 +165,8 @@ class ContinuousBatcher:
         started = time.monotonic()
         self._run_group(group)
         self._measure_exact(time.monotonic() - started)
+        if not self._runs:
+            self._forward_ended_at = None  # from here on the device is idle because nothing is to be done
         return True
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -337,6 +340,7 @@ class ContinuousBatcher:
         if out_of_memory:
             rows = sum(call.rows for call in group)
             lead.signature.max_rows = max(lead.rows, min(lead.signature.max_rows, rows // 2))
+            metrics.FORWARD_SPLITS.inc()
             log.warning("out of memory: splitting a forward", action="forward_split", module=lead.hook.name, rows=rows)
             empty_cache(lead)
             middle = len(group) // 2
@@ -357,8 +361,12 @@ class ContinuousBatcher:
         self.rows += rows
         metrics.FORWARD_ROWS.observe(rows)
         lead.apply_state()
+        if self._forward_ended_at is not None:
+            metrics.FORWARD_GAP_SECONDS.observe(time.perf_counter() - self._forward_ended_at)
         with metrics.timed(metrics.FORWARD_SECONDS):
-            return self._forward(group)
+            outputs = self._forward(group)
+        self._forward_ended_at = time.perf_counter()
+        return outputs
 
     def _forward(self, group: list[ParkedCall]) -> list[Output]:
         lead = group[0]
