@@ -10,9 +10,11 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from farm.api_types import OutputFormat
 from farm.cli import COMMANDS, app
 from tests.unit.scripted_server import Answer, Asked, job, serving
 
@@ -75,7 +77,7 @@ def test_a_farm_that_does_not_answer_is_exit_3(tmp_path: Path) -> None:
         ["render", "x", "--mask", "m.png"],
         ["render", "x", "--size", "64"],
         ["render", "x", "-o", "nowhere/out.png"],
-        ["render", "x", "-o", "out.gif"],
+        ["render", "x", "-o", "out.bmp"],
         ["render", "x", "--image", "missing.png"],
         ["rerun", "missing.png"],
         ["rerun", "."],
@@ -223,7 +225,7 @@ def completions(words: str, home: Path) -> set[str]:
         ("farm ", set(COMMANDS)),
         ("farm pause", {"pause", "pauses"}),
         ("farm render --guidance", {"--guidance", "--guidance-scale"}),
-        ("farm render --format ", {"png", "webp", "jpeg"}),
+        ("farm render --format ", set(get_args(OutputFormat))),
         ("farm webhooks add --event batch.", {"batch.progress", "batch.completed"}),
         ("farm webhooks del", {"deliveries"}),
     ],
