@@ -30,6 +30,12 @@ from farm.server_errors import broker_unavailable
 from farm.settings import Settings
 
 VARIABLE: Final = "FARM_REDIS_URL"
+#: The rules of an ACL user that suffice for every process of the farm: its keys, all channels, no administration.
+WORKER_ACL: Final = (
+    "~worker.* ~_kombu.* ~unacked* ~*celery* ~farm.probe &* "
+    "+@connection +@read +@write +@pubsub +@transaction +@scripting -@dangerous +info +time"
+)
+
 _SCHEMES: Final = ("redis", "rediss", "unix", "sentinel", "sentinels")
 _VERIFY: Final = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 _TLS_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")

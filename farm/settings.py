@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr | None = None
     s3_region: str = "us-east-1"
     s3_bucket: str = "farm"
+    s3_addressing: Literal["path", "virtual"] = "path"  #: whether the bucket stands in the path or in the host's name
+    s3_checksums: bool = True  #: whether the server takes ``x-amz-checksum-sha256``; else the farm keeps its own
     s3_public_url: str | None = None  #: the endpoint as clients reach it, when it differs from the workers' one
     ca_file: Path | None = None  #: PEM certificates to trust beside the system's, for all servers of the farm
 
@@ -39,6 +42,9 @@ class Settings(BaseSettings):
     # the API
     api_host: str = "127.0.0.1"
     api_port: int = 8000
+    #: origins whose pages may call the API, with commas between: ``https://studio.example.com``
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    trusted_proxies: str = "127.0.0.1"  #: addresses and networks whose X-Forwarded-* headers count; ``*``: all
     rate_limit: float = Field(0, ge=0, le=1e6)  #: requests a second of one tenant to one API process; 0: no limit
     rate_burst: int = Field(100, ge=1)  #: requests that may come at once before that limit is felt
     presign_seconds: int = Field(3600, ge=1, le=7 * 24 * 3600)  #: how long an output's URL works
@@ -56,8 +62,15 @@ class Settings(BaseSettings):
     compat_wait_seconds: float = Field(600, gt=0)  #: how long a foreign client that waits for images is waited with
     compat_fal: bool = False  #: whether fal's clients are answered
 
+    # secrets
+    secret_key: SecretStr | None = None  #: encrypts webhooks' secrets; the newest of several, with commas, first
+
     # workers on other machines
-    join_token: SecretStr | None = None  #: what ``farm worker --join`` must bring; None: joining over HTTP is disabled
+    #: the database with the role that workers get who join over HTTP; None: nobody joins
+    join_database_url: SecretStr | None = None
+    join_redis_url: SecretStr | None = None  #: the same of Redis; None: `redis_url`
+    join_s3_access_key: str | None = None  #: the same of S3; None: `s3_access_key`
+    join_s3_secret_key: SecretStr | None = None
     join_host: str | None = None  #: how other machines reach the servers that this one reaches on loopback
 
     # dispatch and leases
@@ -90,6 +103,8 @@ class Settings(BaseSettings):
     # webhooks and inputs by URL
     webhook_allow: Annotated[tuple[Network, ...], NoDecode] = ()  #: private networks that may be reached nevertheless
     webhook_allow_http: bool = False
+    #: ports of this machine's loopback that webhooks and input URLs never reach, whatever `webhook_allow` says
+    own_ports: Annotated[frozenset[int], NoDecode] = frozenset()
     max_endpoints: int = Field(100, ge=1)  #: webhook endpoints of one tenant, beside those of jobs' own webhooks
 
     # metrics: each process serves its own; a port of 0 turns them off
@@ -119,6 +134,20 @@ class Settings(BaseSettings):
         if self.database_direct_url is not None and self.database_url is None:
             raise ValueError("FARM_DATABASE_DIRECT_URL is set and FARM_DATABASE_URL is not: set both")
         return self
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        found = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        for origin in found if isinstance(found, tuple) else ():
+            if not re.fullmatch(r"https?://[^/\s*]+", str(origin)):
+                raise ValueError(f"{origin!r} is no origin: write scheme and host, as in https://studio.example.com")
+        return found
+
+    @field_validator("own_ports", mode="before")
+    @classmethod
+    def _ports(cls, value: object) -> object:
+        return frozenset(int(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("webhook_allow", mode="before")
     @classmethod

@@ -43,6 +43,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesTogeth
 for _name in [name for name in os.environ if name.startswith("FARM_")]:
     del os.environ[_name]
 
+os.environ["FARM_SECRET_KEY"] = "a key of the tests, which protects nothing at all"
+
 # A shell that starts the tests in the background has them ignore interrupts, and what they start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,6 +95,7 @@ class TestServers:
     def env(self, *, database_url: str | None = None, redis_url: str | None = None) -> dict[str, str]:
         """``FARM_*`` variables of these servers, for a subprocess; with a test's own databases where given."""
         values = self.addresses.environment()
+        values["FARM_SECRET_KEY"] = os.environ["FARM_SECRET_KEY"]
         values["FARM_DATABASE_URL"] = database_url or self.database_url
         # two of these processes at once, on one machine, cannot both have the usual ports
         values |= {f"FARM_METRICS_{name}_PORT": "0" for name in ("API", "DISPATCHER", "DELIVERER", "WORKER")}

@@ -9,6 +9,7 @@ from typing import Any, Final
 import anyio
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
 
 from farm import __version__, model_registry
 from farm.api import (
@@ -32,6 +33,7 @@ from farm.api import (
     workers,
 )
 from farm.api.dependencies import AppContext
+from farm.api.head import HeadMiddleware
 from farm.api.middleware import RequestMiddleware
 from farm.api.notifications import ChangeNotifier
 from farm.api.rate_limit import RateLimiter
@@ -100,6 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs,
     ):
         app.include_router(module.router)
+    app.include_router(worker_enrollment.joining)
     compat.mount(app, settings)
     problems.install(app)
     app.add_middleware(
@@ -112,6 +115,15 @@ def create_app(settings: Settings) -> FastAPI:
             **compat.LIMITS,
         },
     )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE", "HEAD"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Prefer", "Last-Event-ID"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID"],
+        )  # without credentials: a page of another origin brings its own API key, never the dashboard's session
+    app.add_middleware(HeadMiddleware)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
 

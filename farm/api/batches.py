@@ -487,4 +487,4 @@ async def follow_batch(
 ) -> StreamingResponse:
     """Follow a batch's progress live. For a finished batch the stream sends its history and ends."""
     batch = await run_in_threadpool(services.get, context, key.tenant_id, batch_id)
-    return sse.batch_response(context, batch, sse.position(last_event_id))
+    return sse.batch_response(context, batch, sse.position(last_event_id), key)

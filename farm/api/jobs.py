@@ -189,4 +189,4 @@ async def follow_job(
 ) -> StreamingResponse:
     """Follow a job's progress live. For a finished job the stream sends its history and ends."""
     job = await run_in_threadpool(services.get, context, key.tenant_id, job_id)
-    return sse.response(context, job, sse.position(last_event_id))
+    return sse.response(context, job, sse.position(last_event_id), key)

@@ -20,6 +20,7 @@ from farm.domain.batch import Batch
 from farm.domain.job import Job, Progress
 from farm.domain.states import BATCH_EVENTS, HISTORY, JobState
 from farm.store.events import BatchEvent, Event
+from farm.store.tenants import Key
 
 HEARTBEAT_SECONDS: Final = 15.0
 
@@ -51,14 +52,14 @@ def position(last_event_id: str | None) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
 
 
-def response(context: AppContext, job: Job, after: int) -> StreamingResponse:
-    """The stream of a job's changes, with the history after event ``after``."""
-    return _streamed(_events(context, job, after))
+def response(context: AppContext, job: Job, after: int, key: Key) -> StreamingResponse:
+    """The stream of a job's changes, with the history after event ``after``; it ends when the key is revoked."""
+    return _streamed(_events(context, job, after, key))
 
 
-def batch_response(context: AppContext, batch: Batch, after: int) -> StreamingResponse:
-    """The stream of a batch's changes, with its events after ``after``."""
-    return _streamed(_batch_events(context, batch, after))
+def batch_response(context: AppContext, batch: Batch, after: int, key: Key) -> StreamingResponse:
+    """The stream of a batch's changes, with its events after ``after``; it ends when the key is revoked."""
+    return _streamed(_batch_events(context, batch, after, key))
 
 
 def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
@@ -70,15 +71,15 @@ def _streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
     )
 
 
-async def _batch_events(context: AppContext, batch: Batch, after: int) -> AsyncIterator[bytes]:
+async def _batch_events(context: AppContext, batch: Batch, after: int, key: Key) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     sent: Batch | None = None
     sent_at = loop.time()
     with context.notifier.subscribe(batch.id) as changes:
         while True:
-            now, history = await run_in_threadpool(_read_batch, context, batch, after)
+            now, history = await run_in_threadpool(_read_batch, context, batch, after, key)
             if now is None:
-                return  # deleted, with its history
+                return  # deleted, with its history, or the key was revoked
             parts: list[bytes] = []
             for event in history:
                 body = {"at": event.created_at.isoformat(), **event.data}
@@ -99,23 +100,25 @@ async def _batch_events(context: AppContext, batch: Batch, after: int) -> AsyncI
             await changes.wait(REREAD_SECONDS)
 
 
-def _read_batch(context: AppContext, batch: Batch, after: int) -> tuple[Batch | None, list[BatchEvent]]:
+def _read_batch(context: AppContext, batch: Batch, after: int, key: Key) -> tuple[Batch | None, list[BatchEvent]]:
     with context.store.begin() as unit:
+        if not unit.tenants.is_live(key.id):
+            return None, []
         # the batch first, as in `_read`
         now = unit.batches.get(batch.id, batch.tenant_id)
         return now, unit.events.of_batch(batch.id, after)
 
 
-async def _events(context: AppContext, job: Job, after: int) -> AsyncIterator[bytes]:
+async def _events(context: AppContext, job: Job, after: int, key: Key) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     sent: tuple[JobState, int, bool] | None = None
     stepped: Progress | None = None
     sent_at = loop.time()
     with context.notifier.subscribe(job.id) as changes:
         while True:
-            now, history = await run_in_threadpool(_read, context, job.id, after)
+            now, history = await run_in_threadpool(_read, context, job.id, after, key)
             if now is None:
-                return  # deleted, with its history
+                return  # deleted, with its history, or the key was revoked
             parts: list[bytes] = []
             if sent is None:
                 parts.append(_job(context, now))
@@ -143,8 +146,10 @@ async def _events(context: AppContext, job: Job, after: int) -> AsyncIterator[by
             await changes.wait(REREAD_SECONDS)
 
 
-def _read(context: AppContext, job_id: str, after: int) -> tuple[Job | None, list[Event]]:
+def _read(context: AppContext, job_id: str, after: int, key: Key) -> tuple[Job | None, list[Event]]:
     with context.store.begin() as unit:
+        if not unit.tenants.is_live(key.id):
+            return None, []
         # The job first: an end that is seen in the job has its event by then, so the stream never ends without it.
         job = unit.jobs.get(job_id)
         return job, unit.events.of_job(job_id, after)

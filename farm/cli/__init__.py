@@ -10,6 +10,7 @@ from typing import Annotated, Final, NamedTuple
 import typer
 
 from farm import __version__
+from farm.cli.screen import say
 from farm.errors import FarmError, MissingExtra, Unavailable
 
 _COMPLETING: Final = "_FARM_COMPLETE"  #: typer's variable that a shell sets to ask for completions
@@ -101,7 +102,7 @@ def main() -> None:
         print(f"farm: {MissingExtra(f'farm {chosen}', package, extra)}", file=sys.stderr)
         sys.exit(2)
     except FarmError as error:
-        print(f"farm: {error}", file=sys.stderr)
+        say(f"farm: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, Unavailable) else 2)
 
 

@@ -38,6 +38,7 @@ from farm.cli.render import (
     size_of,
     values_of,
 )
+from farm.cli.screen import open_console, say
 from farm.errors import BadInput, FarmError
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def _submit(
             _print_refused(error)
             raise typer.Exit(2) from None
         if not as_json:
-            print(batch.id)
+            say(batch.id)
             skipped = f"; {batch.skipped:,} refused: `farm get {batch.id}` lists them" if batch.skipped else ""
-            print(f"{batch.total:,} jobs queued{skipped}", file=sys.stderr)
+            say(f"{batch.total:,} jobs queued{skipped}", file=sys.stderr)
         if watch:
             batch = _wait(farm, batch)
         if as_json:
@@ -236,14 +237,14 @@ def delete(
     if as_json:
         print_json({**asdict(found)})
     else:
-        print(f"{batch_id}  {'would lose' if dry_run else 'deleted:'} {text}")
+        say(f"{batch_id}  {'would lose' if dry_run else 'deleted:'} {text}")
 
 
 def _steered(batch: Batch, *, as_json: bool) -> None:
     if as_json:
         print_json(batch.raw)
     else:
-        print(f"{batch.id}  {batch.state}, {batch.counts['queued']:,} jobs wait")
+        say(f"{batch.id}  {batch.state}, {batch.counts['queued']:,} jobs wait")
 
 
 def batches(
@@ -261,7 +262,7 @@ def batches(
     elif found:
         _print_table(found)
     else:
-        print("no batches", file=sys.stderr)
+        say("no batches", file=sys.stderr)
 
 
 def get(
@@ -289,11 +290,11 @@ def get(
     new, here, bytes_, lost, failed = 0, 0, 0, 0, 0
     with connect(url, api_key, data_dir) as farm:
         for wrong in farm.batch_errors(batch_id):
-            print(f"farm: {_sentence(wrong)}", file=sys.stderr)
+            say(f"farm: {_sentence(wrong)}", file=sys.stderr)
             failed += 1
         for path, outcome in _fetched(farm, batch_id, output, template):
             if isinstance(outcome, FarmError):
-                print(f"farm: {path}: {outcome}", file=sys.stderr)
+                say(f"farm: {path}: {outcome}", file=sys.stderr)
                 lost += 1
             elif outcome == 0:
                 here += 1
@@ -302,7 +303,7 @@ def get(
     if as_json:
         print_json({"downloaded": new, "bytes": bytes_, "already_here": here, "not_downloaded": lost, "failed": failed})
     else:
-        print(f"{new:,} images ({bytes_ / 2**20:.1f} MiB) in {output}; {here:,} were here already")
+        say(f"{new:,} images ({bytes_ / 2**20:.1f} MiB) in {output}; {here:,} were here already")
     if lost or failed:
         raise typer.Exit(1)
 
@@ -399,7 +400,7 @@ def _wait(farm: Farm, batch: Batch) -> Batch:
         with _showing() as show:
             return farm.wait_batch(batch, on_progress=show)
     except KeyboardInterrupt:
-        print(
+        say(
             f"Batch {batch.id} is still running. `farm watch {batch.id}` follows it.",
             file=sys.stderr,
         )
@@ -408,7 +409,7 @@ def _wait(farm: Farm, batch: Batch) -> Batch:
 
 def _exit(batch: Batch) -> None:
     counts = batch.counts
-    print(
+    say(
         f"{batch.state}: {counts['succeeded']:,} succeeded, {counts['failed']:,} failed, "
         f"{counts['canceled']:,} canceled",
         file=sys.stderr,
@@ -427,11 +428,10 @@ def _showing() -> Iterator[Callable[[Batch], None]]:
             now = time.monotonic()
             if batch.over or now - last[0] >= _LINE_SECONDS:
                 last[0] = now
-                print(f"{batch.ended:,} of {batch.total:,} done{_note(batch)}", file=sys.stderr)
+                say(f"{batch.ended:,} of {batch.total:,} done{_note(batch)}", file=sys.stderr)
 
         yield line
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
     bar = Progress(
@@ -439,7 +439,7 @@ def _showing() -> Iterator[Callable[[Batch], None]]:
         TaskProgressColumn(),
         MofNCompleteColumn(),
         TextColumn("[dim]{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
     )
     row = bar.add_task("", total=None, note="")
     with bar:
@@ -473,20 +473,20 @@ def _print_dry_run(found: DryRun, *, as_json: bool) -> None:
         print_json(found.raw)
     else:
         for one in found.errors[:_SHOWN]:
-            print(f"farm: {one}", file=sys.stderr)
+            say(f"farm: {one}", file=sys.stderr)
         long = f", about {duration(found.estimated_seconds)}" if found.estimated_seconds else ""
-        print(f"{found.jobs:,} jobs, {found.cost:,.1f} megapixel-steps{long}; {found.refused:,} lines refused")
+        say(f"{found.jobs:,} jobs, {found.cost:,.1f} megapixel-steps{long}; {found.refused:,} lines refused")
     if found.refused:
         raise typer.Exit(1)
 
 
 def _print_refused(error: ApiError) -> None:
     for one in error.errors[:_SHOWN]:
-        print(f"farm: {one}", file=sys.stderr)
+        say(f"farm: {one}", file=sys.stderr)
     if error.error_count > _SHOWN:
         where = f": all of them are in {error.error_file}" if error.error_file else ""
-        print(f"farm: and {error.error_count - _SHOWN:,} more{where}", file=sys.stderr)
-    print("farm: nothing was submitted; --skip-invalid submits the valid lines", file=sys.stderr)
+        say(f"farm: and {error.error_count - _SHOWN:,} more{where}", file=sys.stderr)
+    say("farm: nothing was submitted; --skip-invalid submits the valid lines", file=sys.stderr)
 
 
 def _sentence(error: dict[str, Any]) -> str:
@@ -497,7 +497,6 @@ def _sentence(error: dict[str, Any]) -> str:
 
 
 def _print_table(found: list[Batch]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -519,5 +518,5 @@ def _print_table(found: list[Batch]) -> None:
             Text(f"{counts['failed']:,}", style="red" if counts["failed"] else ""),
             Text(batch.name or ""),
         )
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=200)).print(table)
+    console = open_console()
+    (console if console.is_terminal else open_console(width=200)).print(table)

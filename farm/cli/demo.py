@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from PIL import Image, ImageDraw
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +27,7 @@ from farm.cli import output_files
 from farm.cli.connect import running
 from farm.cli.contact_sheet import Section, Tile, sheet
 from farm.cli.progress import watching
+from farm.cli.screen import open_console
 from farm.client import Farm
 from farm.errors import FarmError, SetupError
 
@@ -298,7 +298,7 @@ def _print_summary(results: list[DemoResult], out: Path, *, started: float, rend
         done = sum(not result.problem for result in these)
         each = f"{sum(on_device) / len(on_device):.2f}" if on_device else ""
         table.add_row(task, str(len(these)), Text(str(done), "green" if done == len(these) else "red"), each)
-    screen = Console(highlight=False)
+    screen = open_console()
     screen.print(table)
     for result in results:
         if result.problem:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from farm import model_registry
+from farm.cli.screen import open_console
 from farm.cli.up import DataDir
 from farm.errors import FarmError, SetupError
 from farm.local import bundled_servers, devices, health, logs, ports
@@ -76,7 +76,7 @@ def doctor(
                 found.append(f"\n→ {check.advice}", style="bold")
             found.overflow = "fold"
             table.add_row(Text(check.status.upper(), style=_COLOURS[check.status]), check.name, found)
-        Console(highlight=False).print(table)
+        open_console().print(table)
     if bad:
         raise typer.Exit(1)
 

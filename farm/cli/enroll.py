@@ -19,7 +19,9 @@ def join(url: str, token: str | None, environment: MutableMapping[str, str] = os
     """
     token = token or environment.get("FARM_JOIN_TOKEN")
     if not token:
-        raise BadInput.of("token", None, "is not known: `farm up --listen` prints it; give --token, or FARM_JOIN_TOKEN")
+        raise BadInput.of(
+            "token", None, "is not known: `farm workers tokens create` makes one; give --token, or FARM_JOIN_TOKEN"
+        )
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadInput.of("join", url, f"{url!r} is not an http or https URL")
@@ -46,16 +48,24 @@ def _ask(url: str, token: str) -> Mapping[str, Any]:
     except httpx2.HTTPError as error:
         raise Unavailable(f"the farm at {url} does not answer ({error})") from error
     if response.status_code == 401:
-        raise Unauthorized("invalid join token: `farm up --listen` prints the current one")
+        raise Unauthorized(f"{_detail(response)}; `farm workers tokens create` makes another")
     if response.status_code == 404:
         raise SetupError(
             f"{url}: joining over HTTP is disabled on this farm: start it with `farm up --listen ADDRESS`, "
-            "or set FARM_JOIN_TOKEN for its API"
+            "or set FARM_JOIN_DATABASE_URL for its API"
         )
     if response.status_code != 200:
         raise Unavailable(f"{url} answers {response.status_code}")
     found: Mapping[str, Any] = response.json()
     return found
+
+
+def _detail(response: Any) -> str:
+    """What a problem document says."""
+    try:
+        return str(response.json()["detail"]).rstrip(".")
+    except (ValueError, KeyError, TypeError):
+        return "invalid join token"
 
 
 def _keep_models(text: str, environment: Mapping[str, str]) -> Path:

@@ -12,6 +12,7 @@ import typer
 from farm.api_types import Task
 from farm.cli.choices import JobState
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.screen import open_console, say
 from farm.errors import BadInput, FarmError, Unavailable
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def ls(
     elif jobs:
         _print_table(jobs)
     else:
-        print("no jobs", file=sys.stderr)
+        say("no jobs", file=sys.stderr)
 
 
 def show(
@@ -102,7 +103,7 @@ def cancel(
     if as_json:
         print_json(done.raw | {"canceled": canceled, "stopping": stopping})
     else:
-        print(f"{canceled:,} canceled" + (f", {stopping:,} stop at their next step" if stopping else ""))
+        say(f"{canceled:,} canceled" + (f", {stopping:,} stop at their next step" if stopping else ""))
 
 
 def retry(
@@ -146,7 +147,7 @@ def retry(
     if as_json:
         print_json(done.raw)
     else:
-        print(f"{done.submitted:,} submitted again")
+        say(f"{done.submitted:,} submitted again")
 
 
 def _wanted(
@@ -168,7 +169,7 @@ def _wanted(
 def _sure(verb: str, count: int, *, yes: bool) -> None:
     """Print how many jobs are affected, and ask for confirmation on a terminal."""
     if not count:
-        print(f"no job to {verb}", file=sys.stderr)
+        say(f"no job to {verb}", file=sys.stderr)
         raise typer.Exit
     if yes:
         return
@@ -207,11 +208,11 @@ def _each(
             raise
         except FarmError as error:
             refused += 1
-            print(f"farm: {job_id}: {error}", file=sys.stderr)
+            say(f"farm: {job_id}: {error}", file=sys.stderr)
             continue
         done.append(job.raw)
         if not as_json:
-            print(line(job))
+            say(line(job))
     if as_json:
         print_json(done)
     if refused:
@@ -219,7 +220,6 @@ def _each(
 
 
 def _print_table(jobs: list[Job]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -244,13 +244,12 @@ def _print_table(jobs: list[Job]) -> None:
             _seconds((job.raw.get("timings") or {}).get("total_seconds")),
             Text(str(job.parameters.get("prompt", ""))),
         )
-    console = Console(highlight=False)
+    console = open_console()
     # In a pipe there is no edge to fit to.
-    (console if console.is_terminal else Console(highlight=False, width=200)).print(table)
+    (console if console.is_terminal else open_console(width=200)).print(table)
 
 
 def _print_job(job: Job) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -288,7 +287,7 @@ def _print_job(job: Job) -> None:
     for output in job.outputs:
         size = f"{output.width}x{output.height}, {output.size / 1024:.0f} KiB, {output.media_type}"
         row(f"output {output.index}", f"seed {output.seed}, {size}\nsha256 {output.sha256}\n{output.url}")
-    Console(highlight=False, soft_wrap=True).print(grid)
+    open_console(soft_wrap=True).print(grid)
 
 
 def age(then: datetime | None) -> str:

@@ -10,6 +10,7 @@ import typer
 from farm.cli.choices import Scope
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
+from farm.cli.screen import open_console, say
 
 if TYPE_CHECKING:
     from farm.client.models import Key
@@ -45,7 +46,6 @@ def ls(
     if as_json:
         print_json([key.raw for key in found])
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -55,7 +55,7 @@ def ls(
     for key in found:
         state = f"revoked {age(key.revoked_at)} ago" if key.revoked_at else "live"
         table.add_row(key.id, key.name, ", ".join(key.scopes), f"{age(key.created_at)} ago", state)
-    Console(highlight=False).print(table)
+    open_console().print(table)
 
 
 @keys.command()
@@ -93,8 +93,8 @@ def _show(key: Key, as_json: bool) -> None:
     if as_json:
         print_json(key.raw)
         return
-    print(f"{key.id} may {', '.join(key.scopes)}; the key is shown only once:", file=sys.stderr)
-    print(key.text)
+    say(f"{key.id} may {', '.join(key.scopes)}; the key is shown only once:", file=sys.stderr)
+    say(key.text)
 
 
 @keys.command()
@@ -112,4 +112,4 @@ def revoke(
     if as_json:
         print_json(key.raw)
     else:
-        print(f"{key.id} is revoked")
+        say(f"{key.id} is revoked")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.screen import open_console, say
 from farm.errors import MissingExtra
 
 if TYPE_CHECKING:
@@ -50,11 +51,10 @@ def show(
     if as_json:
         print_json(found.raw)
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    screen = Console(highlight=False)
+    screen = open_console()
     for task, schema in found.schemas.items():
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(style="dim", no_wrap=True)
@@ -97,9 +97,9 @@ def check(
         )
     else:
         for model in registry.models:
-            print(f"{model.id}  {model.pipeline or 'class not known here'}  {', '.join(model.tasks)}")
+            say(f"{model.id}  {model.pipeline or 'class not known here'}  {', '.join(model.tasks)}")
         for problem in registry.problems:
-            print(f"{problem.origin}: model {problem.entry}: {problem.key}: {problem.message}\n  → {problem.remedy}")
+            say(f"{problem.origin}: model {problem.entry}: {problem.key}: {problem.message}\n  → {problem.remedy}")
     if registry.problems:
         raise typer.Exit(1)
 
@@ -115,11 +115,10 @@ def _described(schema: dict[str, Any]) -> str:
 
 
 def _print_models(found: tuple[Model, ...]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    screen = Console(highlight=False)
+    screen = open_console()
     for model in found:
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(style="dim", no_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Final, cast, get_args
 
@@ -86,10 +87,11 @@ def free(path: Path) -> Path:
 
 
 def save(path: Path, data: bytes) -> None:
-    """Write the file atomically."""
-    part = path.with_name(f".{path.name}.part")
+    """Write the file atomically, beside others that do the same. A link of that name is replaced, never followed."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_bytes(data)
+        with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666), "wb") as file:  # noqa: PTH123
+            file.write(data)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

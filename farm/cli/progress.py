@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from farm.cli.screen import open_console
+
 if TYPE_CHECKING:
     from farm.client import Job
 
@@ -35,7 +37,6 @@ def watching(name: Callable[[Job], str] | None = None) -> Iterator[Watch]:
     if not sys.stderr.isatty():
         yield _Lines(name or _id)
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -45,7 +46,7 @@ def watching(name: Callable[[Job], str] | None = None) -> Iterator[Watch]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[note]}", markup=True),
-        console=Console(stderr=True),
+        console=open_console(stderr=True),
         transient=name is None,
     )
     known: dict[str, TaskID] = {}

@@ -22,6 +22,7 @@ from farm.cli.comparison import Comparison, compare, difference
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.parameter_options import with_parameters
 from farm.cli.progress import watching
+from farm.cli.screen import say
 from farm.domain.numerics import differences
 from farm.errors import BadInput
 
@@ -197,7 +198,7 @@ def _render(
         return
     seconds = time.monotonic() - started
     for one in saved:
-        print(f"{one.path}  seed {one.output.seed}  {_extent(one.output)}{seconds:.1f} s")
+        say(f"{one.path}  seed {one.output.seed}  {_extent(one.output)}{seconds:.1f} s")
 
 
 #: The parameters that `farm render` has options of its own for.
@@ -290,7 +291,7 @@ def rerun(
     else:
         for index, one in enumerate(saved):
             sentence = f"  {sentences[index]}" if sentences else ""
-            print(f"{one.path}  seed {one.output.seed}{sentence}")
+            say(f"{one.path}  seed {one.output.seed}{sentence}")
     if Comparison.UNKNOWN in verdicts or (Comparison.DIFFERENT in verdicts and not another):
         raise typer.Exit(1)
 
@@ -342,7 +343,7 @@ def _another_class(farm: Farm, wanted: str | None, got: str | None) -> str:
 
 def _print_waiting_reason(job: Job) -> None:
     if job.raw.get("waiting_reason"):
-        print(f"Job {job.id} waits: {job.raw['waiting_reason']}.", file=sys.stderr)
+        say(f"Job {job.id} waits: {job.raw['waiting_reason']}.", file=sys.stderr)
 
 
 def loras_of(given: list[str] | None) -> list[Lora] | None:
@@ -409,18 +410,18 @@ def wait_for(farm: Farm, job: Job, *, as_json: bool) -> Job:
         with watching() as watch:
             job = farm.wait(job, on_progress=watch)
     except KeyboardInterrupt:
-        print(
+        say(
             f"Job {job.id} is still running. `farm show {job.id}` shows it, `farm cancel {job.id}` stops it.",
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
     if not job.succeeded:
-        print(f"farm: {JobFailed(job)}", file=sys.stderr)
+        say(f"farm: {JobFailed(job)}", file=sys.stderr)
         if as_json:
             print_json(job.raw | {"files": []})
         raise typer.Exit(1)
     for warning in job.warnings:
-        print(f"farm: warning: {warning}", file=sys.stderr)
+        say(f"farm: warning: {warning}", file=sys.stderr)
     return job
 
 
@@ -451,7 +452,7 @@ def _submitted(job: Job, *, as_json: bool) -> None:
     if as_json:
         print_json(job.raw)
     else:
-        print(job.id)
+        say(job.id)
 
 
 def _with_files(job: Job, saved: Sequence[Saved]) -> dict[str, Any]:

@@ -19,10 +19,12 @@ def api(
     from farm.memory_tuning import freeze_modules, return_large_blocks
     from farm.settings import settings
     from farm.store.migrate import require_schema_if_available
+    from farm.store.secret_box import require_key
 
     configure(settings(), "api")
     tracing.configure(settings(), "api")
     metrics.serve(settings(), settings().metrics_api_port)
+    require_key()
     require_schema_if_available(settings())
     app = create_app(settings())
     freeze_modules()

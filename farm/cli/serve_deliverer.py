@@ -12,10 +12,12 @@ def deliverer() -> None:
     from farm.memory_tuning import freeze_modules
     from farm.objects.storage import Storage
     from farm.settings import settings
+    from farm.store.secret_box import require_key
     from farm.webhooks.deliverer import Deliverer
 
     configure(settings(), "deliverer")
     tracing.configure(settings(), "deliverer")
+    require_key()
     storage = Storage(settings())
     one = Deliverer(settings(), lambda key: storage.presign_get(key, settings().presign_seconds))
     metrics.serve(settings(), settings().metrics_deliverer_port)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from farm.cli.connect import HERE, ApiKey, DataDir, Url, connect, print_json
+from farm.cli.screen import open_console
 from farm.errors import FarmError
 
 if TYPE_CHECKING:
@@ -101,7 +102,6 @@ def _row(part: PartHealth) -> tuple[str, ...]:
 
 
 def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -113,7 +113,7 @@ def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     for name, state, *rest in rows:
         colour = _COLOURS.get(state.partition(" ")[0], "red")
         table.add_row(name, Text(state, style=colour), *rest)
-    Console(highlight=False).print(table)
+    open_console().print(table)
 
 
 def duration(seconds: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
+from farm.cli.screen import open_console, say
 from farm.errors import BadInput
 
 tenants = typer.Typer(help="List, create, change and remove tenants.")
@@ -91,7 +92,7 @@ def rm(tenant: Name, url: Url = None, api_key: ApiKey = None, data_dir: DataDir 
     with connect(url, api_key, data_dir) as farm:
         tenant_id = _id(farm, tenant)
         farm.remove_tenant(tenant_id)
-    print(f"{tenant_id} is removed")
+    say(f"{tenant_id} is removed")
 
 
 def usage(
@@ -150,7 +151,6 @@ def _show(found: Any, as_json: bool) -> None:
 
 
 def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -159,4 +159,4 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*(Text("–" if row[name] is None else str(row[name])) for name in columns))
-    Console(highlight=False).print(table)
+    open_console().print(table)

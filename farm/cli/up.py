@@ -16,12 +16,12 @@ from typing import Annotated, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from farm.cli.screen import open_console
 from farm.errors import FarmError, SetupError
 from farm.local import health, logs, tcp_proxy
 from farm.local.process import clean_up
@@ -106,7 +106,7 @@ def down(data_dir: DataDir = Path(".farm")) -> None:
 
 
 def _run_here(options: Options, as_json: bool) -> None:
-    screen = Console(stderr=True, highlight=False)
+    screen = open_console(stderr=True)
     colours: dict[str, str] = {}
 
     def show(part: str, line: str) -> None:
@@ -187,7 +187,7 @@ class _TooLong(SetupError):
 def _wait_ready(directory: DataDirectory, ended: Callable[[], None], supervisor: Identity | None = None) -> RunState:
     """Wait until the run is ready; of this supervisor where one is given. ``ended`` raises when there is no point."""
     deadline = time.monotonic() + READY_SECONDS
-    with Console(stderr=True).status("starting the farm") as status:
+    with open_console(stderr=True).status("starting the farm") as status:
         while True:
             run = directory.run()
             if run is not None and (supervisor is None or run.supervisor == supervisor):
@@ -217,7 +217,7 @@ def _unwell(directory: DataDirectory) -> list[str]:
 def _show_tail(directory: DataDirectory, part: str) -> None:
     lines = logs.tail(directory.log(part)) if part else []
     if lines:
-        screen = Console(stderr=True, highlight=False)
+        screen = open_console(stderr=True)
         screen.print(f"the last lines of {directory.log(part)}:", style="bold", markup=False, soft_wrap=True)
         for line in lines:
             screen.print(f"  {line}", markup=False, soft_wrap=True)
@@ -245,7 +245,7 @@ def _show(run: RunState, *, as_json: bool, detached: bool) -> None:
     rows.add_row("Valkey", _place(addresses["redis_url"]))
     rows.add_row("S3", f"{addresses['s3']['endpoint_url']}  (bucket {addresses['s3']['bucket']})")
     rows.add_row("Data", addresses["data_dir"])
-    screen = Console(highlight=False)
+    screen = open_console()
     stop = "farm down" if detached else "Ctrl-C"
     screen.print(Panel(rows, title="the farm is running", subtitle=f"stop it with {stop}", expand=False))
     # On lines of their own, so that they can be copied whole however narrow the terminal is.
@@ -254,8 +254,8 @@ def _show(run: RunState, *, as_json: bool, detached: bool) -> None:
     if addresses.get("external_url"):
         typer.echo(f"farm worker --join {addresses['external_url']} --token {addresses['join_token']}")
         screen.print(
-            "[yellow]Whoever has that token can read and change everything in this farm, and what passes is not "
-            "encrypted: use a private network.[/yellow]"
+            "[yellow]Whoever has that token can read and change all jobs of this farm, and what passes is not "
+            "encrypted: use a private network. `farm workers tokens` lists and revokes tokens.[/yellow]"
         )
     screen.print(
         "[yellow]On this machine webhooks may go to loopback addresses over plain HTTP "

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
+from farm.cli.screen import say
 from farm.errors import BadInput, FarmError
 from farm.webhooks import signature
 
@@ -47,14 +48,14 @@ def listen(farm: Farm, port: int, events: Sequence[EventType], forward: str | No
     serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     serving.start()
     try:
-        print(f"{made.id} gets {', '.join(made.events)} at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
-        print(f"signed with {made.secret}", file=sys.stderr, flush=True)
+        say(f"{made.id} gets {', '.join(made.events)} at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        say(f"signed with {made.secret}", file=sys.stderr, flush=True)
         ended.wait()
     finally:
         try:
             farm.remove_endpoint(made.id)
         except FarmError as error:
-            print(f"farm: {made.id} is still registered: {error}", file=sys.stderr)
+            say(f"farm: {made.id} is still registered: {error}", file=sys.stderr)
         server.shutdown()
         server.server_close()
 
@@ -93,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal is None and self.forward is not None:
             status, answer = _forwarded(self.forward, headers, body)
         with self.printing:
-            print(_line(headers, body, refusal, status, as_json=self.as_json), flush=True)
+            say(_line(headers, body, refusal, status, as_json=self.as_json), flush=True)
         self.send_response(status)
         if status != 204:
             self.send_header("Content-Length", str(len(answer)))

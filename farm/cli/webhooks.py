@@ -13,6 +13,7 @@ from farm.api_types import DeliveryState, DeliveryType
 from farm.cli.choices import EventType
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
+from farm.cli.screen import open_console, say
 
 if TYPE_CHECKING:
     from farm.client import Delivery, Endpoint
@@ -64,7 +65,7 @@ def ls(
         print_json([one.raw for one in found])
         return
     if not found:
-        print("no endpoints: add one with `farm webhooks add URL`", file=sys.stderr)
+        say("no endpoints: add one with `farm webhooks add URL`", file=sys.stderr)
         return
     rows = [
         (one.id, _health(one), one.url, ", ".join(one.events), one.description or ("a job's own" * one.one_off))
@@ -90,10 +91,10 @@ def add(
     if as_json:
         print_json(made.raw)
         return
-    print(f"{made.id} gets {', '.join(made.events)}; this secret signs them:", file=sys.stderr)
-    print(made.secret)
+    say(f"{made.id} gets {', '.join(made.events)}; this secret signs them:", file=sys.stderr)
+    say(made.secret)
     for public in made.public_keys:
-        print(public)
+        say(public)
 
 
 @webhooks.command()
@@ -146,7 +147,7 @@ def edit(
     if as_json:
         print_json(now.raw)
     else:
-        print(f"{now.id}  {_health(now)}  {now.url}  {', '.join(now.events)}")
+        say(f"{now.id}  {_health(now)}  {now.url}  {', '.join(now.events)}")
 
 
 @webhooks.command()
@@ -163,7 +164,7 @@ def rm(
     if as_json:
         print_json(gone.raw)
     else:
-        print(f"{gone.id} is deleted")
+        say(f"{gone.id} is deleted")
 
 
 @webhooks.command()
@@ -181,8 +182,8 @@ def rotate(
     if as_json:
         print_json(now.raw)
         return
-    print(f"the old secret signs for {hours:g} more hours; the new one:", file=sys.stderr)
-    print(now.secret)
+    say(f"the old secret signs for {hours:g} more hours; the new one:", file=sys.stderr)
+    say(now.secret)
 
 
 @webhooks.command("test")
@@ -206,9 +207,9 @@ def send_test(
     if as_json:
         print_json(sent.raw)
     elif not sent.attempts:
-        print(f"{sent.id} was not attempted yet: is a deliverer running? `farm webhooks show-delivery` shows more")
+        say(f"{sent.id} was not attempted yet: is a deliverer running? `farm webhooks show-delivery` shows more")
     else:
-        print(f"{sent.id}  {sent.state}  {_outcome(sent)}  {sent.attempts[0].seconds * 1000:.0f} ms")
+        say(f"{sent.id}  {sent.state}  {_outcome(sent)}  {sent.attempts[0].seconds * 1000:.0f} ms")
     if sent.state != "delivered":
         raise typer.Exit(1)
 
@@ -235,7 +236,7 @@ def deliveries(
         print_json([one.raw for one in found])
         return
     if not found:
-        print("no deliveries", file=sys.stderr)
+        say("no deliveries", file=sys.stderr)
         return
     rows = [
         (one.id, one.state, one.type, one.job_id or "", str(one.attempt_count), _outcome(one), age(one.created_at))
@@ -297,13 +298,13 @@ def resend(
             if as_json:
                 print_json({"count": count})
             else:
-                print(f"{count} are sent again")
+                say(f"{count} are sent again")
             return
         again = farm.resend(delivery_id)
     if as_json:
         print_json(again.raw)
     else:
-        print(f"{again.id} is sent again to {again.endpoint_id}")
+        say(f"{again.id} is sent again to {again.endpoint_id}")
 
 
 # -- a receiver --------------------------------------------------------------------------------------------------------
@@ -345,7 +346,6 @@ def _outcome(one: Delivery) -> str:
 
 
 def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], wide: str | None = None) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -355,12 +355,11 @@ def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], wide: str
         table.add_column(heading, no_wrap=heading in {"id", "job", "state", "at"}, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    console = Console(highlight=False)
-    (console if console.is_terminal and wide else Console(highlight=False, width=250)).print(table)
+    console = open_console()
+    (console if console.is_terminal and wide else open_console(width=250)).print(table)
 
 
 def _grid(fields: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -370,4 +369,4 @@ def _grid(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if value not in (None, "", [], {}):
             grid.add_row(name, Text(str(value), style=_COLOURS.get(str(value), "")))
-    Console(highlight=False, soft_wrap=True).print(grid)
+    open_console(soft_wrap=True).print(grid)

@@ -340,6 +340,34 @@ class Key:
 
 
 @dataclass(frozen=True)
+class JoinToken:
+    """A token with which workers on other machines join."""
+
+    id: str
+    name: str
+    created_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    text: str | None = field(repr=False)  #: the token itself: only in the answer that made it
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> JoinToken:
+        """The token that an answer describes."""
+        return cls(
+            id=str(raw["id"]),
+            name=str(raw.get("name") or ""),
+            created_at=_time(raw.get("created_at")),
+            expires_at=_time(raw.get("expires_at")),
+            revoked_at=_time(raw.get("revoked_at")),
+            last_used_at=_time(raw.get("last_used_at")),
+            text=raw.get("token"),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
 class Batch:
     """Many jobs submitted together."""
 

@@ -43,6 +43,7 @@ from farm.client.models import (
     EndpointSecret,
     File,
     Job,
+    JoinToken,
     Key,
     Model,
     NumericsClass,
@@ -381,6 +382,22 @@ def make_key(name: str, scopes: Sequence[Scope] = (), tenant: str | None = None)
     """A new API key; its ``text`` is returned only here."""
     body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
     return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body, params=_of(tenant))
+
+
+def join_tokens() -> Call[tuple[JoinToken, ...]]:
+    """The tokens with which workers on other machines join."""
+    return Call("GET", "/v1/join-tokens", lambda body: tuple(map(JoinToken.of, body["data"])))
+
+
+def make_join_token(name: str, seconds: int | None = None) -> Call[JoinToken]:
+    """A new join token, for so long; its ``text`` is returned only here."""
+    body = {"name": name} | ({} if seconds is None else {"seconds": seconds})
+    return Call("POST", "/v1/join-tokens", JoinToken.of, repeatable=False, json=body)
+
+
+def revoke_join_token(token_id: str) -> Call[JoinToken]:
+    """Let nobody else join with a token."""
+    return Call("DELETE", f"/v1/join-tokens/{_segment(token_id, 'join token')}", JoinToken.of)
 
 
 def revoke_key(key_id: str, tenant: str | None = None) -> Call[Key]:

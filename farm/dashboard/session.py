@@ -1,28 +1,22 @@
-"""Who looks at a page: an API key, remembered by a signed cookie that its key alone can sign.
+"""Who looks at a page: an API key, remembered by a session, whose random text the cookie carries.
 
-The cookie names the key and a time, and carries an HMAC under a secret that is derived from the key's stored hash. So
-every API process can check it, there is no secret to configure, and it ends with its key: the key is looked up for
-every page. The text of the key itself is never kept.
+A session is a row that holds only a hash of that text, so nobody signs in with what a backup has. Every API process
+looks it up for every page: a logout ends it everywhere, and so does a revoked key.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import re
-import time
 from dataclasses import dataclass
 from typing import Final
 
 from fastapi import Request, Response
 
-from farm.errors import Forbidden, ScopeMissing, Unauthorized
+from farm.errors import Forbidden, ScopeMissing
 from farm.store.tenants import Key, Scope
 from farm.store.unit_of_work import Store
 
 COOKIE: Final = "farm_session"
 SECONDS: Final = 7 * 24 * 3600  #: how long a session lasts
-_FORM: Final = re.compile(r"(key_[0-9a-f]{32})\.([0-9]{1,12})\.([0-9a-f]{64})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,17 @@ class User:
     def tenant(self) -> str | None:
         """The tenant whose things are shown; None: everybody's."""
         return None if self.is_operator else self.key.tenant_id
+
+    def image_tenant(self) -> str | None:
+        """The tenant whose images are shown, as the API shows them; None: everybody's. Raises `ScopeMissing`."""
+        if self.has_scope(Scope.ADMIN):
+            return None
+        self.require(Scope.READ)
+        return self.key.tenant_id
+
+    def sees_images(self, tenant_id: str) -> bool:
+        """Whether that tenant's images are shown: templates leave out what `image_tenant` refuses."""
+        return self.has_scope(Scope.ADMIN) or (tenant_id == self.key.tenant_id and self.has_scope(Scope.READ))
 
     def has_scope(self, *scopes: Scope | str) -> bool:
         """Whether the key has one of the scopes: templates hide what this denies, and `require` refuses it."""
@@ -62,44 +67,22 @@ class User:
         return tenant_id
 
 
-def begin(response: Response, key: Key, secret_hash: bytes, *, secure: bool) -> None:
-    """Remember the key in a cookie that no script can read and no other site can send."""
-    until = int(time.time()) + SECONDS
-    text = f"{key.id}.{until}"
+def begin(response: Response, text: str, *, secure: bool) -> None:
+    """Remember a session in a cookie that no script can read and no other site can send."""
     response.set_cookie(
-        COOKIE,
-        f"{text}.{_mac(secret_hash, text)}",
-        max_age=SECONDS,
-        path="/farm",
-        httponly=True,
-        samesite="lax",
-        secure=secure,
-    )
+        COOKIE, text, max_age=SECONDS, path="/farm", httponly=True, samesite="lax", secure=secure
+    )  # fmt: skip
 
 
 def end(response: Response) -> None:
-    """Forget the key."""
+    """Forget the session."""
     response.delete_cookie(COOKIE, path="/farm", httponly=True, samesite="lax")
 
 
 def current_user(store: Store, request: Request) -> User:
     """Whoever the request's cookie names. Raises `Unauthorized`: no cookie, an old one, or a key that was revoked."""
-    found = _FORM.fullmatch(request.cookies.get(COOKIE, ""))
-    if found is None:
-        raise Unauthorized("sign in with an API key")
-    key_id, until, mac = found.groups()
-    with store.begin() as unit:
-        key, secret_hash = unit.tenants.live_key(key_id)
-    if not hmac.compare_digest(mac, _mac(secret_hash, f"{key_id}.{until}")):
-        raise Unauthorized("sign in with an API key")
-    if int(until) < time.time():
-        raise Unauthorized("the session has expired; sign in again")
-    return User(key)
-
-
-def _mac(secret_hash: bytes, text: str) -> str:
-    own = hmac.digest(secret_hash, b"farm dashboard session", hashlib.sha256)
-    return hmac.digest(own, text.encode(), hashlib.sha256).hex()
+    with store.look() as unit:
+        return User(unit.sessions.key(request.cookies.get(COOKIE, "")))
 
 
 def same_site(request: Request) -> None:

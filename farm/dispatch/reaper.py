@@ -17,6 +17,7 @@ log = structlog.stdlib.get_logger()
 
 REAP_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 600.0
+FORGET_SECONDS: Final = 7 * 24 * 3600  #: after which a worker that is offline is no longer listed
 KEY_AGE_SECONDS: Final = 48 * 3600.0  #: how long an Idempotency-Key is remembered
 #: heartbeats that a worker may miss before it gets nothing new, and what it has not begun is requeued
 MISSED_BEATS: Final = 2
@@ -97,3 +98,6 @@ class Reaper:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             with self.store.begin() as unit:
                 unit.jobs.delete_keys(KEY_AGE_SECONDS)
+                gone = unit.workers.forget_gone(FORGET_SECONDS)
+            for worker in gone:
+                log.info("a worker that is gone is forgotten", action="worker_forgotten", worker=worker)

@@ -19,6 +19,7 @@ KEY: Final = "key"
 FILE: Final = "file"
 ENDPOINT: Final = "end"
 DELIVERY: Final = "msg"
+JOIN_TOKEN: Final = "jtk"  # noqa: S105 - the kind of an id
 
 PATTERN: Final = r"^{kind}_[0-9a-f]{{32}}$"
 

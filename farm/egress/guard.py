@@ -246,6 +246,8 @@ def _admit(
         raise _refused(
             field, shown, f"the host {host!r} is not on the public internet (FARM_WEBHOOK_ALLOW can open networks)"
         )
+    if port in settings.own_ports and any(address.is_loopback for address in addresses):
+        raise _refused(field, shown, f"port {port} of this machine belongs to the farm itself")
     if port not in PORTS and not all(inside):
         raise _bad_port(field, shown, port)
 

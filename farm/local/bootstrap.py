@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 
-from farm.errors import FarmError, StorageUnavailable, Unauthorized
+from farm.errors import FarmError, SetupError, StorageUnavailable, Unauthorized
 from farm.objects.storage import Storage
 from farm.settings import Settings, settings
+from farm.store import worker_role
 from farm.store.connection import Database
+from farm.store.join_tokens import DAY_SECONDS
 from farm.store.migrate import upgrade
 from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
@@ -54,30 +57,61 @@ def prepare_storage(storage: Storage, *, grace_seconds: float = 30.0) -> None:
             return
 
 
-def prepare(given: Settings, known_key: str | None) -> str:
-    """Bring database and storage to where services can start. Returns the first key. Raises FarmError."""
+def join_token(store: Store, given: Settings, known: str | None) -> str | None:
+    """A token for workers of other machines: ``known`` while it works, else a new one; None where nobody may join."""
+    if given.join_database_url is None:
+        return None
+    with store.begin() as unit:
+        if known is not None and unit.join_tokens.is_live(known):
+            return known
+        return unit.join_tokens.create("farm up", DAY_SECONDS)[1]
+
+
+def ensure_worker_role(given: Settings) -> None:
+    """Make the role of workers that join, if they may. Raises FarmError."""
+    if given.join_database_url is None:
+        return
+    named = Database.parse(given.join_database_url.get_secret_value(), variable="FARM_JOIN_DATABASE_URL").parameters
+    owner = Database.direct(given)
+    if named.get("user", "") in ("", owner.parameters.get("user")):
+        raise SetupError("FARM_JOIN_DATABASE_URL must name a role of its own, which is not the owner of the tables")
+    worker_role.ensure(owner, named["user"], named.get("password", ""))
+
+
+def prepare(given: Settings, known: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Bring database and storage to where services can start. Returns the first key and a join token.
+
+    Raises FarmError.
+    """
     store = Store.connect(given, pool=1)
     try:
         upgrade(Database.direct(given))
         storage = Storage(given)
         prepare_storage(storage)
         storage.close()
-        return first_key(store, known_key)
+        ensure_worker_role(given)
+        return {
+            "api_key": first_key(store, known.get("api_key")),
+            "join_token": join_token(store, given, known.get("join_token")),
+        }
     finally:
         store.close()
 
 
-def initialise(given: Settings) -> tuple[str, str | None]:
-    """The same for servers of one's own. Returns the schema's revision, and a first key unless the farm has keys.
+def initialise(given: Settings, *, with_key: bool) -> tuple[str, str | None]:
+    """The same for servers of one's own. Returns the schema's revision, and a first key if one is wanted and missing.
 
     Raises FarmError.
     """
     store = Store.connect(given, pool=1)
     try:
         revision = upgrade(Database.direct(given))
+        ensure_worker_role(given)
         storage = Storage(given)
         prepare_storage(storage)
         storage.close()
+        if not with_key:
+            return revision, None
         with store.begin() as unit:
             known = unit.tenants.by_name(TENANT)
             if known is not None and unit.tenants.keys(known.id):
@@ -90,10 +124,9 @@ def initialise(given: Settings) -> tuple[str, str | None]:
 
 
 def main() -> int:
-    """Read the known key from stdin (arguments and environments are for others to see), print the valid one as JSON."""
-    known = sys.stdin.read().strip() or None
+    """Read known secrets from stdin (arguments and environments are for others to see), print valid ones as JSON."""
     try:
-        print(json.dumps({"api_key": prepare(settings(), known)}))
+        print(json.dumps(prepare(settings(), json.load(sys.stdin))))
     except FarmError as error:
         print(error, file=sys.stderr)
         return 1

@@ -62,9 +62,9 @@ class EmbeddedPostgres:
         """The cluster itself."""
         return self.directory / "data"
 
-    def url(self, database: str = DATABASE) -> str:
-        """``postgresql://…`` of one of its databases, password included."""
-        return f"postgresql://{ROLE}:{self.password}@{LOOPBACK}:{self.port}/{database}"
+    def url(self, database: str = DATABASE, *, role: str = ROLE, password: str | None = None) -> str:
+        """``postgresql://…`` of one of its databases, password included; by default of the server's owner."""
+        return f"postgresql://{role}:{password or self.password}@{LOOPBACK}:{self.port}/{database}"
 
     def initialise(self) -> None:
         """Make the cluster unless it exists (about 3 s, once). Raises SetupError with what PostgreSQL said."""

@@ -27,7 +27,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -39,6 +39,7 @@ from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 from farm.local.state import write_private
 from farm.settings import Settings
+from farm.store.connection import Database
 
 BUCKET = "farm"
 
@@ -57,13 +58,13 @@ _CONNECTIONS = 16  #: of the filer to PostgreSQL
 class IndexDatabase:
     """The PostgreSQL database with the names of all objects: the filer's."""
 
-    server_url: str  #: ``postgresql://…`` of a database of that server that exists
+    server: Database  #: a database of that server that exists
     name: str
 
     @classmethod
-    def beside(cls, database_url: str) -> IndexDatabase:
+    def beside(cls, database: Database) -> IndexDatabase:
         """The one that belongs to a farm's database."""
-        return cls(database_url, f"{urlsplit(database_url).path.strip('/') or 'farm'}_objects")
+        return cls(database, f"{database.parameters.get('dbname') or 'farm'}_objects")
 
     def ensure(self) -> bool:
         """Create the database unless it exists; False while the server does not answer.
@@ -71,7 +72,7 @@ class IndexDatabase:
         Raises SetupError if the server refuses to create it.
         """
         try:
-            with psycopg.connect(self.server_url, autocommit=True, connect_timeout=2) as connection:
+            with self.server.connect(autocommit=True, limits=False) as connection:
                 if connection.execute("SELECT FROM pg_database WHERE datname = %s", (self.name,)).fetchone() is None:
                     connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(self.name)))
         except psycopg.OperationalError:
@@ -85,23 +86,27 @@ class IndexDatabase:
 
     def configuration(self) -> str:
         """The filer's settings file."""
-        url = urlsplit(self.server_url)
-        options = dict(part.split("=", 1) for part in url.query.split("&") if "=" in part)
+        given = self.server.parameters  # the filer takes one host: the first
+        host, port = (given.get(name, "").split(",")[0] for name in ("host", "port"))
         values = {
             "createTable": _CREATE_TABLE,
             "upsertQuery": _UPSERT,
-            "hostname": url.hostname or LOOPBACK,
-            "username": _quoted(unquote(url.username or "")),
-            "password": _quoted(unquote(url.password or "")),
+            "hostname": host or LOOPBACK,
+            "username": _quoted(given.get("user", "")),
+            "password": _quoted(given.get("password", "")),
             "database": _quoted(self.name),
             "schema": "",
-            "sslmode": options.get("sslmode", "prefer"),
-            "sslrootcert": unquote(options.get("sslrootcert", "")),
+            "sslmode": given.get("sslmode", "prefer"),
+            "sslrootcert": given.get("sslrootcert", ""),
         }
         lines = ["[leveldb2]", "enabled = false", "[postgres2]", "enabled = true", "enableUpsert = true"]
         lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-        lines += [f"port = {url.port or 5432}", f"connection_max_open = {_CONNECTIONS}", "connection_max_idle = 4"]
+        lines += [f"port = {port or 5432}", f"connection_max_open = {_CONNECTIONS}", "connection_max_idle = 4"]
         return "\n".join([*lines, "connection_max_lifetime_seconds = 300"]) + "\n"
+
+
+def _identity(name: str, access_key: str, secret_key: str, *actions: str) -> dict[str, Any]:
+    return {"name": name, "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": list(actions)}
 
 
 def _quoted(value: str) -> str:
@@ -130,6 +135,8 @@ class EmbeddedS3:
     secret_key: str
     signing_key: str  #: between its own servers
     index: IndexDatabase
+    worker_access_key: str | None = None  #: of workers on other machines, who may read and write the bucket
+    worker_secret_key: str = ""
 
     @property
     def url(self) -> str:
@@ -151,12 +158,11 @@ class EmbeddedS3:
         """Write its configuration into private files."""
         for directory in (self.directory, self._data, self._settings):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        identity = {
-            "name": "farm",
-            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        write_private(self._settings / "s3.json", json.dumps({"identities": [identity]}))
+        identities = [_identity("farm", self.access_key, self.secret_key, "Admin", "Read", "Write", "List", "Tagging")]
+        if self.worker_access_key is not None:
+            actions = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]
+            identities.append(_identity("worker", self.worker_access_key, self.worker_secret_key, *actions))
+        write_private(self._settings / "s3.json", json.dumps({"identities": identities}))
         sections = [f"[jwt.{name}]\nkey = {json.dumps(f'{self.signing_key}-{name}')}" for name in _SIGNED]
         sections.append(f'[admin]\nuser = "farm"\npassword = {json.dumps(self.signing_key)}')
         write_private(self._settings / "security.toml", "\n".join(sections) + "\n")

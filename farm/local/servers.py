@@ -14,10 +14,17 @@ from farm.local.s3 import EmbeddedS3, IndexDatabase
 from farm.local.state import DataDirectory, FarmIdentity
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
+from farm.store.connection import Database
 
-_SECRETS = ("postgres", "valkey", "s3.access", "s3.secret", "s3.signing", "flower", "join")
+_SECRETS = (
+    "postgres", "valkey", "s3.access", "s3.secret", "s3.signing", "flower", "server",
+    "worker.postgres", "worker.valkey", "worker.s3.access", "worker.s3.secret",
+)  # fmt: skip
 _SERVER_PORTS = ("postgres", "valkey", *(name for name in s3.PORT_NAMES if name != "admin.grpc"))
 _SERVICE_PORTS = ("api", "flower")
+
+
+WORKER_ROLE = "farm_worker"
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Addresses:
     s3_access_key: str | None
     s3_secret_key: str | None
     s3_bucket: str
+    secret_key: str  #: encrypts webhooks' secrets
 
     def environment(self) -> dict[str, str]:
         """The same as ``FARM_*`` variables."""
@@ -40,6 +48,7 @@ class Addresses:
             "FARM_S3_ACCESS_KEY": self.s3_access_key,
             "FARM_S3_SECRET_KEY": self.s3_secret_key,
             "FARM_S3_BUCKET": self.s3_bucket,
+            "FARM_SECRET_KEY": self.secret_key,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -70,17 +79,23 @@ class Servers:
                 root / "postgres", farm.ports["postgres"], farm.secret("postgres"), postgres_options
             )
         if settings.redis_url is None:
-            valkey = EmbeddedValkey(root / "valkey", farm.ports["valkey"], farm.secret("valkey"))
+            valkey = EmbeddedValkey(
+                root / "valkey", farm.ports["valkey"], farm.secret("valkey"), farm.secret("worker.valkey")
+            )
         if settings.s3_endpoint_url is None:
-            index = IndexDatabase.beside(_shown(settings.database_url))
-            if postgres is not None:
-                index = IndexDatabase(postgres.url("postgres"), "farm_objects")
+            index = (
+                IndexDatabase.beside(Database.direct(settings))
+                if postgres is None
+                else IndexDatabase(Database.parse(postgres.url("postgres")), "farm_objects")
+            )
             store = EmbeddedS3(
                 root / "s3",
                 {name: farm.ports[name] for name in s3.PORT_NAMES},
                 access_key=farm.secret("s3.access"),
                 secret_key=farm.secret("s3.secret"),
                 signing_key=farm.secret("s3.signing"),
+                worker_access_key=farm.secret("worker.s3.access"),
+                worker_secret_key=farm.secret("worker.s3.secret"),
                 index=index,
             )
         addresses = Addresses(
@@ -90,12 +105,27 @@ class Servers:
             s3_access_key=store.access_key if store else settings.s3_access_key,
             s3_secret_key=store.secret_key if store else _shown(settings.s3_secret_key) or None,
             s3_bucket=s3.BUCKET if store else settings.s3_bucket,
+            secret_key=_shown(settings.secret_key) or farm.secret("server"),
         )
         return cls(postgres, valkey, store, addresses)
 
     def programs(self) -> tuple[Program, ...]:
         """How to run the embedded ones. Raises SetupError when one of them is not installed here."""
         return tuple(server.program() for server in (self.valkey, self.postgres, self.s3) if server is not None)
+
+    def join_environment(self, farm: FarmIdentity) -> dict[str, str]:
+        """How workers of other machines enter the embedded servers: by accounts that do what workers do."""
+        found = {}
+        if self.postgres is not None:
+            found["FARM_JOIN_DATABASE_URL"] = self.postgres.url(
+                role=WORKER_ROLE, password=farm.secret("worker.postgres")
+            )
+        if self.valkey is not None:
+            found["FARM_JOIN_REDIS_URL"] = self.valkey.worker_url()
+        if self.s3 is not None and self.s3.worker_access_key is not None:
+            found["FARM_JOIN_S3_ACCESS_KEY"] = self.s3.worker_access_key
+            found["FARM_JOIN_S3_SECRET_KEY"] = self.s3.worker_secret_key
+        return found
 
     def create_database(self) -> None:
         """Make the farm's database in the embedded PostgreSQL; an installed one must have its own."""
@@ -122,7 +152,7 @@ def prepare(
         preferred={"api": 8000, "flower": 5555},
         companions={"admin": "admin.grpc"},
     )
-    farm = FarmIdentity(assigned, known.secrets, known.api_key).with_secrets(*_SECRETS)
+    farm = FarmIdentity(assigned, known.secrets, known.api_key, known.join_token).with_secrets(*_SECRETS)
     directory.save_farm(farm)
     return farm
 

@@ -19,6 +19,8 @@ from farm.local.servers import Addresses
 from farm.local.state import DataDirectory, FarmIdentity
 
 #: On one machine webhooks go to a developer's own server, which a farm on a network must never reach.
+METRICS_API_PORT = 9461  #: of the API; dispatcher and deliverer follow
+MAX_WORKERS = 32  #: whose metrics ports are kept from webhooks
 METRICS_WORKER_PORT = 9464  #: of the first worker; the next ones follow
 WEBHOOKS_TO_LOOPBACK = {"FARM_WEBHOOK_ALLOW": "127.0.0.0/8,::1/128", "FARM_WEBHOOK_ALLOW_HTTP": "true"}
 
@@ -32,7 +34,6 @@ class ServiceAddresses:
     flower_port: int
     flower_login: str  #: ``user:password``, or several with commas between
     listen: str | None = None  #: the address at which other machines reach this farm, if any shall
-    join_token: str = ""  #: what a worker on another machine must present
 
     @classmethod
     def of(
@@ -40,8 +41,7 @@ class ServiceAddresses:
     ) -> ServiceAddresses:
         """The addresses of a prepared farm."""
         login = inherited.get("FARM_FLOWER_AUTH") or f"farm:{farm.secret('flower')}"
-        token = "" if listen is None else f"join_{farm.secret('join')}"
-        return cls(api_host, farm.ports["api"], farm.ports["flower"], login, listen, token)
+        return cls(api_host, farm.ports["api"], farm.ports["flower"], login, listen)
 
     @property
     def url(self) -> str:
@@ -81,10 +81,12 @@ def environment(
 ) -> dict[str, str]:
     """What every service finds in its environment; the user's variables override our defaults for webhooks."""
     return {
-        **WEBHOOKS_TO_LOOPBACK,
+        # other people's submissions must not reach what listens on this machine's loopback
+        **(WEBHOOKS_TO_LOOPBACK if service_addresses.listen is None else {}),
         **inherited,
         **addresses.environment(),
         "FARM_DATA_DIR": str(directory.path),
+        "FARM_OWN_PORTS": own_ports(directory.farm()),
         "FARM_API_HOST": service_addresses.api_host,
         "FARM_API_PORT": str(service_addresses.api_port),
         "PYTHONUNBUFFERED": "1",
@@ -92,11 +94,18 @@ def environment(
     }
 
 
+def own_ports(farm: FarmIdentity) -> str:
+    """The loopback ports that no webhook and no input URL may reach; API and S3 admit nobody without a key."""
+    found = {port for name, port in farm.ports.items() if name not in ("api", "s3")}
+    metrics = range(METRICS_API_PORT, METRICS_WORKER_PORT + MAX_WORKERS)
+    return ",".join(map(str, sorted(found | set(metrics))))
+
+
 def _external(addresses: Addresses, service_addresses: ServiceAddresses) -> dict[str, str]:
     """What makes a farm reachable from other machines: how they name this one, and the token that lets workers in."""
     if service_addresses.listen is None:
         return {}
-    found = {"FARM_JOIN_TOKEN": service_addresses.join_token, "FARM_JOIN_HOST": service_addresses.listen}
+    found = {"FARM_JOIN_HOST": service_addresses.listen}
     store = urlsplit(addresses.s3_endpoint_url or "")
     if store.hostname == LOOPBACK:
         found["FARM_S3_PUBLIC_URL"] = f"http://{service_addresses.listen}:{store.port}"

@@ -94,6 +94,7 @@ class FarmIdentity:
     ports: dict[str, int] = field(default_factory=dict)  #: by part, loopback only
     secrets: dict[str, str] = field(default_factory=dict)  #: by purpose, URL-safe
     api_key: str | None = None  #: the key of the first run, shown again by later ones
+    join_token: str | None = None  #: for workers of other machines, while it has not expired
 
     def secret(self, purpose: str) -> str:
         """A secret that ``with_secrets`` has generated."""
@@ -102,7 +103,7 @@ class FarmIdentity:
     def with_secrets(self, *purposes: str) -> FarmIdentity:
         """The same farm with a secret for each purpose; those that exist stay."""
         drawn = {purpose: secrets.token_hex(24) for purpose in purposes}
-        return FarmIdentity(self.ports, {**drawn, **self.secrets}, self.api_key)
+        return FarmIdentity(self.ports, {**drawn, **self.secrets}, self.api_key, self.join_token)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from farm.local.process_manager import ProcessManager
 from farm.local.s3 import PORT_NAMES, EmbeddedS3, IndexDatabase
 from farm.local.state import DataDirectory, FarmIdentity
 from farm.settings import Settings
+from farm.store.connection import Database
 
 log = structlog.stdlib.get_logger()
 
@@ -77,7 +78,7 @@ class StorageServer:
             access_key=given.s3_access_key,
             secret_key=given.s3_secret_key.get_secret_value(),
             signing_key=identity.secret("s3.signing"),
-            index=IndexDatabase.beside(given.database_url.get_secret_value()),
+            index=IndexDatabase.beside(Database.direct(given)),
         )
         host, port = self._address
         proxy = (sys.executable, "-P", "-m", "farm.local.tcp_proxy", host, f"{port}:{ports['s3']}")

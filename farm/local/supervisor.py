@@ -172,8 +172,11 @@ class Supervisor:
             return
         servers.create_database()
         self._report("migrating the database and preparing the storage")
-        table = services.environment(os.environ, self.directory, servers.addresses, service_addresses)
-        farm = replace(farm, api_key=self._bootstrap(farm, table))
+        own = dict(os.environ)
+        if listen is not None:
+            own |= servers.join_environment(farm)
+        table = services.environment(own, self.directory, servers.addresses, service_addresses)
+        farm = self._bootstrap(farm, table)
         if self._stopping():
             return
         self.directory.save_farm(farm)
@@ -181,14 +184,14 @@ class Supervisor:
             self._run, addresses=connection_details(self.directory, farm, servers.addresses, service_addresses)
         )
         if not self._options.servers_only:
-            programs = self._table(os.environ, self.directory, servers.addresses, service_addresses, chosen)
+            programs = self._table(own, self.directory, servers.addresses, service_addresses, chosen)
             self._report(f"starting {_listed(program.name for program in programs)}")
             self._follow(programs)
             self._services = ProcessManager(programs, self.directory, backoff=self._backoff, report=log.warning)
             self._services.start()
         self._save_run()
 
-    def _bootstrap(self, farm: FarmIdentity, environment: Mapping[str, str]) -> str:
+    def _bootstrap(self, farm: FarmIdentity, environment: Mapping[str, str]) -> FarmIdentity:
         prepared = subprocess.Popen(
             [sys.executable, "-P", "-m", "farm.local.bootstrap"],
             env=dict(environment),
@@ -198,7 +201,7 @@ class Supervisor:
             text=True,
             start_new_session=True,
         )
-        given: str | None = farm.api_key or ""
+        given: str | None = json.dumps({"api_key": farm.api_key, "join_token": farm.join_token})
         while True:
             try:
                 out, said = prepared.communicate(given, timeout=_LOOK_EVERY)
@@ -208,12 +211,12 @@ class Supervisor:
                 if self._stopping():
                     prepared.kill()
                     prepared.communicate()
-                    return farm.api_key or ""
+                    return farm
         if prepared.returncode != 0:
             self.directory.log("bootstrap").write_text(said)
             last = said.strip().splitlines()[-1:] or ["it printed nothing"]
             raise StartFailed("bootstrap", f"could not prepare the database and the storage: {last[0]}")
-        return str(json.loads(out)["api_key"])
+        return replace(farm, **json.loads(out))
 
     def _watch(self) -> None:
         cut_at = time.monotonic() + _CUT_EVERY
@@ -282,7 +285,7 @@ def connection_details(
         "url": service_addresses.url,
         "api_key": farm.api_key,
         "external_url": service_addresses.external_url,
-        "join_token": service_addresses.join_token or None,
+        "join_token": farm.join_token if service_addresses.listen else None,
         "flower_url": service_addresses.flower_url,
         "database_url": addresses.database_url,
         "redis_url": addresses.redis_url,

@@ -15,6 +15,7 @@ from farm.local import bundled_servers
 from farm.local.ports import LOOPBACK
 from farm.local.process import Program
 from farm.local.state import write_private
+from farm.redis_server import WORKER_ACL
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class EmbeddedValkey:
     directory: Path
     port: int
     password: str
+    worker_password: str  #: of the user ``worker``, who may do what a worker does
+
+    def worker_url(self) -> str:
+        """The URL of that user."""
+        return f"redis://worker:{self.worker_password}@{LOOPBACK}:{self.port}/0"
 
     def url(self, database: int = 0) -> str:
         """``redis://…`` of one of its 16 databases, password included."""
@@ -36,6 +42,7 @@ class EmbeddedValkey:
             f"bind {LOOPBACK}",
             f"port {self.port}",
             f"requirepass {self.password}",
+            f"user worker on >{self.worker_password} {WORKER_ACL}",
             "daemonize no",
             # A queue that drops entries under memory pressure, or forgets a second's work, would still be repaired
             # from the database; it would cost time, so let it do neither.

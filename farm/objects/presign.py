@@ -34,16 +34,27 @@ class _Dated(NamedTuple):
 
 
 class Presigner:
-    """Signs GETs of one bucket's objects, path style. Safe to share between threads.
+    """Signs GETs of one bucket's objects. Safe to share between threads.
 
     ``credentials`` is asked for each URL: where they come from a role, they change every few hours.
     """
 
-    def __init__(self, endpoint_url: str, bucket: str, region: str, credentials: Callable[[], Credentials]) -> None:
+    def __init__(
+        self,
+        endpoint_url: str,
+        bucket: str,
+        region: str,
+        credentials: Callable[[], Credentials],
+        *,
+        virtual: bool = False,
+    ) -> None:
+        """With ``virtual`` the bucket stands in the host's name."""
         parts = urlsplit(endpoint_url)
-        self._origin = f"{parts.scheme}://{parts.netloc}"
-        self._host = parts.netloc
-        self._path = f"{parts.path.rstrip('/')}/{quote(bucket, safe='')}/"
+        # clients leave the scheme's own port out of the Host header, which is signed
+        host = parts.netloc.rpartition("@")[2].removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":-"))
+        self._host = f"{bucket}.{host}" if virtual else host
+        self._origin = f"{parts.scheme}://{self._host}"
+        self._path = f"{parts.path.rstrip('/')}/" + ("" if virtual else f"{quote(bucket, safe='')}/")
         self._region = region
         self._credentials = credentials
         self._key: tuple[str, str, bytes] = ("", "", b"")

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Final, Self
-from urllib.parse import quote
+from typing import IO, TYPE_CHECKING, Any, Final, Self
+from urllib.parse import quote, urlsplit
 
 import boto3
 from botocore.config import Config
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MAX_PUT_BYTES: Final = 5 * 2**30  #: S3's own limit for one PUT
+_SHA256: Final = "farm-sha256"  #: metadata of objects on servers without checksums
 _CHUNK: Final = 256 * 2**10
 _MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 
@@ -96,6 +97,7 @@ class Storage:
     def __init__(self, settings: Settings) -> None:
         self.bucket = settings.s3_bucket
         self._region = settings.s3_region
+        self._checksums = settings.s3_checksums
         self._place = _place(settings.s3_endpoint_url)
         # A session of its own, because boto3's default one is not safe to make clients from in several threads; one
         # for all three clients, because each new session reads the description of S3 again (150 ms).
@@ -107,7 +109,11 @@ class Storage:
         public = settings.s3_public_url
         self._signer = self._client if public is None else _client(session, settings, public)
         self._presigner = Presigner(
-            self._signer.meta.endpoint_url, self.bucket, self._signer.meta.region_name, _credentials(session, settings)
+            self._signer.meta.endpoint_url,
+            self.bucket,
+            self._signer.meta.region_name,
+            _credentials(session, settings),
+            virtual=settings.s3_addressing == "virtual",
         )
 
     def put(
@@ -156,6 +162,11 @@ class Storage:
         metadata: Mapping[str, str] | None,
     ) -> StoredObject:
         kept = dict(metadata or {})
+        checksum: dict[str, str] = {}
+        if self._checksums:
+            checksum["ChecksumSHA256"] = base64.b64encode(sha256).decode()
+        else:
+            kept[_SHA256] = sha256.hex()
         with self._translated("PUT", key):
             self._client.put_object(
                 Bucket=self.bucket,
@@ -163,8 +174,8 @@ class Storage:
                 Body=body,
                 ContentLength=size,
                 ContentType=content_type,
-                ChecksumSHA256=base64.b64encode(sha256).decode(),
                 Metadata=kept,
+                **checksum,  # type: ignore[arg-type]
             )
         return StoredObject(key, size, content_type, sha256.hex(), kept, None)
 
@@ -191,7 +202,7 @@ class Storage:
             key,
             answer["ContentLength"],
             answer.get("ContentType", "application/octet-stream"),
-            _hex(answer.get("ChecksumSHA256")),
+            _hex(answer.get("ChecksumSHA256")) or answer.get("Metadata", {}).get(_SHA256),
             answer.get("Metadata", {}),
             answer.get("LastModified"),
         )
@@ -223,7 +234,7 @@ class Storage:
             key,
             answer["ContentLength"],
             answer.get("ContentType", "application/octet-stream"),
-            _hex(answer.get("ChecksumSHA256")),
+            _hex(answer.get("ChecksumSHA256")) or answer.get("Metadata", {}).get(_SHA256),
             answer.get("Metadata", {}),
             answer.get("LastModified"),
         )
@@ -398,7 +409,12 @@ def _client(
     secret = settings.s3_secret_key
     config = Config(
         signature_version="s3v4",
-        s3={"addressing_style": "path"},
+        s3={"addressing_style": settings.s3_addressing},
+        # only what is asked for here: many servers refuse the SDK's own checksums
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_supported" if settings.s3_checksums else "when_required",
+        # a server on this machine is never reached through a proxy of the environment
+        proxies={} if urlsplit(endpoint_url or "").hostname in ("127.0.0.1", "::1", "localhost") else None,
         # "standard" waits a random part of 1, 2, 4… seconds between tries, also on 503 SlowDown.
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=connect,
@@ -406,7 +422,7 @@ def _client(
         max_pool_connections=32,
         tcp_keepalive=True,
     )
-    return session.client(
+    made = session.client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=settings.s3_region,
@@ -415,6 +431,15 @@ def _client(
         config=config,
         verify=None if settings.ca_file is None else authorities.bundle(settings.ca_file),
     )
+    # some servers take no bulk delete without it, and none refuses it
+    made.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    return made
+
+
+def _add_content_md5(params: dict[str, Any], **_: object) -> None:
+    body = params["body"]
+    digest = hashlib.md5(body if isinstance(body, bytes) else body.encode(), usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _credentials(session: boto3.session.Session, settings: Settings) -> Callable[[], Credentials]:

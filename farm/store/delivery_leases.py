@@ -27,6 +27,7 @@ from farm.domain.endpoint import signing
 from farm.domain.job import Job
 from farm.domain.states import EventType
 from farm.store.jobs import job_of
+from farm.store.secret_box import unseal
 from farm.store.tables import JobRow, OutputRow
 
 LOST: Final = "lost"  #: error class of a try whose deliverer died before it could note how it went
@@ -230,8 +231,8 @@ class DeliveryLeases:
             row.id: Recipient(
                 ids.from_uuid(ids.ENDPOINT, row.id),
                 row.url,
-                tuple(one.text for one in signing(row.secrets, row.secrets_until, row.now)),
-                tuple(one.text for one in signing(row.keys, row.keys_until, row.now)),
+                tuple(unseal(one.text) for one in signing(row.secrets, row.secrets_until, row.now)),
+                tuple(unseal(one.text) for one in signing(row.keys, row.keys_until, row.now)),
             )
             for row in due
             if row.id in taking

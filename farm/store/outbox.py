@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from farm.domain import ids
 from farm.domain.endpoint import SUBSCRIBABLE, WEBHOOK_EVENTS
 from farm.domain.states import BATCH_EVENTS, EventType
+from farm.store.secret_box import seal
 
 _WANTED: Final = frozenset(kind.value for kind in SUBSCRIBABLE)
 _ENDS: Final = frozenset(kind.value for kind in WEBHOOK_EVENTS)
@@ -133,7 +134,7 @@ class Outbox:
                 ids=[ids.to_uuid(ids.ENDPOINT, ids.new(ids.ENDPOINT)) for _ in missing],
                 tenants=[tenant_id for tenant_id, _ in missing],
                 urls=[url for _, url in missing],
-                secrets=[new_secret() for _ in missing],
+                secrets=[seal(new_secret()) for _ in missing],
                 events=[kind.value for kind in WEBHOOK_EVENTS],
             )
             found = self._find_one_off(wanted)

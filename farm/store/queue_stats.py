@@ -11,8 +11,13 @@ from sqlalchemy.orm import Session
 
 # one branch for each of the partial indexes of jobs that are not finished
 _JOBS: Final = text("""
-    SELECT 'queued', model, count(*), coalesce(extract(epoch FROM now() - min(queued_at) FILTER (WHERE NOT paused)), 0)
-    FROM job WHERE state = 'queued' GROUP BY model
+    SELECT kind, model, count(*), coalesce(extract(epoch FROM now() - min(queued_at)), 0)
+    FROM (
+        SELECT model, queued_at,
+            CASE WHEN paused THEN 'paused' WHEN available_at > now() THEN 'scheduled' ELSE 'queued' END AS kind
+        FROM job WHERE state = 'queued'
+    ) AS waiting
+    GROUP BY kind, model
     UNION ALL
     SELECT state, model, count(*), 0 FROM job WHERE state IN ('dispatched', 'running') GROUP BY state, model
 """)
@@ -22,7 +27,7 @@ _JOBS: Final = text("""
 class JobStats:
     """Jobs of one model in one state."""
 
-    state: str
+    state: str  #: of queued ones ``queued`` are due, ``scheduled`` are due later, ``paused`` are in a paused batch
     model: str
     jobs: int
     oldest_seconds: float  #: age of the oldest queued one

@@ -131,6 +131,31 @@ class KeyRow(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class SessionRow(Base):
+    """Somebody who is signed in to the dashboard."""
+
+    __tablename__ = "dashboard_session"
+
+    id: Mapped[bytes] = mapped_column(primary_key=True)  #: SHA-256 of the cookie's text
+    key_id: Mapped[str] = mapped_column(PublicId(ids.KEY), ForeignKey("api_key.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime]
+
+
+class JoinTokenRow(Base):
+    """A token with which workers on other machines join: its secret is stored as a hash only."""
+
+    __tablename__ = "join_token"
+
+    id: Mapped[str] = mapped_column(PublicId(ids.JOIN_TOKEN), primary_key=True)
+    name: Mapped[str]
+    secret_hash: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
 class UsageRow(Base):
     """What a tenant has used, by day (UTC) and model: counted in the transactions that end its jobs."""
 

@@ -93,7 +93,8 @@ def _hash(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _key(row: KeyRow) -> Key:
+def key_of(row: KeyRow) -> Key:
+    """The key of a row."""
     return Key(row.id, row.tenant_id, row.name, frozenset(map(Scope, row.scopes)), row.created_at, row.revoked_at)
 
 
@@ -237,7 +238,7 @@ class Tenants:
         )
         self._session.add(row)
         self._session.flush()
-        return _key(row), f"farm_{row.id.removeprefix('key_')}_{secret}"
+        return key_of(row), f"farm_{row.id.removeprefix('key_')}_{secret}"
 
     def authenticate(self, text: str) -> Key:
         """The live key of that text; `Unauthorized` otherwise."""
@@ -247,19 +248,17 @@ class Tenants:
             raise Unauthorized("the API key is not known")
         if row.revoked_at is not None:
             raise Unauthorized("the API key was revoked")
-        return _key(row)
+        return key_of(row)
 
-    def live_key(self, key_id: str) -> tuple[Key, bytes]:
-        """The live key of that id and its stored hash, which signs its sessions; `Unauthorized` once it is revoked."""
-        row = self._session.get(KeyRow, key_id) if ids.is_id(ids.KEY, key_id) else None
-        if row is None or row.revoked_at is not None:
-            raise Unauthorized("the API key was revoked")
-        return _key(row), row.secret_hash
+    def is_live(self, key_id: str) -> bool:
+        """Whether the key was not revoked."""
+        row = self._session.get(KeyRow, key_id)
+        return row is not None and row.revoked_at is None
 
     def keys(self, tenant_id: str) -> list[Key]:
         """The tenant's keys, newest first."""
         return [
-            _key(r)
+            key_of(r)
             for r in self._session.scalars(
                 select(KeyRow).where(KeyRow.tenant_id == tenant_id).order_by(KeyRow.id.desc())
             )
@@ -289,4 +288,4 @@ class Tenants:
             )
         if row is None:
             raise NotFound("API key", key_id)
-        return _key(row)
+        return key_of(row)

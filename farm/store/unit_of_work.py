@@ -33,6 +33,7 @@ from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.job_failures import JobFailures
 from farm.store.jobs import Jobs
+from farm.store.join_tokens import JoinTokens
 from farm.store.numerics import NumericsClasses
 from farm.store.outbox import Outbox
 from farm.store.outputs import Outputs
@@ -41,6 +42,7 @@ from farm.store.pending_deletions import PendingDeletions
 from farm.store.queue import Queues
 from farm.store.quotas import CountCache, Quotas
 from farm.store.running_jobs import RunningJobs
+from farm.store.sessions import Sessions
 from farm.store.tenants import Tenants
 from farm.store.usage import Usage
 from farm.store.webhooks import Webhooks
@@ -117,6 +119,16 @@ class UnitOfWork:
     def tenants(self) -> Tenants:
         """Tenants and API keys."""
         return Tenants(self.session)
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """Who is signed in to the dashboard."""
+        return Sessions(self.session)
+
+    @cached_property
+    def join_tokens(self) -> JoinTokens:
+        """Tokens of workers that join."""
+        return JoinTokens(self.session)
 
     @cached_property
     def usage(self) -> Usage:

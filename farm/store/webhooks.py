@@ -11,12 +11,13 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.endpoint import MAX_SECRETS, WEBHOOK_EVENTS, DisabledReason, Endpoint, signing
+from farm.domain.endpoint import MAX_SECRETS, WEBHOOK_EVENTS, DisabledReason, Endpoint, Secret, signing
 from farm.domain.states import EventType
 from farm.errors import Conflict, NotFound
 from farm.store import cursor as cursors
 from farm.store.events import EVENT_CHANNEL, Events
 from farm.store.outbox import Outbox
+from farm.store.secret_box import seal, unseal
 from farm.store.tables import DeliveryRow, EndpointRow, EventRow
 
 
@@ -49,8 +50,8 @@ class Webhooks:
             url=url,
             description=description,
             events=sorted(kind.value for kind in events),
-            secrets=[secret],
-            keys=[] if key is None else [key],
+            secrets=[seal(secret)],
+            keys=[] if key is None else [seal(key)],
         )
         self._session.add(row)
         self._session.flush()
@@ -67,7 +68,7 @@ class Webhooks:
                 url=url,
                 description=description,
                 events=events,
-                secrets=[secret],
+                secrets=[seal(secret)],
                 one_off=True,
             )
             .on_conflict_do_nothing(index_elements=["tenant_id", "url"], index_where=text("one_off"))
@@ -169,7 +170,7 @@ class Webhooks:
         """Sign with that private key as well, unless one signs already; None: with none. `NotFound`."""
         row, now = self._row(tenant_id, endpoint_id, lock=True)
         if (key is None) == bool(row.keys):
-            row.keys, row.keys_until = [] if key is None else [key], []
+            row.keys, row.keys_until = [] if key is None else [seal(key)], []
             self._session.flush()
         return _endpoint(row, now)
 
@@ -187,11 +188,11 @@ class Webhooks:
         old = signing(row.secrets, row.secrets_until, now) if overlap_seconds > 0 else ()
         if len(old) >= MAX_SECRETS:
             raise Conflict(f"{MAX_SECRETS} secrets of this endpoint sign already: wait for one to end, or end them now")
-        row.secrets = [secret, *(one.text for one in old)]
+        row.secrets = [seal(secret), *(one.text for one in old)]
         row.secrets_until = [_sooner(one.expires_at, end) for one in old]
         if row.keys and key is not None:
             keys = signing(row.keys, row.keys_until, now) if overlap_seconds > 0 else ()
-            row.keys = [key, *(one.text for one in keys)]
+            row.keys = [seal(key), *(one.text for one in keys)]
             row.keys_until = [_sooner(one.expires_at, end) for one in keys]
         self._session.flush()
         return _endpoint(row, now)
@@ -271,6 +272,11 @@ class Webhooks:
         Events(self._session).notify(EVENT_CHANNEL)
 
 
+def unsealed(secrets: tuple[Secret, ...]) -> tuple[Secret, ...]:
+    """The secrets themselves, of those that the database keeps."""
+    return tuple(Secret(unseal(one.text), one.expires_at) for one in secrets)
+
+
 def _sooner(one: datetime | None, other: datetime) -> datetime:
     return other if one is None else min(one, other)
 
@@ -282,8 +288,8 @@ def _endpoint(row: EndpointRow, now: datetime) -> Endpoint:
         row.url,
         row.description,
         frozenset(map(EventType, row.events)),
-        signing(row.secrets, row.secrets_until, now),
-        signing(row.keys, row.keys_until, now),
+        unsealed(signing(row.secrets, row.secrets_until, now)),
+        unsealed(signing(row.keys, row.keys_until, now)),
         row.one_off,
         row.sequence,
         row.paused_until,

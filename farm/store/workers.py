@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import Float, case, cast, func, null, select, update
+from sqlalchemy import Float, case, cast, delete, func, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
@@ -175,6 +175,20 @@ class Workers:
             )
             .values(state=WorkerState.OFFLINE.value)
             .returning(WorkerRow.name)
+        )
+        return list(rows)
+
+    def forget_gone(self, after_seconds: float) -> list[str]:
+        """Delete workers that have been offline for that long and were not drained; returns their names."""
+        rows = self._session.scalars(
+            delete(WorkerRow)
+            .where(
+                WorkerRow.state == WorkerState.OFFLINE.value,
+                WorkerRow.drained_reason.is_(None),  # a decision about a worker outlives its absence
+                WorkerRow.heartbeat_at < func.now() - seconds(after_seconds),
+            )
+            .returning(WorkerRow.name)
+            .execution_options(synchronize_session=False)
         )
         return list(rows)
 

@@ -206,6 +206,7 @@ def farm_servers(directory: Path) -> Iterator[tuple[Farm, str]]:
         upgrade(url)
         more = {"FARM_DATABASE_URL": url, "FARM_WEBHOOK_ALLOW": "127.0.0.0/8", "FARM_WEBHOOK_ALLOW_HTTP": "true"}
         store = Store(make_engine(url, pool=4))
+        os.environ["FARM_SECRET_KEY"] = group.addresses.secret_key  # of the endpoints that this process makes
         yield Farm(store, url, group.addresses.environment() | more), group.valkey.url(7)
         store.close()
     finally:

@@ -29,7 +29,11 @@ FOREIGN = {"ScaledObject", "TriggerAuthentication", "PodMonitor"}
 ELSEWHERE = {"FARM_FLOWER_AUTH", "FARM_VERSION"}
 VARIABLES = {f"FARM_{name.upper()}" for name in Settings.model_fields} | ELSEWHERE
 
-SECRETS = {"FARM_DATABASE_URL": "postgresql://farm:secret@db/farm", "FARM_REDIS_URL": "redis://:secret@redis/0"}
+SECRETS = {
+    "FARM_DATABASE_URL": "postgresql://farm:secret@db/farm",
+    "FARM_REDIS_URL": "redis://:secret@redis/0",
+    "FARM_SECRET_KEY": "a key of thirty-two characters or more",
+}
 
 
 # -- compose ---------------------------------------------------------------------------------------------------------
@@ -155,7 +159,14 @@ def rendered(**values: Any) -> list[dict[str, Any]]:
     root = {
         "Values": given,
         "Chart": {"Name": chart["name"], "Version": chart["version"], "AppVersion": chart["appVersion"]},
-        "Release": {"Name": "night", "Namespace": "farm", "Service": "Helm", "IsInstall": True, "IsUpgrade": False},
+        "Release": {
+            "Name": "night",
+            "Namespace": "farm",
+            "Service": "Helm",
+            "Revision": 1,
+            "IsInstall": True,
+            "IsUpgrade": False,
+        },
         "Capabilities": {"KubeVersion": {"Version": "v1.34.0"}},
     }
     made = HelmTemplateEngine.from_sources(sources, strict=True).render(
@@ -166,13 +177,29 @@ def rendered(**values: Any) -> list[dict[str, Any]]:
 
 def everything_on() -> dict[str, Any]:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    pool = merged(values["workers"][0], {"autoscaling": {"enabled": True}})
+    pool = merged(values["workers"][0], {"autoscaling": {"enabled": True}, "runtimeClassName": "nvidia"})
     small = merged(pool, {"name": "small", "autoscaling": {"enabled": False}, "modelsVolume": {"size": ""}})
     return {
         "secrets": SECRETS,
         "settings": {"FARM_S3_ENDPOINT_URL": "https://s3.example.com"},
         "models": '[[model]]\nid = "sd"\n',
         "imagePullSecrets": [{"name": "registry"}],
+        "pod": {
+            "serviceAccountName": "farm",
+            "priorityClassName": "high",
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+                        ]
+                    }
+                }
+            },
+            "extraEnv": [{"name": "FARM_CA_FILE", "value": "/etc/ca/ca.pem"}],
+            "extraVolumes": [{"name": "ca", "secret": {"secretName": "ca"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+        },
         "api": {"ingress": {"enabled": True, "className": "nginx", "tlsSecret": "farm-tls", "annotations": {"a": "b"}}},
         "workers": [pool, small],
         "metrics": {"podMonitor": {"enabled": True}},
@@ -246,6 +273,29 @@ def test_the_chart_s_pods_are_selected_probed_and_unprivileged(documents: list[d
             selector = document["spec"]["selector"]
             wanted = selector.get("matchLabels", selector).items()
             assert any(wanted <= one.items() for one in labels), document["metadata"]["name"]
+
+
+def test_every_pod_has_the_options_of_the_values() -> None:
+    for document, template in pods(rendered(**everything_on())):
+        spec = template["spec"]
+        assert (spec["serviceAccountName"], spec["priorityClassName"]) == ("farm", "high")
+        assert spec["automountServiceAccountToken"] is True
+        assert "nodeAffinity" in spec["affinity"]
+        assert spec.get("runtimeClassName") == ("nvidia" if document["kind"] == "StatefulSet" else None)
+        (container,) = spec["containers"]
+        assert {"name": "FARM_CA_FILE", "value": "/etc/ca/ca.pem"} in container["env"]
+        assert {"name": "ca", "mountPath": "/etc/ca", "readOnly": True} in container["volumeMounts"]
+
+
+def test_an_install_that_waits_does_not_wait_for_itself() -> None:
+    """A hook after the install would wait for services, which wait for what it does."""
+    for case in CASES.values():
+        (init,) = [one for one in rendered(**case) if one["kind"] == "Job"]
+        hook = init["metadata"].get("annotations", {}).get("helm.sh/hook", "")
+        assert "post-install" not in hook
+        assert bool(hook) == bool(
+            case.get("existingSecret")
+        )  # a hook before the install finds no Secret of the release
 
 
 def test_a_worker_pod_owns_one_gpu_and_has_time_to_drain() -> None:

@@ -127,6 +127,9 @@ async def _changes(context: AppContext, user: User, job_id: str, base: str) -> A
 
 def _body(context: AppContext, user: User, job_id: str, base: str, preview: str | None) -> tuple[str, bool]:
     values = _about(context, user, job_id, base)
+    with context.store.look() as unit:
+        if not unit.tenants.is_live(user.key.id):
+            raise NotFound("job", job_id)  # as if it were gone: the stream ends
     text = TEMPLATES.get_template("job_body.html").render(user=user, preview=preview, **values)
     return text, values["job"].state.terminal
 

@@ -37,17 +37,19 @@ def sign_in(
     try:
         with context.store.begin() as unit:
             key = unit.tenants.authenticate(api_key.strip())
-            _, secret_hash = unit.tenants.live_key(key.id)
+            text = unit.sessions.begin(key.id, session.SECONDS)
     except Unauthorized as refused:
         return render(request, "login.html", status=401, there=_inside(there), problem=str(refused))
     response = RedirectResponse(_inside(there), status_code=303)
-    session.begin(response, key, secret_hash, secure=request.url.scheme == "https")
+    session.begin(response, text, secure=request.url.scheme == "https")
     return response
 
 
 @router.post("/logout")
-def sign_out() -> Response:
-    """End the session."""
+def sign_out(request: Request, context: Context) -> Response:
+    """End the session, for every copy of its cookie."""
+    with context.store.begin() as unit:
+        unit.sessions.end(request.cookies.get(session.COOKIE, ""))
     response = RedirectResponse(LOGIN, status_code=303)
     session.end(response)
     return response

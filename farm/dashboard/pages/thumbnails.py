@@ -37,7 +37,7 @@ async def output(
     range: Range = None,  # noqa: A002
 ) -> Response:
     """An output, whole, a part of it, or a small picture of it."""
-    return await run_in_threadpool(_output, context, user.tenant, job_id, index, side, range)
+    return await run_in_threadpool(_output, context, user.image_tenant(), job_id, index, side, range)
 
 
 @router.get("/{job_id}/inputs/{role}/{number}")
@@ -51,7 +51,7 @@ async def given(
     range: Range = None,  # noqa: A002
 ) -> Response:
     """An input of the job, likewise."""
-    return await run_in_threadpool(_given, context, user.tenant, job_id, role, number, side, range)
+    return await run_in_threadpool(_given, context, user.image_tenant(), job_id, role, number, side, range)
 
 
 def _given(

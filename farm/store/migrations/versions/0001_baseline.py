@@ -96,6 +96,27 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_api_key_tenant_id"), "api_key", ["tenant_id"], unique=False)
     op.create_table(
+        "dashboard_session",
+        sa.Column("id", sa.LargeBinary(), nullable=False),
+        sa.Column("key_id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["key_id"], ["api_key.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index(op.f("ix_dashboard_session_key_id"), "dashboard_session", ["key_id"], unique=False)
+    op.create_table(
+        "join_token",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("secret_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
         "batch",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
@@ -450,6 +471,8 @@ def downgrade() -> None:
     op.drop_table("file")
     op.drop_table("endpoint")
     op.drop_table("batch")
+    op.drop_table("join_token")
+    op.drop_table("dashboard_session")
     op.drop_table("api_key")
     op.drop_table("worker")
     op.drop_table("numerics")

@@ -40,6 +40,24 @@ envFrom:
 securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, readOnlyRootFilesystem: true}
 {{- end }}
 
+{{- /* What a pod's spec takes from the values: of `pod`, or of `pod` and a pool. */ -}}
+{{- define "farm.podOptions" -}}
+automountServiceAccountToken: {{ ne (default "" .serviceAccountName) "" }}
+{{- with .serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- /* A pod template of the control plane: a dict of root, service, resources, and optional lines for the container. */ -}}
 {{- define "farm.controlPod" -}}
 metadata:
@@ -49,7 +67,7 @@ metadata:
     checksum/settings: {{ toYaml .root.Values.settings | sha256sum }}
     checksum/models: {{ .root.Values.models | sha256sum }}
 spec:
-  automountServiceAccountToken: false
+  {{- include "farm.podOptions" .root.Values.pod | nindent 2 }}
   {{- with .root.Values.imagePullSecrets }}
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
@@ -70,6 +88,10 @@ spec:
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args: {{ toJson .args }}
       {{- include "farm.environment" .root | nindent 6 }}
+      {{- with .root.Values.pod.extraEnv }}
+      env:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       {{- include "farm.containerSecurity" .root | nindent 6 }}
       resources:
         {{- toYaml .resources | nindent 8 }}
@@ -82,11 +104,17 @@ spec:
         {{- if .root.Values.models }}
         - {name: models, mountPath: /etc/farm, readOnly: true}
         {{- end }}
+        {{- with .root.Values.pod.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   volumes:
     - {name: data, emptyDir: {}}
     - {name: tmp, emptyDir: {}}
     {{- if .root.Values.models }}
     - name: models
       configMap: {name: {{ include "farm.name" .root }}-models}
+    {{- end }}
+    {{- with .root.Values.pod.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
     {{- end }}
 {{- end }}
