@@ -381,33 +381,31 @@ class _Resolution:
 
     def _scheduler(self, common: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """The scheduler and its options, checked against those that run with the model."""
-        request, defaults = self.request, self.model.defaults
-        name = request.scheduler
-        wanted = {key: _plain(value) for key, value in request.scheduler_options.items()}
-        by_default = name is None
-        if name is None:
-            name = defaults.get("scheduler")
-            wanted = {**defaults.get("scheduler_options", {}), **wanted}
-        cls = self.model.scheduler if name is None else class_of(name)
+        defaults = self.model.defaults
+        name = self.request.scheduler
+        wanted = {key: _plain(value) for key, value in self.request.scheduler_options.items()}
         choices = self.model.schedulers(self.pipeline)
-        if name is not None and cls is None:
-            known = "" if self.pipeline is None else f"; those that run with model {self.model.id}: {listed(choices)}"
-            self.refuse("scheduler", name, f"is not a scheduler{known}")
-            return name, wanted
-        if self.pipeline is not None and name is not None and cls not in {one.spec.name for one in choices}:
-            if by_default:  # the entry's default is for another of its pipelines
-                return None, {}
-            message = (
-                f"does not run with model {self.model.id} ({self.pipeline.name}); those that do: {listed(choices)}"
-            )
+        fitting = {one.spec.name for one in choices}
+        default = defaults.get("scheduler")
+        # the entry's default may be for another of its pipelines
+        if name is None and default is not None and (self.pipeline is None or class_of(default) in fitting):
+            name, wanted = default, {**defaults.get("scheduler_options", {}), **wanted}
+        cls = self.model.scheduler if name is None else class_of(name)
+        if name is not None and (cls is None or (self.pipeline is not None and cls not in fitting)):
+            message = "is not a scheduler"
+            if self.pipeline is not None:
+                model = f"model {self.model.id} ({self.pipeline.name})"
+                wrong = message if cls is None else "does not run with this model"
+                message = f"{wrong}; those that run with {model}: {listed(choices)}"
             self.refuse("scheduler", name, message)
             return name, wanted
         if not wanted:
             return self._with_steps(name, cls, common), {}
         if cls is None:
-            self.refuse(
-                "scheduler_options", None, f"name a scheduler: the own one of model {self.model.id} is not known here"
-            )
+            message = f"name a scheduler: the own one of model {self.model.id} is not known here"
+            if self.pipeline is not None and self.pipeline.scheduler is None:
+                message = f"model {self.model.id} ({self.pipeline.name}) has no scheduler"
+            self.refuse("scheduler_options", ", ".join(wanted), message)
             return name, wanted
         options, problems = check_options(catalogue().scheduler(cls), wanted)
         self.problems += problems

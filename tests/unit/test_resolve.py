@@ -269,3 +269,14 @@ def test_a_folder_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
 )
 def test_a_negative_prompt_that_is_used_is_taken(pipeline: str, given: dict[str, Any]) -> None:
     assert resolved({"task": "text-to-image"} | given, registry=registry_of(pipeline)).pipeline == pipeline
+
+
+def test_a_default_scheduler_that_does_not_fit_a_pipeline_leaves_it_its_own() -> None:
+    registry = registry_of(
+        "FluxPipeline", 'scheduler = "FlowMatchEulerDiscreteScheduler"\ndefaults = {scheduler = "ddim"}'
+    )
+    assert resolved({"task": "text-to-image"}, registry=registry).scheduler is None
+    spec = resolved({"task": "text-to-image", "scheduler_options": {"shift": 2}}, registry=registry)
+    assert (spec.scheduler, spec.scheduler_options) == (None, {"shift": 2.0})
+    found = problems({"task": "text-to-image", "scheduler_options": {"beta_start": 1.0}}, registry=registry)
+    assert list(found) == ["scheduler_options.beta_start"]
