@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesTogeth
 for _name in [name for name in os.environ if name.startswith("FARM_")]:
     del os.environ[_name]
 
-os.environ["FARM_SECRET_KEY"] = "a key of the tests, which protects nothing at all"
+os.environ["FARM_SECRET_KEY"] = "a key of the tests which protects nothing at all"
 
 # A shell that starts the tests in the background has them ignore interrupts, and what they start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -44,7 +44,7 @@ def env(servers: TestServers, tmp_path: Path) -> Iterator[dict[str, str]]:
             "FARM_S3_ACCESS_KEY": servers.s3_access_key,
             "FARM_S3_SECRET_KEY": servers.s3_secret_key,
             "FARM_S3_BUCKET": "first-hour",
-            "FARM_SECRET_KEY": "a key of the tests, which protects nothing",
+            "FARM_SECRET_KEY": "a key of the tests which protects nothing",
             "FARM_CA_FILE": str(ours.ca_file),
             "FARM_DATA_DIR": str(tmp_path / "data"),
             "FARM_API_PORT": str(programs.free_port()),
@@ -81,17 +81,18 @@ def test_an_operator_brings_a_farm_onto_servers_of_their_own(env: dict[str, str]
     after = checks(0)
     assert {after[name]["status"] for name in ("database", "migrations", "clock", "redis", "storage")} == {"ok"}
 
-    services = []
+    services: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for service in ("api", "dispatcher", "deliverer", "worker"):
             with (tmp_path / f"{service}.log").open("wb") as log:
-                services.append(
-                    subprocess.Popen([sys.executable, "-m", "farm.cli", service], env=env, stdout=log, stderr=log)
+                services[service] = subprocess.Popen(
+                    [sys.executable, "-m", "farm.cli", service], env=env, stdout=log, stderr=log
                 )
         client = {**env, "FARM_URL": f"http://127.0.0.1:{env['FARM_API_PORT']}", "FARM_API_KEY": key_file.read_text()}
 
         def online() -> bool:
-            assert all(one.poll() is None for one in services), (tmp_path / "worker.log").read_text()[-2000:]
+            for name, one in services.items():
+                assert one.poll() is None, f"{name}: {(tmp_path / f'{name}.log').read_text()[-2000:]}"
             done = subprocess.run(
                 [sys.executable, "-m", "farm.cli", "workers", "--json"], env=client, capture_output=True, text=True
             )
@@ -113,9 +114,9 @@ def test_an_operator_brings_a_farm_onto_servers_of_their_own(env: dict[str, str]
         assert refused.returncode == 2
         assert "the join token was revoked" in refused.stderr
     finally:
-        for one in services:
+        for one in services.values():
             one.terminate()
-        for one in services:
+        for one in services.values():
             one.wait(60)
         with psycopg.connect(env["FARM_DATABASE_DIRECT_URL"], autocommit=True) as connection:
             connection.execute("DROP OWNED BY first_hour_worker")
