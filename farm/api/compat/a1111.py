@@ -246,7 +246,8 @@ def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
             asked[ours] = given.pop(theirs)
     for name in ("prompt", "negative_prompt", "seed", "width", "height"):
         value = given.pop(name, None)
-        if value is not None:
+        # these clients always send a negative prompt: an empty one is none, as it is to the web UI's SDXL
+        if value is not None and not (name == "negative_prompt" and value == ""):
             asked[name] = value
     found += [
         FieldProblem(name, value, "is not a field of this request")
