@@ -1,4 +1,4 @@
-"""Small pictures of stored files: an image made small, a clip's first frame, a sound's waveform."""
+"""Thumbnails of stored files: an image made small, a clip's first frame, a sound's waveform."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def thumbnail(data: bytes, side: int, settings: Settings) -> bytes:
 
 
 def still(data: bytes, side: int, settings: Settings) -> Image.Image:
-    """The picture itself: RGB, or RGBA where the file is transparent.
+    """The thumbnail: RGB, or RGBA where the file is transparent.
 
     Raises:
         InputRefused: the file does not decode.

@@ -36,7 +36,7 @@ async def output(
     side: Side = 0,
     range: Range = None,  # noqa: A002
 ) -> Response:
-    """An output, whole, a part of it, or a small picture of it."""
+    """An output: whole, a part of it, or its thumbnail."""
     return await run_in_threadpool(_output, context, user.image_tenant(), job_id, index, side, range)
 
 
@@ -77,7 +77,7 @@ def _output(
 
 
 def _answer(context: AppContext, file: Output | InputFile, side: int, name: str, wanted: str | None) -> Response:
-    """The file, a part of it, or a small picture of it."""
+    """The file: whole, a part of it, or its thumbnail."""
     headers = {
         "Cache-Control": KEPT,
         "Content-Security-Policy": "default-src 'none'; sandbox",
