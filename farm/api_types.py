@@ -133,6 +133,8 @@ class JobParameters(TypedDict, total=False):
     loras: Sequence[Lora] | None
     #: Whether the job's events carry small images while it is rendered.
     preview: bool | None
+    #: Whether an output of one colour, saturated or silent fails the job as `suspicious_output`.
+    fail_on_suspicious: bool | None
     #: Jobs of a higher priority are dispatched first.
     priority: Priority | None
     #: Your own name for the job; results and webhooks carry it.
@@ -256,6 +258,8 @@ class BatchDefaults(TypedDict, total=False):
     loras: str | None
     #: Whether the job's events carry small images while it is rendered.
     preview: bool | None
+    #: Whether an output of one colour, saturated or silent fails the job as `suspicious_output`.
+    fail_on_suspicious: bool | None
     #: `bulk` if absent: after the jobs of all higher priorities.
     priority: Priority | None
     #: The earliest time at which the job is dispatched to a worker.
@@ -311,11 +315,11 @@ class BatchDefaults(TypedDict, total=False):
 class BatchChanges(TypedDict, total=False):
     """What may be changed of a batch."""
 
-    name: str | None
+    name: str
     #: The batch's new metadata; replaces the old one.
-    metadata: Mapping[str, str] | None
+    metadata: Mapping[str, str]
     #: The new priority of all its unfinished jobs.
-    priority: Priority | None
+    priority: Priority
 
 
 class JobFilters(TypedDict, total=False):
@@ -339,14 +343,14 @@ class EndpointChanges(TypedDict, total=False):
     """What may be changed of a webhook endpoint."""
 
     #: A new URL.
-    url: str | None
-    description: str | None
+    url: str
+    description: str
     #: The event types to send from now on.
-    events: Sequence[EventType] | None
+    events: Sequence[EventType]
     #: `false`: nothing is sent. `true`: events are sent again, waiting ones included.
-    enabled: bool | None
+    enabled: bool
     #: `true`: webhooks also carry `v1a` signatures; a key pair is made unless there is one.
-    asymmetric: bool | None
+    asymmetric: bool
 
 
 class DeliveryFilters(TypedDict, total=False):
@@ -385,6 +389,8 @@ class TenantLimits(TypedDict, total=False):
     retention_days: int | None
     #: Its share of the farm, relative to the other tenants.
     weight: float | None
+    #: Other names of models, to their ids: what the tenant's clients call them.
+    model_aliases: Mapping[str, str] | None
 
 
 class TenantChanges(TypedDict, total=False):
@@ -401,9 +407,11 @@ class TenantChanges(TypedDict, total=False):
     #: Days after which finished jobs and their outputs are deleted.
     retention_days: int | None
     #: The tenant's name, unique in the farm.
-    name: str | None
+    name: str
     #: Its share of the farm, relative to the other tenants.
-    weight: float | None
+    weight: float
+    #: Other names of models, to their ids: what the tenant's clients call them.
+    model_aliases: Mapping[str, str]
 
 
 #: By task and role: how many input files it takes, at least and at most.
@@ -463,6 +471,9 @@ PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
     ),
     "loras": ParameterInfo("loras", "LoRAs of the model."),
     "preview": ParameterInfo("boolean", "Whether the job's events carry small images while it is rendered."),
+    "fail_on_suspicious": ParameterInfo(
+        "boolean", "Whether an output of one colour, saturated or silent fails the job as `suspicious_output`."
+    ),
     "priority": ParameterInfo("choice", "Jobs of a higher priority are dispatched first."),
     "custom_id": ParameterInfo("text", "Your own name for the job; results and webhooks carry it."),
     "metadata": ParameterInfo("metadata", "Your own texts by name; results carry them."),

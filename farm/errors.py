@@ -18,6 +18,7 @@
     │   ├── DatabaseUnavailable
     │   ├── BrokerUnavailable
     │   └── StorageUnavailable
+    ├── DiskFull            no room for temporary files on this machine
     ├── RenderError         a job's own failure, with a stable code
     │   ├── ModelUnavailable
     │   ├── OutOfMemory
@@ -28,6 +29,7 @@
     │   ├── InvalidParameters
     │   ├── MissingPackage
     │   ├── NanOutput
+    │   ├── SuspiciousOutput
     │   └── JobCanceled
     └── SetupError          this machine cannot run what was asked; the message says what to do
         ├── SchemaOutdated  the database was not migrated to this release
@@ -143,6 +145,10 @@ class StorageUnavailable(Unavailable):
     """The S3 endpoint does not answer, or answers with an error of its own."""
 
 
+class DiskFull(FarmError):
+    """This machine's disk has no room for a temporary file."""
+
+
 class RenderError(FarmError):
     """A job failed for a reason of its own."""
 
@@ -212,6 +218,13 @@ class NanOutput(RenderError):
     """The model's arithmetic overflowed, so there is no image; another attempt would end the same way."""
 
     code = "nan_output"
+    retryable = False
+
+
+class SuspiciousOutput(RenderError):
+    """An output looks wrong, and the job asked to fail then; another attempt would give the same."""
+
+    code = "suspicious_output"
     retryable = False
 
 

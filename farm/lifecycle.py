@@ -108,18 +108,26 @@ def _idempotent_job(unit: UnitOfWork, key: IdempotencyKey, held: IdempotencyRow)
     return _existing(unit, held.job_id)
 
 
-def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
+def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> tuple[Job, bool]:
     """Submit again what a failed or canceled job asked for. The old job stays as it ended.
 
-    Raises `NotFound`, or `Conflict` if the job has not finished or succeeded.
+    A job that was retried before is not submitted once more: its last retry is returned, or retried if it failed or
+    was canceled too. Returns the job, and whether this call made it.
+
+    Raises `NotFound`, or `Conflict` if the job is not over or succeeded.
     """
+    unit.jobs.lock(job_id)  # two requests at the same time make one job
     old = unit.jobs.get(job_id, tenant_id)
     if old is None:
         raise NotFound("job", job_id)
     if old.state not in (JobState.FAILED, JobState.CANCELED):
         raise Conflict(f"the job is {old.state}; only failed and canceled jobs can be retried")
-    job, _ = submit(unit, tenant_id, NewJob.retry(old))
-    return job
+    while (again := unit.jobs.retry_of(old.id)) is not None:
+        unit.jobs.lock(again)
+        old = _existing(unit, again)
+        if old.state not in (JobState.FAILED, JobState.CANCELED):
+            return old, False
+    return submit(unit, tenant_id, NewJob.retry(old))
 
 
 def submit_batch(
@@ -132,18 +140,20 @@ def submit_batch(
     key: IdempotencyKey | None = None,
     skipped: int = 0,
     error_key: str | None = None,
+    error_bytes: int = 0,
 ) -> tuple[Batch, bool]:
     """Accept what this unit has staged: all of it is queued when the unit commits, or nothing is.
 
     Returns the batch, and whether this call made it. Keys and quotas as for `submit`; raises the same, and `BadInput`
-    for a batch without a job.
+    for a batch without a job. One whose lines were all skipped is completed at once.
     """
     if key is not None:
         held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
         if held is not None:
             return _idempotent_batch(unit, key, held), False
-    _check_quota(unit, tenant_id, staged.total)
-    unit.batches.insert_batch(tenant_id, batch_id, new, staged, skipped, error_key)
+    if staged.total or not skipped:
+        _check_quota(unit, tenant_id, staged.total)
+    unit.batches.insert_batch(tenant_id, batch_id, new, staged, skipped, error_key, error_bytes)
     unit.batches.insert_staged(tenant_id, batch_id, whole=not staged.duplicates, one_numerics=new.one_numerics)
     if key is not None:
         unit.jobs.complete_key(tenant_id, key.key, None, batch_id)
@@ -157,20 +167,28 @@ def find_submitted_batch(unit: UnitOfWork, tenant_id: str, key: IdempotencyKey) 
     return None if held is None else _idempotent_batch(unit, key, held)
 
 
-def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
+def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> tuple[Batch, bool]:
     """Submit again what failed or was canceled in a batch, as a new batch. The old one stays as it ended.
 
-    Raises `NotFound`, `Conflict` if the batch has not finished or all of it succeeded, and `QuotaExceeded`.
+    A batch that was retried before is not submitted once more: its last retry is returned, or retried if jobs of it
+    failed or were canceled too. Jobs that were retried by themselves are left out. Returns the batch, and whether this
+    call made it.
+
+    Raises `NotFound`, `Conflict` if the batch is not over or nothing is left to retry, and `QuotaExceeded`.
     """
+    unit.batches.lock(batch_id)  # two requests at the same time make one batch
     old = _own_batch(unit, tenant_id, batch_id)
     if old.finished_at is None:
-        raise Conflict(
-            "the batch has not finished; retry its failed jobs one by one, or the batch when it has finished"
-        )
+        raise Conflict("the batch is not over; retry its failed jobs when it is, or each of them by itself")
     unit.batches.allow_long_statements()
-    again = unit.batches.count_unsuccessful(batch_id)
+    while (later := unit.batches.retry_of(old.id)) is not None:
+        unit.batches.lock(later)
+        old = _existing_batch(unit, tenant_id, later)
+        if old.finished_at is None or old.counts.succeeded == old.counts.total:
+            return old, False
+    again = unit.batches.count_retryable(old.id)
     if not again.total:
-        raise Conflict("every job of the batch succeeded; there is nothing to retry")
+        raise Conflict("no job of the batch is left to retry: those that failed or were canceled were retried already")
     _check_quota(unit, tenant_id, again.total)
     made = ids.new(ids.BATCH)
     new = NewBatch(
@@ -181,10 +199,18 @@ def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
         one_numerics=old.one_numerics,
         numerics=old.numerics,
     )
-    unit.batches.insert_batch(tenant_id, made, new, again, 0, None)
-    unit.batches.copy_unsuccessful(batch_id, made)
+    unit.batches.insert_batch(tenant_id, made, new, again)
+    unit.batches.copy_retryable(old.id, made)
     unit.events.notify(QUEUE_CHANNEL)
-    return _existing_batch(unit, tenant_id, made)
+    return _existing_batch(unit, tenant_id, made), True
+
+
+def queue_room(unit: UnitOfWork, tenant_id: str) -> int | None:
+    """How many jobs the tenant may still queue; None: no limit."""
+    tenant = unit.tenants.get(tenant_id)
+    if tenant is None or tenant.max_queued is None:
+        return None
+    return tenant.max_queued - unit.quotas.waiting(tenant_id, tenant.max_queued)
 
 
 def _check_quota(unit: UnitOfWork, tenant_id: str, jobs: int) -> None:
@@ -197,12 +223,7 @@ def _check_quota(unit: UnitOfWork, tenant_id: str, jobs: int) -> None:
         if jobs == 1:
             raise QuotaExceeded(f"{tenant.max_queued} jobs of this tenant are waiting, which is its limit")
         raise QuotaExceeded(f"with these {jobs:,} jobs more than {tenant.max_queued:,} would wait, which is the limit")
-    if tenant.storage_bytes is not None and tenant.stored_bytes >= tenant.storage_bytes:
-        raise QuotaExceeded(
-            f"this tenant stores {tenant.stored_bytes:,} bytes of the {tenant.storage_bytes:,} that it may: "
-            "delete batches that you no longer need",
-            retry_after=STORAGE_CHECK_SECONDS,
-        )
+    check_storage(unit, tenant_id, 1)
     if tenant.device_seconds_per_day is not None:
         used, left = unit.usage.today(tenant_id)
         if used >= tenant.device_seconds_per_day:
@@ -211,6 +232,17 @@ def _check_quota(unit: UnitOfWork, tenant_id: str, jobs: int) -> None:
                 "the next day begins at midnight UTC",
                 retry_after=left,
             )
+
+
+def check_storage(unit: UnitOfWork, tenant_id: str, size: int) -> None:
+    """Raise `QuotaExceeded` if a tenant may not store so many bytes more."""
+    room = unit.usage.room(tenant_id)
+    if room is not None and room[0] + size > room[1]:
+        raise QuotaExceeded(
+            f"this tenant stores {room[0]:,} bytes of the {room[1]:,} that it may: delete batches that you no longer "
+            "need",
+            retry_after=STORAGE_CHECK_SECONDS,
+        )
 
 
 def _idempotent_batch(unit: UnitOfWork, key: IdempotencyKey, held: IdempotencyRow) -> Batch:
@@ -671,7 +703,9 @@ def delete_expired(unit: UnitOfWork, limit: int = RETENTION_CHUNK) -> int:
         unit.batches.soft_delete(batch_id)
     jobs = retention.delete_expired_jobs(limit)
     unit.pending_deletions.add([keys.job_prefix(tenant_id, job_id) for tenant_id, job_id in jobs])
-    return len(batches) + len(jobs)
+    files = unit.request_files.delete_expired(limit)
+    unit.pending_deletions.add([keys.lines_key(tenant_id, file_id) for tenant_id, file_id in files])
+    return max(len(batches) + len(jobs), len(files))
 
 
 def collect_orphans(unit: UnitOfWork, grace_seconds: float = ORPHAN_GRACE_SECONDS) -> int:

@@ -61,6 +61,9 @@ GROUP_COMMIT_JOBS: Final = Histogram(
 )
 JOB_ATTEMPTS: Final = Counter("farm_job_attempts_total", "Attempts, by how they ended.", ["outcome", "model"])
 OUTPUTS: Final = Counter("farm_outputs_total", "Images of jobs that succeeded.", ["model"])
+SUSPICIOUS_OUTPUTS: Final = Counter(
+    "farm_suspicious_outputs_total", "Outputs that look wrong: uniform, saturated or silent.", ["model", "reason"]
+)
 OUTPUTS_SPOOLED: Final = Counter(
     "farm_outputs_spooled_total",
     "Jobs whose outputs waited on the worker's disk for the storage.",

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     max_wait_seconds: float = 60  #: the most that ``Prefer: wait`` is honoured for
     max_input_bytes: int = 32 * 2**20  #: one input file, encoded
     max_bulk_bytes: int = 4 * 2**30  #: one bulk request, which is never held in memory
+    max_body_memory_bytes: int = Field(256 * 2**20, ge=2**20)  #: of all bodies in one API process
+    max_body_disk_bytes: int = Field(8 * 2**30, ge=2**20)  #: of all bodies in its temporary files
     max_input_pixels: int = 4096 * 4096  #: one input image, or one frame of a clip, by its header
     max_decode_pixels: int = Field(4096 * 4096, ge=1)  #: of all images and frames that a process decodes at once
     max_decode_processes: int = Field(2, ge=1)  #: clips and sounds that the API looks into at once
@@ -59,7 +61,8 @@ class Settings(BaseSettings):
     max_input_clip_pixels: int = Field(2**28, ge=1)  #: all frames of one input clip, which a worker holds at once
     max_input_samples: int = Field(2**26, ge=1)  #: one input sound, over all its channels
     decode_wait_seconds: float = Field(30, gt=0)  #: how long a decode waits for others before its request is refused
-    compat_wait_seconds: float = Field(600, gt=0)  #: how long a foreign client that waits for images is waited with
+    #: how long a foreign client waits for images before it is told to ask again; less than their own 600 seconds
+    compat_wait_seconds: float = Field(570, gt=0)
     compat_fal: bool = False  #: whether fal's clients are answered
 
     # secrets
@@ -106,6 +109,7 @@ class Settings(BaseSettings):
     #: ports of this machine's loopback that webhooks and input URLs never reach, whatever `webhook_allow` says
     own_ports: Annotated[frozenset[int], NoDecode] = frozenset()
     max_endpoints: int = Field(100, ge=1)  #: webhook endpoints of one tenant, beside those of jobs' own webhooks
+    max_webhook_urls: int = Field(1_000, ge=1)  #: different ``webhook`` URLs in jobs of one tenant
 
     # metrics: each process serves its own; a port of 0 turns them off
     metrics_host: str = "127.0.0.1"  #: the metrics have no authentication

@@ -7,7 +7,7 @@ import hashlib
 import io
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -125,7 +125,8 @@ class Hand:
         with self.api.store.begin() as unit:
             job_edges.progress(unit, job.id, job.epoch, step)
 
-    def succeed(self, job: Job) -> None:
+    def succeed(self, job: Job, metadata: Mapping[str, str] | None = None) -> None:
+        """``metadata``: of each output, besides its size."""
         width, height = size_of(job.spec)
         data = png(width, height)
         outputs = []
@@ -139,7 +140,7 @@ class Hand:
                     sha256=hashlib.sha256(data).hexdigest(),
                     size=len(data),
                     media_type="image/png",
-                    metadata={"width": width, "height": height},
+                    metadata={"width": width, "height": height, **(metadata or {})},
                     seed=job.spec.seed_of(index),
                 )
             )

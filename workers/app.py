@@ -71,7 +71,7 @@ def _start(instance: Any = None, conf: Any = None, options: dict[str, Any] | Non
     global _process  # noqa: PLW0603 - Celery's signals leave no other place for the state of one process
     # Celery ignores exceptions of signal handlers, except SystemExit, whose message it prints
     try:
-        _require_threads(options or {})
+        _check_options(options or {})
         _log()
         tracing.configure(settings(), "worker")
         _process = WorkerProcess(settings(), app)
@@ -101,9 +101,26 @@ def _leave(**_: object) -> None:
         _process.leave()
 
 
-def _require_threads(options: dict[str, Any]) -> None:
-    """Raise `SetupError` for ``-P`` with another pool than threads."""
+#: Options of Celery's that have no place in a worker of the farm, and why.
+_REFUSED_OPTIONS: Final = {
+    "autoscale": "its device decides how many jobs it runs at once",
+    "concurrency": "its device decides how many jobs it runs at once",
+    "prefetch_multiplier": "FARM_PREFETCH says how many jobs wait at a worker",
+    "queues": "it consumes its own queue only",
+    "exclude_queues": "it consumes its own queue only",
+    "beat": "the farm has no periodic tasks",
+    "max_tasks_per_child": "it has threads and no child processes",
+    "max_memory_per_child": "it has threads and no child processes",
+    "purge": "its queue holds jobs that were dispatched to it",
+}
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise `SetupError` for an option of Celery's that cannot work here."""
     pool = options.get("pool") or options.get("pool_cls")
-    if pool is None or pool == "threads" or getattr(pool, "__module__", None) == _POOL:
-        return
-    raise SetupError("a worker needs Celery's threads pool, because one process owns one device; leave out -P")
+    if not (pool is None or pool == "threads" or getattr(pool, "__module__", None) == _POOL):
+        raise SetupError("a worker needs Celery's threads pool, because one process owns one device; leave out -P")
+    for name, reason in _REFUSED_OPTIONS.items():
+        if options.get(name):
+            option = name.replace("_", "-")
+            raise SetupError(f"Celery's option --{option} cannot be used with a worker: {reason}; leave it out")

@@ -14,13 +14,14 @@ import structlog
 from farm import metrics
 from farm.domain.job import Output
 from farm.domain.job_spec import JobSpec
-from farm.domain.media import MediaMetadata
-from farm.errors import StorageUnavailable
+from farm.domain.media import SUSPICIONS, SUSPICIOUS, MediaMetadata
+from farm.errors import StorageUnavailable, SuspiciousOutput
 from farm.objects import keys
 from farm.objects.storage import Storage
 from workers import failpoints
 from workers.leases import Lease, Stage
 from workers.media.encoder import encode
+from workers.media.suspicion import suspicion
 from workers.render_request import RenderResult
 from workers.retry import retry_storage
 from workers.stages import measure
@@ -57,6 +58,7 @@ class OutputUploader:
         Yields each output as soon as it is stored, so that the caller knows what to delete if a later one fails.
 
         Raises:
+            SuspiciousOutput: An output looks wrong, and the job asked to fail then.
             StorageUnavailable: The storage did not answer for ``retry_seconds``.
             JobCanceled: The job was stopped while it waited for the storage.
         """
@@ -125,7 +127,15 @@ def encode_outputs(spec: JobSpec, result: RenderResult) -> Iterator[tuple[Encode
     for index in range(len(result.artifacts)):
         artifact = result.artifacts.pop(0)
         with measure("encode"):
+            reason = suspicion(artifact)
             file = encode(artifact, spec, index, result.made_with)
         del artifact
+        metadata = file.metadata
+        if reason is not None:
+            metrics.SUSPICIOUS_OUTPUTS.labels(spec.model, reason).inc()
+            log.warning("an output looks wrong", action="output_suspicious", index=index, reason=reason)
+            if spec.fail_on_suspicious:
+                raise SuspiciousOutput(f"output {index} {SUSPICIONS[reason]}")
+            metadata = {**metadata, SUSPICIOUS: reason}
         failpoints.at("after_encode", spec.prompt)
-        yield EncodedOutput(index, file.media_type, file.metadata), file.body
+        yield EncodedOutput(index, file.media_type, metadata), file.body

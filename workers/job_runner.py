@@ -19,6 +19,7 @@ import structlog
 
 from farm import lifecycle, metrics, tracing
 from farm.domain.job import HeldJob, Job, JobError, JobResult, Output
+from farm.domain.media import SUSPICIONS
 from farm.domain.model import Model
 from farm.domain.states import JobState
 from farm.errors import (
@@ -188,11 +189,12 @@ class JobRunner:
         lease.enter(Stage.COMMITTING)
         steps, started_at = self.reporter.take_start(lease)
 
+        looks = (f"output {one.index} {SUSPICIONS[one.suspicion]}" for one in outputs if one.suspicion)
+        warnings = (*result.warnings, *looks)
+
         def succeed() -> None:
             seconds = None if started_at is None else time.monotonic() - started_at
-            self.group_commit.succeed(
-                JobResult(lease.held, tuple(outputs), result.made_with, steps, seconds, result.warnings)
-            )
+            self.group_commit.succeed(JobResult(lease.held, tuple(outputs), result.made_with, steps, seconds, warnings))
 
         failpoints.at("before_commit", lease.job.spec.prompt)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -58,6 +59,10 @@ class ShutdownReason(Enum):
     DEVICE_FAILED = "device_failed"  #: a new process gets a new context on the device
 
 
+#: Names that a URL of the API can have in its path, so that the worker can be drained.
+_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}/[A-Za-z0-9_-][A-Za-z0-9:._-]{0,90}", re.ASCII)
+
+
 class WorkerProcess:
     """The state of one worker process. Make it before torch is imported: it pins the device."""
 
@@ -69,6 +74,11 @@ class WorkerProcess:
         self.host = settings.worker_host or socket.gethostname()
         self.device_name = choice.index
         self.name = f"{self.host}/{choice.index}"  #: the worker's name in the farm
+        if _NAME.fullmatch(self.name) is None:
+            raise SetupError(
+                f"{self.name!r} cannot be a worker's name: a host has letters, digits, `.`, `_` and `-`, and at most "
+                "200 characters; set FARM_WORKER_HOST"
+            )
         self._settings = settings
         self._app = app
         self._boot_id = uuid.uuid4().hex

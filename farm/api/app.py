@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import anyio
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
@@ -32,11 +33,15 @@ from farm.api import (
     worker_enrollment,
     workers,
 )
+from farm.api.batches import MAX_JSON, MAX_JSON_STRUCTURE
+from farm.api.body_limits import BodyLimit, BodyLimitMiddleware
 from farm.api.dependencies import AppContext
 from farm.api.head import HeadMiddleware
 from farm.api.middleware import RequestMiddleware
 from farm.api.notifications import ChangeNotifier
+from farm.api.query import known_query_parameters
 from farm.api.rate_limit import RateLimiter
+from farm.api.tenant_threads import TenantThreads
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.redis_server import RedisServer
@@ -52,14 +57,15 @@ Submit diffusion jobs, follow them, and get the images from object storage.
 Every request under `/v1` carries an API key: `Authorization: Bearer farm_…`. Every error is an
 `application/problem+json` document (RFC 9457). A field that is not known is refused, never ignored.
 """
-FETCHING_THREADS: Final = 16
 DRAWING_THREADS: Final = 2
-BULK_THREADS: Final = 4  #: less than half of the pool's connections, so that slow senders leave enough for the rest
 FORM_BYTES: Final = 64 * 2**10  #: what a form may add around a file
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The API over the servers that the settings name. Nothing is opened before the app starts."""
+def create_app(settings: Settings, limits: Mapping[str, BodyLimit] = MappingProxyType({})) -> FastAPI:
+    """The API over the servers that the settings name. Nothing is opened before the app starts.
+
+    ``limits``: of the bodies at paths that are added to the app.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(known_query_parameters)],
     )
     for module in (
         jobs,
@@ -106,15 +113,21 @@ def create_app(settings: Settings) -> FastAPI:
     compat.mount(app, settings)
     problems.install(app)
     app.add_middleware(
-        RequestMiddleware,
+        BodyLimitMiddleware,
         # three images as data URLs, which are a third longer than their bytes
-        limit=settings.max_input_bytes * 4 // 3 * 3 + 2**20,
+        limit=BodyLimit(settings.max_input_bytes * 4 // 3 * 3 + 2**20),
         limits={
-            "/v1/files": settings.max_input_bytes + FORM_BYTES,
-            "/v1/batches": settings.max_bulk_bytes,
+            "/v1/files": BodyLimit(settings.max_input_bytes + FORM_BYTES),
+            "/v1/batches": BodyLimit(
+                settings.max_bulk_bytes, structure=MAX_JSON_STRUCTURE, json_bytes=MAX_JSON, on_disk=True
+            ),
             **compat.LIMITS,
+            **limits,
         },
+        memory=settings.max_body_memory_bytes,
+        disk=settings.max_body_disk_bytes,
     )
+    app.add_middleware(RequestMiddleware)  # around the other one: it was added later
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -143,11 +156,13 @@ def _open(settings: Settings) -> AppContext:
         notifier=ChangeNotifier(Database.direct(settings)),
         broker=broker,
         health=ServerHealth(store, broker, storage),
-        fetching=anyio.CapacityLimiter(FETCHING_THREADS),
+        fetching=TenantThreads("have images fetched", total=16, per_tenant=4, max_waiting=64),
+        storing=TenantThreads("have images stored", total=8, per_tenant=4, max_waiting=64),
+        # less than half of the pool's connections, so that enough are left for the rest
+        bulk=TenantThreads("submit many jobs at once", total=4, per_tenant=2, max_waiting=64),
         cleanup=CleanupThread(store, storage),
         rate_limiter=RateLimiter(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None,
         drawing=anyio.CapacityLimiter(DRAWING_THREADS),
-        bulk=anyio.CapacityLimiter(BULK_THREADS),
     )
 
 

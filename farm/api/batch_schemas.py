@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from farm.api import problems
+from farm.api.patch import Patch
 from farm.api.schemas import Schema
 from farm.domain.batch import Batch, BatchContents, BatchState, Estimate, OnError, SeedPlan
 from farm.domain.numerics import CLASS_PATTERN, ONE
@@ -211,8 +212,12 @@ class BatchSchema(Schema):
     jobs_per_second: float | None = Field(description="Measured since the first job finished; null until two have.")
     eta_seconds: float | None = Field(description="Until all have finished, at that speed; null while there is none.")
     cost: float = Field(description="Megapixel-steps, of all jobs.")
+    suspicious_output: int = Field(description="Jobs that succeeded with an output of one colour, saturated or silent.")
     skipped: int = Field(description="Lines that were refused when it was submitted with `on_error=skip`.")
     retry_of: str | None = Field(description="The batch whose failed and canceled jobs it repeats.")
+    same_as: str | None = Field(
+        description="In the answer that submits it: a batch of the last 24 hours whose request was equal."
+    )
     webhook: str | None = Field(description="URL that receives the batch's progress events and its end.")
     numerics: Literal["one"] | None = Field(description="`one`: all its jobs are rendered in one numerics class.")
     numerics_class: str | None = Field(description="That class: of the worker that got the first job; null before.")
@@ -246,12 +251,14 @@ class BatchSchema(Schema):
                 failed=counts.failed,
                 canceled=counts.canceled,
             ),
-            progress=round(counts.finished / counts.total, 4),
+            progress=round(counts.progress, 4),
             jobs_per_second=None if speed is None else round(speed, 4),
             eta_seconds=None if eta is None else round(eta, 1),
             cost=batch.cost,
+            suspicious_output=batch.suspicious,
             skipped=batch.skipped,
             retry_of=batch.retry_of,
+            same_as=batch.same_as,
             webhook=batch.webhook,
             numerics=ONE if batch.one_numerics else None,
             numerics_class=batch.numerics,
@@ -264,8 +271,8 @@ class BatchSchema(Schema):
         )
 
 
-class BatchUpdate(_Input):
-    """Changes of a batch; a field that is absent or null stays as it is."""
+class BatchUpdate(Patch):
+    """Changes of a batch; an absent field stays as it is."""
 
     name: Name | None = None
     metadata: Metadata | None = Field(None, description="The batch's new metadata; replaces the old one.")
@@ -294,6 +301,13 @@ class BatchPage(Schema):
     next: str | None = Field(description="The `cursor` of the next page; null on the last one.")
 
 
+class SecondsRangeSchema(Schema):
+    """A time that is not known exactly."""
+
+    low: float
+    high: float
+
+
 class DryRunSchema(Schema):
     """The result of a dry run of a batch."""
 
@@ -301,9 +315,10 @@ class DryRunSchema(Schema):
     jobs: int = Field(description="Jobs that would be queued.")
     refused: int = Field(description="Lines that would be refused.")
     cost: float = Field(description="Megapixel-steps, of the jobs.")
-    estimated_seconds: float | None = Field(
-        description="At the farm's recent speed, for these jobs alone; null while none was measured."
+    estimated_seconds: SecondsRangeSchema | None = Field(
+        description="For these jobs alone, from the device time that the last ones took; null while there are none."
     )
+    same_as: str | None = Field(description="A batch of the last 24 hours whose request was equal.")
     errors: list[problems.FieldError] = Field(description="The first errors.")
 
     @classmethod
@@ -313,7 +328,10 @@ class DryRunSchema(Schema):
             jobs=found.total,
             refused=found.refused,
             cost=found.cost,
-            estimated_seconds=None if found.seconds is None else round(found.seconds, 1),
+            same_as=found.same_as,
+            estimated_seconds=None
+            if found.seconds is None
+            else SecondsRangeSchema(low=round(found.seconds.low, 1), high=round(found.seconds.high, 1)),
             errors=[
                 problems.FieldError(
                     field=validation.encodable(one.field),

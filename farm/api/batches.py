@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -27,21 +27,22 @@ from farm.api.batch_schemas import (
     JobListBody,
     SweepBody,
 )
-from farm.api.dependencies import AppContext, Context
+from farm.api.bulk_submission import submit_bulk
+from farm.api.dependencies import Context
 from farm.api.jobs import Cursor, Key
 from farm.api.problems import ALWAYS, responses
-from farm.api.request_body import RequestBody
 from farm.api.route import AuthenticatedRoute, media_type, parse_json
 from farm.api.schemas import JobPage, JobSchema
+from farm.api.spool import spooled
 from farm.domain import ids, parameters
-from farm.domain.batch import Batch, Estimate, NewBatch, sweep, sweep_size
+from farm.domain.batch import Estimate, NewBatch, sweep, sweep_size
 from farm.domain.numerics import ONE
 from farm.domain.states import JobState
-from farm.errors import BadInput, FarmError
+from farm.errors import BadInput
 from farm.services import batch_archive, bulk, bulk_parsers, contact_sheet, validation
 from farm.services import batches as services
 from farm.services.batch_archive import ArchiveFormat, JobRange
-from farm.services.bulk import BatchOptions
+from farm.services.bulk import BatchOptions, BulkSource
 from farm.services.bulk_parsers import BulkLine
 from farm.services.contact_sheet import SheetFormat
 from farm.store.batches import LAST_SEQ
@@ -52,6 +53,7 @@ router: Final = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=Au
 JSON: Final = "application/json"
 TAKEN: Final = (*bulk_parsers.JSONL, bulk_parsers.CSV, JSON)
 MAX_JSON: Final = 16 * 2**20  #: bytes of a JSON body, which is read whole
+MAX_JSON_STRUCTURE: Final = 2**20  #: of them, brackets, quotes, commas and colons
 
 BatchId = Annotated[str, Path(description="The batch's id.", json_schema_extra={"pattern": ids.pattern(ids.BATCH)})]
 Place = Annotated[
@@ -111,7 +113,7 @@ _SWEEP: Final = TypeAdapter(SweepBody)
             "model": BatchSchema | DryRunSchema,
         },
         201: {"description": "The new batch.", "model": BatchSchema, "headers": _LOCATION},
-        **responses(*ALWAYS, 408, 409, 413, 415, 429),
+        **responses(*ALWAYS, 408, 409, 413, 415, 429, 507),
     },
 )
 async def submit_batch(
@@ -134,45 +136,35 @@ async def submit_batch(
             f"send the jobs as one of {', '.join(TAKEN)}",
             headers={"Accept-Post": ", ".join(TAKEN)},
         )
-    body = RequestBody(request)
-    new = NewBatch(query.name, webhook=query.webhook, one_numerics=query.numerics == ONE)
-    options = BatchOptions(new, query.defaults(), query.on_error, query.dry_run)
+    batch = NewBatch(query.name, webhook=query.webhook, one_numerics=query.numerics == ONE)
+    options = BatchOptions(batch, query.defaults(), query.on_error, query.dry_run)
     try:
         if given == JSON:
-            raw = await body.read(MAX_JSON)
-            submit = partial(_submit_json, context, key.tenant_id, options, raw, idempotency_key)
-            # what is here already does not wait for a client, so it needs none of the streams' threads
-            limiter = None
+            raw = await request.body()
+            options, source = await run_in_threadpool(_of_json, raw, options)
+            made, new = await submit_bulk(context, key.tenant_id, options, source, idempotency_key)
         else:
-            chunks = body.chunks()
-            submit = partial(bulk.submit_stream, context, key.tenant_id, options, given, chunks, idempotency_key)
-            limiter = context.bulk
-        made, created = await anyio.to_thread.run_sync(submit, limiter=limiter)
+            async with spooled(request) as file:
+                source = await run_in_threadpool(bulk.of_file, options, given, file)
+                made, new = await submit_bulk(context, key.tenant_id, options, source, idempotency_key)
     except ClientDisconnect:
         return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody reads it
-    except FarmError:
-        try:
-            await body.drain()
-        except ClientDisconnect:
-            return Response(status_code=HTTPStatus.BAD_REQUEST)
-        raise
-    response.status_code = 201 if created else 200
+    response.status_code = 201 if new else 200
     if isinstance(made, Estimate):
         return DryRunSchema.of(made)
     response.headers["Location"] = f"/v1/batches/{made.id}"
     return BatchSchema.of(made)
 
 
-def _submit_json(
-    context: AppContext, tenant_id: str, options: BatchOptions, raw: bytes, key: str | None
-) -> tuple[Batch | Estimate, bool]:
-    options, lines = _read_json(parse_json(raw), options)
+def _of_json(raw: bytes, options: BatchOptions) -> tuple[BatchOptions, BulkSource]:
     digest = bulk.new_hash(options, JSON)
     digest.update(raw)
-    return bulk.submit(context, tenant_id, options, lines, key, digest.digest)
+    options, lines = _read_json(parse_json(raw), options)
+    names_urls = b"://" in raw or b":\\/" in raw or any("://" in str(one) for one in options.defaults.values())
+    return options, BulkSource(lines, digest.digest, names_urls)
 
 
-def _read_json(parsed: Any, options: BatchOptions) -> tuple[BatchOptions, Iterable[BulkLine]]:
+def _read_json(parsed: Any, options: BatchOptions) -> tuple[BatchOptions, Callable[[], Iterable[BulkLine]]]:
     """What a JSON body asks for, and its jobs. Raises `BadInput`."""
     if not isinstance(parsed, dict) or ("jobs" in parsed) == ("sweep" in parsed):
         raise BadInput.of("body", parsed, "must be a JSON object with either `jobs` or `sweep`")
@@ -194,8 +186,9 @@ def _read_json(parsed: Any, options: BatchOptions) -> tuple[BatchOptions, Iterab
     if isinstance(request, SweepBody):
         sweep_size(request.sweep, request.repeats)
         defaults = parameters.without(options.defaults, (name for group in request.sweep for name in group))
-        return options, enumerate(sweep(request.sweep, request.repeats, defaults, request.seeds), start=1)
-    return options, enumerate(request.jobs, start=1)
+        written = partial(sweep, request.sweep, request.repeats, defaults, request.seeds)
+        return options, lambda: enumerate(written(), start=1)
+    return options, partial(enumerate, request.jobs, 1)
 
 
 @router.get("", summary="List batches", responses=responses(*ALWAYS))
@@ -417,11 +410,19 @@ def cancel_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSc
     "/{batch_id}/retry",
     status_code=201,
     summary="Retry a batch",
-    responses={201: {"description": "The new batch.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409, 429)},
+    responses={
+        200: {"description": "The batch that an earlier retry made.", "model": BatchSchema, "headers": _LOCATION},
+        201: {"description": "The new batch.", "headers": _LOCATION},
+        **responses(*ALWAYS, 404, 409, 429),
+    },
 )
 def retry_batch(context: Context, key: Submitter, batch_id: BatchId, response: Response) -> BatchSchema:
-    """Submit the failed and canceled jobs of a finished batch again, as a new batch. The old one stays as it is."""
-    batch = services.retry(context, key.tenant_id, batch_id)
+    """Submit the failed and canceled jobs of a finished batch again, as a new batch. The old one stays as it is.
+
+    Retrying it again makes no second batch while the new one runs or after all of it succeeded: it is returned.
+    """
+    batch, created = services.retry(context, key.tenant_id, batch_id)
+    response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     return BatchSchema.of(batch)
 

@@ -7,7 +7,6 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-import anyio.to_thread
 from fastapi import APIRouter, Path, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -71,7 +70,7 @@ async def upload_file(context: Context, key: Submitter, request: Request, respon
     """
     upload = await _read(request)
     store = partial(inputs.store, context, key.tenant_id, upload.data, upload.filename, field="file")
-    file, new = await anyio.to_thread.run_sync(store, limiter=context.fetching)
+    file, new = await context.storing.run(key.tenant_id, store)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/files/{file.id}"
     return FileSchema.of(file)

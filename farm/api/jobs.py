@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Final
 
-import anyio.to_thread
 import structlog
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 from pydantic import Field
@@ -112,7 +111,7 @@ async def submit_job(
     """Accept one job. An accepted job reaches exactly one final state: succeeded, failed or canceled."""
     name = services.idempotency_key(idempotency_key, request)
     submit = partial(services.submit, context, key.tenant_id, request, name, traceparent=traceparent)
-    job, created = await anyio.to_thread.run_sync(submit, limiter=context.submit_limiter(request))
+    job, created = await context.run_submit(key.tenant_id, request, submit)
     structlog.contextvars.bind_contextvars(job=job.id)
     seconds = parse_prefer_wait(prefer, context.settings.max_wait_seconds)
     if seconds is not None:
@@ -154,11 +153,19 @@ def cancel_job(context: Context, key: Submitter, job_id: JobId) -> JobSchema:
     "/{job_id}/retry",
     status_code=201,
     summary="Retry a job",
-    responses={201: {"description": "The new job.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409, 429)},
+    responses={
+        200: {"description": "The job that an earlier retry made.", "model": JobSchema, "headers": _LOCATION},
+        201: {"description": "The new job.", "headers": _LOCATION},
+        **responses(*ALWAYS, 404, 409, 429),
+    },
 )
 def retry_job(context: Context, key: Submitter, job_id: JobId, response: Response) -> JobSchema:
-    """Submit the parameters of a failed or canceled job again, as a new job. The old job stays as it is."""
-    job = services.retry(context, key.tenant_id, job_id)
+    """Submit the parameters of a failed or canceled job again, as a new job. The old job stays as it is.
+
+    Retrying it again makes no second job while the new one runs or after it succeeded: it is returned.
+    """
+    job, created = services.retry(context, key.tenant_id, job_id)
+    response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobSchema.of(job, context.storage, context.settings)
 

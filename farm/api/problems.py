@@ -1,6 +1,7 @@
 """Errors as the client sees them: RFC 9457 ``application/problem+json``, for every status that is not a success.
 
     Unauthorized 401 · Forbidden 403 · NotFound 404 · Conflict 409 · BadInput 422 · QuotaExceeded 429 · Unavailable 503
+    DiskFull 507
 
 A problem names the field as the client wrote it, the value that came and what is allowed. Values come from strangers,
 so they are shortened and made encodable before they are sent back.
@@ -8,7 +9,9 @@ so they are shortened and made encodable before they are sent back.
 
 from __future__ import annotations
 
+import errno
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -26,6 +29,7 @@ from farm.errors import (
     BadInput,
     BatchRefused,
     Conflict,
+    DiskFull,
     FarmError,
     FieldProblem,
     Forbidden,
@@ -40,6 +44,9 @@ from farm.services import validation
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
+MAX_ERRORS: Final = 1_000  #: fields that one answer names
+MAX_FIELD: Final = 200  #: characters of a field's name that are sent back
+MAX_MESSAGE: Final = 2_000  #: characters of what is wrong with it
 RETRY_SECONDS: Final = 2  #: what a client is asked to wait for when a server behind the API does not answer
 
 _STATUS: Final[dict[type[FarmError], HTTPStatus]] = {
@@ -50,6 +57,7 @@ _STATUS: Final[dict[type[FarmError], HTTPStatus]] = {
     BadInput: HTTPStatus.UNPROCESSABLE_ENTITY,
     QuotaExceeded: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    DiskFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
 
 INTERNAL_ERROR: Final = "The server failed to answer this request; its log has the details under the request id."
@@ -71,6 +79,7 @@ _KINDS: Final[dict[int, tuple[str, str]]] = {
     429: ("quota-exceeded", "Too many requests"),
     500: ("internal-error", "Internal server error"),
     503: ("unavailable", "Service unavailable"),
+    507: ("insufficient-storage", "Insufficient storage"),
 }
 
 
@@ -144,7 +153,7 @@ def problem(
         type=f"urn:farm:problem:{kind}",
         title=title or title_of(status),
         status=status,
-        detail=validation.encodable(detail),
+        detail=validation.shortened(detail, MAX_MESSAGE),
         instance=validation.encodable(request.url.path)[:500],
         request_id=getattr(request.state, "request_id", None),
         error_count=error_count,
@@ -153,13 +162,15 @@ def problem(
     if errors:
         body["errors"] = [
             FieldError(
-                field=validation.encodable(one.field),
+                field=validation.shortened(one.field, MAX_FIELD),
                 value=validation.shown(one.value),
-                message=validation.encodable(one.message),
+                message=validation.shortened(one.message, MAX_MESSAGE),
                 line=one.line,
             ).model_dump(exclude=None if one.line is not None else {"line"})
-            for one in errors
+            for one in errors[:MAX_ERRORS]
         ]
+        if len(errors) > MAX_ERRORS:
+            body.setdefault("error_count", len(errors))
     return JSONResponse(body, status_code=int(status), media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
@@ -173,7 +184,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
 
 
-def retry_after(error: QuotaExceeded | Unavailable) -> str:
+def disk_full(error: BaseException) -> DiskFull | None:
+    """The error for a client whose request found no room on this machine's disk; None for any other error."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        log.error("the disk for temporary files is full", action="disk_full", directory=tempfile.gettempdir())
+        return DiskFull("the API's disk for temporary files is full; try again later")
+    return None
+
+
+def retry_after(error: QuotaExceeded | Unavailable | DiskFull) -> str:
     """How many seconds a client is asked to wait."""
     seconds = error.retry_after if isinstance(error, QuotaExceeded) else None
     return str(RETRY_SECONDS if seconds is None else max(1, math.ceil(seconds)))
@@ -192,7 +211,7 @@ def of_error(request: Request, error: FarmError) -> JSONResponse:
                 headers["WWW-Authenticate"] += ', error="invalid_token"'
         case Forbidden():
             headers["WWW-Authenticate"] = 'Bearer realm="farm", error="insufficient_scope"'
-        case Unavailable() | QuotaExceeded():
+        case Unavailable() | QuotaExceeded() | DiskFull():
             headers["Retry-After"] = retry_after(error)
     if isinstance(error, Unavailable):
         log.warning(

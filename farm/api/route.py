@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Coroutine, Iterator
 from email.message import Message
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import structlog
 from fastapi import Request, Response
@@ -19,6 +19,9 @@ from farm.api.auth import RequireScope
 from farm.api.problems import UnreadableBody
 from farm.domain import ids
 
+INLINE_BYTES: Final = 64 * 2**10  #: parsed on the event loop; what is larger is parsed by a thread
+MAX_DEPTH: Final = 64  #: lists and objects inside each other
+
 
 class StrictRequest(Request):
     """A request whose JSON is JSON: no NaN, no Infinity, no broken UTF-8, no nesting that exhausts the parser."""
@@ -26,14 +29,19 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body. Raises `UnreadableBody`."""
         if not hasattr(self, "_strict"):
-            self._strict = parse_json(await self.body())
+            self._strict = await read_json(await self.body())
         return self._strict
+
+
+async def read_json(body: bytes) -> Any:
+    """`parse_json`, in a thread if the body is large."""
+    return parse_json(body) if len(body) <= INLINE_BYTES else await run_in_threadpool(parse_json, body)
 
 
 def parse_json(body: bytes) -> Any:
     """A body as JSON, read strictly. Raises `UnreadableBody`."""
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise UnreadableBody("the body is not valid UTF-8", f"byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -42,6 +50,25 @@ def parse_json(body: bytes) -> Any:
         raise UnreadableBody("the body is nested too deeply") from error
     except ValueError as error:  # an integer of thousands of digits
         raise UnreadableBody("the body holds a number with too many digits") from error
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper(value):
+        raise UnreadableBody(f"the body is nested too deeply: at most {MAX_DEPTH} levels are allowed")
+    return value
+
+
+def _deeper(value: object) -> bool:
+    """Whether lists and objects are nested more than `MAX_DEPTH` levels deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += one.values()
+            elif isinstance(one, list):
+                inner += one
+        level = [one for one in inner if isinstance(one, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> NoReturn:

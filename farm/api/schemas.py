@@ -107,7 +107,7 @@ class JobSchema(Schema):
     worker: str | None = Field(description="The worker that has it, or had it last.")
     parameters: dict[str, Any] = Field(description="Sent again, they give the same outputs.")
     warnings: list[str] = Field(
-        description="What is odd about the outputs, one sentence each: a prompt that was cut, a size that was rounded."
+        description="What is odd about the outputs, one sentence each: a prompt that was cut, an output of one colour."
     )
     timings: TimingsSchema
     custom_id: str | None
@@ -394,6 +394,7 @@ class KeySchema(Schema):
     """An API key without its secret."""
 
     id: str
+    tenant_id: str = Field(description="Whose key it is.")
     name: str
     scopes: list[Scope]
     created_at: datetime
@@ -403,7 +404,12 @@ class KeySchema(Schema):
     def of(cls, key: Key) -> Self:
         """The key as an administrator sees it."""
         return cls(
-            id=key.id, name=key.name, scopes=sorted(key.scopes), created_at=key.created_at, revoked_at=key.revoked_at
+            id=key.id,
+            tenant_id=key.tenant_id,
+            name=key.name,
+            scopes=sorted(key.scopes),
+            created_at=key.created_at,
+            revoked_at=key.revoked_at,
         )
 
 

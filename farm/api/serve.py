@@ -8,6 +8,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
+from farm.api.connections import HttpProtocol, raise_file_limit
 from farm.settings import Settings
 
 GRACE_SECONDS: Final = 10  #: for requests that are being answered when the process gets the signal to stop
@@ -29,6 +30,7 @@ def make_server(app: FastAPI, settings: Settings, host: str | None = None, port:
     """A server of the app at that address, or at the settings'."""
     config = uvicorn.Config(
         app,
+        http=HttpProtocol,
         host=settings.api_host if host is None else host,
         port=settings.api_port if port is None else port,
         lifespan="on",
@@ -44,6 +46,7 @@ def make_server(app: FastAPI, settings: Settings, host: str | None = None, port:
 
 def serve(app: FastAPI, settings: Settings, host: str | None = None, port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT; exits with 3 if the server could not start."""
+    raise_file_limit()
     server = make_server(app, settings, host, port)
     server.run()
     if not server.started:

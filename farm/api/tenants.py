@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Self
 
@@ -9,11 +10,13 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
-from farm.api.dependencies import Context
+from farm.api.dependencies import AppContext, Context
+from farm.api.patch import Patch
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
+from farm.errors import BadInput, FieldProblem
 from farm.fields import NoNul, Storable
 from farm.store.tenants import Tenant
 
@@ -56,23 +59,31 @@ class TenantLimits(BaseModel):
     )
 
 
+Alias = Annotated[str, StringConstraints(min_length=1, max_length=100), Storable, NoNul]
+Aliases = Annotated[dict[Alias, Alias], Field(max_length=100)]
+_ALIASES: Final = "Other names of models, to their ids: what the tenant's clients call them."
+
+
 class TenantCreate(TenantLimits):
     """A tenant to make."""
 
     name: Name = Field(description="The tenant's name, unique in the farm.")
     weight: Weight = Field(1.0, description="Its share of the farm, relative to the other tenants.")
+    model_aliases: Aliases = Field(default_factory=dict, description=_ALIASES)
 
 
-class TenantUpdate(TenantLimits):
-    """Changes; an absent field stays as it is, null removes a limit. Null leaves name and weight as they are."""
+class TenantUpdate(Patch, TenantLimits):
+    """Changes; an absent field stays as it is, and null removes a limit."""
+
+    clearable = frozenset(TenantLimits.model_fields)
 
     name: Name | None = Field(None, description="The tenant's name, unique in the farm.")
     weight: Weight | None = Field(None, description="Its share of the farm, relative to the other tenants.")
+    model_aliases: Aliases | None = Field(None, description=_ALIASES)
 
     def changes(self) -> dict[str, Any]:
         """The columns to set."""
-        kept = {name for name in ("name", "weight") if getattr(self, name) is None}
-        return self.model_dump(exclude_unset=True, exclude=kept)
+        return self.model_dump(exclude_unset=True)
 
 
 class TenantSchema(Schema):
@@ -87,6 +98,7 @@ class TenantSchema(Schema):
     storage_bytes: int | None
     stored_bytes: int = Field(description="Measured every few minutes, and only while there is a limit.")
     retention_days: int | None
+    model_aliases: dict[str, str]
     paused: bool
     created_at: datetime
 
@@ -103,6 +115,7 @@ class TenantSchema(Schema):
             storage_bytes=tenant.storage_bytes,
             stored_bytes=tenant.stored_bytes,
             retention_days=tenant.retention_days,
+            model_aliases=dict(tenant.model_aliases),
             paused=tenant.paused_at is not None,
             created_at=tenant.created_at,
         )
@@ -134,6 +147,7 @@ def list_tenants(
 @router.post("", status_code=201, summary="Make a tenant", responses=responses(*ALWAYS, 409, 413, 415))
 def create_tenant(context: Context, admin: Admin, request: TenantCreate) -> TenantSchema:  # noqa: ARG001 - it guards
     """A new tenant. It has no key yet: make one with `POST /v1/keys?tenant=…`."""
+    _check_aliases(context, request.model_aliases)
     with context.store.begin() as unit:
         return TenantSchema.of(unit.tenants.create(**request.model_dump()))
 
@@ -152,9 +166,21 @@ def change_tenant(
     tenant_id: TenantId,
     request: TenantUpdate,
 ) -> TenantSchema:
-    """Change name, weight or limits; jobs that were already accepted stay accepted."""
+    """Change name, weight, limits or aliases; jobs that were already accepted stay accepted."""
+    _check_aliases(context, request.model_aliases or {})
     with context.store.begin() as unit:
         return TenantSchema.of(unit.tenants.change(tenant_id, **request.changes()))
+
+
+def _check_aliases(context: AppContext, aliases: Mapping[str, str]) -> None:
+    known = [model.id for model in context.registry.models]
+    problems = [
+        FieldProblem(f"model_aliases.{alias}", model, f"is not a model of this farm; there are: {', '.join(known)}")
+        for alias, model in aliases.items()
+        if model not in known
+    ]
+    if problems:
+        raise BadInput(*problems)
 
 
 @router.delete("/{tenant_id}", summary="Remove a tenant", responses=responses(*ALWAYS, 404, 409))

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from farm.api.patch import Patch
 from farm.api.schemas import Schema
 from farm.domain.endpoint import WEBHOOK_EVENTS, DeliveryState, DisabledReason, Endpoint, Secret, Subscribable
 from farm.domain.states import EventType
@@ -41,10 +42,8 @@ class EndpointCreate(BaseModel):
     )
 
 
-class EndpointUpdate(BaseModel):
-    """Changes of an endpoint; a field that is absent or null stays as it is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class EndpointUpdate(Patch):
+    """Changes of an endpoint; an absent field stays as it is."""
 
     url: Url | None = Field(None, description="A new URL.")
     description: Description | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -10,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -135,7 +135,10 @@ def _submit(
     source: Any = sys.stdin.buffer if file == "-" else Path(file)
     with connect(url, api_key, data_dir) as farm:
         if dry_run:
-            _print_dry_run(farm.check_batch(source, **options), as_json=as_json)
+            found = farm.check_batch(source, **options)
+            if not as_json:
+                _hint(farm, found.same_as)
+            _print_dry_run(found, as_json=as_json)
             return
         try:
             batch = farm.submit_batch(
@@ -150,6 +153,7 @@ def _submit(
             say(batch.id)
             skipped = f"; {batch.skipped:,} refused: `farm get {batch.id}` lists them" if batch.skipped else ""
             say(f"{batch.total:,} jobs queued{skipped}", file=sys.stderr)
+            _hint(farm, batch.same_as)
         if watch:
             batch = _wait(farm, batch)
         if as_json:
@@ -407,6 +411,15 @@ def _wait(farm: Farm, batch: Batch) -> Batch:
         raise typer.Exit(130) from None
 
 
+def _hint(farm: Farm, same_as: str | None) -> None:
+    """Say that an equal file was submitted lately: the second time may be a mistake."""
+    if same_as is None:
+        return
+    with contextlib.suppress(FarmError):  # it may be deleted by now
+        earlier = farm.batch(same_as)
+        say(f"farm: an equal file was submitted {age(earlier.created_at)} ago as {earlier.id}", file=sys.stderr)
+
+
 def _exit(batch: Batch) -> None:
     counts = batch.counts
     say(
@@ -414,11 +427,13 @@ def _exit(batch: Batch) -> None:
         f"{counts['canceled']:,} canceled",
         file=sys.stderr,
     )
+    if batch.suspicious_output:
+        say(f"{batch.suspicious_output:,} of them have outputs that look blank or silent", file=sys.stderr)
     if counts["succeeded"] < batch.total:
         raise typer.Exit(1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _showing() -> Iterator[Callable[[Batch], None]]:
     """What shows a batch's progress: a bar on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
@@ -428,7 +443,7 @@ def _showing() -> Iterator[Callable[[Batch], None]]:
             now = time.monotonic()
             if batch.over or now - last[0] >= _LINE_SECONDS:
                 last[0] = now
-                say(f"{batch.ended:,} of {batch.total:,} done{_note(batch)}", file=sys.stderr)
+                say(f"{batch.done:,} of {batch.total:,} done{_note(batch)}", file=sys.stderr)
 
         yield line
         return
@@ -443,7 +458,7 @@ def _showing() -> Iterator[Callable[[Batch], None]]:
     )
     row = bar.add_task("", total=None, note="")
     with bar:
-        yield lambda batch: bar.update(row, total=batch.total, completed=batch.ended, note=_note(batch).lstrip(", "))
+        yield lambda batch: bar.update(row, total=batch.total, completed=batch.done, note=_note(batch).lstrip(", "))
 
 
 def _note(batch: Batch) -> str:
@@ -454,6 +469,8 @@ def _note(batch: Batch) -> str:
         text += f", {batch.counts['running']:,} running"
     if batch.counts.get("failed"):
         text += f", {batch.counts['failed']:,} failed"
+    if batch.counts.get("canceled"):
+        text += f", {batch.counts['canceled']:,} canceled"
     if batch.jobs_per_second:
         text += f", {batch.jobs_per_second:.2g} jobs/s"
     if batch.eta_seconds and not batch.over:
@@ -474,7 +491,10 @@ def _print_dry_run(found: DryRun, *, as_json: bool) -> None:
     else:
         for one in found.errors[:_SHOWN]:
             say(f"farm: {one}", file=sys.stderr)
-        long = f", about {duration(found.estimated_seconds)}" if found.estimated_seconds else ""
+        long = ""
+        if found.estimated_seconds is not None:
+            low, high = map(duration, found.estimated_seconds)
+            long = f", about {low}" if low == high else f", {low} to {high}"
         say(f"{found.jobs:,} jobs, {found.cost:,.1f} megapixel-steps{long}; {found.refused:,} lines refused")
     if found.refused:
         raise typer.Exit(1)
@@ -504,7 +524,7 @@ def _print_table(found: list[Batch]) -> None:
     table.add_column("id", no_wrap=True, min_width=36)
     for heading in ("state", "age"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("jobs", "done", "failed"):
+    for heading in ("jobs", "done", "failed", "canceled"):
         table.add_column(heading, no_wrap=True, justify="right")
     table.add_column("name", no_wrap=True, overflow="ellipsis", ratio=1)
     for batch in found:
@@ -514,8 +534,9 @@ def _print_table(found: list[Batch]) -> None:
             batch.state,
             age(batch.created_at),
             f"{batch.total:,}",
-            f"{batch.ended:,}",
+            f"{batch.done:,}",
             Text(f"{counts['failed']:,}", style="red" if counts["failed"] else ""),
+            f"{counts['canceled']:,}",
             Text(batch.name or ""),
         )
     console = open_console()

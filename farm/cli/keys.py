@@ -93,7 +93,8 @@ def _show(key: Key, as_json: bool) -> None:
     if as_json:
         print_json(key.raw)
         return
-    say(f"{key.id} may {', '.join(key.scopes)}; the key is shown only once:", file=sys.stderr)
+    may = ", ".join(key.scopes)
+    say(f"{key.id} of tenant {key.tenant_id} may {may}; the key is shown only once:", file=sys.stderr)
     say(key.text)
 
 
@@ -112,4 +113,4 @@ def revoke(
     if as_json:
         print_json(key.raw)
     else:
-        say(f"{key.id} is revoked")
+        say(f"{key.id} of tenant {key.tenant_id} is revoked")

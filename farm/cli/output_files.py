@@ -88,7 +88,7 @@ def free(path: Path) -> Path:
 
 def save(path: Path, data: bytes) -> None:
     """Write the file atomically, beside others that do the same. A link of that name is replaced, never followed."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666), "wb") as file:  # noqa: PTH123
             file.write(data)

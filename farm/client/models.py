@@ -318,6 +318,7 @@ class Key:
     """An API key."""
 
     id: str
+    tenant_id: str  #: whose key it is
     name: str
     scopes: tuple[str, ...]
     created_at: datetime | None
@@ -330,6 +331,7 @@ class Key:
         """The key that an answer describes."""
         return cls(
             id=str(raw["id"]),
+            tenant_id=str(raw.get("tenant_id") or ""),
             name=str(raw.get("name") or ""),
             scopes=tuple(raw.get("scopes") or ()),
             created_at=_time(raw.get("created_at")),
@@ -378,8 +380,10 @@ class Batch:
     progress: float  #: finished jobs, from 0 to 1
     jobs_per_second: float | None  #: as measured; None until two jobs have finished
     eta_seconds: float | None
+    suspicious_output: int  #: jobs that succeeded with an output that looks wrong
     skipped: int  #: lines that were refused when it was submitted
     retry_of: str | None
+    same_as: str | None  #: in the answer that submitted it: a recent batch of an equal request
     created_at: datetime | None
     raw: dict[str, Any] = field(repr=False, compare=False)
 
@@ -398,6 +402,11 @@ class Batch:
         """Finished jobs."""
         return sum(self.counts.get(state, 0) for state in TERMINAL)
 
+    @property
+    def done(self) -> int:
+        """Jobs that succeeded or failed; canceled ones were not tried to their end."""
+        return self.counts.get("succeeded", 0) + self.counts.get("failed", 0)
+
     @classmethod
     def of(cls, raw: Json) -> Batch:
         """The batch that an answer describes."""
@@ -409,8 +418,10 @@ class Batch:
             progress=float(raw.get("progress") or 0),
             jobs_per_second=raw.get("jobs_per_second"),
             eta_seconds=raw.get("eta_seconds"),
+            suspicious_output=int(raw.get("suspicious_output") or 0),
             skipped=int(raw.get("skipped") or 0),
             retry_of=raw.get("retry_of"),
+            same_as=raw.get("same_as"),
             created_at=_time(raw.get("created_at")),
             raw=dict(raw),
         )
@@ -450,18 +461,21 @@ class DryRun:
     jobs: int  #: that would be queued
     refused: int  #: lines that would not be taken
     cost: float  #: megapixel-steps
-    estimated_seconds: float | None  #: at the speed that the farm had lately; None while it has none
+    estimated_seconds: tuple[float, float] | None  #: from and to, for these jobs alone; None while nothing is known
+    same_as: str | None  #: a recent batch of an equal request
     errors: tuple[FieldError, ...]  #: the first of what is wrong
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
     def of(cls, raw: Json) -> DryRun:
         """What an answer describes."""
+        seconds = raw.get("estimated_seconds")
         return cls(
             jobs=int(raw["jobs"]),
             refused=int(raw["refused"]),
             cost=float(raw["cost"]),
-            estimated_seconds=raw.get("estimated_seconds"),
+            estimated_seconds=None if seconds is None else (float(seconds["low"]), float(seconds["high"])),
+            same_as=raw.get("same_as"),
             errors=tuple(
                 FieldError(str(one["field"]), one.get("value"), str(one["message"]), one.get("line"))
                 for one in raw.get("errors") or ()

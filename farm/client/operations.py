@@ -6,22 +6,35 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import httpx2
 
 from farm.api_types import FileInput, JobParameters, Task
 from farm.client import requests
-from farm.client.errors import ApiError, Corrupted, FarmClientError, JobFailed, Unreachable, WaitedTooLong
+from farm.client.errors import (
+    ApiError,
+    Corrupted,
+    FarmClientError,
+    JobFailed,
+    ServerProblem,
+    Unreachable,
+    WaitedTooLong,
+)
 from farm.client.models import Artifact, Batch, Event, Job, Output, Progress, Rendered, Result
-from farm.client.protocol import Emit, Fetched, Flow, Open, Sleep, Stream, Streamed, StreamFormat
+from farm.client.protocol import Call, Emit, Fetched, Flow, Open, Sleep, Stream, Streamed, StreamFormat
+
+T = TypeVar("T")
 
 #: The server says something at least every 15 s while a job is followed; silence for longer means a dead connection.
 _SILENCE_SECONDS: Final = 40.0
 _LOOK_SECONDS: Final = 1.0  #: between two looks at a batch, which is one row
+_AWAY_SECONDS: Final = 2.0  #: between two tries to reach a farm that is away
 _LOOK_SHARE: Final = 5.0  #: a look at a batch's results is followed by a rest of so many times what it took
 _POLL_SECONDS: Final = (0.25, 0.5, 1.0, 2.0)  #: between looks, when the stream of events cannot be had
+#: How long a farm that was reached before may be away, while somebody waits for it: it restarts, or is updated.
+_OUTAGE_SECONDS: Final = 300.0
 #: What a stream of events may end with: then a plain request, with its own timeout, reads the state.
 _BROKEN: Final = (httpx2.TransportError, Unreachable, ApiError, KeyError, TypeError, ValueError)
 
@@ -122,7 +135,7 @@ def wait(
         if _past(deadline):
             break
         # A plain request has retries of its own, and says what is wrong when the farm is gone for good.
-        seen: Job = yield requests.get(now.id)
+        seen: Job = yield from _patiently(requests.get(now.id), deadline)
         if seen != now:
             now = seen
             tell(now)
@@ -208,7 +221,25 @@ def wait_batch(
             assert timeout is not None
             raise WaitedTooLong(now, timeout)
         yield Sleep(_within(deadline, _LOOK_SECONDS))
-        now = yield requests.batch(now.id)
+        now = yield from _patiently(requests.batch(now.id), deadline)
+
+
+def _patiently(call: Call[T], deadline: float | None = None) -> Flow[T]:
+    """What comes of a repeatable call, which is sent again while a farm that was reached before is away.
+
+    Raises what the call raises when the farm is away for longer than `_OUTAGE_SECONDS`, or beyond the deadline.
+    """
+    waited = 0.0
+    while True:
+        try:
+            found: T = yield call
+        except (Unreachable, ServerProblem):
+            if waited >= _OUTAGE_SECONDS or _past(deadline):
+                raise
+        else:
+            return found
+        yield Sleep(_within(deadline, _AWAY_SECONDS))
+        waited += _AWAY_SECONDS
 
 
 def events(name: str, *, last_event_id: str | None = None) -> Streamed[Event]:
@@ -230,7 +261,8 @@ def events(name: str, *, last_event_id: str | None = None) -> Streamed[Event]:
                 failures += 1
             yield Stream.CLOSE
             # says that it has finished, or what is wrong
-            now: Job | Batch = yield (requests.batch(name) if requests.is_batch(name) else requests.get(name))
+            call: Call[Any] = requests.batch(name) if requests.is_batch(name) else requests.get(name)
+            now: Job | Batch = yield from _patiently(call)
             if now.over and not failures:
                 return
             yield Sleep(_POLL_SECONDS[min(failures, len(_POLL_SECONDS) - 1)])
@@ -249,17 +281,21 @@ def completed(batch: Batch | str, *, timeout: float | None = None) -> Streamed[R
         deadline = None if timeout is None else time.monotonic() + timeout
         yielded: set[int] = set()
         while True:
-            now: Batch = yield requests.batch(name)
+            now: Batch = yield from _patiently(requests.batch(name), deadline)
             begun = time.monotonic()
+            whole = True
             if now.ended > len(yielded):
-                yield Open(requests.result_lines(name), StreamFormat.LINES)
-                while (line := (yield Stream.NEXT)) is not None:
-                    result = Result.of(line)
-                    if result.seq not in yielded:
-                        yielded.add(result.seq)
-                        yield Emit(result)
+                try:
+                    yield Open(requests.result_lines(name), StreamFormat.LINES)
+                    while (line := (yield Stream.NEXT)) is not None:
+                        result = Result.of(line)
+                        if result.seq not in yielded:
+                            yielded.add(result.seq)
+                            yield Emit(result)
+                except (Unreachable, ServerProblem):
+                    whole = False  # the next look goes on, if the farm comes back
                 yield Stream.CLOSE
-            if now.over:
+            if now.over and whole:
                 return
             if _past(deadline):
                 assert timeout is not None

@@ -123,8 +123,8 @@ def cancel(job_id: str) -> Call[Job]:
 
 
 def retry(job_id: str) -> Call[Job]:
-    """Submit again what a failed or canceled job asked for, as a new job."""
-    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", Job.of, repeatable=False)
+    """Submit again what a failed or canceled job asked for, as a new job; one that was retried gives its retry."""
+    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", Job.of)
 
 
 def cancel_jobs(
@@ -242,8 +242,8 @@ def cancel_batch(batch_id: str) -> Call[Batch]:
 
 
 def retry_batch(batch_id: str) -> Call[Batch]:
-    """Submit the failed and canceled jobs of a finished batch again, as a new batch."""
-    return Call("POST", f"{_batch(batch_id)}/retry", Batch.of, repeatable=False, timeout=BULK_SECONDS)
+    """Submit the failed and canceled jobs of a finished batch again; one that was retried gives its retry."""
+    return Call("POST", f"{_batch(batch_id)}/retry", Batch.of, timeout=BULK_SECONDS)
 
 
 def pause_batch(batch_id: str) -> Call[Batch]:

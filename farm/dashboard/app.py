@@ -11,10 +11,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from farm.api import app as api
+from farm.api.body_limits import BodyLimit
 from farm.dashboard import rendering
-from farm.dashboard.pages import PAGES
+from farm.dashboard.pages import PAGES, new_batch
 from farm.settings import Settings
 
+LOGIN_BYTES: Final = 16 * 2**10
 FOREVER: Final = "public, max-age=31536000, immutable"
 
 root: Final = APIRouter(include_in_schema=False)
@@ -39,7 +41,11 @@ class Assets(StaticFiles):
 
 def create_app(settings: Settings) -> FastAPI:
     """The API with the pages beside it. Nothing is opened before the app starts."""
-    app = api.create_app(settings)
+    limits = {
+        rendering.LOGIN: BodyLimit(LOGIN_BYTES),
+        new_batch.PATH: BodyLimit(settings.max_bulk_bytes, on_disk=True),
+    }
+    app = api.create_app(settings, limits)
     app.include_router(root)
     for module in PAGES:
         app.include_router(module.router)

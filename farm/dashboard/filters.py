@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from farm.domain.estimate import SecondsRange
 from farm.domain.media import MediaMetadata
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -26,6 +27,14 @@ def compact(value: float | None) -> str:
             scaled = value / (1e3 if unit == "k" else limit)
             return f"{scaled:,.1f} {unit}" if scaled < 100 else f"{scaled:,.0f} {unit}"
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def between_durations(seconds: SecondsRange | None) -> str:
+    """``20 min to 1 h``: the two ends of a range, or one of them where they look alike."""
+    if seconds is None:
+        return "–"
+    low, high = duration(seconds.low), duration(seconds.high)
+    return low if low == high else f"{low} to {high}"
 
 
 def duration(seconds: float | None) -> str:
@@ -131,6 +140,7 @@ FILTERS: Final[dict[str, Callable[..., str]]] = {
     "number": number,
     "compact": compact,
     "duration": duration,
+    "between_durations": between_durations,
     "ago": ago,
     "between": between,
     "clock": clock,

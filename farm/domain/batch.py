@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from farm.domain.estimate import SecondsRange
 from farm.domain.job import NewJob
 from farm.domain.parameters import PARAMETERS, stored_name
 from farm.domain.resolve import random_seed
@@ -48,6 +49,7 @@ class NewBatch:
     webhook: str | None = None  #: receives the batch's own events
     one_numerics: bool = False  #: whether all its jobs are rendered in the numerics class of the first
     numerics: str | None = None  #: that class, if it is known already
+    request_hash: bytes | None = None  #: of the request that submits it; None: no file or list of jobs did
 
 
 #: The parameters that the pipeline gets and in which entries of a batch mostly differ.
@@ -87,9 +89,10 @@ class Estimate:
 
     total: int  #: jobs that would be queued
     cost: float  #: megapixel-steps
-    seconds: float | None  #: at the speed that the farm had lately; None while it has none
+    seconds: SecondsRange | None  #: for these jobs alone; None while nothing was measured
     refused: int  #: entries that would not be taken
     problems: tuple[FieldProblem, ...]  #: the first of what is wrong with them
+    same_as: str | None = None  #: a recent batch of an equal request
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,16 @@ class JobCounts:
     def finished(self) -> int:
         """Finished jobs."""
         return self.succeeded + self.failed + self.canceled
+
+    @property
+    def done(self) -> int:
+        """Jobs that succeeded or failed: canceled ones were not rendered to their end."""
+        return self.succeeded + self.failed
+
+    @property
+    def progress(self) -> float:
+        """The finished part of the jobs, from 0 to 1."""
+        return self.finished / self.total if self.total else 1.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,7 @@ class Batch:
     metadata: Mapping[str, str]
     counts: JobCounts
     cost: float  #: megapixel-steps, of all its jobs
+    suspicious: int  #: jobs that succeeded with an output that looks wrong
     skipped: int  #: lines that were refused when it was submitted with ``on_error=skip``
     error_key: str | None  #: the object that reports them
     retry_of: str | None
@@ -144,6 +158,7 @@ class Batch:
     numerics: str | None  #: that class, once it is known
     propagating: bool  #: whether its jobs still follow a pause, the end of one, a new priority, or a cancel
     read_at: datetime  #: the database's time of this look
+    same_as: str | None = None  #: of one just submitted: a recent batch of an equal request
 
     @property
     def state(self) -> BatchState:
@@ -157,11 +172,11 @@ class Batch:
     @property
     def jobs_per_second(self) -> float | None:
         """The measured speed since its first job ended, pauses left out; None until two have."""
-        if self.first_finished_at is None or self.counts.finished < 2:
+        if self.first_finished_at is None or self.counts.done < 2:
             return None
         until = self.finished_at or self.paused_at or self.read_at
         seconds = (until - self.first_finished_at).total_seconds() - self.paused_seconds
-        return (self.counts.finished - 1) / seconds if seconds > 0 else None
+        return (self.counts.done - 1) / seconds if seconds > 0 else None
 
     @property
     def eta_seconds(self) -> float | None:

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints
 
 from farm.domain import ids
 from farm.domain.job_spec import JobSpec
-from farm.domain.media import MediaMetadata, pixels
+from farm.domain.media import SUSPICIOUS, MediaMetadata, pixels
 from farm.domain.states import EventType, JobState, Priority
 from farm.fields import CustomId, FrozenValue, Moment, NoNul, Storable
 from farm.tasks import TaskName
@@ -76,6 +76,11 @@ class Output:
     def height(self) -> int | None:
         """Pixels; None for media without."""
         return pixels(self.metadata, "height")
+
+    @property
+    def suspicion(self) -> str:
+        """Why it looks wrong, one of `media.SUSPICIONS`; empty: it does not."""
+        return str(self.metadata.get(SUSPICIOUS, ""))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class InputFile(FrozenValue):
 
 
 #: What `JobSpec.request` leaves out where it says nothing.
-_WHERE_USED: Final = ("parameters", "scheduler", "scheduler_options", "loras", "preview")
+_WHERE_USED: Final = ("parameters", "scheduler", "scheduler_options", "loras", "preview", "fail_on_suspicious")
 
 
 class JobSpec(FrozenValue):
@@ -70,6 +70,7 @@ class JobSpec(FrozenValue):
     exact: bool = True  #: whether the bytes must not depend on what else the device renders
     loras: tuple[Lora, ...] = ()  #: in the order they were given
     preview: bool = False  #: whether its progress carries small images; decides no pixel
+    fail_on_suspicious: bool = False  #: whether an output that looks wrong fails the job; decides no pixel
 
     @property
     def task_spec(self) -> TaskSpec:

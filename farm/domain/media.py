@@ -14,6 +14,15 @@ from farm.pipelines.spec import Media
 #: Recorded with an image that is dark everywhere: as a mask it would select nothing.
 EMPTY_MASK: Final = "empty_mask"
 
+#: Recorded with an output that looks wrong though its job succeeded, with why: see `SUSPICIONS`.
+SUSPICIOUS: Final = "suspicious_output"
+#: What is said of such an output, by why it looks wrong.
+SUSPICIONS: Final = {
+    "uniform": "is of one colour",
+    "saturated": "has hardly a value that is not black or full: the arithmetic may have overflowed",
+    "silent": "is silent",
+}
+
 #: ``width`` and ``height`` in pixels, as seen; ``frames``, ``fps`` and ``seconds`` of a video; ``seconds``,
 #: ``sample_rate`` and ``channels`` of audio. A file has only those that its kind has.
 MediaMetadata: TypeAlias = Mapping[str, int | float | str]

@@ -25,7 +25,8 @@ def recipe_json(spec: JobSpec, index: int, made_with: dict[str, object]) -> str:
         index: 0-based position among the job's outputs.
         made_with: model revision, dtype, device kind, library versions, numerics class.
     """
-    parameters = single_output(spec, index).model_copy(update={"preview": False}).request()
+    without = {"preview": False, "fail_on_suspicious": False}  # they decide no pixel
+    parameters = single_output(spec, index).model_copy(update=without).request()
     body = {"version": VERSION, "parameters": parameters, "made_with": made_with}
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 

@@ -111,6 +111,11 @@ class JobRequest(FrozenValue):
     preview: bool = Field(
         False, strict=True, description="Whether the job's events carry small images while it is rendered."
     )
+    fail_on_suspicious: bool = Field(
+        False,
+        strict=True,
+        description="Whether an output of one colour, saturated or silent fails the job as `suspicious_output`.",
+    )
     priority: Priority = Field(Priority.NORMAL, description="Jobs of a higher priority are dispatched first.")
     custom_id: CustomId | None = Field(None, description="Your own name for the job; results and webhooks carry it.")
     metadata: Metadata = Field(default_factory=dict, description="Your own texts by name; results carry them.")

@@ -134,6 +134,7 @@ class _Resolution:
             exact=exact,
             loras=request.loras,
             preview=request.preview,
+            fail_on_suspicious=request.fail_on_suspicious,
         )
 
     # -- parameters ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 from PIL import Image, ImageChops, ImageCms, ImageOps
 
 from farm.errors import FieldProblem, InputRefused
-from farm.objects import containers
+from farm.objects import containers, recipes
 from farm.objects.decode_budget import PIXELS
 from farm.settings import Settings
 from farm.settings import settings as process_settings
@@ -175,6 +175,20 @@ def load_small(data: bytes, side: int, settings: Settings) -> Image.Image:
         return shown.convert("RGBA" if shown.has_transparency_data else "RGB")
 
     return _load(data, settings, "image", small)
+
+
+def text_of(data: bytes, settings: Settings | None = None, *, field: str = "image") -> dict[str, str]:
+    """The texts that an image carries, by their keywords; its pixels are not decoded.
+
+    Raises:
+        InputRefused: it is not an image that may be used.
+    """
+    inspect(data, settings, field=field)
+    with Image.open(io.BytesIO(data)) as image:
+        found = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+    if "parameters" not in found and (recipe := recipes.read(io.BytesIO(data))) is not None:
+        found["farm"] = recipe
+    return found
 
 
 def as_png(image: Image.Image) -> bytes:

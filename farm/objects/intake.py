@@ -108,8 +108,7 @@ class Intake:
         if len(data) > (3 * longest if "%" in data else longest):
             raise _too_large(field, limit)
         try:
-            text = unquote_to_bytes(data) if "%" in data else data.encode("ascii")
-            return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+            return decode_base64(unquote_to_bytes(data) if "%" in data else data.encode("ascii"))
         except (binascii.Error, UnicodeEncodeError) as error:
             raise _refused(field, shown, f"the data URL is not valid base64 ({error})") from error
 
@@ -160,6 +159,16 @@ class Intake:
                 raise _too_large(field, limit)
             parts.append(part)
         return b"".join(parts)
+
+
+def decode_base64(text: bytes) -> bytes:
+    """What base64 stands for: with line ends as in mail (RFC 2045), and without padding, as in URLs.
+
+    Raises:
+        binascii.Error: it is something else.
+    """
+    text = text.translate(None, b" \t\r\n")
+    return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
 
 
 def _too_large(field: str, limit: int) -> InputRefused:

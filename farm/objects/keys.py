@@ -65,18 +65,13 @@ def batch_errors_key(tenant_id: str, batch_id: str) -> str:
     return f"{REPORTS}{_part('tenant', _TENANT, tenant_id)}/{_part('batch', _BATCH, batch_id)}/errors.jsonl"
 
 
-def lines_prefix(tenant_id: str) -> str:
-    """What the keys of all files of requests of a tenant start with."""
-    return f"{LINES}{_part('tenant', _TENANT, tenant_id)}/"
-
-
 def lines_key(tenant_id: str, file_id: str) -> str:
     """Where an uploaded file of requests lies, one per line.
 
     Raises:
         ValueError: a part is not in its form.
     """
-    return f"{lines_prefix(tenant_id)}{_part('file', _FILE, file_id)}.jsonl"
+    return f"{LINES}{_part('tenant', _TENANT, tenant_id)}/{_part('file', _FILE, file_id)}.jsonl"
 
 
 def job_prefix(tenant_id: str, job_id: str) -> str:

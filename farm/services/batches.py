@@ -80,10 +80,10 @@ def change(
     return batch if priority is None else _propagated(context, tenant_id, batch_id)
 
 
-def retry(context: ServiceContext, tenant_id: str, batch_id: str) -> Batch:
-    """Submit a finished batch's failed and canceled jobs again as a new batch.
+def retry(context: ServiceContext, tenant_id: str, batch_id: str) -> tuple[Batch, bool]:
+    """Submit a finished batch's failed and canceled jobs again as a new batch, once.
 
-    Raises `NotFound`, `Conflict` and `QuotaExceeded`.
+    Returns it, and whether this call made it. Raises `NotFound`, `Conflict` and `QuotaExceeded`.
     """
     with context.store.begin() as unit:
         return lifecycle.retry_batch(unit, tenant_id, batch_id)

@@ -1,7 +1,8 @@
 """Bulk requests: each line is checked as a single job is, and the good ones are staged and submitted together.
 
-Memory use does not depend on the length of the body: rows go to the database as they are read, and problems beyond the
-first thousand go to a file on disk and from there to the object storage.
+Memory use does not depend on the length of the body: it is read from a file, rows go to the database as they are read,
+and problems beyond the first thousand go to a file on disk and from there to the object storage. Images that lines name
+by URL are fetched before the transaction begins, so nothing outside the farm can hold it open.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import IO, Any, Final, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, create_model
 
@@ -25,13 +26,14 @@ from farm.domain import ids, parameters
 from farm.domain.batch import PER_ENTRY, Batch, BatchEntry, EntryOverrides, Estimate, NewBatch, OnError, Staged
 from farm.domain.job import NewJob
 from farm.domain.job_spec import InputFile
+from farm.domain.parameters import ParameterKind
 from farm.domain.requests import JobRequest
 from farm.domain.resolve import random_seed
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.fields import FrozenValue
 from farm.lifecycle import IdempotencyKey
 from farm.objects import keys
-from farm.services import bulk_parsers, inputs, jobs, validation
+from farm.services import bulk_parsers, inputs, jobs, validation, webhooks
 from farm.services.bulk_parsers import BulkLine, RefusedLine
 from farm.services.context import ServiceContext
 from farm.store.unit_of_work import UnitOfWork
@@ -39,13 +41,22 @@ from farm.tasks.params import Described
 
 T = TypeVar("T")
 
-MAX_SHOWN: Final = 1_000  #: problems in an answer; a file has all of them
+MAX_SHOWN: Final = 1_000  #: problems in an answer; a file has the others
+MAX_LINE_PROBLEMS: Final = 20  #: of one line, that are reported
+MAX_REPORT_BYTES: Final = 16 * 2**20  #: of the file; what does not fit is counted
+MAX_BAD_LINES: Final = 100_000  #: the rest is not read, if nothing will be submitted anyway
+READ_BYTES: Final = 2**18
 MAX_REMEMBERED: Final = 10_000  #: images and webhooks whose look-up is remembered while a body is read
 
 MAX_FETCHED: Final = 1_000  #: images that one bulk request may name by URL
 MAX_FETCH_SECONDS: Final = 600.0  #: that it may spend on fetching them
 
+MAX_FIELD: Final = 200  #: characters of a name that an error report repeats
+MAX_MESSAGE: Final = 500
+
 MAX_TEMPLATES: Final = 1_000  #: jobs that lines share, remembered while a body is read
+#: Every parameter that names an input file.
+INPUT_NAMES: Final = tuple(name for name, one in parameters.PARAMETERS.items() if one.kind is ParameterKind.INPUT)
 #: The parameters that lines mostly differ in. No other parameter depends on their values,
 #: but for whether they are empty.
 PER_LINE_FIELDS: Final = PER_ENTRY | {"seed", "custom_id", "metadata"}
@@ -70,6 +81,24 @@ class BatchOptions:
     defaults: Mapping[str, Any]  #: parameters that the jobs leave out
     on_error: OnError
     dry_run: bool
+    keep_empty: bool = False  #: whether a batch is made of lines of which none can be accepted, for their error report
+
+
+@dataclass(frozen=True)
+class BulkSource:
+    """The jobs of a bulk request, and how to tell two requests apart."""
+
+    lines: Callable[[], Iterable[BulkLine]]  #: from the first one; may be called several times
+    digest: Callable[[], bytes]  #: of the whole request
+    names_urls: bool  #: whether a line may name an image by URL
+
+
+@dataclass(frozen=True)
+class StoredReport:
+    """An error report in the object storage."""
+
+    key: str
+    size: int  #: bytes
 
 
 class ErrorReport:
@@ -79,30 +108,52 @@ class ErrorReport:
         self.first: list[FieldProblem] = []  #: at most `MAX_SHOWN`
         self.count = 0  #: problems so far
         self.lines = 0  #: lines with problems
-        self._file = tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8")  # noqa: SIM115
+        self._unlisted = 0  #: lines that the file has no room for
+        self._size = 0  #: bytes of the file
+        self._file = tempfile.NamedTemporaryFile("wb", suffix=".jsonl")  # noqa: SIM115
 
-    def add(self, line: int, problems: Iterable[FieldProblem], custom_id: object = None) -> None:
+    def add(self, line: int, problems: Sequence[FieldProblem], custom_id: object = None) -> None:
         """Add one line and its problems."""
         self.lines += 1
         errors = []
-        for one in problems:
-            shown = replace(one, line=line, value=validation.shown(one.value))
+        for one in problems[:MAX_LINE_PROBLEMS]:
+            shown = FieldProblem(
+                validation.shortened(one.field, MAX_FIELD),
+                validation.shown(one.value),
+                validation.shortened(one.message, MAX_MESSAGE),
+                line,
+            )
             if self.count < MAX_SHOWN:
                 self.first.append(shown)
             self.count += 1
-            errors.append({"field": validation.encodable(one.field), "value": shown.value, "message": one.message})
-        report = {"line": line, "errors": errors}
+            errors.append({"field": shown.field, "value": shown.value, "message": shown.message})
+        self.count += max(0, len(problems) - MAX_LINE_PROBLEMS)
+        report: dict[str, Any] = {"line": line, "errors": errors}
         if isinstance(custom_id, str):
-            report["custom_id"] = custom_id[:200]
-        body = json.dumps(report, ensure_ascii=False)
-        self._file.write(validation.encodable(body) + "\n")
+            report["custom_id"] = custom_id[:MAX_FIELD]
+        self._write(report)
 
-    def store(self, context: ServiceContext, tenant_id: str, batch_id: str) -> str:
-        """Write the report to the object storage; returns its key."""
+    def _write(self, report: Mapping[str, Any]) -> None:
+        if self._unlisted:
+            self._unlisted += 1
+            return
+        body = validation.encodable(json.dumps(report, ensure_ascii=False) + "\n").encode()
+        if self._size + len(body) > MAX_REPORT_BYTES:
+            self._unlisted = 1
+            return
+        self._size += len(body)
+        self._file.write(body)
+
+    def store(self, context: ServiceContext, tenant_id: str, batch_id: str) -> StoredReport:
+        """Write the report to the object storage."""
+        if self._unlisted:
+            message = f"{self._unlisted:,} more lines have errors; a report has at most {MAX_REPORT_BYTES:,} bytes"
+            last = {"line": None, "errors": [{"field": "body", "value": None, "message": message}]}
+            self._size += self._file.write(json.dumps(last).encode() + b"\n")
         self._file.flush()
         key = keys.batch_errors_key(tenant_id, batch_id)
         context.storage.put_file(key, Path(self._file.name), "application/jsonl")
-        return key
+        return StoredReport(key, self._size)
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +184,9 @@ class LineValidator:
         self._find_input = _remembered(self._find)
         self._check_webhook = _remembered(jobs.webhook_allowed(context.settings))
         self._check_numerics = _remembered(_no_numerics if one_numerics else jobs.numerics_known(context))
+        self._aliases = jobs.model_aliases(context, tenant_id)
         self._find_now = inputs.finder(context, tenant_id)
+        self._find_url = _remembered(self._fetch, size=None)  # `MAX_FETCHED` bounds it
         self._fetched = 0
         self._fetch_seconds = 0.0
         self._templates: dict[tuple[Any, ...], NewJob] = {}
@@ -176,7 +229,13 @@ class LineValidator:
 
     def _build(self, line: Mapping[str, Any]) -> NewJob:
         request = validation.job_request(parameters.merge(self._defaults, line))
-        return jobs.build(self._context, request, self._find_input, self._check_webhook, self._check_numerics)
+        return jobs.build(
+            self._context, request, self._find_input, self._check_webhook, self._check_numerics, self._aliases
+        )
+
+    def names_url(self, line: Mapping[str, Any]) -> bool:
+        """Whether a line, or a default that it leaves as it is, names an image by URL."""
+        return any(_has_scheme(line.get(name, self._defaults.get(name))) for name in INPUT_NAMES)
 
     def _find(self, field: str, reference: str) -> InputFile:
         if inputs.is_stored(reference):
@@ -184,12 +243,16 @@ class LineValidator:
         if not inputs.is_url(reference):
             message = "must be file_…, sha256:… or a URL in a bulk request; upload an image with POST /v1/files"
             raise BadInput.of(field, reference, message)
+        found: InputFile = self._find_url(field, reference)
+        return found
+
+    def _fetch(self, field: str, reference: str) -> InputFile:
         if self._fetched >= MAX_FETCHED or self._fetch_seconds > MAX_FETCH_SECONDS:
             message = (
                 f"is one URL too many: a bulk request fetches at most {MAX_FETCHED:,} URLs in "
                 f"{MAX_FETCH_SECONDS:.0f} s; upload the other images with POST /v1/files"
             )
-            raise BadInput.of(field, reference, message)
+            raise _NotFetched.of(field, reference, message)
         self._fetched += 1
         begun = time.monotonic()
         try:
@@ -202,13 +265,26 @@ def _no_numerics(name: str) -> None:
     raise BadInput.of("numerics", name, "the batch has numerics: one, so its jobs cannot name a class; leave it out")
 
 
-def _remembered(look_up: Callable[..., T]) -> Callable[..., T]:
-    """The same function, which remembers what it returned and the `BadInput` that it raised."""
+def _has_scheme(value: object) -> bool:
+    """Whether a reference to an input, or one of several, may be a URL."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_scheme, value))
+    return isinstance(value, str) and "://" in value
 
-    @lru_cache(MAX_REMEMBERED)
+
+class _NotFetched(BadInput):
+    """A URL beyond the limits, which need not be remembered."""
+
+
+def _remembered(look_up: Callable[..., T], size: int | None = MAX_REMEMBERED) -> Callable[..., T]:
+    """The same function, which remembers what it returned and the `BadInput` that it raised, so often at most."""
+
+    @lru_cache(size)
     def once(*args: str) -> tuple[T | None, BadInput | None]:
         try:
             return look_up(*args), None
+        except _NotFetched:
+            raise
         except BadInput as error:
             return None, error
 
@@ -224,28 +300,45 @@ def _remembered(look_up: Callable[..., T]) -> Callable[..., T]:
 # -- submitting --------------------------------------------------------------------------------------------------------
 
 
-def submit_stream(
-    context: ServiceContext,
-    tenant_id: str,
-    options: BatchOptions,
-    media_type: str,
-    chunks: Iterable[bytes],
-    key: str | None = None,
-) -> tuple[Batch | Estimate, bool]:
-    """`submit` for a body of JSON lines or CSV, which is read while it arrives."""
-    digest = new_hash(options, media_type)
-    lines = bulk_parsers.parse(media_type, _hashed(chunks, digest))
-    return submit(context, tenant_id, options, lines, key, digest.digest)
+def of_file(options: BatchOptions, media_type: str, file: IO[bytes]) -> BulkSource:
+    """The jobs in a file of JSON lines or CSV."""
+
+    def lines() -> Iterator[BulkLine]:
+        file.seek(0)
+        return bulk_parsers.parse(media_type, chunks_of(file))
+
+    def digest() -> bytes:
+        file.seek(0)
+        found = new_hash(options, media_type)
+        for chunk in chunks_of(file):
+            found.update(chunk)
+        done: bytes = found.digest()
+        return done
+
+    return BulkSource(lines, digest, _has_url(options, file))
 
 
-def _hashed(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:
-    for chunk in chunks:
-        digest.update(chunk)
+def chunks_of(file: IO[bytes]) -> Iterator[bytes]:
+    """The rest of a file, piece by piece."""
+    while chunk := file.read(READ_BYTES):
         yield chunk
 
 
+def _has_url(options: BatchOptions, file: IO[bytes]) -> bool:
+    if any(map(_has_scheme, options.defaults.values())):
+        return True
+    file.seek(0)
+    before = b""
+    for chunk in chunks_of(file):
+        # UTF-16 has a zero byte between the letters, and JSON may escape the slashes
+        if any(mark in before + chunk for mark in (b"://", b":\\/", b":\0/")):
+            return True
+        before = chunk[-3:]
+    return False
+
+
 def new_hash(options: BatchOptions, media_type: str) -> Any:
-    """The hash of a bulk request before its body, to which the body's bytes are added as they are read."""
+    """The hash of a bulk request before its body, to which the body's bytes are added."""
     about = {
         "kind": "batch",
         "type": media_type,
@@ -258,13 +351,38 @@ def new_hash(options: BatchOptions, media_type: str) -> Any:
     return hashlib.sha256(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
 
 
+def find_earlier(context: ServiceContext, tenant_id: str, source: BulkSource, key: str) -> Batch | None:
+    """The batch that an earlier request with this ``Idempotency-Key`` made. Raises `BadInput` for another request."""
+    with context.store.begin() as unit:
+        if unit.jobs.find_key(tenant_id, key) is None:
+            return None
+    digest = source.digest()
+    with context.store.begin() as unit:
+        return lifecycle.find_submitted_batch(unit, tenant_id, IdempotencyKey(key, digest))
+
+
+def fetch_inputs(context: ServiceContext, tenant_id: str, options: BatchOptions, source: BulkSource) -> LineValidator:
+    """Fetch the images that lines name by URL. Returns what `submit` validates the lines with.
+
+    It takes as long as other people's servers do, and holds no transaction.
+    """
+    validator = LineValidator(context, tenant_id, options.defaults, one_numerics=options.new.one_numerics)
+    if source.names_urls:
+        with contextlib.suppress(BadInput):  # the body breaks off: `submit` reports it
+            for _, line in source.lines():
+                if isinstance(line, dict) and validator.names_url(line):
+                    with contextlib.suppress(BadInput):
+                        validator.job(line)
+    return validator
+
+
 def submit(
     context: ServiceContext,
     tenant_id: str,
     options: BatchOptions,
-    lines: Iterable[BulkLine],
-    key: str | None,
-    digest: Callable[[], bytes],
+    source: BulkSource,
+    validator: LineValidator,
+    key: str | None = None,
 ) -> tuple[Batch | Estimate, bool]:
     """Check, stage and submit all lines in one transaction.
 
@@ -272,9 +390,9 @@ def submit(
         context: the process's connections.
         tenant_id: whose batch it is.
         options: what the request asks for besides its jobs.
-        lines: the jobs' requests; read once, in order.
+        source: the jobs' requests.
+        validator: what `fetch_inputs` returned.
         key: the request's ``Idempotency-Key``.
-        digest: the hash of the whole request; called when all lines are read.
 
     Returns:
         The batch, or the estimate of a dry run; and whether this call made the batch.
@@ -283,76 +401,93 @@ def submit(
         BatchRefused: lines that cannot be accepted.
         BadInput, Conflict, QuotaExceeded: as `lifecycle.submit_batch`.
     """
-    if key is not None and not options.dry_run:
-        earlier = _earlier(context, tenant_id, key, lines, digest)
-        if earlier is not None:
-            return earlier, False
     if options.new.webhook is not None:
         jobs.webhook_allowed(context.settings)(options.new.webhook)
     batch_id = ids.new(ids.BATCH)
-    validator = LineValidator(context, tenant_id, options.defaults, one_numerics=options.new.one_numerics)
-    limit = None if options.dry_run else _queue_limit(context, tenant_id)
-    with ErrorReport() as report, context.store.begin() as unit:
+    with context.store.begin() as unit:
+        limit = None if options.dry_run else lifecycle.queue_room(unit, tenant_id)
+    digest = source.digest()
+    idempotency = None if key is None else IdempotencyKey(key, digest)
+    new = replace(options.new, request_hash=digest)
+    with ErrorReport() as report:
         try:
-            staged = unit.batches.stage(_entries(validator, lines, report, limit))
-        except BadInput as error:  # the body breaks off: what comes after cannot be parsed
-            for one in error.problems:
-                report.add(one.line or 1, [one])
+            with context.store.begin() as unit:
+                staged = unit.batches.stage(_entries(validator, source.lines(), report, options, limit))
+                staged = _drop_duplicates(unit, staged, report)
+                if options.dry_run:
+                    same_as = unit.batches.equal_to(tenant_id, digest)
+                    return replace(_estimate(unit, staged, report), same_as=same_as), False
+                if report.lines and _all_refused(options, staged.total):
+                    raise _Refused  # noqa: TRY301 - rolls the transaction back before the report is stored
+                urls = set(unit.batches.webhook_urls(MAX_REMEMBERED))
+                urls |= set() if options.new.webhook is None else {options.new.webhook}
+                webhooks.reserve_urls(context, unit, tenant_id, urls)
+                stored = report.store(context, tenant_id, batch_id) if report.lines else None
+                same_as = unit.batches.equal_to(tenant_id, digest)
+                batch, made = lifecycle.submit_batch(
+                    unit,
+                    tenant_id,
+                    batch_id,
+                    new,
+                    staged,
+                    key=idempotency,
+                    skipped=report.lines,
+                    error_key=None if stored is None else stored.key,
+                    error_bytes=0 if stored is None else stored.size,
+                )
+                return replace(batch, same_as=same_as if made else None), made
+        except _Refused:
             raise _refused(context, tenant_id, batch_id, report) from None
-        staged = _drop_duplicates(unit, staged, report)
-        if options.dry_run:
-            speed = unit.batches.throughput()
-            seconds = staged.cost / speed if speed else None
-            return Estimate(staged.total, staged.cost, seconds, report.lines, tuple(report.first)), False
-        if report.lines and (options.on_error is OnError.STOP or not staged.total):
-            raise _refused(context, tenant_id, batch_id, report)
-        error_key = report.store(context, tenant_id, batch_id) if report.lines else None
-        return lifecycle.submit_batch(
-            unit,
-            tenant_id,
-            batch_id,
-            options.new,
-            staged,
-            key=None if key is None else IdempotencyKey(key, digest()),
-            skipped=report.lines,
-            error_key=error_key,
-        )
 
 
-def _earlier(
-    context: ServiceContext, tenant_id: str, key: str, lines: Iterable[BulkLine], digest: Callable[[], bytes]
-) -> Batch | None:
-    """The batch that an earlier request with this key made; the body is read to its end for its hash."""
-    with context.store.begin() as unit:
-        if unit.jobs.find_key(tenant_id, key) is None:
-            return None
-    with contextlib.suppress(BadInput):
-        for _ in lines:
-            pass
-    with context.store.begin() as unit:
-        return lifecycle.find_submitted_batch(unit, tenant_id, IdempotencyKey(key, digest()))
+def _all_refused(options: BatchOptions, accepted: int) -> bool:
+    """Whether bad lines refuse the whole batch, in which so many others are good."""
+    return options.on_error is OnError.STOP or (not accepted and not options.keep_empty)
+
+
+class _Refused(Exception):
+    """The lines are refused: the report says why."""
+
+
+def _estimate(unit: UnitOfWork, staged: Staged, report: ErrorReport) -> Estimate:
+    seconds = unit.activity.estimator().seconds(unit.batches.staged_costs())
+    return Estimate(staged.total, staged.cost, seconds, report.lines, tuple(report.first))
 
 
 def _entries(
-    validator: LineValidator, lines: Iterable[BulkLine], report: ErrorReport, limit: int | None
+    validator: LineValidator,
+    lines: Iterable[BulkLine],
+    report: ErrorReport,
+    options: BatchOptions,
+    limit: int | None,
 ) -> Iterator[BatchEntry]:
+    """The jobs of the good lines; the others go to the report. Raises `_Refused` and `QuotaExceeded`."""
     accepted = 0
-    for number, line in lines:
-        if isinstance(line, FieldProblem):
-            report.add(number, [line])
-            continue
-        if isinstance(line, RefusedLine):
-            report.add(number, line.problems, line.custom_id)
-            continue
-        try:
-            job, own = validator.job(line)
-        except BadInput as error:
-            report.add(number, error.problems, line.get("custom_id"))
-            continue
-        if limit is not None and accepted >= limit:
-            raise QuotaExceeded(f"this batch has more jobs than the {max(0, limit):,} that may still wait")
-        accepted += 1
-        yield BatchEntry(number, job, own)
+    try:
+        for number, line in lines:
+            if isinstance(line, FieldProblem):
+                report.add(number, [line])
+            elif isinstance(line, RefusedLine):
+                report.add(number, line.problems, line.custom_id)
+            else:
+                try:
+                    job, own = validator.job(line)
+                except BadInput as error:
+                    report.add(number, error.problems, line.get("custom_id"))
+                else:
+                    if limit is not None and accepted >= limit:
+                        raise QuotaExceeded(f"this batch has more jobs than the {max(0, limit):,} that may still wait")
+                    accepted += 1
+                    yield BatchEntry(number, job, own)
+                    continue
+            if report.lines >= MAX_BAD_LINES and _all_refused(options, accepted):
+                message = f"{MAX_BAD_LINES:,} lines have errors; the lines after this one were not read"
+                report.add(number, [FieldProblem("body", None, message)])
+                raise _Refused
+    except BadInput as error:  # the body breaks off: what comes after cannot be told apart
+        for one in error.problems:
+            report.add(one.line or 1, [one])
+        raise _Refused from None
 
 
 def _drop_duplicates(unit: UnitOfWork, staged: Staged, report: ErrorReport) -> Staged:
@@ -364,18 +499,13 @@ def _drop_duplicates(unit: UnitOfWork, staged: Staged, report: ErrorReport) -> S
     return unit.batches.drop_duplicates() if duplicates else staged
 
 
-def _queue_limit(context: ServiceContext, tenant_id: str) -> int | None:
-    """How many jobs the tenant may still queue; None: no limit."""
-    with context.store.begin() as unit:
-        tenant = unit.tenants.get(tenant_id)
-        if tenant is None or tenant.max_queued is None:
-            return None
-        return tenant.max_queued - unit.quotas.waiting(tenant_id, tenant.max_queued)
-
-
 def _refused(context: ServiceContext, tenant_id: str, batch_id: str, report: ErrorReport) -> BatchRefused:
+    """The error that names the first problems, and a file with the others, which is kept as long as its URL works."""
     url = None
     if report.count > MAX_SHOWN:
-        key = report.store(context, tenant_id, batch_id)
-        url = context.storage.presign_get(key, context.settings.presign_seconds, "errors.jsonl")
+        seconds = context.settings.presign_seconds
+        stored = report.store(context, tenant_id, batch_id)
+        with context.store.begin() as unit:
+            unit.pending_deletions.add_later(tenant_id, stored.key, stored.size, seconds)
+        url = context.storage.presign_get(stored.key, seconds, "errors.jsonl")
     return BatchRefused(report.first, report.count, url)

@@ -133,6 +133,6 @@ def _apply(unit: UnitOfWork, action: JobAction, job: Job) -> list[str]:
         case JobAction.RETRY:
             if job.state not in (JobState.FAILED, JobState.CANCELED):
                 raise Conflict(f"{job.state}: only failed and canceled jobs are retried")
-            return [lifecycle.retry(unit, job.tenant_id, job.id).id]
+            return [lifecycle.retry(unit, job.tenant_id, job.id)[0].id]
         case JobAction.RERUN:
             return [jobs.submit_rerun(unit, job).id]

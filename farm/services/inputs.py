@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from farm import lifecycle
 from farm.domain.job_spec import InputFile
-from farm.domain.requests import AnyJobRequest
 from farm.errors import BadInput, NotFound
 from farm.services.context import ServiceContext
 from farm.store.files import StoredFile
@@ -28,11 +28,6 @@ def is_url(reference: str) -> bool:
     return reference[:8].lower().startswith(_URL_SCHEMES)
 
 
-def must_be_stored(request: AnyJobRequest) -> bool:
-    """Whether an input of the request has to be fetched or decoded first, which takes a while."""
-    return not all(is_stored(one) for given in request.references().values() for one in given)
-
-
 def finder(context: ServiceContext, tenant_id: str) -> Callable[[str, str], InputFile]:
     """What finds the image that a field of a request refers to; it blocks and raises `BadInput`.
 
@@ -40,6 +35,8 @@ def finder(context: ServiceContext, tenant_id: str) -> Callable[[str, str], Inpu
     """
 
     def find(field: str, reference: str) -> InputFile:
+        if not is_stored(reference):
+            _check_storage(context, tenant_id, 1)
         if reference[:8].lower().startswith("data:"):
             stored = context.intake.from_data_url(tenant_id, reference, field=field)
         elif is_url(reference):
@@ -65,7 +62,9 @@ def store(
 
     Raises:
         BadInput: it is not an image that may be used.
+        QuotaExceeded: the tenant stores as much as it may.
     """
+    _check_storage(context, tenant_id, len(data))
     stored = context.intake.from_bytes(tenant_id, data, filename, field=field)
     return _record(context, tenant_id, stored, filename)
 
@@ -86,7 +85,13 @@ def _record(
         known = unit.files.by_content(tenant_id, content.sha256)
         if known is not None:
             return known, False
+        unit.usage.add_stored(tenant_id, content.size)
         return unit.files.add(tenant_id, content, _clean_filename(filename)), True
+
+
+def _check_storage(context: ServiceContext, tenant_id: str, size: int) -> None:
+    with context.store.look() as unit:
+        lifecycle.check_storage(unit, tenant_id, size)
 
 
 def _clean_filename(filename: str | None) -> str | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 
 from farm import lifecycle, tracing
 from farm.domain import parameters
@@ -23,7 +24,7 @@ from farm.domain.states import EventType
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.lifecycle import IdempotencyKey
-from farm.services import inputs, validation
+from farm.services import inputs, validation, webhooks
 from farm.services.context import ServiceContext
 from farm.settings import Settings
 from farm.store.unit_of_work import UnitOfWork
@@ -50,6 +51,7 @@ def build(
     find_input: InputLookup,
     check_webhook: Callable[[str], None] | None = None,
     check_numerics: Callable[[str], None] | None = None,
+    aliases: Callable[[], Mapping[str, str]] = dict,
 ) -> NewJob:
     """The job that a request asks for: everything checked, the defaults filled in, the input images stored.
 
@@ -61,10 +63,13 @@ def build(
         find_input: finds an input image.
         check_webhook: raises `BadInput` for a URL that no webhook may be sent to; `webhook_allowed` if absent.
         check_numerics: raises `BadInput` for a numerics class that no worker ever had; `numerics_known` if absent.
+        aliases: the tenant's other names of models; called for a model that the farm does not have.
 
     Raises:
         BadInput: with every problem found.
     """
+    if request.model is not None and context.registry.get(request.model) is None:
+        request = request.model_copy(update={"model": aliases().get(request.model, request.model)})
     problems: list[FieldProblem] = check_times(request, datetime.now(UTC))
     model: Model | None = None
     try:
@@ -118,6 +123,17 @@ def numerics_known(context: ServiceContext) -> Callable[[str], None]:
     return check
 
 
+def model_aliases(context: ServiceContext, tenant_id: str) -> Callable[[], Mapping[str, str]]:
+    """What reads a tenant's other names of models, once."""
+
+    @cache
+    def read() -> Mapping[str, str]:
+        with context.store.look() as unit:
+            return unit.tenants.model_aliases(tenant_id)
+
+    return read
+
+
 def webhook_allowed(settings: Settings) -> Callable[[str], None]:
     """The check of a job's or a batch's ``webhook`` URL."""
 
@@ -155,8 +171,11 @@ def submit(
             earlier = lifecycle.find_submitted(unit, tenant_id, key)
         if earlier is not None:  # before its inputs are fetched: they may be gone by now
             return earlier, False
-    new = replace(build(context, request, inputs.finder(context, tenant_id)), webhook_events=webhook_events)
+    aliases = model_aliases(context, tenant_id)
+    built = build(context, request, inputs.finder(context, tenant_id), aliases=aliases)
+    new = replace(built, webhook_events=webhook_events)
     with context.store.begin() as unit:
+        webhooks.reserve_urls(context, unit, tenant_id, [] if new.webhook is None else [new.webhook])
         job, created = lifecycle.submit(unit, tenant_id, new, key)
     if created:
         tracing.record_submission(job.id, traceparent, began, tenant=tenant_id, model=job.spec.model)
@@ -176,8 +195,11 @@ def idempotency_key(text: str | None, request: AnyJobRequest) -> IdempotencyKey 
 # -- the same again ----------------------------------------------------------------------------------------------------
 
 
-def retry(context: ServiceContext, tenant_id: str, job_id: str) -> Job:
-    """Submit a failed or canceled job again as a new job. Raises `NotFound`, `Conflict` and `QuotaExceeded`."""
+def retry(context: ServiceContext, tenant_id: str, job_id: str) -> tuple[Job, bool]:
+    """Submit a failed or canceled job again as a new job, once. Returns it, and whether this call made it.
+
+    Raises `NotFound`, `Conflict` and `QuotaExceeded`.
+    """
     with context.store.begin() as unit:
         return lifecycle.retry(unit, tenant_id, job_id)
 
@@ -211,7 +233,8 @@ def resubmit(context: ServiceContext, tenant_id: str, job_id: str, changes: Mapp
     body = parameters.without(old.spec.request() | {"priority": old.priority.value}, changes)
     request = validation.job_request(body | {name: value for name, value in changes.items() if value is not None})
     known = {one.reference: one for given in old.spec.inputs.values() for one in given}
-    new = build(context, request, lambda _, reference: known[reference])
+    aliases = model_aliases(context, tenant_id)
+    new = build(context, request, lambda _, reference: known[reference], aliases=aliases)
     with context.store.begin() as unit:
         job, _ = lifecycle.submit(unit, tenant_id, NewJob.variant(old, new.spec, new.priority))
     return job

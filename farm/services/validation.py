@@ -85,6 +85,12 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def shortened(text: str, length: int) -> str:
+    """The text in a form that is encodable and has at most so many characters."""
+    text = encodable(text[: length + 1])
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def shown(value: object) -> str | int | float | bool | None:
     """A client's value in a form that is short and always encodable."""
     if value is None or isinstance(value, bool):
@@ -101,12 +107,19 @@ def shown(value: object) -> str | int | float | bool | None:
         text = str(value)
     else:
         text = _json(value)
-    text = encodable(text[: MAX_VALUE + 1])
-    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
+    return shortened(text, MAX_VALUE)
 
 
 def _json(value: object) -> str:
+    text = ""
     try:
-        return json.dumps(value, default=lambda other: type(other).__name__, ensure_ascii=False)
+        for part in _ENCODER.iterencode(value):  # a large value is not written to its end
+            text += part
+            if len(text) > MAX_VALUE:
+                break
     except (ValueError, RecursionError, TypeError):
         return type(value).__name__
+    return text
+
+
+_ENCODER: Final = json.JSONEncoder(default=lambda other: type(other).__name__, ensure_ascii=False)

@@ -10,6 +10,7 @@ from farm.domain.states import EventType
 from farm.egress import guard
 from farm.services.context import ServiceContext
 from farm.store.deliveries import Delivery, DeliveryFilter
+from farm.store.unit_of_work import UnitOfWork
 from farm.webhooks import signature
 
 OVERLAP_SECONDS: Final = 24 * 3600  #: how long a rotated secret still signs, unless another time is asked for
@@ -59,6 +60,12 @@ def create_endpoint(
             limit=context.settings.max_endpoints,
         )
         return endpoint if enabled else unit.webhooks.disable(tenant_id, endpoint.id)
+
+
+def reserve_urls(context: ServiceContext, unit: UnitOfWork, tenant_id: str, urls: Collection[str]) -> None:
+    """Have endpoints for the ``webhook`` URLs of jobs that are about to be submitted. Raises `QuotaExceeded`."""
+    if urls:
+        unit.webhooks.reserve_urls(tenant_id, urls, signature.new_secret, context.settings.max_webhook_urls)
 
 
 def update_endpoint(

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import Uuid
 
 from farm.domain import ids
+from farm.domain.estimate import Estimator, FinishedWork
 from farm.domain.media import MediaMetadata, pixels
 from farm.store.tables import JOB_ID
 
@@ -146,6 +147,24 @@ class RecentOutput:
         return pixels(self.metadata, "height")
 
 
+#: The last jobs that succeeded, of all tenants. A job's time on its device begins when the device took it up.
+_RENDERED: Final = text("""
+    WITH lately AS (
+        SELECT newest.job_id FROM tenant CROSS JOIN LATERAL (
+            SELECT id, job_id FROM event WHERE event.tenant_id = tenant.id AND type = 'job.succeeded'
+            ORDER BY id DESC LIMIT :limit
+        ) AS newest ORDER BY newest.id DESC LIMIT :limit
+    )
+    SELECT model, worker, cost, extract(epoch FROM coalesce(started_at, claimed_at)) AS started_at,
+           extract(epoch FROM finished_at) AS finished_at
+    FROM job JOIN lately ON job.id = lately.job_id
+    WHERE coalesce(started_at, claimed_at) IS NOT NULL AND worker IS NOT NULL AND finished_at IS NOT NULL
+    ORDER BY job.finished_at
+""")
+_DEVICES: Final = text("SELECT count(*) FROM worker WHERE state <> 'offline'")
+RENDERED: Final = 400  #: jobs that an estimate is made from
+
+
 class ActivityStats:
     """Ends of jobs, as time goes by."""
 
@@ -181,6 +200,15 @@ class ActivityStats:
             RecentOutput(row.id, row.number, row.prompt, row.media_type, row.metadata, row.seed, row.finished_at)
             for row in rows
         ]
+
+    def estimator(self) -> Estimator:
+        """Estimates how long jobs take, from the last ones that were rendered."""
+        rows = self._session.execute(_RENDERED, {"limit": RENDERED})
+        finished = [
+            FinishedWork(row.model, row.worker, float(row.cost), float(row.started_at), float(row.finished_at))
+            for row in rows
+        ]
+        return Estimator(finished, int(self._session.scalar(_DEVICES) or 0))
 
 
 def _whose(tenant_id: str | None) -> dict[str, Any]:

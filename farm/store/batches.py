@@ -17,7 +17,7 @@ from uuid import UUID
 
 import psycopg
 from sqlalchemy import ARRAY, Uuid, bindparam, case, delete, func, insert, or_, select, text, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from farm.domain import ids
 from farm.domain.batch import (
@@ -43,6 +43,7 @@ from farm.store.tables import RETRY_COLUMNS, BatchRow, EventRow, JobRow, OutputR
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
 LONG_STATEMENT_SECONDS: Final = 600
 LAST_SEQ: Final = 2**31 - 1  #: no job's place in its batch is behind this
+EQUAL_HOURS: Final = 24  #: how long a batch is found by its request
 PROPAGATE_CHUNK: Final = 100_000  #: jobs propagated by one statement
 DELETE_CHUNK: Final = 5_000  #: jobs deleted by one statement, with their events and deliveries
 _string: Final = json.encoder.encode_basestring  #: a text as JSON
@@ -96,12 +97,13 @@ _COPIED_VALUES: Final = ", ".join(
     else column
     for column in RETRY_COLUMNS
 )
-_COPY_UNSUCCESSFUL: Final = text(f"""
+_COPY_RETRYABLE: Final = text(f"""
     INSERT INTO job (id, tenant_id, state, retry_of, batch_id, batch_seq, {_COPIED})
     SELECT CAST(:prefix || lpad(to_hex(place), 8, '0') || substr(md5(random()::text), 1, 7) AS uuid),
            tenant_id, 'queued', id, :batch, place, {_COPIED_VALUES}
     FROM (SELECT job.*, row_number() OVER (ORDER BY batch_seq) AS place FROM job
-          WHERE batch_id = :old AND state IN ('failed', 'canceled')) AS ended
+          WHERE batch_id = :old AND state IN ('failed', 'canceled')
+            AND NOT EXISTS (SELECT FROM job AS again WHERE again.retry_of = job.id)) AS ended
     ORDER BY place
 """).bindparams(bindparam("batch", type_=Uuid), bindparam("old", type_=Uuid))  # noqa: S608 - of constants
 # A paused job keeps its place in its queue; the index of the queues has ``paused`` before the place, so the dispatcher
@@ -147,13 +149,17 @@ _PAGE: Final = _READ.format(wanted="id < %(before)s")
 _FLUSH_COUNTERS: Final = """
     WITH over AS (
         SELECT batch_id, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
-            count(*) FILTER (WHERE state = 'failed') AS failed, count(*) FILTER (WHERE state = 'canceled') AS canceled
+            count(*) FILTER (WHERE state = 'failed') AS failed, count(*) FILTER (WHERE state = 'canceled') AS canceled,
+            count(*) FILTER (WHERE state = 'succeeded' AND EXISTS (
+                SELECT FROM output WHERE output.job_id = job.id AND output.metadata ? 'suspicious_output'
+            )) AS suspicious
         FROM job WHERE id = ANY(%(over)s::uuid[]) AND batch_id IS NOT NULL GROUP BY batch_id
     ), mine AS (  -- every transaction locks the rows of batches in the same order
         SELECT batch.id FROM batch JOIN over ON batch.id = over.batch_id ORDER BY batch.id FOR NO KEY UPDATE OF batch
     )
     UPDATE batch SET succeeded = batch.succeeded + over.succeeded, failed = batch.failed + over.failed,
-        canceled = batch.canceled + over.canceled, first_finished_at = coalesce(batch.first_finished_at, now()),
+        canceled = batch.canceled + over.canceled, suspicious = batch.suspicious + over.suspicious,
+        first_finished_at = coalesce(batch.first_finished_at, now()),
         finished_at = CASE WHEN batch.succeeded + batch.failed + batch.canceled
             + over.succeeded + over.failed + over.canceled >= batch.total THEN now() ELSE batch.finished_at END
     FROM mine JOIN over ON mine.id = over.batch_id WHERE batch.id = mine.id
@@ -226,6 +232,7 @@ def _batch(row: Any, held: Mapping[str, int]) -> Batch:
             canceled=row.canceled,
         ),
         cost=row.cost,
+        suspicious=row.suspicious,
         skipped=row.skipped,
         error_key=row.error_key,
         retry_of=None if row.retry_of is None else ids.from_uuid(ids.BATCH, row.retry_of),
@@ -277,6 +284,16 @@ class Batches:
             if row.at is not None:
                 at_workers.setdefault(row.id, {})[row.at] = row.jobs
         return [_batch(row, at_workers.get(row.id, {})) for row in {row.id: row for row in rows}.values()]
+
+    def equal_to(self, tenant_id: str, request_hash: bytes) -> str | None:
+        """The tenant's last batch of an equal request, if it was submitted within `EQUAL_HOURS`."""
+        found = select(BatchRow.id).where(
+            BatchRow.tenant_id == tenant_id,
+            BatchRow.request_hash == request_hash,
+            BatchRow.deleted_at.is_(None),
+            BatchRow.created_at > func.now() - func.make_interval(0, 0, 0, 0, EQUAL_HOURS),
+        )
+        return self._session.scalar(found.order_by(BatchRow.id.desc()).limit(1))
 
     def contents(self, batch_id: str) -> BatchContents:
         """How many jobs, outputs and bytes the batch holds."""
@@ -407,24 +424,6 @@ class Batches:
         ).one_or_none()
         return None if row is None else ArchivePosition(row[0], row[1], int(row[2]))
 
-    def throughput(self) -> float | None:
-        """Megapixel-steps that the farm rendered per second over its last 200 images; None while it has too few."""
-        found = self._session.execute(
-            text("""
-                WITH lately AS (
-                    SELECT newest.job_id FROM tenant CROSS JOIN LATERAL (
-                        SELECT id, job_id FROM event WHERE event.tenant_id = tenant.id AND type = 'job.succeeded'
-                        ORDER BY id DESC LIMIT 200
-                    ) AS newest ORDER BY newest.id DESC LIMIT 200
-                )
-                SELECT sum(cost), extract(epoch FROM max(finished_at) - min(finished_at)), count(*)
-                FROM job JOIN lately ON job.id = lately.job_id
-            """)
-        ).one()
-        if found[2] < 2 or not found[1]:
-            return None
-        return float(found[0]) / float(found[1])
-
     # -- submitting ---------------------------------------------------------------------------------------------------
 
     def allow_long_statements(self) -> None:
@@ -436,8 +435,7 @@ class Batches:
 
         Nobody else sees them, and they are gone with the transaction unless `insert_staged` makes jobs of them.
         """
-        self.allow_long_statements()
-        # while rows come in, the statement is as slow as the client that sends them
+        # entries come as fast as they are validated, which for a million takes longer than a statement may
         self._session.execute(text("SET LOCAL statement_timeout = 0"))
         self._session.execute(_STAGING)
         connection = self._session.connection().connection.driver_connection
@@ -454,6 +452,15 @@ class Batches:
         self.allow_long_statements()
         return Staged(total, in_all)
 
+    def staged_costs(self) -> dict[str, float]:
+        """Megapixel-steps of staged entries, by model."""
+        return {row[0]: row[1] for row in self._session.execute(text("SELECT model, sum(cost) FROM staged GROUP BY 1"))}
+
+    def webhook_urls(self, limit: int) -> list[str]:
+        """The different webhook URLs of staged entries, at most so many."""
+        found = text("SELECT DISTINCT webhook FROM staged WHERE webhook IS NOT NULL LIMIT :limit")
+        return list(self._session.scalars(found, {"limit": limit}))
+
     def duplicates(self) -> Iterator[tuple[int, str, int]]:
         """Staged entries whose ``custom_id`` came before: line, custom_id, and the line where it came first."""
         for row in self._session.execute(_DUPLICATES):
@@ -466,7 +473,14 @@ class Batches:
         return Staged(left[0], left[1], gone.rowcount)
 
     def insert_batch(
-        self, tenant_id: str, batch_id: str, new: NewBatch, staged: Staged, skipped: int, error_key: str | None
+        self,
+        tenant_id: str,
+        batch_id: str,
+        new: NewBatch,
+        staged: Staged,
+        skipped: int = 0,
+        error_key: str | None = None,
+        error_bytes: int = 0,
     ) -> None:
         """Store a batch's row."""
         self._session.execute(
@@ -480,11 +494,16 @@ class Batches:
                 cost=staged.cost,
                 skipped=skipped,
                 error_key=error_key,
+                error_bytes=error_bytes,
+                request_hash=new.request_hash,
                 webhook=new.webhook,
                 one_numerics=new.one_numerics,
                 numerics=new.numerics,
+                finished_at=None if staged.total else func.now(),
             )
         )
+        if not staged.total:
+            self._record_event(batch_id)
 
     def insert_staged(self, tenant_id: str, batch_id: str, *, whole: bool = False, one_numerics: bool = False) -> None:
         """Make queued jobs of what is staged.
@@ -504,19 +523,27 @@ class Batches:
             },
         )
 
-    def count_unsuccessful(self, batch_id: str) -> Staged:
-        """How many of a batch's jobs failed or were canceled, and what they cost."""
+    def retry_of(self, batch_id: str) -> str | None:
+        """The last batch that retries this one."""
+        found = select(BatchRow.id).where(BatchRow.retry_of == batch_id, BatchRow.deleted_at.is_(None))
+        return self._session.scalar(found.order_by(BatchRow.id.desc()).limit(1))
+
+    def count_retryable(self, batch_id: str) -> Staged:
+        """How many of a batch's jobs failed or were canceled and were not retried since, and what they cost."""
+        again = aliased(JobRow)
         row = self._session.execute(
             select(func.count(), func.coalesce(func.sum(JobRow.cost), 0.0)).where(
-                JobRow.batch_id == batch_id, JobRow.state.in_((JobState.FAILED.value, JobState.CANCELED.value))
+                JobRow.batch_id == batch_id,
+                JobRow.state.in_((JobState.FAILED.value, JobState.CANCELED.value)),
+                ~select(again.id).where(again.retry_of == JobRow.id).exists(),
             )
         ).one()
         return Staged(row[0], row[1])
 
-    def copy_unsuccessful(self, old_id: str, batch_id: str) -> None:
-        """Make queued jobs of a batch's failed and canceled ones, in the same order."""
+    def copy_retryable(self, old_id: str, batch_id: str) -> None:
+        """Make queued jobs of those that `count_retryable` counted, in the same order."""
         self._session.execute(
-            _COPY_UNSUCCESSFUL,
+            _COPY_RETRYABLE,
             {
                 "prefix": ids.IdSeries(ids.JOB).prefix,
                 "old": ids.to_uuid(ids.BATCH, old_id),
@@ -591,7 +618,8 @@ class Batches:
 
     def lock(self, batch_id: str) -> None:
         """Lock the batch's row against changes of its jobs or state; the first lock of a transaction."""
-        self._session.execute(select(BatchRow.id).where(BatchRow.id == batch_id).with_for_update())
+        if ids.is_id(ids.BATCH, batch_id):
+            self._session.execute(select(BatchRow.id).where(BatchRow.id == batch_id).with_for_update())
 
     def pause(self, batch_id: str) -> None:
         """Note that it is paused; `propagate` lets its jobs follow."""

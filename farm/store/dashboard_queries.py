@@ -5,7 +5,7 @@ No search reads more than `WINDOW` rows, however many there are: a page may be s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -52,7 +52,7 @@ class QueueTotals:
     """What waits."""
 
     jobs: int
-    cost: float  #: megapixel-steps
+    costs: Mapping[str, float]  #: megapixel-steps by model
     more: bool  #: whether there is more than was counted
     oldest: datetime | None  #: since when the first in any line waits
 
@@ -289,22 +289,28 @@ class DashboardQueries:
 
     def queue_totals(self, tenant_id: str | None = None) -> QueueTotals:
         """What waits, counted up to `WINDOW` jobs; of one tenant, or of all."""
-        statement = select(JobRow.cost, JobRow.queued_at, JobRow.paused).where(JobRow.state == JobState.QUEUED.value)
+        statement = select(JobRow.model, JobRow.cost, JobRow.queued_at, JobRow.paused).where(
+            JobRow.state == JobState.QUEUED.value
+        )
         if tenant_id is not None:
             statement = statement.where(JobRow.tenant_id == tenant_id)
         some = statement.limit(WINDOW + 1).subquery("some")
-        count, cost, since = self._session.execute(
+        rows = self._session.execute(
             select(
+                some.c.model,
                 func.count(),
-                func.coalesce(func.sum(some.c.cost), 0.0),
+                func.sum(some.c.cost),
                 func.min(some.c.queued_at).filter(~some.c.paused),
-            )
-        ).one()
+            ).group_by(some.c.model)
+        ).all()
+        count = sum(row[1] for row in rows)
+        since = min((row[3] for row in rows if row[3] is not None), default=None)
         if count > WINDOW:  # the oldest may be among those that were not read: the head of each line is
             queues = [one for one in Queues(self._session).read(1) if tenant_id in (None, one.tenant_id)]
             firsts = [datetime.fromtimestamp(one.candidates[0].queued_at, UTC) for one in queues]
             since = min([*firsts, *([] if since is None else [since])], default=None)
-        return QueueTotals(min(count, WINDOW), cost, count > WINDOW, since)
+        costs = {row[0]: float(row[2]) for row in rows}
+        return QueueTotals(min(count, WINDOW), costs, count > WINDOW, since)
 
     def queues(self, tenant_id: str | None = None) -> list[QueueSummary]:
         """What waits or is at workers, line by line: highest class, then longest wait first; `MAX_QUEUES` at most."""

@@ -137,6 +137,16 @@ class Jobs:
             statement = statement.where(JobRow.tenant_id == tenant_id)
         return next(iter(self._jobs(statement)), None)
 
+    def lock(self, job_id: str) -> None:
+        """Hold the job's row against other transactions that change or retry it."""
+        if ids.is_id(ids.JOB, job_id):
+            self._session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+
+    def retry_of(self, job_id: str) -> str | None:
+        """The last job that retries this one."""
+        found = select(JobRow.id).where(JobRow.retry_of == job_id).order_by(JobRow.id.desc()).limit(1)
+        return self._session.scalar(found)
+
     def many(self, job_ids: Collection[str]) -> dict[str, Job]:
         """Those of the jobs that exist, by id."""
         return {job.id: job for job in self._jobs(select(JobRow).where(JobRow.id.in_(job_ids)))}

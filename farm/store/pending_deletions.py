@@ -28,11 +28,18 @@ class PendingDeletions:
                 insert(PendingDeletionRow).on_conflict_do_nothing(), [{"key": key} for key in dict.fromkeys(keys)]
             )
 
+    def add_later(self, tenant_id: str, key: str, size: int, seconds: float) -> None:
+        """Have an object of a tenant removed after so many seconds; until then its size counts as stored."""
+        due = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+        values = {"key": key, "tenant_id": tenant_id, "size": size, "due_at": due}
+        self._session.execute(insert(PendingDeletionRow).values(values).on_conflict_do_nothing())
+
     def take(self, limit: int) -> list[str]:
-        """Some of them, locked; those that another transaction removes are skipped."""
+        """Some of those that are due, locked; those that another transaction removes are skipped."""
         return list(
             self._session.scalars(
                 select(PendingDeletionRow.key)
+                .where(PendingDeletionRow.due_at <= func.now())
                 .order_by(PendingDeletionRow.key)
                 .limit(limit)
                 .with_for_update(skip_locked=True)

@@ -87,6 +87,7 @@ class TenantRow(Base):
     storage_bytes: Mapped[int | None] = mapped_column(BigInteger)  #: of outputs and inputs; None: no limit
     stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: as last measured
     orphans_collected_until: Mapped[datetime | None]  #: orphans of jobs that ended before are gone
+    model_aliases: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  #: other names of models, to ids
     retention_days: Mapped[int | None]  #: how long ended jobs and their outputs are kept; None: for ever
     vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `ShareState`
     backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `ShareState`
@@ -195,6 +196,8 @@ class BatchRow(Base):
     __tablename__ = "batch"
     __table_args__ = (
         Index("batch_listing", "tenant_id", text("id DESC")),
+        Index("batch_retry_of", "retry_of", postgresql_where=text("retry_of IS NOT NULL")),
+        Index("batch_request_hash", "tenant_id", "request_hash", postgresql_where=text("request_hash IS NOT NULL")),
         # what requests began and did not finish: nearly always empty
         Index("batch_unfinished", "id", postgresql_where=text("propagating OR deleted_at IS NOT NULL")),
         # its counters change with every job that ends: room in the page keeps the index out of it
@@ -210,9 +213,12 @@ class BatchRow(Base):
     cost: Mapped[float]  #: megapixel-steps
     skipped: Mapped[int] = mapped_column(server_default=text("0"))  #: lines that were refused
     error_key: Mapped[str | None]  #: the object that reports them
+    request_hash: Mapped[bytes | None]  #: of the request that submitted it
+    error_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: of that object
     succeeded: Mapped[int] = mapped_column(server_default=text("0"))
     failed: Mapped[int] = mapped_column(server_default=text("0"))
     canceled: Mapped[int] = mapped_column(server_default=text("0"))
+    suspicious: Mapped[int] = mapped_column(server_default=text("0"))  #: succeeded jobs with an output that looks wrong
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
     first_finished_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -385,6 +391,21 @@ class PendingDeletionRow(Base):
     __tablename__ = "pending_deletion"
 
     key: Mapped[str] = mapped_column(primary_key=True)  #: ends in ``/``: all objects whose keys begin with it
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    due_at: Mapped[datetime] = mapped_column(server_default=NOW)  #: not removed before
+    tenant_id: Mapped[str | None] = mapped_column(TENANT_ID)  #: whose storage it counts against until then
+    size: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  #: bytes that count
+
+
+class RequestFileRow(Base):
+    """An uploaded file of requests for a batch, one per line."""
+
+    __tablename__ = "request_file"
+
+    id: Mapped[str] = mapped_column(PublicId(ids.FILE), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, ForeignKey("tenant.id"), index=True)
+    filename: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)  #: bytes
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -53,6 +53,7 @@ class Tenant:
     storage_bytes: int | None
     stored_bytes: int  #: as last measured
     retention_days: int | None
+    model_aliases: Mapping[str, str]  #: other names of models, to their ids
     paused_at: datetime | None
     created_at: datetime
 
@@ -109,6 +110,7 @@ def _tenant(row: TenantRow) -> Tenant:
         row.storage_bytes,
         row.stored_bytes,
         row.retention_days,
+        row.model_aliases,
         row.paused_at,
         row.created_at,
     )
@@ -182,6 +184,11 @@ class Tenants:
         """The tenant of that id."""
         row = self._session.get(TenantRow, tenant_id)
         return None if row is None else _tenant(row)
+
+    def model_aliases(self, tenant_id: str) -> Mapping[str, str]:
+        """A tenant's other names of models, to their ids."""
+        found = self._session.scalar(select(TenantRow.model_aliases).where(TenantRow.id == tenant_id))
+        return found or {}
 
     def names(self, tenant_ids: Collection[str]) -> dict[str, str]:
         """These tenants' names by id."""

@@ -41,9 +41,11 @@ from farm.store.pauses import Pauses
 from farm.store.pending_deletions import PendingDeletions
 from farm.store.queue import Queues
 from farm.store.quotas import CountCache, Quotas
+from farm.store.request_files import RequestFiles
 from farm.store.running_jobs import RunningJobs
 from farm.store.sessions import Sessions
 from farm.store.tenants import Tenants
+from farm.store.unanswered import Unanswered
 from farm.store.usage import Usage
 from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
@@ -174,6 +176,16 @@ class UnitOfWork:
     def outputs(self) -> Outputs:
         """What is recorded about the objects of jobs that succeeded."""
         return Outputs(self.session)
+
+    @cached_property
+    def request_files(self) -> RequestFiles:
+        """Files of requests for batches."""
+        return RequestFiles(self.session)
+
+    @cached_property
+    def unanswered(self) -> Unanswered:
+        """Requests whose clients wait for a job."""
+        return Unanswered(self.session)
 
     @cached_property
     def webhooks(self) -> Webhooks:

@@ -11,7 +11,16 @@ from sqlalchemy import bindparam, func, select, text, update
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.store.tables import FileRow, JobRow, OutputRow, TenantRow, UsageRow
+from farm.store.tables import (
+    BatchRow,
+    FileRow,
+    JobRow,
+    OutputRow,
+    PendingDeletionRow,
+    RequestFileRow,
+    TenantRow,
+    UsageRow,
+)
 
 #: Rows per tenant, day and model: a commit waits only for another of the same slot.
 SLOTS: Final = 16
@@ -87,8 +96,26 @@ class Usage:
         row = self._session.execute(select(used, left)).one()
         return float(row[0]), float(row[1])
 
+    def room(self, tenant_id: str) -> tuple[int, int] | None:
+        """The bytes that a tenant stores, and those that it may; None: no limit."""
+        row = self._session.execute(
+            select(TenantRow.stored_bytes, TenantRow.storage_bytes).where(
+                TenantRow.id == tenant_id, TenantRow.storage_bytes.is_not(None)
+            )
+        ).one_or_none()
+        return None if row is None else (int(row[0] or 0), int(row[1] or 0))
+
+    def add_stored(self, tenant_id: str, size: int) -> None:
+        """Count bytes that were stored since the last measurement, for a tenant with a limit."""
+        self._session.execute(
+            update(TenantRow)
+            .where(TenantRow.id == tenant_id, TenantRow.storage_bytes.is_not(None))
+            .values(stored_bytes=TenantRow.stored_bytes + size)
+            .execution_options(synchronize_session=False)
+        )
+
     def measure_storage(self) -> int:
-        """Sum up what each tenant with a limit stores, outputs and inputs; returns how many tenants that are."""
+        """Sum up what each tenant with a limit stores; returns how many tenants that are."""
         outputs = (
             select(func.coalesce(func.sum(OutputRow.size), 0))
             .join(JobRow, JobRow.id == OutputRow.job_id)
@@ -100,9 +127,24 @@ class Usage:
             .where(FileRow.tenant_id == bindparam("tenant", type_=TenantRow.id.type))
             .scalar_subquery()
         )
+        reports = (
+            select(func.coalesce(func.sum(BatchRow.error_bytes), 0))
+            .where(BatchRow.tenant_id == bindparam("tenant", type_=TenantRow.id.type))
+            .scalar_subquery()
+        )
+        kept = (
+            select(func.coalesce(func.sum(PendingDeletionRow.size), 0))
+            .where(PendingDeletionRow.tenant_id == bindparam("tenant", type_=TenantRow.id.type))
+            .scalar_subquery()
+        )
+        requests = (
+            select(func.coalesce(func.sum(RequestFileRow.size), 0))
+            .where(RequestFileRow.tenant_id == bindparam("tenant", type_=TenantRow.id.type))
+            .scalar_subquery()
+        )
         limited = list(self._session.scalars(select(TenantRow.id).where(TenantRow.storage_bytes.is_not(None))))
         for tenant_id in limited:
-            stored = self._session.scalar(select(outputs + inputs), {"tenant": tenant_id})
+            stored = self._session.scalar(select(outputs + inputs + reports + kept + requests), {"tenant": tenant_id})
             self._session.execute(
                 update(TenantRow)
                 .where(TenantRow.id == tenant_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from farm.domain import ids
 from farm.domain.endpoint import MAX_SECRETS, WEBHOOK_EVENTS, DisabledReason, Endpoint, Secret, signing
 from farm.domain.states import EventType
-from farm.errors import Conflict, NotFound
+from farm.errors import Conflict, NotFound, QuotaExceeded
 from farm.store import cursor as cursors
 from farm.store.events import EVENT_CHANNEL, Events
 from farm.store.outbox import Outbox
@@ -80,10 +80,34 @@ class Webhooks:
         ).one()
         return _endpoint(row, now)
 
-    def _check_limit(self, tenant_id: str, limit: int) -> None:
-        # one at a time for each tenant, so that two that come together are both counted
+    def reserve_urls(self, tenant_id: str, urls: Collection[str], new_secret: Callable[[], str], limit: int) -> None:
+        """Make the endpoints of URLs that jobs name as their webhooks, where they are missing.
+
+        Raises `QuotaExceeded` when the tenant would have more than ``limit`` of them.
+        """
+        found = select(EndpointRow.url).where(
+            EndpointRow.tenant_id == tenant_id, EndpointRow.one_off, EndpointRow.url.in_(urls)
+        )
+        missing = set(urls) - set(self._session.scalars(found))
+        if not missing:
+            return
+        self._one_at_a_time(tenant_id)
+        have = select(func.count()).where(EndpointRow.tenant_id == tenant_id, EndpointRow.one_off)
+        if self._session.execute(have).scalar_one() + len(missing) > limit:
+            raise QuotaExceeded(
+                f"this tenant's jobs name more than {limit:,} webhook URLs, which is the limit: subscribe an endpoint "
+                "(POST /v1/webhooks/endpoints), or delete endpoints of jobs that are no longer needed"
+            )
+        for url in sorted(missing):
+            self.one_off(tenant_id, url, new_secret(), "")
+
+    def _one_at_a_time(self, tenant_id: str) -> None:
+        """Wait until no other transaction counts the tenant's endpoints, so that two that come together are counted."""
         turn = func.pg_advisory_xact_lock(func.hashtextextended(f"endpoints of {tenant_id}", 0))
         self._session.execute(select(turn))
+
+    def _check_limit(self, tenant_id: str, limit: int) -> None:
+        self._one_at_a_time(tenant_id)
         have = select(func.count()).where(EndpointRow.tenant_id == tenant_id, ~EndpointRow.one_off)
         if self._session.execute(have).scalar_one() >= limit:
             raise Conflict(

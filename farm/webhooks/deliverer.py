@@ -32,7 +32,7 @@ from farm.store.events import EVENT_CHANNEL
 from farm.store.listen import Listener
 from farm.store.migrate import wait_for_schema
 from farm.store.unit_of_work import Store, UnitOfWork
-from farm.webhooks import prediction, signature
+from farm.webhooks import fal, prediction, signature
 from farm.webhooks.payload import event_payload, in_progress, job_payload
 from farm.webhooks.prediction import BASE
 from farm.webhooks.retry_policy import RetryPolicy
@@ -195,6 +195,8 @@ class Deliverer:
             if BASE in job.metadata and one.endpoint.url == job.webhook:
                 shown = in_progress(job, one.data) if one.type is EventType.STARTED else job
                 return prediction.encoded(shown, [self._presign(output.key) for output in shown.outputs])
+            if fal.MARK in job.metadata and one.endpoint.url == job.webhook:
+                return fal.encoded(job, [self._presign(output.key) for output in job.outputs])
             return job_payload(one.type, one.occurred_at, one.sequence, job, self._presign, expires_at, one.data)
         except FarmError:
             log.exception("cannot build the body", action="webhook_body_failed", delivery=one.id, job=one.job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -30,7 +31,9 @@ class FailureReason(StrEnum):
     REDIRECT = "redirect"  #: a 3xx, which is never followed
     GONE = "gone"  #: 410: the endpoint asks not to be called again
     REFUSED = "refused"  #: the guard does not connect there
-    CONNECT = "connect"  #: no address, no connection, or the certificate is not trusted
+    CONNECT = "connect"  #: no address or no connection
+    CERTIFICATE = "certificate"  #: the endpoint's certificate is not trusted, has expired or is for another host
+    TLS = "tls"  #: the endpoint does not speak TLS, or no version of it that is allowed
     TIMEOUT = "timeout"  #: no status in time
     NETWORK = "network"  #: the connection broke
     PROTOCOL = "protocol"  #: the answer was not HTTP
@@ -115,6 +118,10 @@ class EndpointClient:
             error = FailureReason.TIMEOUT
         except NotHTTP:
             error = FailureReason.PROTOCOL
+        except ssl.SSLCertVerificationError:
+            error = FailureReason.CERTIFICATE
+        except ssl.SSLError:
+            error = FailureReason.TLS if connection is None else FailureReason.NETWORK
         except (OSError, ValueError):  # a name or a resolver's answer that cannot be read is a ValueError
             error = FailureReason.CONNECT if connection is None else FailureReason.NETWORK
         if reply is None:

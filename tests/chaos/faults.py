@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from random import Random
+from urllib.parse import urlsplit
 
+import httpx2
 import redis
+from PIL import Image
 
 from tests.chaos.farm import LEASE, POISON, ChaosFarm
 from tests.chaos.proxy import Mode
@@ -212,6 +218,38 @@ def read_only_storage(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, fl
         farm.s3.configure_bucket()
 
 
+def slow_sender(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """Request bodies that hardly arrive, and connections without a request."""
+    host = urlsplit(farm.url)
+    key = chance.choice(list(farm.keys.values()))
+    head = (
+        f"POST /v1/batches HTTP/1.1\r\nHost: farm\r\nAuthorization: Bearer {key}\r\n"
+        "Content-Type: application/jsonl\r\nContent-Length: 1000000\r\n\r\n{"
+    )
+    with contextlib.ExitStack() as opened:
+        for number in range(40):
+            with contextlib.suppress(OSError):
+                made = opened.enter_context(socket.create_connection((host.hostname, host.port), timeout=1))
+                made.sendall(head.encode() if number % 2 else b"GET /v1/jobs HTTP/1.1\r\nHost: ")
+        yield "api", chance.uniform(2.0, LEASE)
+
+
+def decode_bomb(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """Uploads of images that are small as files and as large as the API allows in memory, several at once."""
+    out = io.BytesIO()
+    Image.new("L", (4096, 4096), chance.randrange(256)).save(out, "PNG")
+    key = chance.choice(list(farm.keys.values()))
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "image/png"}
+
+    def upload() -> None:
+        with contextlib.suppress(httpx2.HTTPError):
+            httpx2.post(f"{farm.url}/v1/files", content=out.getvalue(), headers=headers, timeout=60, trust_env=False)
+
+    for _ in range(8):
+        threading.Thread(target=upload, daemon=True).start()
+    yield "api", 1.0
+
+
 #: By kind: how often beside the others, and what.
 FAULTS: dict[str, tuple[int, Fault]] = {
     "kill worker": (4, kill("worker")),
@@ -247,4 +285,6 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "unplugged host": (2, unplug),
     "far worker": (2, far_worker),
     "nap of the farm": (1, nap),
+    "slow sender": (2, slow_sender),
+    "decode bomb": (1, decode_bomb),
 }

@@ -49,6 +49,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "exact": False,
     "loras": [{"name": "ink", "scale": 0.5}, {"name": "clay", "scale": 1.0}],
     "preview": True,
+    "fail_on_suspicious": True,
     "output_format": "webp",
     "priority": "interactive",
     "custom_id": "a-1",

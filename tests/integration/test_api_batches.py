@@ -24,7 +24,7 @@ import pytest
 from sqlalchemy import text
 
 from farm import lifecycle
-from farm.api import request_body
+from farm.api import body_limits
 from farm.domain import ids
 from farm.domain.job import JobError
 from farm.domain.queue import Assignment
@@ -338,7 +338,7 @@ def test_senders_that_fall_silent_give_their_places_up(
     api: Api, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than bodies are taken at once: who sends properly is served all the same."""
-    monkeypatch.setattr(request_body, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(body_limits, "STALL_SECONDS", 1.0)
     host = urlsplit(api.url)
     assert host.hostname
     assert host.port

@@ -86,7 +86,7 @@ def test_a_flood_of_canceled_jobs_hides_no_image_and_no_failure(
             assert latest == [
                 job for job in reversed(ended[1:]) if whose is None or (job == ended[4]) == (whose == other)
             ]
-        assert unit.batches.throughput() is not None
+        assert unit.activity.estimator().seconds({"starter": 1.0}) is not None
 
 
 def test_a_search_looks_through_a_window_and_goes_on_behind_it(

@@ -213,7 +213,7 @@ def test_a_jobs_own_webhook_gets_the_events_that_the_job_names_and_so_does_its_r
     assert delivered(succeed=True, job=good) == [EventType.STARTED]
     assert delivered(succeed=False, job=bad) == sorted(named)
     with store.begin() as unit:
-        again = lifecycle.retry(unit, tenant, bad.id)
+        again, _ = lifecycle.retry(unit, tenant, bad.id)
         assert unit.bulk_actions.count_retryable(tenant, Selection(job_ids=(bad.id,))).total == 0  # it was retried
     assert delivered(succeed=False, job=again) == sorted(named)
     with store.begin() as unit:
@@ -451,7 +451,7 @@ def test_a_retry_is_a_new_job_and_leaves_the_old_one(store: Store, tenant: str, 
     with store.begin() as unit:
         lifecycle.fail(unit, job.id, epoch, BROKEN, retryable=False)
     with store.begin() as unit:
-        again = lifecycle.retry(unit, tenant, job.id)
+        again, _ = lifecycle.retry(unit, tenant, job.id)
     assert (again.retry_of, again.spec, again.state) == (job.id, job.spec, JobState.QUEUED)
     assert get(store, job).state is JobState.FAILED
     with pytest.raises(Conflict), store.begin() as unit:

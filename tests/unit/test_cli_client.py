@@ -97,10 +97,29 @@ def test_two_submits_have_two_keys() -> None:
     assert keys[2] == "mine"
 
 
-def test_a_retry_of_a_job_is_never_sent_twice_after_it_may_have_worked() -> None:
+def test_what_may_not_happen_twice_is_never_sent_again_after_it_may_have_worked() -> None:
     with serving(lambda *_: DROP) as server, Farm(server.url, "k") as farm, pytest.raises(Unreachable):
-        farm.retry("job_1")
+        farm.make_key("k")
     assert len(server.asked) == 1
+
+
+def test_a_wait_outlasts_a_restart_of_the_farm_and_ends_when_it_stays_away(slept: list[float]) -> None:
+    batch = {"id": "batch_1", "state": "in_progress", "request_counts": {"total": 1}}
+
+    def restarts(_: Asked, number: int) -> Answer:
+        if number == 0:
+            return Answer(200, batch)
+        if number < 40:
+            return DROP if number % 2 else Answer(503, {"title": "starting"})
+        return Answer(200, batch | {"state": "completed"})
+
+    with serving(restarts) as server, Farm(server.url, "k") as farm:
+        assert farm.wait_batch("batch_1").over
+        assert len(server.asked) == 41
+    with serving(lambda _, number: Answer(200, batch) if number == 0 else DROP) as server:
+        with Farm(server.url, "k") as farm, pytest.raises(Unreachable):
+            farm.wait_batch("batch_1")
+        assert 250 < sum(slept) < 3_000
 
 
 def test_nobody_there_is_unreachable_after_the_retries(slept: list[float]) -> None:

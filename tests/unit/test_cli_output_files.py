@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,11 @@ def test_the_largest_difference_between_two_sounds_is_said() -> None:
         soundfile.write(files[-1], samples, 8_000, "FLOAT", format="WAV")
     one, other = (file.getvalue() for file in files)
     assert difference(one, other) == "largest difference 0.25 of the range of values"
+
+
+def test_two_downloads_into_one_directory_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path, data = tmp_path / "x.png", b"x" * 100_000
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: output_files.save(path, data), range(400)))
+    assert [one.name for one in tmp_path.iterdir()] == ["x.png"]
+    assert path.read_bytes() == data

@@ -17,7 +17,7 @@ import pytest
 from farm.egress import guard
 from farm.egress.connection import HttpConnection
 from farm.settings import Settings
-from farm.webhooks.sender import ConnectionBudget, EndpointClient
+from farm.webhooks.sender import ConnectionBudget, EndpointClient, FailureReason
 
 #: A key and a self-signed certificate for hooks.example.com, made for this test and trusted by nothing else.
 PEM = Path(__file__).parent / "tls" / "hooks.example.com.pem"
@@ -124,3 +124,45 @@ def test_a_certificate_for_another_name_is_refused(fetch: Fetch, server: TlsServ
 def test_a_certificate_of_an_unknown_authority_is_refused(fetch: Fetch, server: TlsServer) -> None:
     with pytest.raises(httpx2.ConnectError, match=r"(?i)certificate"):
         fetch(f"https://hooks.example.com:{server.port}/", None)
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "reason"),
+    [
+        ("other.example.com", True, FailureReason.CERTIFICATE),
+        ("hooks.example.com", False, FailureReason.CERTIFICATE),
+        ("hooks.example.com", True, None),
+    ],
+)
+def test_a_delivery_says_that_the_certificate_is_why_it_failed(
+    server: TlsServer, host: str, trusted: bool, reason: FailureReason | None
+) -> None:
+    async def go() -> FailureReason | None:
+        verify = ssl.create_default_context(cafile=PEM) if trusted else None
+        connector = guard.PinnedConnector(LOOPBACK, resolver=resolver, verify=verify)
+        client = EndpointClient.for_url(f"https://{host}:{server.port}/", LOOPBACK, connector, ConnectionBudget(0))
+        return (await client.post({}, b"{}", deadline=5, body_deadline=5)).error
+
+    assert asyncio.run(go()) is reason
+
+
+def test_a_delivery_says_that_the_endpoint_speaks_no_tls() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+
+        def answer() -> None:
+            connection, _ = plain.accept()
+            with connection:
+                connection.recv(4_096)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+
+        async def go() -> FailureReason | None:
+            connector = guard.PinnedConnector(LOOPBACK, resolver=resolver)
+            url = f"https://hooks.example.com:{plain.getsockname()[1]}/"
+            client = EndpointClient.for_url(url, LOOPBACK, connector, ConnectionBudget(0))
+            return (await client.post({}, b"{}", deadline=5, body_deadline=5)).error
+
+        assert asyncio.run(go()) is FailureReason.TLS
+        thread.join()

@@ -11,11 +11,12 @@ from typing import Final
 
 from fastapi import FastAPI
 
+from farm.api.body_limits import BodyLimit
 from farm.api.compat import a1111, fal, openai, replicate
 from farm.settings import Settings
 
-#: Limits of bodies, in bytes, by path, where they differ from those of other paths.
-LIMITS: Final = {f"{openai.PREFIX}/files": openai.MAX_FILE_BYTES}
+#: Limits of bodies by path, where they differ from those of other paths.
+LIMITS: Final = {f"{openai.PREFIX}/files": BodyLimit(openai.MAX_FILE_BYTES, on_disk=True)}
 
 
 def mount(app: FastAPI, settings: Settings) -> None:

@@ -12,6 +12,7 @@ import binascii
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -35,10 +36,12 @@ from farm.api.compat.submission import cancel, render, store_image
 from farm.domain.infotext import parameters_text
 from farm.domain.job import Job, JobFilter
 from farm.domain.model import Model
+from farm.domain.parameters import from_text
 from farm.domain.schedulers import SAMPLERS, SCHEDULES, sampler, sampler_name
 from farm.domain.states import JobState, Priority
 from farm.errors import BadInput, FieldProblem
 from farm.objects import images
+from farm.objects.intake import decode_base64
 from farm.settings import Settings
 
 PREFIX: Final = "/sdapi/v1"
@@ -66,6 +69,8 @@ _NO_SCHEDULE: Final = ("", "automatic", "uniform", "use same scheduler")
 _NO_SCRIPTS: Final = "the farm has no scripts"
 _SINGLE: Final = "the farm renders in one pass: ask for the size itself"
 _SAMPLING: Final = "the farm's samplers have no such parameter; leave it out"
+#: How the web UI writes that something is left as it is.
+_AS_IT_IS: Final = ("Automatic", "automatic", "None", "none")
 #: What clients send of their own accord, and its values that ask for nothing.
 _UNSUPPORTED: Final[Mapping[str, ForeignParameter | None]] = {
     "enable_hr": ForeignParameter((False,), _SINGLE),
@@ -103,6 +108,8 @@ _UNSUPPORTED: Final[Mapping[str, ForeignParameter | None]] = {
     "inpainting_fill": ForeignParameter((0, 1), "the farm starts from the image itself"),
     "initial_noise_multiplier": ForeignParameter((1,), _SAMPLING),
     "image_cfg_scale": ForeignParameter((0, 1.5), _SAMPLING),
+    "clip_skip": ForeignParameter((0, 1), "the farm uses the text encoder's last layer"),
+    "sd_vae": ForeignParameter(("", *_AS_IT_IS), "a model of the farm has its own VAE"),
 }
 
 
@@ -143,7 +150,8 @@ def application(main: FastAPI) -> Starlette:
         [
             submits("/txt2img", txt2img),
             submits("/img2img", img2img),
-            reads("/progress", progress),
+            reads("/progress", progress, "skip_current_image"),
+            reads("/png-info", png_info, method="POST"),
             submits("/interrupt", interrupt),
             submits("/skip", interrupt),
             reads("/options", get_options),
@@ -191,17 +199,21 @@ async def img2img(call: AdapterCall) -> Response:
 
 async def _image(call: AdapterCall, text: object, field: str, *, inverted: bool = False) -> str:
     """How a job names an image that came as base64, with or without the head of a data URL, or as a URL."""
+    if isinstance(text, str) and text.startswith(("https://", "http://")) and not inverted:
+        return text
+    data = _base64(text, field)
+    if inverted:
+        data = await call.context.storing.run(call.tenant_id, partial(_inverted, data, field, call.context.settings))
+    return await store_image(call, data, field)
+
+
+def _base64(text: object, field: str) -> bytes:
     if not isinstance(text, str):
         raise BadInput.of(field, text, "must be an image as base64 text")
-    if text.startswith(("https://", "http://")) and not inverted:
-        return text
     try:
-        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except (binascii.Error, ValueError):
+        return decode_base64((text.partition(",")[2] if text.startswith("data:") else text).encode("ascii"))
+    except (binascii.Error, UnicodeEncodeError):
         raise BadInput.of(field, text[:60], "is not valid base64") from None
-    if inverted:
-        data = await run_in_threadpool(_inverted, data, field, call.context.settings)
-    return await store_image(call, data, field)
 
 
 def _inverted(data: bytes, field: str, settings: Settings) -> bytes:
@@ -243,16 +255,16 @@ def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
     send = given.pop("send_images", True)
     for theirs, ours in (("steps", "num_inference_steps"), ("cfg_scale", "guidance_scale")):
         if given.get(theirs) is not None:
-            asked[ours] = given.pop(theirs)
+            asked[ours] = _number(ours, given.pop(theirs))
     for name in ("prompt", "negative_prompt", "seed", "width", "height"):
         value = given.pop(name, None)
         # these clients always send a negative prompt: an empty one is none, as it is to the web UI's SDXL
         if value is not None and not (name == "negative_prompt" and value == ""):
-            asked[name] = value
+            asked[name] = _number(name, value)
     found += [
         FieldProblem(name, value, "is not a field of this request")
         for name, value in given.items()
-        if value is not None
+        if not _asks_for_nothing(value)
     ]
     if found:
         raise BadInput(*found)
@@ -261,10 +273,31 @@ def _read(given: dict[str, Any], asked: dict[str, Any]) -> bool:
     return send is not False
 
 
+def _number(name: str, value: object) -> object:
+    """A parameter's value: the web UI takes numbers as text too, and some clients send them so."""
+    return from_text(name, value) if isinstance(value, str) else value
+
+
+def _asks_for_nothing(value: object) -> bool:
+    """Whether a value that the farm does not know is what clients send for something that is switched off."""
+    return value in (None, False, "", [], {}) or value in _AS_IT_IS
+
+
 def _does_something(script: object) -> bool:
     """Whether a script's arguments are more than the "off" that clients send for scripts that they know."""
     arguments = script.get("args", []) if isinstance(script, dict) else script
-    return arguments not in ([], [False], None)
+    if isinstance(arguments, dict):
+        arguments = [arguments]
+    if not isinstance(arguments, list):
+        return not _asks_for_nothing(arguments)
+    if arguments and arguments[0] is False:  # most scripts begin with their switch
+        return False
+    return any(
+        one.get("enabled", one.get("enable", True)) is not False
+        if isinstance(one, dict)
+        else not _asks_for_nothing(one)
+        for one in arguments
+    )
 
 
 def _overrides(settings: object, asked: dict[str, Any]) -> list[FieldProblem]:
@@ -277,7 +310,9 @@ def _overrides(settings: object, asked: dict[str, Any]) -> list[FieldProblem]:
                 asked["model"] = value
             case ("samples_format", str()) if value in _FORMATS:
                 asked["output_format"] = _FORMATS[value]
-            case ("CLIP_stop_at_last_layers", 1):
+            case ("CLIP_stop_at_last_layers", 0 | 1):
+                pass
+            case _ if _asks_for_nothing(value):
                 pass
             case _:
                 message = "the farm has no such setting; it has sd_model_checkpoint and samples_format (png, webp, jpg)"
@@ -375,6 +410,14 @@ def interrupt(call: AdapterCall) -> Response:
     for job in _active(call):
         cancel(call, job.id)
     return JSONResponse({})
+
+
+async def png_info(call: AdapterCall) -> Response:
+    """``POST /png-info``: the text that an image carries about its making."""
+    given = await call.json()
+    data = _base64(given.get("image"), "image")
+    found = await run_in_threadpool(images.text_of, data, call.context.settings, field="image")
+    return JSONResponse({"info": found.get("parameters", ""), "items": found, "parameters": {}})
 
 
 # -- what there is -----------------------------------------------------------------------------------------------------

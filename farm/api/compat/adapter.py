@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -21,10 +21,13 @@ from starlette.routing import Route
 from farm.api import problems
 from farm.api.auth import count
 from farm.api.dependencies import AppContext
-from farm.api.route import parse_json
+from farm.api.query import check_names
+from farm.api.route import read_json
+from farm.domain.model import Model
 from farm.errors import (
     BadInput,
     Conflict,
+    DiskFull,
     FarmError,
     FieldProblem,
     Forbidden,
@@ -85,9 +88,21 @@ class AdapterCall:
         url = self.request.url
         return f"{url.scheme}://{url.netloc}{self.request.scope['root_path']}"
 
+    def model(self, name: str) -> Model | None:
+        """The model of that name, or the one that the tenant calls so; blocks for a name that is not a model's."""
+        found = self.context.registry.get(name)
+        if found is None:
+            found = self.context.registry.get(self.aliases().get(name, ""))
+        return found
+
+    def aliases(self) -> Mapping[str, str]:
+        """The tenant's other names of models, to their ids; blocks."""
+        with self.context.store.look() as unit:
+            return unit.tenants.model_aliases(self.tenant_id)
+
     async def json(self) -> dict[str, Any]:
         """The body, which is a JSON object. Raises `BadInput` and `problems.UnreadableBody`."""
-        found = parse_json(await self.request.body() or b"null")
+        found = await read_json(await self.request.body() or b"null")
         if not isinstance(found, dict):
             raise BadInput.of("body", found, "must be a JSON object")
         return found
@@ -105,16 +120,17 @@ class Operation:
     path: str
     scopes: frozenset[Scope]  #: any of them lets a key in; none: the handler checks by itself
     handler: Handler
+    query: frozenset[str] = frozenset()  #: the query parameters that it has
 
 
-def reads(path: str, handler: Handler) -> Operation:
-    """A GET for keys that may read."""
-    return Operation("GET", path, frozenset({Scope.READ}), handler)
+def reads(path: str, handler: Handler, *query: str, method: str = "GET") -> Operation:
+    """A request for keys that may read, with those query parameters."""
+    return Operation(method, path, frozenset({Scope.READ}), handler, frozenset(query))
 
 
-def submits(path: str, handler: Handler, method: str = "POST") -> Operation:
+def submits(path: str, handler: Handler, method: str = "POST", query: Collection[str] = ()) -> Operation:
     """A request that makes or stops jobs."""
-    return Operation(method, path, frozenset({Scope.SUBMIT}), handler)
+    return Operation(method, path, frozenset({Scope.SUBMIT}), handler, frozenset(query))
 
 
 @dataclass(frozen=True)
@@ -166,6 +182,8 @@ class Adapter:
                 log.warning("a server does not answer", action="server_unavailable", error=str(error))
                 retry = {"Retry-After": str(problems.RETRY_SECONDS)}
                 return ErrorInfo(503, "unavailable", problems.UNAVAILABLE, headers=retry)
+            case DiskFull():
+                return ErrorInfo(507, "insufficient_storage", str(error), headers={"Retry-After": "2"})
             case _:
                 raise error
 
@@ -210,6 +228,7 @@ def application(
                 key = await run_in_threadpool(_admit, context, adapter, operation, request)
                 request.state.key = key
                 structlog.contextvars.bind_contextvars(tenant=key.tenant_id)
+                check_names(request, operation.query)
                 call = AdapterCall(context, key, request)
                 if inspect.iscoroutinefunction(handler):
                     return cast("Response", await handler(call))
@@ -220,7 +239,10 @@ def application(
                 return Response(status_code=CLIENT_GONE)
             except HTTPException:
                 raise
-            except Exception:
+            except Exception as error:
+                full = problems.disk_full(error)
+                if full is not None:
+                    return adapter.answer(adapter.error_info(full), request)
                 asked = getattr(request.state, "request_id", None)
                 log.exception("a request failed", action="request_failed", request=asked, path=request.url.path)
                 info = ErrorInfo(500, "internal_error", problems.INTERNAL_ERROR)

@@ -33,6 +33,7 @@ from farm.domain.model import Model
 from farm.domain.states import JobState, Priority
 from farm.errors import BadInput, FieldProblem
 from farm.tasks import INPUT_ROLES, chosen_task
+from farm.webhooks import fal as fal_shape
 
 PREFIX: Final = "/compat/fal"
 
@@ -85,11 +86,11 @@ def application(main: FastAPI) -> Starlette:
         main,
         ADAPTER,
         [
-            reads("/{owner}/{model}/requests/{request}/status", status),
+            reads("/{owner}/{model}/requests/{request}/status", status, "logs"),
             submits("/{owner}/{model}/requests/{request}/cancel", stop, "PUT"),
             reads("/{owner}/{model}/requests/{request}", result),
             submits("/run/{owner}/{model:path}", run),
-            submits("/{owner}/{model:path}", enqueue),
+            submits("/{owner}/{model:path}", enqueue, query=("fal_webhook",)),
         ],
     )
 
@@ -99,7 +100,7 @@ def _model(call: AdapterCall) -> Model:
     name = call.path("model")
     full = f"{call.path('owner')}/{name}"
     for one in (full, name, name.partition("/")[0]):
-        model = call.context.registry.get(one)
+        model = call.model(one)
         if model is not None:
             return model
     names = ", ".join(model.id for model in call.context.registry.models)
@@ -110,12 +111,12 @@ async def _asked(call: AdapterCall) -> dict[str, Any]:
     """A request in the farm's own fields. Raises `BadInput`."""
     given = await call.json()
     found = drop_unsupported(given, _UNSUPPORTED)
-    model = _model(call)
+    model = await run_in_threadpool(_model, call)
     asked: dict[str, Any] = {"model": model.id, "priority": Priority.NORMAL.value}
     if call.request.headers.get("x-fal-queue-priority") == "low":
         asked["priority"] = Priority.BULK.value
     if call.request.query_params.get("fal_webhook"):
-        asked["webhook"] = call.request.query_params["fal_webhook"]
+        asked |= {"webhook": call.request.query_params["fal_webhook"], "metadata": {fal_shape.MARK: "1"}}
     size = given.pop("image_size", None)
     if isinstance(size, dict):
         given |= {name: size.get(name) for name in ("width", "height")}
@@ -201,22 +202,7 @@ def result(call: AdapterCall) -> Response:
 
 
 def _output(call: AdapterCall, job: Job) -> dict[str, Any]:
-    return {
-        "images": [
-            {
-                "url": url_of(call, output),
-                "width": output.width,
-                "height": output.height,
-                "content_type": output.media_type,
-                "file_size": output.size,
-            }
-            for output in job.outputs
-        ],
-        "seed": job.spec.seed,
-        "prompt": job.spec.prompt,
-        "has_nsfw_concepts": [False] * len(job.outputs),
-        "timings": {},
-    }
+    return fal_shape.result(job, [url_of(call, output) for output in job.outputs])
 
 
 def stop(call: AdapterCall) -> Response:

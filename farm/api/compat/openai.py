@@ -7,6 +7,7 @@ The clients' base URL is this adapter's, ``…/compat/openai/v1``. Parameters of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -20,7 +21,6 @@ from farm.api.compat import adapter, openai_batches
 from farm.api.compat.adapter import Adapter, AdapterCall, AdapterError, ErrorInfo, reads, submits
 from farm.api.compat.openai_images import NAMES, ImagesRequest, images_of, read_request
 from farm.api.compat.submission import render, store_image
-from farm.domain.model import Model
 from farm.domain.parameters import from_text
 from farm.domain.states import Priority
 from farm.errors import BadInput
@@ -100,7 +100,7 @@ async def edit(call: AdapterCall) -> Response:
     stored = [await store_image(call, data, "image") for data in files["image"]]
     images.asked["image"] = stored if len(stored) > 1 else stored[0]
     if "mask" in files:
-        mask = await run_in_threadpool(_painted_anew, call, files["mask"][0])
+        mask = await call.context.storing.run(call.tenant_id, partial(_painted_anew, call, files["mask"][0]))
         images.asked["mask_image"] = await store_image(call, mask, "mask")
     return await _answer(call, images)
 
@@ -136,21 +136,21 @@ async def _answer(call: AdapterCall, images: ImagesRequest) -> Response:
 # -- models ----------------------------------------------------------------------------------------------------------
 
 
-def _model(model: Model) -> dict[str, Any]:
-    return {"id": model.id, "object": "model", "created": 0, "owned_by": "farm"}
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "farm"}
 
 
 def list_models(call: AdapterCall) -> Response:
     """``GET /models``."""
-    return JSONResponse({"object": "list", "data": [_model(model) for model in call.context.registry.models]})
+    names = [*(model.id for model in call.context.registry.models), *call.aliases()]
+    return JSONResponse({"object": "list", "data": [_model(name) for name in dict.fromkeys(names)]})
 
 
 def get_model(call: AdapterCall) -> Response:
     """``GET /models/{model}``."""
-    model = call.context.registry.get(call.path("model"))
-    if model is None:
+    if call.model(call.path("model")) is None:
         names = ", ".join(one.id for one in call.context.registry.models)
         raise AdapterError(
             404, "model_not_found", f"there is no model {call.path('model')!r}; there are: {names}", "model"
         )
-    return JSONResponse(_model(model))
+    return JSONResponse(_model(call.path("model")))

@@ -1,7 +1,7 @@
 """OpenAI's files and batches: a file of requests goes in, and a file of answers comes out, one line each.
 
-An uploaded file is an object in the storage and nothing else; a batch names it in its metadata. The files that come out
-are written while they are read, from the batch's jobs, so their images' URLs are always fresh.
+An uploaded file is an object in the storage with a row of its own; a batch names it in its metadata. The files that
+come out are written while they are read, from the batch's jobs, so their images' URLs are always fresh.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final
-from urllib.parse import quote, unquote
 
-import anyio.to_thread
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from farm import lifecycle
+from farm.api.bulk_submission import submit_bulk
 from farm.api.compat.adapter import AdapterCall, AdapterError, reads, submits
 from farm.api.compat.openai_images import NAMES, ResponseFormat, images_of, read_request
 from farm.api.compat.submission import rename_fields
@@ -38,12 +37,12 @@ from farm.services import batches, bulk, bulk_parsers, validation
 from farm.services.bulk import BatchOptions
 from farm.services.bulk_parsers import BulkLine, RefusedLine
 from farm.store import cursor as cursors
+from farm.store.request_files import RequestFile
 
 MAX_FILE_BYTES: Final = 512 * 2**20  #: of one upload, as OpenAI has it
 ENDPOINT: Final = "/v1/images/generations"
 WINDOW: Final = "24h"
 PAGE: Final = 200  #: jobs read at once while a file is written
-AT_ONCE: Final = 8  #: objects asked about at once
 
 #: In a batch's metadata, beside the client's own: the file that it was made from.
 INPUT: Final = "openai.input_file_id"
@@ -62,17 +61,9 @@ _STATUS: Final = {
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Upload:
-    """An uploaded file of requests."""
-
-    id: str
-    filename: str
-    size: int  #: bytes
-
-    def shape(self) -> dict[str, Any]:
-        """As OpenAI shows it."""
-        return _file(self.id, self.size, self.filename, "batch", _made_at(self.id))
+def _shown(file: RequestFile) -> dict[str, Any]:
+    """A file as OpenAI shows it."""
+    return _file(file.id, file.size, file.filename, "batch", int(file.created_at.timestamp()))
 
 
 def _file(file_id: str, size: int, filename: str, purpose: str, created_at: int) -> dict[str, Any]:
@@ -89,11 +80,6 @@ def _file(file_id: str, size: int, filename: str, purpose: str, created_at: int)
     }
 
 
-def _made_at(file_id: str) -> int:
-    """Seconds since 1970, from the time inside an id."""
-    return int(file_id.rpartition("_")[2][:12], 16) // 1000
-
-
 async def create_file(call: AdapterCall) -> Response:
     """``POST /files``: an upload with the purpose ``batch``."""
     async with call.request.form(max_files=1, max_fields=10) as form:
@@ -107,10 +93,10 @@ async def create_file(call: AdapterCall) -> Response:
         if given:
             raise BadInput.of(next(iter(given)), None, "is not a field of this request: it takes file and purpose")
         upload = await run_in_threadpool(_store, call, part.file, part.filename or "requests.jsonl")
-    return JSONResponse(upload.shape())
+    return JSONResponse(_shown(upload))
 
 
-def _store(call: AdapterCall, content: IO[bytes], filename: str) -> Upload:
+def _store(call: AdapterCall, content: IO[bytes], filename: str) -> RequestFile:
     file_id = ids.new(ids.FILE)
     name = filename.replace("\\", "/").rpartition("/")[2][:200] or "requests.jsonl"
     with tempfile.NamedTemporaryFile(suffix=".jsonl") as copy:
@@ -119,22 +105,21 @@ def _store(call: AdapterCall, content: IO[bytes], filename: str) -> Upload:
         size = copy.tell()
         if not size:
             raise BadInput.of("file", name, "is empty")
-        metadata = {"filename": quote(name.encode("utf-8", "replace"))}
-        call.context.storage.put_file(
-            keys.lines_key(call.tenant_id, file_id), Path(copy.name), bulk_parsers.JSONL[0], metadata
-        )
-    return Upload(file_id, name, size)
+        with call.context.store.look() as unit:
+            lifecycle.check_storage(unit, call.tenant_id, size)
+        call.context.storage.put_file(keys.lines_key(call.tenant_id, file_id), Path(copy.name), bulk_parsers.JSONL[0])
+    with call.context.store.begin() as unit:
+        unit.usage.add_stored(call.tenant_id, size)
+        return unit.request_files.add(call.tenant_id, file_id, validation.encodable(name), size)
 
 
-def _upload(call: AdapterCall, file_id: str) -> Upload:
+def _upload(call: AdapterCall, file_id: str) -> RequestFile:
     """The tenant's upload of that id. Raises `NotFound`."""
-    if not ids.is_id(ids.FILE, file_id):
+    with call.context.store.look() as unit:
+        found = unit.request_files.get(call.tenant_id, file_id)
+    if found is None:
         raise NotFound("file", file_id)
-    try:
-        about = call.context.storage.head(keys.lines_key(call.tenant_id, file_id))
-    except NotFound:
-        raise NotFound("file", file_id) from None
-    return Upload(file_id, unquote(about.metadata.get("filename", "")) or "requests.jsonl", about.bytes)
+    return found
 
 
 def list_files(call: AdapterCall) -> Response:
@@ -146,15 +131,12 @@ def list_files(call: AdapterCall) -> Response:
         return _listed([shape for batch in found for shape in _results_of(batch)], more=more)
     if purpose not in (None, "batch"):
         return _listed([], more=False)
-    prefix = keys.lines_prefix(call.tenant_id)
-    names = sorted(one.key[len(prefix) :].removesuffix(".jsonl") for one in call.context.storage.list(prefix))
-    if call.request.query_params.get("order") != "asc":
-        names.reverse()
-    if after is not None:
-        names = names[names.index(after) + 1 :] if after in names else []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        uploads = list(pool.map(lambda name: _upload(call, name), names[:limit]))
-    return _listed([upload.shape() for upload in uploads], more=len(names) > limit)
+    if after is not None and not ids.is_id(ids.FILE, after):
+        raise BadInput.of("after", after, "must be the id of the last one on the page before")
+    newest_first = call.request.query_params.get("order") != "asc"
+    with call.context.store.look() as unit:
+        uploads = unit.request_files.page(call.tenant_id, after, limit + 1, newest_first=newest_first)
+    return _listed([_shown(upload) for upload in uploads[:limit]], more=len(uploads) > limit)
 
 
 def _place(call: AdapterCall) -> tuple[int, str | None]:
@@ -174,7 +156,7 @@ def get_file(call: AdapterCall) -> Response:
     file_id = call.path("file")
     batch = _batch_of(call, file_id)
     if batch is None:
-        return JSONResponse(_upload(call, file_id).shape())
+        return JSONResponse(_shown(_upload(call, file_id)))
     return JSONResponse(next(shape for shape in _results_of(batch) if shape["id"] == file_id))
 
 
@@ -203,7 +185,10 @@ def delete_file(call: AdapterCall) -> Response:
             400, "not_deletable", "this file is written from a batch's jobs and stays as long as they do"
         )
     _upload(call, file_id)
-    call.context.storage.delete(keys.lines_key(call.tenant_id, file_id))
+    with call.context.store.begin() as unit:
+        unit.request_files.remove(call.tenant_id, file_id)
+        unit.pending_deletions.add([keys.lines_key(call.tenant_id, file_id)])
+    call.context.cleanup.wake()
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
@@ -309,19 +294,26 @@ async def create_batch(call: AdapterCall) -> Response:
         raise BadInput(*(_of_metadata(one) for one in validation.of_body(error))) from None
     upload = await run_in_threadpool(_upload, call, file_id)
     new = NewBatch(name=upload.filename, metadata=metadata | {INPUT: file_id})
-    order = BatchOptions(new=new, defaults={}, on_error=OnError.SKIP, dry_run=False)
-
-    def submit() -> Batch:
-        with call.context.storage.open(keys.lines_key(call.tenant_id, file_id)) as opened:
-            made, _ = bulk.submit(call.context, call.tenant_id, order, _requests(opened), None, bytes)
-        assert not isinstance(made, Estimate)  # only dry runs are estimated
-        return made
+    order = BatchOptions(new=new, defaults={}, on_error=OnError.SKIP, dry_run=False, keep_empty=True)
 
     try:
-        batch = await anyio.to_thread.run_sync(submit, limiter=call.context.bulk)
+        # a copy, because the object storage could be slow while the transaction is open
+        with await run_in_threadpool(_copy, call.context, keys.lines_key(call.tenant_id, file_id)) as file:
+            source = bulk.of_file(order, bulk_parsers.JSONL[0], file)
+            requests = replace(source, lines=lambda: _requests(source.lines()))
+            made, _ = await submit_bulk(call.context, call.tenant_id, order, requests)
     except BatchRefused as refused:
         raise BadInput(*refused.problems) from None
-    return JSONResponse(_shape(batch))
+    assert not isinstance(made, Estimate)  # only dry runs are estimated
+    return JSONResponse(_shape(made))
+
+
+def _copy(context: AppContext, key: str) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    with context.storage.open(key) as opened:
+        for chunk in opened:
+            file.write(chunk)
+    return file
 
 
 def _of_metadata(one: FieldProblem) -> FieldProblem:
@@ -329,21 +321,26 @@ def _of_metadata(one: FieldProblem) -> FieldProblem:
     return FieldProblem(field, one.value, one.message)
 
 
-def _requests(chunks: Iterator[bytes] | Any) -> Iterator[BulkLine]:
-    """The farm's own requests for the lines of a file. Raises `BadInput` for a line that is no request at all."""
-    for number, line in bulk_parsers.jsonl(chunks):
-        if isinstance(line, FieldProblem):
-            raise BadInput(line)
-        assert isinstance(line, dict)  # nothing else comes from JSON lines as they are
+def _requests(lines: Iterable[BulkLine]) -> Iterator[BulkLine]:
+    """The farm's own requests for the lines of a file; a line that is no request goes to the batch's error file."""
+    for number, line in lines:
+        if not isinstance(line, dict):
+            yield number, line
+            continue
         custom_id = line.get("custom_id")
-        for field, expected in (("method", "POST"), ("url", ENDPOINT)):
-            if line.get(field) != expected:
-                raise BadInput(FieldProblem(field, line.get(field), f"must be {expected}", number))
-        if not isinstance(custom_id, str) or not custom_id:
-            raise BadInput(FieldProblem("custom_id", custom_id, "is required: your name for the request", number))
         body = line.get("body")
+        problems = [
+            FieldProblem(field, line.get(field), f"must be {expected}")
+            for field, expected in (("method", "POST"), ("url", ENDPOINT))
+            if line.get(field) != expected
+        ]
+        if not isinstance(custom_id, str) or not custom_id:
+            problems.append(FieldProblem("custom_id", custom_id, "is required: your name for the request"))
         if not isinstance(body, dict):
-            raise BadInput(FieldProblem("body", body, "must be a JSON object", number))
+            problems.append(FieldProblem("body", body, "must be a JSON object"))
+        if problems or not isinstance(custom_id, str) or not isinstance(body, dict):
+            yield number, RefusedLine(custom_id if isinstance(custom_id, str) else "", tuple(problems))
+            continue
         try:
             images = read_request(body, "text-to-image", Priority.BULK)
         except BadInput as refused:
@@ -430,12 +427,12 @@ def _seconds(moment: datetime | None) -> int | None:
 
 OPERATIONS: Final = (
     submits("/files", create_file),
-    reads("/files", list_files),
+    reads("/files", list_files, "limit", "after", "order", "purpose"),
     reads("/files/{file}", get_file),
     submits("/files/{file}", delete_file, "DELETE"),
     reads("/files/{file}/content", get_content),
     submits("/batches", create_batch),
-    reads("/batches", list_batches),
+    reads("/batches", list_batches, "limit", "after"),
     reads("/batches/{batch}", get_batch),
     submits("/batches/{batch}/cancel", cancel_batch),
 )

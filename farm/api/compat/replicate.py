@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-import anyio.to_thread
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -55,6 +54,7 @@ PREFIX: Final = "/compat/replicate"
 
 MAX_WAIT: Final = 60.0  #: seconds that `Prefer: wait` is honoured for
 PAGE: Final = 100  #: predictions in one answer
+MAX_METADATA: Final = 64 * 2**10  #: bytes of a file's metadata, which the farm does not keep
 OVERLAP_SECONDS: Final = 24 * 3600  #: an endpoint's own secret signs beside the tenant's for so long
 #: What stands for the tenant's default secret among its endpoints. Nothing is ever sent there.
 DEFAULT_URL: Final = "https://replicate.invalid/default"
@@ -107,7 +107,7 @@ def application(main: FastAPI) -> Starlette:
         ADAPTER,
         [
             submits("/v1/predictions", create_prediction),
-            reads("/v1/predictions", list_predictions),
+            reads("/v1/predictions", list_predictions, "cursor"),
             reads("/v1/predictions/{prediction}", get_prediction),
             submits("/v1/predictions/{prediction}/cancel", cancel_prediction),
             reads("/v1/models", list_models),
@@ -166,6 +166,9 @@ def _named(call: AdapterCall) -> Model:
     for model in call.context.registry.models:
         if reference(model.id) == wanted:
             return model
+    aliased = call.model(wanted)
+    if aliased is not None:
+        return aliased
     names = ", ".join(reference(model.id) for model in call.context.registry.models)
     raise AdapterError(404, "not_found", f"there is no model {wanted}; there are: {names}")
 
@@ -209,8 +212,10 @@ async def create_prediction(call: AdapterCall) -> Response:
     """``POST /v1/predictions`` and ``POST /v1/models/{owner}/{name}/predictions``."""
     body = await call.json()
     named = call.request.path_params.get("owner") is not None
-    model = _named(call) if named else _of_version(call, body.pop("version", None))
-    body.pop("version", None)
+    if named:
+        model = await run_in_threadpool(_named, call)
+    else:
+        model = await run_in_threadpool(_of_version, call, body.pop("version", None))
     asked = await run_in_threadpool(_asked, call, model, body)
     events = _webhook(call, body, asked)
     if body:
@@ -234,6 +239,9 @@ def _of_version(call: AdapterCall, version: object) -> Model:
     for model in call.context.registry.models:
         if wanted in (_version_id(model), model.id, reference(model.id)):
             return model
+    aliased = call.model(version.partition(":")[0]) if isinstance(version, str) else None
+    if aliased is not None:
+        return aliased
     names = ", ".join(reference(model.id) for model in call.context.registry.models)
     raise BadInput.of("version", version, f"is no version of a model of this farm; name one of: {names}")
 
@@ -372,14 +380,21 @@ def get_output(context: AppContext, request: Request) -> Response:
 
 async def create_file(call: AdapterCall) -> Response:
     """``POST /v1/files``: an image for the inputs of predictions."""
-    async with call.request.form(max_files=1, max_fields=2) as form:
+    # one of the clients sends the metadata as a file of the form too
+    async with call.request.form(max_files=2, max_fields=4) as form:
         part = form.get("content")
         if not isinstance(part, UploadFile):
             raise BadInput.of("content", None, "is required: the image, as a file of the form")
+        metadata = form.get("metadata")
+        if isinstance(metadata, UploadFile) and metadata.size is not None and metadata.size > MAX_METADATA:
+            raise BadInput.of("metadata", f"{metadata.size:,} bytes", f"has at most {MAX_METADATA:,} bytes")
+        unknown = sorted(form.keys() - {"content", "metadata", "type", "filename"})
+        if unknown:
+            raise BadInput.of(unknown[0], None, "is not a field of this form: it takes content and metadata")
         data, filename = await part.read(), part.filename
 
     store = partial(inputs.store, call.context, call.tenant_id, data, filename, field="content")
-    file, _ = await anyio.to_thread.run_sync(store, limiter=call.context.fetching)
+    file, _ = await call.context.storing.run(call.tenant_id, store)
     return JSONResponse(_file(call, file), 201)
 
 

@@ -159,7 +159,7 @@ def set_priority(context: Context, user: CurrentUser, batch_id: str, priority: A
 @router.post("/{batch_id}/retry")
 def retry(context: Context, user: CurrentUser, batch_id: str) -> Response:
     """Submit the failed and canceled jobs again as a new batch."""
-    new = services.retry(context, _owner(context, user, batch_id), batch_id)
+    new, _ = services.retry(context, _owner(context, user, batch_id), batch_id)
     return see(f"{PATH}/{new.id}", f"This batch retries {new.counts.total:,} failed or canceled jobs.")
 
 

@@ -188,7 +188,7 @@ def cancel(context: Context, user: CurrentUser, job_id: str) -> Response:
 @router.post("/{job_id}/retry")
 def retry(context: Context, user: CurrentUser, job_id: str) -> Response:
     """Submit a failed or canceled job again as a new job."""
-    new = services.retry(context, _owner(context, user, job_id), job_id)
+    new, _ = services.retry(context, _owner(context, user, job_id), job_id)
     return see(f"{PATH}/{new.id}", f"This job is a retry of {job_id}.")
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import IO, Final
 
-import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from farm.api.batch_schemas import BatchQuery
+from farm.api.bulk_submission import submit_bulk
 from farm.api.dependencies import AppContext, Context
 from farm.dashboard import forms
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
@@ -32,7 +32,6 @@ LINK: Final = Link("Work", "New batch", PATH, -10, (Scope.SUBMIT,))
 router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=PageRoute)
 
 SHOWN: Final = 50  #: bad lines that the page names
-CHUNK: Final = 2**18  #: bytes
 #: What the form gives.
 FIELDS: Final = tuple(name for name in BatchQuery.model_fields if name != "dry_run")
 #: The defaults that are shown when “More” is opened.
@@ -70,18 +69,16 @@ async def submit(request: Request, context: Context, user: CurrentUser) -> Respo
         dry = given.get("act") != "submit"
         found: Batch | CheckResult
         if isinstance(part, UploadFile) and part.size:
-            found = await anyio.to_thread.run_sync(
-                _submit, context, user.key.tenant_id, given, part.file, part.filename or "", dry
-            )
+            found = await _submit(context, user.key.tenant_id, given, part.file, part.filename or "", dry=dry)
         else:
             found = CheckResult(None, (FieldProblem("file", None, "choose a CSV or JSONL file"),), 1)
     if isinstance(found, Batch):
         return see(f"{HOME}/batches/{found.id}", f"Submitted: {found.counts.total:,} jobs.")
-    return await anyio.to_thread.run_sync(_form, request, context, given, found)
+    return await run_in_threadpool(_form, request, context, given, found)
 
 
-def _submit(
-    context: AppContext, tenant_id: str, given: dict[str, str], file: IO[bytes], filename: str, dry: bool
+async def _submit(
+    context: AppContext, tenant_id: str, given: dict[str, str], file: IO[bytes], filename: str, *, dry: bool
 ) -> Batch | CheckResult:
     try:
         query = BatchQuery.model_validate({name: given[name] for name in FIELDS if given.get(name, "").strip()})
@@ -92,7 +89,8 @@ def _submit(
     options = BatchOptions(new, query.defaults(), query.on_error, dry)
     key = given.get("idempotency_key") or None
     try:
-        made, _ = bulk.submit_stream(context, tenant_id, options, _media_type(file, filename), _chunks(file), key)
+        source = await run_in_threadpool(bulk.of_file, options, _media_type(file, filename), file)
+        made, _ = await submit_bulk(context, tenant_id, options, source, key)
     except BatchRefused as error:
         return CheckResult(None, error.problems[:SHOWN], error.count, error.error_file)
     except BadInput as error:
@@ -112,11 +110,6 @@ def _media_type(file: IO[bytes], filename: str) -> str:
     begin = file.read(1000).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(0)
     return bulk_parsers.JSONL[0] if begin.startswith(b"{") else bulk_parsers.CSV
-
-
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK):
-        yield chunk
 
 
 def _form(request: Request, context: AppContext, given: dict[str, str], checked: CheckResult | None) -> Response:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Final
 
-import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -62,7 +61,7 @@ async def submit(request: Request, context: Context, user: CurrentUser) -> Respo
         for data in uploads.get(name, ()):
             store = partial(inputs.store, context, tenant_id, data, field=name)
             try:
-                file, _ = await anyio.to_thread.run_sync(store, limiter=context.fetching)
+                file, _ = await context.storing.run(tenant_id, store)
             except BadInput as error:
                 wrong += error.problems
             else:
@@ -80,7 +79,7 @@ async def submit(request: Request, context: Context, user: CurrentUser) -> Respo
     try:
         job_request = validation.job_request(body)
         submit_job = partial(jobs.submit, context, tenant_id, job_request)
-        job, _ = await anyio.to_thread.run_sync(submit_job, limiter=context.submit_limiter(job_request))
+        job, _ = await context.run_submit(tenant_id, job_request, submit_job)
     except BadInput as error:
         return await run_in_threadpool(_form, request, context, given, error.problems)
     return see(f"{HOME}/jobs/{job.id}", "Submitted.")

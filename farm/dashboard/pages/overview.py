@@ -102,7 +102,7 @@ def _now(context: AppContext, user: User) -> dict[str, Any]:
         held = unit.dashboard_queries.held_jobs(user.tenant)
         workers = [one for one in unit.workers.all() if one.state is not WorkerState.OFFLINE]
         stopped = unit.pauses.now()
-        speed = unit.batches.throughput()
+        estimator = unit.activity.estimator()
         moment = unit.now()
     at: dict[str, list[JobAtWorker]] = {}
     for job in sorted(held, key=lambda job: job.state is not JobState.RUNNING):
@@ -114,7 +114,7 @@ def _now(context: AppContext, user: User) -> dict[str, Any]:
         "hour": hour,
         "queue": queue,
         "oldest": None if queue.oldest is None else max(0.0, (moment - queue.oldest).total_seconds()),
-        "eta": queue.cost / speed if speed and queue.jobs else None,
+        "eta": estimator.seconds(queue.costs) if queue.jobs else None,
         "cells": cells[:DEVICES],
         "workers": len(workers),
         "busy": sum(cell.running is not None for cell in cells),

@@ -32,7 +32,7 @@ def _now(context: AppContext, user: User) -> dict[str, Any]:
     with context.store.begin() as unit:
         waiting = unit.dashboard_queries.queues(user.tenant)
         queue = unit.dashboard_queries.queue_totals(user.tenant)
-        speed = unit.batches.throughput()
+        estimator = unit.activity.estimator()
         stopped = unit.pauses.now()
         names = unit.dashboard_queries.tenant_names([one.tenant_id for one in waiting]) if user.is_operator else {}
     return {
@@ -40,7 +40,7 @@ def _now(context: AppContext, user: User) -> dict[str, Any]:
         "most": MAX_QUEUES,
         "queue": queue,
         "held": sum(one.held for one in waiting),
-        "seconds": queue.cost / speed if speed else None,
+        "seconds": estimator.seconds(queue.costs),
         "stopped": stopped,
         "names": names,
     }
