@@ -378,8 +378,16 @@ class ChaosFarm:
             self.limit_files(service.name, resource.RLIM_INFINITY)
         with contextlib.suppress(redis.RedisError), self.redis() as client:
             client.config_set("maxmemory", 0)
-        self.s3.configure_bucket()
-        self.make_bucket()
+        wait_until(self._storage_takes_objects, 60, what="the storage takes objects")
+
+    def _storage_takes_objects(self) -> bool:
+        self.watch()
+        if not self.s3.configure_bucket():
+            return False
+        with contextlib.suppress(StorageUnavailable):
+            self.storage.ensure_bucket()
+            return True
+        return False
 
     def sha256_of(self, key: str) -> str | None:
         """Of an object's bytes, read back."""
