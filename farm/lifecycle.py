@@ -742,7 +742,7 @@ def requeue_orphaned(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
     """
     orphaned = unit.jobs.orphaned(limit)
     for one in orphaned:
-        _requeue_expired(unit, one)
+        _requeue_expired(unit, one, unclaimed="worker lost")
     return [one.job_id for one in orphaned]
 
 
@@ -758,12 +758,12 @@ def expire(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
     return [one.job_id for one in overdue]
 
 
-def _requeue_expired(unit: UnitOfWork, one: ExpiredLease) -> None:
-    """A job whose holder is gone: queued again, or at its end."""
+def _requeue_expired(unit: UnitOfWork, one: ExpiredLease, *, unclaimed: str = "dispatch lease expired") -> None:
+    """A job whose holder is gone: queued again, or at its end. ``unclaimed``: the reason for one not yet claimed."""
     held = HeldJob(one.job_id, one.epoch)
     if one.state is JobState.DISPATCHED:
         # the message or its worker got lost before the claim: no attempt was made
-        _requeue(unit, one.tenant_id, held, "dispatch lease expired")
+        _requeue(unit, one.tenant_id, held, unclaimed)
         return
     if one.cancel_requested:
         confirm_cancel(unit, one.job_id, one.epoch)
