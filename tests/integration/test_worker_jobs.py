@@ -46,7 +46,11 @@ def farm(servers: TestServers, migrated_template: str, tmp_path_factory: pytest.
     directory = tmp_path_factory.mktemp("worker")
     (directory / "models.toml").write_text(BROKEN)
     env = servers.env(database_url=servers.postgres.url("worker_jobs"), redis_url=servers.valkey.url(0))
-    env |= {"FARM_MODELS_FILE": str(directory / "models.toml"), "FARM_HEARTBEAT_SECONDS": "0.5"}
+    env |= {
+        "FARM_MODELS_FILE": str(directory / "models.toml"),
+        "FARM_HEARTBEAT_SECONDS": "0.5",
+        "FARM_MAX_PREFETCH": "2",
+    }
     farm = Farm(env, directory)
     yield farm
     farm.close()
