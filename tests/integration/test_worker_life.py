@@ -110,7 +110,7 @@ def test_a_finished_image_is_spooled_until_the_storage_answers(
     wire.refuse()
     try:
         job = farm.start(spec(num_outputs=2), steady.name)
-        wait_until(lambda: "waiting for the storage" in steady.log(), 90, every=0.2, what="it waits for the storage")
+        wait_until(lambda: "storage_unavailable" in steady.log(), 90, every=0.2, what="it waits for the storage")
         assert reaped(farm) == []  # the lease outlives the wait
         # on the disk, all of them, so that the worker's memory is free for the next jobs
         assert len(spooled(farm)) == 2
