@@ -99,14 +99,14 @@ def test_a_worker_does_its_whole_work_with_that_role_and_that_acl(
             worker.start().wait_online()
             farm.wait(farm.submit(spec()), JobState.SUCCEEDED)
             farm.wait(farm.submit(spec(model="nobody-has-it"), max_attempts=1), JobState.FAILED)
-            long = farm.submit(spec(num_inference_steps=150, num_images_per_prompt=16))
+            long = farm.submit(spec(num_inference_steps=150, num_outputs=16))
             farm.wait(long, JobState.RUNNING)
             from farm import lifecycle
 
             with farm.store.begin() as unit:
                 lifecycle.cancel(unit, farm.tenant, long.id)
             farm.wait(long, JobState.CANCELED)
-            released = farm.submit(spec(num_inference_steps=150, num_images_per_prompt=16))
+            released = farm.submit(spec(num_inference_steps=150, num_outputs=16))
             farm.wait(released, JobState.RUNNING)
             worker.signal(15)
             worker.wait()

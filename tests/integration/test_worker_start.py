@@ -52,7 +52,7 @@ def test_a_worker_whose_clock_becomes_wrong_gives_its_jobs_back_unharmed(farm: F
         wait_until(alive.exists, 5, what="the watchdog touches the file")
         before = alive.stat().st_mtime_ns
         wait_until(lambda: alive.stat().st_mtime_ns != before, 5, what="the watchdog touches the file")
-        job = farm.start(spec(num_inference_steps=150, num_images_per_prompt=16), worker.name)
+        job = farm.start(spec(num_inference_steps=150, num_outputs=16), worker.name)
         farm.wait(job, JobState.RUNNING)
         farm.wait(job, JobState.QUEUED, timeout=60)
         worker.wait(60)
