@@ -82,6 +82,6 @@ for key in ("farm_0", "sk-nonsense"):
         client.with_options(api_key=key).models.list()
     assert caught.error.body["code"] == "invalid_api_key"
 
-# a client that hangs up stops its job
+# a job that runs goes on when its client hangs up
 with refused(openai.APITimeoutError):
     client.with_options(timeout=1.0, max_retries=0).images.generate(prompt="slow")
