@@ -75,7 +75,7 @@ def test_a_bucket_that_is_gone_degrades_and_jobs_are_still_accepted(
     assert up(STORAGE) == 0
     assert "The storage takes no writes" in dashboard(api)
     with api.client() as client:
-        assert client.post("/v1/jobs", json=JOB).status_code == 202
+        assert client.post("/v1/jobs", json=JOB).status_code == 201
     monkeypatch.undo()
     health(api).check(STORAGE)
     assert ready(api)[1]["status"] == "ok"
