@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Final, Self
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from farm.api.auth import Operator
 from farm.api.dependencies import Context
@@ -14,6 +13,7 @@ from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import Schema
 from farm.domain import ids
+from farm.fields import Moment
 from farm.services import outputs as services
 from farm.services.outputs import CheckedPage, Damage, DamagedOutput, Repair, RepairState
 
@@ -97,7 +97,7 @@ class RepairList(Schema):
 def check_outputs(
     context: Context,
     _: Operator,
-    since: Annotated[AwareDatetime | None, Query(description="Only of jobs that ended then or later.")] = None,
+    since: Annotated[Moment | None, Query(description="Only of jobs that ended then or later.")] = None,
     batch_id: Annotated[
         str | None, Query(pattern=ids.pattern(ids.BATCH), description="Only of this batch's jobs.")
     ] = None,
@@ -107,8 +107,7 @@ def check_outputs(
     ] = None,
 ) -> OutputCheckSchema:
     """Compare the outputs of jobs that succeeded, of all tenants, with the storage. Changes nothing."""
-    moment: datetime | None = since
-    return OutputCheckSchema.of(services.check(context, after=cursor, since=moment, batch_id=batch_id, deep=deep))
+    return OutputCheckSchema.of(services.check(context, after=cursor, since=since, batch_id=batch_id, deep=deep))
 
 
 @router.post("/repair", summary="Repair outputs", responses=responses(*ALWAYS, 413, 415))
