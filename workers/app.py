@@ -121,6 +121,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if not (pool is None or pool == "threads" or getattr(pool, "__module__", None) == _POOL):
         raise SetupError("a worker needs Celery's threads pool, because one process owns one device; leave out -P")
     for name, reason in _REFUSED_OPTIONS.items():
-        if options.get(name):
+        # Celery fills in its own setting where the option is not given
+        if options.get(name) and options[name] != app.conf.get(f"worker_{name}"):
             option = name.replace("_", "-")
             raise SetupError(f"Celery's option --{option} cannot be used with a worker: {reason}; leave it out")
