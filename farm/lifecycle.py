@@ -114,7 +114,7 @@ def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> tuple[Job, bool]:
     A job that was retried before is not submitted once more: its last retry is returned, or retried if it failed or
     was canceled too. Returns the job, and whether this call made it.
 
-    Raises `NotFound`, or `Conflict` if the job is not over or succeeded.
+    Raises `NotFound`, or `Conflict` if the job has not finished or succeeded.
     """
     unit.jobs.lock(job_id)  # two requests at the same time make one job
     old = unit.jobs.get(job_id, tenant_id)
@@ -174,12 +174,14 @@ def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> tuple[Batch,
     failed or were canceled too. Jobs that were retried by themselves are left out. Returns the batch, and whether this
     call made it.
 
-    Raises `NotFound`, `Conflict` if the batch is not over or nothing is left to retry, and `QuotaExceeded`.
+    Raises `NotFound`, `Conflict` if the batch has not finished or nothing is left to retry, and `QuotaExceeded`.
     """
     unit.batches.lock(batch_id)  # two requests at the same time make one batch
     old = _own_batch(unit, tenant_id, batch_id)
     if old.finished_at is None:
-        raise Conflict("the batch is not over; retry its failed jobs when it is, or each of them by itself")
+        raise Conflict(
+            "the batch has not finished; retry its failed jobs one by one, or the batch when it has finished"
+        )
     unit.batches.allow_long_statements()
     while (later := unit.batches.retry_of(old.id)) is not None:
         unit.batches.lock(later)

@@ -99,11 +99,11 @@ class TooManyBodies(HTTPException):
 class Budget:
     """An amount that all requests share, and of which one tenant gets at most half. For one event loop.
 
-    A request that alone asks for more than there is gets it when nobody else holds any.
+    A request that alone asks for more than the total gets it while no other holds any.
 
     Args:
         total: how much there is.
-        what: what a tenant that asks for too much is told, after "this tenant" or "the API".
+        what: the message for a tenant that asks for too much, after "this tenant" or "the API".
     """
 
     def __init__(self, total: int, what: str) -> None:

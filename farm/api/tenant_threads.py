@@ -19,7 +19,7 @@ class TenantThreads:
     """At most so many threads, for one event loop.
 
     Args:
-        what: what a tenant is told that has too many requests waiting for them.
+        what: the message for a tenant with too many waiting requests.
         total: threads.
         per_tenant: threads of one tenant.
         max_waiting: requests of one tenant that may wait for one of its threads.
