@@ -19,6 +19,7 @@ class Attention(torch.nn.Module):
         self.freqs: torch.Tensor
         self.register_buffer("freqs", torch.zeros(2))
         self.processor: object = object()
+        self.weight: torch.Tensor | None = None
         self.cache: list[torch.Tensor | None] = [None]
 
 
@@ -57,6 +58,16 @@ def test_a_change_is_found_and_named(change: Callable[[Attention], None]) -> Non
     change(module)
     assert list(state.changes()) == ["unet"]
     assert state.changes()["unet"].startswith("unet.")
+
+
+def test_a_tensor_that_is_computed_anew_counts_by_its_content() -> None:
+    module = Attention()
+    module.weight = torch.ones(2)
+    state = SharedState({"vae": module})
+    module.weight = torch.ones(2)  # as weight norm does in every forward
+    assert state.changes() == {}
+    module.weight = torch.zeros(2)
+    assert state.changes() == {"vae": "vae.weight"}
 
 
 def test_a_forward_alone_changes_nothing() -> None:

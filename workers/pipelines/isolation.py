@@ -7,6 +7,7 @@ modules are compared each time the call parks, which is when another call would 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -77,6 +78,9 @@ class SharedState:
                 if key in _TABLES:
                     for name, entry in value.items():
                         state[path, name] = self._value(entry, 0, keep=keep)
+                elif isinstance(value, torch.Tensor):
+                    # neither a parameter nor a buffer: weight norm computes it anew, and equal, in every forward
+                    state[path, key] = _content(value)
                 else:
                     state[path, key] = self._value(value, 0, keep=keep)
         return state
@@ -97,6 +101,11 @@ class SharedState:
         if keep:
             self._references.append(value)
         return id(value)
+
+
+def _content(tensor: torch.Tensor) -> Hashable:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(data).digest()
 
 
 _ABSENT: Final = object()
