@@ -104,6 +104,8 @@ class SharedState:
 
 
 def _content(tensor: torch.Tensor) -> Hashable:
+    if tensor.is_meta:  # not computed yet
+        return None
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(data).digest()
 

@@ -96,11 +96,12 @@ def class_name(folder: Path) -> str:
 
 
 def _load_folder(model: Model, folder: Path, device: Device) -> Any:
-    if not weight_files(folder):
+    spec = catalogue().pipeline(model.pipeline or class_name(folder))
+    # the index of a modular pipeline may name other folders and repositories for its components
+    if spec.kind is not Kind.MODULAR and not weight_files(folder):
         raise ModelUnavailable(
             f"model {model.id} has no .safetensors files in {model.source}; other formats can contain code"
         )
-    spec = catalogue().pipeline(model.pipeline or class_name(folder))
     kind = getattr(diffusers, spec.name)
     dtype = _dtype(model, device, spec)
     if spec.kind is Kind.MODULAR:
