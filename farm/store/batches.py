@@ -758,7 +758,7 @@ def _event_data(row: BatchRow, ended: int) -> dict[str, Any]:
             "failed": row.failed,
             "canceled": row.canceled,
         },
-        "progress": round(ended / row.total, 4),
+        "progress": round(ended / row.total, 4) if row.total else 1.0,
     }
 
 

@@ -407,7 +407,8 @@ def test_uploads_and_files_of_requests_count_as_stored(api: Api, client: httpx2.
         unit.tenants.change(api.tenant_id, storage_bytes=len(image) + 2 * len(LINE))
     assert client.post("/v1/files", content=image, headers={"Content-Type": "image/png"}).status_code == 201
     assert (
-        client.post("/v1/files", content=png(colour="blue"), headers={"Content-Type": "image/png"}).status_code == 429
+        client.post("/v1/files", content=png(256, 256, "blue"), headers={"Content-Type": "image/png"}).status_code
+        == 429
     )
 
     def upload() -> httpx2.Response:
