@@ -145,6 +145,14 @@ def test_a_presigned_url_lets_anyone_read_for_a_while(storage: Storage, prefix: 
     assert fetch(url.replace("a.png?", "b.png?"))[0] == 403, "the signature is for one object"
 
 
+def test_a_presigned_url_gives_parts_to_a_player(storage: Storage, prefix: str) -> None:
+    storage.put(prefix + "a.mp4", bytes(range(100)), "video/mp4")
+    asked = urllib.request.Request(storage.presign_get(prefix + "a.mp4", 60, "a.mp4"), headers={"Range": "bytes=10-19"})
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        assert (answer.status, answer.read()) == (206, bytes(range(10, 20)))
+        assert answer.headers["Content-Range"] == "bytes 10-19/100"
+
+
 def test_a_presigned_url_is_for_the_host_that_clients_reach(servers: TestServers, prefix: str) -> None:
     port = urlsplit(servers.s3_endpoint_url).port
     public = Storage(of(servers, s3_public_url=f"http://localhost:{port}"))
