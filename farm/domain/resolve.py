@@ -393,10 +393,10 @@ class _Resolution:
             name, wanted = default, {**defaults.get("scheduler_options", {}), **wanted}
         cls = self.model.scheduler if name is None else class_of(name)
         if name is not None and (cls is None or (self.pipeline is not None and cls not in fitting)):
-            message = "is not a scheduler"
+            message = f"{name!r} is not a scheduler"
             if self.pipeline is not None:
                 model = f"model {self.model.id} ({self.pipeline.name})"
-                wrong = message if cls is None else "does not run with this model"
+                wrong = message if cls is None else f"{name} does not run with this model"
                 message = f"{wrong}; those that run with {model}: {listed(choices)}"
             self.refuse("scheduler", name, message)
             return name, wanted

@@ -241,6 +241,7 @@ def test_the_farm_is_operated(client: Callable[..., str]) -> None:
     assert "nothing is paused" in client("pauses")
     assert client("keys")
     assert client("tenants")
+    assert client("outputs", "check")
     client("usage")
     secret = client("webhooks", "add", "https://192.0.32.7/hook").strip()
     assert secret.startswith("whsec_")

@@ -107,7 +107,7 @@ def _content(tensor: torch.Tensor) -> Hashable:
     if tensor.is_meta:  # not computed yet
         return None
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(data).digest()
+    return tensor.dtype, tensor.device, tuple(tensor.shape), hashlib.sha256(data.tobytes()).digest()
 
 
 _ABSENT: Final = object()
