@@ -485,7 +485,7 @@ def test_reading_the_queues_touches_no_paused_job(api: Api, client: httpx2.Clien
     other = submit(client, balls(3))
     assert client.post(f"/v1/batches/{batch['id']}/pause").status_code == 200
     wait_until(lambda: not client.get(f"/v1/batches/{batch['id']}").json()["propagating"], 10, what="paused rows")
-    values = {"limit": 10, "min": 8, "tenants": [], "priorities": [], "models": [], "times": []}
+    values = {"limit": 10, "min": 8, "tenants": [], "priorities": [], "models": [], "pins": [], "times": [], "free": []}
     with api.store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE job")
         (plan,) = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {queue.READ}", values).scalar_one()
