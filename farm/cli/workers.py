@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -208,7 +208,9 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("worker", "state", "device", "memory", "dtype", "numerics", "jobs", "models", "heartbeat"):
-        table.add_column(heading, justify="right" if heading in {"memory", "jobs", "heartbeat"} else "left")
+        # A narrow terminal breaks words rather than end them: names are copied into other commands.
+        justify: Literal["left", "right"] = "right" if heading in {"memory", "jobs", "heartbeat"} else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for worker in found:
         table.add_row(
             worker.name,
@@ -225,7 +227,8 @@ def _list_workers(as_json: bool, url: str | None, api_key: str | None, data_dir:
             f"{age(worker.heartbeat_at)} ago",
         )
     screen = open_console()
-    screen.print(table)
+    # In a file or a pipe each worker has one line.
+    (screen if screen.is_terminal else open_console(width=250)).print(table)
     for worker in found:
         if worker.drained_reason:
             screen.print(Text(f"{worker.name} is drained: {worker.drained_reason}", style="yellow"))
