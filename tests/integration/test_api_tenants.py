@@ -119,9 +119,10 @@ def test_an_administrator_makes_changes_and_removes_tenants(api: Api) -> None:
         assert client.post("/v1/tenants", json={"name": "acme"}).status_code == 409
         changed = client.patch(url, json={"max_queued": None, "retention_days": 7, "storage_bytes": 10}).json()
         assert (changed["max_queued"], changed["retention_days"], changed["weight"]) == (None, 7, 2.0)
-        kept = client.patch(url, json={"weight": None})  # null leaves a name and a weight as they are
-        assert kept.status_code == 200
-        assert kept.json()["weight"] == client.get(url).json()["weight"]
+        for without in ("name", "weight"):  # a tenant has both, so null is no value of theirs
+            refused = client.patch(url, json={without: None})
+            assert refused.status_code == 422, refused.text
+            assert refused.json()["errors"][0]["field"] == without
         assert client.get(url).json() == changed
         assert {one["name"] for one in client.get("/v1/tenants").json()["data"]} == {"tests", "acme"}
         key = client.post(f"/v1/keys?tenant={made.json()['id']}", json={"name": "theirs", "scopes": ["read"]}).json()
