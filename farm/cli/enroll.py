@@ -39,8 +39,7 @@ def _ask(url: str, token: str) -> Mapping[str, Any]:
 
     from farm import authorities
 
-    ca_file = os.environ.get("FARM_CA_FILE")
-    verify = authorities.context(Path(ca_file) if ca_file else None)
+    verify = authorities.context_of_environment() or True
     try:
         # the servers that it names are reached directly, and so is the farm
         with httpx2.Client(timeout=httpx2.Timeout(20.0, connect=5.0), trust_env=False, verify=verify) as client:

@@ -25,7 +25,7 @@ class FarmClientError(FarmError):
 
 
 class Unreachable(FarmClientError, Unavailable):
-    """Nobody answers at the farm's URL."""
+    """Nobody answers at the farm's URL, or at that of an output."""
 
 
 class ApiError(FarmClientError):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from farm import authorities
 from farm.client import requests
 from farm.client.errors import ApiError, Unreachable
 from farm.client.protocol import Call, Fetched, Open
@@ -35,11 +36,13 @@ class Transport:
             raise BadInput.of("api_key", None, "has characters that API keys do not have")
         self.url = found.rstrip("/")
         self.retries = retries
+        # A proxy of the surroundings does not know what is on this machine's loopback.
+        trust_env = not _is_loopback(found)
         #: for an httpx client
         self.options: dict[str, Any] = {
             "timeout": httpx2.Timeout(timeout, connect=_CONNECT_SECONDS),
-            # A proxy of the surroundings does not know what is on this machine's loopback.
-            "trust_env": not _is_loopback(found),
+            "trust_env": trust_env,
+            "verify": authorities.context_of_environment(trust_env=trust_env) or True,
             "headers": {"User-Agent": "farm-client"},
         }
         self._headers = {"Authorization": f"Bearer {key}"}
@@ -97,6 +100,9 @@ class Transport:
         nothing_done = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
         hopeless = isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL)
         if attempt >= self.retries or hopeless or not (call.repeatable or nothing_done):
+            if call.foreign:
+                url = urlsplit(call.path)
+                raise Unreachable(f"{url.scheme}://{url.netloc} does not answer: {reason(error)}") from error
             raise Unreachable(f"no farm answers at {self.url}: {reason(error)}") from error
         return requests.delay(attempt)
 
@@ -118,6 +124,8 @@ def reason(error: Exception) -> str:
     """Why no answer came, for a person."""
     if isinstance(error, httpx2.TimeoutException):
         return "it did not answer in time"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"{error}; name a private authority's certificate in FARM_CA_FILE"
     return str(error) or type(error).__name__
 
 

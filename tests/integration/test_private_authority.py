@@ -22,8 +22,10 @@ from pydantic import SecretStr, ValidationError
 
 from farm import tracing
 from farm.cli.enroll import join
+from farm.client import ApiError, AsyncFarm, Farm, Unreachable
+from farm.client.models import Output
 from farm.egress import guard
-from farm.errors import DatabaseUnavailable, FarmError, StorageUnavailable
+from farm.errors import BadInput, DatabaseUnavailable, FarmError, StorageUnavailable
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.connection import Database
@@ -137,6 +139,37 @@ def test_joining_trusts_it(secured: Secured, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("FARM_CA_FILE")
     with pytest.raises(FarmError, match="CERTIFICATE_VERIFY_FAILED"):
         join(f"https://127.0.0.1:{secured.s3_port}", "join_x", {})
+
+
+def test_the_client_trusts_it_for_the_farm_and_for_outputs(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"https://127.0.0.1:{secured.s3_port}"
+    output = Output("job_1", 0, f"{url}/bucket/key", "image/png", 1, "0" * 64, 1, 8, 8, {})
+
+    async def models() -> None:
+        async with AsyncFarm(url, "k", retries=0) as farm:
+            await farm.models()
+
+    monkeypatch.setenv("FARM_CA_FILE", str(secured.ca_file))
+    with Farm(url, "k", retries=0) as farm:
+        with pytest.raises(ApiError):  # S3, not a farm: it was asked
+            farm.models()
+        with pytest.raises(ApiError):
+            farm.download(output)
+    with pytest.raises(ApiError):
+        anyio.run(models)
+    monkeypatch.delenv("FARM_CA_FILE")
+    with Farm(url, "k", retries=0) as farm, pytest.raises(Unreachable, match=r"^no farm answers at .* FARM_CA_FILE"):
+        farm.models()
+    with (
+        Farm("http://127.0.0.1:1", "k", retries=0) as farm,
+        pytest.raises(Unreachable, match=rf"^{url} does not answer: .* FARM_CA_FILE"),
+    ):
+        farm.download(output)
+    monkeypatch.setenv("FARM_CA_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(BadInput, match="FARM_CA_FILE: is no file of PEM certificates"):
+        Farm(url, "k")
 
 
 def test_postgresql_gets_it_where_the_url_requires_tls(secured: Secured) -> None:
