@@ -16,6 +16,7 @@ from farm.dashboard.rendering import ASSETS
 from farm.domain.job import NewJob
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
+from farm.fields import MAX_STEPS
 from farm.store.tenants import Scope
 from tests.browser.conftest import Enter, LivedIn
 from tests.browser.screenshots import paths
@@ -127,7 +128,9 @@ def test_pages_are_accessible_and_fit_a_phone(lived_in: LivedIn, enter: Enter) -
     found = {}
     for name, path in pages.items():
         page.emulate_media(color_scheme="light")
-        page.goto(path)
+        answer = page.goto(path)
+        assert answer is not None
+        assert answer.status == (404 if name == "missing" else 200), name
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
         if not NIGHTLY and name not in TYPICAL:
             continue
@@ -357,7 +360,7 @@ def test_a_file_is_checked_before_it_is_submitted(lived_in: LivedIn, enter: Ente
     api, farm = lived_in
     page = enter(farm.operator)
     page.get_by_role("link", name="New batch").click()
-    bad = b"prompt,seed,num_inference_steps\na red ball,1,\na blue cube,2,900\n"
+    bad = f"prompt,seed,num_inference_steps\na red ball,1,\na blue cube,2,{MAX_STEPS + 1}\n".encode()
     page.set_input_files("[name=file]", {"name": "jobs.csv", "mimeType": "text/csv", "buffer": bad})
     page.fill("[name=name]", "from-a-file")
     page.fill("[name=num_inference_steps]", "7")
