@@ -54,11 +54,20 @@ def configure(settings: Settings, service: str) -> None:
 
 def make_exporter(settings: Settings) -> SpanExporter:
     """What sends spans to the collector of the settings. Raises `ImportError` without OpenTelemetry."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - optional
+    import requests  # noqa: PLC0415 - optional
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+
+    class Session(requests.Session):
+        """One whose own authorities are not replaced by those of ``REQUESTS_CA_BUNDLE``."""
+
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            chosen = self.verify if verify is None else verify
+            return super().merge_environment_settings(url, proxies, stream, chosen, cert)
 
     return OTLPSpanExporter(
         endpoint=f"{(settings.otel_endpoint or '').rstrip('/')}/v1/traces",
         certificate_file=None if settings.ca_file is None else authorities.bundle(settings.ca_file),
+        session=Session(),
     )
 
 
