@@ -31,13 +31,13 @@ class Listener:
         self._channels = tuple(channels)
         self._connection: Connection | None = None
 
-    def connect(self) -> None:
-        """Open the connection if it is not open.
+    def connect(self) -> bool:
+        """Open the connection if it is not open; returns True if it opened one, so that earlier notices are missing.
 
         Raises `DatabaseUnavailable`, or `SetupError` where a pooler cannot keep a session.
         """
         if self._connection is not None and not self._connection.closed:
-            return
+            return False
         connection = self._database.session("farm listener")
         try:
             for channel in self._channels:
@@ -46,6 +46,7 @@ class Listener:
             connection.close()
             raise unavailable(error, self._database) from error
         self._connection = connection
+        return True
 
     def wait(self, timeout: float) -> list[Notice]:
         """Notices that arrive within ``timeout`` seconds: returns at the first batch, or empty at the end.

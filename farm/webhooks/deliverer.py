@@ -469,7 +469,8 @@ class Deliverer:
         failures = 0
         while not self._stopping.is_set():
             try:
-                if listener.wait(1.0):  # waits on the socket; the second is for being stopped
+                # a new connection may have missed some; `wait` waits on the socket, and the second is for being stopped
+                if listener.connect() or listener.wait(1.0):
                     self._has_events.set()
                     self._wake()
                 failures = 0
@@ -479,8 +480,6 @@ class Deliverer:
             except SetupError as error:  # a pooler that loses notifications: events are found by looking for them
                 log.error("no notifications", action="listener_refused", error=str(error))  # noqa: TRY400
                 return
-                self._has_events.set()  # some were missed meanwhile
-                self._wake()
         listener.close()
 
     async def _shut_down(self, recorder: asyncio.Task[None]) -> None:
