@@ -19,7 +19,7 @@ api = webuiapi.WebUIApi(
 
 assert api.util_get_model_names() == ["starter"]
 assert "Euler a" in api.util_get_sampler_names()
-assert api.util_get_scheduler_names() == ["automatic", "karras", "exponential", "beta", "sgm_uniform"]
+assert api.util_get_scheduler_names() == ["automatic", "beta", "exponential", "karras", "sgm_uniform"]
 assert api.util_get_current_model() == "starter"
 api.util_set_model("starter")
 api.util_wait_for_ready()
