@@ -32,7 +32,7 @@ def start(*options: str, **variables: str) -> str:
         (("-c", "8"), "--concurrency"),
         (("-Q", "celery"), "--queues"),
         (("-B",), "--beat"),
-        (("-P", "prefork"), "-P"),
+        (("-P", "solo"), "-P"),
     ],
 )
 def test_options_of_celery_that_cannot_work_are_refused(options: tuple[str, ...], name: str) -> None:
