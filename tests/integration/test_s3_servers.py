@@ -49,7 +49,8 @@ def of(endpoint: str, access: str, secret: str, bucket: str) -> Settings:
 
 
 @pytest.mark.parametrize("checksums", [True, False])
-def test_what_the_farm_does_with_a_bucket(server: Settings, checksums: bool) -> None:
+def test_what_the_farm_does_with_a_bucket(server: Settings, checksums: bool, request: pytest.FixtureRequest) -> None:
+    keeps_metadata = request.node.callspec.params["server"] != "rclone"  # it has no place for them, nor for checksums
     storage = Storage(server.model_copy(update={"s3_checksums": checksums}))
     prefix = f"tests/{uuid4().hex}/"
     storage.ensure_bucket()
@@ -59,9 +60,10 @@ def test_what_the_farm_does_with_a_bucket(server: Settings, checksums: bool) -> 
     assert put.sha256 is not None
     assert storage.get(put.key) == b"image"
     head = storage.head(put.key)
-    assert (head.bytes, head.content_type, head.metadata["farm-recipe"]) == (5, "image/png", "x" * 1000)
-    if not checksums:
-        assert head.sha256 == put.sha256
+    assert (head.bytes, head.content_type) == (5, "image/png")
+    if keeps_metadata:
+        assert head.metadata["farm-recipe"] == "x" * 1000
+        assert checksums or head.sha256 == put.sha256
     url = storage.presign_get(put.key, 60, "a b.png")
     with urllib.request.urlopen(url, timeout=10) as answer:
         assert answer.read() == b"image"
