@@ -19,6 +19,7 @@ from farm.domain.states import Priority
 from farm.errors import DeviceFailed, JobCanceled, ModelUnavailable, OutOfMemory
 from tests.job_specs import STARTER_TASKS
 from tests.unit.test_pipelines import CPU, images, spec
+from tests.waiting import wait_until
 from workers import numerics, pipelines
 from workers.batched_renderer import BatchedRenderer
 from workers.device import choose
@@ -131,6 +132,7 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
     assert engine.waiting == 3
     engine.start()
     assert failed.wait(60)
+    wait_until(lambda: engine._out_of_memory, 60, every=0.001, what="the engine knows that the large job does not fit")
     engine.submit(late)  # there is a free slot, but the device must be empty for the large job first
     assert len(good.future.result(60).artifacts) == 1
     stopped.stop.set()
