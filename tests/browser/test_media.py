@@ -1,4 +1,4 @@
-"""Clips and sounds on the pages: players, small pictures, and parts of files."""
+"""Clips and sounds on the pages: players, thumbnails, and parts of files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _finished_with(api: Api, farm: Furnished, media_type: str, data: bytes, meta
     return job_id
 
 
-def test_clips_and_sounds_play_on_their_page_and_have_pictures_in_lists(lived_in: LivedIn, enter: Enter) -> None:
+def test_clips_and_sounds_play_on_their_page_and_have_thumbnails_in_lists(lived_in: LivedIn, enter: Enter) -> None:
     api, farm = lived_in
     page = enter(farm.operator)
     refused: list[str] = []
@@ -51,8 +51,8 @@ def test_clips_and_sounds_play_on_their_page_and_have_pictures_in_lists(lived_in
     assert player.evaluate("one => one.duration") == pytest.approx(2, abs=0.1)
     expect(page.get_by_text("64 × 48 · 2 s · 12 fps")).to_be_visible()
     poster = page.request.get(f"/farm/images/{job_id}/0?side=160")
-    with Image.open(io.BytesIO(poster.body())) as picture:
-        assert (picture.format, picture.size) == ("WEBP", (64, 48))
+    with Image.open(io.BytesIO(poster.body())) as image:
+        assert (image.format, image.size) == ("WEBP", (64, 48))
 
     part = page.request.get(f"/farm/images/{job_id}/0", headers={"Range": "bytes=4-11"})
     assert (part.status, part.body()) == (206, body[4:12])
@@ -77,9 +77,9 @@ def test_clips_and_sounds_play_on_their_page_and_have_pictures_in_lists(lived_in
 
 
 def _looks_larger(page: Page, job_id: str, element: str) -> None:
-    """The small picture of a job's output opens its player over the page."""
+    """The thumbnail of a job's output opens its player over the page."""
     small = page.locator(f"#latest a[href='/farm/jobs/{job_id}']")
-    wait_until(lambda: small.locator("img").evaluate("one => one.naturalWidth") > 0, what="a picture is shown")
+    wait_until(lambda: small.locator("img").evaluate("one => one.naturalWidth") > 0, what="a thumbnail is shown")
     small.click()
     shown = page.locator(f"dialog.lightbox {element}")
     wait_until(lambda: shown.evaluate("one => one.readyState") >= 2, what=f"the {element} is loaded")

@@ -30,7 +30,7 @@ from workers.batching.calls import (
     tensors_in,
 )
 from workers.batching.exact import ExactCalls, same_bits
-from workers.batching.row_selection import empty_cache, measure_profile, row_limit
+from workers.batching.row_selection import empty_cache, measure_profile
 
 log = structlog.stdlib.get_logger()
 
@@ -238,8 +238,7 @@ class ContinuousBatcher:
         if key not in call.signature.exact:
             profile = self._profiles.load(_exact_name(call, shapes))
             known = None if profile is None else ExactPlan(profile.calls, frozenset(profile.modules))
-            max_calls = row_limit(call, self._max_rows) // max(1, call.rows)
-            call.signature.exact[key] = ExactCalls(call.hook, call.rows, max_calls, known)
+            call.signature.exact[key] = ExactCalls(call.hook, call.rows, self._max_rows, known)
         return call.signature.exact[key]
 
     def _measure_exact(self, seconds: float) -> None:

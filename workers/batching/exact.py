@@ -159,13 +159,13 @@ class ChunkedModules:
 class ExactCalls:
     """How calls of one shape and number of rows share forwards exactly. They run alone until that is known."""
 
-    def __init__(self, hook: ModuleHook, rows: int, max_calls: int, known: ExactPlan | None = None) -> None:
+    def __init__(self, hook: ModuleHook, rows: int, max_rows: int, known: ExactPlan | None = None) -> None:
         """Nothing is measured yet.
 
         Args:
             hook: Of the module.
             rows: Of one call.
-            max_calls: That may share a forward.
+            max_rows: Of one forward, on a device whose memory is not measured.
             known: What was measured before; its forwards are compared once more.
         """
         self.calls: tuple[int, ...] = ()  #: numbers of calls that may share a forward, ascending
@@ -173,7 +173,7 @@ class ExactCalls:
         self.finished = False  #: whether nothing more is measured
         self._hook = hook
         self._rows = rows
-        self._max_calls = min(MAX_CALLS, max_calls)
+        self._most = max_rows
         self._known = known
         self._modules: ChunkedModules | None = None
         self._steps: Generator[None, None, None] | None = None
@@ -223,10 +223,12 @@ class ExactCalls:
     def _measure(self, call: ParkedCall) -> Generator[None, None, None]:
         """Find the modules that need chunks, and the numbers of calls whose forwards are exact and efficient."""
         modules = ChunkedModules(self._hook.module)
-        counts = tuple(range(2, self._max_calls + 1))
         if self._known is not None:
             modules.chunked |= self._known.modules
             counts = self._known.calls
+        else:
+            fitting = row_selection.row_limit(call, self._most) // max(1, self._rows)
+            counts = tuple(range(2, min(MAX_CALLS, fitting) + 1))
         if not counts:
             return
         alone: dict[int, list[Output]] = {}
