@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 JOBS = 200
 PINNED = 48  #: of them, the same number to each class
 RECIPES = 8
-KILL_SECONDS = 20.0  #: between two kills
+KILL_SECONDS = 4.0  #: between two kills
 SECONDS = 600.0  #: for all jobs
 #: Four workers of three classes: two threads, the same again, one thread, and other instructions.
 WORKERS = {
