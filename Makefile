@@ -76,7 +76,13 @@ fmt: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix-only --quiet farm workers tools tests examples
 	$(BIN)/ruff format farm workers tools tests examples
 
-bench: $(INSTALLED) ## every part beside a named peer in the same run: about forty minutes on two cores
+# LitServe, which a bench measures the farm against, beside the farm's own libraries and not among them.
+.bench/.installed: pyproject.toml
+	$(BIN)/python -m pip install --quiet --target .bench --no-deps --group bench
+	touch $@
+
+bench: $(INSTALLED) .bench/.installed ## every part beside a named peer in the same run: about fifty minutes on two cores
+	$(BIN)/python -m tests.bench.script
 	$(BIN)/python -m tests.bench.latency
 	$(BIN)/python -m tests.bench.engine
 	$(BIN)/python -m tests.bench.engine --work popular

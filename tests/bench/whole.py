@@ -108,14 +108,16 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]
 
 
 @contextmanager
-def whole(**more: str) -> Iterator[Whole]:
-    """A farm without workers; ``more`` are variables for its services. SIGTERM ends it, too."""
+def whole(workers: int | None = 0, **more: str) -> Iterator[Whole]:
+    """A farm; ``more`` are variables for its services. SIGTERM ends it, too.
+
+    ``workers``: how many of its own it has; None: what ``farm up`` starts on this machine.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "farm"
-        up = json.loads(
-            farm_command("up", "--detach", "--json", "--data-dir", str(directory), "--workers", "0", **more)
-        )
+        own = () if workers is None else ("--workers", str(workers))
+        up = json.loads(farm_command("up", "--detach", "--json", "--data-dir", str(directory), *own, **more))
         try:
             with ExitStack() as stack:
                 made = Whole(up, directory, stack)
