@@ -182,7 +182,7 @@ def main() -> None:
             "farm throughput": lambda jobs: mine.batch(jobs, exact=False),
             "farm singly": mine.singly,
         }
-        sides |= {name: side.all for name, side in scripts.items()}
+        sides |= {name: script.all for name, script in scripts.items()}
         if PACKAGES.is_dir() or find_spec("litserve"):
             sides["litserve"] = LitServeSide(farm).all
         for side in sides.values():  # loads models, and learns the rows
@@ -195,8 +195,8 @@ def main() -> None:
         lone: dict[str, list[float]] = {"farm": [], **{name: [] for name in scripts}}
         for job in jobs[: asked.lone]:
             lone["farm"].append(mine.lone(job))
-            for name, side in scripts.items():
-                lone[name].append(side.lone(job))
+            for name, script in scripts.items():
+                lone[name].append(script.lone(job))
         worker = farm.client.workers()[0]
     print_and_keep(asked, taken, lone, str(worker.device))
 
@@ -210,7 +210,7 @@ def print_and_keep(
     asked: argparse.Namespace, taken: dict[str, list[Taken]], lone: dict[str, list[float]], device: str
 ) -> None:
     """A line per side and per ratio, and the same as JSON."""
-    script = [name for name in taken if name.startswith("celery")]
+    scripts = [name for name in taken if name.startswith("celery")]
 
     def ratio(name: str, peers: Sequence[str], value: Callable[[Taken], float]) -> float:
         return round(
@@ -228,13 +228,13 @@ def print_and_keep(
         }
     for name in (name for name in taken if name.startswith("farm")):
         found[f"{name} ÷ celery"] = {
-            "images_per_s": ratio(name, script, lambda one: one.all),
-            "latency": round(1 / ratio(name, script, lambda one: one.mean), 3),
+            "images_per_s": ratio(name, scripts, lambda one: one.all),
+            "latency": round(1 / ratio(name, scripts, lambda one: one.mean), 3),
         }
         if "litserve" in taken:
             found[f"{name} ÷ litserve"] = {"images_per_s": ratio(name, ["litserve"], lambda one: one.all)}
     found["lone job, s"] = {name: round(statistics.median(times), 3) for name, times in lone.items()}
-    best = [min(times) for times in zip(*(lone[name] for name in script), strict=True)]
+    best = [min(times) for times in zip(*(lone[name] for name in scripts), strict=True)]
     found["lone job, celery ÷ farm"] = round(
         statistics.median(peer / own for peer, own in zip(best, lone["farm"], strict=True)), 3
     )

@@ -189,8 +189,9 @@ def test_of_the_storage_of_containers_only_the_s3_port_listens_beyond_loopback(
             storage.close()
             listening: set[tuple[str, int]] = set()
             for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):  # a short command of the storage's own may end meanwhile
-                    listening |= {found.laddr for found in one.net_connections("tcp") if found.status == psutil.CONN_LISTEN}
+                with contextlib.suppress(psutil.NoSuchProcess):  # a short command of the storage's own may have ended
+                    found = one.net_connections("tcp")
+                    listening |= {connection.laddr for connection in found if connection.status == psutil.CONN_LISTEN}
             assert len(listening) > 8  # SeaweedFS' own servers
             assert {(ip, number) for ip, number in listening if ip != "127.0.0.1"} == {("0.0.0.0", port)}
         finally:
