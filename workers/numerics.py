@@ -26,7 +26,7 @@ from farm.domain.worker import Device
 from workers.device import torch_device
 
 #: Libraries whose code decides an output's bytes. Those that are not installed are left out.
-LIBRARIES: Final = ("diffusers", "transformers", "peft", "numpy", "pillow")
+LIBRARIES: Final = ("diffusers", "transformers", "torchvision", "peft", "numpy", "pillow")
 #: Environment variables with which an operator changes which kernels the libraries use.
 VARIABLES: Final = (
     "ATEN_CPU_CAPABILITY",

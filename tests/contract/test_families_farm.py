@@ -25,6 +25,8 @@ FAST = {
     "StableDiffusionControlNetPipeline": "shares",  # an input that the class names otherwise
     "FluxImg2ImgPipeline": "shares",  # takes a size beside the image
     "KandinskyV22CombinedPipeline": "shares",  # pipelines inside, with schedulers of their own
+    "FluxKontextPipeline": "shares",  # brings every size to a megapixel
+    "EasyAnimatePipeline": "shares",  # a VAE that keeps frames between its calls
     "StableDiffusionPAGPipeline": "attn1.processor",  # swaps the attention processors of the shared UNet
 }
 

@@ -126,7 +126,8 @@ class ContinuousBatcher:
             mode: What is guaranteed for its forwards.
             interactive: Whether its calls go before others.
             state: That its modules need.
-            on_park: Called each time the pipeline is about to wait in a hooked module.
+            on_park: Called each time the pipeline is about to wait in a hooked module. Then no other run is beside it,
+                and its modules compute nothing but its calls.
         """
         run = PipelineRun(mode, interactive, state, on_park)
 
@@ -201,7 +202,7 @@ class ContinuousBatcher:
                 call = ParkedCall(hook, run, args, kwargs, found.arguments, found.rows, key, signature, self._sequence)
                 if run.mode is BatchMode.EXACT:
                     call.exact = self._exact_calls(call, shapes)
-                elif not signature.profiled:
+                elif not signature.profiled and run.on_park is None:  # else the module may hold the call's state
                     with torch.random.fork_rng(devices=()), torch.no_grad():
                         self._profile(call, shapes)
                 return call

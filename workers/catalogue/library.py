@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
+from workers.torchvision_operators import declare_missing_operators
+
 #: The packages that diffusers' guards name, by the name in `import`.
 _MODULES: Final = {
     "librosa": "librosa",
@@ -70,6 +72,7 @@ def load() -> types.ModuleType:
     """Diffusers, with every guarded class importable."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    declare_missing_operators()
     diffusers = importlib.import_module("diffusers")
     available = importlib.import_module("diffusers.utils.import_utils")
     for backend in _MODULES:

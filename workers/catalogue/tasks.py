@@ -71,6 +71,13 @@ _NO_TASK: Final[Mapping[str, str]] = {
     "SpectrogramDiffusionPipeline": "takes the tokens of a MIDI file",
     "SanaWMLTX2Refiner": "needs sana_latent, the output of another pipeline",
     "LTX2DFRTemporalRefinePipeline": "needs keyframes_latents, the output of another pipeline",
+    "ConsisIDPipeline": "needs id_vit_hidden and id_cond, tensors that face recognition models make of a photograph",
+    # Calls that fail whatever their arguments are.
+    "ChromaInpaintPipeline": "its call fails in this version of diffusers: it reads a config that Chroma does not have",
+    "EasyAnimateControlPipeline": "its call fails in this version of diffusers: encode_prompt takes other arguments",
+    "KarrasVePipeline": "no folder of it loads in this version of diffusers, which does not find its scheduler",
+    "MusicLDMPipeline": "its call fails with transformers 5, which returns embeddings of sounds in another form",
+    "StableDiffusionLDM3DPipeline": "its call fails with Pillow 12, which makes no images of its depth maps",
 }
 
 

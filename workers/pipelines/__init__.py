@@ -5,12 +5,16 @@ class takes, and `families` what its signature does not say. The pipelines of on
 is in memory once whatever its tasks.
 """
 
-from workers.pipelines.files import fetch, fingerprint
-from workers.pipelines.libraries import silence_libraries
-from workers.pipelines.loaded_model import LoadedModel
-from workers.pipelines.loading import load
-from workers.pipelines.memory import cpu_offload, set_vae_tiling
-from workers.pipelines.rendering import render
+from workers.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # before the first import of a model of transformers
+
+from workers.pipelines.files import fetch, fingerprint  # noqa: E402
+from workers.pipelines.libraries import silence_libraries  # noqa: E402
+from workers.pipelines.loaded_model import LoadedModel  # noqa: E402
+from workers.pipelines.loading import load  # noqa: E402
+from workers.pipelines.memory import cpu_offload, set_vae_tiling  # noqa: E402
+from workers.pipelines.rendering import render  # noqa: E402
 
 __all__ = [
     "LoadedModel",

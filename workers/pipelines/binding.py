@@ -134,6 +134,8 @@ def _bind_input(call: BoundCall, role: str, values: Sequence[Artifact], size: tu
         formed = [own_form(one) for one in given]
     else:
         formed = [to_form(parameter.input.form, _resize(role, one, size), call.pipeline) for one in given]
+        if role in _MASKS:
+            formed = [one[:, :1] if isinstance(one, torch.Tensor) else one for one in formed]  # of one channel
     call.arguments[parameter.name] = formed if len(formed) > 1 or _wants_a_list(call, parameter) else formed[0]
     rate = spec.parameters.get(f"{parameter.name.removesuffix('_waveforms')}_sampling_rate")
     if rate is not None and isinstance(given[0], Sound):

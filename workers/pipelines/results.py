@@ -87,7 +87,7 @@ def _first_image(value: Any) -> Any:
 def _image(value: Any, task: str) -> Image.Image:
     if isinstance(value, Image.Image):
         return value if value.mode in ("RGB", "RGBA", "L") else value.convert("RGB")
-    pixels = _array(value).astype(np.float64)
+    pixels: NDArray[Any] = _array(value).astype(np.float32)
     if not np.isfinite(pixels).all():
         raise NanOutput("the image contains NaN")
     if pixels.ndim == 3 and pixels.shape[-1] == 1:

@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-from tests.contract.families.torchvision_operators import declare_missing_operators
+from workers.torchvision_operators import declare_missing_operators
 
 declare_missing_operators()  # before the first import of transformers
 

@@ -23,6 +23,7 @@ from typing import Final
 import structlog
 
 from farm.pipelines.catalogue import catalogue
+from farm.tasks import TASKS
 from tests.contract.families import FAMILIES, IMPOSSIBLE, Family, farm, save, stock
 from workers import numerics, pipelines
 
@@ -121,6 +122,8 @@ def _result(family: Family, pipeline_class: str, folder: Path, *, only_stock: bo
     spec = catalogue().pipeline(pipeline_class)
     if not spec.tasks:
         return "", f"refused: {spec.no_task}"
+    if not set(spec.tasks) & set(TASKS):
+        return "", f"refused: the farm has no task {' or '.join(spec.tasks)}"
     report = farm.check(family, pipeline_class, folder)
     left_out = f"; a job cannot give {', '.join(report.left_out)}" if report.left_out else ""
     return report.task, f"{report.sharing}{left_out}"

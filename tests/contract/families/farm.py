@@ -50,6 +50,10 @@ _OWN: Final = (
 )
 
 
+#: What a job cannot give because the worker sets it, as the calls of the families do.
+_SET_BY_WORKER: Final = ("output_type", "_auto_resize")
+
+
 @dataclass(frozen=True)
 class Report:
     """What was found about one pipeline class."""
@@ -118,7 +122,7 @@ def job_of(spec: PipelineSpec, arguments: Mapping[str, Any], model: str, sample_
             common[name] = value
         elif parameter.offered:
             parameters[own] = list(value) if isinstance(value, tuple) else value
-        else:
+        elif own not in _SET_BY_WORKER:
             left_out.append(own)
     job = JobSpec(
         task=task,
@@ -141,6 +145,7 @@ def _decoded(media: Media, value: Any, sample_rate: int) -> tuple[Artifact, ...]
         return (Sound(np.ascontiguousarray(np.atleast_2d(sound.numpy()).T), sample_rate),)
     if isinstance(value, torch.Tensor):  # (1, 3, H, W) or (1, 3, T, H, W), 0 to 1
         frames = value[0].movedim(0, -1)
+        frames = frames.expand(*frames.shape[:-1], 3)  # a mask has one channel
         bytes_ = (frames * 255).round().to(torch.uint8).numpy()
         if media is Media.IMAGE:
             return (Image.fromarray(bytes_),)
@@ -224,8 +229,7 @@ def check(family: Family, pipeline_class: str, folder: Path) -> Report:
     pipeline = stock.load(family, pipeline_class, folder)
     job = job_of(spec, call.arguments(), model.id, sample_rate_of(pipeline) or 16_000)
     arguments = {name: value for name, value in call.arguments().items() if name not in job.left_out}
-    if "output_type" in job.left_out:
-        arguments["output_type"] = call.arguments()["output_type"]
+    arguments |= {name: value for name, value in call.arguments().items() if name in _SET_BY_WORKER}
 
     foreign = job.spec.model_copy(update={"parameters": job.spec.parameters | {"no_such_parameter": 1}})
     (refused,) = run(renderer, model, [foreign], job.inputs)

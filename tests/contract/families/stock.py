@@ -197,4 +197,4 @@ def _pixels(value: Any) -> np.ndarray:
     """An image as numbers from 0 to 1, (height, width, …)."""
     if isinstance(value, Image.Image):
         return np.asarray(value) / 255
-    return np.asarray(value, np.float64)
+    return np.asarray(value, np.float32)

@@ -1,12 +1,18 @@
-"""Kontext brings every size to about a megapixel unless the area is given."""
+"""Kontext brings every size to about a megapixel: the output unless the area is given, the input unless told not to."""
+
+from PIL import Image
 
 from workers.pipelines.families.quirk import AdjustableCall, Quirk
 
 
 def _adjust(call: AdjustableCall) -> None:
     width, height = call.arguments.get("width"), call.arguments.get("height")
-    if width and height:
-        call.arguments.setdefault("max_area", width * height)
+    if not width or not height:
+        return
+    call.arguments.setdefault("max_area", width * height)
+    image = call.arguments.get("image")
+    if isinstance(image, Image.Image) and image.size == (width, height):  # the pixels of both are in the same places
+        call.arguments["_auto_resize"] = False
 
 
 QUIRK = Quirk(classes=frozenset({"FluxKontextPipeline", "FluxKontextInpaintPipeline"}), adjust=_adjust)
