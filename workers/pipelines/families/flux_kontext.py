@@ -1,4 +1,4 @@
-"""Kontext brings every size to about a megapixel: the output unless the area is given, the input unless told not to."""
+"""Kontext brings sizes to about a megapixel: the output unless the area is given, the input unless a flag is off."""
 
 from PIL import Image
 
