@@ -40,8 +40,10 @@ HTTP status codes are the API's business (``farm/api/problems.py``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class FarmError(Exception):
@@ -170,13 +172,16 @@ class OutOfMemory(RenderError):
 
 
 class DeviceFailed(RenderError):
-    """The device of the worker failed, which may be no fault of the job; the worker process ends."""
+    """The device of the worker failed, or the process that uses it ended, which may be no fault of the job."""
 
     code = "device_failed"
 
     def __init__(self, message: str, *, started: bool) -> None:
         self.started = started  #: whether the device had started the job
         super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(DeviceFailed, started=self.started), self.args
 
 
 class InputUnavailable(RenderError):

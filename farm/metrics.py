@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics import MetricWrapperBase
 
 from farm.settings import Settings
 
@@ -107,6 +108,28 @@ ALLOCATOR_OUT_OF_MEMORY: Final = Gauge(
     "farm_allocator_out_of_memory_errors", "Allocations that failed, since the worker started."
 )
 
+#: What the engine's process counts. The worker serves it beside its own.
+ENGINE_METRICS: Final[tuple[MetricWrapperBase, ...]] = (
+    FORWARD_ROWS,
+    FORWARD_SECONDS,
+    FORWARD_GAP_SECONDS,
+    FORWARD_SPLITS,
+    LOW_MEMORY_RENDERS,
+    MODEL_LOAD_SECONDS,
+    DEVICE_MEMORY,
+    DEVICE_MEMORY_USED,
+    DEVICE_UTILIZATION,
+    DEVICE_POWER,
+    DEVICE_TEMPERATURE,
+    DEVICE_CLOCK,
+    DEVICE_THROTTLE_REASONS,
+    DEVICE_ECC_ERRORS,
+    ALLOCATOR_ALLOCATED,
+    ALLOCATOR_RESERVED,
+    ALLOCATOR_RETRIES,
+    ALLOCATOR_OUT_OF_MEMORY,
+)
+
 # -- the deliverer ---------------------------------------------------------------------------------------------------
 WEBHOOK_ATTEMPT_SECONDS: Final = Histogram(
     "farm_webhook_attempt_duration_seconds", "POSTs of webhooks, by how they ended.", ["outcome"], buckets=_QUICK
@@ -140,3 +163,15 @@ def serve(settings: Settings, port: int, *collectors: Collector) -> None:
         )
     else:
         log.info("metrics", action="metrics_served", host=settings.metrics_host, port=port)
+
+
+def names_of(metric: MetricWrapperBase) -> set[str]:
+    """The names of a metric's families."""
+    return {family.name for family in metric.describe()}
+
+
+def serve_engine(collector: Collector) -> None:
+    """Let ``/metrics`` show the engine's metrics as a collector gives them, in place of this process's own."""
+    for one in ENGINE_METRICS:
+        REGISTRY.unregister(one)
+    REGISTRY.register(collector)

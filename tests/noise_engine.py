@@ -1,16 +1,12 @@
 """The farm's worker with a renderer that returns noise: ``celery -A tests.noise_engine worker``.
 
-Claims, leases, the engine and its thread, steps and cancels, encoding, storing and committing are the real ones. Only
-the forward passes are replaced, so that no torch is imported: that takes ten seconds of a processor for each worker.
+All but the forward passes in the engine's process (`tests.noise_device`) is real.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import time
-from collections.abc import Callable
-from typing import ClassVar
 
 if clock := os.environ.get("FARM_CHAOS_CLOCK"):  # seconds, or seconds@when: from so many seconds after the start on
     # Everything in this process that asks Python for the time of day is told a wrong one, and so is what signs the
@@ -29,112 +25,8 @@ if clock := os.environ.get("FARM_CHAOS_CLOCK"):  # seconds, or seconds@when: fro
     time.time = lambda: _true() + ahead()
     auth.get_current_datetime = lambda *more, **named: _signing(*more, **named) + timedelta(seconds=ahead())
 
-from PIL import Image
+from workers import engine_process
 
-from farm.domain.job_spec import JobSpec
-from farm.domain.model import Model
-from farm.domain.numerics import Numerics
-from farm.domain.worker import Device
-from farm.errors import JobCanceled
-from tests.job_specs import size_of
-from workers import device as devices
-from workers import engine, failpoints
-from workers.device import DeviceChoice
-from workers.media.artifacts import Artifact
-from workers.render_request import RenderRequest, RenderResult
-
-#: The device fails when a job whose prompt contains this text has done a step.
-FAILS_AT = os.environ.get("FARM_NOISE_DEVICE_FAILS_AT")
-STEP_SECONDS = float(os.environ.get("FARM_NOISE_STEP_SECONDS", "0.02"))
-
-
-class NoiseDeviceFailure(Exception):
-    """In place of a CUDA error."""
-
-
-class NoiseModels:
-    """In place of `ModelCache`: a model is loaded at once and stays."""
-
-    def __init__(self) -> None:
-        self.sizes: tuple[tuple[str, int], ...] = ()
-
-    def __contains__(self, model: Model) -> bool:
-        return (model.id, 1) in self.sizes
-
-    def load(self, model: Model) -> None:
-        if model not in self:
-            failpoints.at("loading_model")
-            self.sizes += ((model.id, 1),)
-
-    def prefetch(self, model: Model) -> None: ...
-
-
-class NoiseRenderer:
-    """In place of `BatchedRenderer`: one step of every job at each call, then noise from its seed."""
-
-    refusals: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, models: NoiseModels, on_progress: Callable[[], None]) -> None:
-        self._models = models
-        self._on_progress = on_progress
-        self._jobs: dict[RenderRequest, int] = {}
-
-    @property
-    def active(self) -> int:
-        return len(self._jobs)
-
-    def admit(self, request: RenderRequest) -> None:
-        self._models.load(request.model)
-        self._jobs[request] = 0
-
-    def advance(self) -> list[tuple[RenderRequest, RenderResult | BaseException]]:
-        time.sleep(STEP_SECONDS)
-        self._on_progress()
-        finished: list[tuple[RenderRequest, RenderResult | BaseException]] = []
-        for request, done in list(self._jobs.items()):
-            if request.stop.is_set():
-                finished.append((request, JobCanceled("the job was stopped")))
-                continue
-            if FAILS_AT is not None and done and FAILS_AT in request.spec.prompt:
-                raise NoiseDeviceFailure("CUDA error: device-side assert triggered")
-            self._jobs[request] = done + 1
-            request.on_step(done + 1)
-            if done + 1 >= request.total_steps:
-                made_with: dict[str, object] = {"model": request.model.id, "dtype": "float32"}
-                finished.append((request, RenderResult(_images(request.spec), made_with)))
-        for request, _ in finished:
-            del self._jobs[request]
-        return finished
-
-
-def _images(spec: JobSpec) -> list[Artifact]:
-    size = size_of(spec)
-    return [
-        Image.frombytes("RGB", size, random.Random(spec.seed_of(index)).randbytes(3 * size[0] * size[1]))
-        for index in range(spec.num_outputs)
-    ]
-
-
-def _describe(choice: DeviceChoice) -> Device:
-    return Device("cpu", choice.index, "a processor that renders noise", devices.main_memory(), "float32")
-
-
-def _make_renderers(device: Device, options: engine.EngineOptions, on_progress: Callable[[], None]) -> engine.Renderers:
-    models = NoiseModels()
-    return engine.Renderers(
-        models,  # type: ignore[arg-type]
-        NoiseRenderer(models, on_progress),  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-        lambda error: isinstance(error, NoiseDeviceFailure),
-    )
-
-
-def _prepare_numerics(device: Device, options: engine.EngineOptions) -> Numerics:
-    return Numerics.of("cpu", {"device": device.name, "threads": str(options.torch_threads)})
-
-
-devices.describe = _describe
-engine.prepare_numerics = _prepare_numerics
-engine.make_renderers = _make_renderers
+engine_process.MODULE = "tests.noise_device"
 
 from workers.app import app  # noqa: E402, F401 - Celery finds it here

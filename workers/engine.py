@@ -6,8 +6,9 @@ was on a device when its worker crashed is isolated: no other job runs beside it
 process, so that a second crash is its own fault and not a co-batched job's.
 
 When the device fails (a CUDA error other than a lack of memory), every later call in the process fails as well. The
-engine then uses the device no more and fails all its jobs with `DeviceFailed`; the process releases them and ends. If
-the engine itself fails, the process ends at once: it would hold its jobs until their leases end.
+engine then uses the device no more and fails all its jobs with `DeviceFailed`, and its process ends. If the engine
+itself fails, its process ends at once. A worker keeps the engine in a process of its own, and starts it again
+(`workers.engine_process`).
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Engine(threading.Thread):
         self._in_process: set[RenderRequest] = set()  # whose jobs have not left the process
         self._out_of_memory: deque[RenderRequest] = deque()  # they wait for an empty device
         self._renderers: Renderers | None = None
-        self.loading = True  #: whether a model, or torch itself, is being loaded
+        self.loading: bool = True  #: whether a model, or torch itself, is being loaded
         self.progress_at = time.monotonic()  #: when it last made progress: a step, a phase of loading, another job
         self.device: Future[Device] = Future()  #: known once torch has described it
         self.numerics: Future[Numerics] = Future()  #: known after that
@@ -180,6 +181,11 @@ class Engine(threading.Thread):
         """The whole process was stopped for a while, which is no stall."""
         with self._wake:
             self._record_progress()
+
+    def kill(self, reason: str) -> bool:
+        """A thread cannot be ended from outside: False."""
+        del reason
+        return False
 
     def close(self) -> None:
         """End the thread when the device is empty."""

@@ -2,7 +2,7 @@
 
 The heartbeat renews the leases of jobs that make progress, and only those: a job that hangs loses its lease like one
 whose worker crashed. The watchdog is a separate thread, because a heartbeat that waits for the database cannot check
-itself: it stops jobs whose lease is about to end, and ends the process when the device hangs.
+itself: it stops jobs whose lease is about to end, and ends the engine's process when the device hangs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from farm.clock import NapDetector
 from farm.errors import DatabaseUnavailable, LeaseLost
 from farm.settings import Settings
 from farm.store.unit_of_work import MAX_SKEW_SECONDS, Store
-from workers.engine import Engine
 from workers.leases import Lease, Leases, Stage, lease_deadline
 from workers.prefetch import PrefetchControl
+from workers.render_request import RenderEngine
 
 log = structlog.stdlib.get_logger()
 
@@ -42,7 +42,7 @@ class HeartbeatThread(threading.Thread):
         boot_id: str,
         settings: Settings,
         store: Store,
-        engine: Engine,
+        engine: RenderEngine,
         leases: Leases,
         prefetch: PrefetchControl,
         on_stop_request: Callable[[], object],
@@ -133,12 +133,12 @@ def describe_skew(skew: float) -> str:
 
 
 class Watchdog(threading.Thread):
-    """Stops jobs whose lease was not renewed, and ends the process when the device hangs. Needs no server."""
+    """Stops jobs whose lease was not renewed, and ends the engine when the device hangs. Needs no server."""
 
     def __init__(
         self,
         leases: Leases,
-        engine: Engine,
+        engine: RenderEngine,
         settings: Settings,
         worker: str,
         alive_file: Path | None,
@@ -191,16 +191,17 @@ class Watchdog(threading.Thread):
                 )
             if is_stalled(self._engine, self._settings):
                 log.critical("the device hangs", action="device_stalled", worker=self._worker)
-                os._exit(EXIT_STALLED)
+                if not self._engine.kill("the device hangs"):
+                    os._exit(EXIT_STALLED)
 
 
-def is_stalled(engine: Engine, settings: Settings) -> bool:
+def is_stalled(engine: RenderEngine, settings: Settings) -> bool:
     """Whether the device has had work for too long without progress."""
     limit = settings.load_timeout_seconds if engine.loading else settings.step_timeout_seconds
     return engine.seconds_without_progress > limit
 
 
-def makes_progress(lease: Lease, engine: Engine, settings: Settings) -> bool:
+def makes_progress(lease: Lease, engine: RenderEngine, settings: Settings) -> bool:
     """Whether the work on a job makes progress, so that its lease is to be renewed."""
     if lease.stage in (Stage.WAITING, Stage.RENDERING):
         return not is_stalled(engine, settings)

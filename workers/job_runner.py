@@ -35,7 +35,6 @@ from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit_of_work import Store, UnitOfWork
 from workers import failpoints
-from workers.engine import Engine
 from workers.group_commit import GroupCommit
 from workers.job_inputs import fetch_inputs
 from workers.job_outputs import OutputUploader
@@ -43,7 +42,7 @@ from workers.leases import Lease, Leases, Stage, StopReason, lease_deadline
 from workers.media.artifacts import Artifact
 from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
-from workers.render_request import RenderRequest, RenderResult
+from workers.render_request import RenderEngine, RenderRequest, RenderResult
 from workers.retry import retry_for, retry_until_lease_ends
 from workers.stages import measure
 from workers.upload_spool import UploadSpool
@@ -63,7 +62,7 @@ class JobRunner:
     settings: Settings
     store: Store
     storage: Storage
-    engine: Engine
+    engine: RenderEngine
     group_commit: GroupCommit
     reporter: ProgressReporter
     leases: Leases

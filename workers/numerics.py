@@ -82,7 +82,7 @@ def describe(device: Device, *, compiled: bool, environment: Mapping[str, str] =
 def _facts(device: Device, *, compiled: bool, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "device", device.name
     yield "dtype", device.dtype
-    yield "torch", torch.__version__
+    yield "torch", str(torch.__version__)
     for name in LIBRARIES:
         version = _version(name)
         if version is not None:

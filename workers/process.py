@@ -32,9 +32,9 @@ from farm.settings import Settings
 from farm.store.migrate import require_schema
 from farm.store.unit_of_work import MAX_SKEW_SECONDS, Store
 from workers import device as devices
-from workers import device_metrics
 from workers.consumer_watchdog import ConsumerWatchdog
-from workers.engine import EXIT_ENGINE_FAILED, Engine, EngineOptions
+from workers.engine import EXIT_ENGINE_FAILED, EngineOptions
+from workers.engine_process import EngineMetrics, EngineProcess
 from workers.group_commit import MAX_TRANSACTIONS, GroupCommit
 from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog, describe_skew
 from workers.job_runner import JobRunner
@@ -56,7 +56,7 @@ class ShutdownReason(Enum):
 
     SIGNAL = "signal"
     CONSUMER_STALLED = "consumer_stalled"  #: a new process gets a new consumer
-    DEVICE_FAILED = "device_failed"  #: a new process gets a new context on the device
+    DEVICE_FAILED = "device_failed"  #: no engine starts on it any more; a supervisor waits before it tries again
 
 
 #: Names that a URL of the API can have in its path, so that the worker can be drained.
@@ -90,7 +90,7 @@ class WorkerProcess:
         # beside the group commit, the heartbeat and the reporter, a job needs one when it does not succeed
         connections = MAX_TRANSACTIONS + self._slots + settings.prefetch + 2
         self._store = Store.connect(settings, pool=connections)
-        self._engine = Engine(
+        self._engine = EngineProcess(
             EngineOptions(
                 choice,
                 torch_threads=settings.torch_threads,
@@ -182,7 +182,7 @@ class WorkerProcess:
             torch_threads=numerics.facts.get("threads"),  # on a processor
             memory_gib=round(device.memory_bytes / 2**30, 1),
         )
-        device_metrics.register(device)
+        metrics.serve_engine(EngineMetrics(self._engine))
         metrics.ENGINE_QUEUE.set_function(lambda: self._engine.waiting)
         metrics.serve(self._settings, self._settings.metrics_worker_port)
         for thread in (self._reporter, self._heartbeat, self._watchdog, self._consumer_watchdog):
@@ -263,7 +263,6 @@ class WorkerProcess:
             self.leave()
             os._exit(EXIT_STALLED)
         if reason is ShutdownReason.DEVICE_FAILED:
-            # not by way of Python's exit: destructors would use the device
             self.leave()
             os._exit(EXIT_ENGINE_FAILED)
 

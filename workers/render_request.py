@@ -1,4 +1,4 @@
-"""What the job runner gives the engine for one job, and what it gets back."""
+"""What the job runner gives the engine for one job, what it gets back, and what the worker sees of the engine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
 from farm.domain.model import Model
 from farm.domain.states import Priority
+from farm.domain.worker import ResidentModel
 from workers.media.artifacts import Artifact
 
 #: Of a preview: with base64 and the job's id it fits into the 8,000 bytes of a PostgreSQL notification.
@@ -65,3 +66,42 @@ class RenderRequest:
     def total_steps(self) -> int:
         """Denoising steps of the whole job, over all its outputs."""
         return steps_run(self.spec) * self.spec.num_outputs
+
+
+class RenderEngine(Protocol):
+    """The engine as the other threads of the worker see it: in this process (`Engine`) or in another one."""
+
+    def submit(self, request: RenderRequest) -> Future[RenderResult]:
+        """Queue a request. Its future fails with `RenderError`, or with what the pipeline raised."""
+        ...
+
+    def withdraw(self, request: RenderRequest) -> bool:
+        """Cancel a request; True if it has ended already, because the device had not started it."""
+        ...
+
+    def job_left(self, owner: Hashable) -> None:
+        """The job of that owner has left the worker, however it ended."""
+        ...
+
+    @property
+    def loaded(self) -> tuple[ResidentModel, ...]:
+        """The models in the device's memory, least recently used first."""
+        ...
+
+    @property
+    def loading(self) -> bool:
+        """Whether a model, or torch itself, is being loaded."""
+        ...
+
+    @property
+    def seconds_without_progress(self) -> float:
+        """How long it has had work without progress; 0 without work."""
+        ...
+
+    def resume_after_nap(self) -> None:
+        """The whole machine was stopped for a while, which is no stall."""
+        ...
+
+    def kill(self, reason: str) -> bool:
+        """End what uses the device, and start it again; False if that cannot be done from here."""
+        ...

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.bench.pinning import pin_engines
+from workers import engine_process
 from workers.app import app
 
 __all__ = ["app"]
 
-pin_engines()
+engine_process.MODULE = "tests.bench.pinned_engine"

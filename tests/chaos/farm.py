@@ -49,6 +49,7 @@ from tests.integration.worker_process import ROOT, worker_command
 from tests.transitions import refuse_other_transitions
 from tests.waiting import wait_until
 
+ENGINE = "tests.noise_device"  #: what a worker's engine runs
 POISON = "poison"  #: a prompt with this word kills the process that denoises it
 LEASE = 6.0  #: seconds, of a run
 DISPATCH_LEASE = 6.0
@@ -282,6 +283,15 @@ class ChaosFarm:
         for part in (*self.servers.parts(), *self.services.parts()):
             if part.name == name and part.identity is not None and part.identity.alive():
                 return part.identity.pid
+        return None
+
+    def engine_of(self, name: str) -> psutil.Process | None:
+        """The process in which a worker's engine lives, if it lives."""
+        pid = self.pid(name)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(pid).children(recursive=True) if pid else ():
+                if ENGINE in child.cmdline():
+                    return child
         return None
 
     def signal(self, name: str, number: signal.Signals) -> bool:

@@ -13,6 +13,7 @@ from random import Random
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import redis
 from PIL import Image
 
@@ -43,6 +44,15 @@ def freeze(kind: str) -> Fault:
             farm.signal(victim, signal.SIGCONT)
 
     return fault
+
+
+def kill_engine(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """The process that owns a worker's device ends, and the worker does not."""
+    victim = chance.choice(farm.named("worker"))
+    if (engine := farm.engine_of(victim)) is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            engine.kill()
+            yield victim, 0.0
 
 
 def drain(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
@@ -254,6 +264,7 @@ def decode_bomb(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
 FAULTS: dict[str, tuple[int, Fault]] = {
     "kill worker": (4, kill("worker")),
     "freeze worker": (3, freeze("worker")),
+    "kill engine": (3, kill_engine),
     "drain worker": (2, drain),
     "crash point": (6, restart_with(_crash_point)),
     "wrong clock": (1, restart_with(_wrong_clock)),

@@ -13,7 +13,7 @@ from farm.objects.keys import job_prefix
 from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, NoiseWorker, WorkerProcess, spec
 from tests.waiting import wait_until
-from workers.failpoints import EXIT_CRASHED, POINTS
+from workers.failpoints import ENGINE_POINTS, EXIT_CRASHED, POINTS, WORKER_POINTS
 
 
 @pytest.fixture
@@ -27,9 +27,7 @@ def farm(servers: TestServers, database_url: str, redis_url: str, tmp_path: Path
 
 def test_a_worker_that_dies_anywhere_costs_no_job_and_makes_no_second_result(farm: Farm) -> None:
     def at(point: str, number: int) -> WorkerProcess:
-        # the model is loaded by the real renderer alone, so there the real worker dies
-        kind = WorkerProcess if point == "loading_model" else NoiseWorker
-        return kind(farm, device=f"cpu{number}", env={"FARM_CRASH_AT": point, "FARM_BATCHING": "on"})
+        return NoiseWorker(farm, device=f"cpu{number}", env={"FARM_CRASH_AT": point, "FARM_BATCHING": "on"})
 
     workers = {point: at(point, 20 + number) for number, point in enumerate(POINTS)}
     again = NoiseWorker(farm, device="cpu40", env={"FARM_BATCHING": "on"})
@@ -39,8 +37,11 @@ def test_a_worker_that_dies_anywhere_costs_no_job_and_makes_no_second_result(far
         for worker in (*workers.values(), again):
             worker.wait_online()
         jobs = {point: farm.start(spec(num_outputs=2), worker.name) for point, worker in workers.items()}
-        for point, worker in workers.items():
-            assert worker.wait(60) == EXIT_CRASHED, f"{point}: {worker.log()}"
+        for point in WORKER_POINTS:
+            assert workers[point].wait(60) == EXIT_CRASHED, f"{point}: {workers[point].log()}"
+        for point in ENGINE_POINTS:  # the worker stays, and gives its job back
+            farm.dispatch(farm.wait(jobs[point], JobState.QUEUED), again.name)
+            assert workers[point].running.poll() is None, f"{point}: {workers[point].log()}"
 
         def over() -> bool:
             with farm.store.begin() as unit:

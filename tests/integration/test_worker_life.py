@@ -303,10 +303,10 @@ def test_a_job_that_kills_its_worker_is_quarantined_and_those_beside_it_are_not(
         process.kill()
 
 
-def test_a_failed_device_ends_the_worker_and_no_job_that_was_not_at_fault_is_lost(farm: Farm) -> None:
+def test_a_failed_device_costs_no_job_that_was_not_at_fault_and_the_worker_gets_a_new_engine(farm: Farm) -> None:
     """The jobs on the device are isolated next time, the others released; the one that does it again fails."""
-    fails = {"FARM_NOISE_DEVICE_FAILS_AT": "breaks the device"}
-    process = NoiseWorker(farm, device="cpu2", env=fails | {"FARM_DRAIN_SECONDS": "60"}).start()
+    env = {"FARM_NOISE_DEVICE_FAILS_AT": "breaks the device"}
+    process = NoiseWorker(farm, device="cpu2", env=env).start()
     try:
         process.wait_online()
         beside = [farm.start(spec(**LONG, seed=seed), process.name) for seed in range(3)]
@@ -315,26 +315,39 @@ def test_a_failed_device_ends_the_worker_and_no_job_that_was_not_at_fault_is_los
         waiting = farm.submit(spec(seed=9))
         for job in (broken, waiting):
             farm.dispatch(job, process.name)
-        assert process.wait(30) == EXIT_ENGINE_FAILED
         for job in (*beside, broken, waiting):
-            left = farm.job(job.id)
-            assert left.state is JobState.QUEUED, left.error
+            left = farm.wait(job, JobState.QUEUED, timeout=30)
             assert left.attempts == 0
             assert left.crash_count == (0 if job is waiting else 1)
-        found = farm.worker(process.name)
-        assert found is not None
-        assert found.state is WorkerState.OFFLINE
-        process.start().wait_online()
         farm.dispatch(broken, process.name)
         ended = farm.wait(broken, JobState.FAILED, timeout=60)
         assert ended.error is not None
         assert ended.error.code == "device_failed"
-        assert process.wait(30) == EXIT_ENGINE_FAILED
-        process.env = {"FARM_NOISE_STEP_SECONDS": "0"}
-        process.start().wait_online()
         for job in (*beside, waiting):
             farm.dispatch(job, process.name)
+        for job in (*beside, waiting):
             assert farm.wait(job, JobState.SUCCEEDED, timeout=60).attempts == 1
+        found = farm.worker(process.name)
+        assert found is not None
+        assert (found.state, found.info.pid) == (WorkerState.ONLINE, process.running.pid)
+    finally:
+        process.kill()
+
+
+def test_a_worker_ends_when_no_engine_lives_long_enough_to_finish_a_job(farm: Farm) -> None:
+    env = {"FARM_NOISE_DEVICE_FAILS_AT": "sphere", "FARM_NOISE_STEP_SECONDS": "0.005", "FARM_DRAIN_SECONDS": "60"}
+    process = NoiseWorker(farm, device="cpu2", env=env).start()
+    try:
+        process.wait_online()
+        jobs = [farm.submit(spec(seed=seed)) for seed in range(4)]
+        for job in jobs[:3]:
+            farm.dispatch(job, process.name)
+            farm.wait(job, JobState.QUEUED, timeout=30)
+        assert process.wait(30) == EXIT_ENGINE_FAILED
+        assert all(farm.job(job.id).attempts == 0 for job in jobs)
+        found = farm.worker(process.name)
+        assert found is not None
+        assert found.state is WorkerState.OFFLINE
     finally:
         process.kill()
 

@@ -240,7 +240,7 @@ class LoadedModel:
             "weights": self.fingerprint,
             "dtype": self.dtype,
             "device": device.kind,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "diffusers": diffusers.__version__,
             "transformers": transformers.__version__,
         }
