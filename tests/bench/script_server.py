@@ -46,5 +46,9 @@ class Render(litserve.LitAPI):  # type: ignore[misc,unused-ignore]
 if __name__ == "__main__":
     api = Render(max_batch_size=8, batch_timeout=0.05)
     litserve.LitServer(api, accelerator="cpu", timeout=False).run(
-        host="127.0.0.1", port=int(os.environ["SCRIPT_PORT"]), generate_client_file=False, log_level="warning"
+        host="127.0.0.1",
+        port=int(os.environ["SCRIPT_PORT"]),
+        generate_client_file=False,
+        log_level="warning",
+        api_server_worker_type="thread",
     )

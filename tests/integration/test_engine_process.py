@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, NoiseWorker, WorkerProcess, spec
 from tests.waiting import wait_until
 
-LONG = {"num_inference_steps": 150, "num_outputs": 4}
+LONG: dict[str, Any] = {"num_inference_steps": 150, "num_outputs": 4}
 QUICK = {"FARM_HEARTBEAT_SECONDS": "0.5", "FARM_NOISE_STEP_SECONDS": "0.01"}
 
 
