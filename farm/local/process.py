@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -40,6 +41,9 @@ class Program:
     #: whether what it needs is there; may raise SetupError
     may_start: Callable[[], bool] = field(default=_always, compare=False)
     needs: str = ""  #: what ``may_start`` looks for, in words
+    outlived_by: str = (
+        ""  #: the program that is stopped only when this one has ended, because it writes to it until then
+    )
     prepare: Callable[[], None] = field(default=_nothing, compare=False)  #: before each start; may raise SetupError
     ready: Callable[[], bool] = field(default=_always, compare=False)  #: one cheap probe; never raises
     after_stop: Callable[[], None] = field(default=_nothing, compare=False)  #: after it was stopped
@@ -125,18 +129,21 @@ def kill_session(leader: int) -> None:
 def stop(children: Sequence[Child], *, hurry: Callable[[], bool] = lambda: False) -> list[str]:
     """Stop children together: each gets its own signal and its own time, then SIGKILL. Returns who had to be killed.
 
-    ``hurry`` is asked while waiting; when it says True, the rest is killed at once.
+    One that others write to until they have ended is asked when they have. ``hurry`` is asked while waiting; when it
+    says True, the rest is killed at once.
     """
     running = [child for child in children if child.exit_code() is None]
-    asked = time.monotonic()
-    for child in running:
-        child.send(child.program.stop_signal)
+    asked: dict[Child, float] = {}
     killed = []
     while running:
+        needed = {child.program.outlived_by for child in running}
         for child in list(running):
+            if child not in asked and child.program.name not in needed:
+                asked[child] = time.monotonic()
+                child.send(child.program.stop_signal)
             if child.exit_code() is not None:
                 running.remove(child)
-            elif hurry() or time.monotonic() - asked > child.program.stop_seconds:
+            elif hurry() or time.monotonic() - asked.get(child, math.inf) > child.program.stop_seconds:
                 killed.append(child.program.name)
                 child.kill()
                 running.remove(child)

@@ -210,6 +210,7 @@ class EmbeddedS3:
             address=self.url,
             may_start=self.index.ensure,
             needs="the PostgreSQL server where it keeps its index",
+            outlived_by="postgres",
             prepare=self.initialise,
             ready=self.ready,
             after_stop=self._remove_sockets,

@@ -142,6 +142,28 @@ def test_a_service_that_ignores_its_signal_is_killed_after_its_time(keep: Callab
     assert not psutil.pid_exists(pid or 0)
 
 
+def test_what_a_program_writes_to_is_stopped_after_it(keep: Callable[..., ProcessManager], tmp_path: Path) -> None:
+    """A storage whose index is in a database would wait for the database, and be killed after its time."""
+    database = f"""
+import pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path({str(tmp_path / "database")!r}).write_text(str(time.monotonic())); sys.exit()
+signal.signal(15, end); print('ready', flush=True); time.sleep(600)"""
+    storage = f"""
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.5)
+    pathlib.Path({str(tmp_path / "storage")!r}).write_text(str(time.monotonic())); sys.exit()
+signal.signal(15, end); print('ready', flush=True); time.sleep(600)"""
+    manager = keep(program("database", database), program("storage", storage, outlived_by="database"))
+    manager.start()
+    for name in ("database", "storage"):
+        log = manager._directory.log(name)
+        wait_until(lambda log=log: "ready" in logs.latest(log))  # type: ignore[misc]
+    assert manager.stop() == []
+    assert float((tmp_path / "storage").read_text()) < float((tmp_path / "database").read_text())
+
+
 def test_what_a_service_has_forked_ends_with_it(keep: Callable[..., ProcessManager]) -> None:
     forks = "import subprocess, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); time.sleep(600)"
     manager = keep(program("forks", forks))
