@@ -98,7 +98,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Status:
-    """The engine's state, told when it changes and a few times a second."""
+    """The engine's state, sent a few times a second."""
 
     waiting: int
     loaded: tuple[ResidentModel, ...]

@@ -3,7 +3,7 @@
 Python runs one thread of a process at a time, so a worker whose consumer, uploads and heartbeats share a process with
 the engine makes the device wait for them. A crash of the engine's process (a segmentation fault, the kernel's
 out-of-memory killer, a failed device, a forward that hangs) ends that process only: the jobs that the device had
-started fail with `EngineLost`, the others are given back, and a new process starts while the worker stays joined.
+started fail with `DeviceFailed`, the others are released, and a new process starts while the worker stays joined.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class EngineProcess(threading.Thread):
     def kill(self, reason: str) -> bool:
         """End the engine's process at once; another one starts. False if it does not end.
 
-        ``reason``: what its jobs are told, such as "the device hangs".
+        ``reason``: what the errors of its jobs say, such as "the device hangs".
         """
         process, self._killed_because = self._process, reason  # without the lock, as above
         if process is None:
