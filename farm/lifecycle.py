@@ -569,17 +569,18 @@ def retry_selected(unit: UnitOfWork, tenant_id: str, selection: Selection) -> in
 # -- batches as a whole ----------------------------------------------------------------------------------------------
 
 
-def pause_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
+def pause_batch(unit: UnitOfWork, tenant_id: str, batch_id: str, by: str | None = None) -> Batch:
     """Hand none of a batch's jobs over from this unit's commit on; what a worker holds goes on to its end.
 
-    Pausing again changes nothing. Call `propagate_batch` in units of their own until it returns True: the batch's jobs
-    leave their queues. Raises `NotFound`, or `Conflict` if the batch has finished or is being canceled.
+    Pausing again changes nothing. ``by`` is the name of the key that asks for it. Call `propagate_batch` in units of
+    their own until it returns True: the batch's jobs leave their queues. Raises `NotFound`, or `Conflict` if the batch
+    has finished or is being canceled.
     """
     batch = _own_batch(unit, tenant_id, batch_id, lock=True)
     if batch.state not in (BatchState.IN_PROGRESS, BatchState.PAUSED):
         raise Conflict(f"the batch is {batch.state.value.replace('_', ' ')}; only one in progress can be paused")
     if batch.paused_at is None:
-        unit.batches.pause(batch_id)
+        unit.batches.pause(batch_id, by)
     return _changed_batch(unit, tenant_id, batch_id)
 
 

@@ -39,7 +39,7 @@ from farm.domain.batch import Estimate, NewBatch, sweep, sweep_size
 from farm.domain.numerics import ONE
 from farm.domain.states import JobState
 from farm.errors import BadInput
-from farm.services import batch_archive, bulk, bulk_parsers, contact_sheet, validation
+from farm.services import batch_archive, bulk, bulk_parsers, contact_sheet, validation, waiting
 from farm.services import batches as services
 from farm.services.batch_archive import ArchiveFormat, JobRange
 from farm.services.bulk import BatchOptions, BulkSource
@@ -220,6 +220,7 @@ def list_batch_jobs(
     services.get(context, key.tenant_id, batch_id)
     with context.store.begin() as unit:
         found = unit.jobs.of_batch(batch_id, state, int(cursor or 0), limit + 1)
+        found = waiting.explain_blocks_in(unit, context.registry, found)
     following = str(found[limit - 1].batch_seq) if len(found) > limit else None
     return JobPage(data=[JobSchema.of(job, context.storage, context.settings) for job in found[:limit]], next=following)
 
@@ -430,7 +431,7 @@ def retry_batch(context: Context, key: Submitter, batch_id: BatchId, response: R
 @router.post("/{batch_id}/pause", summary="Pause a batch", responses=responses(*ALWAYS, 404, 409))
 def pause_batch(context: Context, key: Submitter, batch_id: BatchId) -> BatchSchema:
     """Dispatch none of its jobs; jobs that workers already have run to their end. Pausing again changes nothing."""
-    return BatchSchema.of(services.pause(context, key.tenant_id, batch_id))
+    return BatchSchema.of(services.pause(context, key.tenant_id, batch_id, key.name))
 
 
 @router.post("/{batch_id}/resume", summary="Resume a batch", responses=responses(*ALWAYS, 404))

@@ -24,7 +24,12 @@ h3 b { display: inline-block; min-width: 4.5rem; }
 code, pre { font: .9rem ui-monospace, monospace; background: var(--soft); } code { padding: .1rem .3rem; }
 pre { padding: .8rem; overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 td, th { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-top: 1px solid var(--line); }
-nav a { margin-right: .8rem; } summary { cursor: pointer; }
+nav a { margin-right: .8rem; display: inline-block; } summary { cursor: pointer; }
+h3, td, th, p { overflow-wrap: anywhere; }
+@media (max-width: 760px) {
+  table, tbody { display: block; } tr { display: block; padding: .4rem 0; border-top: 1px solid var(--line); }
+  td, th { display: inline; border: 0; padding: 0 .6rem 0 0; }
+}
 """
 
 

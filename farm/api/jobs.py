@@ -23,6 +23,7 @@ from farm.domain import ids
 from farm.domain.job import JobFilter
 from farm.domain.requests import AnyJobRequest
 from farm.services import jobs as services
+from farm.services import waiting
 
 
 class _OneJob(Convertor[str]):
@@ -119,6 +120,7 @@ async def submit_job(
         response.headers["Preference-Applied"] = "wait"
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
+    (job,) = await run_in_threadpool(waiting.explain_blocks, context, [job])
     return JobSchema.of(job, context.storage, context.settings)
 
 
@@ -134,13 +136,15 @@ def list_jobs(context: Context, key: Reader, query: Annotated[JobQuery, Query()]
     """The tenant's jobs, newest first."""
     with context.store.begin() as unit:
         jobs, following = unit.jobs.page(key.tenant_id, query, query.cursor, query.limit)
+        jobs = waiting.explain_blocks_in(unit, context.registry, jobs)
     return JobPage(data=[JobSchema.of(job, context.storage, context.settings) for job in jobs], next=following)
 
 
 @router.get("/{job_id:job}", summary="Look at a job", responses=responses(*ALWAYS, 404))
 def get_job(context: Context, key: Reader, job_id: JobId) -> JobSchema:
     """The job as it is now, with fresh URLs of its outputs."""
-    return JobSchema.of(services.get(context, key.tenant_id, job_id), context.storage, context.settings)
+    job = waiting.explain(context, services.get(context, key.tenant_id, job_id))
+    return JobSchema.of(job, context.storage, context.settings)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=responses(*ALWAYS, 404, 409))

@@ -18,7 +18,8 @@ from farm.domain import ids
 log = structlog.get_logger(__name__)
 
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-QUIET: Final = frozenset({"/healthz", "/readyz"})  #: requested every few seconds; logged only when they fail
+#: Requested every few seconds; logged only when they fail.
+QUIET: Final = frozenset({"/healthz", "/readyz", "/farm/alive"})
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

@@ -42,9 +42,9 @@ def get_pauses(context: Context, _: Operator) -> PausesSchema:
 
 
 @router.put("/farm", summary="Pause the farm", responses=responses(*ALWAYS))
-def pause_farm(context: Context, _: Operator) -> PausesSchema:
+def pause_farm(context: Context, key: Operator) -> PausesSchema:
     """Dispatch no job from now on. Jobs are accepted and wait. Pausing again changes nothing."""
-    return PausesSchema.of(services.pause_farm(context))
+    return PausesSchema.of(services.pause_farm(context, key.name))
 
 
 @router.delete("/farm", summary="Resume the farm", responses=responses(*ALWAYS))
@@ -54,9 +54,9 @@ def resume_farm(context: Context, _: Operator) -> PausesSchema:
 
 
 @router.put("/models/{model_id:path}", summary="Pause a model", responses=responses(*ALWAYS, 404))
-def pause_model(context: Context, _: Operator, model_id: ModelId) -> PausesSchema:
+def pause_model(context: Context, key: Operator, model_id: ModelId) -> PausesSchema:
     """Dispatch no job of the model from now on."""
-    return PausesSchema.of(services.pause_model(context, model_id))
+    return PausesSchema.of(services.pause_model(context, model_id, key.name))
 
 
 @router.delete("/models/{model_id:path}", summary="Resume a model", responses=responses(*ALWAYS, 404))
@@ -66,9 +66,9 @@ def resume_model(context: Context, _: Operator, model_id: ModelId) -> PausesSche
 
 
 @router.put("/tenants/{tenant_id}", summary="Pause a tenant", responses=responses(*ALWAYS, 404))
-def pause_tenant(context: Context, _: Operator, tenant_id: TenantId) -> PausesSchema:
+def pause_tenant(context: Context, key: Operator, tenant_id: TenantId) -> PausesSchema:
     """Dispatch no job of the tenant from now on. Its requests are served as before."""
-    return PausesSchema.of(services.pause_tenant(context, tenant_id))
+    return PausesSchema.of(services.pause_tenant(context, tenant_id, key.name))
 
 
 @router.delete("/tenants/{tenant_id}", summary="Resume a tenant", responses=responses(*ALWAYS, 404))

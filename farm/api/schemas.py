@@ -122,7 +122,18 @@ class JobSchema(Schema):
         description="The numerics class that it asked for; `one`: its batch asked for one class for all jobs."
     )
     waiting_reason: str | None = Field(
-        description="Why it cannot start now; null: it waits for its turn only, or does not wait."
+        description=(
+            "Why it has not started: a pause, no worker that fits, a time, or the jobs before it. In lists, and "
+            "where it was just submitted, only what blocks it. null: it is about to start, or does not wait."
+        )
+    )
+    position: int | None = Field(
+        description="Its place in the queue, from 1: an estimate from priorities and fair shares. null in lists, while "
+        "something blocks it, and once it is dispatched."
+    )
+    eta_seconds: float | None = Field(
+        description="Estimated seconds until it has finished, from what was rendered lately. null in lists, while "
+        "something blocks it, while nothing was measured, and once it has finished."
     )
     cancel_requested: bool
     created_at: datetime
@@ -166,6 +177,8 @@ class JobSchema(Schema):
             recipe=job.recipe,
             numerics=ONE if ids.is_id(ids.BATCH, job.pin or "") else job.pin,
             waiting_reason=job.waiting_reason,
+            position=job.position,
+            eta_seconds=job.eta_seconds,
             cancel_requested=job.cancel_requested,
             created_at=job.created_at,
             available_at=job.available_at,

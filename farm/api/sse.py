@@ -19,6 +19,7 @@ from farm.api.schemas import JobSchema
 from farm.domain.batch import Batch
 from farm.domain.job import Job, Progress
 from farm.domain.states import BATCH_EVENTS, HISTORY, JobState
+from farm.services import waiting
 from farm.store.events import BatchEvent, Event
 from farm.store.tenants import Key
 
@@ -121,13 +122,13 @@ async def _events(context: AppContext, job: Job, after: int, key: Key) -> AsyncI
                 return  # deleted, with its history, or the key was revoked
             parts: list[bytes] = []
             if sent is None:
-                parts.append(_job(context, now))
+                parts.append(await run_in_threadpool(_job, context, now))
                 sent = _face(now)
             for event in history:
                 parts.append(_history(event))
                 after = event.id
             if _face(now) != sent:
-                parts.append(_job(context, now))
+                parts.append(await run_in_threadpool(_job, context, now))
                 sent = _face(now)
             if now.progress is not None and now.progress != stepped:
                 body: dict[str, Any] = {"step": now.progress.step, "steps": now.progress.steps}
@@ -160,7 +161,7 @@ def _face(job: Job) -> tuple[JobState, int, bool]:
 
 
 def _job(context: AppContext, job: Job) -> bytes:
-    body = JobSchema.of(job, context.storage, context.settings).model_dump_json()
+    body = JobSchema.of(waiting.explain(context, job), context.storage, context.settings).model_dump_json()
     return format_sse_event(event="job", data_str=body)
 
 

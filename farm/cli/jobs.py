@@ -281,7 +281,9 @@ def _print_job(job: Job) -> None:
         row(name, job.raw.get(name))
     for name, value in (job.raw.get("timings") or {}).items():
         row(name, _seconds(value))
-    row("waiting_reason", job.raw.get("waiting_reason"))
+    row("waits", job.raw.get("waiting_reason"))
+    row("position", job.raw.get("position"))
+    row("left", job.raw.get("eta_seconds") and f"about {job.raw['eta_seconds']:.0f} s")
     for name, value in (job.raw.get("recipe") or {}).items():
         row(f"recipe.{name}", value)
     for output in job.outputs:

@@ -14,6 +14,7 @@ from farm.api import app as api
 from farm.api.body_limits import BodyLimit
 from farm.dashboard import rendering
 from farm.dashboard.pages import PAGES, new_batch
+from farm.errors import NotFound
 from farm.settings import Settings
 
 LOGIN_BYTES: Final = 16 * 2**10
@@ -26,6 +27,15 @@ root: Final = APIRouter(include_in_schema=False)
 def home() -> RedirectResponse:
     """The way to the first page."""
     return RedirectResponse(rendering.HOME)
+
+
+unknown: Final = APIRouter(include_in_schema=False, route_class=rendering.PageRoute)
+
+
+@unknown.get(f"{rendering.HOME}/{{rest:path}}")
+def unknown_page(rest: str) -> None:
+    """What an address under ``/farm`` without a page is answered with. Raises `NotFound`."""
+    raise NotFound("page", rest)
 
 
 class Assets(StaticFiles):
@@ -50,4 +60,5 @@ def create_app(settings: Settings) -> FastAPI:
     for module in PAGES:
         app.include_router(module.router)
     app.mount(rendering.STATIC, Assets(directory=rendering.ASSETS), name="static")
+    app.include_router(unknown)
     return app

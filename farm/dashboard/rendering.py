@@ -24,6 +24,7 @@ from farm.api import problems
 from farm.api.dependencies import AppContext
 from farm.dashboard import filters, session
 from farm.dashboard.session import User
+from farm.domain.waiting import paused_sentence
 from farm.errors import BadInput, FarmError, Forbidden, NotFound, ScopeMissing, Unauthorized, Unavailable
 from farm.store.tenants import Scope
 
@@ -31,6 +32,8 @@ HOME: Final = "/farm"
 LOGIN: Final = "/farm/login"
 NOTE: Final = "farm_note"  #: the cookie that carries what an action did to the next page
 STATIC: Final = "/farm/static"
+IMAGES: Final = f"{HOME}/images"
+MAX_PAUSES: Final = 5  #: that a page lists
 ASSETS: Final = Path(__file__).with_name("static")
 
 #: No script but our own files, no style but our own sheet, no media but what comes through here; nobody frames it.
@@ -106,6 +109,7 @@ def render(
         path=request.url.path,
         flower=request.app.state.context.settings.flower_url,
         server_problems=_server_problems(request, user),
+        pauses=getattr(request.state, "pauses", ()),
         note=unquote(request.cookies[NOTE])[:500] if noted else "",
         **values,
     )
@@ -159,7 +163,7 @@ class PageRoute(APIRoute):
                     session.same_site(request)
                 if not self.path.startswith(LOGIN):
                     context: AppContext = request.app.state.context
-                    request.state.user = await run_in_threadpool(session.current_user, context.store, request)
+                    request.state.user, request.state.pauses = await run_in_threadpool(_visit, context, request)
                     request.state.key = request.state.user.key  # for the log
                     if not self.path.endswith("/logout"):
                         request.state.user.require(Scope.READ, Scope.OPERATE, Scope.ADMIN)
@@ -172,10 +176,28 @@ class PageRoute(APIRoute):
         return answered
 
 
+def _visit(context: AppContext, request: Request) -> tuple[User, tuple[str, ...]]:
+    """Who looks, and what is paused of what they see, a sentence each. Raises `Unauthorized`."""
+    with context.store.look() as unit:
+        user = session.current_user(unit, request)
+        if request.method != "GET" or request.url.path.startswith(IMAGES):
+            return user, ()
+        paused = unit.pauses.details()
+        tenants = {one: pause for one, pause in paused.tenants.items() if user.tenant in (None, one)}
+        names = unit.tenants.names(list(tenants)[:MAX_PAUSES]) if tenants else {}
+    found = [] if paused.farm is None else [paused_sentence("the farm", paused.farm)]
+    found += [paused_sentence(f"the model {model}", pause) for model, pause in sorted(paused.models.items())]
+    found += [paused_sentence(f"the tenant {name}", tenants[one]) for one, name in names.items()]
+    more = len(paused.models) + len(tenants) + (paused.farm is not None) - MAX_PAUSES
+    rest = [filters.plural(more, "more pause") + " of models and tenants"] if more > 0 else []
+    return user, (*found[:MAX_PAUSES], *rest)
+
+
 def _to_login(request: Request) -> Response:
     there = LOGIN
     if request.method == "GET" and request.url.path != HOME:
-        there += f"?next={quote(request.url.path)}"
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        there += f"?next={quote(asked)}"
     if request.headers.get("hx-request"):
         # a part of a page cannot be a login form: the browser goes there itself
         return Response(status_code=204, headers={"HX-Redirect": LOGIN})

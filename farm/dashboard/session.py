@@ -13,7 +13,7 @@ from fastapi import Request, Response
 
 from farm.errors import Forbidden, ScopeMissing
 from farm.store.tenants import Key, Scope
-from farm.store.unit_of_work import Store
+from farm.store.unit_of_work import UnitOfWork
 
 COOKIE: Final = "farm_session"
 SECONDS: Final = 7 * 24 * 3600  #: how long a session lasts
@@ -79,10 +79,9 @@ def end(response: Response) -> None:
     response.delete_cookie(COOKIE, path="/farm", httponly=True, samesite="lax")
 
 
-def current_user(store: Store, request: Request) -> User:
+def current_user(unit: UnitOfWork, request: Request) -> User:
     """Whoever the request's cookie names. Raises `Unauthorized`: no cookie, an old one, or a key that was revoked."""
-    with store.look() as unit:
-        return User(unit.sessions.key(request.cookies.get(COOKIE, "")))
+    return User(unit.sessions.key(request.cookies.get(COOKIE, "")))
 
 
 def same_site(request: Request) -> None:

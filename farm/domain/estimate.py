@@ -6,6 +6,7 @@ worker overlap. What is said is a range, from the fastest to the slowest part of
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class SecondsRange:
 
     low: float
     high: float
+
+    @property
+    def middle(self) -> float:
+        """The geometric mean: as many times more than the low end as less than the high one."""
+        return math.sqrt(self.low * self.high)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,11 @@ class Estimator:
             low += cost * rate.low
             high += cost * rate.high
         return SecondsRange(low / self._devices, high / self._devices)
+
+    def job_seconds(self, model: str, cost: float) -> SecondsRange | None:
+        """How long one job of so many megapixel-steps will take on its device; None while nothing was measured."""
+        found = self.seconds({model: cost})
+        return None if found is None else SecondsRange(found.low * self._devices, found.high * self._devices)
 
 
 def _rate(finished: Sequence[FinishedWork]) -> _Rate | None:

@@ -136,7 +136,10 @@ class Job:
     warnings: tuple[str, ...] = ()  #: what is odd about its outputs, one sentence each
     #: what it is pinned to: a numerics class, or the id of the batch whose jobs all get the class of the first
     pin: str | None = None
-    waiting_reason: str | None = None  #: why it cannot start now; None: it waits for its turn, or does not wait
+    # what `farm.services.waiting` adds where a job is looked at
+    waiting_reason: str | None = None  #: why it has not started, one clause
+    position: int | None = None  #: in its queue, from 1: an estimate
+    eta_seconds: float | None = None  #: until it has finished: an estimate
 
 
 FilterText = Annotated[str, StringConstraints(max_length=300), Storable, NoNul]

@@ -51,10 +51,10 @@ def cancel(context: ServiceContext, tenant_id: str, batch_id: str) -> Batch:
     return _propagated(context, tenant_id, batch_id)
 
 
-def pause(context: ServiceContext, tenant_id: str, batch_id: str) -> Batch:
+def pause(context: ServiceContext, tenant_id: str, batch_id: str, by: str | None = None) -> Batch:
     """Dispatch none of a batch's jobs; pausing again changes nothing. Raises `NotFound` and `Conflict`."""
     with context.store.begin() as unit:
-        lifecycle.pause_batch(unit, tenant_id, batch_id)
+        lifecycle.pause_batch(unit, tenant_id, batch_id, by)
     return _propagated(context, tenant_id, batch_id)
 
 

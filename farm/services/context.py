@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from farm.domain.model import Registry
 from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.services.cleanup import CleanupThread
+from farm.services.estimates import Estimates
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
 
@@ -22,3 +23,4 @@ class ServiceContext:
     registry: Registry
     intake: Intake
     cleanup: CleanupThread
+    estimates: Estimates = field(default_factory=Estimates)

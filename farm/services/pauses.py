@@ -14,10 +14,10 @@ def get(context: ServiceContext) -> Paused:
         return unit.pauses.now()
 
 
-def pause_farm(context: ServiceContext) -> Paused:
-    """Dispatch no job; pausing again changes nothing."""
+def pause_farm(context: ServiceContext, by: str | None = None) -> Paused:
+    """Dispatch no job; pausing again changes nothing. ``by``: the name of the key that asks for it."""
     with context.store.begin() as unit:
-        unit.pauses.pause()
+        unit.pauses.pause(by=by)
         return unit.pauses.now()
 
 
@@ -29,11 +29,11 @@ def resume_farm(context: ServiceContext) -> Paused:
         return unit.pauses.now()
 
 
-def pause_model(context: ServiceContext, model_id: str) -> Paused:
+def pause_model(context: ServiceContext, model_id: str, by: str | None = None) -> Paused:
     """Dispatch no job of a model. Raises `NotFound`."""
     _require_model(context, model_id)
     with context.store.begin() as unit:
-        unit.pauses.pause(model_id)
+        unit.pauses.pause(model_id, by)
         return unit.pauses.now()
 
 
@@ -47,11 +47,11 @@ def resume_model(context: ServiceContext, model_id: str) -> Paused:
         return unit.pauses.now()
 
 
-def pause_tenant(context: ServiceContext, tenant_id: str) -> Paused:
+def pause_tenant(context: ServiceContext, tenant_id: str, by: str | None = None) -> Paused:
     """Dispatch no job of a tenant. Raises `NotFound`."""
     with context.store.begin() as unit:
         unit.tenants.existing(tenant_id)
-        unit.tenants.pause(tenant_id)
+        unit.tenants.pause(tenant_id, by)
         return unit.pauses.now()
 
 

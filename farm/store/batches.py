@@ -621,16 +621,18 @@ class Batches:
         if ids.is_id(ids.BATCH, batch_id):
             self._session.execute(select(BatchRow.id).where(BatchRow.id == batch_id).with_for_update())
 
-    def pause(self, batch_id: str) -> None:
-        """Note that it is paused; `propagate` lets its jobs follow."""
-        self._set(batch_id, paused_at=func.now(), propagating=True)
+    def pause(self, batch_id: str, by: str | None = None) -> None:
+        """Note that it is paused, and by the key of which name; `propagate` lets its jobs follow."""
+        self._set(batch_id, paused_at=func.now(), paused_by=by, propagating=True)
 
     def resume(self, batch_id: str) -> None:
         """Note that it goes on; `propagate` lets its jobs follow."""
         # greatest passes over NULL: without a first end there is no speed that the pause would spoil
         since = func.extract("epoch", func.now() - func.greatest(BatchRow.paused_at, BatchRow.first_finished_at))
         spent = case((BatchRow.first_finished_at.is_not(None), since), else_=0.0)
-        self._set(batch_id, paused_at=None, paused_seconds=BatchRow.paused_seconds + spent, propagating=True)
+        self._set(
+            batch_id, paused_at=None, paused_by=None, paused_seconds=BatchRow.paused_seconds + spent, propagating=True
+        )
 
     def cancel(self, batch_id: str) -> None:
         """Note that it is to end; its jobs follow."""

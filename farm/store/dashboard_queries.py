@@ -20,7 +20,7 @@ from farm.domain.states import JobState, Priority
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
 from farm.store.jobs import Jobs
-from farm.store.numerics import NumericsClasses
+from farm.store.numerics import CLASS_OF_PIN
 from farm.store.queue import QUEUES as ALL_QUEUES
 from farm.store.queue import Queues
 from farm.store.tables import TENANT_ID, BatchRow, DeliveryRow, EndpointRow, EventRow, JobRow, TenantRow
@@ -90,7 +90,7 @@ class QueueSummary:
     oldest: datetime | None  #: since when the first of them waits
     held: int  #: at workers
     numerics: str | None  #: the numerics class that its jobs asked for, or the batch that asked for one class for all
-    waiting_reason: str | None  #: why they cannot start now
+    numerics_class: str | None  #: the class that this means; None: any, or not chosen yet
 
 
 #: The lines themselves are found by a loose index scan, as the dispatcher finds them; of each, few rows are read.
@@ -119,12 +119,12 @@ _QUEUES: Final = text(f"""
                 AND job.priority = found.priority AND job.model = found.model
                 AND job.pin = found.pin AND NOT paused AND queued_at <= now()
                 ORDER BY queued_at, id LIMIT 1) AS oldest,
-           coalesce(held.jobs, 0) AS held
+           coalesce(held.jobs, 0) AS held, {CLASS_OF_PIN.format(pin="pin")} AS numerics_class
     FROM found FULL JOIN held USING (tenant_id, priority, model, pin)
     ORDER BY priority DESC, oldest NULLS LAST, tenant_id, model, pin LIMIT :lines
 """).columns(  # noqa: S608 - of constants
     tenant_id=TENANT_ID, priority=SmallInteger, model=Text, pin=Text, waiting=Integer, later=Boolean,
-    oldest=DateTime(timezone=True), held=Integer,
+    oldest=DateTime(timezone=True), held=Integer, numerics_class=Text,
 )  # fmt: skip
 
 
@@ -320,7 +320,6 @@ class DashboardQueries:
             "most": QUEUE_WINDOW,
         }
         rows = self._session.execute(_QUEUES, values).all()
-        missing = NumericsClasses(self._session).missing({row.pin for row in rows if row.pin})
         return [
             QueueSummary(
                 row.tenant_id,
@@ -332,7 +331,7 @@ class DashboardQueries:
                 row.oldest,
                 row.held,
                 row.pin or None,
-                missing.get(row.pin),
+                row.numerics_class,
             )
             for row in rows
         ]

@@ -34,7 +34,6 @@ from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
-from farm.store.numerics import NumericsClasses
 from farm.store.tables import IdempotencyRow, JobRow, OutputRow, WorkerRow
 from farm.store.workers import HELD, seconds
 
@@ -71,7 +70,7 @@ class ExpiredLease:
     cancel_requested: bool
 
 
-def job_of(row: JobRow, outputs: Iterable[OutputRow], waiting_reason: str | None = None) -> Job:
+def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
     """The job that a row and those of its outputs are."""
     progress = None if row.step is None or row.steps is None else Progress(row.step, row.steps)
     error = None if row.error_code is None else JobError(row.error_code, row.error_message or "")
@@ -110,7 +109,6 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow], waiting_reason: str | None
         batch_seq=row.batch_seq,
         crash_count=row.crash_count,
         pin=row.pin or None,
-        waiting_reason=waiting_reason,
     )
 
 
@@ -195,11 +193,7 @@ class Jobs:
             )
             for output in found:
                 outputs.setdefault(output.job_id, []).append(output)
-        pins = {row.pin for row in rows if row.pin and row.state == QUEUED}
-        missing = NumericsClasses(self._session).missing(pins)
-        return [
-            job_of(row, outputs.get(row.id, ()), missing.get(row.pin) if row.state == QUEUED else None) for row in rows
-        ]
+        return [job_of(row, outputs.get(row.id, ())) for row in rows]
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 

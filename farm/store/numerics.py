@@ -26,13 +26,6 @@ CLASS_OF_PIN: Final = f"""
              SELECT batch.numerics FROM batch WHERE batch.id = CAST(substr({{pin}}, {len(ids.BATCH) + 2}) AS uuid))
          WHEN {{pin}} <> '' THEN {{pin}} END
 """  # noqa: S608 - of constants
-_MISSING: Final = text(f"""
-    SELECT pin, class FROM (
-        SELECT pin, {CLASS_OF_PIN.format(pin="pin")} AS class FROM unnest(CAST(:pins AS text[])) AS pin
-    ) AS pinned
-    WHERE class IS NOT NULL AND NOT EXISTS (
-        SELECT FROM worker WHERE worker.numerics = class AND worker.state = 'online')
-""")  # noqa: S608 - of constants
 
 
 @dataclass(frozen=True)
@@ -57,13 +50,6 @@ class NumericsClasses:
     def all(self) -> list[KnownNumerics]:
         """Every class, oldest first."""
         return [KnownNumerics(Numerics(row.name, row.facts), tuple(row.workers)) for row in self._session.execute(_ALL)]
-
-    def missing(self, pins: Collection[str]) -> dict[str, str]:
-        """Why jobs with these pins cannot start, by pin: no worker of their numerics class is online."""
-        if not pins:
-            return {}
-        rows = self._session.execute(_MISSING, {"pins": list(pins)})
-        return {row[0]: f"no worker of numerics class {row[1]} is online" for row in rows}
 
     def choose(self, chosen: Mapping[str, str]) -> None:
         """Store the classes that the first jobs of batches chose, by the batch's id. The first choice stays."""

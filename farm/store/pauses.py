@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from sqlalchemy import delete
@@ -9,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain.queue import Paused
+from farm.domain.waiting import Pause
 from farm.store.tables import PauseRow
 
 FARM: Final = "farm"
@@ -16,10 +19,20 @@ MODEL: Final = "model"
 TENANT: Final = "tenant"  #: whose pause is in its own row
 
 _NOW: Final = """
-    SELECT kind, name FROM pause
+    SELECT kind, name, paused_at, paused_by FROM pause
     UNION ALL
-    SELECT 'tenant', 'ten_' || translate(id::text, '-', '') FROM tenant WHERE paused_at IS NOT NULL
+    SELECT 'tenant', 'ten_' || translate(id::text, '-', ''), paused_at, paused_by
+    FROM tenant WHERE paused_at IS NOT NULL
 """
+
+
+@dataclass(frozen=True)
+class PauseDetails:
+    """What is paused, since when and by whom."""
+
+    farm: Pause | None = None
+    models: Mapping[str, Pause] = field(default_factory=dict)
+    tenants: Mapping[str, Pause] = field(default_factory=dict)  #: by id
 
 
 class Pauses:
@@ -30,15 +43,21 @@ class Pauses:
 
     def now(self) -> Paused:
         """What is paused now."""
-        names: dict[str, list[str]] = {FARM: [], MODEL: [], TENANT: []}
-        for kind, name in self._session.connection().exec_driver_sql(_NOW):
-            names[kind].append(name)
-        return Paused(bool(names[FARM]), frozenset(names[MODEL]), tuple(sorted(names[TENANT])))
+        found = self.details()
+        return Paused(found.farm is not None, frozenset(found.models), tuple(sorted(found.tenants)))
 
-    def pause(self, model: str | None = None) -> None:
-        """Stop a model, or the farm; a second time changes nothing."""
+    def details(self) -> PauseDetails:
+        """What is paused now, since when and by whom."""
+        found: dict[str, dict[str, Pause]] = {FARM: {}, MODEL: {}, TENANT: {}}
+        for kind, name, since, by in self._session.connection().exec_driver_sql(_NOW):
+            found[kind][name] = Pause(since, by)
+        return PauseDetails(found[FARM].get(""), found[MODEL], found[TENANT])
+
+    def pause(self, model: str | None = None, by: str | None = None) -> None:
+        """Stop a model, or the farm; a second time changes nothing. ``by``: the name of the key that asks for it."""
         kind, name = (FARM, "") if model is None else (MODEL, model)
-        self._session.execute(insert(PauseRow).values(kind=kind, name=name).on_conflict_do_nothing())
+        values = {"kind": kind, "name": name, "paused_by": by}
+        self._session.execute(insert(PauseRow).values(values).on_conflict_do_nothing())
 
     def resume(self, model: str | None = None) -> bool:
         """Let a model, or the farm, go on; False if it was not paused."""

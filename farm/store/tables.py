@@ -92,6 +92,7 @@ class TenantRow(Base):
     vtime: Mapped[float] = mapped_column(server_default=text("0"))  #: the policy's `ShareState`
     backlogged: Mapped[bool] = mapped_column(server_default=text("false"))  #: the policy's `ShareState`
     paused_at: Mapped[datetime | None]  #: its jobs wait while this is set
+    paused_by: Mapped[str | None]  #: the name of the API key that paused it
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
@@ -116,6 +117,7 @@ class PauseRow(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)  #: ``farm`` or ``model``
     name: Mapped[str] = mapped_column(primary_key=True)  #: the model's id; empty for the farm
     paused_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    paused_by: Mapped[str | None]  #: the name of the API key that paused it
 
 
 class KeyRow(Base):
@@ -229,6 +231,7 @@ class BatchRow(Base):
     )  #: percent, of the last ``batch.progress``
     priority: Mapped[int | None] = mapped_column(SmallInteger)  #: of all its jobs; None: each has its own
     paused_at: Mapped[datetime | None]
+    paused_by: Mapped[str | None]  #: the name of the API key that paused it
     paused_seconds: Mapped[float] = mapped_column(
         server_default=text("0")
     )  #: that it was paused since its first job ended, but for the pause that lasts

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import delete, exists, func, null, select, update
+from sqlalchemy import case, delete, exists, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -195,17 +195,26 @@ class Tenants:
         rows = self._session.execute(select(TenantRow.id, TenantRow.name).where(TenantRow.id.in_(list(tenant_ids))))
         return {row[0]: row[1] for row in rows}
 
-    def pause(self, tenant_id: str) -> bool:
-        """Let the tenant's jobs wait; those at workers go on. False if there is no such tenant."""
-        return self._set_paused(tenant_id, func.coalesce(TenantRow.paused_at, func.now()))
+    def pause(self, tenant_id: str, by: str | None = None) -> bool:
+        """Let the tenant's jobs wait; those at workers go on. False if there is no such tenant.
+
+        Pausing again changes nothing. ``by``: the name of the key that asks for it.
+        """
+        keep = TenantRow.paused_at.is_not(None)
+        return self._set_paused(
+            tenant_id, func.coalesce(TenantRow.paused_at, func.now()), case((keep, TenantRow.paused_by), else_=by)
+        )
 
     def resume(self, tenant_id: str) -> bool:
         """Hand the tenant's jobs over again; False if there is no such tenant."""
-        return self._set_paused(tenant_id, null())
+        return self._set_paused(tenant_id, null(), null())
 
-    def _set_paused(self, tenant_id: str, paused_at: Any) -> bool:
+    def _set_paused(self, tenant_id: str, paused_at: Any, paused_by: Any) -> bool:
         found = self._session.scalar(
-            update(TenantRow).where(TenantRow.id == tenant_id).values(paused_at=paused_at).returning(TenantRow.id)
+            update(TenantRow)
+            .where(TenantRow.id == tenant_id)
+            .values(paused_at=paused_at, paused_by=paused_by)
+            .returning(TenantRow.id)
         )
         return found is not None
 

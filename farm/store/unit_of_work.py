@@ -47,6 +47,7 @@ from farm.store.sessions import Sessions
 from farm.store.tenants import Tenants
 from farm.store.unanswered import Unanswered
 from farm.store.usage import Usage
+from farm.store.waiting import WaitingJobs
 from farm.store.webhooks import Webhooks
 from farm.store.workers import Workers
 
@@ -151,6 +152,11 @@ class UnitOfWork:
     def pauses(self) -> Pauses:
         """What operators have stopped."""
         return Pauses(self.session)
+
+    @cached_property
+    def waiting(self) -> WaitingJobs:
+        """Queued jobs, and what they wait for."""
+        return WaitingJobs(self.session)
 
     @cached_property
     def activity(self) -> ActivityStats:

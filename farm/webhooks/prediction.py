@@ -65,6 +65,8 @@ def prediction(job: Job, urls: Sequence[str], base: str, version: str = "") -> d
 
 def _logs(job: Job) -> str:
     """How far it is, in the form that Replicate's clients read as progress."""
+    if job.waiting_reason is not None:
+        return f"Waits: {job.waiting_reason}.\n"
     if job.progress is None or not job.progress.steps:
         return ""
     step, steps = job.progress.step, job.progress.steps

@@ -32,6 +32,7 @@ from farm.domain.job import Job
 from farm.domain.model import Model
 from farm.domain.states import JobState, Priority
 from farm.errors import BadInput, FieldProblem
+from farm.services import waiting
 from farm.tasks import INPUT_ROLES, chosen_task
 from farm.webhooks import fal as fal_shape
 
@@ -144,6 +145,7 @@ async def _asked(call: AdapterCall) -> dict[str, Any]:
 async def enqueue(call: AdapterCall) -> Response:
     """Queue a request."""
     job = await submit(call, await _asked(call), NAMES)
+    job = await run_in_threadpool(waiting.explain, call.context, job)
     url = f"{call.base}/{call.path('owner')}/{job.spec.model.rpartition('/')[2]}/requests/{job.id}"
     return JSONResponse(
         {
@@ -152,7 +154,7 @@ async def enqueue(call: AdapterCall) -> Response:
             "response_url": url,
             "status_url": f"{url}/status",
             "cancel_url": f"{url}/cancel",
-            "queue_position": 0,
+            "queue_position": (job.position or 1) - 1,
         }
     )
 
@@ -165,13 +167,14 @@ async def run(call: AdapterCall) -> Response:
 
 def status(call: AdapterCall) -> Response:
     """How far a request is."""
-    job = get_job(call, call.path("request"), "request")
+    job = waiting.explain(call.context, get_job(call, call.path("request"), "request"))
     logs: list[dict[str, Any]] | None = None
     if call.request.query_params.get("logs") in ("1", "true") and job.progress is not None:
         message = f"step {job.progress.step} of {job.progress.steps}"
         logs = [{"message": message, "level": "INFO", "timestamp": (job.claimed_at or job.created_at).isoformat()}]
     if job.state in (JobState.QUEUED, JobState.DISPATCHED):
-        return JSONResponse({"status": "IN_QUEUE", "queue_position": 0}, 202)
+        reason = {} if job.waiting_reason is None else {"waiting_reason": job.waiting_reason}
+        return JSONResponse({"status": "IN_QUEUE", "queue_position": (job.position or 1) - 1} | reason, 202)
     if not job.state.terminal:
         return JSONResponse({"status": "IN_PROGRESS", "logs": logs}, 202)
     metrics = {}

@@ -42,7 +42,7 @@ from farm.domain.states import EventType, Priority
 from farm.egress import guard
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.objects import keys
-from farm.services import inputs
+from farm.services import inputs, waiting
 from farm.store.files import StoredFile
 from farm.store.unit_of_work import UnitOfWork
 from farm.tasks import INPUT_ROLES, TASKS, chosen_task
@@ -325,7 +325,8 @@ def list_predictions(call: AdapterCall) -> Response:
 
 def get_prediction(call: AdapterCall) -> Response:
     """``GET /v1/predictions/{prediction}``."""
-    return JSONResponse(_shape(call, get_job(call, call.path("prediction"), "prediction")))
+    job = waiting.explain(call.context, get_job(call, call.path("prediction"), "prediction"))
+    return JSONResponse(_shape(call, job))
 
 
 def cancel_prediction(call: AdapterCall) -> Response:

@@ -7,6 +7,7 @@ from typing import Final
 
 from farm.dashboard import rendering
 from farm.dashboard.pages import (
+    alive,
     batches,
     bulk_actions,
     jobs,
@@ -25,6 +26,7 @@ from farm.dashboard.pages import (
 
 PAGES: Final[tuple[ModuleType, ...]] = (
     login,
+    alive,
     overview,
     queues,
     workers,

@@ -138,7 +138,7 @@ def cancel(context: Context, user: CurrentUser, batch_id: str) -> Response:
 @router.post("/{batch_id}/pause")
 def pause(context: Context, user: CurrentUser, batch_id: str) -> Response:
     """Dispatch none of a batch's jobs."""
-    services.pause(context, _owner(context, user, batch_id), batch_id)
+    services.pause(context, _owner(context, user, batch_id), batch_id, user.key.name)
     return see(f"{PATH}/{batch_id}", "Paused. Jobs at workers are finished; the others wait.")
 
 

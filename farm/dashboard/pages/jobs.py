@@ -23,7 +23,7 @@ from farm.domain.parameters import to_text
 from farm.domain.states import JobState
 from farm.errors import BadInput, FieldProblem, NotFound
 from farm.services import jobs as services
-from farm.services import validation
+from farm.services import validation, waiting
 from farm.store.deliveries import DeliveryFilter
 from farm.tasks import TASKS
 
@@ -61,6 +61,7 @@ def jobs(
     with context.store.begin() as unit:
         found, following = unit.dashboard_queries.jobs(user.tenant, wanted, cursor or None, PAGE)
         names = unit.dashboard_queries.tenant_names([job.tenant_id for job in found]) if user.is_operator else {}
+        found = waiting.explain_blocks_in(unit, context.registry, found)
     return render(
         request,
         "jobs.html",
@@ -143,6 +144,7 @@ def _about(context: AppContext, user: User, job_id: str, base: str) -> dict[str,
         wanted = DeliveryFilter(job_id=job_id)
         deliveries, _ = unit.deliveries.page(found.tenant_id, wanted, None, DELIVERIES)
         names = unit.dashboard_queries.tenant_names([found.tenant_id]) if user.is_operator else {}
+    found = waiting.explain(context, found)
     parameters = found.spec.request()
     return {
         "job": found,

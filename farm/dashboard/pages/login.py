@@ -17,11 +17,13 @@ router: Final = APIRouter(prefix=HOME, include_in_schema=False, route_class=Page
 
 def _inside(path: str) -> str:
     """The path, if it is one of our pages; else the first page. Never a URL of another site."""
-    return path if path.startswith(f"{HOME}/") and "\\" not in path and "//" not in path else HOME
+    place = path.partition("?")[0]
+    inside = place.startswith(f"{HOME}/") and "\\" not in path and "//" not in place and path.isprintable()
+    return path if inside else HOME
 
 
 @router.get("/login")
-def form(request: Request, there: Annotated[str, Query(alias="next", max_length=500)] = HOME) -> Response:
+def form(request: Request, there: Annotated[str, Query(alias="next", max_length=2000)] = HOME) -> Response:
     """The form."""
     return render(request, "login.html", there=_inside(there), problem="")
 
@@ -31,7 +33,7 @@ def sign_in(
     request: Request,
     context: Context,
     api_key: Annotated[str, Form(max_length=300)] = "",
-    there: Annotated[str, Form(alias="next", max_length=500)] = HOME,
+    there: Annotated[str, Form(alias="next", max_length=2000)] = HOME,
 ) -> Response:
     """Begin a session."""
     try:

@@ -42,7 +42,7 @@ def models(request: Request, context: Context, user: CurrentUser) -> Response:
 def pause(context: Context, user: CurrentUser, model: Annotated[str, Form(max_length=200)]) -> Response:
     """Dispatch no job of this model."""
     user.require(Scope.OPERATE, Scope.ADMIN)
-    pauses.pause_model(context, model)
+    pauses.pause_model(context, model, user.key.name)
     return see(PATH, f"Model {model} is paused. Jobs at workers are finished; the others wait.")
 
 

@@ -78,7 +78,7 @@ def pace(context: Context, user: CurrentUser) -> Response:
 def pause(context: Context, user: CurrentUser) -> Response:
     """Stop dispatch."""
     user.require(Scope.OPERATE, Scope.ADMIN)
-    pauses.pause_farm(context)
+    pauses.pause_farm(context, user.key.name)
     return see(HOME, "The farm is paused. Jobs at workers are finished; no other job is dispatched.")
 
 

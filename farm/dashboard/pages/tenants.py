@@ -130,7 +130,7 @@ def pause(context: Context, user: CurrentUser, tenant_id: str, switch: str) -> R
     if switch not in ("pause", "resume"):
         raise BadInput.of("action", switch, "must be pause or resume")
     if switch == "pause":
-        pauses.pause_tenant(context, tenant_id)
+        pauses.pause_tenant(context, tenant_id, user.key.name)
         return see(f"{PATH}/{tenant_id}", "Paused. Jobs at workers are finished; the others wait.")
     pauses.resume_tenant(context, tenant_id)
     return see(f"{PATH}/{tenant_id}", "Resumed. The tenant's jobs are dispatched again.")

@@ -91,7 +91,10 @@ function lightbox() {
   box.querySelector(".earlier").addEventListener("click", () => move(-1));
   box.querySelector(".later").addEventListener("click", () => move(1));
   box.addEventListener("click", (event) => { if (event.target === box || event.target.tagName === "FIGURE") box.close(); });
-  box.addEventListener("close", () => { box.querySelector("figure").firstElementChild.replaceWith(document.createElement("img")); });
+  addEventListener("popstate", () => { if (box.open) box.close("back"); });
+  box.addEventListener("close", () => {
+    if (box.returnValue !== "back" && history.state?.lightbox) history.back();
+    box.returnValue = ""; box.querySelector("figure").firstElementChild.replaceWith(document.createElement("img")); });
   box.addEventListener("keydown", (event) => {
     if (event.target.closest("video, audio")) return; // a player's own keys
     if (event.key === "ArrowLeft") move(-1);
@@ -116,13 +119,30 @@ function show(link) {
   there.href = link.dataset.lightbox.replace("/images/", "/jobs/").replace(/\/\d+$/, "");
   there.textContent = "the job";
   about.append(there);
-  if (!dialog.open) dialog.showModal();
+  if (dialog.open) return;
+  dialog.showModal();
+  history.pushState({ lightbox: true }, ""); // Back closes it
 }
 
 function move(by) {
   const all = [...document.querySelectorAll("a[data-lightbox]")];
   const at = all.findIndex((one) => one === shown || one.dataset.lightbox === shown.dataset.lightbox);
   if (all.length) show(all[(at + by + all.length) % all.length]);
+}
+
+// -- copying: browsers give scripts the clipboard over HTTPS and on this machine alone ------------------------------
+async function writeClipboard(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = document.createElement("textarea");
+    area.value = text;
+    area.className = "hidden";
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
 }
 
 // -- clicks ---------------------------------------------------------------------------------------------------------
@@ -136,7 +156,7 @@ document.addEventListener("click", async (event) => {
   }
   const copy = event.target.closest("[data-copy]");
   if (copy) {
-    await navigator.clipboard.writeText(document.querySelector(copy.dataset.copy).textContent);
+    await writeClipboard(document.querySelector(copy.dataset.copy).textContent);
     copy.textContent = "Copied";
     setTimeout(() => { copy.textContent = "Copy"; }, 1500);
   }
