@@ -119,7 +119,7 @@ def waiting_reason(job: WaitingJob, farm: FarmSnapshot, ahead: JobsAhead | None 
     Args:
         job: the queued job.
         farm: the farm at the same moment.
-        ahead: the jobs before it; None: only what blocks it is told, not its turn.
+        ahead: the jobs before it; None: only what blocks it, not its turn.
 
     Returns:
         None where the next round of the dispatcher may dispatch it, or where only its turn is awaited and ``ahead`` is
@@ -210,7 +210,7 @@ def _lost_worker(job: WaitingJob, farm: FarmSnapshot) -> str | None:
     return f"its worker was lost; until {until} it waits for another one of numerics class {job.wait_for}"
 
 
-#: What keeps a job from being dispatched, in the order in which it is told.
+#: What keeps a job from being dispatched, in the order in which it is reported.
 _BLOCKERS: Final[tuple[Callable[[WaitingJob, FarmSnapshot], str | None], ...]] = (
     _inputs, _paused, _later, _no_worker, _tenant_limit, _lost_worker,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Why a job waits, from one snapshot: each cause by itself, the order in which they are told, and the place."""
+"""Why a job waits, from one snapshot: each cause by itself, their order, and the place."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ NOBODY = JobsAhead()
         ),
     ],
 )
-def test_each_cause_is_told(job: dict[str, Any], farm: dict[str, Any], reason: str | None) -> None:
+def test_each_cause_is_reported(job: dict[str, Any], farm: dict[str, Any], reason: str | None) -> None:
     assert waiting_reason(replace(JOB, **job), replace(FARM, **farm), NOBODY) == reason
 
 
-def test_what_an_operator_can_end_is_told_before_what_follows_from_it() -> None:
+def test_what_an_operator_can_end_is_reported_before_what_follows_from_it() -> None:
     """A job of a paused farm without workers waits for the operator first, whatever its turn would be."""
     farm = replace(FARM, workers=(), farm_pause=PAUSE)
     job = replace(JOB, available_at=NOW + timedelta(days=1), pending_inputs=1)
@@ -97,7 +97,7 @@ def test_what_an_operator_can_end_is_told_before_what_follows_from_it() -> None:
     assert [reason and reason.split()[0] for reason in reasons] == ["waits", "the", "not", "no"]
 
 
-def test_the_turn_is_told_only_where_it_was_asked_for() -> None:
+def test_the_turn_is_reported_only_where_it_was_asked_for() -> None:
     assert waiting_reason(JOB, FARM) is None
     assert waiting_reason(JOB, FARM, JobsAhead(0, 868)) == "behind 868 jobs of equal priority"
     assert waiting_reason(JOB, FARM, JobsAhead(1, 0)) == "behind 1 job of higher priority"
