@@ -8,8 +8,9 @@
 * ``litserve``: a LitServe server with its own batching (`tests.bench.script_server`), asked by eight clients.
 
 All write PNG files into the farm's S3 bucket, and the Celery script uses the farm's Valkey. Every side has rendered
-some of the jobs before its first round. An idle side costs the others nothing but memory. A ratio is the median over
-the rounds of the farm to the better Celery worker of that round.
+some of the jobs before its first round. An idle side costs the others nothing but memory: LitServe, whose idle workers
+turn in a loop, is frozen until its turn. A ratio is the median over the rounds of the farm to the better Celery worker
+of that round.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 from celery import Celery, group
 
 from farm import model_registry
@@ -138,9 +141,10 @@ class LitServeSide:
             port = ports.choose(reservations=reservations)
         paths = os.pathsep.join([str(PACKAGES.resolve()), str(Path.cwd())])
         given = {"SCRIPT_PORT": str(port), "SCRIPT_S3": json.dumps(farm.up["s3"]), "PYTHONPATH": paths}
-        farm.start(sys.executable, "-m", "tests.bench.script_server", **given)
+        self.process = farm.start(sys.executable, "-m", "tests.bench.script_server", **given)
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
         wait_until(self._answers, 120, every=0.2, what="LitServe answers")
+        self._signal(signal.SIGSTOP)
 
     def _answers(self) -> bool:
         try:
@@ -150,10 +154,17 @@ class LitServeSide:
 
     def all(self, jobs: list[dict[str, Any]]) -> Taken:
         """A request per job, from several clients."""
+        self._signal(signal.SIGCONT)
         begun = time.time()
         with ThreadPoolExecutor(len(jobs)) as clients:  # all jobs wait there from the start, as on the other sides
             ends = list(clients.map(self._ask, jobs))
+        self._signal(signal.SIGSTOP)
         return Taken(time.time() - begun, statistics.fmean(end - begun for end in ends))
+
+    def _signal(self, number: signal.Signals) -> None:
+        main = psutil.Process(self.process.pid)
+        for one in (main, *main.children(recursive=True)):
+            one.send_signal(number)
 
     def _ask(self, job: dict[str, Any]) -> float:
         self.client.post("/predict", json=job).raise_for_status()

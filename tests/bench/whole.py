@@ -102,6 +102,7 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # if it was frozen
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
