@@ -84,6 +84,9 @@ FORWARD_SPLITS: Final = Counter("farm_forward_splits_total", "Shared forwards th
 LOW_MEMORY_RENDERS: Final = Counter(
     "farm_low_memory_renders_total", "Jobs that did not fit the device's memory and were rendered again with less."
 )
+ENCODER_CALLS: Final = Counter(
+    "farm_encoder_calls_total", "Calls of text and image encoders: computed, or reused from an equal call.", ["outcome"]
+)
 ENGINE_QUEUE: Final = Gauge("farm_engine_queue_jobs", "Jobs that wait in the worker for its device.")
 MODEL_LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
 DEVICE_MEMORY: Final = Gauge("farm_device_memory_bytes", "Memory of the device.")
@@ -115,6 +118,7 @@ ENGINE_METRICS: Final[tuple[MetricWrapperBase, ...]] = (
     FORWARD_GAP_SECONDS,
     FORWARD_SPLITS,
     LOW_MEMORY_RENDERS,
+    ENCODER_CALLS,
     MODEL_LOAD_SECONDS,
     DEVICE_MEMORY,
     DEVICE_MEMORY_USED,

@@ -21,6 +21,7 @@ from farm.pipelines.catalogue import catalogue
 from farm.pipelines.spec import PipelineSpec
 from workers import previews
 from workers.device_errors import is_device_failure, is_out_of_memory
+from workers.pipelines.encoder_cache import EncoderCache
 from workers.pipelines.failures import first_line, missing_package
 from workers.pipelines.families import quirks_of
 from workers.pipelines.files import file_digest, lora_file
@@ -64,6 +65,10 @@ class LoadedModel:
     _lora_fingerprints: dict[str, str] = field(default_factory=dict)  # by name
     _preview_map: torch.Tensor | None = None
     _schedulers: dict[tuple[int, str | None, str], Any] = field(default_factory=dict)  # by the id of the model's own
+    encoders: EncoderCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoders = EncoderCache(lambda: self._active_loras)
 
     def pipeline(self, task: str) -> Any:
         """The model's pipeline for a task, with the components in memory; made when it is first asked for.
@@ -89,6 +94,8 @@ class LoadedModel:
         for quirk in quirks_of(spec):
             if quirk.prepare is not None:
                 quirk.prepare(pipeline)
+        for part in _with_inner(pipeline):
+            self.encoders.watch(part)
         for name in spec.denoisers:
             module = getattr(pipeline, name, None)
             if isinstance(module, torch.nn.Module):
