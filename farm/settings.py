@@ -18,7 +18,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 class Settings(BaseSettings):
     """What a process of the farm needs to know from outside. Frozen; times are in seconds, sizes in bytes or pixels."""
 
-    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FARM_",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,  # a compose file cannot leave a variable out, only empty
+    )
 
     # the servers
     database_url: SecretStr | None = None  #: ``postgresql://user:password@host:port/name``
@@ -42,6 +47,8 @@ class Settings(BaseSettings):
     # the API
     api_host: str = "127.0.0.1"
     api_port: int = 8000
+    #: after SIGTERM: how long the API still serves and says that it stops, so that load balancers use another one
+    api_drain_seconds: float = Field(0, ge=0, le=300)
     #: origins whose pages may call the API, with commas between: ``https://studio.example.com``
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     trusted_proxies: str = "127.0.0.1"  #: addresses and networks whose X-Forwarded-* headers count; ``*``: all
@@ -72,6 +79,7 @@ class Settings(BaseSettings):
     #: the database with the role that workers get who join over HTTP; None: nobody joins
     join_database_url: SecretStr | None = None
     join_redis_url: SecretStr | None = None  #: the same of Redis; None: `redis_url`
+    join_s3_endpoint_url: str | None = None  #: S3 as other machines reach it; None: `s3_endpoint_url`
     join_s3_access_key: str | None = None  #: the same of S3; None: `s3_access_key`
     join_s3_secret_key: SecretStr | None = None
     join_host: str | None = None  #: how other machines reach the servers that this one reaches on loopback
@@ -86,7 +94,8 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1)
 
     # the worker
-    device: str | None = None  #: which device this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``
+    #: which device this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``; `farm worker` takes lists and ``all``
+    device: str | None = None
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
     worker_alive_file: Path | None = None  #: touched twice a second while the process runs, for liveness probes
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: one for each core that it may use

@@ -71,6 +71,7 @@ def create_app(settings: Settings, limits: Mapping[str, BodyLimit] = MappingProx
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = _open(settings)
         app.state.context = context
+        app.state.stopping = False  #: whether the process has the signal to stop
         context.notifier.start()
         context.cleanup.start()
         context.health.start()

@@ -56,6 +56,8 @@ class RequestMiddleware:
                 rate = scope["state"].get("rate")
                 if rate is not None:
                     out.update(rate.headers())
+                if scope["app"].state.stopping:
+                    out["Connection"] = "close"  # the next request goes to a process that stays
             await send(message)
 
         try:

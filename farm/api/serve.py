@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -13,15 +16,41 @@ from farm.settings import Settings
 
 GRACE_SECONDS: Final = 10  #: for requests that are being answered when the process gets the signal to stop
 
+LOOK_SECONDS: Final = 0.05  #: between two looks for a second signal
+
 
 class Server(uvicorn.Server):
-    """uvicorn waits for open connections before it notifies the app, so streams are closed first."""
+    """uvicorn with a drain before its end.
+
+    SIGTERM ─► answers say ``Connection: close``, and those of ``/healthz`` and ``/readyz`` 503 ─► streams end
+            ─► the port is closed ─► requests in flight are answered
+
+    Args:
+        config: uvicorn's.
+        drain_seconds: how long requests are still accepted after the first signal; a second signal ends that.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._drain_seconds = drain_seconds
+        self._signals = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Count signals, too: the second one does not wait for load balancers."""
+        self._signals += 1
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """End what waits, then the rest."""
+        """Let load balancers send requests elsewhere, end what waits, then the rest."""
         app = self.config.app
         context = getattr(app.state, "context", None) if isinstance(app, FastAPI) else None
-        if context is not None:
+        if isinstance(app, FastAPI) and context is not None:
+            app.state.stopping = True
+            deadline = time.monotonic() + self._drain_seconds
+            # a signal handler may set no event of asyncio
+            while time.monotonic() < deadline and self._signals < 2:  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_SECONDS)
+            # uvicorn waits for open connections before it notifies the app, so streams are closed first
             context.notifier.close_subscriptions()
         await super().shutdown(sockets)  # type: ignore[arg-type]
 
@@ -41,7 +70,7 @@ def make_server(app: FastAPI, settings: Settings, host: str | None = None, port:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    return Server(config)
+    return Server(config, settings.api_drain_seconds)
 
 
 def serve(app: FastAPI, settings: Settings, host: str | None = None, port: int | None = None) -> None:
