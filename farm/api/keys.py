@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
 from farm.api.dependencies import Context
+from farm.api.idempotency import Once
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.api.schemas import KeyList, KeySchema, NewKeySchema
@@ -51,21 +52,29 @@ def list_keys(context: Context, admin: Admin, tenant: Of = None) -> KeyList:
 
 
 @router.post("", status_code=201, summary="Make a key", responses=responses(*ALWAYS, 404, 413, 415))
-def create_key(context: Context, admin: Admin, request: KeyCreate, tenant: Of = None) -> NewKeySchema:
+def create_key(context: Context, admin: Admin, once: Once, request: KeyCreate, tenant: Of = None) -> NewKeySchema:
     """A new key of a tenant. Its text is only in this response."""
     with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
-        key, text = unit.tenants.create_key(of.id, request.name, frozenset(request.scopes))
-    return NewKeySchema(**KeySchema.of(key).model_dump(), key=text)
+
+        def make() -> NewKeySchema:
+            key, text = unit.tenants.create_key(of.id, request.name, frozenset(request.scopes))
+            return NewKeySchema(**KeySchema.of(key).model_dump(), key=text)
+
+        return once.once(unit, NewKeySchema, make)
 
 
 @router.post("/{key_id}/rotate", status_code=201, summary="Rotate a key", responses=responses(*ALWAYS, 404, 409))
-def rotate_key(context: Context, admin: Admin, key_id: KeyId, tenant: Of = None) -> NewKeySchema:
+def rotate_key(context: Context, admin: Admin, once: Once, key_id: KeyId, tenant: Of = None) -> NewKeySchema:
     """A second key of the same name and scopes. Both are valid until the old one is revoked."""
     with context.store.begin() as unit:
         of = unit.tenants.existing(admin.tenant_id if tenant is None else tenant)
-        key, text = unit.tenants.rotate(of.id, key_id)
-    return NewKeySchema(**KeySchema.of(key).model_dump(), key=text)
+
+        def make() -> NewKeySchema:
+            key, text = unit.tenants.rotate(of.id, key_id)
+            return NewKeySchema(**KeySchema.of(key).model_dump(), key=text)
+
+        return once.once(unit, NewKeySchema, make)
 
 
 @router.delete("/{key_id}", summary="Revoke a key", responses=responses(*ALWAYS, 404))

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from farm.api.auth import Admin
 from farm.api.dependencies import AppContext, Context
+from farm.api.idempotency import Once
 from farm.api.patch import Patch
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
@@ -145,11 +146,16 @@ def list_tenants(
 
 
 @router.post("", status_code=201, summary="Make a tenant", responses=responses(*ALWAYS, 409, 413, 415))
-def create_tenant(context: Context, admin: Admin, request: TenantCreate) -> TenantSchema:  # noqa: ARG001 - it guards
+def create_tenant(
+    context: Context,
+    admin: Admin,  # noqa: ARG001 - it guards
+    once: Once,
+    request: TenantCreate,
+) -> TenantSchema:
     """A new tenant. It has no key yet: make one with `POST /v1/keys?tenant=…`."""
     _check_aliases(context, request.model_aliases)
     with context.store.begin() as unit:
-        return TenantSchema.of(unit.tenants.create(**request.model_dump()))
+        return once.once(unit, TenantSchema, lambda: TenantSchema.of(unit.tenants.create(**request.model_dump())))
 
 
 @router.get("/{tenant_id}", summary="Show a tenant", responses=responses(*ALWAYS, 404))

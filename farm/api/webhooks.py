@@ -10,6 +10,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from farm.api.auth import Reader, SecretReader, Submitter
 from farm.api.dependencies import Context
+from farm.api.idempotency import Once
 from farm.api.jobs import Cursor as ShortCursor
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
@@ -101,21 +102,30 @@ _RESEND: Final[dict[str, Any]] = {
 def create_endpoint(
     context: Context,
     key: Submitter,
+    once: Once,
     request: Annotated[EndpointCreate, Body(openapi_examples=_ENDPOINT)],
     response: Response,
 ) -> NewEndpointSchema:
     """Send events to a URL, from now on. The URL's host is resolved at once, and refused if it is not public."""
-    endpoint = services.create_endpoint(
-        context,
-        key.tenant_id,
-        request.url,
-        events=request.events,
-        description=request.description,
-        enabled=request.enabled,
-        asymmetric=request.asymmetric,
-    )
-    response.headers["Location"] = f"/v1/webhooks/endpoints/{endpoint.id}"
-    return NewEndpointSchema(**EndpointSchema.of(endpoint).model_dump(), secret=endpoint.secrets[0])
+    checked = services.check_url(context, request.url)
+    with context.store.begin() as unit:
+
+        def make() -> NewEndpointSchema:
+            endpoint = services.add_endpoint(
+                context,
+                unit,
+                key.tenant_id,
+                checked,
+                events=request.events,
+                description=request.description,
+                enabled=request.enabled,
+                asymmetric=request.asymmetric,
+            )
+            return NewEndpointSchema(**EndpointSchema.of(endpoint).model_dump(), secret=endpoint.secrets[0])
+
+        made = once.once(unit, NewEndpointSchema, make)
+    response.headers["Location"] = f"/v1/webhooks/endpoints/{made.id}"
+    return made
 
 
 @router.get("/endpoints", summary="List endpoints", responses=responses(*ALWAYS))
@@ -179,13 +189,19 @@ def get_secret(context: Context, key: SecretReader, endpoint_id: EndpointId) -> 
 def rotate_secret(
     context: Context,
     key: Submitter,
+    once: Once,
     endpoint_id: EndpointId,
     overlap_seconds: Annotated[
         int, Query(ge=0, le=7 * 24 * 3600, description="How long the old secret also signs.")
     ] = services.OVERLAP_SECONDS,
 ) -> SecretSchema:
     """Replace the secret, and the key pair if any. Until the old ones expire, webhooks carry all signatures."""
-    return SecretSchema.of(services.rotate_secret(context, key.tenant_id, endpoint_id, overlap_seconds))
+    with context.store.begin() as unit:
+        return once.once(
+            unit,
+            SecretSchema,
+            lambda: SecretSchema.of(services.rotate(unit, key.tenant_id, endpoint_id, overlap_seconds)),
+        )
 
 
 @router.post(
@@ -194,11 +210,16 @@ def rotate_secret(
     summary="Send a test event",
     responses={201: {"description": "The delivery.", "headers": _LOCATION}, **responses(*ALWAYS, 404, 409)},
 )
-def test_endpoint(context: Context, key: Submitter, endpoint_id: EndpointId, response: Response) -> DeliverySchema:
-    """Send a `context.test` event to this endpoint alone, whatever events it is subscribed to."""
-    delivery = services.send_test(context, key.tenant_id, endpoint_id)
-    response.headers["Location"] = f"/v1/webhooks/deliveries/{delivery.id}"
-    return DeliverySchema.of(delivery)
+def test_endpoint(
+    context: Context, key: Submitter, once: Once, endpoint_id: EndpointId, response: Response
+) -> DeliverySchema:
+    """Send a `farm.test` event to this endpoint alone, whatever events it is subscribed to."""
+    with context.store.begin() as unit:
+        made = once.once(
+            unit, DeliverySchema, lambda: DeliverySchema.of(services.add_test(unit, key.tenant_id, endpoint_id))
+        )
+    response.headers["Location"] = f"/v1/webhooks/deliveries/{made.id}"
+    return made
 
 
 # -- deliveries --------------------------------------------------------------------------------------------------------

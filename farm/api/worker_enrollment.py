@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from farm.api.auth import Admin
 from farm.api.dependencies import Context
+from farm.api.idempotency import Once
 from farm.api.problems import ALWAYS, responses
 from farm.api.route import AuthenticatedRoute
 from farm.domain import ids
@@ -97,12 +98,17 @@ def list_tokens(context: Context, _: Admin) -> JoinTokenList:
 
 
 @router.post("", status_code=201, summary="Make a join token", responses=responses(*ALWAYS, 413, 415))
-def create_token(context: Context, admin: Admin, request: JoinTokenCreate) -> NewJoinTokenSchema:
+def create_token(context: Context, admin: Admin, once: Once, request: JoinTokenCreate) -> NewJoinTokenSchema:
     """A token with which workers may join until it expires. Its text is only in this response."""
     with context.store.begin() as unit:
-        made, text = unit.join_tokens.create(request.name, request.seconds)
+
+        def make() -> NewJoinTokenSchema:
+            token, text = unit.join_tokens.create(request.name, request.seconds)
+            return NewJoinTokenSchema(**JoinTokenSchema.of(token).model_dump(), token=text)
+
+        made = once.once(unit, NewJoinTokenSchema, make)
     log.info("join token made", action="join_token_made", token=made.id, key=admin.id)
-    return NewJoinTokenSchema(**JoinTokenSchema.of(made).model_dump(), token=text)
+    return made
 
 
 @router.delete("/{token_id}", summary="Revoke a join token", responses=responses(*ALWAYS, 404))
@@ -139,7 +145,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "FARM_S3_SECRET_KEY": settings.join_s3_secret_key or settings.s3_secret_key,
     }
     plain = {
-        "FARM_S3_ENDPOINT_URL": settings.s3_endpoint_url,
+        "FARM_S3_ENDPOINT_URL": settings.join_s3_endpoint_url or settings.s3_endpoint_url,
         "FARM_S3_ACCESS_KEY": settings.join_s3_access_key or settings.s3_access_key,
         "FARM_S3_REGION": settings.s3_region,
         "FARM_S3_BUCKET": settings.s3_bucket,

@@ -6,12 +6,15 @@ the other, `AsyncFarm` awaits each of them; the description is the same.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
+
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Call(Generic[T]):
     method: str
     path: str  #: or, of one that is `foreign`, a whole URL
     read: Callable[[Any], T]  #: what its answer's JSON means; of a foreign one: what `Fetched` means
-    repeatable: bool = True  #: sending it twice does no more than sending it once
+    #: sending it twice does no more than sending it once, as it is or by its ``Idempotency-Key``
+    repeatable: bool = True
     json: object = None
     params: tuple[tuple[str, str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -30,6 +34,12 @@ class Call(Generic[T]):
     timeout: float | None = None  #: seconds to wait for the response, where it may take longer than usual
     foreign: bool = False  #: of another server, which gets no key
     answers: frozenset[int] = frozenset()  #: error statuses whose JSON is an answer all the same
+
+    def __post_init__(self) -> None:
+        """Name each POST that may be repeated, so that whoever stands before the farm may repeat it, too."""
+        if self.method == "POST" and self.repeatable and not self.foreign and IDEMPOTENCY_KEY not in self.headers:
+            named = {**self.headers, IDEMPOTENCY_KEY: f"farm-{uuid.uuid4().hex}"}
+            object.__setattr__(self, "headers", named)
 
 
 @dataclass(frozen=True)

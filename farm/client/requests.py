@@ -11,7 +11,6 @@ import json
 import os
 import random
 import re
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -53,7 +52,7 @@ from farm.client.models import (
     RetryReport,
     Worker,
 )
-from farm.client.protocol import Call, Emit, Fetched, Flow, Open, Stream, Streamed, StreamFormat
+from farm.client.protocol import IDEMPOTENCY_KEY, Call, Emit, Fetched, Flow, Open, Stream, Streamed, StreamFormat
 from farm.errors import BadInput
 
 #: The names of all tasks' input files.
@@ -98,8 +97,12 @@ def submit_body(body: Mapping[str, Any], *, idempotency_key: str | None = None) 
 
     Its key makes the call repeatable: a second one with the same key returns the first one's job.
     """
-    key = idempotency_key or f"farm-{uuid.uuid4().hex}"
-    return Call("POST", "/v1/jobs", Job.of, json=dict(body), headers={"Idempotency-Key": key})
+    return Call("POST", "/v1/jobs", Job.of, json=dict(body), headers=_named(idempotency_key))
+
+
+def _named(key: str | None) -> dict[str, str]:
+    """The caller's own name for a request; a call without one gets one."""
+    return {} if not key else {IDEMPOTENCY_KEY: key}
 
 
 def upload(image: object, name: str = "image") -> Call[File]:
@@ -381,7 +384,7 @@ def keys(tenant: str | None = None) -> Call[tuple[Key, ...]]:
 def make_key(name: str, scopes: Sequence[Scope] = (), tenant: str | None = None) -> Call[Key]:
     """A new API key; its ``text`` is returned only here."""
     body: dict[str, Any] = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
-    return Call("POST", "/v1/keys", Key.of, repeatable=False, json=body, params=_of(tenant))
+    return Call("POST", "/v1/keys", Key.of, json=body, params=_of(tenant))
 
 
 def join_tokens() -> Call[tuple[JoinToken, ...]]:
@@ -392,7 +395,7 @@ def join_tokens() -> Call[tuple[JoinToken, ...]]:
 def make_join_token(name: str, seconds: int | None = None) -> Call[JoinToken]:
     """A new join token, for so long; its ``text`` is returned only here."""
     body = {"name": name} | ({} if seconds is None else {"seconds": seconds})
-    return Call("POST", "/v1/join-tokens", JoinToken.of, repeatable=False, json=body)
+    return Call("POST", "/v1/join-tokens", JoinToken.of, json=body)
 
 
 def revoke_join_token(token_id: str) -> Call[JoinToken]:
@@ -408,7 +411,7 @@ def revoke_key(key_id: str, tenant: str | None = None) -> Call[Key]:
 def rotate_key(key_id: str, tenant: str | None = None) -> Call[Key]:
     """A second live key of the same name and scopes; its ``text`` is returned only here."""
     path = f"/v1/keys/{_segment(key_id, 'key')}/rotate"
-    return Call("POST", path, Key.of, repeatable=False, params=_of(tenant))
+    return Call("POST", path, Key.of, params=_of(tenant))
 
 
 def _of(tenant: str | None) -> tuple[tuple[str, str], ...]:
@@ -422,7 +425,7 @@ def tenants() -> Call[tuple[dict[str, Any], ...]]:
 
 def make_tenant(name: str, **limits: Unpack[TenantLimits]) -> Call[dict[str, Any]]:
     """A new tenant, with ``weight`` and caps as in ``POST /v1/tenants``."""
-    return Call("POST", "/v1/tenants", dict, repeatable=False, json={"name": name, **limits})
+    return Call("POST", "/v1/tenants", dict, json={"name": name, **limits})
 
 
 def change_tenant(tenant_id: str, **changes: Unpack[TenantChanges]) -> Call[dict[str, Any]]:
@@ -460,7 +463,7 @@ def add_endpoint(
     """
     body: dict[str, Any] = {"url": url, "description": description} | ({"events": [*events]} if events else {})
     body |= {"asymmetric": True} if asymmetric else {}
-    return Call("POST", "/v1/webhooks/endpoints", Endpoint.of, repeatable=False, json=body)
+    return Call("POST", "/v1/webhooks/endpoints", Endpoint.of, json=body)
 
 
 def endpoint(endpoint_id: str) -> Call[Endpoint]:
@@ -486,12 +489,12 @@ def endpoint_secret(endpoint_id: str) -> Call[EndpointSecret]:
 def rotate_secret(endpoint_id: str, *, overlap_seconds: int | None = None) -> Call[EndpointSecret]:
     """Give it a new secret. The old one signs as well for ``overlap_seconds``, or a day."""
     params = _params({"overlap_seconds": overlap_seconds})
-    return Call("POST", _endpoint(endpoint_id) + "/rotate", EndpointSecret.of, repeatable=False, params=params)
+    return Call("POST", _endpoint(endpoint_id) + "/rotate", EndpointSecret.of, params=params)
 
 
 def test_endpoint(endpoint_id: str) -> Call[Delivery]:
     """Send it a ``farm.test`` event."""
-    return Call("POST", _endpoint(endpoint_id) + "/test", Delivery.of, repeatable=False)
+    return Call("POST", _endpoint(endpoint_id) + "/test", Delivery.of)
 
 
 def deliveries(*, limit: int | None = None, **filters: Unpack[DeliveryFilters]) -> Streamed[Delivery]:
@@ -633,7 +636,7 @@ def _bulk(
         read,
         repeatable=repeatable,
         params=_params(query),
-        headers={"Idempotency-Key": idempotency_key or f"farm-{uuid.uuid4().hex}", "Content-Type": content_type},
+        headers=_named(idempotency_key) | {"Content-Type": content_type},
         content=content,
         timeout=BULK_SECONDS,
     )

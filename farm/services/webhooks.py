@@ -48,18 +48,41 @@ def create_endpoint(
         BadInput: the URL is refused.
         Conflict: the tenant has as many endpoints as it may.
     """
-    checked = guard.check(url, context.settings).url
+    checked = check_url(context, url)
     with context.store.begin() as unit:
-        endpoint = unit.webhooks.create_endpoint(
-            tenant_id,
-            checked,
-            signature.new_secret(),
-            frozenset(events),
-            description,
-            key=signature.new_key() if asymmetric else None,
-            limit=context.settings.max_endpoints,
-        )
-        return endpoint if enabled else unit.webhooks.disable(tenant_id, endpoint.id)
+        return add_endpoint(
+            context, unit, tenant_id, checked,
+            events=events, description=description, enabled=enabled, asymmetric=asymmetric,
+        )  # fmt: skip
+
+
+def check_url(context: ServiceContext, url: str) -> str:
+    """A URL that webhooks may be sent to, resolved at once. Raises `BadInput`."""
+    return guard.check(url, context.settings).url
+
+
+def add_endpoint(
+    context: ServiceContext,
+    unit: UnitOfWork,
+    tenant_id: str,
+    checked: str,
+    *,
+    events: Collection[EventType],
+    description: str,
+    enabled: bool,
+    asymmetric: bool,
+) -> Endpoint:
+    """`create_endpoint` in a unit of work, for a URL that `check_url` gave. Raises `Conflict`."""
+    endpoint = unit.webhooks.create_endpoint(
+        tenant_id,
+        checked,
+        signature.new_secret(),
+        frozenset(events),
+        description,
+        key=signature.new_key() if asymmetric else None,
+        limit=context.settings.max_endpoints,
+    )
+    return endpoint if enabled else unit.webhooks.disable(tenant_id, endpoint.id)
 
 
 def reserve_urls(context: ServiceContext, unit: UnitOfWork, tenant_id: str, urls: Collection[str]) -> None:
@@ -119,9 +142,12 @@ def rotate_secret(
     Raises `NotFound`, and `Conflict` if too many secrets sign already.
     """
     with context.store.begin() as unit:
-        return unit.webhooks.rotate(
-            tenant_id, endpoint_id, signature.new_secret(), overlap_seconds, signature.new_key()
-        )
+        return rotate(unit, tenant_id, endpoint_id, overlap_seconds)
+
+
+def rotate(unit: UnitOfWork, tenant_id: str, endpoint_id: str, overlap_seconds: int) -> Endpoint:
+    """`rotate_secret` in a unit of work."""
+    return unit.webhooks.rotate(tenant_id, endpoint_id, signature.new_secret(), overlap_seconds, signature.new_key())
 
 
 def send_test(context: ServiceContext, tenant_id: str, endpoint_id: str) -> Delivery:
@@ -130,8 +156,12 @@ def send_test(context: ServiceContext, tenant_id: str, endpoint_id: str) -> Deli
     Raises `NotFound`, and `Conflict` if the endpoint is disabled.
     """
     with context.store.begin() as unit:
-        delivery_id = unit.webhooks.send_test(tenant_id, endpoint_id)
-        return unit.deliveries.get(tenant_id, delivery_id)
+        return add_test(unit, tenant_id, endpoint_id)
+
+
+def add_test(unit: UnitOfWork, tenant_id: str, endpoint_id: str) -> Delivery:
+    """`send_test` in a unit of work."""
+    return unit.deliveries.get(tenant_id, unit.webhooks.send_test(tenant_id, endpoint_id))
 
 
 def resend(context: ServiceContext, tenant_id: str, delivery_id: str) -> Delivery:

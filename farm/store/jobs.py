@@ -259,6 +259,14 @@ class Jobs:
             .values(job_id=job_id, batch_id=batch_id)
         )
 
+    def complete_key_with(self, tenant_id: str, key: str, answer: str) -> None:
+        """Remember the sealed answer to the key's request, where that made no job and no batch."""
+        self._session.execute(
+            update(IdempotencyRow)
+            .where(IdempotencyRow.tenant_id == tenant_id, IdempotencyRow.key == key)
+            .values(answer=answer)
+        )
+
     def delete_keys(self, older_than_seconds: float) -> int:
         """Drop idempotency keys of that age; returns how many."""
         gone = self._session.execute(

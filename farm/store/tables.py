@@ -467,6 +467,7 @@ class IdempotencyRow(Base):
     request_hash: Mapped[bytes]
     job_id: Mapped[str | None] = mapped_column(JOB_ID)
     batch_id: Mapped[str | None] = mapped_column(BATCH_ID)
+    answer: Mapped[str | None]  #: to a request that made something else: JSON, sealed because it may have a secret
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 

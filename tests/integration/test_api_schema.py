@@ -24,9 +24,10 @@ SEED = int(os.environ.get("SCHEMA_SEED") or (secrets.randbelow(2**31) if NIGHTLY
 
 # What a JSON Schema cannot say: that a named image, job or model exists, that it has the mask's size, that the model
 # renders the size and leaves a step to take, that bytes are an image, that a URL leads to a public host, that a cursor
-# came from us, that a last day or place is not before the first, or that a batch's jobs differ in a parameter. Such
-# requests are valid by the schema and still answered with 422 (or 415, where a form is asked for with a part that is no
-# file).
+# came from us, that a last day or place is not before the first, that an Idempotency-Key was not used for another
+# request, or that a batch's jobs differ in a parameter. Such requests are valid by the schema and still answered with
+# 422 (or 415, where a form is asked for with a part that is no file). 429: another request may have lowered the
+# tenant's limits to 0.
 CONFIG = """
 [generation]
 database = "none"
@@ -34,19 +35,26 @@ max-examples = EXAMPLES
 
 [[operations]]
 include-name = "POST /v1/jobs"
-checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422]
+checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422, 429]
 
 [[operations]]
 include-name = "POST /v1/batches"
-checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422]
+checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422, 429]
 
 [[operations]]
 include-name = "POST /v1/files"
-checks.positive_data_acceptance.expected-statuses = ["2XX", 415, 422]
+checks.positive_data_acceptance.expected-statuses = ["2XX", 415, 422, 429]
 
 [[operations]]
 include-name = "POST /v1/webhooks/endpoints"
 checks.positive_data_acceptance.expected-statuses = ["2XX", 422]
+
+[[operations]]
+include-name = [
+  "POST /v1/keys", "POST /v1/keys/{key_id}/rotate", "POST /v1/join-tokens", "POST /v1/tenants",
+  "POST /v1/webhooks/endpoints/{endpoint_id}/rotate", "POST /v1/webhooks/endpoints/{endpoint_id}/test",
+]
+checks.positive_data_acceptance.expected-statuses = ["2XX", 404, 409, 422]
 
 [[operations]]
 include-name = "PATCH /v1/webhooks/endpoints/{endpoint_id}"

@@ -99,8 +99,24 @@ def test_two_submits_have_two_keys() -> None:
 
 def test_what_may_not_happen_twice_is_never_sent_again_after_it_may_have_worked() -> None:
     with serving(lambda *_: DROP) as server, Farm(server.url, "k") as farm, pytest.raises(Unreachable):
-        farm.make_key("k")
+        farm.remove_endpoint("wep_" + "0" * 32)
     assert len(server.asked) == 1
+
+
+def test_what_makes_something_is_sent_again_under_the_same_name(slept: list[float]) -> None:
+    key: dict[str, object] = {
+        "id": "key_1",
+        "name": "k",
+        "scopes": [],
+        "created_at": "2026-01-01T00:00:00Z",
+        "revoked_at": None,
+    }
+    with serving(lambda _, number: Answer(201, key | {"key": "farm_x"}) if number == 2 else DROP) as server:
+        with Farm(server.url, "k") as farm:
+            assert farm.make_key("k").text == "farm_x"
+        assert len({asked.headers["idempotency-key"] for asked in server.asked}) == 1
+        assert len(server.asked) == 3
+    assert len(slept) == 2
 
 
 def test_a_wait_outlasts_a_restart_of_the_farm_and_ends_when_it_stays_away(slept: list[float]) -> None:
