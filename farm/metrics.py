@@ -89,6 +89,9 @@ ENCODER_CALLS: Final = Counter(
 )
 ENGINE_QUEUE: Final = Gauge("farm_engine_queue_jobs", "Jobs that wait in the worker for its device.")
 MODEL_LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
+MODEL_COMPILED: Final = Gauge(
+    "farm_model_compiled", "1 if the model runs compiled, 0 if FARM_COMPILE asks for that in vain.", ["model"]
+)
 DEVICE_MEMORY: Final = Gauge("farm_device_memory_bytes", "Memory of the device.")
 DEVICE_MEMORY_USED: Final = Gauge("farm_device_memory_used_bytes", "Memory of the device in use, by all processes.")
 DEVICE_UTILIZATION: Final = Gauge("farm_device_utilization_ratio", "How much of the time the device computes, 0 to 1.")

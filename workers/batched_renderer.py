@@ -257,7 +257,7 @@ class BatchedRenderer:
         error = job.error
         if error is None:
             artifacts = [artifact for artifact in job.artifacts if artifact is not None]
-            return RenderResult(artifacts, job.made_with, tuple(job.warnings))
+            return RenderResult(artifacts, job.made_with | job.loaded.compiled_fact(), tuple(job.warnings))
         if device_errors.is_out_of_memory(error):
             error.__traceback__ = None  # its frames hold tensors
             return OutOfMemory("the device ran out of memory")

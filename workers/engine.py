@@ -55,6 +55,7 @@ class EngineOptions:
     profiles_dir: Path | None = None  #: see `workers.batch_profiles`; None: profiles are not kept
     cpu_cache_bytes: int = 0  #: page-locked main memory for models evicted from a CUDA device
     compile_dir: Path | None = None  #: where compiled kernels are kept; None: nothing is compiled
+    compile_problem: str | None = None  #: why nothing can be, although it is asked for
 
 
 class Renderers(NamedTuple):
@@ -71,7 +72,7 @@ def prepare_numerics(device: Device, options: EngineOptions) -> Numerics:
     from workers import numerics  # noqa: PLC0415 - only after pinning
 
     numerics.make_deterministic(options.torch_threads)
-    return numerics.describe(device, compiled=options.compile_dir is not None)
+    return numerics.describe(device, compiled=options.compile_dir is not None and options.compile_problem is None)
 
 
 def make_renderers(device: Device, options: EngineOptions, on_progress: Callable[[], None]) -> Renderers:
@@ -95,7 +96,12 @@ def make_renderers(device: Device, options: EngineOptions, on_progress: Callable
     environment = f"{device.name}|{torch.__version__}|{torch.get_num_threads()}|{options.max_rows}"
     if options.compile_dir is not None:
         environment += "|compiled"
-    models = ModelCache(device, cpu_bytes=options.cpu_cache_bytes, compiled=options.compile_dir is not None)
+    models = ModelCache(
+        device,
+        cpu_bytes=options.cpu_cache_bytes,
+        compiled=options.compile_dir is not None,
+        compile_problem=options.compile_problem,
+    )
     profiles = BatchProfiles(options.profiles_dir, environment)
     return Renderers(
         models,
@@ -206,6 +212,7 @@ class Engine(threading.Thread):
                 self.device.set_exception(error)
                 return
             self.device.set_result(device)
+            self._require_compiler(device)
             try:
                 self.numerics.set_result(prepare_numerics(device, self._options))
             except BaseException as error:  # noqa: BLE001 - as above
@@ -224,6 +231,18 @@ class Engine(threading.Thread):
         except BaseException:
             log.critical("the engine failed", action="engine_failed", exc_info=True)
             os._exit(EXIT_ENGINE_FAILED)
+
+    def _require_compiler(self, device: Device) -> None:
+        """Find out, before the numerics class names a compiler, whether there is one that works."""
+        folder = self._options.compile_dir
+        if folder is None:
+            return
+        from workers import compilation  # noqa: PLC0415 - only after pinning
+
+        found = compilation.problem(device, folder.absolute())
+        if found is not None:
+            log.warning("FARM_COMPILE has no effect: models run uncompiled", action="compile_failed", reason=found)
+            self._options = replace(self._options, compile_problem=found)
 
     def _render_until_closed(self, renderers: Renderers) -> None:
         while self._wait_for_work(renderers):

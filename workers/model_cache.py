@@ -35,19 +35,23 @@ WEIGHTS_SHARE: Final = {"cuda": 0.7, "mps": 0.5, "cpu": 0.5}
 class ModelCache:
     """The models of one device. Used by the engine's thread alone, except that any thread may read `sizes`."""
 
-    def __init__(self, device: Device, *, cpu_bytes: int = 0, compiled: bool = False) -> None:
+    def __init__(
+        self, device: Device, *, cpu_bytes: int = 0, compiled: bool = False, compile_problem: str | None = None
+    ) -> None:
         """Start empty.
 
         Args:
             device: Where the models are loaded.
             cpu_bytes: Page-locked main memory for evicted models, see `CpuModelCache`.
             compiled: Whether to compile each model that is loaded.
+            compile_problem: Why that is asked for and cannot be done.
         """
         self.device = device
         self.sizes: tuple[tuple[str, int], ...] = ()  #: id and bytes of each model, least recently used first
         #: Called with the id of a model that is evicted, while it is still in memory.
         self.on_evict: Callable[[str], None] | None = None
         self._compiled = compiled
+        self._compile_problem = compile_problem
         self._cpu_cache = CpuModelCache(device, cpu_bytes)
         self._budget = int(device.memory_bytes * WEIGHTS_SHARE.get(device.kind, 0.5))
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
@@ -134,7 +138,7 @@ class ModelCache:
     def _load_files(self, model: Model) -> LoadedModel:
         loaded = pipelines.load(model, self.device)
         if self._compiled:
-            loaded.compile()
+            loaded.compile(self._compile_problem)
         return loaded
 
     def _make_room(self, needed: int) -> None:

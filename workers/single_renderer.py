@@ -45,7 +45,7 @@ class SingleRenderer:
             loaded.activate_loras(spec.task, spec.loras)
             warnings: list[str] = []
             artifacts = self._render_with_less_memory(loaded, request, warnings)
-            return RenderResult(artifacts, made_with, tuple(warnings))
+            return RenderResult(artifacts, made_with | loaded.compiled_fact(), tuple(warnings))
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise

@@ -22,7 +22,7 @@ from farm import model_registry
 from farm.cli.screen import open_console
 from farm.cli.up import DataDir
 from farm.errors import FarmError, SetupError
-from farm.local import bundled_servers, devices, health, logs, ports
+from farm.local import bundled_servers, compilers, devices, health, logs, ports
 from farm.local.health import Condition
 from farm.local.postgres import nobody_opens_directories, root_is_renamed
 from farm.local.servers import Servers, read_settings
@@ -94,6 +94,7 @@ def _examine(directory: DataDirectory) -> Iterator[Check]:
     yield _account(given)
     yield _disk(directory)
     yield _devices()
+    yield from _compiler(given)
     try:
         run, farm = directory.run(), directory.farm()
     except FarmError as error:
@@ -170,6 +171,17 @@ def _disk(directory: DataDirectory) -> Check:
 def _devices() -> Check:
     found = devices.visible()
     return Check("devices", CheckStatus.OK, ", ".join(found) if found else "no accelerator: the CPU renders")
+
+
+def _compiler(given: Settings) -> Iterator[Check]:
+    """What ``torch.compile`` lacks here, where it is asked for."""
+    if given.compile:
+        kind = "cuda" if any(device.startswith("cuda") for device in devices.visible()) else "cpu"
+        found = compilers.missing(kind, given.data_dir / "compiled")
+        if found is None:
+            yield Check("compiler", CheckStatus.OK, "torch.compile has what it needs")
+        else:
+            yield Check("compiler", CheckStatus.WARN, found, "until then FARM_COMPILE has no effect")
 
 
 def _at_rest(directory: DataDirectory, run: RunState | None, farm: FarmIdentity) -> Iterator[Check]:

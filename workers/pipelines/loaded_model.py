@@ -20,6 +20,7 @@ from farm.errors import MissingPackage, ModelUnavailable
 from farm.pipelines.catalogue import catalogue
 from farm.pipelines.spec import PipelineSpec
 from workers import previews
+from workers.compilation import Compilation
 from workers.device_errors import is_device_failure, is_out_of_memory
 from workers.pipelines.encoder_cache import EncoderCache
 from workers.pipelines.failures import first_line, missing_package
@@ -57,7 +58,7 @@ class LoadedModel:
     bytes: int  #: of all weights and buffers, each counted once
     _base: Any  # the pipeline that the folder names
     _others: dict[str, Any] = field(default_factory=dict)  # by class: made of the same components, or loaded beside it
-    compiled: bool = False  #: whether a part of it is, see `compile`
+    _compilation: Compilation | None = None  # see `compile`
     isolation: dict[str, ClassIsolation] = field(default_factory=dict)  #: by pipeline class
     _by_task: dict[str, Any] = field(default_factory=dict)
     _active_loras: tuple[int, tuple[Lora, ...]] | None = None  # the denoiser's id, and its active LoRAs
@@ -221,17 +222,24 @@ class LoadedModel:
     def _pipelines(self) -> tuple[Any, ...]:
         return self._base, *self._others.values()
 
-    def compile(self) -> None:
+    def compile(self, problem: str | None = None) -> None:
         """Let torch compile the repeated blocks of the denoisers, at their first forwards.
 
         A module whose class names no such blocks is not compiled. The kernels are kept in ``TORCHINDUCTOR_CACHE_DIR``.
+        With a ``problem`` nothing is compiled, and recipes say so.
         """
-        torch._dynamo.config.suppress_errors = True  # noqa: SLF001 - what cannot be compiled runs uncompiled
+        self._compilation = Compilation(self.model.id, problem)
         for module in self.modules():
-            if getattr(module, "_repeated_blocks", None):
-                # dynamic: otherwise each number of rows would be compiled separately
-                module.compile_repeated_blocks(dynamic=True)  # type: ignore[operator]
-                self.compiled = True
+            self._compilation.compile(module)
+
+    @property
+    def compiled(self) -> bool | None:
+        """Whether a part of it runs compiled, as far as is known; None: nobody asked for that."""
+        return None if self._compilation is None else self._compilation.compiled
+
+    def compiled_fact(self) -> dict[str, object]:
+        """The part of a recipe about that, which is only certain after a forward."""
+        return {} if self.compiled is None else {"compiled": self.compiled}  # other kernels round differently
 
     def preview_map(self, task: str) -> torch.Tensor | None:
         """The map from latents to colours, fitted at its first use; None for a model without an `AutoencoderKL`."""
@@ -253,8 +261,7 @@ class LoadedModel:
         }
         if self.revision is not None:
             found["revision"] = self.revision
-        if self.compiled:  # other kernels round differently
-            found["compiled"] = True
+        found |= self.compiled_fact()
         if loras:
             found["loras"] = {lora.name: self._lora_fingerprints.get(lora.name) for lora in loras}
         return found
