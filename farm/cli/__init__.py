@@ -54,7 +54,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "api": Command("serve_api", "Run the HTTP API.", "server"),
     "dispatcher": Command("serve_dispatcher", "Run one dispatcher.", "server"),
     "deliverer": Command("serve_deliverer", "Run one webhook deliverer.", "server"),
-    "worker": Command("serve_worker", "Run one worker, which owns one device.", "worker"),
+    "worker": Command("serve_worker", "Run a worker for one device, or for each.", "worker"),
     "storage": Command("serve_storage", "Run the S3 server of `farm up` by itself.", "storage"),
     "flower": Command("serve_flower", "Run Flower, Celery's own dashboard.", "server"),
     "init": Command("init", "Prepare your own servers: schema, bucket, first API key.", "server"),

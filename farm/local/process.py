@@ -37,6 +37,7 @@ class Program:
     environment: Mapping[str, str]  #: the whole environment of the process
     directory: Path | None = None  #: its working directory; None: the supervisor's
     user: int | None = None  #: uid and gid to change to; None: ours
+    own_log: bool = True  #: whether it writes to a log file of its own; else to what this process writes to
     address: str = ""  #: where it listens, or the device it owns
     #: whether what it needs is there; may raise SetupError
     may_start: Callable[[], bool] = field(default=_always, compare=False)
@@ -62,7 +63,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Child:
-    """One process of one program, writing straight to its log file.
+    """One process of one program, writing straight to its log file, or to what this process writes to.
 
     Start it from the main thread: for the kernel the parent has died when the *thread* that forked has ended.
     """
@@ -70,7 +71,6 @@ class Child:
     def __init__(self, program: Program, log: Path) -> None:
         self.program = program
         self.log = log
-        log.parent.mkdir(parents=True, exist_ok=True)
         supervisor = os.getpid()
         orphan_signal = int(program.orphan_signal)
 
@@ -80,7 +80,7 @@ class Child:
                 if os.getppid() != supervisor:  # it died before prctl was called
                     os._exit(1)
 
-        descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        descriptor = _open_log(log) if program.own_log else None
         try:
             # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which stops things in order.
             self._popen = subprocess.Popen(
@@ -89,7 +89,7 @@ class Child:
                 cwd=program.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
-                stderr=subprocess.STDOUT,
+                stderr=None if descriptor is None else subprocess.STDOUT,
                 start_new_session=True,
                 user=program.user,
                 group=program.user,
@@ -99,7 +99,8 @@ class Child:
         except OSError as error:
             raise SetupError(f"{program.name} cannot be started: {error}") from error
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
         self.pid = self._popen.pid
         self.born = time.monotonic()
         self.since = time.time()
@@ -118,6 +119,11 @@ class Child:
         kill_session(self.pid)
         self._popen.kill()
         self._popen.wait()
+
+
+def _open_log(log: Path) -> int:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
 
 
 def kill_session(leader: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -137,6 +138,20 @@ class ProcessManager:
                 return managed.program.name
         return None
 
+    def all_crash_looping(self, deaths: int) -> bool:
+        """Whether each of them has died so often in a row."""
+        return all(managed.deaths >= deaths for managed in self._processes)
+
+    def running(self) -> list[Child]:
+        """Those that have not ended."""
+        children = (managed.child for managed in self._processes)
+        return [child for child in children if child is not None and child.exit_code() is None]
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal those that run."""
+        for child in self.running():
+            child.send(number)
+
     def watch(self) -> bool:
         """Check once: record ended processes, restart those that are due. Returns whether anything changed."""
         changed = False
@@ -193,8 +208,9 @@ class ProcessManager:
 
     def _start(self, managed: _ManagedProcess) -> None:
         log = self._directory.log(managed.program.name)
-        rotate(log)
-        mark(log)
+        if managed.program.own_log:
+            rotate(log)
+            mark(log)
         managed.program.prepare()
         if managed.program.alive_file is not None:
             managed.program.alive_file.unlink(missing_ok=True)

@@ -156,7 +156,7 @@ def table(
                 worker_name(device),
                 _command("worker"),
                 {
-                    **_torch_threads(devices),
+                    **torch_threads(devices),
                     "FARM_METRICS_WORKER_PORT": str(METRICS_WORKER_PORT + index),
                     **base,
                     "FARM_DEVICE": device,
@@ -183,7 +183,7 @@ def alive_file(directory: DataDirectory, device: str) -> Path:
     return directory.path / f"{worker_name(device)}.alive"
 
 
-def _torch_threads(devices: tuple[str, ...]) -> dict[str, str]:
+def torch_threads(devices: tuple[str, ...]) -> dict[str, str]:
     """Workers that render on the processors share them with each other and with the servers, unless the user chose."""
     on_processors = sum(device.startswith("cpu") for device in devices)
     if not on_processors or os.environ.get("FARM_TORCH_THREADS"):
