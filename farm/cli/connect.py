@@ -37,11 +37,19 @@ class NoFarm(Unavailable):
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path) -> Farm:
-    """A client of the selected farm. Raises `NoFarm` or `BadInput`."""
+    """A client of the selected farm. Raises `NoFarm` or `BadInput`.
+
+    Where no key is given and no farm runs, ``FARM_DATABASE_URL`` is as good: it makes a key for this command.
+    """
     url = url or os.environ.get("FARM_URL")
     api_key = api_key or os.environ.get("FARM_API_KEY")
     if not (url and api_key):
         found = running(data_dir)
+        if not found and os.environ.get("FARM_DATABASE_URL"):
+            from farm.cli import database_key
+
+            url = url or f"http://127.0.0.1:{os.environ.get('FARM_API_PORT') or 8000}"
+            found = {"url": url.rstrip("/"), "api_key": api_key or database_key.make()}
         if url and found.get("url") != url.rstrip("/"):
             raise BadInput.of("api key", None, f"none is known for {url}: give --api-key, or set FARM_API_KEY")
         if not found:

@@ -22,6 +22,7 @@ from farm.store.tenants import Scope
 from farm.store.unit_of_work import Store
 
 TENANT = "default"
+COMMAND_KEY = "farm command"  #: how the names of keys begin that end with the command which made them
 
 
 def first_key(store: Store, known: str | None) -> str:
@@ -114,7 +115,8 @@ def initialise(given: Settings, *, with_key: bool) -> tuple[str, str | None]:
             return revision, None
         with store.begin() as unit:
             known = unit.tenants.by_name(TENANT)
-            if known is not None and unit.tenants.keys(known.id):
+            kept = [] if known is None else unit.tenants.keys(known.id)
+            if any(not key.name.startswith(COMMAND_KEY) for key in kept):
                 return revision, None
             tenant = known or unit.tenants.create(TENANT)
             _, text = unit.tenants.create_key(tenant.id, "farm init", frozenset(Scope))

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -291,6 +291,16 @@ class Tenants:
         if row.revoked_at is not None:
             raise Conflict("the API key was revoked; make a new one")
         return self.create_key(tenant_id, row.name, frozenset(map(Scope, row.scopes)))
+
+    def delete_keys(self, tenant_id: str, name: str, older_than_seconds: float) -> None:
+        """Delete the tenant's keys of that name and age, as if they had never been."""
+        self._session.execute(
+            delete(KeyRow).where(
+                KeyRow.tenant_id == tenant_id,
+                KeyRow.name == name,
+                KeyRow.created_at <= func.now() - timedelta(seconds=older_than_seconds),
+            )
+        )
 
     def revoke(self, tenant_id: str, key_id: str) -> Key:
         """End a key at once; `NotFound` if the tenant has no such key."""
