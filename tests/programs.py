@@ -16,7 +16,7 @@ from farm.local.ports import answers
 from tests.waiting import wait_until
 
 #: The Debian packages that have them; .ci/run installs these.
-PACKAGES = {"pgbouncer": "pgbouncer"}
+PACKAGES = {"haproxy": "haproxy", "pgbouncer": "pgbouncer"}
 
 
 def find(name: str) -> str:
