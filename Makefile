@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 COMPAT := .venv-compat
 
 .DEFAULT_GOAL := help
-.PHONY: catalogue check suite compose-env help install compat demo test lint types unit integration families nightly fmt imports up down clean screenshots chaos slow bench
+.PHONY: catalogue check suite compose-env compose-key compose-join compose-token containers help install compat demo test lint types unit integration families nightly fmt imports up down clean screenshots chaos slow bench
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("the farm needs Python 3.11 or newer; this is " + sys.version.split()[0] + ": use make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -117,10 +117,26 @@ up: $(INSTALLED) ## start a farm here and stay with it; Ctrl-C stops it
 down: $(INSTALLED) ## stop the farm that runs here
 	$(BIN)/farm down
 
-compose-env: ## draw the secrets of docker-compose.yml into .env
-	test ! -e .env || { echo ".env is there already: remove it to draw new secrets" >&2; exit 1; }
-	$(PYTHON) -c 'import re, secrets, sys; sys.stdout.write(re.sub(r"(?m)=$$", lambda _: "=" + secrets.token_hex(24), sys.stdin.read()))' < infra/compose.env.example > .env
-	chmod 600 .env
+compose-env: ## draw the secrets of docker-compose.yml into .env; what is there is kept
+	@$(PYTHON) infra/compose_env.py infra/compose.env.example .env
+
+compose-key: ## the first API key of the farm in containers, shown once
+	@docker compose exec api farm init --show-key
+
+compose-join: ## let workers of other machines join at HOST, this machine's private address; then add docker-compose.join.yml
+	@test -n "$(HOST)" || { echo "usage: make compose-join HOST=10.0.0.5, the address at which the other machines reach this one" >&2; exit 2; }
+	@infra/certificate.sh $(HOST)
+	@$(PYTHON) infra/compose_env.py infra/compose.env.example .env FRONT_DOOR_CERTIFICATE=$(HOST).pem FRONT_DOOR_ADDRESS=$(HOST) \
+		JOIN_HOST=$(HOST) JOIN_ADDRESS=$(HOST) JOIN_POSTGRES_PASSWORD=@secret S3_PUBLIC_URL=https://$(HOST):8334
+
+compose-token: ## print the .env of another machine whose workers shall join; the token is good for a year
+	@docker compose exec -T api farm workers tokens create "machine of $$(date +%Y-%m-%d)" --hours 8760 | sed 's/^/FARM_JOIN_TOKEN=/'
+	@. ./.env; echo "FARM_JOIN_URL=https://$$JOIN_HOST:$${FRONT_DOOR_PORT:-8000}"
+	@echo FARM_CA=ca.pem
+	@echo "# copy infra/front-door/tls/ca.pem to the same place there, and add FARM_WORKER_HOST=NAME" >&2
+
+containers: ## build the images and play the acceptance on a container engine; variables: tests/containers/__main__.py
+	@$(PYTHON) -m tests.containers
 
 clean: ## remove what the targets made, except the farm's data
 	rm -rf $(VENV) $(COMPAT) demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""``make containers``: the acceptance of the farm on a container engine. It needs Docker, Compose and Python alone."""
