@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchContents, BatchState, NewBatch, Staged
+from farm.domain.checkpoint import Checkpoint
 from farm.domain.job import HeldJob, Job, JobError, JobFilter, JobResult, NewJob, Selection
 from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import EventType, JobState, Priority
@@ -324,6 +325,36 @@ def progress_all(unit: UnitOfWork, reached: Mapping[HeldJob, int], previews: Map
     return held
 
 
+def save_checkpoint(unit: UnitOfWork, held: HeldJob, checkpoint: Checkpoint) -> None:
+    """The job's work up to here is stored: another attempt goes on from it. Raises `LeaseLost`."""
+    if not unit.checkpoints.save(held, checkpoint):
+        raise LeaseLost(f"{held.job_id} is no longer ours at epoch {held.epoch}")
+
+
+def void_checkpoint(unit: UnitOfWork, held: HeldJob) -> None:
+    """What earlier attempts stored cannot be used: no attempt looks at it again. Raises `LeaseLost`."""
+    voided = unit.checkpoints.void(held)
+    if voided is None:
+        raise LeaseLost(f"{held.job_id} is no longer ours at epoch {held.epoch}")
+    tenant_id, epochs = voided
+    prefix = keys.checkpoint_prefix(tenant_id, held.job_id)
+    unit.pending_deletions.add([f"{prefix}{epoch}/" for epoch in epochs])
+
+
+def note_resumed(unit: UnitOfWork, held: HeldJob, steps: int) -> None:
+    """The attempt took so many steps from the checkpoint. Raises `LeaseLost`."""
+    if not unit.checkpoints.note_resumed(held, steps):
+        raise LeaseLost(f"{held.job_id} is no longer ours at epoch {held.epoch}")
+    unit.events.notify(JOB_CHANNEL, held.job_id)
+
+
+def remove_checkpoints(unit: UnitOfWork, limit: int = 1_000) -> int:
+    """Queue the checkpoints of jobs that have ended for deletion; returns how many."""
+    ended = unit.checkpoints.take_ended(limit)
+    unit.pending_deletions.add([keys.checkpoint_prefix(tenant_id, job_id) for tenant_id, job_id in ended])
+    return len(ended)
+
+
 # -- a worker's life -------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +472,8 @@ def fail(unit: UnitOfWork, job_id: str, epoch: int, error: JobError, *, retryabl
     failed_by = unit.job_failures.record(job_id, job.worker) if retryable and job.worker is not None else 0
     again = retryable and not job.cancel_requested and job.attempts < job.max_attempts
     if again and failed_by < MAX_FAILING_WORKERS:
+        # what the attempt has done may be why it failed, so the next one begins anew
+        void_checkpoint(unit, HeldJob(job_id, epoch))
         delay = RETRY_DELAYS[min(job.attempts, len(RETRY_DELAYS)) - 1]
         return _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), error.code, error=error, delay_seconds=delay)
     if not unit.jobs.fail(job_id, epoch, error):
@@ -804,7 +837,9 @@ def _requeue(
     if not back:
         confirm_cancel(unit, held.job_id, held.epoch)
         return JobState.CANCELED
-    unit.events.record(tenant_id, held.job_id, held.epoch, EventType.REQUEUED, {"reason": reason})
+    kept = unit.checkpoints.get(held.job_id)
+    data = {"reason": reason} | ({} if kept is None else {"steps_kept": kept.steps})
+    unit.events.record(tenant_id, held.job_id, held.epoch, EventType.REQUEUED, data)
     unit.events.notify(QUEUE_CHANNEL)
     unit.events.notify(JOB_CHANNEL, held.job_id)
     return JobState.QUEUED

@@ -87,6 +87,17 @@ LOW_MEMORY_RENDERS: Final = Counter(
 ENCODER_CALLS: Final = Counter(
     "farm_encoder_calls_total", "Calls of text and image encoders: computed, or reused from an equal call.", ["outcome"]
 )
+CHECKPOINTS: Final = Counter("farm_checkpoints_total", "Checkpoints of running jobs that were stored.")
+CHECKPOINT_BYTES: Final = Counter("farm_checkpoint_bytes_total", "Bytes of the checkpoints that were stored.")
+CHECKPOINTS_VOID: Final = Counter(
+    "farm_checkpoints_void_total",
+    "Checkpoints that did not fit the attempt that was to go on from them, which began anew.",
+)
+STEPS_RESUMED: Final = Counter(
+    "farm_steps_resumed_total",
+    "Denoising steps that attempts took from a checkpoint instead of computing them.",
+    ["model"],
+)
 ENGINE_QUEUE: Final = Gauge("farm_engine_queue_jobs", "Jobs that wait in the worker for its device.")
 MODEL_LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
 MODEL_COMPILED: Final = Gauge(

@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     #: main memory for models that leave a CUDA device, so that they come back quickly; 0: none
     cpu_model_cache_bytes: int = Field(0, ge=0)
     compile: bool = False  #: torch.compile of what a denoiser repeats: the first job of a model waits for it
+    #: on the device between two checkpoints of a job, from which another worker goes on; 0: none are written
+    checkpoint_seconds: float = Field(10, ge=0)
     drain_seconds: float = Field(25, ge=0)  #: at a clean end: how long jobs on the device may take to finish
     step_timeout_seconds: float = Field(300, gt=0)  #: a device without a denoising step for this long is given up
     load_timeout_seconds: float = Field(1800, gt=0)  #: the same while a model is loaded, which may be a download

@@ -6,11 +6,13 @@ that no torch is imported: that takes ten seconds of a processor for each worker
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 from PIL import Image
 
@@ -52,6 +54,48 @@ class NoiseModels:
     def prefetch(self, model: Model) -> None: ...
 
 
+@dataclass(frozen=True)
+class NoisePart:
+    """In place of `Snapshot`: from which step to which a job came."""
+
+    first: int
+    steps: int
+    fresh: bool
+    size: int = 64
+
+    def to_bytes(self) -> bytes:
+        return json.dumps([self.first, self.steps]).encode()
+
+
+@dataclass
+class NoiseJob:
+    """A job that is being rendered."""
+
+    done: int = 0  #: steps
+    saved: int = 0  #: steps in a checkpoint
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(cls, request: RenderRequest) -> Self:
+        """Go on where the parts of earlier attempts end, each of which must begin where the one before it ends."""
+        found = cls()
+        for body in request.checkpoint_parts:
+            first, steps = json.loads(bytes(body))
+            assert first == found.done, f"a part begins at step {first}, not {found.done}"
+            found.done = found.saved = steps
+        if found.done and request.on_resumed is not None:
+            request.on_resumed(found.done)
+        return found
+
+    def save(self, request: RenderRequest) -> None:
+        """As the renderer does: after so many seconds, and when the job is stopped."""
+        if request.on_checkpoint is None or self.done <= self.saved:
+            return
+        if request.stop.is_set() or time.monotonic() - self.saved_at >= request.checkpoint_seconds:
+            request.on_checkpoint(NoisePart(self.saved, self.done, fresh=not self.saved))
+            self.saved, self.saved_at = self.done, time.monotonic()
+
+
 class NoiseRenderer:
     """In place of `BatchedRenderer`: one step of every job at each call, then noise from its seed."""
 
@@ -60,7 +104,7 @@ class NoiseRenderer:
     def __init__(self, models: NoiseModels, on_progress: Callable[[], None]) -> None:
         self._models = models
         self._on_progress = on_progress
-        self._jobs: dict[RenderRequest, int] = {}
+        self._jobs: dict[RenderRequest, NoiseJob] = {}
 
     @property
     def active(self) -> int:
@@ -68,21 +112,22 @@ class NoiseRenderer:
 
     def admit(self, request: RenderRequest) -> None:
         self._models.load(request.model)
-        self._jobs[request] = 0
+        self._jobs[request] = NoiseJob.begin(request)
 
     def advance(self) -> list[tuple[RenderRequest, RenderResult | BaseException]]:
         time.sleep(STEP_SECONDS)
         self._on_progress()
         finished: list[tuple[RenderRequest, RenderResult | BaseException]] = []
-        for request, done in list(self._jobs.items()):
+        for request, job in list(self._jobs.items()):
+            job.save(request)
             if request.stop.is_set():
                 finished.append((request, JobCanceled("the job was stopped")))
                 continue
-            if FAILS_AT is not None and done and FAILS_AT in request.spec.prompt:
+            if FAILS_AT is not None and job.done and FAILS_AT in request.spec.prompt:
                 raise NoiseDeviceFailure("CUDA error: device-side assert triggered")
-            self._jobs[request] = done + 1
-            request.on_step(done + 1)
-            if done + 1 >= request.total_steps:
+            job.done += 1
+            request.on_step(job.done)
+            if job.done >= request.total_steps:
                 made_with: dict[str, object] = {"model": request.model.id, "dtype": "float32"}
                 finished.append((request, RenderResult(_images(request.spec), made_with)))
         for request, _ in finished:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -19,6 +20,8 @@ from workers import device_errors, pipelines, previews
 from workers.batch_profiles import BatchProfiles
 from workers.batching.batcher import ContinuousBatcher
 from workers.batching.calls import BatchMode, ModuleState, PipelineRun
+from workers.checkpoints.job_checkpoints import JobCheckpoints
+from workers.checkpoints.record import Recording, RecordMismatch
 from workers.media.artifacts import Artifact
 from workers.model_cache import ModelCache
 from workers.pipelines import LoadedModel
@@ -47,11 +50,14 @@ class ActiveJob:
     steps: list[int]  #: done, of each output
     warnings: list[str] = field(default_factory=list)
     runs: dict[PipelineRun, int] = field(default_factory=dict)  #: the index of the output that each renders
-    started: int = 0  #: outputs
+    checkpoints: JobCheckpoints | None = None  #: None: nothing is kept
     error: BaseException | None = None
     trial: Trial | None = None  #: of its run, if that is compared
     is_alone: bool = False  #: whether no other call may run beside its run
     previewed_at: float = 0.0  #: when its last preview was made
+
+    def __post_init__(self) -> None:
+        self.to_start = deque(range(len(self.artifacts)))  #: the outputs that are not being rendered yet
 
     def warn(self, message: str) -> None:
         """Add a warning; the outputs of one job mostly have the same ones."""
@@ -103,6 +109,8 @@ class BatchedRenderer:
             state.apply()  # an invalid LoRA ends this job before it starts
         made_with = loaded.made_with(self._models.device, request.spec.loras)
         job = ActiveJob(request, loaded, made_with, self._max_rows, state, [None] * count, [0] * count)
+        if request.checkpoint_seconds:
+            job.checkpoints = JobCheckpoints(request, made_with)
         self._jobs.append(job)
         self._start_outputs()
         self._collect()
@@ -110,7 +118,10 @@ class BatchedRenderer:
     def advance(self) -> list[Finished]:
         """Run one forward; returns the jobs that finished. One that ran out of memory has the error `OutOfMemory`."""
         for job in list(self._jobs):
-            if job.error is None and job.request.stop.is_set():
+            stopped = job.request.stop.is_set()
+            if job.error is None:
+                self._save_checkpoint(job, now=stopped)
+            if job.error is None and stopped:
                 self._fail(job, JobCanceled("the job was stopped"))
         self._collect()
         if self.batcher.advance():
@@ -132,7 +143,7 @@ class BatchedRenderer:
         while started:
             started = False
             for job in self._jobs:
-                if job.error is not None or job.started >= job.request.spec.num_outputs:
+                if job.error is not None or not job.to_start:
                     continue
                 alone = job.loaded.isolation_of(job.request.spec.task).sharing is not Sharing.SHARES
                 running = [other for other in self._jobs if other.runs]
@@ -150,8 +161,10 @@ class BatchedRenderer:
         job.is_alone = alone
         if isolation.sharing is Sharing.UNTRIED:
             job.trial = Trial(isolation, job.loaded.pipeline(spec.task).components)
-        index = job.started
-        job.started += 1
+        index = job.to_start.popleft()
+        # calls that change a denoiser do not begin anew as they began: what they changed is missing
+        kept = isolation.sharing is not Sharing.ALONE
+        record = None if job.checkpoints is None or not kept else job.checkpoints.record.output(index)
 
         def on_step(step: int) -> None:
             job.steps[index] = step
@@ -168,6 +181,7 @@ class BatchedRenderer:
                 None if request.on_preview is None else functools.partial(self._preview, job, index),
                 self._on_progress,
                 job.warn,
+                recorded=record is not None,
             )
 
         run = self.batcher.start(
@@ -176,6 +190,8 @@ class BatchedRenderer:
             interactive=request.priority is Priority.INTERACTIVE,
             state=job.state,
             on_park=None if job.trial is None else job.trial.at_park,
+            record=record,
+            stop=request.stop,
         )
         job.runs[run] = index
         self._on_progress()
@@ -202,6 +218,19 @@ class BatchedRenderer:
             request.on_preview(Preview(index, step, image))
             job.previewed_at = time.monotonic()
 
+    def _save_checkpoint(self, job: ActiveJob, *, now: bool) -> None:
+        """Keep the job's work if that is due. All its runs are parked."""
+        checkpoints = job.checkpoints
+        if checkpoints is None or not (now or checkpoints.is_due()):
+            return
+        if job.trial is not None and job.trial.changed(self._halves(job)):
+            return  # what the call has changed in its modules would be missing
+        checkpoints.save(sum(job.steps), {index: self.batcher.moment_of(run) for run, index in job.runs.items()})
+
+    def _halves(self, job: ActiveJob) -> frozenset[str]:
+        """The components of the job's model that park in their encoder and decoder."""
+        return frozenset(one.component for one in self._hooked[job.loaded.model.id].values() if one.half)
+
     def _fail(self, job: ActiveJob, error: BaseException) -> None:
         """Fail a job: end its outputs that are not finished."""
         job.error = error
@@ -218,10 +247,14 @@ class BatchedRenderer:
                     self._finish_trial(job, completed=run.error is None)
                 if run.error is None:
                     job.artifacts[index] = run.result
+                elif isinstance(run.error, RecordMismatch) and job.checkpoints is not None and job.error is None:
+                    job.checkpoints.begin_anew(run.error)
+                    job.steps[index] = 0
+                    job.to_start.append(index)
                 elif job.error is None:
                     self._fail(job, run.error)
             self._start_outputs()
-        ended = [job for job in self._jobs if not job.runs and (job.error or job.started == len(job.artifacts))]
+        ended = [job for job in self._jobs if not job.runs and (job.error or not job.to_start)]
         for job in ended:
             self._jobs.remove(job)
             self._finished.append((job.request, self._outcome(job)))
@@ -234,8 +267,7 @@ class BatchedRenderer:
         if trial is None or not completed:
             return
         task = job.request.spec.task
-        halves = frozenset(parking.component for parking in self._hooked[job.loaded.model.id].values() if parking.half)
-        unparked = trial.finish(halves)
+        unparked = trial.finish(self._halves(job))
         for key, parking in list(self._hooked[job.loaded.model.id].items()):
             if parking.component in unparked:
                 self.batcher.unhook(parking.module)
@@ -276,6 +308,7 @@ class BatchedRenderer:
                     weights=loaded.fingerprint,
                     denoiser=not parking.half,
                     check_finite=parking.half == "decoder",
+                    recording=_recording(parking),
                 )
 
     def _unhook(self, model_id: str) -> None:
@@ -292,3 +325,10 @@ class BatchedRenderer:
                 if reason is not None:
                     found[model_id] = reason
         self.refusals = found | self._alone
+
+
+def _recording(parking: ParkingModule) -> Recording:
+    """What is recorded of a module's calls."""
+    if parking.half:
+        return Recording.NOTHING
+    return Recording.SHAPES if parking.component.startswith("controlnet") else Recording.VALUES

@@ -312,6 +312,7 @@ class Engine(threading.Thread):
             return
         with self._wake:
             self._in_process.add(request)
+        request.numerics = self.numerics.result().name
         request.on_start(request.total_steps)
         self.loading = request.model not in renderers.models
         self._record_progress()

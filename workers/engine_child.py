@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import queue
 import signal
 import socket
 import sys
@@ -29,7 +30,7 @@ from workers import device_metrics, failpoints
 from workers import engine_messages as messages
 from workers.channel import Channel
 from workers.engine import EXIT_ENGINE_FAILED, Engine
-from workers.render_request import RenderRequest, RenderResult
+from workers.render_request import CheckpointPart, RenderRequest, RenderResult
 
 log = structlog.stdlib.get_logger()
 
@@ -44,6 +45,8 @@ class EngineChild:
         self._channel = channel
         self._requests: dict[int, RenderRequest] = {}
         self._closing = threading.Event()
+        self._slow: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._with_parts: set[int] = set()  # requests of which parts were sent, or will be
         start: messages.Start = channel.receive()
         self._engine = Engine(start.options, on_device_failure=self._lose_device)
 
@@ -53,6 +56,7 @@ class EngineChild:
         self._engine.numerics.add_done_callback(lambda found: self._send(messages.Computed(_outcome(found))))
         self._engine.start()
         threading.Thread(target=self._tell_status, name="status", daemon=True).start()
+        threading.Thread(target=self._send_slowly, name="checkpoints", daemon=True).start()
         while True:
             try:
                 message = self._channel.receive()
@@ -84,16 +88,43 @@ class EngineChild:
         stop = threading.Event()
         if message.stopped:
             stop.set()
+        number = message.request
         callbacks: dict[str, Any] = {name: self._callback(message, name) for name in message.callbacks}
+        if "on_checkpoint" in callbacks:
+            callbacks["on_checkpoint"] = lambda part: self._later(number, lambda: self._send_part(number, part))
         request = RenderRequest(**message.fields, **callbacks, stop=stop)
-        self._requests[message.request] = request
+        self._requests[number] = request
 
         def finish(future: Future[RenderResult]) -> None:
-            self._requests.pop(message.request, None)
-            self._send(messages.Finished(message.request, _outcome(future)))
+            self._requests.pop(number, None)
+            finished = messages.Finished(number, _outcome(future))
+            if number in self._with_parts:
+                self._with_parts.discard(number)
+                self._slow.put(lambda: self._send(finished))  # behind the parts
+            else:
+                self._send(finished)
 
         request.future.add_done_callback(finish)
         self._engine.submit(request)
+
+    def _later(self, request: int, action: Callable[[], object]) -> None:
+        """Let the thread that sends parts do something."""
+        self._with_parts.add(request)
+        self._slow.put(action)
+
+    def _send_slowly(self) -> None:
+        """Write the files of parts, for which the engine's thread has no time."""
+        while True:
+            action = self._slow.get()
+            try:
+                action()
+            except Exception:
+                log.exception("cannot send a checkpoint", action="checkpoint_unsent")
+
+    def _send_part(self, number: int, part: CheckpointPart) -> None:
+        file = pickle.PickleBuffer(part.to_bytes())
+        stored = messages.StoredPart(part.steps, part.fresh, file)
+        self._send(messages.Called(number, "on_checkpoint", (stored,)))
 
     def _callback(self, message: messages.Submit, name: str) -> Callable[..., None]:
         prompt = message.fields["spec"].prompt

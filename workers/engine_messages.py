@@ -89,6 +89,24 @@ class Called:
 
 
 @dataclass(frozen=True)
+class StoredPart:
+    """A part of a checkpoint as its file: a `CheckpointPart`."""
+
+    steps: int
+    fresh: bool
+    file: Any  #: its bytes, or a buffer of them in shared memory
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return memoryview(self.file).nbytes
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        return bytes(self.file)
+
+
+@dataclass(frozen=True)
 class Finished:
     """How a job ended on the device."""
 

@@ -8,6 +8,7 @@ started fail with `DeviceFailed`, the others are released, and a new process sta
 
 from __future__ import annotations
 
+import pickle
 import signal
 import socket
 import subprocess
@@ -325,6 +326,7 @@ def _submit(number: int, request: RenderRequest) -> messages.Submit:
     given = {one.name: getattr(request, one.name) for one in fields(request) if one.name not in _OWN_FIELDS}
     callbacks = frozenset(name for name, value in given.items() if name.startswith("on_") and value is not None)
     data = {name: value for name, value in given.items() if not name.startswith("on_")}
+    data["checkpoint_parts"] = tuple(map(pickle.PickleBuffer, request.checkpoint_parts))  # large: in shared memory
     return messages.Submit(number, data, callbacks, request.stop.is_set())
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Final
 
 import structlog
 
@@ -35,6 +36,7 @@ from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit_of_work import Store, UnitOfWork
 from workers import failpoints
+from workers.checkpoints.writer import CheckpointWriter, KeptWork
 from workers.group_commit import GroupCommit
 from workers.job_inputs import fetch_inputs
 from workers.job_outputs import OutputUploader
@@ -48,6 +50,8 @@ from workers.stages import measure
 from workers.upload_spool import UploadSpool
 
 log = structlog.stdlib.get_logger()
+
+KEEP_SECONDS: Final = 8.0  #: for the last part of a stopped job; less than the process waits for its jobs
 
 
 class CommitUnknown(LeaseLost):
@@ -67,6 +71,7 @@ class JobRunner:
     reporter: ProgressReporter
     leases: Leases
     spool: UploadSpool
+    checkpoints: CheckpointWriter
     find_model: Callable[[str], Model | None]  #: the registry's entry of that id
     prefetch: PrefetchControl
 
@@ -121,13 +126,16 @@ class JobRunner:
     def run_claimed(self, lease: Lease) -> None:
         """Run the stages after the claim; when one of them raises, record how the attempt ended."""
         stored: list[Output] = []
+        kept = self.checkpoints.open(lease)
         try:
             began = time.monotonic()
             with measure("inputs"):
                 inputs = fetch_inputs(lease, self.storage, self.settings)
+                parts = self.checkpoints.load(kept)
             lease.beside_seconds += time.monotonic() - began
             with measure("denoise"):
-                result = self.render(lease, inputs)
+                result = self.render(lease, inputs, self.checkpoints.fields(kept, parts))
+            del parts
             rendered = time.monotonic()
             uploader = OutputUploader(self.storage, self.spool, self.settings.storage_retry_seconds)
             for output in uploader.upload(lease, result):
@@ -138,11 +146,22 @@ class JobRunner:
                 beside = lease.beside_seconds + time.monotonic() - rendered
                 self.prefetch.record(beside=beside, on_device=rendered - started_at)
         except Exception as error:  # noqa: BLE001 - the kinds are distinguished there
+            if lease.stop_reason is StopReason.DRAINED:
+                self.keep_work(kept)
             self.record_end(lease, error)
             if not isinstance(error, CommitUnknown):
                 self.delete_outputs(stored)
+        finally:
+            self.checkpoints.finish(kept)
 
-    def render(self, lease: Lease, inputs: dict[str, tuple[Artifact, ...]]) -> RenderResult:
+    def keep_work(self, kept: KeptWork) -> None:
+        """Wait a little until the work of a job that another attempt goes on with is stored."""
+        if not self.checkpoints.flush(kept, min(KEEP_SECONDS, max(0.0, kept.lease.seconds_left - 1))):
+            log.warning("steps of the job are not kept", action="checkpoint_incomplete")
+
+    def render(
+        self, lease: Lease, inputs: dict[str, tuple[Artifact, ...]], checkpoints: dict[str, Any]
+    ) -> RenderResult:
         """Render the outputs on the device. Raises `RenderError`, or what the pipeline raises."""
         spec = lease.job.spec
         model = self.find_model(spec.model)
@@ -150,12 +169,12 @@ class JobRunner:
             raise ModelUnavailable(f"the models file of this worker has no model {spec.model}")
 
         def on_start(steps: int) -> None:
-            lease.enter(Stage.RENDERING)
+            lease.start(steps)
             self.reporter.started(lease, steps)
 
         def on_step(done: int) -> None:
             failpoints.at("mid_denoise", spec.prompt)
-            lease.record_progress()
+            lease.record_step(done)
             self.reporter.step(lease, done)
 
         lease.enter(Stage.WAITING)
@@ -170,6 +189,7 @@ class JobRunner:
             owner=lease.held,
             isolated=lease.job.crash_count > 0,
             on_preview=(lambda preview: self.reporter.preview(lease, preview)) if spec.preview else None,
+            **checkpoints,
         )
         future = self.engine.submit(request)
         # a job that waits for the device ends at once; one on the device at its next step

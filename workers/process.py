@@ -2,8 +2,8 @@
 
     pin the device ─► clear the old messages ─► join ─► (Celery consumes) ─► drain ─► leave
 
-A shutdown has two steps. The first signal releases waiting jobs at once and lets jobs on the device finish for
-``drain_seconds``; the second one releases all jobs.
+A shutdown has two steps. The first signal releases waiting jobs at once, and with a checkpoint those on the device that
+will not finish within ``drain_seconds``; the others finish. The second signal releases all jobs.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from farm.settings import Settings
 from farm.store.migrate import require_schema
 from farm.store.unit_of_work import MAX_SKEW_SECONDS, Store
 from workers import device as devices
+from workers.checkpoints.writer import CheckpointWriter
 from workers.consumer_watchdog import ConsumerWatchdog
 from workers.engine import EXIT_ENGINE_FAILED, EngineOptions
 from workers.engine_process import EngineMetrics, EngineProcess
 from workers.group_commit import MAX_TRANSACTIONS, GroupCommit
 from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog, describe_skew
 from workers.job_runner import JobRunner
-from workers.leases import Leases, Stage, StopReason
+from workers.leases import Lease, Leases, Stage, StopReason
 from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
 from workers.retry import retry_until_available
@@ -87,8 +88,8 @@ class WorkerProcess:
         self._prefetch = PrefetchControl(self._slots, settings.prefetch, settings.max_prefetch)
         self.capacity = self._slots + self._prefetch.most  #: jobs in this process at once, at most
         self._leases = Leases()
-        # beside the group commit, the heartbeat and the reporter, a job needs one when it does not succeed
-        connections = MAX_TRANSACTIONS + self._slots + settings.prefetch + 2
+        # beside the group commit, heartbeat, reporter and checkpoints, a job needs one when it does not succeed
+        connections = MAX_TRANSACTIONS + self._slots + settings.prefetch + 3
         self._store = Store.connect(settings, pool=connections)
         self._engine = EngineProcess(
             EngineOptions(
@@ -103,16 +104,19 @@ class WorkerProcess:
             on_device_failure=lambda: self._shutdown.put(ShutdownReason.DEVICE_FAILED),
         )
         self._reporter = ProgressReporter(self._store, self._leases)
+        storage = Storage(settings)
+        self._checkpoints = CheckpointWriter(self._store, storage, settings.checkpoint_seconds)
         self.job_runner = JobRunner(
             worker=self.name,
             settings=settings,
             store=self._store,
-            storage=Storage(settings),
+            storage=storage,
             engine=self._engine,
             group_commit=GroupCommit(self._store, self.name, settings.run_lease_seconds),
             reporter=self._reporter,
             leases=self._leases,
             spool=UploadSpool(settings.data_dir / "spool" / self.name.replace("/", "-")),
+            checkpoints=self._checkpoints,
             find_model=self._find_model,
             prefetch=self._prefetch,
         )
@@ -185,7 +189,7 @@ class WorkerProcess:
         metrics.serve_engine(EngineMetrics(self._engine))
         metrics.ENGINE_QUEUE.set_function(lambda: self._engine.waiting)
         metrics.serve(self._settings, self._settings.metrics_worker_port)
-        for thread in (self._reporter, self._heartbeat, self._watchdog, self._consumer_watchdog):
+        for thread in (self._reporter, self._checkpoints, self._heartbeat, self._watchdog, self._consumer_watchdog):
             thread.start()
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
@@ -214,6 +218,7 @@ class WorkerProcess:
         else:
             log.info("left", action="worker_left", worker=self.name, released=len(released))
         self._reporter.close()
+        self._checkpoints.close()
         self._engine.close()
 
     def _clock_skew(self) -> float:
@@ -234,6 +239,13 @@ class WorkerProcess:
             found = self._models.get(model_id)
         return found
 
+    def _outlasts(self, lease: Lease, give_up_at: float) -> bool:
+        """Whether the job will not finish in time: another worker goes on from its checkpoint."""
+        if not self._settings.checkpoint_seconds:
+            return False
+        left = lease.seconds_to_finish()
+        return left is not None and time.monotonic() + left > give_up_at
+
     def _drain(self) -> None:
         """Wait for a shutdown request, then for the jobs to finish or be released."""
         reason = self._shutdown.get()
@@ -247,7 +259,7 @@ class WorkerProcess:
         give_up_at = time.monotonic() + self._settings.drain_seconds
         while time.monotonic() < give_up_at and self._shutdown.empty():
             for lease in self._leases.all():
-                if lease.stage in (Stage.FETCHING, Stage.WAITING):
+                if lease.stage in (Stage.FETCHING, Stage.WAITING) or self._outlasts(lease, give_up_at):
                     lease.stop(StopReason.DRAINED)
             if self._leases.wait_empty(0.1):
                 break

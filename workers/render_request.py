@@ -43,6 +43,29 @@ class Preview:
         return f"data:image/jpeg;base64,{base64.b64encode(self.image).decode()}"
 
 
+class CheckpointPart(Protocol):
+    """What a job's denoisers returned since its last checkpoint."""
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of the job that are kept up to here."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
+        ...
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it continues no earlier part."""
+        ...
+
+    def to_bytes(self) -> bytes:
+        """The part's file. Any thread may call it; it takes time."""
+        ...
+
+
 @dataclass(eq=False)
 class RenderRequest:
     """One job for the engine.
@@ -60,6 +83,12 @@ class RenderRequest:
     owner: Hashable = None  #: the lease of the job, which `Engine.job_left` names
     isolated: bool = False  #: a worker crashed while it rendered this job: no other job may run beside it
     on_preview: Callable[[Preview], None] | None = None  #: None: no previews wanted
+    checkpoint_seconds: float = 0  #: on the device between two checkpoints; 0: nothing is kept
+    checkpoint_parts: tuple[bytes, ...] = ()  #: that earlier attempts have stored, in order
+    on_checkpoint: Callable[[CheckpointPart], object] | None = None  #: gets each part, the last when the job is stopped
+    on_resumed: Callable[[int], object] | None = None  #: gets how many steps are taken from the parts
+    on_void: Callable[[], object] | None = None  #: the parts cannot be used
+    numerics: str | None = None  #: the engine's class; the engine sets it
     future: Future[RenderResult] = field(default_factory=Future)
 
     @property

@@ -104,6 +104,9 @@ class JobSchema(Schema):
     error: ErrorSchema | None
     attempts: int
     max_attempts: int
+    steps_resumed: int = Field(
+        description="Denoising steps that its last attempt took from a checkpoint of an earlier one."
+    )
     worker: str | None = Field(description="The worker that has it, or had it last.")
     parameters: dict[str, Any] = Field(description="Sent again, they give the same outputs.")
     warnings: list[str] = Field(
@@ -165,6 +168,7 @@ class JobSchema(Schema):
             error=None if job.error is None else ErrorSchema(code=job.error.code, message=job.error.message),
             attempts=job.attempts,
             max_attempts=job.max_attempts,
+            steps_resumed=job.steps_resumed,
             worker=job.worker,
             parameters=job.spec.request(),
             warnings=list(job.warnings),

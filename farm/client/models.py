@@ -84,6 +84,7 @@ class Job:
     outputs: tuple[Output, ...]
     error: JobError | None
     attempts: int
+    steps_resumed: int  #: denoising steps that its last attempt took from a checkpoint of an earlier one
     worker: str | None
     parameters: dict[str, Any]  #: what to send to get the same images
     custom_id: str | None
@@ -117,6 +118,7 @@ class Job:
             outputs=tuple(_output(str(raw["id"]), index, one) for index, one in enumerate(raw.get("outputs") or ())),
             error=JobError(str(error["code"]), str(error["message"])) if error else None,
             attempts=int(raw.get("attempts") or 0),
+            steps_resumed=int(raw.get("steps_resumed") or 0),
             worker=raw.get("worker"),
             parameters=dict(raw.get("parameters") or {}),
             custom_id=raw.get("custom_id"),

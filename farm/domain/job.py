@@ -136,6 +136,7 @@ class Job:
     warnings: tuple[str, ...] = ()  #: what is odd about its outputs, one sentence each
     #: what it is pinned to: a numerics class, or the id of the batch whose jobs all get the class of the first
     pin: str | None = None
+    steps_resumed: int = 0  #: denoising steps that its last attempt took from a checkpoint
     # what `farm.services.waiting` adds where a job is looked at
     waiting_reason: str | None = None  #: why it has not started, one clause
     position: int | None = None  #: in its queue, from 1: an estimate

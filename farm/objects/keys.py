@@ -7,6 +7,7 @@ lost its lease on a job cannot overwrite what the current one wrote::
     outputs/<tenant>/<job>/<epoch>/<index>.<extension>
     reports/<tenant>/<batch>/errors.jsonl
     lines/<tenant>/<file>.jsonl
+    checkpoints/<tenant>/<job>/<epoch>/<part>.safetensors
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ OUTPUTS: Final = "outputs/"  #: every output's key starts with this
 
 REPORTS: Final = "reports/"  #: every report's key starts with this
 LINES: Final = "lines/"  #: the key of every uploaded file of requests starts with this
+CHECKPOINTS: Final = "checkpoints/"  #: the key of every part of a checkpoint starts with this
 
 #: What the farm stores beside media, and the extension under which it does.
 _DOCUMENTS: Final = {"application/jsonl": "jsonl", "application/json": "json"}
@@ -72,6 +74,22 @@ def lines_key(tenant_id: str, file_id: str) -> str:
         ValueError: a part is not in its form.
     """
     return f"{LINES}{_part('tenant', _TENANT, tenant_id)}/{_part('file', _FILE, file_id)}.jsonl"
+
+
+def checkpoint_prefix(tenant_id: str, job_id: str) -> str:
+    """What all parts of a job's checkpoints start with."""
+    return f"{CHECKPOINTS}{_part('tenant', _TENANT, tenant_id)}/{_part('job', _JOB, job_id)}/"
+
+
+def checkpoint_key(tenant_id: str, job_id: str, epoch: int, part: int) -> str:
+    """Where part number ``part`` (from 0) lies that was written under the right of ``epoch``.
+
+    Raises:
+        ValueError: a part of the name is not in its form.
+    """
+    if epoch < 0 or part < 0:
+        raise ValueError(f"an epoch and a part are 0 or more, not {epoch} and {part}")
+    return f"{checkpoint_prefix(tenant_id, job_id)}{epoch}/{part}.safetensors"
 
 
 def job_prefix(tenant_id: str, job_id: str) -> str:

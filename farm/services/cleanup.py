@@ -59,6 +59,8 @@ class CleanupThread:
                     if step(unit, batch_id):
                         break
             log.info("a batch was removed", action="batch_cleaned_up", batch=batch_id, deleted=deleted)
+        with self._store.begin() as unit:
+            lifecycle.remove_checkpoints(unit)
         while not self._stopping and self._remove():
             pass
 

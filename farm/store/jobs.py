@@ -34,7 +34,7 @@ from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
 from farm.store import cursor as cursors
 from farm.store.bulk_actions import matching
-from farm.store.tables import IdempotencyRow, JobRow, OutputRow, WorkerRow
+from farm.store.tables import CheckpointRow, IdempotencyRow, JobRow, OutputRow, WorkerRow
 from farm.store.workers import HELD, seconds
 
 #: How long an exact job whose worker was lost waits for a worker of the numerics class in which it began: long enough
@@ -109,6 +109,7 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         batch_seq=row.batch_seq,
         crash_count=row.crash_count,
         pin=row.pin or None,
+        steps_resumed=row.steps_resumed,
     )
 
 
@@ -299,6 +300,9 @@ class Jobs:
         states = (JobState.DISPATCHED,) if unclaimed else (JobState.DISPATCHED, JobState.RUNNING)
         # a dispatched job was never claimed, so there is no attempt to uncount
         until = func.now() + seconds(SAME_NUMERICS_SECONDS)
+        # what the job has done already is good only there
+        kept = select(CheckpointRow.job_id).where(CheckpointRow.job_id == job_id).exists()
+        waits = JobRow.first_numerics.is_not(None) if died else JobRow.first_numerics.is_not(None) & kept
         refunded = case((JobRow.state == RUNNING, JobRow.attempts - 1), else_=JobRow.attempts)
         return self._changed(
             _fenced(job_id, epoch, *states)
@@ -308,7 +312,7 @@ class Jobs:
                 attempts=refunded if refund else JobRow.attempts,
                 lost_count=JobRow.lost_count + int(lost),
                 crash_count=JobRow.crash_count + int(died),
-                waits_until=case((JobRow.first_numerics.is_not(None), until)) if died else null(),
+                waits_until=case((waits, until)),
                 available_at=func.now() + seconds(delay_seconds),
                 lease_until=null(),
                 step=null(),

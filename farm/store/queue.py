@@ -99,7 +99,7 @@ _DISPATCH: Final = f"""
     )
     UPDATE job SET state = 'dispatched', epoch = job.epoch + 1, worker = (%(workers)s::text[])[available.worker],
         lease_until = now() + make_interval(secs => %(lease)s), dispatched_at = now(), claimed_at = NULL,
-        started_at = NULL, step = NULL, steps = NULL
+        started_at = NULL, step = NULL, steps = NULL, steps_resumed = 0
     FROM available WHERE job.id = available.id
     RETURNING available.place, job.epoch
 """  # noqa: S608 - of constants

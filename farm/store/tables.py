@@ -328,6 +328,8 @@ class JobRow(Base):
     claimed_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    #: denoising steps that its last attempt took from a checkpoint
+    steps_resumed: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
 
 
 #: The columns of `RETRY_FIELDS`, for statements that retry many jobs at once.
@@ -350,6 +352,20 @@ class OutputRow(Base):
     sha256: Mapped[str]
     seed: Mapped[int] = mapped_column(BigInteger)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", server_default=text("'{}'"))  #: `MediaMetadata`
+
+
+class CheckpointRow(Base):
+    """The stored work of a job that has not finished. Few jobs have one, and none for long after its end."""
+
+    __tablename__ = "checkpoint"
+
+    # no foreign key: where the job's row is deleted, the objects that this one names must be deleted first
+    job_id: Mapped[str] = mapped_column(JOB_ID, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID)
+    parts: Mapped[list[Any]] = mapped_column(JSONB)  #: `Checkpoint.parts`
+    steps: Mapped[int]  #: denoising steps that are kept
+    size: Mapped[int] = mapped_column(BigInteger)  #: bytes
+    written_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class EventRow(Base):

@@ -24,6 +24,7 @@ from farm.settings import Settings
 from farm.store.activity_stats import ActivityStats
 from farm.store.batches import Batches
 from farm.store.bulk_actions import BulkActions
+from farm.store.checkpoints import StoredCheckpoints
 from farm.store.connection import LOCAL_LIMITS, Connection, Database
 from farm.store.dashboard_queries import DashboardQueries
 from farm.store.deliveries import Deliveries
@@ -87,6 +88,11 @@ class UnitOfWork:
     def running_jobs(self) -> RunningJobs:
         """Jobs in workers' hands."""
         return RunningJobs(self.session)
+
+    @cached_property
+    def checkpoints(self) -> StoredCheckpoints:
+        """The stored work of jobs that have not finished."""
+        return StoredCheckpoints(self.session)
 
     @cached_property
     def queues(self) -> Queues:

@@ -20,6 +20,7 @@ from farm.store.connection import Database
 GRANTS: Final[Mapping[str, tuple[str, ...]]] = {
     "alembic_version": ("SELECT",),
     "batch": ("SELECT", "UPDATE"),
+    "checkpoint": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "endpoint": ("SELECT (tenant_id, events, one_off, disabled_at)",),  # whether anybody waits for an event
     "event": ("SELECT", "INSERT"),
     "file": ("SELECT",),

@@ -34,6 +34,7 @@ from tests.api_server import Hand, running
 from tests.integration.conftest import Submit
 from tests.job_specs import size_of
 from tests.waiting import wait_until
+from workers.checkpoints.writer import CheckpointWriter
 from workers.engine import Engine
 from workers.group_commit import GroupCommit
 from workers.job_runner import JobRunner
@@ -110,6 +111,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
             ProgressReporter(api.store, leases),
             leases,
             UploadSpool(tmp_path / "spool"),
+            CheckpointWriter(api.store, api.storage, 0),
             model,
             PrefetchControl(1, 2, 2),
         )

@@ -119,12 +119,12 @@ def test_a_stopped_job_and_one_without_memory_leave_the_others_alone(monkeypatch
     failed = threading.Event()
     real = pipelines.render
 
-    def render(loaded: Any, wanted: JobSpec, *rest: Any) -> Artifact:
+    def render(loaded: Any, wanted: JobSpec, *rest: Any, **named: Any) -> Artifact:
         rendered.append(names[wanted.seed])
         if wanted is large.spec:
             failed.set()
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(loaded, wanted, *rest)
+        return real(loaded, wanted, *rest, **named)
 
     monkeypatch.setattr(pipelines, "render", render)
     for job in (stopped, good, large):

@@ -66,7 +66,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, *outcomes: BaseException | None) ->
         nonlocal now
         now = on
 
-    def render(*_: Any) -> Image.Image:
+    def render(*_: Any, **__: Any) -> Image.Image:
         tiled.append(now)
         outcome = left.pop(0)
         if outcome is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped, unused-ignore]
 
 from farm import metrics
-from farm.errors import NanOutput
+from farm.errors import JobCanceled, NanOutput
 from workers import device_errors
 from workers.batch_profiles import BatchProfile, BatchProfiles
 from workers.batching.calls import (
@@ -31,6 +32,7 @@ from workers.batching.calls import (
 )
 from workers.batching.exact import ExactCalls, same_bits
 from workers.batching.row_selection import empty_cache, measure_profile
+from workers.checkpoints.record import MISSING, Moment, OutputRecord, Recording
 
 log = structlog.stdlib.get_logger()
 
@@ -83,11 +85,18 @@ class ContinuousBatcher:
         weights: str = "",
         denoiser: bool = True,
         check_finite: bool = False,
+        recording: Recording = Recording.NOTHING,
     ) -> None:
         """Let calls of a module park; once for each module, while it is loaded. See `ModuleHook` for the arguments."""
         if id(module) not in self._hooks:
             self._hooks[id(module)] = ModuleHook(
-                module, name, self._park, weights=weights, denoiser=denoiser, check_finite=check_finite
+                module,
+                name,
+                self._call,
+                weights=weights,
+                denoiser=denoiser,
+                check_finite=check_finite,
+                recording=recording,
             )
 
     def unhook(self, module: torch.nn.Module) -> None:
@@ -118,6 +127,8 @@ class ContinuousBatcher:
         interactive: bool = False,
         state: ModuleState | None = None,
         on_park: Callable[[torch.nn.Module], None] | None = None,
+        record: OutputRecord | None = None,
+        stop: threading.Event | None = None,
     ) -> PipelineRun:
         """Run a pipeline up to its first parked call.
 
@@ -128,8 +139,10 @@ class ContinuousBatcher:
             state: That its modules need.
             on_park: Called each time the pipeline is about to wait in a hooked module. Then no other run is beside it,
                 and its modules compute nothing but its calls.
+            record: Answers its first denoiser calls, and gets the others; None: nothing is recorded.
+            stop: Ends it before a call that does not wait.
         """
-        run = PipelineRun(mode, interactive, state, on_park)
+        run = PipelineRun(mode, interactive, state, on_park, record, stop)
 
         def body() -> None:
             try:
@@ -150,6 +163,13 @@ class ContinuousBatcher:
             return
         self._parked.remove(call)
         self._resume(run, error=error)
+
+    def moment_of(self, run: PipelineRun) -> Moment | None:
+        """Where a parked run is: in front of which recorded call; None if it is in front of another one."""
+        call = run.parked_call
+        if call is None or call.hook.recording is Recording.NOTHING or run.random_state is None:
+            return None
+        return Moment(call.hook.name, call.hook.sample_of(call.args, call.kwargs), run.random_state)
 
     def take_finished(self) -> list[PipelineRun]:
         """The runs that finished since the last call."""
@@ -172,11 +192,25 @@ class ContinuousBatcher:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _park(self, hook: ModuleHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
-        """Called in a pipeline's greenlet in place of a hooked module's forward; returns its output."""
+    def _call(self, hook: ModuleHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        """Called in place of a hooked module's forward: answers from the run's record, or computes."""
         run = self._runs.get(getcurrent())
+        record = None if run is None or hook.recording is Recording.NOTHING else run.record
+        if run is None or record is None:
+            return self._park(run, hook, args, kwargs)
+        answer = record.answer(hook.name, hook.sample_of(args, kwargs))
+        if answer is not MISSING:
+            return answer
+        output = self._park(run, hook, args, kwargs)
+        record.add(hook.name, output, hook.recording)
+        return output
+
+    def _park(self, run: PipelineRun | None, hook: ModuleHook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Output:
+        """In a pipeline's greenlet, wait until a forward has computed the call; elsewhere compute it."""
         # gradients and autocast belong to the caller's context, which a shared forward would not have
         if run is None or torch.is_grad_enabled() or torch.is_autocast_enabled(_device_type(args, kwargs)):
+            if run is not None and run.stop is not None and run.stop.is_set():
+                raise JobCanceled("the job was stopped")
             return hook.original(*args, **kwargs)
         if run.on_park is not None:
             run.on_park(hook.module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +15,8 @@ import structlog
 import torch
 from greenlet import greenlet  # type: ignore[import-untyped, unused-ignore]
 from torch.utils.weak import WeakIdKeyDictionary
+
+from workers.checkpoints.record import OutputRecord, Recording
 
 log = structlog.stdlib.get_logger()
 
@@ -57,6 +60,8 @@ class PipelineRun:
     interactive: bool  #: its calls go before others, see `ContinuousBatcher`
     state: ModuleState | None = None
     on_park: Callable[[torch.nn.Module], None] | None = None  #: called before it waits in a hooked module
+    record: OutputRecord | None = None  #: of its denoiser calls
+    stop: threading.Event | None = None  #: ends it before a call that does not wait
     random_state: torch.Tensor | None = None  #: of torch's own generator on the CPU, while the run waits
     result: Any = None
     error: BaseException | None = None
@@ -164,6 +169,7 @@ class ModuleHook:
         weights: str,
         denoiser: bool,
         check_finite: bool,
+        recording: Recording = Recording.NOTHING,
     ) -> None:
         """Hook a module.
 
@@ -174,7 +180,9 @@ class ModuleHook:
             weights: Distinguishes its weights from others, for what is measured on it.
             denoiser: Whether it is called at every step.
             check_finite: Whether NaN or infinity in its output is an error.
+            recording: What is recorded of its calls.
         """
+        self.recording = recording
         self.name = name
         self.module = module
         self.weights = weights
@@ -194,6 +202,11 @@ class ModuleHook:
             return park(self, args, kwargs)
 
         module.forward = forward
+
+    def sample_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """The tensor that a call changes from step to step: the module's first argument."""
+        first = args[0] if args else kwargs.get(self._sample_name)
+        return next(iter(tensors_in(first)), None)
 
     def remove(self) -> None:
         """Restore the module's own ``forward``."""

@@ -135,6 +135,10 @@ class Trial:
         if parks <= PARKS_COMPARED:
             self._changes = self._state.changes() | self._changes
 
+    def changed(self, halves: frozenset[str]) -> bool:
+        """Whether the call has changed a component so far that is not one of ``halves``."""
+        return bool(self._changes.keys() - halves)
+
     def finish(self, halves: frozenset[str]) -> set[str]:
         """Compare after the call and record the result.
 

@@ -13,6 +13,7 @@ import torch
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
 from farm.errors import JobCanceled, NanOutput
+from workers.checkpoints.record import RecordMismatch
 from workers.media.artifacts import Artifact, Clip, Sound
 from workers.pipelines.binding import BoundCall, bind
 from workers.pipelines.failures import before_first_step
@@ -33,6 +34,8 @@ def render(
     on_latents: Callable[[int, torch.Tensor], None] | None = None,
     on_progress: Callable[[], None] = lambda: None,
     on_warning: Callable[[str], None] = lambda _: None,
+    *,
+    recorded: bool = False,
 ) -> Artifact:
     """Render one output of a job.
 
@@ -46,6 +49,7 @@ def render(
         on_latents: Gets the steps done and the latents, (1, C, H/8, W/8) where the pipeline does not pack them.
         on_progress: Called after every denoiser call.
         on_warning: Gets what is wrong with the result although it is one: a cut prompt, another size than asked for.
+        recorded: Whether the hooked denoisers record their calls, see `RunningCall`.
 
     Returns:
         The output with the size and length that it came out with.
@@ -56,6 +60,7 @@ def render(
         MissingPackage: The pipeline needs a package that is not installed.
         NanOutput: The arithmetic overflowed.
         JobCanceled: ``stop`` was set.
+        RecordMismatch: The call is not the one that was recorded.
     """
     if stop.is_set():
         raise JobCanceled("the job was stopped")
@@ -63,7 +68,7 @@ def render(
     seed = job.seed_of(index)
     total = steps_run(job)
     call = bind(spec, pipeline, job.common, job.parameters, inputs, seed)
-    run = RunningCall(total, on_step, stop, on_progress)
+    run = RunningCall(total, on_step, stop, on_progress, recorded)
     own = private_copy(pipeline, loaded.scheduler(job.task, job.scheduler, job.scheduler_options), run)
     if on_latents is not None and spec.takes("callback_on_step_end"):
         call.arguments["callback_on_step_end"] = _to_preview(on_latents, total)
@@ -74,6 +79,8 @@ def render(
             result = own(**call.arguments)
         except FloatingPointError as error:
             raise NanOutput("the output contains NaN") from error
+        except RecordMismatch:
+            raise
         except Exception as error:
             final = error if run.steps_done else before_first_step(spec.name, error)
             if final is error:

@@ -35,6 +35,7 @@ class RunningCall:
         on_step: Callable[[int], None],
         stop: threading.Event,
         on_progress: Callable[[], None] = lambda: None,
+        recorded: bool = False,
     ) -> None:
         """Start without steps.
 
@@ -43,7 +44,10 @@ class RunningCall:
             on_step: Gets the steps done, 1 to ``total_steps``, never fewer than before.
             stop: Ends the call before its next denoiser call.
             on_progress: Called after every denoiser call.
+            recorded: Whether its denoiser calls are recorded: then ``stop`` ends it while it waits for a forward, so
+                that its record ends in front of that one.
         """
+        self._recorded = recorded
         self.warnings: list[str] = []
         self.forwards = 0  #: denoiser calls that returned
         self._total_steps = total_steps
@@ -55,7 +59,7 @@ class RunningCall:
 
     def before_forward(self) -> None:
         """A denoiser is about to be called. Raises `JobCanceled`."""
-        if self._stop.is_set():
+        if self._stop.is_set() and not self._recorded:
             raise JobCanceled("the job was stopped")
 
     def after_forward(self) -> None:
