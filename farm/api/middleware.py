@@ -45,6 +45,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.bind_contextvars(request=request_id)
         status = 0
+        app = scope["app"]  # an app that is mounted in this one puts itself there
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -56,7 +57,7 @@ class RequestMiddleware:
                 rate = scope["state"].get("rate")
                 if rate is not None:
                     out.update(rate.headers())
-                if scope["app"].state.stopping:
+                if app.state.stopping:
                     out["Connection"] = "close"  # the next request goes to a process that stays
             await send(message)
 

@@ -193,7 +193,9 @@ def test_an_api_that_stops_says_so_before_it_closes_its_port(apis: list[ApiProce
         assert health.json()["status"] == "stopping"
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "stopping")
-        # requests are served all the same, each on a connection of its own
+        # requests are served all the same, each on a connection of its own, also those of other services' clients
+        listed = client.get("/compat/openai/v1/models", headers={"Authorization": f"Bearer {key}"})
+        assert (listed.status_code, listed.headers["connection"]) == (200, "close")
         answer = client.post("/v1/jobs", json=JOB, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == 201
         assert answer.headers["connection"] == "close"
@@ -234,11 +236,13 @@ def forgetful(tmp_path: Path) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Forgetful)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    with front_door([server.server_address[1]], tmp_path) as url:
-        yield url
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        with front_door([server.server_address[1]], tmp_path) as url:
+            yield url
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -246,7 +250,7 @@ def forgetful(tmp_path: Path) -> Iterator[str]:
     [
         ("POST", "/v1/jobs", {"Idempotency-Key": "a"}, b"{}", 2),
         ("POST", "/v1/jobs", {}, b"{}", 1),  # the first may have made a job
-        ("POST", "/openai/v1/images/generations", {"Idempotency-Key": "a"}, b"{}", 1),  # knows no such keys
+        ("POST", "/compat/openai/v1/images/generations", {"Idempotency-Key": "a"}, b"{}", 1),  # knows no such keys
         ("POST", "/v1/batches", {"Idempotency-Key": "a"}, b"{}" * 50_000, 1),  # too large to be kept
         ("DELETE", "/v1/batches/bat_1", {}, b"", 1),
         ("GET", "/v1/jobs", {}, b"", 2),

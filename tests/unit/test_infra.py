@@ -98,7 +98,10 @@ def overlaid(base: Any, over: Any) -> Any:
     return [*base, *over] if isinstance(base, list) and isinstance(over, list) else over
 
 
-FILES = ["docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.join.yml", "docker-compose.worker.yml"]
+FILES = [
+    "docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.join.yml", "docker-compose.worker.yml",
+    "tests/containers/overlay.yml",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -110,7 +113,11 @@ def test_compose_files_are_valid_and_name_only_what_exists(name: str) -> None:
     below = composed("docker-compose.yml") if "name" not in document else document
     for service in document["services"].values():
         command = service.get("command")
-        if str(service.get("image", "")).startswith("render-farm") and command is not None:
+        if (
+            str(service.get("image", "")).startswith("render-farm")
+            and command is not None
+            and "entrypoint" not in service
+        ):
             assert command[0] in COMMANDS, command
         for variable in service.get("environment", {}):
             if variable.startswith("FARM_"):
@@ -549,6 +556,25 @@ def test_a_worker_pod_owns_one_gpu_and_has_time_to_drain() -> None:
             drain = {entry["name"]: entry.get("value") for entry in container["env"]}["FARM_DRAIN_SECONDS"]
             assert spec["terminationGracePeriodSeconds"] >= int(drain) + 30
             assert "TERM" in shlex.join(container["lifecycle"]["preStop"]["exec"]["command"])
+
+
+def test_haproxy_s_ingress_repeats_what_the_front_door_repeats() -> None:
+    door = (ROOT / "infra" / "front-door" / "haproxy.cfg").read_text()
+    ours = {line.split("#")[0].strip() for line in door.splitlines()}
+
+    def annotations(**ingress: Any) -> dict[str, str]:
+        values = {"secrets": SECRETS, "api": {"ingress": {"enabled": True, **ingress}}}
+        (found,) = [one for one in rendered(**values) if one["kind"] == "Ingress"]
+        return dict(found["metadata"].get("annotations", {}))
+
+    snippet = annotations(className="haproxy", annotations={"a": "b"})
+    assert snippet.pop("a") == "b"
+    (text,) = snippet.values()
+    lines = [line.strip() for line in text.splitlines()]
+    small = [line for line in lines if line not in ours]
+    assert small == ["acl small req.hdr_val(content-length) le 8192"]  # the controller's buffer is smaller
+    assert any("disable-l7-retry if !safe !keyed" in line for line in lines)
+    assert annotations(className="nginx") == {}
 
 
 def test_the_chart_asks_for_what_it_lacks() -> None:
