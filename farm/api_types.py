@@ -1,6 +1,6 @@
 """What is sent to the API, as types. Written by `python -m tools.api_types`.
 
-None, where it is allowed, is the same as leaving the argument out.
+None, where it is allowed, is the same as leaving the argument out. The file is long because it names every parameter.
 """
 
 from __future__ import annotations
@@ -8,13 +8,35 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: A file: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL).
-FileInput: TypeAlias = "str | os.PathLike[str] | bytes | Image"
+
+class Named(Protocol):
+    """An uploaded file, or a job whose first output is meant."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+
+class OutputOfJob(Protocol):
+    """An output of a job."""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+
+    @property
+    def index(self) -> int:
+        """Its position among the job's outputs, from 0."""
+
+
+#: A file: a path, encoded bytes, a Pillow image, a reference (``file_…``, ``sha256:…``, ``job_…``, a URL), an uploaded
+#: file, a job whose first output it is, or an output of a job.
+FileInput: TypeAlias = "str | os.PathLike[str] | bytes | Image | Named | OutputOfJob"
 
 
 class ParameterInfo(NamedTuple):
@@ -24,6 +46,10 @@ class ParameterInfo(NamedTuple):
     description: str
     aliases: tuple[str, ...] = ()  #: its other names
     many: bool = False  #: of an ``input``: whether some task takes several files
+
+
+#: An output of another job of the same batch.
+LineOutput = TypedDict("LineOutput", {"from": str, "output": NotRequired[int]})
 
 
 class Lora(TypedDict):
@@ -59,7 +85,7 @@ Task: TypeAlias = Literal[
     "unconditional-audio-generation",
 ]
 
-JobState: TypeAlias = Literal["queued", "dispatched", "running", "succeeded", "failed", "canceled"]
+JobState: TypeAlias = Literal["pending", "queued", "dispatched", "running", "succeeded", "failed", "canceled"]
 
 EventType: TypeAlias = Literal[
     "job.started",
@@ -153,8 +179,8 @@ class JobParameters(TypedDict, total=False):
     #: The file format.
     output_format: OutputFormat | None
     #: What ControlNets and adapters follow: edges, poses, depth; one for each of the model's, in their order.
-    #: The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG,
-    #: WebP or JPEG.
+    #: The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a base64 data URL, or an
+    #: output of another job (`job_…`, `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
     control_image: FileInput | Sequence[FileInput] | None
     #: Another name of `num_inference_steps`.
     steps: int | None
@@ -170,35 +196,43 @@ class JobParameters(TypedDict, total=False):
     strength: float | None
     #: Render only the masked part with a margin of so many pixels, enlarged to the whole size.
     padding_mask_crop: int | None
-    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
-    #: or a base64 data URL. PNG, WebP or JPEG.
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). PNG, WebP or JPEG.
     mask_image: FileInput | None
     #: Images whose subjects or style are used. The id of an uploaded file (`file_…`), the `sha256:…` of one, an
-    #: https URL, or a base64 data URL. PNG, WebP or JPEG.
+    #: https URL, a base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). PNG, WebP or JPEG.
     reference_images: FileInput | Sequence[FileInput] | None
     #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
-    #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
+    #: (`file_…`), the `sha256:…` of one, an https URL, a base64 data URL, or an output of another job (`job_…`,
+    #: `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
     depth_map: FileInput | None
     #: Frames of the video.
     num_frames: int | None
     #: Frames per second of the file. A pipeline that is conditioned on it gets it too.
     fps: int | None
-    #: The last frame. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64
-    #: data URL. PNG, WebP or JPEG.
+    #: The last frame. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a base64 data
+    #: URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP
+    #: or JPEG.
     last_image: FileInput | None
     #: What the video follows: edges, poses, depth. The id of an uploaded file (`file_…`), the `sha256:…` of
-    #: one, an https URL, or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    #: one, an https URL, a base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also
+    #: `{"from": "CUSTOM_ID"}`). MP4, WebM, QuickTime, animated WebP or GIF.
     control_video: FileInput | None
-    #: The video to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
-    #: base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    #: The video to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). MP4, WebM, QuickTime, animated WebP or GIF.
     video: FileInput | None
-    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
-    #: or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). MP4, WebM, QuickTime, animated WebP or GIF.
     mask_video: FileInput | None
     #: Length of the sound.
     seconds: float | None
-    #: The sound to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
-    #: base64 data URL. WAV, FLAC, Ogg or MP3.
+    #: The sound to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). WAV, FLAC, Ogg or MP3.
     audio: FileInput | None
 
 
@@ -270,45 +304,55 @@ class BatchDefaults(TypedDict, total=False):
     output_format: OutputFormat | None
     task: Task | None
     #: What ControlNets and adapters follow: edges, poses, depth; one for each of the model's, in their order.
-    #: The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG,
-    #: WebP or JPEG. Several are separated by spaces.
+    #: The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a base64 data URL, or an
+    #: output of another job (`job_…`, `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
+    #: Several are separated by spaces.
     control_image: str | None
     #: How much of the input is replaced: 0 keeps it, 1 ignores it.
     strength: float | None
-    #: The image to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
-    #: base64 data URL. PNG, WebP or JPEG. Several are separated by spaces.
+    #: The image to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). PNG, WebP or JPEG. Several are separated by spaces.
     image: str | None
     #: Render only the masked part with a margin of so many pixels, enlarged to the whole size.
     padding_mask_crop: int | None
-    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
-    #: or a base64 data URL. PNG, WebP or JPEG.
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). PNG, WebP or JPEG.
     mask_image: str | None
     #: Images whose subjects or style are used. The id of an uploaded file (`file_…`), the `sha256:…` of one, an
-    #: https URL, or a base64 data URL. PNG, WebP or JPEG. Several are separated by spaces.
+    #: https URL, a base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). PNG, WebP or JPEG. Several are separated by spaces.
     reference_images: str | None
     #: Brighter is nearer; estimated from the image by the model if absent. The id of an uploaded file
-    #: (`file_…`), the `sha256:…` of one, an https URL, or a base64 data URL. PNG, WebP or JPEG.
+    #: (`file_…`), the `sha256:…` of one, an https URL, a base64 data URL, or an output of another job (`job_…`,
+    #: `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
     depth_map: str | None
     #: Frames of the video.
     num_frames: int | None
     #: Frames per second of the file. A pipeline that is conditioned on it gets it too.
     fps: int | None
-    #: The last frame. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64
-    #: data URL. PNG, WebP or JPEG.
+    #: The last frame. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a base64 data
+    #: URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP
+    #: or JPEG.
     last_image: str | None
     #: What the video follows: edges, poses, depth. The id of an uploaded file (`file_…`), the `sha256:…` of
-    #: one, an https URL, or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    #: one, an https URL, a base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also
+    #: `{"from": "CUSTOM_ID"}`). MP4, WebM, QuickTime, animated WebP or GIF.
     control_video: str | None
-    #: The video to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
-    #: base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    #: The video to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). MP4, WebM, QuickTime, animated WebP or GIF.
     video: str | None
-    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL,
-    #: or a base64 data URL. MP4, WebM, QuickTime, animated WebP or GIF.
+    #: Its white part is replaced. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). MP4, WebM, QuickTime, animated WebP or GIF.
     mask_video: str | None
     #: Length of the sound.
     seconds: float | None
-    #: The sound to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a
-    #: base64 data URL. WAV, FLAC, Ogg or MP3.
+    #: The sound to begin with. The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a
+    #: base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from":
+    #: "CUSTOM_ID"}`). WAV, FLAC, Ogg or MP3.
     audio: str | None
 
 

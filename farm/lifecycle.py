@@ -1,11 +1,14 @@
 """The lifecycle of a job: one function per edge of its state machine. No other module changes a job's state.
 
+    submit ─► pending: waits for the outputs of other jobs ──the last of them succeeds──► queued
     submit ─► queued ──dispatch──► dispatched ──claim──► running ──succeed──► succeeded
                 ▲                       │                    │─────fail──────► failed
                 │◄────────reap──────────┘                    │
                 │◄──release, fail (retryable), reap, worker_lost
               cancel ──► canceled                          cancel … canceled
               expire ──► failed
+
+An input that fails or is canceled fails the jobs that wait for it, and so on to the end of the graph.
 
 Each function works inside a unit of work that the caller opens, so that a state, its outputs and its event are one
 transaction. A fenced change that touches no row raises `LeaseLost`: the caller lost its lease and must stop.
@@ -17,20 +20,23 @@ The file is long on purpose: a review of the state machine reads all its edges i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchContents, BatchState, NewBatch, Staged
 from farm.domain.checkpoint import Checkpoint
 from farm.domain.job import HeldJob, Job, JobError, JobFilter, JobResult, NewJob, Selection
+from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import ResidentModel, Worker, WorkerInfo, WorkerState
-from farm.errors import BadInput, Conflict, LeaseLost, NotFound, QuotaExceeded
+from farm.errors import BadInput, Conflict, FieldProblem, LeaseLost, NotFound, QuotaExceeded
 from farm.objects import keys
 from farm.store import bulk_actions
-from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, QUEUE_CHANNEL
+from farm.store.bulk_actions import CanceledJobs
+from farm.store.dependencies import SLICE, FailedInput
+from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, PREVIEW_CHANNEL, PROPAGATION_CHANNEL, QUEUE_CHANNEL
 from farm.store.jobs import ExpiredLease
 from farm.store.retention import Retention
 from farm.store.tables import IdempotencyRow
@@ -50,6 +56,10 @@ RETRY_DELAYS: Final = (1.0, 5.0, 25.0)
 PROGRESS_EVENT_SECONDS: Final = 5.0
 #: After a job's end no worker writes under its lost epochs after this time: longer than any upload is retried.
 ORPHAN_GRACE_SECONDS: Final = 3600.0
+#: Jobs that follow the end of an input in its own transaction; more of them follow in slices, see `propagate_end`.
+FOLLOW_AT_ONCE: Final = 1_000
+#: Dependents of one job that `retry` submits again.
+MAX_RETRIED_DEPENDENTS: Final = 1_000
 #: Jobs, or batches, that one transaction forgets.
 RETENTION_CHUNK: Final = 500
 #: How often the leader sums up what tenants with a limit store.
@@ -80,19 +90,48 @@ class HeartbeatReply:
 def submit(unit: UnitOfWork, tenant_id: str, new: NewJob, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
     """Accept a job: it is queued when the unit commits. Returns it, and whether this call made it.
 
+    A job with inputs that are outputs of unfinished jobs is pending until they have succeeded.
+
     With a key, the same request again returns the first one's job. Raises `Conflict` if the key named another request,
-    `QuotaExceeded` if the tenant has too many jobs waiting.
+    `QuotaExceeded` if the tenant has too many jobs waiting, `BadInput` for an output that will never exist.
     """
     if key is not None:
         held = unit.jobs.reserve_key(tenant_id, key.key, key.request_hash)
         if held is not None:
             return _idempotent_job(unit, key, held), False
     _check_quota(unit, tenant_id, 1)
-    (job_id,) = unit.jobs.insert(tenant_id, [new])
+    parents = _admit_parents(unit, tenant_id, new.spec)
+    (job_id,) = unit.jobs.insert(tenant_id, [new], pending_inputs=sum(parents.values()))
+    if parents:
+        unit.dependencies.add(job_id, parents)
     if key is not None:
         unit.jobs.complete_key(tenant_id, key.key, job_id)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing(unit, job_id), True
+
+
+def _admit_parents(unit: UnitOfWork, tenant_id: str, spec: JobSpec) -> dict[str, bool]:
+    """The jobs whose outputs are a new job's inputs, and whether it must wait for them. Raises `BadInput`."""
+    if not spec.depends_on:
+        return {}
+    states = unit.dependencies.lock_parents(tenant_id, spec.depends_on)
+    problems = [
+        FieldProblem(role, file.reference, no_output_of(states.get(file.job)))
+        for role, files in spec.inputs.items()
+        for file in files
+        if file.job is not None and states.get(file.job) in (None, JobState.FAILED, JobState.CANCELED)
+    ]
+    if problems:
+        raise BadInput(*problems)
+    return {parent: not states[parent].terminal for parent in spec.depends_on}
+
+
+def no_output_of(state: JobState | None) -> str:
+    """Why a job cannot have an output of another one, which is in that state, as an input."""
+    if state is None:
+        return "there is no such job"
+    ended = "was canceled" if state is JobState.CANCELED else "failed"
+    return f"that job {ended}, so it has no output; retry it and name the new job"
 
 
 def find_submitted(unit: UnitOfWork, tenant_id: str, key: IdempotencyKey) -> Job | None:
@@ -113,9 +152,11 @@ def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> tuple[Job, bool]:
     """Submit again what a failed or canceled job asked for. The old job stays as it ended.
 
     A job that was retried before is not submitted once more: its last retry is returned, or retried if it failed or
-    was canceled too. Returns the job, and whether this call made it.
+    was canceled too. Inputs that are outputs of jobs which were retried are then those of the retries. Returns the job,
+    and whether this call made it.
 
-    Raises `NotFound`, or `Conflict` if the job has not finished or succeeded.
+    Raises `NotFound`, `Conflict` if the job has not finished or succeeded, `BadInput` if an input of it failed and was
+    not retried.
     """
     unit.jobs.lock(job_id)  # two requests at the same time make one job
     old = unit.jobs.get(job_id, tenant_id)
@@ -128,7 +169,70 @@ def retry(unit: UnitOfWork, tenant_id: str, job_id: str) -> tuple[Job, bool]:
         old = _existing(unit, again)
         if old.state not in (JobState.FAILED, JobState.CANCELED):
             return old, False
-    return submit(unit, tenant_id, NewJob.retry(old))
+    return submit(unit, tenant_id, replace(NewJob.retry(old), spec=_with_retried_inputs(unit, old.spec)))
+
+
+def _with_retried_inputs(unit: UnitOfWork, spec: JobSpec) -> JobSpec:
+    """The spec with inputs from the last retries of the jobs that it depends on."""
+    retried: dict[str, str] = {}
+    for parent in spec.depends_on:
+        last = parent
+        while (again := unit.jobs.retry_of(last)) is not None:
+            last = again
+        if last != parent:
+            retried[parent] = last
+    if not retried:
+        return spec
+
+    def renewed(file: InputFile) -> InputFile:
+        again = retried.get(file.job or "")
+        return file if again is None else file.model_copy(update={"job": again, "sha256": "", "key": "", "size": 0})
+
+    inputs = {role: tuple(map(renewed, files)) for role, files in spec.inputs.items()}
+    return spec.model_copy(update={"inputs": inputs})
+
+
+def retry_with_dependents(unit: UnitOfWork, tenant_id: str, job_id: str) -> tuple[Job, bool, int]:
+    """`retry`, and likewise every job that failed for want of its outputs, to the end of the graph.
+
+    A dependent with another input that failed, and is not retried here, is left as it is.
+
+    Returns:
+        The job, whether this call made it, and how many dependents were submitted again.
+
+    Raises:
+        As `retry`, and `Conflict` for more than `MAX_RETRIED_DEPENDENTS` dependents.
+    """
+    job, created = retry(unit, tenant_id, job_id)
+    made = 0
+    left = [one for one, _ in _failed_dependents(unit, job_id)]
+    seen = set(left)
+    progress = True
+    while left and progress:
+        progress = False
+        deferred = []
+        for one in left:
+            try:
+                _, new = retry(unit, tenant_id, one)
+            except BadInput:  # another input of it comes later in the graph, or is not retried at all
+                deferred.append(one)
+                continue
+            progress = True
+            made += new
+            deferred += [child for child, _ in _failed_dependents(unit, one) if child not in seen]
+            seen.update(deferred)
+            if len(seen) > MAX_RETRIED_DEPENDENTS:
+                raise Conflict(
+                    f"more than {MAX_RETRIED_DEPENDENTS:,} jobs depend on it: retry their batch, or retry the job "
+                    "alone and then its dependents by their error code, input_failed"
+                )
+        left = deferred
+    return job, created, made
+
+
+def _failed_dependents(unit: UnitOfWork, job_id: str) -> list[tuple[str, JobState]]:
+    found = unit.dependencies.dependents(job_id, MAX_RETRIED_DEPENDENTS + 1)
+    return [(one, state) for one, state in found if state in (JobState.FAILED, JobState.CANCELED)]
 
 
 def submit_batch(
@@ -154,8 +258,22 @@ def submit_batch(
             return _idempotent_batch(unit, key, held), False
     if staged.total or not skipped:
         _check_quota(unit, tenant_id, staged.total)
+    if staged.chained:
+        refused = unit.staged_chains.admit(tenant_id)
+        if refused:
+            raise BadInput(
+                *(FieldProblem(role, name, no_output_of(state), line) for line, role, name, state in refused)
+            )
     unit.batches.insert_batch(tenant_id, batch_id, new, staged, skipped, error_key, error_bytes)
-    unit.batches.insert_staged(tenant_id, batch_id, whole=not staged.duplicates, one_numerics=new.one_numerics)
+    unit.batches.insert_staged(
+        tenant_id, batch_id, whole=not staged.duplicates, one_numerics=new.one_numerics, chained=staged.chained
+    )
+    if staged.chained:
+        ended = unit.staged_chains.hold_parents()  # as late as possible: whoever ends a parent waits from here on
+        succeeded = {job_id: jobs for job_id, (state, jobs) in ended.items() if state is JobState.SUCCEEDED}
+        failed = {one: found for one, found in ended.items() if one not in succeeded}
+        _promote_dependents(unit, succeeded)
+        _fail_dependents(unit, {FailedInput(one, _LOST[state]): jobs for one, (state, jobs) in failed.items()})
     if key is not None:
         unit.jobs.complete_key(tenant_id, key.key, None, batch_id)
     unit.events.notify(QUEUE_CHANNEL)
@@ -204,8 +322,16 @@ def retry_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> tuple[Batch,
     )
     unit.batches.insert_batch(tenant_id, made, new, again)
     unit.batches.copy_retryable(old.id, made)
+    _attach_retried(unit, tenant_id, made)
     unit.events.notify(QUEUE_CHANNEL)
     return _existing_batch(unit, tenant_id, made), True
+
+
+def _attach_retried(unit: UnitOfWork, tenant_id: str, batch_id: str | None = None) -> None:
+    """Give retried jobs their inputs from the last retries of what they depend on; those without fail at once."""
+    lost = unit.retried_chains.attach(tenant_id, batch_id)
+    if lost:
+        _fail_dependents(unit, {FailedInput(job_id, _LOST[state]): jobs for job_id, (state, jobs) in lost.items()})
 
 
 def queue_room(unit: UnitOfWork, tenant_id: str) -> int | None:
@@ -450,6 +576,7 @@ def succeed_all(unit: UnitOfWork, done: Sequence[JobResult]) -> list[str]:
     for worker, times in sorted(refuted.items()):
         if times >= MAX_REFUTED:
             unit.workers.drain(worker, f"it failed {times} jobs that other workers completed")
+    _promote_dependents(unit, {one.job_id: one.dependents for one in won if one.dependents})
     _record_finished_all(
         unit,
         [
@@ -564,12 +691,16 @@ def cancel_selected(unit: UnitOfWork, tenant_id: str, selection: Selection) -> t
     """
     ended, asked, left = _cancel_many(unit, tenant_id, selection)
     # every unit locks the rows of batches last, and in the same order
-    for batch_id in sorted(one for one in ended if one is not None):
-        unit.batches.count_finished(batch_id, {JobState.CANCELED.value: ended[batch_id]})
-    return sum(ended.values()), asked, left
+    _count_canceled(unit, ended)
+    return sum(one.jobs for one in ended), asked, left
 
 
-def _cancel_many(unit: UnitOfWork, tenant_id: str, selection: Selection) -> tuple[dict[str | None, int], int, bool]:
+def _count_canceled(unit: UnitOfWork, ended: Sequence[CanceledJobs]) -> None:
+    for batch_id, one in sorted((one.batch_id, one) for one in ended if one.batch_id is not None):
+        unit.batches.count_finished(batch_id, {JobState.CANCELED.value: one.jobs}, one.pending)
+
+
+def _cancel_many(unit: UnitOfWork, tenant_id: str, selection: Selection) -> tuple[list[CanceledJobs], int, bool]:
     """How many of each batch were canceled, how many were asked to stop, and whether some are left."""
     unit.batches.allow_long_statements()
     ended = unit.bulk_actions.cancel_waiting(tenant_id, selection)
@@ -579,8 +710,11 @@ def _cancel_many(unit: UnitOfWork, tenant_id: str, selection: Selection) -> tupl
         # requests that wait for one of the jobs poll, so a million of them need no notification
         unit.events.notify(EVENT_CHANNEL)
         unit.events.notify(QUEUE_CHANNEL)
+    if any(one.with_dependents for one in ended):
+        unit.events.notify(PROPAGATION_CHANNEL)
     # where there were as many as one statement takes, looking for more would read them all once again
-    left = sum(ended.values()) == bulk_actions.CANCEL_CHUNK or unit.bulk_actions.any_left(tenant_id, selection)
+    full = sum(one.jobs for one in ended) == bulk_actions.CANCEL_CHUNK
+    left = full or unit.bulk_actions.any_left(tenant_id, selection)
     return ended, len(asked), left
 
 
@@ -595,6 +729,7 @@ def retry_selected(unit: UnitOfWork, tenant_id: str, selection: Selection) -> in
         return 0
     _check_quota(unit, tenant_id, again.total)
     made = unit.bulk_actions.copy_retryable(tenant_id, selection)
+    _attach_retried(unit, tenant_id)
     unit.events.notify(QUEUE_CHANNEL)
     return made
 
@@ -678,8 +813,7 @@ def _cancel_batch_jobs(unit: UnitOfWork, tenant_id: str, batch_id: str) -> bool:
     whole = Selection(wanted=JobFilter(batch_id=batch_id))
     ended, _, left = _cancel_many(unit, tenant_id, whole)
     # every unit locks the rows of batches last
-    if ended:
-        unit.batches.count_finished(batch_id, {JobState.CANCELED.value: ended[batch_id]})
+    _count_canceled(unit, ended)
     if left:
         return False
     unit.batches.mark_propagated(batch_id)
@@ -700,6 +834,8 @@ def delete_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> None:
     over.
     """
     _finished_batch(unit, tenant_id, batch_id)
+    if unit.batches.is_needed(batch_id):
+        raise Conflict("unfinished jobs have outputs of this batch as inputs: wait for them, or cancel them")
     unit.batches.soft_delete(batch_id)
 
 
@@ -783,15 +919,18 @@ def requeue_orphaned(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
 
 
 def expire(unit: UnitOfWork, limit: int = 1_000) -> list[str]:
-    """queued → failed for jobs whose deadline has passed; returns them."""
-    overdue = unit.jobs.overdue(limit)
-    if not overdue:
-        return []
-    error = JobError("deadline_exceeded", "its deadline passed while it waited for a worker")
-    unit.jobs.fail_waiting(overdue, error)
-    data = {"code": error.code, "message": error.message}
-    _record_finished_all(unit, [(one.tenant_id, one.job_id, one.epoch, EventType.FAILED, data) for one in overdue])
-    return [one.job_id for one in overdue]
+    """pending or queued → failed for jobs whose deadline has passed; returns them."""
+    expired = []
+    for state, awaited in ((JobState.QUEUED, "a worker"), (JobState.PENDING, "its inputs")):
+        overdue = unit.jobs.overdue(state, limit)
+        if overdue:
+            error = JobError("deadline_exceeded", f"its deadline passed while it waited for {awaited}")
+            unit.jobs.fail_waiting(overdue, error)
+            data = {"code": error.code, "message": error.message}
+            ended = [(one.tenant_id, one.job_id, one.epoch, EventType.FAILED, data) for one in overdue]
+            _record_finished_all(unit, ended)
+            expired += [one.job_id for one in overdue]
+    return expired
 
 
 def _requeue_expired(unit: UnitOfWork, one: ExpiredLease, *, unclaimed: str = "dispatch lease expired") -> None:
@@ -865,6 +1004,81 @@ def _record_finished_all(unit: UnitOfWork, ended: Sequence[tuple[str, str, int, 
     for _, job_id, *_ in ended:
         unit.batches.note_finished(job_id)
         unit.events.notify(JOB_CHANNEL, job_id)
+    lost = {job_id: _ENDED[kind] for _, job_id, _, kind, _ in ended if kind in _ENDED}
+    counts = unit.dependencies.with_dependents(lost)
+    if counts:
+        _fail_dependents(unit, {FailedInput(job_id, lost[job_id]): jobs for job_id, jobs in counts.items()})
+
+
+# -- what waits for a job's outputs -----------------------------------------------------------------------------------
+
+#: How the end of an input is put in words, where it has no output.
+_ENDED: Final = {EventType.FAILED: "failed", EventType.CANCELED: "was canceled"}
+_LOST: Final = {JobState.FAILED: "failed", JobState.CANCELED: "was canceled", None: "was deleted"}
+
+
+def _promote_dependents(unit: UnitOfWork, succeeded: Mapping[str, int]) -> None:
+    """pending → queued for the jobs that wait only for these; ``succeeded``: how many depend on each."""
+    many = [job_id for job_id, jobs in succeeded.items() if jobs > FOLLOW_AT_ONCE]
+    few = succeeded.keys() - many
+    if many:
+        unit.dependencies.mark(many)
+        unit.events.notify(PROPAGATION_CHANNEL)
+    if few:
+        for one in unit.dependencies.promote(few):
+            if one.batch_id is not None:
+                unit.batches.note_promoted(one.batch_id)
+            unit.events.notify(JOB_CHANNEL, one.job_id)
+
+
+def _fail_dependents(unit: UnitOfWork, ended: Mapping[FailedInput, int]) -> None:
+    """pending → failed for the jobs that wait for these, and for those that wait for them, all levels at once.
+
+    ``ended``: how many jobs depend on each. What exceeds `FOLLOW_AT_ONCE` is left to `propagate_end`.
+    """
+    room = FOLLOW_AT_ONCE
+    while ended:
+        now: dict[str, FailedInput] = {}
+        later = []
+        for one, jobs in ended.items():
+            if jobs <= room:
+                room -= jobs
+                now[one.job_id] = one
+            else:
+                later.append(one)
+        if later:
+            unit.dependencies.mark(failed=later)
+            unit.events.notify(PROPAGATION_CHANNEL)
+        followed = unit.dependencies.fail(list(now.values())) if now else []
+        for job in followed:
+            unit.batches.note_finished(job.job_id)
+            unit.events.notify(JOB_CHANNEL, job.job_id)
+        if followed:
+            unit.events.notify(EVENT_CHANNEL)
+        ended = {
+            FailedInput(job.job_id, "failed", now[job.parent_id].cause): job.dependents
+            for job in followed
+            if job.dependents
+        }
+
+
+def propagate_end(unit: UnitOfWork, limit: int = SLICE) -> bool:
+    """Let at most ``limit`` of the jobs follow whose input ended with more dependents than its transaction took.
+
+    Returns whether there were any; if so, call it again in another unit.
+    """
+    unit.batches.allow_long_statements()
+    followed = unit.dependencies.follow(limit)
+    if followed is None:
+        return False
+    for batch_id in sorted(one for one in followed.by_batch if one is not None):
+        jobs = followed.by_batch[batch_id]
+        if followed.failed:
+            unit.batches.count_finished(batch_id, {JobState.FAILED.value: jobs}, pending=jobs)
+        else:
+            unit.batches.note_promoted(batch_id, jobs)
+    unit.events.notify(QUEUE_CHANNEL)
+    return True
 
 
 def _existing(unit: UnitOfWork, job_id: str) -> Job:

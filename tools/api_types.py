@@ -7,6 +7,7 @@ A test compares the file to what this program writes, so the two cannot drift ap
 
 from __future__ import annotations
 
+import keyword
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ TARGET: Final = Path(__file__).parents[1] / "farm" / "api_types.py"
 
 _HEADER: Final = '''"""What is sent to the API, as types. Written by `python -m tools.api_types`.
 
-None, where it is allowed, is the same as leaving the argument out.
+None, where it is allowed, is the same as leaving the argument out. The file is long because it names every parameter.
 """
 
 from __future__ import annotations
@@ -32,13 +33,35 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: A file: a path, encoded bytes, a Pillow image, or a reference (``file_…``, ``sha256:…``, a URL).
-FileInput: TypeAlias = "str | os.PathLike[str] | bytes | Image"
+
+class Named(Protocol):
+    """An uploaded file, or a job whose first output is meant."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+
+class OutputOfJob(Protocol):
+    """An output of a job."""
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+
+    @property
+    def index(self) -> int:
+        """Its position among the job's outputs, from 0."""
+
+
+#: A file: a path, encoded bytes, a Pillow image, a reference (``file_…``, ``sha256:…``, ``job_…``, a URL), an uploaded
+#: file, a job whose first output it is, or an output of a job.
+FileInput: TypeAlias = "str | os.PathLike[str] | bytes | Image | Named | OutputOfJob"
 
 
 class ParameterInfo(NamedTuple):
@@ -195,16 +218,23 @@ class Writer:
         if name not in self.named:
             schema = self.document["components"]["schemas"][name]
             self.named[name] = ""  # its place, before what it names itself
-            if "properties" in schema:
+            if any(map(keyword.iskeyword, schema.get("properties", ()))):
+                members = ", ".join(f"{key!r}: {kind}" for key, kind in self._members(schema))
+                self.named[name] = f"#: {schema['description']}\n{name} = TypedDict({name!r}, {{{members}}})"
+            elif "properties" in schema:
                 lines = [f"class {name}(TypedDict):", f'    """{schema["description"]}"""\n']
-                for key, value in schema["properties"].items():
-                    kind = self.annotation(value)
-                    lines += [*_comment(value.get("description"))]
-                    lines += [f"    {key}: {kind if key in schema.get('required', ()) else f'NotRequired[{kind}]'}"]
+                for key, kind in self._members(schema):
+                    lines += [*_comment(schema["properties"][key].get("description")), f"    {key}: {kind}"]
                 self.named[name] = "\n".join(lines)
             else:
                 self.named[name] = f"{name}: TypeAlias = {self.annotation(schema)}"
         return name
+
+    def _members(self, schema: Schema) -> Iterator[tuple[str, str]]:
+        """The keys of an object, and the type of each."""
+        for key, value in schema["properties"].items():
+            kind = self.annotation(value)
+            yield key, kind if key in schema.get("required", ()) else f"NotRequired[{kind}]"
 
 
 def _widened(first: Schema, other: Schema) -> Schema:
@@ -234,7 +264,7 @@ def generate() -> str:
         writer.annotation({"$ref": f"#/{name}"})
     text = "\n\n".join([_HEADER, *writer.named.values(), *classes, "\n".join(tables())]) + "\n"
     if "NotRequired[" in text:
-        text = text.replace("NamedTuple, TypeAlias", "NamedTuple, NotRequired, TypeAlias")
+        text = text.replace("NamedTuple, Protocol", "NamedTuple, NotRequired, Protocol")
     for command in (["check", "--fix-only", "--select", "I"], ["format"]):
         arguments = [sys.executable, "-m", "ruff", *command, "--quiet", "--stdin-filename", str(TARGET), "-"]
         done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=True, cwd=TARGET.parents[1])  # noqa: S603 - the formatter

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -22,6 +22,7 @@ from farm import lifecycle, metrics, tracing
 from farm.domain.job import HeldJob, Job, JobError, JobResult, Output
 from farm.domain.media import SUSPICIONS
 from farm.domain.model import Model
+from farm.domain.resolve import fit_to_input
 from farm.domain.states import JobState
 from farm.errors import (
     DatabaseUnavailable,
@@ -114,6 +115,9 @@ class JobRunner:
         except DatabaseUnavailable:
             log.warning("cannot claim the job; it will be dispatched again", action="claim_given_up")
             return None
+        model = self.find_model(lease.job.spec.model)
+        if model is not None:
+            lease.job = replace(lease.job, spec=fit_to_input(lease.job.spec, model))
         self.leases.add(lease)
         job = lease.job
         if job.claimed_at is not None:

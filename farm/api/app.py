@@ -145,6 +145,7 @@ def create_app(settings: Settings, limits: Mapping[str, BodyLimit] = MappingProx
 def _open(settings: Settings) -> AppContext:
     store = Store.connect(settings)
     storage = Storage(settings)
+    cleanup = CleanupThread(store, storage)
     broker = None
     if settings.redis_url is not None:
         broker = RedisServer.of(settings)
@@ -154,14 +155,14 @@ def _open(settings: Settings) -> AppContext:
         storage=storage,
         registry=model_registry.load_and_log(settings.models_file),
         intake=Intake(storage, settings),
-        notifier=ChangeNotifier(Database.direct(settings)),
+        notifier=ChangeNotifier(Database.direct(settings), cleanup.wake),
         broker=broker,
         health=ServerHealth(store, broker, storage),
         fetching=TenantThreads("have images fetched", total=16, per_tenant=4, max_waiting=64),
         storing=TenantThreads("have images stored", total=8, per_tenant=4, max_waiting=64),
         # less than half of the pool's connections, so that enough are left for the rest
         bulk=TenantThreads("submit many jobs at once", total=4, per_tenant=2, max_waiting=64),
-        cleanup=CleanupThread(store, storage),
+        cleanup=cleanup,
         rate_limiter=RateLimiter(settings.rate_limit, settings.rate_burst) if settings.rate_limit else None,
         drawing=anyio.CapacityLimiter(DRAWING_THREADS),
     )

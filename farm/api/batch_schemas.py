@@ -192,6 +192,7 @@ class RequestCounts(Schema):
     """Jobs by state."""
 
     total: int
+    pending: int = Field(description="Jobs that wait for the outputs of other jobs.")
     queued: int
     dispatched: int
     running: int
@@ -244,6 +245,7 @@ class BatchSchema(Schema):
             metadata=dict(batch.metadata),
             request_counts=RequestCounts(
                 total=counts.total,
+                pending=counts.pending,
                 queued=counts.queued,
                 dispatched=counts.dispatched,
                 running=counts.running,

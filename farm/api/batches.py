@@ -212,7 +212,9 @@ def list_batch_jobs(
     context: Context,
     key: Reader,
     batch_id: BatchId,
-    state: Annotated[list[JobState], Query(description="Repeat the parameter for several states.", max_length=6)] = [],  # noqa: B006
+    state: Annotated[
+        list[JobState], Query(description="Repeat the parameter for several states.", max_length=len(JobState))
+    ] = [],  # noqa: B006
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Place = None,
 ) -> JobPage:

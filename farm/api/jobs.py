@@ -163,12 +163,20 @@ def cancel_job(context: Context, key: Submitter, job_id: JobId) -> JobSchema:
         **responses(*ALWAYS, 404, 409, 429),
     },
 )
-def retry_job(context: Context, key: Submitter, job_id: JobId, response: Response) -> JobSchema:
+def retry_job(
+    context: Context,
+    key: Submitter,
+    job_id: JobId,
+    response: Response,
+    with_dependents: Annotated[
+        bool, Query(description="Whether to retry also the jobs that failed for want of its outputs.")
+    ] = False,
+) -> JobSchema:
     """Submit the parameters of a failed or canceled job again, as a new job. The old job stays as it is.
 
     Retrying it again makes no second job while the new one runs or after it succeeded: it is returned.
     """
-    job, created = services.retry(context, key.tenant_id, job_id)
+    job, created = services.retry(context, key.tenant_id, job_id, with_dependents=with_dependents)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobSchema.of(job, context.storage, context.settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -16,7 +16,7 @@ import structlog
 
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.store.connection import Database
-from farm.store.events import JOB_CHANNEL, PREVIEW_CHANNEL
+from farm.store.events import JOB_CHANNEL, PREVIEW_CHANNEL, PROPAGATION_CHANNEL
 from farm.store.listen import Listener
 
 log = structlog.get_logger(__name__)
@@ -54,10 +54,14 @@ class Subscription:
 
 
 class ChangeNotifier:
-    """The process's one listener. `start` and `subscribe` belong to the event loop's thread."""
+    """The process's one listener. `start` and `subscribe` belong to the event loop's thread.
 
-    def __init__(self, database: Database) -> None:
-        self._listener = Listener(database, [JOB_CHANNEL, PREVIEW_CHANNEL])
+    ``on_propagation`` is called in its own thread when a job with many dependents has ended.
+    """
+
+    def __init__(self, database: Database, on_propagation: Callable[[], None]) -> None:
+        self._listener = Listener(database, [JOB_CHANNEL, PREVIEW_CHANNEL, PROPAGATION_CHANNEL])
+        self._on_propagation = on_propagation
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: dict[str, set[Subscription]] = {}
         self._stopping = threading.Event()
@@ -124,6 +128,9 @@ class ChangeNotifier:
                 log.info("listening for changes again", action="listener_back")
             try:
                 for notice in notices:
+                    if notice.channel == PROPAGATION_CHANNEL:
+                        self._on_propagation()
+                        continue
                     heard = self._show if notice.channel == PREVIEW_CHANNEL else self._wake
                     self._loop.call_soon_threadsafe(heard, notice.payload)
             except RuntimeError:  # the loop has ended before us

@@ -82,7 +82,7 @@ class TimingsSchema(Schema):
 
 def _times(job: Job) -> tuple[datetime | None, datetime | None, datetime | None]:
     """When the attempt was dispatched, claimed and started; a queued job's row still has those of the last one."""
-    if job.state is JobState.QUEUED:
+    if job.state in (JobState.PENDING, JobState.QUEUED):
         return None, None, None
     return job.dispatched_at, job.claimed_at, job.started_at
 
@@ -118,6 +118,8 @@ class JobSchema(Schema):
     webhook: str | None
     retry_of: str | None = Field(description="The job that this one repeats.")
     batch_id: str | None = Field(description="The batch that it was submitted in.")
+    depends_on: list[str] = Field(description="The jobs whose outputs are its inputs.")
+    dependents: int = Field(description="How many jobs have an output of it as an input.")
     recipe: dict[str, Any] | None = Field(
         description="What the worker adds: revision, dtype, device, library versions."
     )
@@ -178,6 +180,8 @@ class JobSchema(Schema):
             webhook=job.webhook,
             retry_of=job.retry_of,
             batch_id=job.batch_id,
+            depends_on=list(job.depends_on),
+            dependents=job.dependents,
             recipe=job.recipe,
             numerics=ONE if ids.is_id(ids.BATCH, job.pin or "") else job.pin,
             waiting_reason=job.waiting_reason,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from farm.api_types import OutputFormat, Priority, Task
-from farm.cli import output_files
+from farm.cli import output_files, sweeps
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.jobs import age
 from farm.cli.parameter_options import with_parameters
@@ -57,7 +58,22 @@ BatchArgument = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's
 
 
 def _submit(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines or CSV, one job per line; - is stdin.")],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE|-", help="JSON lines or CSV, one job per line; - is stdin.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="Instead of a file: one job for each combination of values, such as guidance_scale=1,2,4, seed=1..8, "
+            'size=64x64,128x128 or prompt=["a ball", "a cube"]; may be repeated.',
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Jobs for each combination of a sweep.")] = 1,
+    seeds: Annotated[
+        Literal["consecutive", "random"] | None,
+        typer.Option(help="Seeds of the repeats: the same for each combination (the default), or random."),
+    ] = None,
     file_format: Annotated[
         Literal["jsonl", "csv"] | None, typer.Option("--format", help="Default: from the file's extension.")
     ] = None,
@@ -102,12 +118,13 @@ def _submit(
     data_dir: DataDir = HERE,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Submit a file of jobs as one batch: all of them, or none if a line is wrong."""
+    """Submit a file of jobs, or a sweep, as one batch: all of them, or none if a line is wrong."""
     from farm.client import ApiError
 
+    if (file is None) == (not sweep):
+        raise BadInput.of("FILE", file, "give either a file of jobs, or --sweep")
     width, height = size_of(size)
     options: dict[str, Any] = {
-        "content_type": _content_type(file, file_format),
         "task": task,
         "model": model,
         "prompt": prompt,
@@ -132,18 +149,25 @@ def _submit(
         "webhook": webhook,
         **{name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in more.items()},
     }
-    source: Any = sys.stdin.buffer if file == "-" else Path(file)
+    check: Callable[..., DryRun]
+    send: Callable[..., Batch]
     with connect(url, api_key, data_dir) as farm:
+        if file is None:
+            swept: dict[str, Any] = {"values": sweeps.groups(sweep or []), "repeats": repeats, "seeds": seeds}
+            check, send = partial(farm.check_sweep, **swept), partial(farm.sweep, **swept)
+        else:
+            source: Any = sys.stdin.buffer if file == "-" else Path(file)
+            given: dict[str, Any] = {"source": source, "content_type": _content_type(file, file_format)}
+            check = partial(farm.check_batch, **given)
+            send = partial(farm.submit_batch, **given, on_error="skip" if skip_invalid else None)
         if dry_run:
-            found = farm.check_batch(source, **options)
+            found = check(**options)
             if not as_json:
                 _hint(farm, found.same_as)
             _print_dry_run(found, as_json=as_json)
             return
         try:
-            batch = farm.submit_batch(
-                source, name=name, on_error="skip" if skip_invalid else None, idempotency_key=key, **options
-            )
+            batch = send(name=name, idempotency_key=key, **options)
         except ApiError as error:
             if not any(one.line for one in error.errors):
                 raise

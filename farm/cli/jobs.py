@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -117,6 +118,9 @@ def retry(
     error_code: Annotated[
         str | None, typer.Option("--error-code", help="Only jobs that failed with this error code.")
     ] = None,
+    with_dependents: Annotated[
+        bool, typer.Option("--with-dependents", help="Also the jobs that failed for want of a job's outputs.")
+    ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -139,7 +143,7 @@ def retry(
     )
     with connect(url, api_key, data_dir) as farm:
         if wanted is None:
-            again = _either(farm.retry, farm.retry_batch)
+            again = _either(partial(farm.retry, with_dependents=with_dependents), farm.retry_batch)
             _each(job_ids or [], again, lambda one: f"{one.id}  retries {one.retry_of}", as_json=as_json)
             return
         _sure("retry", farm.retry_jobs(dry_run=True, **wanted).matched, yes=yes)
@@ -278,6 +282,8 @@ def _print_job(job: Job) -> None:
     for name, value in job.metadata.items():
         row(f"metadata.{name}", value)
     row("retry_of", job.retry_of)
+    row("depends_on", "\n".join(job.depends_on))
+    row("dependents", job.dependents or None)
     for name in ("created_at", "started_at", "finished_at"):
         row(name, job.raw.get(name))
     for name, value in (job.raw.get("timings") or {}).items():

@@ -111,7 +111,7 @@ def _render(
         typer.Option(help="The task. Default: from the given files (image and mask: inpainting…)."),
     ] = None,
     image: Annotated[
-        list[str] | None, typer.Option(help="The input image (file, URL, file_… or sha256:…); may be repeated.")
+        list[str] | None, typer.Option(help="The input image (file, URL, file_…, sha256:…, job_…); may be repeated.")
     ] = None,
     mask: Annotated[str | None, typer.Option(help="The mask; its white part is repainted.")] = None,
     depth: Annotated[str | None, typer.Option(help="The depth map; brighter is nearer.")] = None,

@@ -131,6 +131,8 @@ class Methods:
     # batches
     submit_batch = Method(requests.submit_batch)
     check_batch = Method(requests.check_batch)
+    sweep = Method(requests.sweep)
+    check_sweep = Method(requests.check_sweep)
     batch = Method(requests.batch)
     batches = Series(requests.batches)
     results = Series(requests.results)

@@ -76,7 +76,7 @@ class Job:
     """One request to one pipeline, and its state."""
 
     id: str
-    state: str  #: ``queued``, ``dispatched``, ``running``, ``succeeded``, ``failed`` or ``canceled``
+    state: str  #: ``pending``, ``queued``, ``dispatched``, ``running``, ``succeeded``, ``failed`` or ``canceled``
     task: str
     model: str
     priority: str
@@ -91,6 +91,8 @@ class Job:
     metadata: dict[str, str]
     retry_of: str | None
     warnings: tuple[str, ...]  #: what is odd about the outputs, one sentence each
+    depends_on: tuple[str, ...]  #: the jobs whose outputs are its inputs
+    dependents: int  #: jobs that have an output of it as an input
     created_at: datetime | None
     raw: dict[str, Any] = field(repr=False, compare=False)  #: the whole answer
 
@@ -125,6 +127,8 @@ class Job:
             metadata=dict(raw.get("metadata") or {}),
             retry_of=raw.get("retry_of"),
             warnings=tuple(map(str, raw.get("warnings") or ())),
+            depends_on=tuple(map(str, raw.get("depends_on") or ())),
+            dependents=int(raw.get("dependents") or 0),
             created_at=_time(raw.get("created_at")),
             raw=dict(raw),
         )

@@ -46,6 +46,7 @@ from farm.client.models import (
     Key,
     Model,
     NumericsClass,
+    Output,
     OutputCheck,
     OutputRepair,
     Result,
@@ -58,6 +59,7 @@ from farm.errors import BadInput
 #: The names of all tasks' input files.
 INPUT_ROLES: Final = frozenset[str]().union(*TASK_INPUTS.values())
 
+JSON: Final = "application/json"
 JSONL: Final = "application/jsonl"
 CSV: Final = "text/csv"
 
@@ -65,11 +67,15 @@ RETRIED: Final = frozenset({429, 502, 503, 504})  #: answers that say: try again
 BULK_SECONDS: Final = 600.0  #: the most that the farm takes to store or stop a whole batch
 LONGEST_DELAY: Final = 60.0  #: seconds; the most that a Retry-After is honoured for
 
+#: The values of each parameter; or several of these, which are multiplied out, with the lists of each zipped.
+Sweep: TypeAlias = Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Iterable[Any]]]
 #: What a bulk body may come from.
 Source: TypeAlias = os.PathLike[str] | bytes | IO[bytes] | Sequence[Mapping[str, Any]]
 
 _PART_BYTES: Final = 256 * 2**10  #: of a bulk body, at a time
-_REFERENCE: Final = re.compile(r"file_[0-9a-f]{32}|sha256:[0-9a-f]{64}|https?://.+|data:.+", re.DOTALL)
+_REFERENCE: Final = re.compile(
+    r"file_[0-9a-f]{32}|sha256:[0-9a-f]{64}|job_[0-9a-f]{32}(/[0-9]{1,4})?|https?://.+|data:.+", re.DOTALL
+)
 
 
 T = TypeVar("T")
@@ -125,9 +131,13 @@ def cancel(job_id: str) -> Call[Job]:
     return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/cancel", Job.of)
 
 
-def retry(job_id: str) -> Call[Job]:
-    """Submit again what a failed or canceled job asked for, as a new job; one that was retried gives its retry."""
-    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry", Job.of)
+def retry(job_id: str, *, with_dependents: bool = False) -> Call[Job]:
+    """Submit again what a failed or canceled job asked for, as a new job; one that was retried gives its retry.
+
+    ``with_dependents``: also the jobs that failed for want of its outputs.
+    """
+    query = "?with_dependents=true" if with_dependents else ""
+    return Call("POST", f"/v1/jobs/{_segment(job_id, 'job')}/retry{query}", Job.of)
 
 
 def cancel_jobs(
@@ -212,6 +222,61 @@ def submit_batch(
 def check_batch(source: Source, *, content_type: str | None = None, **defaults: Unpack[BatchDefaults]) -> Call[DryRun]:
     """What `submit_batch` would do: counts, costs, and what is wrong with which line. Nothing is queued."""
     return _bulk(source, content_type, {"dry_run": True, **defaults}, None, DryRun.of)
+
+
+def sweep(
+    values: Sweep,
+    *,
+    repeats: int = 1,
+    seeds: Literal["consecutive", "random"] | None = None,
+    name: str | None = None,
+    idempotency_key: str | None = None,
+    **defaults: Unpack[BatchDefaults],
+) -> Call[Batch]:
+    """Submit one job for each combination of values, as one batch.
+
+    Args:
+        values: the values of each parameter: ``{"guidance_scale": [1, 4], "seed": range(8)}`` are sixteen jobs. A list
+            of such mappings is multiplied out, and the lists inside of each mapping are zipped.
+        repeats: jobs per combination.
+        seeds: ``consecutive`` (the default): the repeats of each combination have the same seeds; ``random``: each job
+            its own.
+        name: your own name for the batch.
+        idempotency_key: the same key and body give the same batch.
+        **defaults: parameters that all jobs have; ``webhook`` receives the batch's progress events.
+
+    Raises:
+        ApiError: the farm refused it; ``errors`` name the first bad jobs.
+    """
+    return _sweep(values, repeats, seeds, {"name": name, **defaults}, idempotency_key, Batch.of)
+
+
+def check_sweep(
+    values: Sweep,
+    *,
+    repeats: int = 1,
+    seeds: Literal["consecutive", "random"] | None = None,
+    **defaults: Unpack[BatchDefaults],
+) -> Call[DryRun]:
+    """What `sweep` would do: counts, costs, and what is wrong with which job. Nothing is queued."""
+    return _sweep(values, repeats, seeds, {"dry_run": True, **defaults}, None, DryRun.of)
+
+
+def _sweep(
+    values: Sweep,
+    repeats: int,
+    seeds: str | None,
+    query: Mapping[str, Any],
+    idempotency_key: str | None,
+    read: Callable[[Any], T],
+) -> Call[T]:
+    groups = [{name: each} for name, each in values.items()] if isinstance(values, Mapping) else values
+    written = [
+        {name: [reference(one) or one if name in INPUT_ROLES else one for one in each] for name, each in group.items()}
+        for group in groups
+    ]
+    body = json_values({"sweep": written, "repeats": repeats, "seeds": seeds})
+    return _bulk(json.dumps(body).encode(), JSON, query, idempotency_key, read)
 
 
 def batch(batch_id: str) -> Call[Batch]:
@@ -550,7 +615,11 @@ def infer_task(roles: Collection[str]) -> Task:
 
 
 def reference(image: object) -> str | None:
-    """The image itself, if it is a reference that the farm understands; None if its bytes must be uploaded."""
+    """The image as a reference that the farm understands; None if its bytes must be uploaded."""
+    if isinstance(image, Job | File):
+        return image.id
+    if isinstance(image, Output):
+        return f"{image.job_id}/{image.index}"
     return image if isinstance(image, str) and _REFERENCE.fullmatch(image) else None
 
 

@@ -81,6 +81,7 @@ class Staged:
     total: int
     cost: float  #: megapixel-steps
     duplicates: int = 0  #: entries that were dropped because their ``custom_id`` had come before
+    chained: bool = False  #: whether inputs of them are outputs of other jobs
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class JobCounts:
     """How many of a batch's jobs are in each state."""
 
     total: int
+    pending: int  #: waiting for the outputs of other jobs
     queued: int
     dispatched: int
     running: int

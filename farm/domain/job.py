@@ -141,6 +141,12 @@ class Job:
     waiting_reason: str | None = None  #: why it has not started, one clause
     position: int | None = None  #: in its queue, from 1: an estimate
     eta_seconds: float | None = None  #: until it has finished: an estimate
+    dependents: int = 0  #: jobs that have an output of it as an input
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """The jobs whose outputs are its inputs."""
+        return self.spec.depends_on
 
 
 FilterText = Annotated[str, StringConstraints(max_length=300), Storable, NoNul]

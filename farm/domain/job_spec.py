@@ -21,13 +21,24 @@ class Lora(FrozenValue):
 
 
 class InputFile(FrozenValue):
-    """A stored input of a job, named by its content."""
+    """An input of a job: a stored file, named by its content, or an output of another job.
+
+    An output that does not exist yet has neither hash nor key. Its media type and metadata are then what the other
+    job's parameters say, as far as they say it.
+    """
 
     sha256: str  #: of the file's bytes, hex
     key: str  #: object key
     media_type: str  #: by the content: ``image/png``
     size: int  #: bytes
     metadata: MediaMetadata = Field(default_factory=dict)
+    job: str | None = Field(None, exclude_if=lambda value: value is None)  #: whose output it is; None: no job's
+    output: int = Field(0, exclude_if=lambda value: value == 0)  #: which output of that job, from 0
+
+    @property
+    def known(self) -> bool:
+        """Whether its bytes are known: an output of a job that has not succeeded is not."""
+        return bool(self.sha256)
 
     @property
     def width(self) -> int | None:
@@ -42,7 +53,7 @@ class InputFile(FrozenValue):
     @property
     def reference(self) -> str:
         """What a request calls the file."""
-        return f"sha256:{self.sha256}"
+        return f"sha256:{self.sha256}" if self.job is None else f"{self.job}/{self.output}"
 
 
 #: What `JobSpec.request` leaves out where it says nothing.
@@ -71,6 +82,12 @@ class JobSpec(FrozenValue):
     loras: tuple[Lora, ...] = ()  #: in the order they were given
     preview: bool = False  #: whether its progress carries small images; decides no pixel
     fail_on_suspicious: bool = False  #: whether an output that looks wrong fails the job; decides no pixel
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """The jobs whose outputs are its inputs, each once."""
+        jobs = (file.job for files in self.inputs.values() for file in files)
+        return tuple(dict.fromkeys(job for job in jobs if job is not None))
 
     @property
     def task_spec(self) -> TaskSpec:

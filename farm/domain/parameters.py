@@ -183,8 +183,10 @@ def from_text(name: str, text: str) -> object:
             return _json(stripped) if stripped.startswith("[") else [_lora(one) for one in stripped.split(",")]
         case ParameterKind.METADATA | ParameterKind.OBJECT | ParameterKind.INPUTS:
             return _json(stripped)
+        case ParameterKind.INPUT if stripped.startswith(("[", "{")):
+            return _json(stripped)
         case ParameterKind.INPUT if parameter.many:
-            return _json(stripped) if stripped.startswith("[") else _references(stripped)
+            return _references(stripped)
     return stripped
 
 

@@ -26,7 +26,10 @@ def recipe_json(spec: JobSpec, index: int, made_with: dict[str, object]) -> str:
         made_with: model revision, dtype, device kind, library versions, numerics class.
     """
     without = {"preview": False, "fail_on_suspicious": False}  # they decide no pixel
-    parameters = single_output(spec, index).model_copy(update=without).request()
+    # an output of another job is an input by its content: the job decides no pixel either
+    content = {"job": None, "output": 0}
+    inputs = {role: tuple(one.model_copy(update=content) for one in files) for role, files in spec.inputs.items()}
+    parameters = single_output(spec, index).model_copy(update=without | {"inputs": inputs}).request()
     body = {"version": VERSION, "parameters": parameters, "made_with": made_with}
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 

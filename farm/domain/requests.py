@@ -18,26 +18,60 @@ from farm.domain.states import Priority
 from farm.fields import (
     MAX_FILES,
     MAX_LORAS,
+    MAX_OUTPUTS,
     Count,
     CustomId,
     FrozenValue,
     JsonObject,
     Metadata,
     Moment,
+    NoNul,
     ParameterName,
     Seed,
+    Storable,
 )
 from farm.tasks import TASKS
 from farm.tasks.spec import InputSpec, TaskSpec
 
 NumericsClass = Annotated[str, StringConstraints(pattern=CLASS_PATTERN)]
+#: What a reference to an output of another line of the same batch begins with, as text: ``from:base-17/0``.
+LINE: Final = "from:"
+
+
+class LineOutput(FrozenValue):
+    """An output of another job of the same batch."""
+
+    from_: Annotated[str, StringConstraints(min_length=1, max_length=200), Storable, NoNul] = Field(
+        alias="from", description="The `custom_id` of that job; its line may come later."
+    )
+    output: int = Field(0, strict=True, ge=0, lt=MAX_OUTPUTS, description="Which output, from 0.")
+
+
+def _as_text(value: object) -> object:
+    """A reference to another line as text."""
+    if not isinstance(value, Mapping):
+        return value
+    named = LineOutput.model_validate(value)
+    return f"{LINE}{named.from_}/{named.output}"
+
+
+def line_of(reference: str) -> tuple[str, int]:
+    """The ``custom_id`` and the output of a reference to another line: ``from:base-17`` or ``from:base-17/1``."""
+    name, _, output = reference.removeprefix(LINE).rpartition("/")
+    if name and output.isascii() and output.isdigit() and len(output) <= len(str(MAX_OUTPUTS)):
+        return name, int(output)
+    return reference.removeprefix(LINE), 0
+
+
+#: One reference to an input file, where only text can be given.
+TextReference = Annotated[str, StringConstraints(min_length=1)]  # the API limits the whole request
 #: One reference to an input file.
-Reference = Annotated[str, StringConstraints(min_length=1)]  # the API limits the whole request
+Reference = Annotated[TextReference, BeforeValidator(_as_text, json_schema_input_type=TextReference | LineOutput)]
 
 
 def _as_list(value: object) -> object:
     """One reference stands for a list of one."""
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, str | Mapping) else value
 
 
 #: One reference, or several.
@@ -163,8 +197,9 @@ NULLABLE: Final = frozenset({"negative_prompt"})
 def _input_field(spec: InputSpec) -> Any:
     """The field of an input: one reference, or up to ``max`` in a list."""
     description = (
-        f"{spec.description} The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, or a base64 "
-        f"data URL. {titles(input_formats(spec.media))}."
+        f"{spec.description} The id of an uploaded file (`file_…`), the `sha256:…` of one, an https URL, a base64 data "
+        'URL, or an output of another job (`job_…`, `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). '
+        f"{titles(input_formats(spec.media))}."
     )
     example = "file_0199d3f0c1de7c3c8f0b6a2d9a1f4e55"
     if spec.max == 1:

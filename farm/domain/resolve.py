@@ -86,6 +86,19 @@ def resolve(request: AnyJobRequest, model: Model, inputs: Inputs) -> JobSpec:
     return _Resolution(request, model, inputs).spec()
 
 
+def fit_to_input(spec: JobSpec, model: Model) -> JobSpec:
+    """The spec with the size of the input that decides it, where that was not known when the job was submitted."""
+    files = spec.inputs.get(spec.task_spec.resized or "", ())
+    if not files or files[0].job is None or spec.width is not None or spec.height is not None:
+        return spec
+    width, height = files[0].width, files[0].height
+    if width is None or height is None:
+        return spec
+    pipeline = None if spec.pipeline is None else catalogue().pipeline(spec.pipeline)
+    fitted = model.fit(width, height, model.side_multiple(pipeline))
+    return spec.model_copy(update={"common": spec.common | {"width": fitted[0], "height": fitted[1]}})
+
+
 class _Resolution:
     """One request on its way to a spec; collects what is wrong with it."""
 
@@ -242,7 +255,7 @@ class _Resolution:
         for role, spec in self.task.inputs.items():
             files = self.inputs.get(role, ())
             other = self.inputs.get(spec.same_size_as or "", ())
-            if files and other and (files[0].width, files[0].height) != (other[0].width, other[0].height):
+            if _differ_in_size(files, other):
                 self.refuse(
                     role,
                     f"{files[0].width}x{files[0].height}",
@@ -257,6 +270,8 @@ class _Resolution:
 
     def _check_media(self, field: str, media: Media, files: tuple[InputFile, ...]) -> None:
         for file in files:
+            if not file.media_type:  # of an output that is not known yet: checked when its job is
+                continue
             given = media_of(file.media_type, file.metadata)  # an animated WebP is no image
             if given is not media:
                 wanted = f"must be {_ARTICLES[media]} {media}: {titles(input_formats(media))}"
@@ -427,6 +442,12 @@ class _Resolution:
                 self.refuse(f"loras.{index}.name", name, message)
             elif name in names[:index]:
                 self.refuse(f"loras.{index}.name", name, "is named twice; give it one scale")
+
+
+def _differ_in_size(files: tuple[InputFile, ...], others: tuple[InputFile, ...]) -> bool:
+    """Whether two inputs have different sizes; the size of an output that does not exist yet may not be known."""
+    sizes = [(one[0].width, one[0].height) for one in (files, others) if one and (one[0].known or one[0].width)]
+    return len(sizes) > 1 and sizes[0] != sizes[1]
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Final
 class JobState(StrEnum):
     """A job's state."""
 
+    PENDING = "pending"  #: accepted, waiting for the outputs of other jobs
     QUEUED = "queued"  #: accepted, waiting in Postgres
     DISPATCHED = "dispatched"  #: dispatched to one worker, which has not claimed it yet
     RUNNING = "running"  #: claimed: the worker holds a run lease
@@ -26,6 +27,7 @@ TERMINAL: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCE
 
 #: Every edge that exists. A retry of a finished job is a new job, so terminal states have no way out.
 EDGES: Final[dict[JobState, frozenset[JobState]]] = {
+    JobState.PENDING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELED}),
     JobState.QUEUED: frozenset({JobState.DISPATCHED, JobState.FAILED, JobState.CANCELED}),
     JobState.DISPATCHED: frozenset({JobState.RUNNING, JobState.QUEUED, JobState.CANCELED}),
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.QUEUED, JobState.CANCELED}),

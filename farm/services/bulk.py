@@ -27,7 +27,7 @@ from farm.domain.batch import PER_ENTRY, Batch, BatchEntry, EntryOverrides, Esti
 from farm.domain.job import NewJob
 from farm.domain.job_spec import InputFile
 from farm.domain.parameters import ParameterKind
-from farm.domain.requests import JobRequest
+from farm.domain.requests import LINE, JobRequest, line_of
 from farm.domain.resolve import random_seed
 from farm.errors import BadInput, BatchRefused, FieldProblem, QuotaExceeded
 from farm.fields import FrozenValue
@@ -36,6 +36,7 @@ from farm.objects import keys
 from farm.services import bulk_parsers, inputs, jobs, validation, webhooks
 from farm.services.bulk_parsers import BulkLine, RefusedLine
 from farm.services.context import ServiceContext
+from farm.store.staged_chains import ChainProblem
 from farm.store.unit_of_work import UnitOfWork
 from farm.tasks.params import Described
 
@@ -187,6 +188,7 @@ class LineValidator:
         self._aliases = jobs.model_aliases(context, tenant_id)
         self._find_now = inputs.finder(context, tenant_id)
         self._find_url = _remembered(self._fetch, size=None)  # `MAX_FETCHED` bounds it
+        self.chained = False  #: whether inputs are outputs of other jobs
         self._fetched = 0
         self._fetch_seconds = 0.0
         self._templates: dict[tuple[Any, ...], NewJob] = {}
@@ -238,10 +240,17 @@ class LineValidator:
         return any(_has_scheme(line.get(name, self._defaults.get(name))) for name in INPUT_NAMES)
 
     def _find(self, field: str, reference: str) -> InputFile:
+        if reference.startswith(LINE):
+            self.chained = True
+            name, output = line_of(reference)
+            return InputFile(sha256="", key="", media_type="", size=0, job=f"{LINE}{name}", output=output)
         if inputs.is_stored(reference):
+            self.chained |= reference.startswith("job_")
             return self._find_now(field, reference)
         if not inputs.is_url(reference):
-            message = "must be file_…, sha256:… or a URL in a bulk request; upload an image with POST /v1/files"
+            message = (
+                "must be file_…, sha256:…, job_…, from:… or a URL in a bulk request; upload images with POST /v1/files"
+            )
             raise BadInput.of(field, reference, message)
         found: InputFile = self._find_url(field, reference)
         return found
@@ -414,6 +423,8 @@ def submit(
             with context.store.begin() as unit:
                 staged = unit.batches.stage(_entries(validator, source.lines(), report, options, limit))
                 staged = _drop_duplicates(unit, staged, report)
+                if validator.chained:
+                    staged = _check_chains(unit, staged, report)
                 if options.dry_run:
                     same_as = unit.batches.equal_to(tenant_id, digest)
                     return replace(_estimate(unit, staged, report), same_as=same_as), False
@@ -497,6 +508,22 @@ def _drop_duplicates(unit: UnitOfWork, staged: Staged, report: ErrorReport) -> S
         duplicates = True
         report.add(line, [FieldProblem("custom_id", custom_id, f"is the custom_id of line {first} too")])
     return unit.batches.drop_duplicates() if duplicates else staged
+
+
+def _check_chains(unit: UnitOfWork, staged: Staged, report: ErrorReport) -> Staged:
+    """Report inputs that name no output of another line, and drop their lines and all that depend on them."""
+    chains = unit.staged_chains
+    chains.collect()
+    found: dict[int, list[ChainProblem]] = {}
+    for problem in chains.problems():
+        found.setdefault(problem.seq, []).append(problem)
+    if found:
+        for problem in chains.refuse(found):
+            found.setdefault(problem.seq, []).append(problem)
+        for _, problems in sorted(found.items()):
+            report.add(problems[0].line, [FieldProblem(one.field, one.value, one.message) for one in problems])
+        staged = replace(unit.batches.staged(), duplicates=staged.duplicates + len(found))
+    return replace(staged, chained=True)
 
 
 def _refused(context: ServiceContext, tenant_id: str, batch_id: str, report: ErrorReport) -> BatchRefused:

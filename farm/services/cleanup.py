@@ -1,4 +1,4 @@
-"""What requests began and did not finish: moving the jobs of a batch, deleting one, removing objects.
+"""What was begun and not finished: moving the jobs of a batch, letting a job's dependents follow, removing objects.
 
 Each piece is a transaction of its own and begins with a look at the rows, so it does not matter which process goes on,
 whether several do at once, or how often one is killed.
@@ -55,14 +55,23 @@ class CleanupThread:
         for batch_id, deleted in unfinished:
             step = lifecycle.purge_batch if deleted else lifecycle.propagate_batch
             while not self._stopping:
+                self._propagate_ends()
                 with self._store.begin() as unit:
                     if step(unit, batch_id):
                         break
             log.info("a batch was removed", action="batch_cleaned_up", batch=batch_id, deleted=deleted)
         with self._store.begin() as unit:
             lifecycle.remove_checkpoints(unit)
+        self._propagate_ends()
         while not self._stopping and self._remove():
             pass
+
+    def _propagate_ends(self) -> None:
+        """Let all jobs follow whose input has ended."""
+        following = True
+        while following and not self._stopping:
+            with self._store.begin() as unit:
+                following = lifecycle.propagate_end(unit)
 
     def _remove(self) -> bool:
         """Remove some objects and forget their names, in that order; returns whether there were any."""

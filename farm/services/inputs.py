@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from farm import lifecycle
+from farm.domain.job import Job
 from farm.domain.job_spec import InputFile
+from farm.domain.media import MediaMetadata
+from farm.domain.requests import LINE, line_of
+from farm.domain.states import JobState
 from farm.errors import BadInput, NotFound
 from farm.services.context import ServiceContext
 from farm.store.files import StoredFile
@@ -15,12 +19,13 @@ from farm.store.files import StoredFile
 MAX_FILENAME: Final = 200  #: characters of an upload's name that are kept
 
 _SHA256: Final = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
+_OUTPUT: Final = re.compile(r"(job_[0-9a-f]{32})(?:/([0-9]{1,4}))?", re.ASCII)
 _URL_SCHEMES: Final = ("https://", "http://")
 
 
 def is_stored(reference: str) -> bool:
-    """Whether a reference names an image that was uploaded before, by id or by content."""
-    return reference.startswith("file_") or _SHA256.fullmatch(reference) is not None
+    """Whether a reference names what the farm has or will have: an uploaded file, or an output of a job."""
+    return reference.startswith(("file_", "job_", LINE)) or _SHA256.fullmatch(reference) is not None
 
 
 def is_url(reference: str) -> bool:
@@ -29,12 +34,17 @@ def is_url(reference: str) -> bool:
 
 
 def finder(context: ServiceContext, tenant_id: str) -> Callable[[str, str], InputFile]:
-    """What finds the image that a field of a request refers to; it blocks and raises `BadInput`.
+    """What finds the file that a field of a request refers to; it blocks and raises `BadInput`.
 
     It fetches and stores an image that is not stored yet, and records it as a file of the tenant.
     """
 
     def find(field: str, reference: str) -> InputFile:
+        if reference.startswith(LINE):
+            message = "names a line of the same batch; a single job names a job: job_… or job_…/1"
+            raise BadInput.of(field, line_of(reference)[0], message)
+        if reference.startswith("job_"):
+            return _output(context, tenant_id, field, reference)
         if not is_stored(reference):
             _check_storage(context, tenant_id, 1)
         if reference[:8].lower().startswith("data:"):
@@ -101,11 +111,47 @@ def _clean_filename(filename: str | None) -> str | None:
     return text.encode("utf-8", "replace").decode()[:MAX_FILENAME] or None
 
 
+def _output(context: ServiceContext, tenant_id: str, field: str, reference: str) -> InputFile:
+    """An output of a job of the tenant, which need not exist yet."""
+    named = _OUTPUT.fullmatch(reference)
+    if named is None:
+        raise BadInput.of(field, reference, "must be a job's id, alone or with an output: job_… or job_…/1")
+    with context.store.look() as unit:
+        job = unit.jobs.get(named[1], tenant_id)
+    if job is None or job.state in (JobState.FAILED, JobState.CANCELED):
+        raise BadInput.of(field, reference, lifecycle.no_output_of(None if job is None else job.state))
+    return output_of(job, int(named[2] or 0), field, reference)
+
+
+def output_of(job: Job, index: int, field: str, reference: str) -> InputFile:
+    """An output of a job as an input. Raises `BadInput` if there will be none of that number."""
+    if index >= (count := len(job.outputs) or job.spec.num_outputs):
+        raise BadInput.of(field, reference, f"that job has {count} output{'s' * (count > 1)}, numbered from 0")
+    if job.outputs:
+        one = job.outputs[index]
+        return InputFile(
+            sha256=one.sha256,
+            key=one.key,
+            media_type=one.media_type,
+            size=one.size,
+            metadata=one.metadata,
+            job=job.id,
+            output=index,
+        )
+    sides: MediaMetadata = {}
+    if job.spec.width is not None and job.spec.height is not None:
+        sides = {"width": job.spec.width, "height": job.spec.height}
+    media_type = job.spec.format.media_type
+    return InputFile(sha256="", key="", media_type=media_type, size=0, metadata=sides, job=job.id, output=index)
+
+
 def _known(context: ServiceContext, tenant_id: str, field: str, reference: str) -> InputFile:
     content = _SHA256.fullmatch(reference)
     if content is None and not reference.startswith("file_"):
         raise BadInput.of(
-            field, reference, "must be a file id (file_…), sha256:… of an uploaded file, an https URL or a data URL"
+            field,
+            reference,
+            "must be a file id (file_…), sha256:… of an uploaded file, a job's id, an https URL or a data URL",
         )
     with context.store.begin() as unit:
         file = (

@@ -195,13 +195,17 @@ def idempotency_key(text: str | None, request: AnyJobRequest) -> IdempotencyKey 
 # -- the same again ----------------------------------------------------------------------------------------------------
 
 
-def retry(context: ServiceContext, tenant_id: str, job_id: str) -> tuple[Job, bool]:
+def retry(context: ServiceContext, tenant_id: str, job_id: str, *, with_dependents: bool = False) -> tuple[Job, bool]:
     """Submit a failed or canceled job again as a new job, once. Returns it, and whether this call made it.
 
-    Raises `NotFound`, `Conflict` and `QuotaExceeded`.
+    ``with_dependents``: also the jobs that failed for want of its outputs. Raises `NotFound`, `BadInput`, `Conflict`
+    and `QuotaExceeded`.
     """
     with context.store.begin() as unit:
-        return lifecycle.retry(unit, tenant_id, job_id)
+        if not with_dependents:
+            return lifecycle.retry(unit, tenant_id, job_id)
+        job, created, _ = lifecycle.retry_with_dependents(unit, tenant_id, job_id)
+    return get(context, tenant_id, job.id), created
 
 
 def rerun(context: ServiceContext, tenant_id: str, job_id: str) -> Job:

@@ -25,7 +25,7 @@ def snapshot(unit: UnitOfWork, registry: Registry) -> FarmSnapshot:
 
 def explain(context: ServiceContext, job: Job) -> Job:
     """The job with the reason why it waits, its place in the queue and the estimated time left, where it has them."""
-    if job.state.terminal:
+    if job.state.terminal or job.state is JobState.PENDING:  # what that waits for is known
         return job
     with context.store.look() as unit:
         farm = snapshot(unit, context.registry)

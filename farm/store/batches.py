@@ -9,8 +9,9 @@ The file is long because intake, counters and bulk changes share the batch's row
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -37,8 +38,10 @@ from farm.domain.job import JobError, NewJob, Output
 from farm.domain.states import EventType, JobState, Priority
 from farm.server_errors import database_unavailable
 from farm.store import cursor as cursors
+from farm.store import staged_chains
 from farm.store.events import EVENT_CHANNEL, JOB_CHANNEL, Events
-from farm.store.tables import RETRY_COLUMNS, BatchRow, EventRow, JobRow, OutputRow
+from farm.store.retried_chains import RETRIED_STATE
+from farm.store.tables import RETRY_COLUMNS, BatchRow, EventRow, JobDependencyRow, JobRow, OutputRow
 
 #: Seconds that one statement over a whole batch may take; the engine's own limit is for single jobs.
 LONG_STATEMENT_SECONDS: Final = 600
@@ -77,17 +80,26 @@ _DROP_DUPLICATES: Final = text("""
 """)
 _INSERT: Final = """
     INSERT INTO job (id, tenant_id, state, task, model, priority, spec, cost, max_attempts, custom_id, metadata,
-                     webhook, available_at, queued_at, deadline, pin, batch_id, batch_seq)
-    SELECT id, :tenant, 'queued', task, model, priority, spec, cost, max_attempts, custom_id, metadata, webhook,
+                     webhook, available_at, queued_at, deadline, pin, batch_id, batch_seq{columns})
+    SELECT id, :tenant, {state}, task, model, priority, {spec}, cost, max_attempts, custom_id, metadata, webhook,
            greatest(not_before, now()), greatest(not_before, now()), deadline, coalesce(pin, :pin), :batch, {place}
-    FROM staged
+           {more}
+    FROM {staged}
 """
+_PLAIN: Final = {"state": "'queued'", "spec": "spec", "columns": "", "more": "", "staged": "staged"}
+_CHAINED: Final = {
+    "state": "CASE WHEN up.waits > 0 THEN 'pending' ELSE 'queued' END",
+    "spec": staged_chains.SPEC,
+    "columns": ", pending_inputs, dependents",
+    "more": ", coalesce(up.waits, 0), coalesce(down.dependents, 0)",
+    "staged": staged_chains.JOINED,
+}
 _IDS: Final = (bindparam("tenant", type_=Uuid), bindparam("batch", type_=Uuid))
-_INSERT_STAGED: Final = text(_INSERT.format(place="seq")).bindparams(*_IDS)
+_INSERT_STAGED: Final = text(_INSERT.format(place="seq", **_PLAIN)).bindparams(*_IDS)
 # where some were dropped
-_INSERT_STAGED_REST: Final = text(_INSERT.format(place="row_number() OVER (ORDER BY seq)") + "ORDER BY seq").bindparams(
-    *_IDS
-)
+_BY_SEQ: Final = "row_number() OVER (ORDER BY seq)"
+_INSERT_STAGED_REST: Final = text(_INSERT.format(place=_BY_SEQ, **_PLAIN) + "ORDER BY seq").bindparams(*_IDS)
+_INSERT_CHAINED: Final = text(_INSERT.format(place=_BY_SEQ, **_CHAINED) + "ORDER BY seq").bindparams(*_IDS)
 # The new jobs' ids ascend with their place: what `ids.IdSeries` makes, in SQL.
 _COPIED: Final = ", ".join(RETRY_COLUMNS)
 # the jobs of a batch of one numerics class stay together in the batch that repeats them
@@ -100,7 +112,7 @@ _COPIED_VALUES: Final = ", ".join(
 _COPY_RETRYABLE: Final = text(f"""
     INSERT INTO job (id, tenant_id, state, retry_of, batch_id, batch_seq, {_COPIED})
     SELECT CAST(:prefix || lpad(to_hex(place), 8, '0') || substr(md5(random()::text), 1, 7) AS uuid),
-           tenant_id, 'queued', id, :batch, place, {_COPIED_VALUES}
+           tenant_id, {RETRIED_STATE}, id, :batch, place, {_COPIED_VALUES}
     FROM (SELECT job.*, row_number() OVER (ORDER BY batch_seq) AS place FROM job
           WHERE batch_id = :old AND state IN ('failed', 'canceled')
             AND NOT EXISTS (SELECT FROM job AS again WHERE again.retry_of = job.id)) AS ended
@@ -113,7 +125,7 @@ _PROPAGATE: Final = text("""
         SELECT id, priority, paused_at IS NOT NULL AS paused FROM batch WHERE id = :batch FOR KEY SHARE
     ), outdated AS (
         SELECT job.id, wanted.priority, wanted.paused FROM job, wanted
-        WHERE job.batch_id = wanted.id AND job.state IN ('queued', 'dispatched', 'running')
+        WHERE job.batch_id = wanted.id AND job.state IN ('pending', 'queued', 'dispatched', 'running')
           AND (job.priority <> wanted.priority OR job.paused <> wanted.paused)
         LIMIT :at_once FOR UPDATE OF job SKIP LOCKED
     ), propagated AS (
@@ -125,7 +137,7 @@ _PROPAGATE: Final = text("""
 _NOT_PROPAGATED: Final = text("""
     SELECT EXISTS (
         SELECT FROM job JOIN batch ON batch.id = job.batch_id
-        WHERE batch.id = :batch AND job.state IN ('queued', 'dispatched', 'running')
+        WHERE batch.id = :batch AND job.state IN ('pending', 'queued', 'dispatched', 'running')
           AND (job.priority <> batch.priority OR job.paused <> (batch.paused_at IS NOT NULL)))
 """).bindparams(bindparam("batch", type_=Uuid))
 
@@ -147,19 +159,28 @@ _PAGE: Final = _READ.format(wanted="id < %(before)s")
 
 # Says of each batch whether it has reached something that it tells.
 _FLUSH_COUNTERS: Final = """
-    WITH over AS (
+    WITH promoted AS (
+        SELECT * FROM unnest(%(batches)s::uuid[], %(promoted)s::integer[]) AS promoted (batch_id, jobs)
+    ), ended AS (
         SELECT batch_id, count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
             count(*) FILTER (WHERE state = 'failed') AS failed, count(*) FILTER (WHERE state = 'canceled') AS canceled,
             count(*) FILTER (WHERE state = 'succeeded' AND EXISTS (
                 SELECT FROM output WHERE output.job_id = job.id AND output.metadata ? 'suspicious_output'
-            )) AS suspicious
+            )) AS suspicious, count(*) FILTER (WHERE pending_inputs > 0) AS pending
         FROM job WHERE id = ANY(%(over)s::uuid[]) AND batch_id IS NOT NULL GROUP BY batch_id
+    ), over AS (
+        SELECT batch_id, coalesce(succeeded, 0) AS succeeded, coalesce(failed, 0) AS failed,
+            coalesce(canceled, 0) AS canceled, coalesce(suspicious, 0) AS suspicious,
+            coalesce(pending, 0) + coalesce(jobs, 0) AS pending, ended.batch_id IS NOT NULL AS any_ended
+        FROM ended FULL JOIN promoted USING (batch_id)
     ), mine AS (  -- every transaction locks the rows of batches in the same order
         SELECT batch.id FROM batch JOIN over ON batch.id = over.batch_id ORDER BY batch.id FOR NO KEY UPDATE OF batch
     )
     UPDATE batch SET succeeded = batch.succeeded + over.succeeded, failed = batch.failed + over.failed,
         canceled = batch.canceled + over.canceled, suspicious = batch.suspicious + over.suspicious,
-        first_finished_at = coalesce(batch.first_finished_at, now()),
+        pending = batch.pending - over.pending,
+        first_finished_at = CASE WHEN any_ended THEN coalesce(batch.first_finished_at, now())
+            ELSE batch.first_finished_at END,
         finished_at = CASE WHEN batch.succeeded + batch.failed + batch.canceled
             + over.succeeded + over.failed + over.canceled >= batch.total THEN now() ELSE batch.finished_at END
     FROM mine JOIN over ON mine.id = over.batch_id WHERE batch.id = mine.id
@@ -224,7 +245,8 @@ def _batch(row: Any, held: Mapping[str, int]) -> Batch:
         metadata={name: str(value) for name, value in row.metadata.items()},
         counts=JobCounts(
             total=row.total,
-            queued=row.total - ended - dispatched - running,
+            pending=row.pending,
+            queued=row.total - ended - dispatched - running - row.pending,
             dispatched=dispatched,
             running=running,
             succeeded=row.succeeded,
@@ -257,6 +279,7 @@ class Batches:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._over: list[str] = []
+        self._promoted: Counter[str] = Counter()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -469,8 +492,12 @@ class Batches:
     def drop_duplicates(self) -> Staged:
         """Drop those entries; returns what stays."""
         gone: Any = self._session.execute(_DROP_DUPLICATES)
+        return replace(self.staged(), duplicates=gone.rowcount)
+
+    def staged(self) -> Staged:
+        """What is in the staging table now."""
         left = self._session.execute(text("SELECT count(*), coalesce(sum(cost), 0) FROM staged")).one()
-        return Staged(left[0], left[1], gone.rowcount)
+        return Staged(left[0], left[1])
 
     def insert_batch(
         self,
@@ -505,23 +532,35 @@ class Batches:
         if not staged.total:
             self._record_event(batch_id)
 
-    def insert_staged(self, tenant_id: str, batch_id: str, *, whole: bool = False, one_numerics: bool = False) -> None:
-        """Make queued jobs of what is staged.
+    def insert_staged(
+        self,
+        tenant_id: str,
+        batch_id: str,
+        *,
+        whole: bool = False,
+        one_numerics: bool = False,
+        chained: bool = False,
+    ) -> None:
+        """Make queued jobs of what is staged, and pending ones of those that wait for outputs of others.
 
         Args:
             tenant_id: whose they are.
             batch_id: the batch that they belong to.
             whole: nothing was dropped from what was staged.
             one_numerics: all of them are rendered in the numerics class of the first.
+            chained: inputs of them are outputs of other jobs, which `StagedChains.admit` has admitted.
         """
+        plain = _INSERT_STAGED if whole else _INSERT_STAGED_REST
         self._session.execute(
-            _INSERT_STAGED if whole else _INSERT_STAGED_REST,
+            _INSERT_CHAINED if chained else plain,
             {
                 "tenant": ids.to_uuid(ids.TENANT, tenant_id),
                 "batch": ids.to_uuid(ids.BATCH, batch_id),
                 "pin": batch_id if one_numerics else "",
             },
         )
+        if chained:
+            self._set(batch_id, pending=staged_chains.StagedChains(self._session).insert())
 
     def retry_of(self, batch_id: str) -> str | None:
         """The last batch that retries this one."""
@@ -541,7 +580,7 @@ class Batches:
         return Staged(row[0], row[1])
 
     def copy_retryable(self, old_id: str, batch_id: str) -> None:
-        """Make queued jobs of those that `count_retryable` counted, in the same order."""
+        """Make jobs of those that `count_retryable` counted, in the same order, for `RetriedChains.attach`."""
         self._session.execute(
             _COPY_RETRYABLE,
             {
@@ -558,24 +597,34 @@ class Batches:
         """Note that a job finished in this transaction: `flush_counters` counts it if it belongs to a batch."""
         self._over.append(job_id)
 
+    def note_promoted(self, batch_id: str, jobs: int = 1) -> None:
+        """Note that jobs of a batch went from pending to queued in this transaction."""
+        self._promoted[batch_id] += jobs
+
     def flush_counters(self) -> None:
-        """Count the jobs that this transaction ended. The unit of work calls it last, before it commits."""
-        if not self._over:
+        """Count the jobs that this transaction ended or queued. The unit of work calls it last, before it commits."""
+        if not self._over and not self._promoted:
             return
-        values = {"over": [ids.to_uuid(ids.JOB, one) for one in self._over], "milestones": list(MILESTONES)}
-        self._over = []
+        values = {
+            "over": [ids.to_uuid(ids.JOB, one) for one in self._over],
+            "milestones": list(MILESTONES),
+            "batches": [ids.to_uuid(ids.BATCH, one) for one in self._promoted],
+            "promoted": list(self._promoted.values()),
+        }
+        self._over, self._promoted = [], Counter()
         for row in self._session.connection().exec_driver_sql(_FLUSH_COUNTERS, values).all():
             if row.has_event:
                 self._record_event(ids.from_uuid(ids.BATCH, row.id))
 
-    def count_finished(self, batch_id: str, ended: Mapping[str, int]) -> None:
-        """Add to a batch's counters, by terminal state.
+    def count_finished(self, batch_id: str, ended: Mapping[str, int], pending: int = 0) -> None:
+        """Add to a batch's counters, by terminal state; ``pending``: how many of these jobs were pending.
 
         A batch's own events are written here, under the lock of its row, so each is recorded once.
         """
         more = sum(ended.values())
         done = BatchRow.succeeded + BatchRow.failed + BatchRow.canceled + more
         values: dict[str, Any] = {state: getattr(BatchRow, state) + count for state, count in ended.items()}
+        values["pending"] = BatchRow.pending - pending
         values["first_finished_at"] = func.coalesce(BatchRow.first_finished_at, func.now())
         values["finished_at"] = case((done >= BatchRow.total, func.now()), else_=BatchRow.finished_at)
         self._set(batch_id, **values)
@@ -694,6 +743,17 @@ class Batches:
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
+    def is_needed(self, batch_id: str) -> bool:
+        """Whether an unfinished job has an output of the batch's jobs as an input."""
+        parent = aliased(JobRow)
+        needed = (
+            select(JobRow.id)
+            .join(JobDependencyRow, JobDependencyRow.job_id == JobRow.id)
+            .join(parent, parent.id == JobDependencyRow.parent_id)
+            .where(parent.batch_id == batch_id, parent.dependents > 0, JobRow.finished_at.is_(None))
+        )
+        return bool(self._session.scalar(select(needed.exists())))
+
     def soft_delete(self, batch_id: str) -> None:
         """Hide it; `delete_jobs` and `delete_row` do the rest."""
         self._set(batch_id, deleted_at=func.now())
@@ -727,6 +787,16 @@ class Batches:
         ]
         if found:
             uuids = [ids.to_uuid(ids.JOB, one.job_id) for one in found]
+            self._session.execute(
+                delete(JobDependencyRow)
+                .where(
+                    or_(
+                        JobDependencyRow.job_id == func.any(bindparam("gone", uuids, type_=ARRAY(Uuid))),
+                        JobDependencyRow.parent_id == func.any(bindparam("gone", uuids, type_=ARRAY(Uuid))),
+                    )
+                )
+                .execution_options(synchronize_session=False)
+            )
             self._session.execute(
                 delete(JobRow)
                 .where(JobRow.id == func.any(bindparam("gone", uuids, type_=ARRAY(Uuid))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -11,6 +12,7 @@ from sqlalchemy import (
     Uuid,
     any_,
     bindparam,
+    case,
     cast,
     false,
     func,
@@ -29,10 +31,10 @@ from farm.domain import ids
 from farm.domain.batch import Staged
 from farm.domain.job import JobFilter, Selection
 from farm.domain.states import EventType, JobState
-from farm.store.tables import RETRY_COLUMNS, EndpointRow, EventRow, JobRow
+from farm.store.tables import RETRY_COLUMNS, EndpointRow, EventRow, JobDependencyRow, JobRow, PropagationRow
 
 CANCEL_CHUNK: Final = 100_000  #: jobs ended by one statement, so that the locks are not held for long
-WAITING: Final = (JobState.QUEUED.value, JobState.DISPATCHED.value)
+WAITING: Final = (JobState.PENDING.value, JobState.QUEUED.value, JobState.DISPATCHED.value)
 # one at a time for a tenant: two at once would both repeat what neither has repeated yet
 _LOCK_TENANT: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('repeat ' || :tenant, 0))")
 
@@ -53,6 +55,16 @@ def matching(wanted: JobFilter) -> list[Any]:
     return found
 
 
+@dataclass(frozen=True)
+class CanceledJobs:
+    """Jobs of one batch, or of none, that one statement canceled."""
+
+    batch_id: str | None
+    jobs: int
+    pending: int  #: those of them that were pending
+    with_dependents: int  #: those of them that other jobs wait for
+
+
 class BulkActions:
     """Many jobs of one tenant at once."""
 
@@ -65,8 +77,10 @@ class BulkActions:
         """How many of them have not finished."""
         return self._count(*_selected(tenant_id, selection), or_(_waiting(), JobRow.state == JobState.RUNNING.value))
 
-    def cancel_waiting(self, tenant_id: str, selection: Selection) -> dict[str | None, int]:
-        """queued or dispatched → canceled, with their events; returns how many of each batch, see `any_left`.
+    def cancel_waiting(self, tenant_id: str, selection: Selection) -> list[CanceledJobs]:
+        """pending, queued or dispatched → canceled, with their events; returns how many of each batch, see `any_left`.
+
+        Those that other jobs wait for are marked, so that these follow (`Dependencies.follow`).
 
         Jobs that another transaction has locked are skipped, never waited for: two that each hold a part
         of what the other wants would wait for ever.
@@ -82,7 +96,15 @@ class BulkActions:
             update(JobRow)
             .where(JobRow.id == waiting.c.id)
             .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now(), cancel_requested=true())
-            .returning(JobRow.id, JobRow.tenant_id, JobRow.epoch, JobRow.batch_id, JobRow.webhook)
+            .returning(
+                JobRow.id,
+                JobRow.tenant_id,
+                JobRow.epoch,
+                JobRow.batch_id,
+                JobRow.webhook,
+                JobRow.pending_inputs,
+                JobRow.dependents,
+            )
             .cte("ended")
         )
         recorded = (
@@ -101,8 +123,29 @@ class BulkActions:
             )
             .cte("recorded")
         )
-        counted = select(ended.c.batch_id, func.count()).group_by(ended.c.batch_id).add_cte(recorded)
-        return {row[0]: row[1] for row in self._session.execute(counted)}
+        name = literal("job_") + func.encode(func.uuid_send(ended.c.id), "hex")
+        cause = name + " was canceled"
+        marked = (
+            insert(PropagationRow)
+            .from_select(
+                ["job_id", "reason", "root"],
+                select(ended.c.id, literal("Its input ") + cause + ".", cause).where(ended.c.dependents > 0),
+                include_defaults=False,
+            )
+            .cte("marked")
+        )
+        counted = (
+            select(
+                ended.c.batch_id,
+                func.count(),
+                func.count().filter(ended.c.pending_inputs > 0),
+                func.count().filter(ended.c.dependents > 0),
+            )
+            .group_by(ended.c.batch_id)
+            .add_cte(recorded)
+            .add_cte(marked)
+        )
+        return [CanceledJobs(*row) for row in self._session.execute(counted)]
 
     def request_cancel(self, tenant_id: str, selection: Selection) -> list[str]:
         """Ask the workers of those that run to stop; returns those jobs."""
@@ -140,7 +183,7 @@ class BulkActions:
         return Staged(row[0], row[1])
 
     def copy_retryable(self, tenant_id: str, selection: Selection) -> int:
-        """Make new queued jobs of those that `count_retryable` counted; returns how many."""
+        """Make new jobs of those that `count_retryable` counted, for `RetriedChains.attach`; returns how many."""
         old = (
             select(JobRow.__table__, func.row_number().over(order_by=JobRow.id).label("place"))
             .where(*_selected(tenant_id, selection), *_retryable())
@@ -153,6 +196,7 @@ class BulkActions:
             + func.substr(func.md5(cast(func.random(), Text)), 1, 7),
             Uuid,
         )
+        waits = select(JobDependencyRow.job_id).where(JobDependencyRow.job_id == old.c.id).exists()
         made = (
             insert(JobRow.__table__)  # type: ignore[arg-type]
             .from_select(
@@ -160,7 +204,7 @@ class BulkActions:
                 select(
                     name,
                     old.c.tenant_id,
-                    literal(JobState.QUEUED.value),
+                    case((waits, JobState.PENDING.value), else_=JobState.QUEUED.value),
                     old.c.id,
                     *(old.c[column] for column in RETRY_COLUMNS),
                 ).order_by(old.c.place),

@@ -18,6 +18,7 @@ from farm.store.tables import EventRow
 QUEUE_CHANNEL: Final = "farm_queue"  #: a job waits, or a worker has room: the dispatcher looks
 JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, or of a batch that tells something
 PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its preview
+PROPAGATION_CHANNEL: Final = "farm_propagation"  #: a job with many dependents ended: they are to follow
 EVENT_CHANNEL: Final = "farm_event"  #: an event was written that an endpoint subscribes to; the deliverer listens
 
 NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of the notifications to send when it commits

@@ -7,7 +7,7 @@ no row when another one holds the right. Only ``farm/lifecycle.py`` calls the me
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     null,
     or_,
     select,
@@ -33,7 +34,8 @@ from farm.domain.job_spec import JobSpec
 from farm.domain.states import EventType, JobState, Priority
 from farm.domain.worker import WorkerState
 from farm.store import cursor as cursors
-from farm.store.bulk_actions import matching
+from farm.store.bulk_actions import WAITING, matching
+from farm.store.dependencies import Dependencies
 from farm.store.tables import CheckpointRow, IdempotencyRow, JobRow, OutputRow, WorkerRow
 from farm.store.workers import HELD, seconds
 
@@ -41,7 +43,10 @@ from farm.store.workers import HELD, seconds
 #: for the worker's process to start again.
 SAME_NUMERICS_SECONDS: Final = 30.0
 
-QUEUED, DISPATCHED, RUNNING = JobState.QUEUED.value, JobState.DISPATCHED.value, JobState.RUNNING.value
+MAX_NAMED: Final = 4  #: jobs that the reason of a pending job names
+
+PENDING, QUEUED = JobState.PENDING.value, JobState.QUEUED.value
+DISPATCHED, RUNNING = JobState.DISPATCHED.value, JobState.RUNNING.value
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         crash_count=row.crash_count,
         pin=row.pin or None,
         steps_resumed=row.steps_resumed,
+        dependents=row.dependents,
     )
 
 
@@ -117,6 +123,12 @@ def _fenced(job_id: str, epoch: int, *states: JobState) -> Update:
     return update(JobRow).where(
         JobRow.id == job_id, JobRow.epoch == epoch, JobRow.state.in_([state.value for state in states])
     )
+
+
+def _waits_for(parents: Sequence[str]) -> str:
+    shown = ", ".join(parents[:MAX_NAMED])
+    more = len(parents) - MAX_NAMED
+    return f"waits for {shown} and {more} more jobs" if more > 0 else f"waits for {shown}"
 
 
 class Jobs:
@@ -194,17 +206,26 @@ class Jobs:
             )
             for output in found:
                 outputs.setdefault(output.job_id, []).append(output)
-        return [job_of(row, outputs.get(row.id, ())) for row in rows]
+        unfinished = Dependencies(self._session).waits_for([row.id for row in rows if row.state == PENDING])
+        jobs = [job_of(row, outputs.get(row.id, ())) for row in rows]
+        if not unfinished:
+            return jobs
+        reasons = {job_id: _waits_for(parents) for job_id, parents in unfinished.items()}
+        return [replace(job, waiting_reason=reasons.get(job.id)) for job in jobs]
 
     # -- submitting ---------------------------------------------------------------------------------------------------
 
-    def insert(self, tenant_id: str, jobs: Sequence[NewJob]) -> list[str]:
-        """Store new jobs as queued; returns their ids in the same order."""
+    def insert(self, tenant_id: str, jobs: Sequence[NewJob], pending_inputs: int = 0) -> list[str]:
+        """Store new jobs; returns their ids in the same order.
+
+        They are queued, or pending if ``pending_inputs`` says how many jobs each of them waits for.
+        """
         rows = [
             {
                 "id": ids.new(ids.JOB),
                 "tenant_id": tenant_id,
-                "state": QUEUED,
+                "state": PENDING if pending_inputs else QUEUED,
+                "pending_inputs": pending_inputs,
                 "task": job.spec.task,
                 "model": job.spec.model,
                 "priority": job.priority.rank,
@@ -335,10 +356,10 @@ class Jobs:
         )
 
     def cancel_waiting(self, tenant_id: str, job_id: str) -> int | None:
-        """queued or dispatched → canceled; returns the epoch it ended in, None if it does not wait (any more)."""
+        """pending, queued or dispatched → canceled; returns the epoch it ended in, None if it does not wait."""
         return self._session.scalar(
             update(JobRow)
-            .where(JobRow.id == job_id, JobRow.tenant_id == tenant_id, JobRow.state.in_((QUEUED, DISPATCHED)))
+            .where(JobRow.id == job_id, JobRow.tenant_id == tenant_id, JobRow.state.in_(WAITING))
             .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now(), cancel_requested=True)
             .returning(JobRow.epoch)
             .execution_options(synchronize_session=False)
@@ -360,11 +381,11 @@ class Jobs:
             .values(state=JobState.CANCELED.value, lease_until=null(), finished_at=func.now())
         )
 
-    def overdue(self, limit: int) -> list[Overdue]:
-        """Waiting jobs past their deadline, locked; those that another reaper holds are passed over."""
+    def overdue(self, state: JobState, limit: int) -> list[Overdue]:
+        """Pending or queued jobs past their deadline, locked; those that another reaper holds are passed over."""
         rows = self._session.execute(
             select(JobRow.id, JobRow.tenant_id, JobRow.epoch)
-            .where(JobRow.state == QUEUED, JobRow.deadline <= func.now())
+            .where(JobRow.state == literal_column(f"'{state.value}'"), JobRow.deadline <= func.now())
             .order_by(JobRow.deadline)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -372,10 +393,10 @@ class Jobs:
         return [Overdue(row.id, row.tenant_id, row.epoch) for row in rows]
 
     def fail_waiting(self, overdue: Collection[Overdue], error: JobError) -> None:
-        """queued → failed for jobs that `overdue` locked."""
+        """pending or queued → failed for jobs that `overdue` locked."""
         self._session.execute(
             update(JobRow)
-            .where(JobRow.id.in_([one.job_id for one in overdue]), JobRow.state == QUEUED)
+            .where(JobRow.id.in_([one.job_id for one in overdue]), JobRow.state.in_((PENDING, QUEUED)))
             .values(
                 state=JobState.FAILED.value,
                 error_code=error.code,

@@ -54,8 +54,12 @@ class Quotas:
 
     def waiting(self, tenant_id: str, at_most: int) -> int:
         """How many of the tenant's jobs wait, counted up to ``at_most``."""
-        waiting = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.state == JobState.QUEUED.value)
-        return self._session.scalar(select(func.count()).select_from(waiting.limit(at_most).subquery())) or 0
+        jobs = 0
+        for state in (JobState.QUEUED, JobState.PENDING):  # each by its own index
+            waiting = select(JobRow.id).where(JobRow.tenant_id == tenant_id, JobRow.state == state.value)
+            counted = select(func.count()).select_from(waiting.limit(max(0, at_most - jobs)).subquery())
+            jobs += self._session.scalar(counted) or 0
+        return jobs
 
     def admit(self, tenant_id: str, jobs: int, limit: int) -> bool:
         """Whether so many more may wait: if so, they count from now on."""

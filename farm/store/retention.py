@@ -15,6 +15,10 @@ _BATCHES: Final = text("""
     SELECT batch.tenant_id, batch.id FROM batch JOIN tenant ON tenant.id = batch.tenant_id
     WHERE tenant.retention_days IS NOT NULL AND batch.deleted_at IS NULL
         AND batch.finished_at < now() - make_interval(days => tenant.retention_days)
+        AND NOT EXISTS (
+            SELECT FROM job AS parent JOIN job_dependency AS edge ON edge.parent_id = parent.id
+                JOIN job ON job.id = edge.job_id
+            WHERE parent.batch_id = batch.id AND parent.dependents > 0 AND job.finished_at IS NULL)
     ORDER BY batch.id LIMIT :limit
 """)
 _JOBS: Final = text("""
@@ -23,10 +27,14 @@ _JOBS: Final = text("""
             SELECT id FROM job
             WHERE job.tenant_id = tenant.id AND batch_id IS NULL
                 AND finished_at < now() - make_interval(days => tenant.retention_days)
+                AND NOT (dependents > 0 AND EXISTS (
+                    SELECT FROM job_dependency AS edge JOIN job AS child ON child.id = edge.job_id
+                    WHERE edge.parent_id = job.id AND child.finished_at IS NULL))
             ORDER BY finished_at LIMIT :limit FOR UPDATE SKIP LOCKED
         ) AS old WHERE tenant.retention_days IS NOT NULL LIMIT :limit
     )) RETURNING tenant_id, id
 """)
+_EDGES: Final = text("DELETE FROM job_dependency WHERE job_id = ANY(:gone) OR parent_id = ANY(:gone)")
 _TENANTS: Final = text("""
     SELECT id, orphans_collected_until, now() - make_interval(secs => :grace) AS until FROM tenant
     WHERE orphans_collected_until IS NULL OR orphans_collected_until < now() - make_interval(secs => :grace)
@@ -66,7 +74,9 @@ class Retention:
 
     def delete_expired_jobs(self, limit: int) -> list[tuple[str, str]]:
         """Delete jobs of no batch beyond their tenant's retention; returns them with their tenants."""
-        rows = self._session.execute(_JOBS, {"limit": limit})
+        rows = self._session.execute(_JOBS, {"limit": limit}).all()
+        if rows:
+            self._session.execute(_EDGES, {"gone": [row[1] for row in rows]})
         return [(ids.from_uuid(ids.TENANT, row[0]), ids.from_uuid(ids.JOB, row[1])) for row in rows]
 
     def orphans(self, grace_seconds: float, limit: int) -> list[OrphanedObjects]:

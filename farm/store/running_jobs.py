@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import select, text
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from farm.domain import ids
 from farm.domain.job import HeldJob, Job, JobResult
+from farm.store.dependencies import Dependencies
 from farm.store.jobs import job_of
 from farm.store.tables import JobRow
 
@@ -79,7 +80,7 @@ _SUCCEED: Final = """
             step = coalesce(done.steps, job.steps),
             started_at = coalesce(job.started_at, now() - make_interval(secs => done.seconds))
         FROM mine JOIN done ON mine.id = done.id WHERE job.id = mine.id
-        RETURNING job.id, job.tenant_id, job.epoch, job.worker, job.attempts,
+        RETURNING job.id, job.tenant_id, job.epoch, job.worker, job.attempts, job.dependents,
             jsonb_array_length(done.outputs) AS outputs
     ), stored AS (
         INSERT INTO output (job_id, index, epoch, key, media_type, size, sha256, seed, metadata)
@@ -88,8 +89,9 @@ _SUCCEED: Final = """
         FROM won JOIN done ON won.id = done.id, jsonb_to_recordset(done.outputs) AS made (
             index smallint, key text, media_type text, size bigint, sha256 text, seed bigint, metadata jsonb)
     )
-    SELECT id, tenant_id, epoch, worker, attempts, outputs FROM won
+    SELECT id, tenant_id, epoch, worker, attempts, outputs, dependents FROM won
 """
+_SET_SPEC: Final = "UPDATE job SET spec = %(spec)s::jsonb WHERE id = %(id)s"
 _JSON: Final = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -103,6 +105,7 @@ class SucceededJob:
     worker: str
     attempts: int
     outputs: int
+    dependents: int  #: jobs that have an output of it as an input
 
 
 class RunningJobs:
@@ -117,7 +120,27 @@ class RunningJobs:
         rows = self._session.scalars(
             select(JobRow).from_statement(_CLAIM).execution_options(populate_existing=True), values
         )
-        return [job_of(row, ()) for row in rows]
+        return self._with_inputs([job_of(row, ()) for row in rows])
+
+    def _with_inputs(self, jobs: list[Job]) -> list[Job]:
+        """Record the outputs of other jobs that these have as inputs, now that they exist."""
+        waited = {job.id for job in jobs if any(not file.known for files in job.spec.inputs.values() for file in files)}
+        if not waited:
+            return jobs
+        parents = {one for job in jobs if job.id in waited for one in job.spec.depends_on}
+        outputs = Dependencies(self._session).outputs(parents)
+        found = []
+        for job in jobs:
+            if job.id in waited:
+                inputs = {
+                    role: tuple(outputs.get((file.job or "", file.output), file) for file in files)
+                    for role, files in job.spec.inputs.items()
+                }
+                job = replace(job, spec=job.spec.model_copy(update={"inputs": inputs}))  # noqa: PLW2901
+                values = {"id": ids.to_uuid(ids.JOB, job.id), "spec": job.spec.model_dump_json()}
+                self._session.connection().exec_driver_sql(_SET_SPEC, values)
+            found.append(job)
+        return found
 
     def start(self, begun: Mapping[HeldJob, int]) -> set[str]:
         """Note that the device begins with jobs of so many denoising steps; returns those still held at their epoch."""

@@ -1,4 +1,7 @@
-"""The tables, as SQLAlchemy maps them. Ids are UUIDs in the database and prefixed text (``job_…``) everywhere else."""
+"""The tables, as SQLAlchemy maps them. Ids are UUIDs in the database and prefixed text (``job_…``) everywhere else.
+
+The file is long because the tables of a schema are read beside each other.
+"""
 
 from __future__ import annotations
 
@@ -239,6 +242,7 @@ class BatchRow(Base):
         server_default=text("false")
     )  #: whether all its jobs are rendered in the numerics class of the first
     numerics: Mapped[str | None]  #: that class, once it is known
+    pending: Mapped[int] = mapped_column(server_default=text("0"))  #: jobs that wait for the outputs of others
     propagating: Mapped[bool] = mapped_column(
         server_default=text("false")
     )  #: whether jobs' rows may not follow ``priority`` and ``paused_at`` yet
@@ -263,6 +267,11 @@ class JobRow(Base):
             postgresql_where=text("state = 'queued'"),
         ),
         Index("job_deadline", "deadline", postgresql_where=text("state = 'queued' AND deadline IS NOT NULL")),
+        # what counts against the limit of jobs that may wait, and what expires, among jobs that wait for others
+        Index("job_pending", "tenant_id", postgresql_where=text("state = 'pending'")),
+        Index("job_pending_deadline", "deadline", postgresql_where=text("state = 'pending' AND deadline IS NOT NULL")),
+        # the jobs whose outputs are inputs of others: what the retention of a batch looks for
+        Index("job_with_dependents", "batch_id", postgresql_where=text("dependents > 0")),
         # jobs at workers, which are few. None by their leases: each heartbeat would write every index of its jobs anew
         Index("job_held", "worker", postgresql_where=text("state IN ('dispatched', 'running')")),
         Index("job_listing", "tenant_id", text("id DESC")),
@@ -324,6 +333,10 @@ class JobRow(Base):
     first_numerics: Mapped[str | None]  #: the numerics class of the worker that claimed it first, of an exact job
     waits_until: Mapped[datetime | None]  #: its worker was lost: so long it waits for one of ``first_numerics``
     deadline: Mapped[datetime | None]  #: not dispatched from then on
+    pending_inputs: Mapped[int] = mapped_column(
+        SmallInteger, server_default=text("0")
+    )  #: of a pending job: the jobs that it waits for
+    dependents: Mapped[int] = mapped_column(server_default=text("0"))  #: jobs that have an output of it as an input
     dispatched_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
@@ -336,6 +349,30 @@ class JobRow(Base):
 RETRY_COLUMNS: Final = tuple(
     column for name in RETRY_FIELDS for column in (("task", "model", "spec", "cost") if name == "spec" else (name,))
 )
+
+
+class JobDependencyRow(Base):
+    """A job that has an output of another one as an input. Rows are written with the job and stay as they are."""
+
+    __tablename__ = "job_dependency"
+    __table_args__ = (Index("job_dependency_job", "job_id"),)
+
+    # no foreign keys: a million rows would be checked one by one against rows that the same transaction has written
+    parent_id: Mapped[str] = mapped_column(JOB_ID, primary_key=True)  #: whose output it is
+    job_id: Mapped[str] = mapped_column(JOB_ID, primary_key=True)
+    waits: Mapped[bool]  #: whether the parent had not ended when the job was submitted
+
+
+class PropagationRow(Base):
+    """A job that ended, while not all jobs that wait for it follow yet. Nearly always empty."""
+
+    __tablename__ = "propagation"
+
+    job_id: Mapped[str] = mapped_column(JOB_ID, primary_key=True)
+    reason: Mapped[str | None]  #: how jobs that wait for it fail, as a sentence; None: it succeeded
+    root: Mapped[str | None]  #: what began the failure, as words in such a sentence
+    after: Mapped[str | None] = mapped_column(JOB_ID)  #: the last job in the order of ids that follows already
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class OutputRow(Base):

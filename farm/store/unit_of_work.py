@@ -30,6 +30,7 @@ from farm.store.dashboard_queries import DashboardQueries
 from farm.store.deliveries import Deliveries
 from farm.store.delivery_leases import DeliveryLeases
 from farm.store.delivery_results import DeliveryResults
+from farm.store.dependencies import Dependencies
 from farm.store.events import Events
 from farm.store.files import Files
 from farm.store.job_failures import JobFailures
@@ -43,8 +44,10 @@ from farm.store.pending_deletions import PendingDeletions
 from farm.store.queue import Queues
 from farm.store.quotas import CountCache, Quotas
 from farm.store.request_files import RequestFiles
+from farm.store.retried_chains import RetriedChains
 from farm.store.running_jobs import RunningJobs
 from farm.store.sessions import Sessions
+from farm.store.staged_chains import StagedChains
 from farm.store.tenants import Tenants
 from farm.store.unanswered import Unanswered
 from farm.store.usage import Usage
@@ -103,6 +106,21 @@ class UnitOfWork:
     def batches(self) -> Batches:
         """Batches and their counters."""
         return Batches(self.session)
+
+    @cached_property
+    def dependencies(self) -> Dependencies:
+        """Jobs whose inputs are outputs of other jobs."""
+        return Dependencies(self.session)
+
+    @cached_property
+    def staged_chains(self) -> StagedChains:
+        """The same among jobs that are being submitted."""
+        return StagedChains(self.session)
+
+    @cached_property
+    def retried_chains(self) -> RetriedChains:
+        """The same among jobs that are being retried."""
+        return RetriedChains(self.session)
 
     @cached_property
     def pending_deletions(self) -> PendingDeletions:

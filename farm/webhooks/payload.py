@@ -110,6 +110,7 @@ def _job(
         "metadata": {name: _shortened(value, limit) for name, value in job.metadata.items()} if metadata else {},
         "parameters": parameters,
         "outputs": [_output(output, url, expires_at) for output, url in zip(job.outputs, urls, strict=True)],
+        "depends_on": list(job.depends_on),
         "error": None
         if job.error is None
         else {"code": job.error.code, "message": _shortened(job.error.message, limit)},

@@ -17,6 +17,7 @@ BASE: Final = "replicate.base"
 OWNER: Final = "farm"  #: of models whose ids name none
 
 _STATUS: Final = {
+    JobState.PENDING: "starting",
     JobState.QUEUED: "starting",
     JobState.DISPATCHED: "starting",
     JobState.RUNNING: "processing",
@@ -43,7 +44,7 @@ def prediction(job: Job, urls: Sequence[str], base: str, version: str = "") -> d
         metrics["predict_time"] = (job.finished_at - job.started_at).total_seconds()
     if job.finished_at is not None:
         metrics["total_time"] = (job.finished_at - job.created_at).total_seconds()
-    started = job.started_at or job.claimed_at if job.state is not JobState.QUEUED else None
+    started = job.started_at or job.claimed_at if job.state not in (JobState.PENDING, JobState.QUEUED) else None
     failed = job.state is JobState.FAILED and job.error is not None
     return {
         "id": job.id,

@@ -378,3 +378,21 @@ def test_a_file_is_checked_before_it_is_submitted(lived_in: LivedIn, enter: Ente
     with api.store.begin() as unit:
         jobs = unit.jobs.of_batch(page.url.rpartition("/")[2], (), 0, 10)
     assert [(job.spec.seed, job.spec.num_inference_steps) for job in jobs] == [(0, 7), (1, 7), (2, 7)]
+
+
+def test_a_chain_is_followed_from_both_ends(lived_in: LivedIn, enter: Enter) -> None:
+    api, _ = lived_in
+    key = api.new_key(Scope.SUBMIT, Scope.READ)
+    with api.client(key) as client:
+        ball = {"task": "text-to-image", "prompt": "a red ball", "width": 64, "height": 64}
+        parent = client.post("/v1/jobs", json=ball).raise_for_status().json()["id"]
+        edit = {"task": "image-to-image", "prompt": "a blue ball", "image": parent, "width": 64, "height": 64}
+        child = client.post("/v1/jobs", json=edit).raise_for_status().json()["id"]
+    page = enter(key)
+    page.goto(f"/farm/jobs/{child}")
+    expect(page.get_by_text(f"waits for {parent}")).to_be_visible()
+    page.click(f"figcaption a[href='/farm/jobs/{parent}']")
+    expect(page).to_have_url(re.compile(f"{parent}$"))
+    expect(page.get_by_role("heading", name="Used by")).to_be_visible()
+    page.click(f"ul.lines a[href='/farm/jobs/{child}']")
+    expect(page).to_have_url(re.compile(f"{child}$"))

@@ -66,6 +66,16 @@ class BatchSeen:
     succeeded: int
     failed: int
     canceled: int
+    pending: int = 0
+
+
+@dataclass(frozen=True)
+class EdgeSeen:
+    """A job that has an output of another one as an input."""
+
+    parent: str
+    job: str
+    used: tuple[str, ...]  #: the SHA-256 of the parent's outputs that its spec has as inputs
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class History:
     events: tuple[EventSeen, ...] = ()
     outputs: tuple[OutputSeen, ...] = ()
     batches: tuple[BatchSeen, ...] = ()
+    edges: tuple[EdgeSeen, ...] = ()
     endpoints: dict[str, str] = field(default_factory=dict)  #: by endpoint: its tenant
     deliveries: tuple[DeliverySeen, ...] = ()
     posts: tuple[Post, ...] = ()
@@ -210,6 +221,22 @@ def one_set_of_outputs(history: History) -> Found:
             yield job.id, f"has outputs {sorted((one.epoch, one.index) for one in found)}"
 
 
+def chains_follow_their_inputs(history: History) -> Found:
+    """A job starts after all its inputs exist, with their bytes; one whose input failed never starts."""
+    events = _by_job(history.events)
+    states = {job.id: job.state for job in history.jobs}
+    outputs: dict[str, set[str]] = defaultdict(set)
+    for output in history.outputs:
+        outputs[output.job].add(output.sha256)
+    for edge in history.edges:
+        started = [event.id for event in events[edge.job] if event.type == "job.started"]
+        ended = [event for event in events[edge.parent] if event.type in ENDS]
+        if started and not any(end.type == "job.succeeded" and end.id < started[0] for end in ended):
+            yield edge.job, f"started before its input {edge.parent} had succeeded"
+        if states.get(edge.job) == "succeeded" and not (edge.used and set(edge.used) <= outputs[edge.parent]):
+            yield edge.job, f"used {edge.used}, its input {edge.parent} made {sorted(outputs[edge.parent])}"
+
+
 def every_event_is_delivered(history: History) -> Found:
     """Each endpoint got each end of its tenant at least once and acknowledged it, always under one webhook-id."""
     posts: dict[tuple[str, str], list[Post]] = defaultdict(list)
@@ -248,10 +275,10 @@ def counters_equal_rows(history: History) -> Found:
             states[job.batch].append(job.state)
     for batch in history.batches:
         rows = states[batch.id]
-        counted = (len(rows), *(rows.count(state) for state in TERMINAL))
-        says = (batch.total, batch.succeeded, batch.failed, batch.canceled)
+        counted = (len(rows), *(rows.count(state) for state in (*TERMINAL, "pending")))
+        says = (batch.total, batch.succeeded, batch.failed, batch.canceled, batch.pending)
         if counted != says:
-            yield batch.id, f"counts (total, succeeded, failed, canceled) {says}, its rows {counted}"
+            yield batch.id, f"counts (total, succeeded, failed, canceled, pending) {says}, its rows {counted}"
 
 
 def caps_are_held(history: History) -> Found:
@@ -281,6 +308,7 @@ RULES: dict[str, Callable[[History], Found]] = {
     "epochs only grow": epochs_only_grow,
     "only the current epoch wrote": only_the_current_epoch_wrote,
     "one set of outputs": one_set_of_outputs,
+    "chains follow their inputs": chains_follow_their_inputs,
     "every event is delivered": every_event_is_delivered,
     "counters equal rows": counters_equal_rows,
     "caps are held": caps_are_held,
@@ -297,6 +325,15 @@ def _by_job(events: Iterable[EventSeen]) -> dict[str, list[EventSeen]]:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+_EDGES = """
+    SELECT edge.parent_id::text, edge.job_id::text, array(
+        SELECT file ->> 'sha256'
+        FROM job, jsonb_each(job.spec -> 'inputs') AS role, jsonb_array_elements(role.value) AS file
+        WHERE job.id = edge.job_id AND file ->> 'job' = 'job_' || encode(uuid_send(edge.parent_id), 'hex'))
+    FROM job_dependency AS edge
+"""
 
 
 def read(
@@ -331,8 +368,9 @@ def read(
             for job, index, epoch, key, sha256 in rows('SELECT job_id::text, "index", epoch, key, sha256 FROM output')
         ),
         batches=tuple(
-            BatchSeen(*row) for row in rows("SELECT id::text, total, succeeded, failed, canceled FROM batch")
+            BatchSeen(*row) for row in rows("SELECT id::text, total, succeeded, failed, canceled, pending FROM batch")
         ),
+        edges=tuple(EdgeSeen(parent, job, tuple(used)) for parent, job, used in rows(_EDGES)),
         endpoints={
             row[0]: row[1] for row in rows("SELECT id::text, tenant_id::text FROM endpoint") if row[0] in endpoints
         },

@@ -11,6 +11,7 @@ from tests.chaos.history import (
     RULES,
     BatchSeen,
     DeliverySeen,
+    EdgeSeen,
     EventSeen,
     History,
     JobSeen,
@@ -21,15 +22,25 @@ from tests.chaos.history import (
 )
 
 KEPT = History(
-    jobs=(JobSeen("a", "t", "succeeded", 2, 2, "b"), JobSeen("c", "t", "canceled", 0, 0, "b")),
+    jobs=(
+        JobSeen("a", "t", "succeeded", 2, 2, "b"),
+        JobSeen("c", "t", "canceled", 0, 0, "b"),
+        JobSeen("p", "u", "succeeded", 1, 1),
+    ),
     events=(
+        EventSeen(-1, "p", "job.started", 1, "u"),
+        EventSeen(0, "p", "job.succeeded", 1, "u"),
         EventSeen(1, "a", "job.started", 1, "t"),
         EventSeen(2, "a", "job.requeued", 1, "t"),
         EventSeen(3, "a", "job.started", 2, "t"),
         EventSeen(4, "a", "job.succeeded", 2, "t"),
         EventSeen(5, "c", "job.canceled", 0, "t"),
     ),
-    outputs=(OutputSeen("a", 0, 2, "outputs/t/a/2/0.png", "f00", "f00"),),
+    outputs=(
+        OutputSeen("a", 0, 2, "outputs/t/a/2/0.png", "f00", "f00"),
+        OutputSeen("p", 0, 1, "outputs/u/p/1/0.png", "0dd", "0dd"),
+    ),
+    edges=(EdgeSeen("p", "a", ("0dd",)),),
     batches=(BatchSeen("b", 2, 1, 0, 1),),
     endpoints={"e": "t"},
     deliveries=(DeliverySeen("m1", "e", 4, "delivered"), DeliverySeen("m2", "e", 5, "delivered")),
@@ -57,7 +68,7 @@ def event(history: History, *more: EventSeen) -> History:
 
 
 def output(history: History, **changes: object) -> History:
-    return replace(history, outputs=(replace(history.outputs[0], **changes),))  # type: ignore[arg-type]
+    return replace(history, outputs=(replace(history.outputs[0], **changes), history.outputs[1]))  # type: ignore[arg-type]
 
 
 def sample(history: History, one: Sample) -> History:
@@ -83,6 +94,10 @@ BROKEN: list[tuple[str, Callable[[History], History]]] = [
     ("one set of outputs", lambda h: replace(h, outputs=())),
     ("one set of outputs", lambda h: replace(h, outputs=h.outputs * 2)),
     ("one set of outputs", lambda h: output(h, job="c")),
+    ("chains follow their inputs", lambda h: replace(h, edges=(EdgeSeen("p", "a", ("f00",)),))),
+    ("chains follow their inputs", lambda h: replace(h, edges=(EdgeSeen("p", "a", ()),))),
+    ("chains follow their inputs", lambda h: replace(h, edges=(EdgeSeen("c", "a", ("0dd",)),))),
+    ("chains follow their inputs", lambda h: replace(h, events=(*h.events[2:], replace(h.events[1], id=9)))),
     ("every event is delivered", lambda h: replace(h, deliveries=h.deliveries[:1])),
     ("every event is delivered", lambda h: replace(h, posts=h.posts[:2])),
     ("every event is delivered", lambda h: replace(h, posts=(h.posts[0], h.posts[2]))),
@@ -93,6 +108,7 @@ BROKEN: list[tuple[str, Callable[[History], History]]] = [
     ),
     ("counters equal rows", lambda h: replace(h, batches=(BatchSeen("b", 2, 2, 0, 0),))),
     ("counters equal rows", lambda h: replace(h, batches=(BatchSeen("b", 3, 1, 0, 1),))),
+    ("counters equal rows", lambda h: replace(h, batches=(BatchSeen("b", 2, 1, 0, 1, 1),))),
     ("caps are held", lambda h: sample(h, Sample(held={"t": 3}))),
     ("Redis holds a window", lambda h: sample(h, Sample(lengths={"worker.w": 3}))),
 ]

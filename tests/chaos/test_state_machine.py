@@ -9,8 +9,9 @@ that function; stored defaults keep the true time, which is never later.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -31,9 +32,10 @@ from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import BatchEntry, NewBatch
 from farm.domain.job import HeldJob, Job, JobError, NewJob, Output
+from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.queue import Assignment, DispatchedJob
 from farm.domain.worker import WorkerState
-from farm.errors import Conflict, LeaseLost
+from farm.errors import BadInput, Conflict, LeaseLost
 from farm.objects.keys import output_key
 from farm.store.unit_of_work import Store, UnitOfWork, make_engine
 from tests import job_edges
@@ -46,7 +48,6 @@ from tests.queues import candidates
 LEASE = 30.0
 CAP = 3
 NAMES = ("host/cpu0", "host/cpu1")
-SHA = "0" * 64
 HOWS = ("take up", "step", "succeed", "fail", "retry", "release", "canceled")  #: what a worker may write
 
 CLOCK = """
@@ -56,6 +57,19 @@ CLOCK = """
     CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS
         $$ SELECT pg_catalog.now() + make_interval(secs => (SELECT seconds FROM clock.ahead)) $$;
 """
+
+
+def sha_of(key: str) -> str:
+    """The SHA-256 of an object: of another one for each key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def chained_spec(*parents: str) -> JobSpec:
+    """A job with the first outputs of these as inputs."""
+    files = [InputFile(sha256="", key="", media_type="image/png", size=0, job=parent) for parent in parents]
+    return JobSpec.model_validate(
+        spec().model_dump(exclude={"inputs"}) | {"task": "image-to-image", "inputs": {"image": files}}
+    )
 
 
 @dataclass
@@ -85,7 +99,8 @@ class Farm(RuleBasedStateMachine):
     def begin(self, hows: list[str], name: str) -> None:
         """Every example begins with what fences are for; what comes then is drawn."""
         self.connection.execute(
-            "TRUNCATE tenant, job, batch, event, output, worker, queue_state, idempotency, delivery CASCADE"
+            "TRUNCATE tenant, job, batch, event, output, worker, queue_state, idempotency, delivery, job_dependency,"
+            " propagation CASCADE"
         )
         with self.store.begin() as unit:
             self.tenant = unit.tenants.create("acme").id
@@ -110,6 +125,40 @@ class Farm(RuleBasedStateMachine):
             staged = unit.batches.stage(BatchEntry(line, NewJob(spec())) for line in range(1, size + 1))
             lifecycle.submit_batch(unit, self.tenant, batch_id, NewBatch(), staged)
         self.batches.append(batch_id)
+
+    @precondition(lambda self: self.accepted)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def submit_chained(self, data: st.DataObject, count: int) -> None:
+        """Jobs that have outputs of one or two others as inputs; refused if one of these will never have any."""
+        parents = data.draw(st.lists(st.sampled_from(self.accepted), min_size=1, max_size=2, unique=True))
+        for _ in range(count):
+            try:
+                with self.store.begin() as unit:
+                    self.accepted.append(lifecycle.submit(unit, self.tenant, NewJob(chained_spec(*parents)))[0].id)
+            except BadInput:
+                assert {self.row(one)[0] for one in parents} & {"failed", "canceled"}
+
+    @rule(size=st.integers(2, 4))
+    def submit_chain(self, size: int) -> None:
+        """A batch in which each job has an output of the next as an input."""
+        batch_id = ids.new(ids.BATCH)
+        with self.store.begin() as unit:
+            entries = [BatchEntry(1, NewJob(spec(), custom_id="1"))]
+            entries += [
+                BatchEntry(line, NewJob(chained_spec(f"from:{line - 1}"), custom_id=str(line)))
+                for line in range(2, size + 1)
+            ]
+            staged = unit.batches.stage(reversed(entries))
+            unit.staged_chains.collect()
+            assert not list(unit.staged_chains.problems())
+            lifecycle.submit_batch(unit, self.tenant, batch_id, NewBatch(), replace(staged, chained=True))
+        self.batches.append(batch_id)
+
+    @rule(limit=st.integers(1, 3))
+    def follow_ends(self, limit: int) -> None:
+        """The sweeper lets some jobs follow the end of an input that has many dependents, if there are such."""
+        with self.store.begin() as unit:
+            lifecycle.propagate_end(unit, limit)
 
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
@@ -328,7 +377,8 @@ class Farm(RuleBasedStateMachine):
         """One fenced change. It takes effect exactly if the job runs at that epoch, whoever asks."""
         before = self.row(held.job_id)
         ours = before == ("running", held.epoch)
-        output = Output(0, output_key(self.tenant, job.id, held.epoch, 0, "png"), "image/png", 1, SHA, 1)
+        key = output_key(self.tenant, job.id, held.epoch, 0, "png")
+        output = Output(0, key, "image/png", 1, sha_of(key), 1)
         try:
             with self.store.begin() as unit:
                 match how:
@@ -384,6 +434,10 @@ class Farm(RuleBasedStateMachine):
             self.reap()
             with self.store.begin() as unit:  # as the sweeper does: only what is noted as unfinished
                 unfinished = unit.batches.pending_changes()
+            following = True
+            while following:
+                with self.store.begin() as unit:
+                    following = lifecycle.propagate_end(unit)
             for batch_id, _ in unfinished:
                 with self.store.begin() as unit:
                     lifecycle.propagate_batch(unit, batch_id)
@@ -405,7 +459,7 @@ class Farm(RuleBasedStateMachine):
 
     def history(self) -> History:
         accepted = frozenset(uuid_of(job) for job in self.accepted)
-        return read(self.connection, lambda _: SHA, samples=self.samples, accepted=accepted)
+        return read(self.connection, sha_of, samples=self.samples, accepted=accepted)
 
 
 @pytest.fixture
@@ -427,7 +481,10 @@ def test_the_database_returns_the_time_that_was_set(store: Store, database_url: 
             assert 3599 < (unit.now() - before).total_seconds() < 3700
 
 
-def test_any_order_of_any_edges_keeps_the_promises(store: Store, database_url: str) -> None:
+def test_any_order_of_any_edges_keeps_the_promises(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "FOLLOW_AT_ONCE", 1)  # so that two dependents are many
     with psycopg.connect(database_url, autocommit=True) as connection:
         made = type("FarmOnPostgres", (Farm,), {"store": store, "connection": connection})
         run_state_machine_as_test(

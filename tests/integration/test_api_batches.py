@@ -94,6 +94,7 @@ def test_json_lines_become_jobs_in_their_order_with_the_defaults_of_the_query(cl
     assert batch["state"] == "in_progress"
     assert batch["request_counts"] == {
         "total": 21,
+        "pending": 0,
         "queued": 21,
         "dispatched": 0,
         "running": 0,

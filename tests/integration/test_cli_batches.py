@@ -103,3 +103,31 @@ def test_invalid_lines_are_reported_and_skipped_only_on_request(api: Api) -> Non
     assert farm(api, "watch", batch_id).returncode == 2
     assert farm(api, "submit", "-").returncode == 2
     assert b"there is no file" in farm(api, "submit", "no-such.csv").stderr
+
+
+def test_a_sweep_is_one_job_for_each_combination(api: Api) -> None:
+    words = ("submit", "--sweep", "guidance_scale=1,2.5", "--sweep", "seed=1..3", "--sweep", "size=64x64,128x64")
+    sent = farm(api, *words, "--prompt", "a red ball", "--repeats", "2", "--json")
+    assert sent.returncode == 0, sent.stderr
+    batch = json.loads(sent.stdout)
+    assert batch["request_counts"]["total"] == 2 * 3 * 2 * 2
+    with api.client() as client:
+        jobs = client.get(f"/v1/batches/{batch['id']}/jobs", params={"limit": 200}).json()["data"]
+    made = {tuple(job["parameters"][name] for name in ("guidance_scale", "seed", "width", "height")) for job in jobs}
+    assert {one[0] for one in made} == {1, 2.5}
+    assert {one[2:] for one in made} == {(64, 64), (128, 64)}
+    assert {one[1] for one in made} == {1, 2, 3, 4}  # each of two repeats has the next seed
+    tried = farm(api, *words, "--prompt", "a red ball", "--dry-run")
+    assert tried.stdout.startswith(b"12 jobs, ")
+    for wrong, said in (
+        (("submit",), b"give either a file of jobs, or --sweep"),
+        (("submit", "-", "--sweep", "seed=1"), b"give either a file of jobs, or --sweep"),
+        (("submit", "--sweep", "sed=1"), b"is not a parameter of jobs"),
+        (("submit", "--sweep", "seed=9..1"), b"must go up"),
+    ):
+        refused = farm(api, *wrong)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+    unusable = farm(api, "submit", "--sweep", "guidance_scale=high", "--prompt", "a red ball")
+    assert unusable.returncode == 2
+    assert b"guidance_scale" in unusable.stderr

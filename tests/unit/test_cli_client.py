@@ -203,6 +203,33 @@ def test_a_reference_is_passed_on(name: str) -> None:
     assert [asked.json()["image"] for asked in server.asked] == [name]
 
 
+def test_a_job_and_an_output_are_passed_on_as_references() -> None:
+    with serving(lambda *_: Answer(201, job(outputs=[output("http://127.0.0.1:9/x")] * 2))) as server:
+        with Farm(server.url, "k") as farm:
+            first = farm.submit("a cube")
+            farm.submit("a cube", image=first)
+            farm.submit("a cube", image=first.outputs[1])
+            farm.submit("a cube", image=f"{first.id}/1")
+            farm.retry(first.id, with_dependents=True)
+        assert [asked.json()["image"] for asked in server.asked[1:4]] == [first.id, f"{first.id}/1", f"{first.id}/1"]
+        assert server.asked[4].path.endswith("/retry?with_dependents=true")
+
+
+def test_a_sweep_is_sent_as_lists_of_values() -> None:
+    answer = Answer(201, {"id": f"bat_{1:032x}", "state": "in_progress", "request_counts": {}})
+    with serving(lambda *_: answer) as server, Farm(server.url, "k") as farm:
+        farm.sweep({"guidance_scale": [1, 4], "seed": range(3)}, repeats=2, name="grid", prompt="a ball", width=64)
+        farm.sweep([{"prompt": ["a", "b"], "seed": [1, 2]}])
+    assert "name=grid&prompt=a+ball&width=64" in server.asked[0].path
+    calls = (
+        requests.sweep({"guidance_scale": [1, 4], "seed": range(3)}, repeats=2),
+        requests.sweep([{"prompt": ["a", "b"], "seed": [1, 2]}]),
+    )
+    first, second = (json.loads(b"".join(call.content())) for call in calls if call.content is not None)
+    assert first == {"sweep": [{"guidance_scale": [1, 4]}, {"seed": [0, 1, 2]}], "repeats": 2}
+    assert second["sweep"] == [{"prompt": ["a", "b"], "seed": [1, 2]}]
+
+
 def test_an_id_cannot_reach_another_route() -> None:
     with Farm("http://127.0.0.1:9", "k") as farm, pytest.raises(BadInput, match="no job id"):
         farm.get("../keys")

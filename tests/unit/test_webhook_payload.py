@@ -118,6 +118,7 @@ def test_a_body_says_what_happened_to_which_job() -> None:
                     "url_expires_at": "2026-01-02T04:04:05.678Z",
                 }
             ],
+            "depends_on": [],
             "error": None,
             "warnings": [],
             "attempts": 1,

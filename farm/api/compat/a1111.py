@@ -49,7 +49,7 @@ PREFIX: Final = "/sdapi/v1"
 #: The ``custom_id`` of every job that came this way: how progress and interrupt find them.
 CUSTOM_ID: Final = "sdapi"
 AT_ONCE: Final = 100  #: jobs that one interrupt stops
-_ACTIVE: Final = (JobState.QUEUED, JobState.DISPATCHED, JobState.RUNNING)
+_ACTIVE: Final = (JobState.PENDING, JobState.QUEUED, JobState.DISPATCHED, JobState.RUNNING)
 
 #: The farm's fields as these clients call them.
 NAMES: Final = {

@@ -172,7 +172,7 @@ def status(call: AdapterCall) -> Response:
     if call.request.query_params.get("logs") in ("1", "true") and job.progress is not None:
         message = f"step {job.progress.step} of {job.progress.steps}"
         logs = [{"message": message, "level": "INFO", "timestamp": (job.claimed_at or job.created_at).isoformat()}]
-    if job.state in (JobState.QUEUED, JobState.DISPATCHED):
+    if job.state in (JobState.PENDING, JobState.QUEUED, JobState.DISPATCHED):
         reason = {} if job.waiting_reason is None else {"waiting_reason": job.waiting_reason}
         return JSONResponse({"status": "IN_QUEUE", "queue_position": (job.position or 1) - 1} | reason, 202)
     if not job.state.terminal:

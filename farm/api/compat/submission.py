@@ -139,7 +139,7 @@ async def _cancel_unless_wanted(call: AdapterCall, request: str, job: Job) -> No
     A job that runs goes on: most of it is paid for, and a client that hung up because it waited too long asks again.
     """
     job = await wait(call.context, job, RETURN_SECONDS)
-    waits = job.state in (JobState.QUEUED, JobState.DISPATCHED)
+    waits = job.state in (JobState.PENDING, JobState.QUEUED, JobState.DISPATCHED)
     if waits and await run_in_threadpool(_answered, call, request, job.id):
         await run_in_threadpool(cancel, call, job.id)
 

@@ -33,13 +33,14 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 
 PAGE: Final = 50
 DELIVERIES: Final = 20  #: webhooks shown of one job
+DEPENDENTS: Final = 12  #: jobs shown that have an output of one job as an input
 STREAM_SECONDS: Final = 300.0  #: a live page asks again after this long, so that a revoked key sees nothing more
 REREAD_SECONDS: Final = 2.0  #: a change is noticed within this time even without a notification
 PAUSE_SECONDS: Final = 0.2  #: between two renderings of a live page
 HEARTBEAT_SECONDS: Final = 15.0
 Text = Annotated[str, Query(max_length=300)]
 Cursor = Annotated[str, Query(max_length=100)]
-States = Annotated[list[JobState], Query(max_length=6)]
+States = Annotated[list[JobState], Query(max_length=len(JobState))]
 
 
 @router.get("")
@@ -144,12 +145,14 @@ def _about(context: AppContext, user: User, job_id: str, base: str) -> dict[str,
         wanted = DeliveryFilter(job_id=job_id)
         deliveries, _ = unit.deliveries.page(found.tenant_id, wanted, None, DELIVERIES)
         names = unit.dashboard_queries.tenant_names([found.tenant_id]) if user.is_operator else {}
+        dependents = unit.dependencies.dependents(job_id, DEPENDENTS) if found.dependents else []
     found = waiting.explain(context, found)
     parameters = found.spec.request()
     return {
         "job": found,
         "history": history,
         "deliveries": deliveries,
+        "dependents": dependents,
         "tenant_name": names.get(found.tenant_id, ""),
         "parameters": parameters,
         "as_curl": _curl(parameters, base),

@@ -60,7 +60,7 @@ def _given(
     with context.store.begin() as unit:
         job = unit.jobs.get(job_id, tenant_id)
     files = () if job is None else job.spec.inputs.get(role, ())
-    if not 0 <= number < len(files):
+    if not 0 <= number < len(files) or not files[number].known:
         raise NotFound("input", f"{job_id}/inputs/{role}/{number}")
     return _answer(context, files[number], side, f"{job_id}_{role}_{number}", wanted)
 
