@@ -70,10 +70,14 @@ Task: TypeAlias = Literal[
     "image-to-image",
     "inpainting",
     "depth-to-image",
+    "composite",
+    "convert",
+    "crop",
     "depth-estimation",
     "image-editing",
     "image-variation",
     "normal-estimation",
+    "resize",
     "unconditional-image-generation",
     "upscaling",
     "image-to-video",
@@ -208,6 +212,27 @@ class JobParameters(TypedDict, total=False):
     #: (`file_…`), the `sha256:…` of one, an https URL, a base64 data URL, or an output of another job (`job_…`,
     #: `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
     depth_map: FileInput | None
+    #: Pixels from the left edge.
+    left: int | None
+    #: Pixels from the upper edge.
+    top: int | None
+    #: How much of the upper image shows: 0 nothing, 1 it alone.
+    opacity: float | None
+    #: The upper image; what leaves the lower one is cut off. The id of an uploaded file (`file_…`), the
+    #: `sha256:…` of one, an https URL, a base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a
+    #: batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
+    overlay_image: FileInput | None
+    #: rgb, or grey: the luminance (ITU-R 601).
+    colours: Literal["rgb", "grey"] | None
+    #: Grey values from this one on become white, the others black: a mask.
+    threshold: int | None
+    #: Whether dark becomes bright, at last.
+    invert: bool | None
+    #: cover: fills the size, and the middle is kept. contain: fits into the size, so one side may be shorter.
+    #: stretch: both sides exactly.
+    fit: Literal["cover", "contain", "stretch"] | None
+    #: How values between pixels are computed.
+    resample: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] | None
     #: Frames of the video.
     num_frames: int | None
     #: Frames per second of the file. A pipeline that is conditioned on it gets it too.
@@ -328,6 +353,27 @@ class BatchDefaults(TypedDict, total=False):
     #: (`file_…`), the `sha256:…` of one, an https URL, a base64 data URL, or an output of another job (`job_…`,
     #: `job_…/1`; in a batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
     depth_map: str | None
+    #: Pixels from the left edge.
+    left: int | None
+    #: Pixels from the upper edge.
+    top: int | None
+    #: How much of the upper image shows: 0 nothing, 1 it alone.
+    opacity: float | None
+    #: The upper image; what leaves the lower one is cut off. The id of an uploaded file (`file_…`), the
+    #: `sha256:…` of one, an https URL, a base64 data URL, or an output of another job (`job_…`, `job_…/1`; in a
+    #: batch also `{"from": "CUSTOM_ID"}`). PNG, WebP or JPEG.
+    overlay_image: str | None
+    #: rgb, or grey: the luminance (ITU-R 601).
+    colours: Literal["rgb", "grey"] | None
+    #: Grey values from this one on become white, the others black: a mask.
+    threshold: int | None
+    #: Whether dark becomes bright, at last.
+    invert: bool | None
+    #: cover: fills the size, and the middle is kept. contain: fits into the size, so one side may be shorter.
+    #: stretch: both sides exactly.
+    fit: Literal["cover", "contain", "stretch"] | None
+    #: How values between pixels are computed.
+    resample: Literal["lanczos", "bicubic", "bilinear", "box", "nearest"] | None
     #: Frames of the video.
     num_frames: int | None
     #: Frames per second of the file. A pipeline that is conditioned on it gets it too.
@@ -464,10 +510,14 @@ TASK_INPUTS: Final[Mapping[Task, Mapping[str, tuple[int, int]]]] = {
     "image-to-image": {"image": (1, 1), "control_image": (0, 8)},
     "inpainting": {"image": (1, 1), "mask_image": (1, 1), "control_image": (0, 8), "reference_images": (0, 8)},
     "depth-to-image": {"image": (1, 1), "depth_map": (0, 1)},
+    "composite": {"image": (1, 1), "overlay_image": (1, 1), "mask_image": (0, 1)},
+    "convert": {"image": (1, 1)},
+    "crop": {"image": (1, 1)},
     "depth-estimation": {"image": (1, 1)},
     "image-editing": {"image": (1, 4)},
     "image-variation": {"image": (1, 4)},
     "normal-estimation": {"image": (1, 1)},
+    "resize": {"image": (1, 1)},
     "unconditional-image-generation": {},
     "upscaling": {"image": (1, 1)},
     "image-to-video": {"image": (1, 1), "last_image": (0, 1), "control_video": (0, 1)},
@@ -540,6 +590,15 @@ PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
     "mask_image": ParameterInfo("input", "Its white part is replaced."),
     "reference_images": ParameterInfo("input", "Images whose subjects or style are used.", many=True),
     "depth_map": ParameterInfo("input", "Brighter is nearer; estimated from the image by the model if absent."),
+    "left": ParameterInfo("integer", "Pixels from the left edge."),
+    "top": ParameterInfo("integer", "Pixels from the upper edge."),
+    "opacity": ParameterInfo("number", "How much of the upper image shows: 0 nothing, 1 it alone."),
+    "overlay_image": ParameterInfo("input", "The upper image; what leaves the lower one is cut off."),
+    "colours": ParameterInfo("choice", "rgb, or grey: the luminance (ITU-R 601)."),
+    "threshold": ParameterInfo("integer", "Grey values from this one on become white, the others black: a mask."),
+    "invert": ParameterInfo("boolean", "Whether dark becomes bright, at last."),
+    "fit": ParameterInfo("choice", "cover: fills the size, and the middle is kept."),
+    "resample": ParameterInfo("choice", "How values between pixels are computed."),
     "num_frames": ParameterInfo("integer", "Frames of the video."),
     "fps": ParameterInfo("integer", "Frames per second of the file."),
     "last_image": ParameterInfo("input", "The last frame."),

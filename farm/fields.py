@@ -83,6 +83,8 @@ ParameterName = Annotated[str, StringConstraints(min_length=1, max_length=100), 
 #: JSON values by name, checked against the catalogue's class.
 JsonObject = Annotated[dict[ParameterName, Any], Field(max_length=MAX_ENTRIES), AfterValidator(storable_json)]
 Side = Annotated[int, Field(strict=True, ge=SIDE_MULTIPLE, le=MAX_SIDE, multiple_of=SIDE_MULTIPLE)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
+Offset = Annotated[int, Field(strict=True, ge=-MAX_SIDE, le=MAX_SIDE)]
 Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 Strength = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]

@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 from pydantic import ValidationError
 
-from farm.domain.model import EntryProblem, Model, Registry
+from farm.domain.model import IMAGE_STEPS, EntryProblem, Model, Registry
 from farm.errors import SetupError
 from farm.pipelines.catalogue import catalogue
 
@@ -79,6 +79,7 @@ def parse(text: str, origin: str) -> Registry:
         if model is not None:
             models[model.id] = model
         problems += found.problems
+    models.setdefault(IMAGE_STEPS.id, IMAGE_STEPS)
     return Registry(models=tuple(models.values()), problems=tuple(problems))
 
 

@@ -36,7 +36,7 @@ from farm.errors import (
 from farm.objects.storage import Storage
 from farm.settings import Settings
 from farm.store.unit_of_work import Store, UnitOfWork
-from workers import failpoints
+from workers import failpoints, image_steps
 from workers.checkpoints.writer import CheckpointWriter, KeptWork
 from workers.group_commit import GroupCommit
 from workers.job_inputs import fetch_inputs
@@ -146,7 +146,7 @@ class JobRunner:
                 stored.append(output)  # noqa: PERF402 - one by one: those before one that fails must be deleted
             with measure("commit"):
                 started_at = self.commit(lease, stored, result)
-            if started_at is not None:
+            if started_at is not None and lease.job.spec.task_spec.needs_model:
                 beside = lease.beside_seconds + time.monotonic() - rendered
                 self.prefetch.record(beside=beside, on_device=rendered - started_at)
         except Exception as error:  # noqa: BLE001 - the kinds are distinguished there
@@ -181,6 +181,9 @@ class JobRunner:
             lease.record_step(done)
             self.reporter.step(lease, done)
 
+        if not spec.task_spec.needs_model:  # beside the device, however busy that is
+            on_start(1)
+            return image_steps.run(spec, inputs)
         lease.enter(Stage.WAITING)
         request = RenderRequest(
             spec,

@@ -90,13 +90,13 @@ def check(
         print_json(
             {
                 "models": [
-                    {"id": one.id, "pipeline": one.pipeline, "tasks": list(one.tasks)} for one in registry.models
+                    {"id": one.id, "pipeline": one.pipeline, "tasks": list(one.tasks)} for one in registry.rendering
                 ],
                 "problems": [vars(one) for one in registry.problems],
             }
         )
     else:
-        for model in registry.models:
+        for model in registry.rendering:
             say(f"{model.id}  {model.pipeline or 'class not known here'}  {', '.join(model.tasks)}")
         for problem in registry.problems:
             say(f"{problem.origin}: model {problem.entry}: {problem.key}: {problem.message}\n  → {problem.remedy}")

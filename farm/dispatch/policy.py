@@ -42,6 +42,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from farm.domain.model import IMAGE_STEPS
 from farm.domain.queue import Assignment, Paused, Queue, QueuedJob, QueueState, ShareState, TenantShare
 from farm.domain.states import Priority
 from farm.domain.worker import WorkerCapacity
@@ -124,7 +125,7 @@ class _OpenWorker:
         self.targets = targets  #: that it fits
         self.slots = max(0, worker.free_slots - worker.prefetch)  #: free on the device
         self.prefetch = worker.free_slots - self.slots  #: free beside it
-        self.models = set(worker.models)
+        self.models = {*worker.models, IMAGE_STEPS.id}  # which needs no device
         self.key = self._key()
 
     @property

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, Validation
 
 from farm.domain.schedulers import class_of
 from farm.errors import NotFound
-from farm.fields import SIDE_MULTIPLE, FrozenValue, JsonObject
+from farm.fields import MAX_SIDE, SIDE_MULTIPLE, FrozenValue, JsonObject
 from farm.pipelines.catalogue import SchedulerChoice, catalogue
 from farm.pipelines.granularity import Granularity, MissingConfig
 from farm.pipelines.spec import PipelineSpec
@@ -146,7 +146,7 @@ class Model(FrozenValue):
     def side_multiple(self, pipeline: PipelineSpec | None) -> int:
         """What widths and heights must be a multiple of, in pixels."""
         if pipeline is None:
-            return SIDE_MULTIPLE
+            return 1 if self.id == IMAGE_STEPS.id else SIDE_MULTIPLE
         if pipeline.name not in self._multiples:
             base = None if self.pipeline is None else catalogue().pipeline(self.pipeline)
             size = pipeline.size or (None if base is None else base.size)
@@ -205,6 +205,16 @@ class EntryProblem:
         return f"{self.origin}: model {self.entry}: {self.key}: {self.message}; {self.remedy}"
 
 
+#: What does the tasks that need no model. It is in every registry, behind the models of the file.
+IMAGE_STEPS: Final = Model(
+    id="image-steps",
+    source="builtin:image-steps",
+    description="Steps between renderings that need no device: resize, crop, composite, convert.",
+    tasks=tuple(name for name, spec in TASKS.items() if not spec.needs_model),
+    limits=ModelLimits(min_side=1, max_side=MAX_SIDE, max_pixels=MAX_SIDE * MAX_SIDE, max_outputs=1),
+)
+
+
 class Registry(FrozenValue):
     """The models of a farm, in the order of the file: the first that does a task is its default."""
 
@@ -214,6 +224,11 @@ class Registry(FrozenValue):
     def get(self, model_id: str) -> Model | None:
         """The model of that id."""
         return next((model for model in self.models if model.id == model_id), None)
+
+    @property
+    def rendering(self) -> tuple[Model, ...]:
+        """The models that render: all but what does the tasks that need no model."""
+        return tuple(model for model in self.models if model.id != IMAGE_STEPS.id)
 
     def default_for(self, task: str) -> Model | None:
         """The first model that does the task."""

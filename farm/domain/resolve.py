@@ -15,7 +15,7 @@ from farm.domain.own_names import default_of, own_inputs, own_parameter
 from farm.domain.requests import AnyJobRequest, JobRequest
 from farm.domain.schedulers import check_options, class_of, listed
 from farm.errors import BadInput, FieldProblem
-from farm.fields import CellText
+from farm.fields import MAX_SIDE, CellText
 from farm.pipelines.catalogue import catalogue
 from farm.pipelines.checks import Unfit
 from farm.pipelines.spec import Media, PipelineSpec
@@ -119,6 +119,7 @@ class _Resolution:
         parameters = self._parameters(given)
         common = self._common(given, parameters)
         self._check_size(common)
+        self._check_step(common)
         self._check_lists(common)
         self._check_frames(common)
         self._check_guidance(common, parameters)
@@ -229,6 +230,9 @@ class _Resolution:
     def _common(self, given: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The task's parameters: as given, by the size of the input, by the model's defaults, or absent."""
         found: dict[str, Any] = {}
+        if not self.task.needs_model:  # nothing else has defaults
+            names = self.task.params.model_fields
+            return {name: value for name in names if (value := getattr(self.request, name)) is not None}
         fitted = self._fitted()
         for name in self.task.params.model_fields:
             if name in given:
@@ -336,6 +340,25 @@ class _Resolution:
             field = "width" if "width" in self.request.model_fields_set else "height"
             message = f"model {id_} renders at most {limits.max_pixels} pixels in all"
             self.refuse(field, f"{width}x{height}", message)
+
+    def _check_step(self, common: Mapping[str, Any]) -> None:
+        """Check the parameters of a task that needs no model against the size of its input, as far as it is known."""
+        if self.task.output_size is None:
+            return
+        for name in ("scheduler", "scheduler_options", "parameters", "inputs"):
+            if value := getattr(self.request, name):
+                self.refuse(name, value, f"is for pipelines; {self.task.name} needs none")
+        files = self.inputs.get("image", ())
+        size = (MAX_SIDE, MAX_SIDE)
+        if files and files[0].width is not None and files[0].height is not None:
+            size = (files[0].width, files[0].height)
+        try:
+            width, height = self.task.output_size(common, size)
+        except ValueError as error:
+            self.refuse("width", common.get("width"), str(error))
+            return
+        if max(width, height) > MAX_SIDE:
+            self.refuse("width", common.get("width"), f"gives {width}x{height} pixels; {MAX_SIDE} are allowed")
 
     def _check_lists(self, common: Mapping[str, Any]) -> None:
         """A list has one value for each control image."""

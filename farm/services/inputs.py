@@ -8,7 +8,7 @@ from typing import Final
 
 from farm import lifecycle
 from farm.domain.job import Job
-from farm.domain.job_spec import InputFile
+from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.media import MediaMetadata
 from farm.domain.requests import LINE, line_of
 from farm.domain.states import JobState
@@ -139,10 +139,21 @@ def output_of(job: Job, index: int, field: str, reference: str) -> InputFile:
             output=index,
         )
     sides: MediaMetadata = {}
-    if job.spec.width is not None and job.spec.height is not None:
-        sides = {"width": job.spec.width, "height": job.spec.height}
+    size = _size_of(job.spec)
+    if size is not None:
+        sides = {"width": size[0], "height": size[1]}
     media_type = job.spec.format.media_type
     return InputFile(sha256="", key="", media_type=media_type, size=0, metadata=sides, job=job.id, output=index)
+
+
+def _size_of(spec: JobSpec) -> tuple[int, int] | None:
+    """The size of a job's outputs, as far as its parameters say it."""
+    if spec.task_spec.output_size is not None:
+        image = spec.inputs["image"][0]
+        if image.width is None or image.height is None:
+            return None
+        return spec.task_spec.output_size(spec.common, (image.width, image.height))
+    return None if spec.width is None or spec.height is None else (spec.width, spec.height)
 
 
 def _known(context: ServiceContext, tenant_id: str, field: str, reference: str) -> InputFile:

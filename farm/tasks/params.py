@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from pydantic import AliasChoices, Field
 
-from farm.fields import FrameRate, Frames, Guidance, Kinds, Parts, Prompt, Seconds, Side, Steps, Strength, Strengths
+from farm.fields import (
+    FrameRate,
+    Frames,
+    Guidance,
+    Kinds,
+    Offset,
+    Parts,
+    Pixels,
+    Prompt,
+    Seconds,
+    Side,
+    Steps,
+    Strength,
+    Strengths,
+)
 from farm.tasks.spec import TaskParams
 
 
@@ -38,6 +52,20 @@ class Sized(TaskParams):
 
     width: Side | None = Field(None, description="Pixels.")
     height: Side | None = Field(None, description="Pixels.")
+
+
+class Framed(TaskParams):
+    """The size of an image that no model renders: any number of pixels."""
+
+    width: Pixels | None = Field(None, description="Pixels.")
+    height: Pixels | None = Field(None, description="Pixels.")
+
+
+class Placed(TaskParams):
+    """Where a part of an image lies."""
+
+    left: Offset | None = Field(None, description="Pixels from the left edge.")
+    top: Offset | None = Field(None, description="Pixels from the upper edge.")
 
 
 class Repainted(TaskParams):

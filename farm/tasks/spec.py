@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from farm.fields import FrozenValue
 from farm.pipelines.spec import Media
@@ -38,6 +38,14 @@ class Workload:
     height: int  #: pixels
     frames: int  #: of a video; 1 for an image
     seconds: float  #: of a sound; 0 for other media
+
+
+Size = tuple[int, int]  #: width and height in pixels
+
+
+def step_cost(work: Workload) -> float:
+    """What a step without a model costs, in megapixel-steps: a thousandth of a denoising step of its size."""
+    return work.width * work.height / 1e9
 
 
 def image_cost(work: Workload) -> float:
@@ -79,3 +87,11 @@ class TaskSpec:
     resized: str | None = None
     #: The parameters that the farm itself honours: they are taken whether or not the pipeline has them.
     honoured: frozenset[str] = frozenset()
+    #: The size of the output from the parameters and the size of ``image``, of a task that needs no model: the worker's
+    #: processor does it, beside the device. None: a pipeline does the task.
+    output_size: Callable[[Mapping[str, Any], Size], Size] | None = None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a pipeline does the task, on a device."""
+        return self.output_size is None

@@ -40,16 +40,23 @@ def farm(running_farm: RunningFarm) -> Iterator[Farm]:
 
 
 def chain(number: int) -> Iterator[dict[str, Any]]:
-    """Three jobs, the last one first: an image, the image repainted, and that repainted."""
-    for level, before in ((2, 1), (1, 0)):
-        yield SIZE | {
-            "task": "image-to-image",
-            "custom_id": f"{number}-{level}",
-            "image": {"from": f"{number}-{before}"},
-            "prompt": "a blue cube on a white background",
-            "strength": 0.5,
-            "seed": number,
-        }
+    """Three jobs, the last one first: an image, the image repainted, and a thumbnail of that."""
+    yield {
+        "task": "resize",
+        "custom_id": f"{number}-2",
+        "image": {"from": f"{number}-1"},
+        "width": 24,
+        "height": 24,
+        "seed": number,
+    }
+    yield SIZE | {
+        "task": "image-to-image",
+        "custom_id": f"{number}-1",
+        "image": {"from": f"{number}-0"},
+        "prompt": "a blue cube on a white background",
+        "strength": 0.5,
+        "seed": number,
+    }
     yield SIZE | {"custom_id": f"{number}-0", "prompt": "a red ball on a white background", "seed": number}
 
 

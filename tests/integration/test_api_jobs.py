@@ -198,8 +198,8 @@ def test_pages_cover_every_job_once_and_filters_narrow_them(api: Api, client: ht
 
 
 def test_models_and_workers_are_listed(api: Api, client: httpx2.Client) -> None:
-    (starter,) = client.get("/v1/models").json()["data"]
-    assert starter["id"] == "starter"
+    starter, steps = client.get("/v1/models").json()["data"]
+    assert (starter["id"], steps["id"]) == ("starter", "image-steps")
     assert starter["vocabulary"]["colours"][0] == "red"
     assert client.get("/v1/workers").json() == {"data": []}
 

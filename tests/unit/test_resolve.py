@@ -60,7 +60,7 @@ def test_every_gap_is_closed_and_a_seed_is_drawn() -> None:
     specs = [resolved({"task": "text-to-image"}) for _ in range(5)]
     assert len({spec.seed for spec in specs}) == 5
     assert all(spec.seed < RANDOM_SEED_LIMIT for spec in specs)
-    defaults = REGISTRY.models[0].defaults
+    defaults = REGISTRY.rendering[0].defaults
     assert (specs[0].width, specs[0].height, specs[0].num_inference_steps) == (
         defaults["width"],
         defaults["height"],
@@ -70,7 +70,7 @@ def test_every_gap_is_closed_and_a_seed_is_drawn() -> None:
 
 def test_the_size_of_an_image_decides_within_the_models_limits() -> None:
     spec = resolved({"task": "image-to-image", "image": "sha256:x"}, {"image": image(1000, 500)})
-    limits = REGISTRY.models[0].limits
+    limits = REGISTRY.rendering[0].limits
     assert spec.width is not None
     assert spec.height is not None
     assert spec.width <= limits.max_side
@@ -177,7 +177,7 @@ def test_parameters_and_schedulers_of_the_class_are_taken_in_its_types() -> None
 
 
 def test_a_model_does_what_its_class_and_the_classes_of_the_same_weights_do() -> None:
-    (model,) = registry_of("FluxPipeline").models
+    (model,) = registry_of("FluxPipeline").rendering
     assert set(model.tasks) >= {"text-to-image", "image-to-image", "inpainting"}
     found = model.pipeline_for("image-to-image")
     assert found is not None
@@ -216,8 +216,8 @@ def test_an_entry_that_is_wrong_is_reported_with_its_remedy_and_stops_nothing() 
         tasks = ["text-to-image"]
     """
     registry = model_registry.parse(text, "models.toml")
-    assert [model.id for model in registry.models] == ["good"]
-    assert registry.models[0].tasks == ("text-to-image",)
+    assert [model.id for model in registry.rendering] == ["good"]
+    assert registry.rendering[0].tasks == ("text-to-image",)
     found = {(one.entry, one.key): str(one) for one in registry.problems}
     assert found.keys() == {("good", "tasks"), ("typo", "pipeline"), ("odd", "defaults"), ("good", "id")}
     assert "did you mean FluxPipeline?" in found["typo", "pipeline"]
@@ -233,7 +233,7 @@ def test_the_folder_says_the_class_its_scheduler_and_its_granularity(tmp_path: P
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [4] * 6}))
     registry = model_registry.parse(f'[[model]]\nid = "m"\nsource = "{tmp_path}"', "models.toml")
     assert registry.problems == ()
-    (model,) = registry.models
+    (model,) = registry.rendering
     assert (model.pipeline, model.scheduler) == ("StableDiffusionPipeline", "EulerDiscreteScheduler")
     found = problems({"task": "text-to-image", "width": 72, "height": 64}, registry=registry)
     assert "multiples of 32" in found["width"]
@@ -242,7 +242,7 @@ def test_the_folder_says_the_class_its_scheduler_and_its_granularity(tmp_path: P
 def test_a_folder_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     def key_and_message() -> tuple[str, str]:
         registry = model_registry.parse(f'[[model]]\nid = "m"\nsource = "{tmp_path}"', "models.toml")
-        assert registry.models == ()
+        assert registry.rendering == ()
         (problem,) = registry.problems
         return problem.key, problem.message
 

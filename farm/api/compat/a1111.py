@@ -460,7 +460,7 @@ async def set_options(call: AdapterCall) -> Response:
 def list_models(call: AdapterCall) -> Response:
     """``GET /sd-models``."""
     nothing = {"hash": None, "sha256": None, "config": None}
-    names = [model.id for model in call.context.registry.models]
+    names = [model.id for model in call.context.registry.rendering]
     return JSONResponse([{"title": name, "model_name": name, "filename": name, **nothing} for name in names])
 
 

@@ -104,7 +104,7 @@ def _model(call: AdapterCall) -> Model:
         model = call.model(one)
         if model is not None:
             return model
-    names = ", ".join(model.id for model in call.context.registry.models)
+    names = ", ".join(model.id for model in call.context.registry.rendering)
     raise AdapterError(404, "not_found", f"there is no app {full!r}; the farm's are <anything>/<model> of: {names}")
 
 

@@ -142,14 +142,14 @@ def _model(name: str) -> dict[str, Any]:
 
 def list_models(call: AdapterCall) -> Response:
     """``GET /models``."""
-    names = [*(model.id for model in call.context.registry.models), *call.aliases()]
+    names = [*(model.id for model in call.context.registry.rendering), *call.aliases()]
     return JSONResponse({"object": "list", "data": [_model(name) for name in dict.fromkeys(names)]})
 
 
 def get_model(call: AdapterCall) -> Response:
     """``GET /models/{model}``."""
     if call.model(call.path("model")) is None:
-        names = ", ".join(one.id for one in call.context.registry.models)
+        names = ", ".join(one.id for one in call.context.registry.rendering)
         raise AdapterError(
             404, "model_not_found", f"there is no model {call.path('model')!r}; there are: {names}", "model"
         )

@@ -163,19 +163,19 @@ def _model(model: Model) -> dict[str, Any]:
 def _named(call: AdapterCall) -> Model:
     """The model in the path. Raises `AdapterError`."""
     wanted = f"{call.path('owner')}/{call.path('name')}"
-    for model in call.context.registry.models:
+    for model in call.context.registry.rendering:
         if reference(model.id) == wanted:
             return model
     aliased = call.model(wanted)
     if aliased is not None:
         return aliased
-    names = ", ".join(reference(model.id) for model in call.context.registry.models)
+    names = ", ".join(reference(model.id) for model in call.context.registry.rendering)
     raise AdapterError(404, "not_found", f"there is no model {wanted}; there are: {names}")
 
 
 def list_models(call: AdapterCall) -> Response:
     """``GET /v1/models``."""
-    return _results([_model(model) for model in call.context.registry.models])
+    return _results([_model(model) for model in call.context.registry.rendering])
 
 
 def get_model(call: AdapterCall) -> Response:
@@ -236,13 +236,13 @@ async def create_prediction(call: AdapterCall) -> Response:
 def _of_version(call: AdapterCall, version: object) -> Model:
     """The model of a version: its id, the model's own id, or ``owner/name:version``. Raises `BadInput`."""
     wanted = version.rpartition(":")[2] if isinstance(version, str) else version
-    for model in call.context.registry.models:
+    for model in call.context.registry.rendering:
         if wanted in (_version_id(model), model.id, reference(model.id)):
             return model
     aliased = call.model(version.partition(":")[0]) if isinstance(version, str) else None
     if aliased is not None:
         return aliased
-    names = ", ".join(reference(model.id) for model in call.context.registry.models)
+    names = ", ".join(reference(model.id) for model in call.context.registry.rendering)
     raise BadInput.of("version", version, f"is no version of a model of this farm; name one of: {names}")
 
 
