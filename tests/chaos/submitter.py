@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from random import Random
 
 import httpx2
@@ -58,11 +59,27 @@ class Submitter(threading.Thread):
             batch = farm.submit_batch([self._job() for _ in range(chance.randint(2, 12))], name="chaos")
             if chance.random() < 0.2:
                 farm.cancel_batch(batch.id)
+        elif roll < 0.28:
+            self.asked += 1
+            farm.submit_batch([job for number in range(chance.randint(1, 4)) for job in self._chain(number)])
         else:
             self.asked += 1
-            job = farm.submit_body(self._job(poison=chance.random() < self._poison))
+            body = self._job(poison=chance.random() < self._poison)
+            if mine and chance.random() < 0.15:  # refused if that job has failed
+                body = self._edit(body, chance.choice(mine[-10:]))
+            job = farm.submit_body(body)
             mine.append(job.id)
             self.accepted.add(uuid_of(job.id))
+
+    def _chain(self, number: int) -> Iterator[dict[str, object]]:
+        """Jobs of which each but the last has an output of the next as an input."""
+        length = self._chance.randint(2, 3)
+        for level in reversed(range(length)):
+            job = self._job() | {"custom_id": f"{number}-{level}"}
+            yield self._edit(job, {"from": f"{number}-{level - 1}"}) if level else job
+
+    def _edit(self, job: dict[str, object], image: object) -> dict[str, object]:
+        return job | {"task": "image-to-image", "image": image, "strength": 0.9}
 
     def _job(self, *, poison: bool = False) -> dict[str, object]:
         chance = self._chance
