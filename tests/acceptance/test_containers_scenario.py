@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,20 @@ class Here(Engine):
     """Commands that run on this machine instead of in a container."""
 
     farm: RunningFarm
+    asked: list[tuple[str, ...]]
+
+    def containers(self, service: str) -> list[str]:
+        return [service]
+
+    def services(self) -> list[str]:
+        return ["api"]
+
+    def inspect(self, *containers: str) -> list[dict[str, Any]]:
+        return [{"State": {"Running": True, "Status": "running", "Health": {"Status": "healthy"}}} for _ in containers]
+
+    def docker(self, *arguments: str, **_: Any) -> Done:
+        self.asked.append(arguments)
+        return Done("", "", 0)
 
     def execute(self, service: str, *command: str, seconds: float = 120, check: bool = True) -> Done:  # noqa: ARG002
         assert service == "api"
@@ -30,14 +45,15 @@ class Here(Engine):
 @pytest.fixture
 def scenario(running_farm: RunningFarm, tmp_path: Path) -> Scenario:
     """With a tenant of its own."""
-    tenant = json.loads(running_farm("tenants", "create", "containers", "--json", cwd=tmp_path).stdout)
+    tenant = json.loads(running_farm("tenants", "create", tmp_path.name, "--json", cwd=tmp_path).stdout)
     said = running_farm("keys", "create", "all", "--tenant", tenant["id"], "--scope", "submit", "--scope", "read",
                         "--scope", "operate", cwd=tmp_path).stdout  # fmt: skip
     key = re.search(r"farm_\S+", said)
     assert key is not None
     engine = Here("p", [], {}, "docker", tmp_path)
     engine.farm = RunningFarm(running_farm.url, key[0], "", "", running_farm.data_dir)
-    return Scenario(engine, Client(running_farm.url, key[0]), "")
+    engine.asked = []
+    return Scenario(engine, Client(running_farm.url, key[0]), "", pace=0.3)
 
 
 def test_the_steps_hold_on_a_farm_and_a_lost_job_breaks_them(scenario: Scenario) -> None:
@@ -55,6 +71,24 @@ def test_the_steps_hold_on_a_farm_and_a_lost_job_breaks_them(scenario: Scenario)
     scenario.jobs.append("job_" + "0" * 32)
     with pytest.raises(Broken, match="1 lost"):
         scenario.history()
+
+
+def test_every_failure_is_played_and_judged(scenario: Scenario) -> None:
+    """Nothing is really killed here: what is seen is that each step does what it says and judges a farm that holds."""
+    engine = scenario.engine
+    assert isinstance(engine, Here)
+    assert scenario.rolling_restart().startswith("0 errors of ")
+    assert [asked[0] for asked in engine.asked] == ["restart"]
+    engine.asked.clear()
+    assert scenario.killed_api().startswith("0 errors of ")
+    assert [asked[0] for asked in engine.asked] == ["kill", "start"]
+    engine.asked.clear()
+    assert "all rendered" in scenario.kill("postgres")
+    assert engine.asked == [("kill", "postgres"), ("start", "postgres")]
+    assert "cpu0" in scenario.recreate_worker()
+    assert "ready" in scenario.stop_and_start()
+    assert scenario.outputs().endswith("none damaged")
+    assert scenario.history().endswith("each succeeded once")
 
 
 def test_an_api_that_is_away_is_an_error_of_a_client_that_does_not_repeat() -> None:

@@ -58,6 +58,7 @@ class Scenario:
     say: Callable[[str], None] = print
     results: list[Result] = field(default_factory=list)
     jobs: list[str] = field(default_factory=list)  #: every job that was accepted
+    pace: float = 1.0  #: how long jobs come in before and after each failure, relative to what the acceptance takes
 
     def step(self, name: str, limit: str, play: Callable[[], str]) -> bool:
         """Play one step and keep how it ended. An interrupt ends the run."""
@@ -72,6 +73,10 @@ class Scenario:
         self.results.append(Result(name, limit, passed, figure, time.monotonic() - began))
         self.say(f"  {'ok' if passed else 'BROKEN'}: {figure}")
         return passed
+
+    def pause(self, seconds: float) -> None:
+        """Let jobs come in for a while."""
+        time.sleep(seconds * self.pace)
 
     # -- images --------------------------------------------------------------------------------------------------------
 
@@ -306,11 +311,11 @@ class Scenario:
 
     def _replaced(self, how: str, replace: Callable[[str], object]) -> str:
         with Load(self.client) as load:
-            time.sleep(2)
+            self.pause(2)
             for one in self.engine.containers("api"):
                 replace(one)
                 self.wait_healthy()
-                time.sleep(3)
+                self.pause(3)
         self.jobs += load.jobs
         said = f"{len(load.errors)} errors of {load.sent} at {how}, slowest {load.slowest:.2f} s"
         if load.errors or load.slowest > 1.1:
@@ -320,14 +325,14 @@ class Scenario:
     def kill(self, service: str) -> str:
         """Kill a service while jobs come in: what was accepted is rendered, once."""
         with Load(self.client, insists=True) as load:
-            time.sleep(2)
+            self.pause(2)
             for one in self.engine.containers(service):
                 self.engine.docker("kill", one)
-            time.sleep(3)
+            self.pause(3)
             for one in self.engine.containers(service):
                 self.engine.docker("start", one)
             self.wait_healthy()
-            time.sleep(2)
+            self.pause(2)
         self.jobs += load.jobs
         if load.errors:
             raise Broken(f"{len(load.errors)} submissions failed for good: {load.errors[:2]}")
