@@ -390,7 +390,7 @@ def test_a_chain_is_followed_from_both_ends(lived_in: LivedIn, enter: Enter) -> 
         child = client.post("/v1/jobs", json=edit).raise_for_status().json()["id"]
     page = enter(key)
     page.goto(f"/farm/jobs/{child}")
-    expect(page.get_by_text(f"waits for {parent}")).to_be_visible()
+    expect(page.locator(".banner", has_text=f"Waits for {parent}")).to_be_visible()
     page.click(f"figcaption a[href='/farm/jobs/{parent}']")
     expect(page).to_have_url(re.compile(f"{parent}$"))
     expect(page.get_by_role("heading", name="Used by")).to_be_visible()
