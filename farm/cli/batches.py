@@ -149,17 +149,18 @@ def _submit(
         "webhook": webhook,
         **{name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in more.items()},
     }
+    on_error: Literal["skip"] | None = "skip" if skip_invalid else None
     check: Callable[..., DryRun]
     send: Callable[..., Batch]
     with connect(url, api_key, data_dir) as farm:
         if file is None:
             swept: dict[str, Any] = {"values": sweeps.groups(sweep or []), "repeats": repeats, "seeds": seeds}
-            check, send = partial(farm.check_sweep, **swept), partial(farm.sweep, **swept)
+            check, send = partial(farm.check_sweep, **swept), partial(farm.sweep, **swept, on_error=on_error)
         else:
             source: Any = sys.stdin.buffer if file == "-" else Path(file)
             given: dict[str, Any] = {"source": source, "content_type": _content_type(file, file_format)}
             check = partial(farm.check_batch, **given)
-            send = partial(farm.submit_batch, **given, on_error="skip" if skip_invalid else None)
+            send = partial(farm.submit_batch, **given, on_error=on_error)
         if dry_run:
             found = check(**options)
             if not as_json:

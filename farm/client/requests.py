@@ -230,6 +230,7 @@ def sweep(
     repeats: int = 1,
     seeds: Literal["consecutive", "random"] | None = None,
     name: str | None = None,
+    on_error: Literal["stop", "skip"] | None = None,
     idempotency_key: str | None = None,
     **defaults: Unpack[BatchDefaults],
 ) -> Call[Batch]:
@@ -242,13 +243,15 @@ def sweep(
         seeds: ``consecutive`` (the default): the repeats of each combination have the same seeds; ``random``: each job
             its own.
         name: your own name for the batch.
+        on_error: ``stop`` (the default) refuses the whole if a job is wrong, ``skip`` takes the good ones.
         idempotency_key: the same key and body give the same batch.
         **defaults: parameters that all jobs have; ``webhook`` receives the batch's progress events.
 
     Raises:
         ApiError: the farm refused it; ``errors`` name the first bad jobs.
     """
-    return _sweep(values, repeats, seeds, {"name": name, **defaults}, idempotency_key, Batch.of)
+    query = {"name": name, "on_error": on_error, **defaults}
+    return _sweep(values, repeats, seeds, query, idempotency_key, Batch.of)
 
 
 def check_sweep(

@@ -128,6 +128,8 @@ def test_a_sweep_is_one_job_for_each_combination(api: Api) -> None:
         refused = farm(api, *wrong)
         assert refused.returncode == 2
         assert said in refused.stderr
+    some = farm(api, "submit", "--sweep", "seed=1,-2", "--prompt", "a red ball", "--skip-invalid", "--json")
+    assert json.loads(some.stdout)["request_counts"]["total"] == json.loads(some.stdout)["skipped"] == 1
     unusable = farm(api, "submit", "--sweep", "guidance_scale=high", "--prompt", "a red ball")
     assert unusable.returncode == 2
     assert b"guidance_scale" in unusable.stderr
