@@ -4,7 +4,7 @@
     submit ─► queued ──dispatch──► dispatched ──claim──► running ──succeed──► succeeded
                 ▲                       │                    │─────fail──────► failed
                 │◄────────reap──────────┘                    │
-                │◄──release, fail (retryable), reap, worker_lost
+                │◄──release, preempt, fail (retryable), reap, worker_lost
               cancel ──► canceled                          cancel … canceled
               expire ──► failed
 
@@ -48,6 +48,8 @@ MAX_CRASHES: Final = 2
 MAX_FAILING_WORKERS: Final = 3
 #: A worker that failed this many jobs which others completed then gets no more.
 MAX_REFUTED: Final = 3
+#: How often a bulk job steps back for interactive ones; then it runs to its end.
+MAX_PREEMPTIONS: Final = 5
 #: Run leases that may run out before the device took the job up: a limit for what kills workers even earlier.
 MAX_LOST: Final = 8
 #: Seconds before another attempt, by attempts made: other jobs go first, and a passing trouble may pass.
@@ -643,6 +645,21 @@ def release(unit: UnitOfWork, job_id: str, epoch: int, reason: str) -> None:
     _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), reason, refund=True)
 
 
+def preempt(unit: UnitOfWork, job_id: str, epoch: int) -> JobState:
+    """running → queued: it steps back for an interactive job. The attempt does not count. Returns the new state.
+
+    → canceled if that was asked for. Its tenant is refunded what it was charged: the next dispatch charges it again,
+    and goes on from the checkpoint. Raises `LeaseLost`.
+    """
+    job = unit.jobs.get(job_id)
+    if job is None:
+        raise LeaseLost(f"{job_id} is gone")
+    state = _requeue(unit, job.tenant_id, HeldJob(job_id, epoch), "preempted", refund=True, preempted=True)
+    if state is JobState.QUEUED:
+        unit.tenants.refund_cost(job.tenant_id, job.cost)
+    return state
+
+
 def cancel(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
     """Stop a job: at once while it waits, at the next denoising step while it runs. A finished job stays as it is.
 
@@ -968,10 +985,18 @@ def _requeue(
     error: JobError | None = None,
     lost: bool = False,
     died: bool = False,
+    preempted: bool = False,
 ) -> JobState:
     """Back into its queue, or to canceled if that was requested. Returns the new state."""
     back = unit.jobs.requeue(
-        held.job_id, held.epoch, refund=refund, delay_seconds=delay_seconds, error=error, lost=lost, died=died
+        held.job_id,
+        held.epoch,
+        refund=refund,
+        delay_seconds=delay_seconds,
+        error=error,
+        lost=lost,
+        died=died,
+        preempted=preempted,
     )
     if not back:
         confirm_cancel(unit, held.job_id, held.epoch)

@@ -98,6 +98,7 @@ STEPS_RESUMED: Final = Counter(
     "Denoising steps that attempts took from a checkpoint instead of computing them.",
     ["model"],
 )
+PREEMPTIONS: Final = Counter("farm_preemptions_total", "Bulk jobs that stepped back for an interactive one.", ["model"])
 ENGINE_QUEUE: Final = Gauge("farm_engine_queue_jobs", "Jobs that wait in the worker for its device.")
 MODEL_LOAD_SECONDS: Final = Histogram("farm_model_load_duration_seconds", "Loading a model.", ["model"], buckets=_LONG)
 MODEL_COMPILED: Final = Gauge(

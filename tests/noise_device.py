@@ -110,9 +110,14 @@ class NoiseRenderer:
     def active(self) -> int:
         return len(self._jobs)
 
+    @property
+    def held_up(self) -> list[RenderRequest]:
+        return []
+
     def admit(self, request: RenderRequest) -> None:
         self._models.load(request.model)
         self._jobs[request] = NoiseJob.begin(request)
+        request.recorded = request.on_checkpoint is not None
 
     def advance(self) -> list[tuple[RenderRequest, RenderResult | BaseException]]:
         time.sleep(STEP_SECONDS)
@@ -126,7 +131,7 @@ class NoiseRenderer:
             if FAILS_AT is not None and job.done and FAILS_AT in request.spec.prompt:
                 raise NoiseDeviceFailure("CUDA error: device-side assert triggered")
             job.done += 1
-            request.on_step(job.done)
+            request.report(job.done)
             if job.done >= request.total_steps:
                 made_with: dict[str, object] = {"model": request.model.id, "dtype": "float32"}
                 finished.append((request, RenderResult(_images(request.spec), made_with)))

@@ -77,7 +77,7 @@ def _start(instance: Any = None, conf: Any = None, options: dict[str, Any] | Non
         _process = WorkerProcess(settings(), app)
         if instance.hostname == default_nodename(None):  # not named with -n
             instance.hostname = f"{_process.device_name}@{_process.host}"
-        conf.worker_concurrency = _process.capacity
+        conf.worker_concurrency = _process.threads
         conf.task_queues = (broker.queue_of(_process.name),)
         conf.task_default_queue = broker.queue_of(_process.name).name
         _process.start()

@@ -99,6 +99,11 @@ class BatchedRenderer:
         """Jobs on the device."""
         return len(self._jobs)
 
+    @property
+    def held_up(self) -> list[RenderRequest]:
+        """The jobs on the device of which nothing runs, because another call may not run beside one of theirs."""
+        return [job.request for job in self._jobs if not job.runs and job.to_start and job.error is None]
+
     def admit(self, request: RenderRequest) -> None:
         """Start a job. Raises `RenderError`, or what activating its LoRAs raises."""
         loaded = self._models.load(request.model)
@@ -165,10 +170,11 @@ class BatchedRenderer:
         # calls that change a denoiser do not begin anew as they began: what they changed is missing
         kept = isolation.sharing is not Sharing.ALONE
         record = None if job.checkpoints is None or not kept else job.checkpoints.record.output(index)
+        request.recorded = record is not None and record.enabled
 
         def on_step(step: int) -> None:
             job.steps[index] = step
-            request.on_step(sum(job.steps))
+            request.report(sum(job.steps))
 
         def render_output() -> Artifact:
             return pipelines.render(
@@ -226,6 +232,7 @@ class BatchedRenderer:
         if job.trial is not None and job.trial.changed(self._halves(job)):
             return  # what the call has changed in its modules would be missing
         checkpoints.save(sum(job.steps), {index: self.batcher.moment_of(run) for run, index in job.runs.items()})
+        job.request.recorded = checkpoints.record.enabled
 
     def _halves(self, job: ActiveJob) -> frozenset[str]:
         """The components of the job's model that park in their encoder and decoder."""

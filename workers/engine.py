@@ -31,6 +31,7 @@ from farm.domain.states import Priority
 from farm.domain.worker import Device, ResidentModel
 from farm.errors import DeviceFailed, JobCanceled, OutOfMemory, RenderError
 from workers import device as devices
+from workers import preemption
 from workers.device import DeviceChoice
 from workers.render_request import RenderRequest, RenderResult
 
@@ -126,6 +127,7 @@ class Engine(threading.Thread):
         self._busy = False
         self._in_process: set[RenderRequest] = set()  # whose jobs have not left the process
         self._out_of_memory: deque[RenderRequest] = deque()  # they wait for an empty device
+        self._on_device: list[RenderRequest] = []  # and not finished: the device has them
         self._renderers: Renderers | None = None
         self.loading: bool = True  #: whether a model, or torch itself, is being loaded
         self.progress_at = time.monotonic()  #: when it last made progress: a step, a phase of loading, another job
@@ -248,6 +250,7 @@ class Engine(threading.Thread):
         while self._wait_for_work(renderers):
             while (request := self._take_next(renderers)) is not None:
                 self._start_job(request, renderers)
+            self._make_room(renderers)
             for request, outcome in renderers.batched.advance():
                 if isinstance(outcome, BaseException) and renderers.is_device_failure(outcome):
                     raise outcome
@@ -306,12 +309,26 @@ class Engine(threading.Thread):
             any(request.isolated for request in self._in_process) or (first is not None and first.isolated)
         )
 
+    def _make_room(self, renderers: Renderers) -> None:
+        """Let bulk jobs step back for interactive ones that cannot start beside them, or that took a slot too many."""
+        with self._wake:
+            first = self._first_waiting()
+            interactive = first is not None and first.priority is Priority.INTERACTIVE
+            held_up = interactive and not self._waits_for_isolation() and self._next(renderers) is None
+        held_up = held_up or any(one.priority is Priority.INTERACTIVE for one in renderers.batched.held_up)
+        for request in preemption.choose(self._on_device, self._options.slots, held_up=held_up):
+            assert request.on_step_back is not None  # of those that are chosen
+            request.on_step_back()
+            request.stop.set()
+
     def _start_job(self, request: RenderRequest, renderers: Renderers) -> None:
         if request.stop.is_set():
             request.future.set_exception(JobCanceled("the job was stopped before the device started it"))
             return
         with self._wake:
             self._in_process.add(request)
+        self._on_device.append(request)
+        request.speed.start(request.total_steps)
         request.numerics = self.numerics.result().name
         request.on_start(request.total_steps)
         self.loading = request.model not in renderers.models
@@ -338,6 +355,7 @@ class Engine(threading.Thread):
         self._record_progress()
 
     def _finish_job(self, request: RenderRequest, outcome: RenderResult | BaseException) -> None:
+        self._on_device.remove(request)
         if isinstance(outcome, RenderResult):
             made_with = outcome.made_with | {"numerics": self.numerics.result().name}
             request.future.set_result(replace(outcome, made_with=made_with))

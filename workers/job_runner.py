@@ -11,6 +11,7 @@ nothing is written.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -150,7 +151,7 @@ class JobRunner:
                 beside = lease.beside_seconds + time.monotonic() - rendered
                 self.prefetch.record(beside=beside, on_device=rendered - started_at)
         except Exception as error:  # noqa: BLE001 - the kinds are distinguished there
-            if lease.stop_reason is StopReason.DRAINED:
+            if lease.stop_reason in (StopReason.DRAINED, StopReason.PREEMPTED):
                 self.keep_work(kept)
             self.record_end(lease, error)
             if not isinstance(error, CommitUnknown):
@@ -185,6 +186,7 @@ class JobRunner:
             on_start(1)
             return image_steps.run(spec, inputs)
         lease.enter(Stage.WAITING)
+        may_step_back = bool(checkpoints) and lease.job.preemptions < lifecycle.MAX_PREEMPTIONS
         request = RenderRequest(
             spec,
             model,
@@ -196,6 +198,7 @@ class JobRunner:
             owner=lease.held,
             isolated=lease.job.crash_count > 0,
             on_preview=(lambda preview: self.reporter.preview(lease, preview)) if spec.preview else None,
+            on_step_back=functools.partial(lease.stop, StopReason.PREEMPTED) if may_step_back else None,
             **checkpoints,
         )
         future = self.engine.submit(request)
@@ -295,6 +298,11 @@ def end_of(lease: Lease, error: Exception) -> Callable[[UnitOfWork], object] | N
             return lambda unit: lifecycle.confirm_cancel(unit, job_id, epoch)
         case JobCanceled() if lease.stop_reason is StopReason.DRAINED:
             return release("worker stopped")
+        case JobCanceled() if lease.stop_reason is StopReason.PREEMPTED:
+            count_attempt(lease, "preempted")
+            metrics.PREEMPTIONS.labels(lease.job.spec.model).inc()
+            log.info("stepped back", action="job_stepped_back")
+            return lambda unit: lifecycle.preempt(unit, job_id, epoch)
         case JobCanceled():
             log.warning("stopped: the lease was not renewed", action="lease_lost")
             return None

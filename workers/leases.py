@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 from enum import StrEnum
-from typing import Final
 
 from farm.domain.job import HeldJob, Job
-
-#: A job's speed is that between its last marks; they are at least so many seconds apart.
-MARKS: Final = 8
-MARK_SECONDS: Final = 0.25
+from workers.speed import Speed
 
 
 class Stage(StrEnum):
@@ -37,6 +32,7 @@ class StopReason(StrEnum):
     CANCELED = "canceled"  #: a client or an operator canceled the job
     LOST = "lost"  #: another epoch may hold the job by now: nothing may be written
     DRAINED = "drained"  #: the worker shuts down
+    PREEMPTED = "preempted"  #: it steps back for an interactive job
 
 
 class Lease:
@@ -50,8 +46,7 @@ class Lease:
         self.stop_reason: StopReason | None = None
         self.stage = Stage.FETCHING
         self.progress_at = time.monotonic()  #: when the work last made progress
-        self._steps = 0  # of the job
-        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # times, and the steps done then
+        self._speed = Speed()
         self.beside_seconds = 0.0  #: that the job took so far beside the device: its message, claim and inputs
         self._deadline = deadline
         self._lock = threading.Lock()
@@ -74,24 +69,16 @@ class Lease:
     def start(self, steps: int) -> None:
         """Record that the device starts the job, which has so many denoising steps."""
         self.enter(Stage.RENDERING)
-        self._steps = steps
-        self._marks.append((self.progress_at, 0))
+        self._speed.start(steps)
 
     def record_step(self, done: int) -> None:
         """Record how many denoising steps are done."""
         self.record_progress()
-        if not self._marks or self.progress_at - self._marks[-1][0] >= MARK_SECONDS:
-            self._marks.append((self.progress_at, done))
+        self._speed.record(done)
 
     def seconds_to_finish(self) -> float | None:
         """How long the device will take for the steps that are left, at its present speed; None: not known yet."""
-        marks = tuple(self._marks)
-        if self.stage is not Stage.RENDERING or len(marks) < 2:
-            return None
-        (began_at, before), (ended_at, done) = marks[0], marks[-1]
-        if done <= before:
-            return None
-        return (self._steps - done) * (ended_at - began_at) / (done - before)
+        return self._speed.seconds_left if self.stage is Stage.RENDERING else None
 
     def resume_after_nap(self, grace_seconds: float) -> None:
         """Let the work go on for ``grace_seconds``, in which a heartbeat asks whether the lease is still this worker's.

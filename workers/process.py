@@ -86,7 +86,8 @@ class WorkerProcess:
         self._models: Registry = model_registry.load_and_log(settings.models_file)
         self._slots = slots(settings.batching, choice.kind)
         self._prefetch = PrefetchControl(self._slots, settings.prefetch, settings.max_prefetch)
-        self.capacity = self._slots + self._prefetch.most  #: jobs in this process at once, at most
+        self.capacity = self._slots + self._prefetch.most  #: jobs in this process at once, but for interactive ones
+        self.threads = self.capacity + self._slots  #: for interactive jobs for which others step back, too
         self._leases = Leases()
         # beside the group commit, heartbeat, reporter and checkpoints, a job needs one when it does not succeed
         connections = MAX_TRANSACTIONS + self._slots + settings.prefetch + 3

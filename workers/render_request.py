@@ -15,6 +15,7 @@ from farm.domain.model import Model
 from farm.domain.states import Priority
 from farm.domain.worker import ResidentModel
 from workers.media.artifacts import Artifact
+from workers.speed import Speed
 
 #: Of a preview: with base64 and the job's id it fits into the 8,000 bytes of a PostgreSQL notification.
 MAX_PREVIEW_BYTES: Final = 5_600
@@ -88,8 +89,18 @@ class RenderRequest:
     on_checkpoint: Callable[[CheckpointPart], object] | None = None  #: gets each part, the last when the job is stopped
     on_resumed: Callable[[int], object] | None = None  #: gets how many steps are taken from the parts
     on_void: Callable[[], object] | None = None  #: the parts cannot be used
+    on_step_back: Callable[[], object] | None = None  #: a bulk job is to make room; None: it does not step back
     numerics: str | None = None  #: the engine's class; the engine sets it
+    recorded: bool = False  #: whether its work so far can be kept; the renderer sets it
+    steps_done: int = 0  #: denoising steps over all outputs, by `report`
+    speed: Speed = field(default_factory=Speed)  #: on the device
     future: Future[RenderResult] = field(default_factory=Future)
+
+    def report(self, done: int) -> None:
+        """So many denoising steps are done."""
+        self.steps_done = done
+        self.speed.record(done)
+        self.on_step(done)
 
     @property
     def total_steps(self) -> int:

@@ -80,7 +80,7 @@ class SingleRenderer:
         for index in range(request.spec.num_outputs):
 
             def on_step(step: int, done_before: int = index * steps_each) -> None:
-                request.on_step(done_before + step)
+                request.report(done_before + step)
 
             artifact = pipelines.render(
                 loaded,

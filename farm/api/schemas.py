@@ -107,6 +107,7 @@ class JobSchema(Schema):
     steps_resumed: int = Field(
         description="Denoising steps that its last attempt took from a checkpoint of an earlier one."
     )
+    preemptions: int = Field(description="How often it stepped back for an interactive job, with its work kept.")
     worker: str | None = Field(description="The worker that has it, or had it last.")
     parameters: dict[str, Any] = Field(description="Sent again, they give the same outputs.")
     warnings: list[str] = Field(
@@ -171,6 +172,7 @@ class JobSchema(Schema):
             attempts=job.attempts,
             max_attempts=job.max_attempts,
             steps_resumed=job.steps_resumed,
+            preemptions=job.preemptions,
             worker=job.worker,
             parameters=job.spec.request(),
             warnings=list(job.warnings),

@@ -278,6 +278,7 @@ def _print_job(job: Job) -> None:
     row("worker", job.worker)
     row("attempts", f"{job.attempts} of {job.raw.get('max_attempts', '?')}")
     row("steps_resumed", f"{job.steps_resumed} of an earlier attempt" if job.steps_resumed else None)
+    row("preemptions", job.preemptions or None)
     row("custom_id", job.custom_id)
     for name, value in job.metadata.items():
         row(f"metadata.{name}", value)

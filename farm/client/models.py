@@ -85,6 +85,7 @@ class Job:
     error: JobError | None
     attempts: int
     steps_resumed: int  #: denoising steps that its last attempt took from a checkpoint of an earlier one
+    preemptions: int  #: how often it stepped back for an interactive job
     worker: str | None
     parameters: dict[str, Any]  #: what to send to get the same images
     custom_id: str | None
@@ -121,6 +122,7 @@ class Job:
             error=JobError(str(error["code"]), str(error["message"])) if error else None,
             attempts=int(raw.get("attempts") or 0),
             steps_resumed=int(raw.get("steps_resumed") or 0),
+            preemptions=int(raw.get("preemptions") or 0),
             worker=raw.get("worker"),
             parameters=dict(raw.get("parameters") or {}),
             custom_id=raw.get("custom_id"),

@@ -155,8 +155,8 @@ class Dispatcher:
 
         Raises `BrokerUnavailable`.
         """
-        workers = unit.workers.with_free_slots()
-        free = sum(worker.free_slots for worker in workers if not worker.draining)
+        workers = unit.workers.with_free_slots(lifecycle.MAX_PREEMPTIONS)
+        free = sum(max(0, worker.free_slots) + worker.preemptible for worker in workers if not worker.draining)
         if not free:
             return Decision()
         shares = unit.tenants.shares()
@@ -188,18 +188,11 @@ class Dispatcher:
         by_name = {worker.worker: worker for worker in workers}
         for names in (sorted({one.worker for one in decision.assignments}), sorted(by_name)):
             lengths = broker.queue_lengths(self._app, names) if names else {}
-            less = {
-                name: by_name[name].capacity - length
-                for name, length in lengths.items()
-                if by_name[name].capacity - length < by_name[name].free_slots
-            }
-            if not less:
+            limited = {name: _limited(by_name[name], length) for name, length in lengths.items()}
+            if all(limited[name] == by_name[name] for name in limited):
                 return None
-        return [
-            worker._replace(free_slots=less.get(worker.worker, worker.free_slots))
-            for worker in workers
-            if less.get(worker.worker, 1) > 0
-        ]
+        found = [limited.get(worker.worker, worker) for worker in workers]
+        return [worker for worker in found if worker.free_slots > 0 or worker.preemptible]
 
     def _send(self, jobs: list[DispatchedJob], charged: Mapping[str, tuple[str, float]]) -> None:
         try:
@@ -255,6 +248,13 @@ class Dispatcher:
 
 class _CandidatesUnavailable(Exception):
     """Some of the chosen jobs cannot be dispatched now."""
+
+
+def _limited(worker: WorkerCapacity, length: int) -> WorkerCapacity:
+    """The worker with no more free slots than a queue of that length leaves it."""
+    return worker._replace(
+        free_slots=min(worker.free_slots, worker.capacity - length), preemptible=max(0, worker.preemptible - length)
+    )
 
 
 def _with_failures(queue: Queue, failed_by: Mapping[str, frozenset[str]]) -> Queue:

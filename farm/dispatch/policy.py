@@ -30,6 +30,9 @@ The rules, in the order in which they bind:
    jobs, counted over rounds, and only of tenants that are ahead of its own by less than ``max_skips`` such jobs.
    Without this limit a tenant whose model is loaded would keep it loaded, and shares would follow models instead of
    weights. Free slots at the end of the round are still used: no slot stays empty while a job fits it.
+7. **Preemption.** An interactive job that no worker with free capacity takes goes to a full one that renders bulk jobs:
+   one of these steps back with its work kept (`workers.engine` decides which) and returns to its queue. Only
+   a job's own priority counts here, not an aged one, and a bulk job steps back a limited number of times.
 
 Cost of a round: O((tenants + queues + workers + assignments) × log).
 """
@@ -43,13 +46,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from farm.domain.model import IMAGE_STEPS
-from farm.domain.queue import Assignment, Paused, Queue, QueuedJob, QueueState, ShareState, TenantShare
+from farm.domain.queue import MIN_WEIGHT, Assignment, Paused, Queue, QueuedJob, QueueState, ShareState, TenantShare
 from farm.domain.states import Priority
 from farm.domain.worker import WorkerCapacity
 
 HIGHEST: Final = max(priority.rank for priority in Priority)
 NOTHING_PAUSED: Final = Paused()
-MIN_WEIGHT: Final = 1e-6  #: a tenant of weight 0 is served when no other tenant waits, without a division by zero
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,15 @@ _Target = tuple[str, str | None]  #: what a worker must fit: a model, and a nume
 class _OpenWorker:
     """A worker while a round fills it."""
 
-    __slots__ = ("key", "models", "name", "numerics", "prefetch", "slots", "targets")
+    __slots__ = ("key", "models", "name", "numerics", "preemptible", "prefetch", "slots", "targets")
 
     def __init__(self, worker: WorkerCapacity, targets: frozenset[_Target]) -> None:
         self.name = worker.worker
         self.numerics = worker.numerics
         self.targets = targets  #: that it fits
         self.slots = max(0, worker.free_slots - worker.prefetch)  #: free on the device
-        self.prefetch = worker.free_slots - self.slots  #: free beside it
+        self.prefetch = max(0, worker.free_slots) - self.slots  #: free beside it
+        self.preemptible = worker.preemptible  #: interactive jobs that it takes beyond that
         self.models = {*worker.models, IMAGE_STEPS.id}  # which needs no device
         self.key = self._key()
 
@@ -172,8 +175,9 @@ class _OpenWorkers:
         known: dict[tuple[int | None, frozenset[str], str | None], frozenset[_Target]] = {}
         demanding = {model: requirements[model] for model in self._of_model if model in requirements}
         self.free_slots = 0
+        self._preemptible: list[_OpenWorker] = []
         for worker in workers:
-            if worker.draining or worker.free_slots <= 0:
+            if worker.draining or (worker.free_slots <= 0 and not worker.preemptible):
                 continue
             machine = (worker.memory_bytes, worker.tags, worker.numerics)
             kind = known.get(machine)
@@ -188,6 +192,10 @@ class _OpenWorkers:
             if not kind:
                 continue
             opened = _OpenWorker(worker, kind)
+            if opened.preemptible:
+                self._preemptible.append(opened)
+            if opened.full:
+                continue
             self.free_slots += worker.free_slots
             entry = (opened.key, opened)
             self._kinds.setdefault(kind, []).append(entry)
@@ -231,6 +239,19 @@ class _OpenWorkers:
         if other is None or (warm is not None and not other.slots):
             return warm, True
         return other, model in other.models
+
+    def best_full(self, target: _Target, avoid: frozenset[str], wait_for: str | None) -> _OpenWorker | None:
+        """The full worker to prefer for an interactive job: one with the model, and with the most bulk jobs."""
+        eligible = [
+            worker
+            for worker in self._preemptible
+            if worker.full
+            and worker.preemptible
+            and target in worker.targets
+            and worker.name not in avoid
+            and wait_for in (None, worker.numerics)
+        ]
+        return min(eligible, key=lambda one: (target[0] not in one.models, -one.preemptible, one.name), default=None)
 
     def take(self, worker: _OpenWorker, model: str) -> None:
         """Assign one more job of the model to that worker."""
@@ -413,7 +434,31 @@ class _Round:
                 heapq.heappush(self._until_made, (len(self._chosen) + self._rules.max_skips - queue.skips, index))
                 heapq.heappush(self._until_vtime, (vtime, index))
             self._enter(found[3])
+        stopped = self._preempt() or stopped
         return self._decision(stopped)
+
+    def _preempt(self) -> bool:
+        """Give interactive jobs that are left to full workers; returns whether more jobs than known ones may wait."""
+        waiting = [
+            (queue, self._tenants[queue.queue.tenant_id])
+            for queue in self._queues
+            if queue.queue.priority is Priority.INTERACTIVE
+        ]
+        while True:
+            left = [(queue, tenant) for queue, tenant in waiting if not queue.exhausted and tenant.left]
+            if not left:
+                return any(queue.exhausted and queue.queue.more and queue.served for queue, _ in waiting)
+            if len(self._chosen) >= self._rules.max_assignments:
+                return True
+            queue, tenant = min(left, key=lambda one: (one[1].vtime, one[0].key(self._now, self._rules.age_seconds)))
+            job = queue.candidates[queue.at]
+            worker = self._workers.best_full(self._target(queue.queue), job.failed_by, job.wait_for)
+            if worker is None:
+                waiting.remove((queue, tenant))
+                continue
+            worker.preemptible -= 1
+            self._record(tenant, queue, worker)
+            queue.at += 1
 
     def _enter(self, name: str) -> None:
         """Put a tenant where it belongs now; its earlier entries are void."""
@@ -451,9 +496,14 @@ class _Round:
         return any_back
 
     def _assign(self, tenant: _OpenTenant, queue: _OpenQueue, worker: _OpenWorker) -> None:
+        self._workers.take(worker, queue.queue.model)
+        self._record(tenant, queue, worker)
+        self._advance(tenant, queue)
+
+    def _record(self, tenant: _OpenTenant, queue: _OpenQueue, worker: _OpenWorker) -> None:
+        """The queue's next job goes to that worker."""
         job = queue.candidates[queue.at]
         self._chosen.append(Assignment(job.job_id, worker.name))
-        self._workers.take(worker, queue.queue.model)
         pin = queue.queue.pin
         if pin and queue.queue.numerics is None and worker.numerics is not None:
             self._chosen_numerics.setdefault(pin, worker.numerics)
@@ -465,7 +515,6 @@ class _Round:
         queue.skips = 0
         queue.forced = False
         queue.skipped_at = None
-        self._advance(tenant, queue)
 
     def _target(self, queue: Queue) -> _Target:
         """What a worker must fit for the queue's jobs."""
@@ -501,7 +550,7 @@ class _Round:
             # one that its own limit keeps waiting earns no credit
             backlogged = name in waiting and tenant.left > 0
             if backlogged != tenant.share.backlogged or tenant.vtime != tenant.share.vtime:
-                share_states.append(ShareState(name, tenant.vtime, backlogged))
+                share_states.append(ShareState(name, tenant.vtime, backlogged, tenant.share.vtime))
         return Decision(
             tuple(self._chosen),
             tuple(share_states),

@@ -137,6 +137,7 @@ class Job:
     #: what it is pinned to: a numerics class, or the id of the batch whose jobs all get the class of the first
     pin: str | None = None
     steps_resumed: int = 0  #: denoising steps that its last attempt took from a checkpoint
+    preemptions: int = 0  #: how often it stepped back for an interactive job
     # what `farm.services.waiting` adds where a job is looked at
     waiting_reason: str | None = None  #: why it has not started, one clause
     position: int | None = None  #: in its queue, from 1: an estimate

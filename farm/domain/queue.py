@@ -6,9 +6,11 @@ All of these are tuples: a round of the dispatcher makes thousands of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from farm.domain.states import Priority
+
+MIN_WEIGHT: Final = 1e-6  #: a tenant of weight 0 is served when no other tenant waits, without a division by zero
 
 
 class QueuedJob(NamedTuple):
@@ -67,6 +69,7 @@ class ShareState(NamedTuple):
     tenant_id: str
     vtime: float
     backlogged: bool
+    was: float = 0.0  #: the virtual time that the round began with
 
 
 class Paused(NamedTuple):

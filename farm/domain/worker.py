@@ -86,3 +86,5 @@ class WorkerCapacity(NamedTuple):
     draining: bool = False
     capacity: int = 0  #: the most jobs that it holds at once: slots + prefetch
     numerics: str | None = None  #: its numerics class
+    #: how many interactive jobs it takes beyond its capacity: bulk jobs on its device would step back for them
+    preemptible: int = 0

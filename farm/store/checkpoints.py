@@ -37,7 +37,7 @@ _GET: Final = "SELECT parts, steps, size FROM checkpoint WHERE job_id = %(id)s::
 _TAKE_ENDED: Final = """
     DELETE FROM checkpoint WHERE job_id = ANY(ARRAY(
         SELECT job_id FROM checkpoint LEFT JOIN job ON job.id = checkpoint.job_id
-        WHERE job.id IS NULL OR job.state NOT IN ('queued', 'dispatched', 'running')
+        WHERE job.id IS NULL OR job.state IN ('succeeded', 'failed', 'canceled')
         LIMIT %(limit)s FOR UPDATE OF checkpoint SKIP LOCKED
     )) RETURNING tenant_id, job_id
 """

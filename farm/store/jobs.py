@@ -115,6 +115,7 @@ def job_of(row: JobRow, outputs: Iterable[OutputRow]) -> Job:
         crash_count=row.crash_count,
         pin=row.pin or None,
         steps_resumed=row.steps_resumed,
+        preemptions=row.preemptions,
         dependents=row.dependents,
     )
 
@@ -311,12 +312,14 @@ class Jobs:
         lost: bool = False,
         died: bool = False,
         unclaimed: bool = False,
+        preempted: bool = False,
     ) -> bool:
         """dispatched or running → queued (``unclaimed``: only dispatched); False if the right is lost.
 
         Nor is a running job that is to be canceled: it would wait for ever in a batch that is being canceled.
 
-        ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the device.
+        ``refund`` gives the attempt back, ``lost`` counts a run lease that ran out, ``died`` that it was on the device,
+        ``preempted`` that it stepped back for an interactive job.
         """
         states = (JobState.DISPATCHED,) if unclaimed else (JobState.DISPATCHED, JobState.RUNNING)
         # a dispatched job was never claimed, so there is no attempt to uncount
@@ -333,6 +336,7 @@ class Jobs:
                 attempts=refunded if refund else JobRow.attempts,
                 lost_count=JobRow.lost_count + int(lost),
                 crash_count=JobRow.crash_count + int(died),
+                preemptions=JobRow.preemptions + int(preempted),
                 waits_until=case((waits, until)),
                 available_at=func.now() + seconds(delay_seconds),
                 lease_until=null(),

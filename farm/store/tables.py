@@ -343,6 +343,8 @@ class JobRow(Base):
     finished_at: Mapped[datetime | None]
     #: denoising steps that its last attempt took from a checkpoint
     steps_resumed: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    #: how often it stepped back for an interactive job
+    preemptions: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
 
 
 #: The columns of `RETRY_FIELDS`, for statements that retry many jobs at once.

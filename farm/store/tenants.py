@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
-from farm.domain.queue import ShareState, TenantShare
+from farm.domain.queue import MIN_WEIGHT, ShareState, TenantShare
 from farm.errors import Conflict, NotFound, Unauthorized
 from farm.store.tables import (
     BatchRow,
@@ -66,11 +66,15 @@ _SHARES: Final = """
     ) AS held ON held.tenant_id = tenant.id
     ORDER BY id
 """
+# by how much it changed: a worker may have given back what a preempted job was charged since the round began
 _SAVE_SHARE_STATES: Final = """
-    UPDATE tenant SET vtime = kept.vtime, backlogged = kept.backlogged
-    FROM unnest(%(ids)s::uuid[], %(vtimes)s::float8[], %(backlogged)s::boolean[]) AS kept (id, vtime, backlogged)
+    UPDATE tenant SET backlogged = kept.backlogged,
+        vtime = CASE WHEN tenant.vtime = kept.was THEN kept.vtime ELSE tenant.vtime + (kept.vtime - kept.was) END
+    FROM unnest(%(ids)s::uuid[], %(vtimes)s::float8[], %(were)s::float8[], %(backlogged)s::boolean[])
+        AS kept (id, vtime, was, backlogged)
     WHERE tenant.id = kept.id
 """
+_REFUND_COST: Final = "UPDATE tenant SET vtime = vtime - %(cost)s / greatest(weight, %(least)s) WHERE id = %(id)s::uuid"
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,7 @@ class Tenants:
         values = {
             "ids": [ids.to_uuid(ids.TENANT, one.tenant_id) for one in states],
             "vtimes": [one.vtime for one in states],
+            "were": [one.was for one in states],
             "backlogged": [one.backlogged for one in states],
         }
         self._session.connection().exec_driver_sql(_SAVE_SHARE_STATES, values)
@@ -241,6 +246,11 @@ class Tenants:
             .values(vtime=TenantRow.vtime - charge)
             .execution_options(synchronize_session=False)
         )
+
+    def refund_cost(self, tenant_id: str, cost: float) -> None:
+        """Undo the charge for one dispatch of a job of that cost."""
+        values = {"id": ids.to_uuid(ids.TENANT, tenant_id), "cost": cost, "least": MIN_WEIGHT}
+        self._session.connection().exec_driver_sql(_REFUND_COST, values)
 
     def create_key(self, tenant_id: str, name: str, scopes: frozenset[Scope]) -> tuple[Key, str]:
         """A new key and its text, which is shown this once and never stored."""

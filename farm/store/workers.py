@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.orm import Session
 
 from farm.domain.numerics import Numerics
-from farm.domain.states import JobState
+from farm.domain.states import JobState, Priority
 from farm.domain.worker import Device, ResidentModel, Worker, WorkerCapacity, WorkerInfo, WorkerState
 from farm.store.numerics import NumericsClasses
 from farm.store.tables import JobRow, WorkerRow
@@ -20,12 +20,15 @@ HELD: Final = (JobState.DISPATCHED.value, JobState.RUNNING.value)
 
 _WITH_FREE_SLOTS: Final = """
     SELECT name, slots + prefetch - coalesce(held.jobs, 0), models || held.models_of_jobs, prefetch,
-        (device ->> 'memory_bytes')::bigint, tags, state = 'draining', slots + prefetch, numerics
+        (device ->> 'memory_bytes')::bigint, tags, state = 'draining', slots + prefetch, numerics,
+        greatest(0, least(slots, coalesce(held.bulk, 0)) - greatest(0, coalesce(held.jobs, 0) - slots - prefetch))
     FROM worker LEFT JOIN (
-        SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS models_of_jobs
+        SELECT worker, count(*) AS jobs, array_agg(DISTINCT model) AS models_of_jobs,
+            count(*) FILTER (WHERE state = 'running' AND priority = %(bulk)s AND preemptions < %(most)s
+                AND started_at IS NOT NULL) AS bulk
         FROM job WHERE state IN ('dispatched', 'running') GROUP BY worker
     ) AS held ON held.worker = worker.name
-    WHERE state <> 'offline' AND slots + prefetch > coalesce(held.jobs, 0) ORDER BY name
+    WHERE state <> 'offline' AND (slots + prefetch > coalesce(held.jobs, 0) OR held.bulk > 0) ORDER BY name
 """
 
 
@@ -196,14 +199,28 @@ class Workers:
         """Every worker, with what it holds, by name."""
         return self._with_load(select(WorkerRow).order_by(WorkerRow.name))
 
-    def with_free_slots(self) -> list[WorkerCapacity]:
-        """The workers that are online or draining and hold fewer jobs than they may, by name."""
-        rows = self._session.connection().exec_driver_sql(_WITH_FREE_SLOTS).all()
+    def with_free_slots(self, max_preemptions: int = 0) -> list[WorkerCapacity]:
+        """The workers that are online or draining and may get jobs, by name.
+
+        They hold fewer jobs than they may, or render bulk jobs that have stepped back fewer than ``max_preemptions``
+        times.
+        """
+        values = {"bulk": Priority.BULK.rank, "most": max_preemptions}
+        rows = self._session.connection().exec_driver_sql(_WITH_FREE_SLOTS, values).all()
         return [
             WorkerCapacity(
-                worker, free, frozenset(models), prefetch, memory, frozenset(tags), draining, capacity, numerics
+                worker,
+                free,
+                frozenset(models),
+                prefetch,
+                memory,
+                frozenset(tags),
+                draining,
+                capacity,
+                numerics,
+                bulk,
             )
-            for worker, free, models, prefetch, memory, tags, draining, capacity, numerics in rows
+            for worker, free, models, prefetch, memory, tags, draining, capacity, numerics, bulk in rows
         ]
 
     def _with_load(self, statement: Any) -> list[Worker]:

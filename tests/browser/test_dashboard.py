@@ -12,16 +12,21 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from farm import lifecycle
 from farm.dashboard.rendering import ASSETS
-from farm.domain.job import NewJob
-from farm.domain.states import JobState
+from farm.domain.checkpoint import Checkpoint
+from farm.domain.job import HeldJob, NewJob
+from farm.domain.queue import Assignment
+from farm.domain.states import JobState, Priority
 from farm.domain.worker import WorkerState
 from farm.fields import MAX_STEPS
 from farm.store.tenants import Scope
+from tests import job_edges
 from tests.browser.conftest import Enter, LivedIn
 from tests.browser.screenshots import paths
 from tests.browser.seed_data import scene
 from tests.depth import NIGHTLY
+from tests.integration.conftest import spec
 from tests.queues import candidates
 from tests.waiting import wait_until
 
@@ -253,6 +258,32 @@ def test_a_filter_and_its_pages_are_plain_links(
             break
         page.get_by_text("Next page").click()
     assert len(seen) == len(set(seen)) >= 31
+
+
+def test_a_jobs_page_says_why_it_went_back_and_what_was_kept(lived_in: LivedIn, enter: Enter) -> None:
+    api, farm = lived_in
+    with api.store.begin() as unit:
+        job = lifecycle.submit(unit, farm.first_id, NewJob(spec(), priority=Priority.BULK))[0]
+        (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, farm.worker.name)], 60)
+        job_edges.claim(unit, job.id, sent.epoch, farm.worker.name, 60)
+        job_edges.start(unit, job.id, sent.epoch, 20)
+        held = HeldJob(job.id, sent.epoch)
+        lifecycle.save_checkpoint(unit, held, Checkpoint().extended(sent.epoch, 12, 100, fresh=True))
+        lifecycle.preempt(unit, job.id, sent.epoch)
+        (sent,) = lifecycle.dispatch(unit, [Assignment(job.id, farm.worker.name)], 60)
+        job_edges.claim(unit, job.id, sent.epoch, farm.worker.name, 60)
+        job_edges.start(unit, job.id, sent.epoch, 20)
+        lifecycle.note_resumed(unit, HeldJob(job.id, sent.epoch), 12)
+    page = enter(farm.operator)
+    page.goto(f"/farm/jobs/{job.id}")
+    history = page.locator(".timeline")
+    expect(history).to_contain_text("preempted, 12 steps kept")
+    facts = page.locator("dl.facts.stacked").last
+    expect(facts).to_contain_text("12 steps of an earlier attempt")
+    expect(facts).to_contain_text("1 time for interactive jobs")
+    with api.store.begin() as unit:
+        lifecycle.cancel(unit, farm.first_id, job.id)
+        lifecycle.confirm_cancel(unit, job.id, sent.epoch)
 
 
 def test_an_edited_job_is_checked_and_submitted(lived_in: LivedIn, enter: Enter) -> None:

@@ -224,6 +224,7 @@ class ChaosFarm:
             "FARM_DISPATCH_LEASE_SECONDS": str(DISPATCH_LEASE),
             "FARM_STORAGE_RETRY_SECONDS": "15",
             "FARM_DRAIN_SECONDS": "3",
+            "FARM_CHECKPOINT_SECONDS": "0.5",
             "FARM_BATCHING": "on",
             "FARM_PREFETCH": str(PREFETCH),
             "FARM_MAX_PREFETCH": str(MAX_PREFETCH),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import psutil
+import psycopg
 import redis
 from PIL import Image
 
@@ -59,6 +60,45 @@ def drain(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
     victim = chance.choice(farm.named("worker"))
     if farm.signal(victim, signal.SIGTERM):
         yield victim, 0.0
+
+
+def drain_mid_job(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """A worker is asked to end while its device is in the middle of a job that would outlast the drain."""
+    holders = _start_long_jobs(farm, chance)
+    if holders and farm.signal(victim := chance.choice(holders), signal.SIGTERM):
+        yield victim, 0.0
+
+
+def preempt(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
+    """Interactive jobs while long bulk jobs have the devices."""
+    if not _start_long_jobs(farm, chance):
+        return
+    for _ in range(chance.randint(1, 6)):
+        _submit(farm, chance, priority="interactive", num_inference_steps=3)
+    yield "bulk jobs", 1.0
+
+
+def _start_long_jobs(farm: ChaosFarm, chance: Random) -> list[str]:
+    """Submit bulk jobs of several seconds; returns the workers that have begun with one."""
+    for _ in range(8):
+        _submit(farm, chance, priority="bulk", num_inference_steps=150, num_outputs=4)
+    for _ in range(20):
+        with contextlib.suppress(psycopg.Error), farm.connect() as connection:
+            rows = connection.execute(
+                "SELECT DISTINCT worker FROM job WHERE state = 'running' AND steps > 500 AND step > 0"
+            ).fetchall()
+            names = [f"worker-{row[0].rpartition('/cpu')[2]}" for row in rows]
+            if names:
+                return names
+        time.sleep(0.2)
+    return []
+
+
+def _submit(farm: ChaosFarm, chance: Random, **fields: object) -> None:
+    body = {"task": "text-to-image", "model": "starter", "prompt": "a red ball", "width": 64, "height": 64} | fields
+    headers = {"Authorization": f"Bearer {chance.choice(list(farm.keys.values()))}"}
+    with contextlib.suppress(httpx2.HTTPError):
+        httpx2.post(f"{farm.url}/v1/jobs", json=body, headers=headers, timeout=5, trust_env=False)
 
 
 def restart_with(variables: Callable[[Random], tuple[str, dict[str, str]]]) -> Fault:
@@ -266,6 +306,8 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "freeze worker": (3, freeze("worker")),
     "kill engine": (3, kill_engine),
     "drain worker": (2, drain),
+    "drain mid job": (2, drain_mid_job),
+    "preempt": (3, preempt),
     "crash point": (6, restart_with(_crash_point)),
     "wrong clock": (1, restart_with(_wrong_clock)),
     "kill dispatcher": (2, kill("dispatcher")),

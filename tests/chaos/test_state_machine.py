@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from farm import lifecycle
 from farm.domain import ids
 from farm.domain.batch import BatchEntry, NewBatch
+from farm.domain.checkpoint import Checkpoint
 from farm.domain.job import HeldJob, Job, JobError, NewJob, Output
 from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.queue import Assignment, DispatchedJob
@@ -48,7 +49,8 @@ from tests.queues import candidates
 LEASE = 30.0
 CAP = 3
 NAMES = ("host/cpu0", "host/cpu1")
-HOWS = ("take up", "step", "succeed", "fail", "retry", "release", "canceled")  #: what a worker may write
+#: What a worker may write.
+HOWS = ("take up", "step", "keep", "succeed", "fail", "retry", "release", "preempt", "canceled")
 
 CLOCK = """
     CREATE SCHEMA clock;
@@ -99,8 +101,8 @@ class Farm(RuleBasedStateMachine):
     def begin(self, hows: list[str], name: str) -> None:
         """Every example begins with what fences are for; what comes then is drawn."""
         self.connection.execute(
-            "TRUNCATE tenant, job, batch, event, output, worker, queue_state, idempotency, delivery, job_dependency,"
-            " propagation CASCADE"
+            "TRUNCATE tenant, job, checkpoint, batch, event, output, worker, queue_state, idempotency, delivery,"
+            " job_dependency, propagation CASCADE"
         )
         with self.store.begin() as unit:
             self.tenant = unit.tenants.create("acme").id
@@ -290,7 +292,7 @@ class Farm(RuleBasedStateMachine):
         name = data.draw(st.sampled_from([name for name, process in self.processes.items() if process.held]))
         held = data.draw(st.sampled_from(list(self.processes[name].held)))
         job = self.processes[name].held[held]
-        if self.write(name, held, job, how) and how not in ("take up", "step"):
+        if self.write(name, held, job, how) and how not in ("take up", "step", "keep"):
             del self.processes[name].held[held]
 
     @rule(name=st.sampled_from(NAMES), how=st.sampled_from(HOWS), finish=st.booleans())
@@ -393,6 +395,10 @@ class Farm(RuleBasedStateMachine):
                         lifecycle.fail(unit, held.job_id, held.epoch, error, retryable=how == "retry")
                     case "release":
                         lifecycle.release(unit, held.job_id, held.epoch, "for the test")
+                    case "keep":
+                        lifecycle.save_checkpoint(unit, held, Checkpoint().extended(held.epoch, 1, 10, fresh=True))
+                    case "preempt":
+                        lifecycle.preempt(unit, held.job_id, held.epoch)
                     case "canceled":
                         lifecycle.confirm_cancel(unit, held.job_id, held.epoch)
         except LeaseLost:
@@ -456,6 +462,9 @@ class Farm(RuleBasedStateMachine):
                 break
         found: list[Violation] = check(self.history())
         assert found == []
+        with self.store.begin() as unit:
+            lifecycle.remove_checkpoints(unit)
+        assert self.connection.execute("SELECT count(*) FROM checkpoint").fetchone() == (0,)
 
     def history(self) -> History:
         accepted = frozenset(uuid_of(job) for job in self.accepted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from farm.errors import DeviceFailed, JobCanceled, ModelUnavailable, OutOfMemory
 from tests.job_specs import STARTER_TASKS
 from tests.unit.test_pipelines import CPU, images, spec
 from tests.waiting import wait_until
-from workers import numerics, pipelines
+from workers import numerics, pipelines, preemption
 from workers.batched_renderer import BatchedRenderer
 from workers.device import choose
 from workers.engine import Engine, EngineOptions
@@ -28,7 +29,8 @@ from workers.media.artifacts import Artifact
 from workers.model_cache import ModelCache
 from workers.pipelines.isolation import ClassIsolation, Sharing
 from workers.process import slots
-from workers.render_request import RenderRequest, RenderResult
+from workers.render_request import CheckpointPart, RenderRequest, RenderResult
+from workers.speed import Speed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -255,3 +257,125 @@ def test_an_isolated_job_runs_alone_until_it_has_left_the_process() -> None:
     jobs["after"].future.result(60)
     engine.close()
     engine.join(30)
+
+
+# -- preemption --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_job_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small jobs of these tests are as long as those of users."""
+    monkeypatch.setattr("workers.preemption.MIN_SECONDS_LEFT", 0.0)
+
+
+class Bulk:
+    """A bulk job that steps back when the engine asks, as the job runner lets it."""
+
+    def __init__(self, seed: int, steps: int = 150, model: Model = EXACT) -> None:
+        self.parts: list[CheckpointPart] = []
+        self.done = 0
+        self.on_step: list[Callable[[int], object]] = []
+        made = request(spec(num_inference_steps=steps, seed=seed, **SMALL), model, Priority.BULK)
+        made.checkpoint_seconds = 1000
+        made.on_checkpoint = self.parts.append
+        made.on_step_back = lambda: None
+        made.on_step = self.step
+        self.request = made
+
+    def step(self, done: int) -> None:
+        self.done = done
+        for one in self.on_step:
+            one(done)
+
+
+def interactive(model: Model = EXACT) -> tuple[RenderRequest, threading.Event]:
+    began = threading.Event()
+    made = request(spec(num_inference_steps=3, seed=99, **SMALL), model, Priority.INTERACTIVE)
+    made.on_start = lambda _: began.set()
+    return made, began
+
+
+@pytest.mark.usefixtures("no_job_ends_soon")
+def test_the_bulk_job_with_the_least_work_steps_back_within_two_steps_of_an_interactive_one() -> None:
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=2))
+    first, second = Bulk(1), Bulk(2)
+    person, began = interactive()
+    asked_at: list[int] = []
+
+    def ask(done: int) -> None:
+        if done == 20 and not asked_at:
+            engine.submit(second.request)
+        if done == 40 and not asked_at:
+            asked_at.append(second.done)
+            engine.submit(person)
+
+    first.on_step.append(ask)
+    engine.submit(first.request)
+    engine.start()
+    assert isinstance(second.request.future.exception(90), JobCanceled)
+    assert began.is_set()
+    assert second.parts[-1].steps <= asked_at[0] + 2
+    assert second.parts[-1].steps == second.done, "no step is lost"
+    assert len(person.future.result(60).artifacts) == 1
+    assert len(first.request.future.result(60).artifacts) == 1, "the other one has a slot"
+    assert first.parts == []
+    engine.close()
+    engine.join(30)
+
+
+@pytest.mark.usefixtures("no_job_ends_soon")
+def test_all_bulk_jobs_step_back_for_an_interactive_one_whose_model_is_not_loaded() -> None:
+    engine = Engine(EngineOptions(choose("cpu0"), torch_threads=1, slots=2))
+    other = EXACT.model_copy(update={"id": "other"})
+    jobs = Bulk(1), Bulk(2)
+    person, _ = interactive(other)
+    asked_at: list[int] = []
+
+    def ask(done: int) -> None:
+        if done >= 20 and jobs[1].done >= 5 and not asked_at:
+            asked_at.extend(job.done for job in jobs)
+            engine.submit(person)
+
+    jobs[0].on_step.append(ask)
+    for job in jobs:
+        engine.submit(job.request)
+    engine.start()
+    for job in jobs:
+        assert isinstance(job.request.future.exception(90), JobCanceled)
+        assert job.parts[-1].steps == job.done
+    assert [job.done - at for job, at in zip(jobs, asked_at, strict=True)] <= [2, 2]
+    assert len(person.future.result(60).artifacts) == 1
+    engine.close()
+    engine.join(30)
+
+
+class SoonOver(Speed):
+    """Of a job that ends soon."""
+
+    @property
+    def seconds_left(self) -> float:
+        return 1.0
+
+
+def test_what_steps_back_is_chosen_by_priority_work_and_time_left() -> None:
+    jobs = [Bulk(seed).request for seed in range(4)]
+    normal = request(spec(**SMALL))
+    person, _ = interactive()
+    for done, job in zip((40, 10, 20, 5), jobs, strict=True):
+        job.steps_done, job.recorded = done, True
+    assert preemption.choose([*jobs, person], 5, held_up=False) == []
+    assert preemption.choose([*jobs, person], 4, held_up=False) == [jobs[3]]
+    assert preemption.choose([*jobs, normal], 4, held_up=False) == [], "nobody interactive took a slot"
+    jobs[3].speed = SoonOver()
+    assert preemption.choose([*jobs, person], 4, held_up=False) == [jobs[1]], "one that ends soon stays"
+    jobs[1].recorded = False
+    assert preemption.choose([*jobs, person], 4, held_up=False) == [jobs[2]], "work that cannot be kept is not lost"
+    jobs[2].on_step_back = None
+    assert preemption.choose([*jobs, person], 4, held_up=False) == [jobs[0]], "one stepped back often enough"
+    jobs[0].stop.set()
+    assert preemption.choose([*jobs, person], 4, held_up=False) == [], "one is on its way already"
+    fresh = [Bulk(seed).request for seed in range(2)]
+    assert preemption.choose(fresh, 4, held_up=True) == fresh
+    assert preemption.choose([*fresh, normal], 4, held_up=True) == [], "the device would not become empty"
+    normal.speed = SoonOver()
+    assert preemption.choose([*fresh, normal], 4, held_up=True) == fresh
