@@ -429,6 +429,46 @@ class JobFilters(TypedDict, total=False):
     created_before: str | datetime | None
 
 
+class OutputFilters(TypedDict, total=False):
+    """Which outputs are meant; what is left out does not filter."""
+
+    #: Words of the prompt, all of them; `"a phrase"`, `or` and `-without` as search engines have.
+    q: str | None
+    model: str | None
+    task: Task | None
+    media: str | None
+    batch_id: str | None
+    custom_id: str | None
+    #: Of jobs whose `metadata` has this key.
+    metadata_key: str | None
+    #: And this value there.
+    metadata_value: str | None
+    #: true: only those with a star.
+    star: bool | None
+    tag: str | None
+    collection: str | None
+    #: Pixels.
+    min_width: int | None
+    #: Pixels.
+    min_height: int | None
+    #: Of jobs that were submitted after this time.
+    created_after: str | datetime | None
+    created_before: str | datetime | None
+
+
+class LabelChanges(TypedDict, total=False):
+    """What is changed on outputs."""
+
+    #: true: give them a star; false: take it away.
+    star: bool | None
+    add_tags: Sequence[str] | None
+    remove_tags: Sequence[str] | None
+    #: Collections; one that is new begins with these outputs.
+    add_to: Sequence[str] | None
+    #: Collections; one without outputs is gone.
+    remove_from: Sequence[str] | None
+
+
 class EndpointChanges(TypedDict, total=False):
     """What may be changed of a webhook endpoint."""
 

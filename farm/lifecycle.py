@@ -26,6 +26,7 @@ from typing import Any, Final
 from farm.domain import ids
 from farm.domain.batch import Batch, BatchContents, BatchState, NewBatch, Staged
 from farm.domain.checkpoint import Checkpoint
+from farm.domain.gallery import GalleryOutput
 from farm.domain.job import HeldJob, Job, JobError, JobFilter, JobResult, NewJob, Selection
 from farm.domain.job_spec import InputFile, JobSpec
 from farm.domain.queue import Assignment, DispatchedJob
@@ -879,6 +880,29 @@ def _finished_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     if batch.finished_at is None:
         raise Conflict("the batch has not finished: cancel it first")
     return batch
+
+
+def delete_job(unit: UnitOfWork, tenant_id: str, job_id: str) -> None:
+    """Delete a job that has ended, with its outputs, its events and their deliveries.
+
+    Raises `NotFound`, or `Conflict` while it has not ended and where it is part of a batch.
+    """
+    unit.jobs.lock(job_id)
+    job = unit.jobs.get(job_id, tenant_id)
+    if job is None:
+        raise NotFound("job", job_id)
+    if not job.state.terminal:
+        raise Conflict(f"the job is {job.state.value}: cancel it first")
+    if job.batch_id is not None:
+        raise Conflict(f"the job is part of {job.batch_id}: delete the batch, or only the job's outputs")
+    unit.jobs.delete(job_id)
+    unit.pending_deletions.add([keys.job_prefix(tenant_id, job_id)])
+
+
+def delete_outputs(unit: UnitOfWork, outputs: Collection[GalleryOutput]) -> None:
+    """Delete outputs that are there, and have their objects removed. Their jobs stay as they are."""
+    unit.gallery.delete([one.place for one in outputs])
+    unit.pending_deletions.add([one.output.key for one in outputs])
 
 
 def delete_expired(unit: UnitOfWork, limit: int = RETENTION_CHUNK) -> int:

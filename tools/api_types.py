@@ -97,6 +97,8 @@ CLASSES: Final = (
           "post", "/v1/batches", frozenset({"name", "on_error", "dry_run"})),
     Class("BatchChanges", "What may be changed of a batch.", "patch", "/v1/batches/{batch_id}", nullable=False),
     Class("JobFilters", "Which jobs are meant; what is left out does not filter.", "get", "/v1/jobs", _PAGE),
+    Class("OutputFilters", "Which outputs are meant; what is left out does not filter.", "get", "/v1/outputs", _PAGE),
+    Class("LabelChanges", "What is changed on outputs.", "post", "/v1/outputs/labels", frozenset({"outputs"})),
     Class("EndpointChanges", "What may be changed of a webhook endpoint.",
           "patch", "/v1/webhooks/endpoints/{endpoint_id}", nullable=False),
     Class("DeliveryFilters", "Which webhook deliveries are meant; what is left out does not filter.",

@@ -41,6 +41,7 @@ class ProgressSchema(Schema):
 class OutputSchema(Schema):
     """One output file of a job."""
 
+    index: int = Field(description="Its position among the job's outputs, from 0. It stays when others are deleted.")
     url: str = Field(description="A download URL that needs no key and expires. Read the job again for a new one.")
     media_type: str = Field(description="`image/png`, for instance.")
     size: int = Field(description="Bytes.")
@@ -204,6 +205,7 @@ def output_schema(job_id: str, output: Output, storage: Storage, settings: Setti
     """One output of a job, with a fresh URL."""
     name = f"{job_id}_{output.index}.{keys.extension(output.media_type)}"
     return OutputSchema(
+        index=output.index,
         url=storage.presign_get(output.key, settings.presign_seconds, name),
         media_type=output.media_type,
         size=output.size,

@@ -247,7 +247,7 @@ def resume(
 
 
 def delete(
-    batch_id: BatchArgument,
+    batch_id: Annotated[str, typer.Argument(metavar="ID", help="The id of a batch, or of a job of no batch.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
@@ -255,8 +255,16 @@ def delete(
     api_key: ApiKey = None,
     data_dir: DataDir = HERE,
 ) -> None:
-    """Delete a batch that has ended, with its jobs and their images."""
+    """Delete a batch that has ended, with its jobs and their outputs; or one job of no batch."""
     with connect(url, api_key, data_dir) as farm:
+        if batch_id.startswith("job_"):
+            job = farm.get(batch_id)
+            if not dry_run:
+                if not yes and not typer.confirm(f"delete {job.id} and its {len(job.outputs)} outputs?", err=True):
+                    raise typer.Exit(1)
+                farm.delete_job(job.id)
+            say(f"{job.id}  {'would lose' if dry_run else 'deleted with'} {len(job.outputs)} outputs")
+            return
         found = farm.delete_batch(batch_id, dry_run=True)
         text = f"{found.jobs:,} jobs and {found.outputs:,} images ({found.bytes / 2**20:.1f} MiB)"
         if not dry_run:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from farm.cli import gallery
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 
 if TYPE_CHECKING:
     from farm.client import Farm
     from farm.client.models import DamagedOutput, OutputRepair
 
-outputs = typer.Typer(help="Check and repair what is in the object storage.", no_args_is_help=True)
+outputs = typer.Typer(
+    help="Find, mark, download and delete outputs; check and repair the object storage.", no_args_is_help=True
+)
 
 REPAIR_JOBS: Final = 100  #: asked for at once
 POLL_SECONDS: Final = 1.0
@@ -28,6 +31,12 @@ Since = Annotated[
         help="Only outputs of jobs that ended then or later; your local time without an offset.",
     ),
 ]
+
+
+outputs.command(name="list")(gallery.list_outputs)
+outputs.command(name="label")(gallery.label)
+outputs.command(name="download")(gallery.download)
+outputs.command(name="delete")(gallery.delete)
 
 
 @outputs.callback()

@@ -238,6 +238,42 @@ class NumericsClass:
 
 
 @dataclass(frozen=True)
+class FoundOutput:
+    """An output with what it is found by."""
+
+    job_id: str
+    index: int  #: its position among the job's outputs, from 0
+    output: Output
+    prompt: str
+    model: str
+    task: str
+    batch_id: str | None
+    custom_id: str | None
+    star: bool
+    tags: tuple[str, ...]
+    collections: tuple[str, ...]
+    raw: dict[str, Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, raw: Json) -> FoundOutput:
+        """The output that an answer describes."""
+        return cls(
+            job_id=str(raw["job_id"]),
+            index=int(raw["index"]),
+            output=_output(str(raw["job_id"]), int(raw["index"]), raw),
+            prompt=str(raw["prompt"]),
+            model=str(raw["model"]),
+            task=str(raw["task"]),
+            batch_id=raw["batch_id"],
+            custom_id=raw["custom_id"],
+            star=bool(raw["star"]),
+            tags=tuple(raw["tags"]),
+            collections=tuple(raw["collections"]),
+            raw=dict(raw),
+        )
+
+
+@dataclass(frozen=True)
 class DamagedOutput:
     """An output whose object is not what the farm recorded."""
 
@@ -685,7 +721,7 @@ class Delivery:
 def _output(job_id: str, index: int, raw: Json) -> Output:
     return Output(
         job_id=job_id,
-        index=index,
+        index=int(raw.get("index", index)),
         url=str(raw["url"]),
         media_type=str(raw.get("media_type") or ""),
         size=int(raw.get("size") or 0),

@@ -192,7 +192,10 @@ def download(output: Output) -> Flow[bytes]:
     found: Fetched = yield requests.fetch(output.url)
     if found.status in (400, 401, 403):  # the URL has expired: the job has a fresh one
         job: Job = yield requests.get(output.job_id)
-        found = yield requests.fetch(job.outputs[output.index].url)
+        fresh = next((one for one in job.outputs if one.index == output.index), None)
+        if fresh is None:
+            raise FarmClientError(f"output {output.index} of {output.job_id} was deleted")
+        found = yield requests.fetch(fresh.url)
     if found.status != httpx2.codes.OK:
         raise FarmClientError(
             f"output {output.index} of {output.job_id} cannot be downloaded: "

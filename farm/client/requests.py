@@ -26,6 +26,8 @@ from farm.api_types import (
     EndpointChanges,
     EventType,
     JobFilters,
+    LabelChanges,
+    OutputFilters,
     ResendFilters,
     Scope,
     Task,
@@ -41,6 +43,7 @@ from farm.client.models import (
     Endpoint,
     EndpointSecret,
     File,
+    FoundOutput,
     Job,
     JoinToken,
     Key,
@@ -71,6 +74,9 @@ LONGEST_DELAY: Final = 60.0  #: seconds; the most that a Retry-After is honoured
 Sweep: TypeAlias = Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Iterable[Any]]]
 #: What a bulk body may come from.
 Source: TypeAlias = os.PathLike[str] | bytes | IO[bytes] | Sequence[Mapping[str, Any]]
+
+#: What names an output: itself, or ``JOB/INDEX``.
+OutputReference: TypeAlias = "Output | FoundOutput | str"
 
 _PART_BYTES: Final = 256 * 2**10  #: of a bulk body, at a time
 _REFERENCE: Final = re.compile(
@@ -369,6 +375,42 @@ def workers() -> Call[tuple[Worker, ...]]:
 def numerics() -> Call[tuple[NumericsClass, ...]]:
     """Every numerics class that a worker ever had, with its facts and the workers that have it now."""
     return Call("GET", "/v1/numerics", lambda body: tuple(map(NumericsClass.of, body["data"])))
+
+
+def outputs(*, limit: int | None = None, **filters: Unpack[OutputFilters]) -> Streamed[FoundOutput]:
+    """Outputs, newest job first, page after page; ``q`` searches the prompts. At most ``limit`` of them."""
+    return _pages("/v1/outputs", filters, FoundOutput.of, limit)
+
+
+def output_labels() -> Call[tuple[dict[str, Any], ...]]:
+    """Tags and collections: ``kind``, ``name`` and how many ``outputs`` have each."""
+    return Call("GET", "/v1/outputs/labels", lambda body: tuple(body["data"]))
+
+
+def label_outputs(outputs: Iterable[OutputReference], **changes: Unpack[LabelChanges]) -> Call[tuple[FoundOutput, ...]]:
+    """Change stars, tags and collections of outputs: all of them, or none. Returns them as they are now."""
+    body = {"outputs": [_place(one) for one in outputs]} | json_values(changes)
+    return Call("POST", "/v1/outputs/labels", lambda found: tuple(map(FoundOutput.of, found["data"])), json=body)
+
+
+def delete_outputs(outputs: Iterable[OutputReference]) -> Call[int]:
+    """Delete outputs for good: all of them, or none. Returns how many. Their jobs stay."""
+    body = {"outputs": [_place(one) for one in outputs]}
+    return Call("POST", "/v1/outputs/delete", lambda found: int(found["deleted"]), repeatable=False, json=body)
+
+
+def delete_job(job_id: str) -> Call[None]:
+    """Delete a job that has ended, with its outputs and its history. A job of a batch goes with its batch."""
+    return Call("DELETE", f"/v1/jobs/{_segment(job_id, 'job')}", lambda _: None, repeatable=False)
+
+
+def _place(output: OutputReference) -> dict[str, Any]:
+    if isinstance(output, Output | FoundOutput):
+        return {"job_id": output.job_id, "index": output.index}
+    job_id, _, index = output.partition("/")
+    if not index.isdecimal() or not index.isascii():
+        raise BadInput.of("outputs", output, f"{output!r} is no output: write JOB/INDEX, such as job_…/0")
+    return {"job_id": job_id, "index": int(index)}
 
 
 def check_outputs(

@@ -127,7 +127,7 @@ def draw_contact_sheet(
     title = f"{batch.name or batch.id}   {len(layout.cells):,} outputs of {batch.counts.succeeded:,} jobs"
 
     def fetched(cells: Iterable[SheetCell]) -> Iterator[tuple[SheetCell, bytes]]:
-        return _prefetched(lambda cell: (cell, context.storage.get(cell.output.key)), cells)
+        return prefetched(lambda cell: (cell, context.storage.get(cell.output.key)), cells)
 
     return contact_sheet.draw(layout, title, fetched, tile, form, context.settings)
 
@@ -138,7 +138,7 @@ def _members(context: ServiceContext, batch_id: str, after: tuple[int, int], las
     def member(entry: ArchiveEntry) -> Member:
         return Member(file_name(entry), context.storage.get(entry.key), entry.ended_at)
 
-    return _prefetched(member, _entries(context, batch_id, after, last))
+    return prefetched(member, _entries(context, batch_id, after, last))
 
 
 def _entries(context: ServiceContext, batch_id: str, after: tuple[int, int], last: int) -> Iterator[ArchiveEntry]:
@@ -151,7 +151,7 @@ def _entries(context: ServiceContext, batch_id: str, after: tuple[int, int], las
         after = page[-1].seq, page[-1].index
 
 
-def _prefetched(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def prefetched(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """``act`` of each item, in their order, for `PREFETCHED` items at once."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(PREFETCHED, thread_name_prefix="fetch") as pool:

@@ -154,6 +154,10 @@ class Jobs:
         if ids.is_id(ids.JOB, job_id):
             self._session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
 
+    def delete(self, job_id: str) -> None:
+        """Delete the job's row and all that belongs to it."""
+        self._session.execute(delete(JobRow).where(JobRow.id == job_id).execution_options(synchronize_session=False))
+
     def retry_of(self, job_id: str) -> str | None:
         """The last job that retries this one."""
         found = select(JobRow.id).where(JobRow.retry_of == job_id).order_by(JobRow.id.desc()).limit(1)

@@ -12,11 +12,13 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    ColumnElement,
     Date,
     DateTime,
     Dialect,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     func,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -288,6 +291,17 @@ class JobRow(Base):
             unique=True,
             postgresql_where=text("batch_id IS NOT NULL AND custom_id IS NOT NULL"),
         ),
+        # searches for outputs by the words of prompts; the tenant is a word, too
+        Index(
+            "job_prompt_words",
+            text(
+                "(to_tsvector('simple'::regconfig, COALESCE((spec -> 'common'::text) ->> 'prompt'::text, ''::text))"
+                " || array_to_tsvector(ARRAY[tenant_id::text]))"
+            ),
+            postgresql_using="gin",
+            postgresql_with={"gin_pending_list_limit": "512"},
+            postgresql_where=text("state = 'succeeded'"),
+        ),
         # rows are updated a handful of times on their way: leave room for it in the page
         {"postgresql_with": {"fillfactor": "70"}},
     )
@@ -405,6 +419,30 @@ class CheckpointRow(Base):
     steps: Mapped[int]  #: denoising steps that are kept
     size: Mapped[int] = mapped_column(BigInteger)  #: bytes
     written_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+#: The words of a job's prompt, and its tenant as one more word: what searches for outputs look in.
+PROMPT_WORDS: Final[ColumnElement[Any]] = literal_column(
+    "(to_tsvector('simple'::regconfig, COALESCE(job.spec -> 'common' ->> 'prompt', ''))"
+    " || array_to_tsvector(ARRAY[job.tenant_id::text]))"
+)
+
+
+class OutputLabelRow(Base):
+    """A star, a tag or a collection of an output."""
+
+    __tablename__ = "output_label"
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "index"], ["output.job_id", "output.index"], ondelete="CASCADE"),
+        Index("output_label_output", "job_id", "index"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID, primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)  #: `LabelKind`
+    name: Mapped[str] = mapped_column(primary_key=True)  #: empty for a star
+    job_id: Mapped[str] = mapped_column(JOB_ID, primary_key=True)
+    index: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
 class EventRow(Base):

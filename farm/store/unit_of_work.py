@@ -33,6 +33,7 @@ from farm.store.delivery_results import DeliveryResults
 from farm.store.dependencies import Dependencies
 from farm.store.events import Events
 from farm.store.files import Files
+from farm.store.gallery import Gallery
 from farm.store.job_failures import JobFailures
 from farm.store.jobs import Jobs
 from farm.store.join_tokens import JoinTokens
@@ -206,6 +207,11 @@ class UnitOfWork:
     def outputs(self) -> Outputs:
         """What is recorded about the objects of jobs that succeeded."""
         return Outputs(self.session)
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """Outputs as people look for them."""
+        return Gallery(self.session)
 
     @cached_property
     def request_files(self) -> RequestFiles:
