@@ -136,8 +136,7 @@ def _places(given: list[PlaceSchema]) -> list[OutputPlace]:
 @router.get("/v1/outputs", summary="Find outputs", responses=responses(*ALWAYS))
 def list_outputs(context: Context, key: Reader, query: Annotated[OutputQuery, Query()]) -> FoundOutputPage:
     """The tenant's outputs that match, newest job first, with fresh URLs."""
-    wanted = OutputFilter(**query.model_dump(exclude={"limit", "cursor"}))
-    found, following = services.page(context, key.tenant_id, wanted, query.cursor, query.limit)
+    found, following = services.page(context, key.tenant_id, query, query.cursor, query.limit)
     return FoundOutputPage(
         data=[FoundOutput.found(one, context.storage, context.settings) for one in found], next=following
     )

@@ -191,7 +191,7 @@ def _indexed(wanted: OutputFilter) -> bool:
 
 
 def _filters(wanted: OutputFilter) -> bool:
-    return wanted != OutputFilter()
+    return any(getattr(wanted, name) is not None for name in OutputFilter.model_fields)
 
 
 def _matching(wanted: OutputFilter) -> list[Any]:
