@@ -62,7 +62,7 @@ def _given(
     files = () if job is None else job.spec.inputs.get(role, ())
     if not 0 <= number < len(files) or not files[number].known:
         raise NotFound("input", f"{job_id}/inputs/{role}/{number}")
-    return _answer(context, files[number], side, f"{job_id}_{role}_{number}", wanted)
+    return answer(context, files[number], side, f"{job_id}_{role}_{number}", wanted)
 
 
 def _output(
@@ -73,10 +73,10 @@ def _output(
     found = next((one for one in job.outputs if one.index == index), None) if job is not None else None
     if job is None or found is None:
         raise NotFound("output", f"{job_id}/{index}")
-    return _answer(context, found, side, f"{job.id}_{index}", wanted)
+    return answer(context, found, side, f"{job.id}_{index}", wanted)
 
 
-def _answer(context: AppContext, file: Output | InputFile, side: int, name: str, wanted: str | None) -> Response:
+def answer(context: AppContext, file: Output | InputFile, side: int, name: str, wanted: str | None) -> Response:
     """The file: whole, a part of it, or its thumbnail."""
     headers = {
         "Cache-Control": KEPT,
