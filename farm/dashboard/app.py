@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -27,6 +27,13 @@ root: Final = APIRouter(include_in_schema=False)
 def home() -> RedirectResponse:
     """The way to the first page."""
     return RedirectResponse(rendering.HOME)
+
+
+@root.get("/gallery")
+@root.get("/studio")
+def shortcut(request: Request) -> RedirectResponse:
+    """The short addresses of pages that people type."""
+    return RedirectResponse(rendering.HOME + request.url.path)
 
 
 unknown: Final = APIRouter(include_in_schema=False, route_class=rendering.PageRoute)

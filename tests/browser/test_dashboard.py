@@ -120,7 +120,7 @@ def test_a_tenant_sees_and_changes_its_own_alone(lived_in: LivedIn, enter: Enter
 
 
 #: Pages that together have every kind of element; the others are checked by `make nightly`.
-TYPICAL = {"overview", "render", "gallery", "batch", "jobs", "job", "webhook", "tenant", "login"}
+TYPICAL = {"overview", "render", "studio", "gallery", "batch", "jobs", "job", "webhook", "tenant", "login"}
 
 
 @pytest.mark.timeout(600)

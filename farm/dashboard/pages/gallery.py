@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from farm.api.dependencies import AppContext, Context
@@ -29,11 +29,6 @@ router: Final = APIRouter(prefix=PATH, include_in_schema=False, route_class=Page
 
 PAGE: Final = 60  #: outputs of one page
 MAX_NAME: Final = 100  #: characters of a tag or a collection
-#: What the filter takes, as it stands in the address.
-FIELDS: Final = (
-    "q", "model", "task", "media", "star", "tag", "collection", "batch_id", "custom_id", "metadata_key",
-    "metadata_value", "min_width", "min_height", "created_after", "created_before",
-)  # fmt: skip
 #: What may be done with the chosen outputs, by the value of the button.
 MARKS: Final = {
     "star": (LabelKind.STAR, True), "unstar": (LabelKind.STAR, False),
@@ -41,17 +36,36 @@ MARKS: Final = {
     "collect": (LabelKind.COLLECTION, True), "uncollect": (LabelKind.COLLECTION, False),
 }  # fmt: skip
 
-Cursor = Annotated[str, Query(max_length=100)]
+
+class GalleryQuery(BaseModel):
+    """What the filter takes, as it stands in the address: an empty field does not filter."""
+
+    q: str = Field("", max_length=500)
+    model: str = ""
+    task: str = ""
+    media: str = ""
+    star: str = ""
+    tag: str = ""
+    collection: str = ""
+    batch_id: str = ""
+    custom_id: str = ""
+    metadata_key: str = ""
+    metadata_value: str = ""
+    min_width: str = ""
+    min_height: str = ""
+    created_after: str = ""
+    created_before: str = ""
+    cursor: str = Field("", max_length=100)
 
 
 @router.get("")
-def gallery(request: Request, context: Context, user: CurrentUser, cursor: Cursor = "") -> Response:
+def gallery(request: Request, context: Context, user: CurrentUser, asked: Annotated[GalleryQuery, Query()]) -> Response:
     """The page, or with ``HX-Request`` the next outputs alone."""
     user.require(Scope.READ)
-    given = {name: request.query_params.get(name, "").strip() for name in FIELDS}
+    given = {name: value.strip() for name, value in asked.model_dump(exclude={"cursor"}).items()}
     wanted = _wanted(given)
     tenant_id = user.key.tenant_id
-    found, following = services.page(context, tenant_id, wanted, cursor or None, PAGE)
+    found, following = services.page(context, tenant_id, wanted, asked.cursor or None, PAGE)
     part = "hx-request" in request.headers
     labels = [] if part else services.labels(context, tenant_id)
     query = urlencode({name: value for name, value in given.items() if value})
@@ -60,7 +74,7 @@ def gallery(request: Request, context: Context, user: CurrentUser, cursor: Curso
         "gallery_items.html" if part else "gallery.html",
         outputs=found,
         following=following,
-        first=not cursor,
+        first=not asked.cursor,
         query=query,
         given=given,
         tags=[one for one in labels if one.kind is LabelKind.TAG],

@@ -33,7 +33,7 @@ from farm.errors import BadInput, FarmError, NotFound, QuotaExceeded
 from farm.objects import infotexts, recipes
 from farm.services import gallery, inputs, jobs, validation, waiting
 from farm.store.tenants import Scope
-from farm.tasks import INPUT_ROLES, TASKS
+from farm.tasks import INPUT_ROLES
 
 PATH: Final = f"{HOME}/studio"
 LINK: Final = Link("Work", "Studio", PATH, -25, (Scope.SUBMIT,))
@@ -46,15 +46,17 @@ HEARTBEAT_SECONDS: Final = 15.0
 
 
 @router.get("")
-def studio(request: Request, context: Context, user: CurrentUser) -> Response:
-    """The page. Its script fills it."""
+def studio(
+    request: Request, context: Context, user: CurrentUser, job: Annotated[str, Query(max_length=100)] = ""
+) -> Response:
+    """The page. Its script fills it; with ``job``, from that job."""
     user.require(Scope.SUBMIT)
     models = [
         {"id": one.id, "description": one.description, "tasks": list(one.tasks)} for one in context.registry.models
     ]
     files = {one.name: {"label": one.label, "hint": one.hint, "accept": one.accept} for one in forms.files()}
     setup = {"models": models, "roles": INPUT_ROLES, "files": files, "labels": forms.LABELS, "key": user.key.id}
-    return render(request, "studio.html", setup=setup, tasks=list(TASKS))
+    return render(request, "studio.html", setup=setup | {"job": job})
 
 
 @router.get("/models/{model_id:path}")

@@ -66,7 +66,9 @@ window.studio = window.studio ?? {};
     input.addEventListener("studio:set", follow);
     follow();
     const box = field(name, schema, input);
-    input.replaceWith(make("div", { class: "slide" }, range, input));
+    const both = make("div", { class: "slide" });
+    input.replaceWith(both);
+    both.append(range, input);
     return box;
   }
 
@@ -108,9 +110,11 @@ window.studio = window.studio ?? {};
   function seed(schema) {
     const input = make("input", { type: "text", inputMode: "numeric", pattern: "[0-9]*", name: "seed", placeholder: "random" });
     const box = field("seed", schema, input);
-    const forget = make("button", { type: "button", class: "quiet", title: "A random seed each time", "aria-label": "Random seed" }, "🎲");
+    const forget = make("button", { type: "button", class: "quiet", title: "A random seed each time", "aria-label": "Random seed" }, "random");
     forget.addEventListener("click", () => { input.value = ""; input.dispatchEvent(new Event("input", { bubbles: true })); });
-    input.replaceWith(make("div", { class: "slide" }, input, forget));
+    const both = make("div", { class: "slide" });
+    input.replaceWith(both);
+    both.append(input, forget);
     return box;
   }
 
@@ -212,7 +216,6 @@ window.studio = window.studio ?? {};
       box.checked = Boolean(given);
       target.querySelector(`[data-scale="${CSS.escape(box.dataset.lora)}"]`).value = given?.scale ?? "";
     }
-    for (const part of target.querySelectorAll("details")) if ([...part.querySelectorAll("[name]")].some((one) => one.value !== "")) part.open = true;
   };
 
   // The request that the values mean. Throws a sentence for JSON that does not parse.

@@ -84,7 +84,7 @@
       for (const one of job.warnings) parts.push(make("p", { class: "banner warn" }, one));
       if (job.state === "succeeded" && !job.outputs.length) parts.push(make("p", { class: "empty" }, "Its outputs were deleted."));
       const grid = make("div", { class: job.outputs.length > 1 ? "several" : "one" }, ...parts);
-      place.replaceChildren(make("p", { class: "prompted" }, job.parameters.prompt ?? "", make("span", { class: "sub" }, ` ${job.parameters.model}${job.seconds ? ` · ${job.seconds.toFixed(1)} s` : ""}`)), grid);
+      place.replaceChildren(make("p", { class: "prompted" }, job.parameters.prompt ?? "", make("span", { class: "sub" }, ` ${job.parameters.model}${job.seconds >= 0.1 ? ` · ${job.seconds.toFixed(1)} s` : ""}`)), grid);
     } else {
       if (place.dataset.face !== face) {
         const stop = button("Cancel", () => actions.cancel(job));

@@ -304,14 +304,14 @@ document.addEventListener("DOMContentLoaded", async () => {
   });
 
   // -- begin ---------------------------------------------------------------------------------------------------------
-  const asked = new URLSearchParams(location.search);
-  if (asked.get("job")) {
-    await refresh([asked.get("job")]);
-    const job = seen.get(asked.get("job"));
+  const asked = studio.setup.job;
+  if (asked) {
+    await refresh([asked]);
+    const job = seen.get(asked);
     if (job) { state.jobs = [job.id, ...state.jobs.filter((id) => id !== job.id)]; state.current = job.id; await actions.use(job, job.outputs[0] ?? { seed: job.parameters.seed }, null); }
     history.replaceState(null, "", "/farm/studio");
   }
-  try { await draw(); } catch { /* signed out: it says so */ }
+  try { await draw(); } catch (error) { if (error.message !== "signed out") throw error; }
   await refresh(state.jobs);
   if (state.current && seen.has(state.current)) choose(state.current);
 });
