@@ -27,6 +27,9 @@ class Command(NamedTuple):
 COMMANDS: Final[dict[str, Command]] = {
     "up": Command("up", "Start a whole farm on this machine.", "local"),
     "down": Command("up", "Stop the farm of a data directory.", "local"),
+    "login": Command("login", "Keep a farm's address and API key."),
+    "logout": Command("login", "Forget a farm's address and API key."),
+    "open": Command("login", "Open the dashboard in a browser."),
     "status": Command("status", "Show the health of each part."),
     "doctor": Command("doctor", "Say what is wrong and what to do.", "server"),
     "render": Command("render", "Render one image and save it."),
@@ -62,6 +65,10 @@ COMMANDS: Final[dict[str, Command]] = {
 }
 
 
+#: The functions of commands that are not called like them.
+_NAMES: Final = {"open": "open_dashboard"}
+
+
 def app(chosen: str | None) -> typer.Typer:
     """The program with one command loaded, or, with None, all of them by their names alone (for the help page)."""
     program = typer.Typer(
@@ -75,7 +82,7 @@ def app(chosen: str | None) -> typer.Typer:
         if chosen is None:
             program.command(name, help=command.help)(_unloaded)
         elif name == chosen:
-            found = getattr(importlib.import_module(f"farm.cli.{command.module}"), name)
+            found = getattr(importlib.import_module(f"farm.cli.{command.module}"), _NAMES.get(name, name))
             if isinstance(found, typer.Typer):
                 program.add_typer(found, name=name)
             else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli import profiles
 from farm.errors import BadInput, Unavailable
 
 if TYPE_CHECKING:
@@ -33,31 +34,49 @@ class NoFarm(Unavailable):
     """No farm was named and none runs here."""
 
     def __init__(self) -> None:
-        super().__init__("no farm is running here: start one with `farm up`, or set FARM_URL and FARM_API_KEY")
+        super().__init__("no farm is running here: `farm up` starts one, `farm login` keeps the address of another")
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path) -> Farm:
     """A client of the selected farm. Raises `NoFarm` or `BadInput`.
 
     Where no key is given and no farm runs, ``FARM_DATABASE_URL`` is as good: it makes a key for this command.
+    """A client of the selected farm. Raises `NoFarm` or `BadInput`."""
+    from farm.client import Farm
+
+    return Farm(*address(url, api_key, data_dir))
+
+
+def address(url: str | None, api_key: str | None, data_dir: Path) -> tuple[str, str]:
+    """The address and the API key of the selected farm. Raises `NoFarm` or `BadInput`.
+
+    By options and environment; else by the profile that ``FARM_PROFILE`` names; else the farm that runs here; else the
+    default profile of `farm login`.
     """
     url = url or os.environ.get("FARM_URL")
     api_key = api_key or os.environ.get("FARM_API_KEY")
     if not (url and api_key):
+        profile = os.environ.get("FARM_PROFILE")
+        kept = None if url else profiles.load(profile)
+        if profile and not url and kept is None:
+            known = ", ".join(profiles.names()) or "none"
+            raise BadInput.of("profile", profile, f"there is no profile {profile!r}; there are: {known}")
+        if profile and kept is not None:
+            return kept[0], api_key or kept[1]
         found = running(data_dir)
         if not found and os.environ.get("FARM_DATABASE_URL"):
             from farm.cli import database_key
 
             url = url or f"http://127.0.0.1:{os.environ.get('FARM_API_PORT') or 8000}"
             found = {"url": url.rstrip("/"), "api_key": api_key or database_key.make()}
+        if not found and kept is not None:
+            return kept[0], api_key or kept[1]
         if url and found.get("url") != url.rstrip("/"):
             raise BadInput.of("api key", None, f"none is known for {url}: give --api-key, or set FARM_API_KEY")
         if not found:
             raise NoFarm
         url, api_key = found["url"], api_key or found["api_key"]
-    from farm.client import Farm
-
-    return Farm(url, api_key)
+    return url, api_key
 
 
 def print_json(value: object) -> None:

@@ -39,6 +39,7 @@ from farm.client.models import (
     RetryReport,
     Worker,
 )
+from farm.client.notebook import ContactSheet
 from farm.webhooks.signature import SignatureRefused
 from farm.webhooks.signature import verify as verify_webhook
 
@@ -50,6 +51,7 @@ __all__ = [
     "Batch",
     "BatchDefaults",
     "CancelReport",
+    "ContactSheet",
     "Corrupted",
     "Deletion",
     "Delivery",

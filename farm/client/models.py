@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from farm.client import notebook
 from farm.domain.media import extension_of
 
 TERMINAL: Final = frozenset({"succeeded", "failed", "canceled"})
@@ -580,6 +581,11 @@ class Artifact:
         """Pixels; None for media without."""
         return self.output.height
 
+    @property
+    def caption(self) -> str:
+        """Which output it is, in a few words."""
+        return f"seed {self.seed}, {self.output.job_id}/{self.output.index}"
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the file.
 
@@ -595,6 +601,10 @@ class Artifact:
         file.write_bytes(self.data)
         return file
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the image, or a player."""
+        return notebook.file_html(self)
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -607,6 +617,10 @@ class Rendered:
     def images(self) -> tuple[Artifact, ...]:
         """Those that are images."""
         return tuple(one for one in self.artifacts if one.media_type.startswith("image/"))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: all outputs, with the prompt."""
+        return notebook.job_html(self.artifacts, str(self.job.parameters.get("prompt") or ""))
 
 
 @dataclass(frozen=True)
