@@ -54,7 +54,7 @@ document.addEventListener("DOMContentLoaded", () => {
   let last = null;
   function tell() {
     const count = boxes().filter((box) => box.checked).length;
-    form.querySelector("[data-picked]").textContent = count ? `${count} ticked:` : "Tick outputs to";
+    form.querySelector("[data-count]").textContent = count ? `${count} ticked:` : "Tick outputs to";
     form.querySelector(".bulk").classList.toggle("on", count > 0);
   }
   wall.addEventListener("click", (event) => {

@@ -137,11 +137,11 @@ document.addEventListener("DOMContentLoaded", async () => {
       const place = box.closest(".field") ?? box;
       place.classList.add("wrong");
       place.append(make("span", { class: "bad" }, message));
-      place.querySelector("input, select, textarea")?.setAttribute("aria-invalid", "true");
+      (place.querySelector("[name]") ?? place.querySelector("input, select, textarea"))?.setAttribute("aria-invalid", "true");
       place.closest("details")?.setAttribute("open", "");
     }
     problems.replaceChildren(...(errors.length ? [make("p", { class: "banner bad" }, rest.length ? rest.join(" ") : `${errors.length} ${errors.length === 1 ? "field" : "fields"} to correct.`)] : []));
-    form.querySelector(".field.wrong input, .field.wrong textarea")?.focus();
+    form.querySelector(".field.wrong [name], .field.wrong input")?.focus();
   }
 
   let sending = false;
