@@ -882,8 +882,8 @@ def _finished_batch(unit: UnitOfWork, tenant_id: str, batch_id: str) -> Batch:
     return batch
 
 
-def delete_job(unit: UnitOfWork, tenant_id: str, job_id: str) -> None:
-    """Delete a job that has ended, with its outputs, its events and their deliveries.
+def delete_job(unit: UnitOfWork, tenant_id: str, job_id: str) -> Job:
+    """Delete a job that has ended, with its outputs, its events and their deliveries; returns it as it was.
 
     Raises `NotFound`, or `Conflict` while it has not ended and where it is part of a batch.
     """
@@ -897,6 +897,7 @@ def delete_job(unit: UnitOfWork, tenant_id: str, job_id: str) -> None:
         raise Conflict(f"the job is part of {job.batch_id}: delete the batch, or only the job's outputs")
     unit.jobs.delete(job_id)
     unit.pending_deletions.add([keys.job_prefix(tenant_id, job_id)])
+    return job
 
 
 def delete_outputs(unit: UnitOfWork, outputs: Collection[GalleryOutput]) -> None:

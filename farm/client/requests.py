@@ -399,9 +399,12 @@ def delete_outputs(outputs: Iterable[OutputReference]) -> Call[int]:
     return Call("POST", "/v1/outputs/delete", lambda found: int(found["deleted"]), repeatable=False, json=body)
 
 
-def delete_job(job_id: str) -> Call[None]:
-    """Delete a job that has ended, with its outputs and its history. A job of a batch goes with its batch."""
-    return Call("DELETE", f"/v1/jobs/{_segment(job_id, 'job')}", lambda _: None, repeatable=False)
+def delete_job(job_id: str) -> Call[int]:
+    """Delete a job that has ended, with its outputs and its history; returns how many outputs it had.
+
+    A job of a batch goes with its batch.
+    """
+    return Call("DELETE", f"/v1/jobs/{_segment(job_id, 'job')}", lambda found: int(found["deleted"]), repeatable=False)
 
 
 def _place(output: OutputReference) -> dict[str, Any]:

@@ -76,14 +76,15 @@ def delete(context: ServiceContext, tenant_id: str, places: Sequence[OutputPlace
     return len(found)
 
 
-def delete_job(context: ServiceContext, tenant_id: str, job_id: str) -> None:
-    """Delete a job that has ended, with its outputs and its history.
+def delete_job(context: ServiceContext, tenant_id: str, job_id: str) -> int:
+    """Delete a job that has ended, with its outputs and its history; returns how many outputs it had.
 
     Raises `NotFound`, or `Conflict` while it has not ended and where it is part of a batch.
     """
     with context.store.begin() as unit:
-        lifecycle.delete_job(unit, tenant_id, job_id)
+        job = lifecycle.delete_job(unit, tenant_id, job_id)
     context.cleanup.wake()
+    return len(job.outputs)
 
 
 def stream_zip(context: ServiceContext, outputs: Sequence[GalleryOutput]) -> Iterator[bytes]:

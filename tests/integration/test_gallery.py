@@ -203,7 +203,7 @@ def test_a_job_is_deleted_only_when_it_has_ended_and_is_of_no_batch(
     hand.succeed(hand.begin(one["id"]))
     refused = client.delete(f"/v1/jobs/{one['id']}")
     assert (refused.status_code, batch["id"] in refused.text) == (409, True)
-    assert client.delete(f"/v1/jobs/{jobs[0]}").status_code == 204
+    assert client.delete(f"/v1/jobs/{jobs[0]}").json() == {"deleted": 1}
     assert client.get(f"/v1/jobs/{jobs[0]}").status_code == 404
     assert client.delete(f"/v1/jobs/{jobs[0]}").status_code == 404
     # the outputs of a deleted batch are hidden at once
@@ -244,7 +244,7 @@ def test_the_client_and_the_command_line_do_the_same(api: Api, jobs: list[str], 
     assert "1 outputs deleted" in cli("delete", f"{jobs[1]}/0", "--yes")
     with Farm(api.url, api.key) as farm:
         assert [one.prompt for one in farm.outputs(q="red")] == [PROMPTS[0]]
-        farm.delete_job(jobs[0])
+        assert farm.delete_job(jobs[0]) == 1
         assert not list(farm.outputs(q="red"))
 
 
