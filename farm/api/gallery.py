@@ -193,7 +193,7 @@ def delete_outputs(context: Context, key: Submitter, request: OutputChoice) -> O
     return OutputDeletion(deleted=services.delete(context, key.tenant_id, _places(request.outputs)))
 
 
-@router.delete("/v1/jobs/{job_id}", summary="Delete a job", responses=responses(*ALWAYS, 404, 409))
+@router.delete("/v1/jobs/{job_id:job}", summary="Delete a job", responses=responses(*ALWAYS, 404, 409))
 def delete_job(context: Context, key: Submitter, job_id: JobId) -> OutputDeletion:
     """Delete a job that has ended for good, with its outputs and its history. A job of a batch goes with its batch."""
     return OutputDeletion(deleted=services.delete_job(context, key.tenant_id, job_id))

@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Select, and_, cast, delete, func, literal_column, or_, select, tuple_
-from sqlalchemy.dialects.postgresql import TSQUERY, insert
+from sqlalchemy import Select, and_, delete, func, literal_column, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from farm.domain import ids
@@ -182,7 +182,7 @@ class Gallery:
 def _query(tenant_id: str, words: str) -> Any:
     """A search as PostgreSQL's ``tsquery``. The tenant is a word, too, so no other tenant's rows are read."""
     query = func.websearch_to_tsquery(literal_column("'simple'::regconfig"), words)
-    return query.op("&&")(cast(f"'{ids.to_uuid(ids.TENANT, tenant_id)}'", TSQUERY))
+    return query.op("&&")(literal_column(f"$$'{ids.to_uuid(ids.TENANT, tenant_id)}'$$::tsquery"))
 
 
 def _indexed(wanted: OutputFilter) -> bool:
