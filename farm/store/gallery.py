@@ -23,6 +23,8 @@ from farm.store import cursor as cursors
 from farm.store.tables import PROMPT_WORDS, BatchRow, JobRow, OutputLabelRow, OutputRow
 
 WINDOW: Final = 20_000  #: jobs that one page looks at
+CHUNK: Final = 2_000  #: jobs whose outputs one page looks at, where only the outputs say whether they match
+MAX_INDEX: Final = 2**15 - 1  #: no output comes behind it
 MAX_LABELS: Final = 500  #: tags and collections that are listed
 _PLACE: Final = struct.Struct(">16sH")
 
@@ -43,19 +45,23 @@ class Gallery:
         after = None if cursor is None else _PLACE.unpack(cursors.decode(cursor, _PLACE.size))
         jobs = self._jobs(tenant_id, wanted, after)
         last: str | None = None  # where the window of jobs ends
-        if not _indexed(wanted):
-            window = jobs.limit(WINDOW)
-            last = self._session.scalar(jobs.offset(WINDOW - 1).limit(1)) if _filters(wanted) else None
-            if _filters(wanted):
-                recent = window.subquery("recent")
-                jobs = select(JobRow.id).where(JobRow.id.in_(select(recent.c.id)), *_matching(wanted))
-        rows = self._session.execute(self._outputs(jobs, wanted, after, limit + 1)).all()
+        if not _indexed(wanted) and _of_jobs(wanted):
+            last = self._session.scalar(jobs.offset(WINDOW - 1).limit(1))
+            recent = jobs.limit(WINDOW).subquery("recent")
+            narrowed = select(JobRow.id).where(JobRow.id.in_(select(recent.c.id)), *_matching(wanted))
+            jobs = narrowed.order_by(JobRow.id.desc())
+        # the jobs by themselves, because only a limit of their own lets the database read them in their order
+        most = CHUNK if _of_outputs(wanted) else limit + 1
+        job_ids = list(self._session.scalars(jobs.limit(most)))
+        rows = self._session.execute(self._outputs(job_ids, wanted, after, limit + 1)).all()
         found = [OutputPlace(row[0], row[1]) for row in rows[:limit]]
         following = None
         if len(rows) > limit:
             following = _encode(found[-1])
+        elif len(job_ids) == most:
+            following = _encode(OutputPlace(job_ids[-1], MAX_INDEX))
         elif last is not None:
-            following = _encode(OutputPlace(last, 2**15 - 1))
+            following = _encode(OutputPlace(last, MAX_INDEX))
         return self.many(found), following
 
     def _jobs(self, tenant_id: str, wanted: OutputFilter, after: Any) -> Select[Any]:
@@ -80,11 +86,11 @@ class Gallery:
         alive: Select[Any] = jobs.where(or_(JobRow.batch_id.is_(None), JobRow.batch_id.not_in(deleted)))
         return alive
 
-    def _outputs(self, jobs: Select[Any], wanted: OutputFilter, after: Any, limit: int) -> Select[str, int]:
-        chosen = jobs.subquery("chosen")
+    def _outputs(self, job_ids: Sequence[str], wanted: OutputFilter, after: Any, limit: int) -> Select[str, int]:
+        """Which of these jobs' outputs match, newest job first."""
         found = (
             select(OutputRow.job_id, OutputRow.index)
-            .join(chosen, chosen.c.id == OutputRow.job_id)
+            .where(OutputRow.job_id.in_(job_ids))
             .order_by(OutputRow.job_id.desc(), OutputRow.index)
             .limit(limit)
         )
@@ -190,8 +196,14 @@ def _indexed(wanted: OutputFilter) -> bool:
     return bool(wanted.q or wanted.batch_id or wanted.custom_id or wanted.labels)
 
 
-def _filters(wanted: OutputFilter) -> bool:
-    return any(getattr(wanted, name) is not None for name in OutputFilter.model_fields)
+def _of_jobs(wanted: OutputFilter) -> bool:
+    """Whether something is asked that only the rows of jobs say, and no index."""
+    return bool(_matching(wanted))
+
+
+def _of_outputs(wanted: OutputFilter) -> bool:
+    """Whether something is asked that only the outputs say."""
+    return bool(wanted.media or wanted.min_width or wanted.min_height or wanted.labels)
 
 
 def _matching(wanted: OutputFilter) -> list[Any]:
