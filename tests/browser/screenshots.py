@@ -49,7 +49,11 @@ def paths(farm: Furnished) -> dict[str, str]:
     }
 
 
-SHOWN = "[...document.images].every((one) => one.complete || one.getBoundingClientRect().top > innerHeight)"
+#: Whether all images in sight are there, and the studio has drawn its form and its result.
+SHOWN = """
+[...document.images].every((one) => one.complete || one.getBoundingClientRect().top > innerHeight)
+&& (!document.getElementById('studio') || document.querySelector('#result .made img')?.complete)
+"""
 
 #: What is managed besides desktop and light.
 MORE = {
@@ -108,7 +112,7 @@ def _day(api: Api) -> None:
         )
         unit.session.execute(
             text("""
-                INSERT INTO usage (day, tenant_id, model, slot, jobs, images, bytes, device_seconds)
+                INSERT INTO usage (day, tenant_id, model, slot, jobs, outputs, bytes, device_seconds)
                 SELECT (now() AT TIME ZONE 'UTC')::date - n, CAST(:tenant AS uuid), model, 0, images, images,
                        images * 21000, images * seconds
                 FROM generate_series(1, 29) AS n, (VALUES ('starter', 0.8), ('sdxl', 4.1)) AS used (model, seconds),
