@@ -34,13 +34,13 @@ class NoFarm(Unavailable):
     """No farm was named and none runs here."""
 
     def __init__(self) -> None:
-        super().__init__("no farm is running here: `farm up` starts one, `farm login` keeps the address of another")
+        super().__init__(
+            "no farm is running here: start one with `farm up`, keep another's address with `farm login`, "
+            "or set FARM_URL and FARM_API_KEY"
+        )
 
 
 def connect(url: str | None, api_key: str | None, data_dir: Path) -> Farm:
-    """A client of the selected farm. Raises `NoFarm` or `BadInput`.
-
-    Where no key is given and no farm runs, ``FARM_DATABASE_URL`` is as good: it makes a key for this command.
     """A client of the selected farm. Raises `NoFarm` or `BadInput`."""
     from farm.client import Farm
 
@@ -51,7 +51,7 @@ def address(url: str | None, api_key: str | None, data_dir: Path) -> tuple[str, 
     """The address and the API key of the selected farm. Raises `NoFarm` or `BadInput`.
 
     By options and environment; else by the profile that ``FARM_PROFILE`` names; else the farm that runs here; else the
-    default profile of `farm login`.
+    one of ``FARM_DATABASE_URL``, where a key is made for this command; else the default profile of `farm login`.
     """
     url = url or os.environ.get("FARM_URL")
     api_key = api_key or os.environ.get("FARM_API_KEY")

@@ -59,7 +59,7 @@ def test_a_client_s_command_loads_no_server_s_library(arguments: list[str], tmp_
 def test_no_farm_here_is_exit_3_and_says_what_to_do(tmp_path: Path) -> None:
     done = run("ls", cwd=tmp_path)
     assert done.returncode == 3
-    assert "`farm up` starts one, `farm login` keeps the address of another" in one_sentence(done)
+    assert "or set FARM_URL and FARM_API_KEY" in one_sentence(done)
     assert not list(tmp_path.iterdir()), "looking leaves nothing behind"
 
 
