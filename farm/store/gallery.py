@@ -24,6 +24,8 @@ from farm.store.tables import PROMPT_WORDS, BatchRow, JobRow, OutputLabelRow, Ou
 
 WINDOW: Final = 20_000  #: jobs that one page looks at
 CHUNK: Final = 2_000  #: jobs whose outputs one page looks at, where only the outputs say whether they match
+NEWEST: Final = 1_000  #: jobs whose prompts are compared with words one by one
+MATCHES: Final = 3_000  #: jobs that the index of words returns at most
 MAX_INDEX: Final = 2**15 - 1  #: no output comes behind it
 MAX_LABELS: Final = 500  #: tags and collections that are listed
 _PLACE: Final = struct.Struct(">16sH")
@@ -52,7 +54,10 @@ class Gallery:
             jobs = narrowed.order_by(JobRow.id.desc())
         # the jobs by themselves, because only a limit of their own lets the database read them in their order
         most = CHUNK if _of_outputs(wanted) else limit + 1
-        job_ids = list(self._session.scalars(jobs.limit(most)))
+        if wanted.q:
+            job_ids, last = self._with_words(tenant_id, wanted.q, jobs, most)
+        else:
+            job_ids = list(self._session.scalars(jobs.limit(most)))
         rows = self._session.execute(self._outputs(job_ids, wanted, after, limit + 1)).all()
         found = [OutputPlace(row[0], row[1]) for row in rows[:limit]]
         following = None
@@ -80,11 +85,30 @@ class Gallery:
             jobs = jobs.where(JobRow.id <= ids.from_uuid(ids.JOB, UUID(bytes=after[0])))
         if _indexed(wanted):
             jobs = jobs.where(*_matching(wanted))
-        if wanted.q:
-            jobs = jobs.where(PROMPT_WORDS.op("@@")(_query(tenant_id, wanted.q)))
         deleted = select(BatchRow.id).where(BatchRow.deleted_at.is_not(None))
         alive: Select[Any] = jobs.where(or_(JobRow.batch_id.is_(None), JobRow.batch_id.not_in(deleted)))
         return alive
+
+    def _with_words(self, tenant_id: str, words: str, jobs: Select[Any], most: int) -> tuple[list[str], str | None]:
+        """Those of the jobs whose prompts match, newest first; and the last job that was looked at, if there are more.
+
+        Words that many prompts have are found among the newest jobs, without the index: it would return all of them.
+        Words that few have are found by the index. For those between, a page ends with the newest jobs.
+        """
+        match = PROMPT_WORDS.op("@@")(_query(tenant_id, words))
+        newest = jobs.limit(NEWEST).subquery("newest")
+        statement = select(newest.c.id).join(JobRow, JobRow.id == newest.c.id).where(match)
+        found = list(self._session.scalars(statement.order_by(newest.c.id.desc()).limit(most)))
+        if len(found) == most:
+            return found, None
+        last = self._session.scalar(jobs.offset(NEWEST - 1).limit(1))
+        if last is None:
+            return found, None
+        some = jobs.where(match).order_by(None).limit(MATCHES + 1).subquery("some")
+        matches = list(self._session.scalars(select(some.c.id)))
+        if len(matches) <= MATCHES:
+            return sorted(matches, reverse=True)[:most], None
+        return found, last
 
     def _outputs(self, job_ids: Sequence[str], wanted: OutputFilter, after: Any, limit: int) -> Select[str, int]:
         """Which of these jobs' outputs match, newest job first."""

@@ -115,7 +115,10 @@ def installation(cwd: Path, **environment: str) -> Iterator[Command]:
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "ALLOWED": allowed_modules(), **environment},
+        env={
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "ALLOWED": allowed_modules(), "BROWSER": "true",
+            "FARM_PROFILES": str(cwd / "profiles.json"), **environment,
+        },
     )  # fmt: skip
     with process:
         assert process.stdin is not None
@@ -246,6 +249,12 @@ def test_the_farm_is_operated(client: Callable[..., str]) -> None:
     secret = client("webhooks", "add", "https://192.0.32.7/hook").strip()
     assert secret.startswith("whsec_")
     assert "192.0.32.7" in client("webhooks")
+
+
+def test_an_address_is_kept_and_forgotten(api: Api, client: Callable[..., str]) -> None:
+    assert "used from now on" in client("login", api.url, "--api-key", api.key)
+    assert client("open").strip() == f"{api.url}/farm"
+    assert "forgotten" in client("logout")
 
 
 def test_the_webhook_listener_checks_signatures_with_the_standard_library(client: Callable[..., str]) -> None:
