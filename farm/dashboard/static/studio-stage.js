@@ -12,7 +12,7 @@
   }
 
   function progress(job) {
-    if (job.state === "queued") {
+    if (job.state === "queued" || job.state === "pending") {
       const place = job.position ? `Place ${job.position.toLocaleString("en")}${job.eta_seconds ? `, finished in about ${duration(job.eta_seconds)}` : ""}.` : "";
       return ["Waiting", `${place}${job.waiting_reason ? ` ${job.waiting_reason[0].toUpperCase()}${job.waiting_reason.slice(1)}.` : ""}`];
     }
