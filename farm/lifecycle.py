@@ -919,7 +919,7 @@ def delete_expired(unit: UnitOfWork, limit: int = RETENTION_CHUNK) -> int:
     unit.pending_deletions.add([keys.job_prefix(tenant_id, job_id) for tenant_id, job_id in jobs])
     files = unit.request_files.delete_expired(limit)
     unit.pending_deletions.add([keys.lines_key(tenant_id, file_id) for tenant_id, file_id in files])
-    return max(len(batches) + len(jobs), len(files))
+    return max(len(batches) + len(jobs), len(files), unit.audit.delete_expired(limit))
 
 
 def collect_orphans(unit: UnitOfWork, grace_seconds: float = ORPHAN_GRACE_SECONDS) -> int:

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from farm import __version__, model_registry
 from farm.api import (
+    audit,
     batches,
     bulk_actions,
     compat,
@@ -103,6 +104,7 @@ def create_app(settings: Settings, limits: Mapping[str, BodyLimit] = MappingProx
         gallery,
         workers,
         pauses,
+        audit,
         worker_enrollment,
         webhooks,
         keys,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from email.message import Message
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from farm.api.auth import RequireScope
 from farm.api.problems import UnreadableBody
 from farm.domain import ids
+from farm.services import audit
 
 INLINE_BYTES: Final = 64 * 2**10  #: parsed on the event loop; what is larger is parsed by a thread
 MAX_DEPTH: Final = 64  #: lists and objects inside each other
@@ -92,9 +93,24 @@ class AuthenticatedRoute(APIRoute):
                 structlog.contextvars.bind_contextvars(job=job)
             if takes_json:
                 _must_be_json(request)
-            return await handle(StrictRequest(request.scope, request.receive))
+            response = await handle(StrictRequest(request.scope, request.receive))
+            if request.method in audit.CHANGES and response.status_code < HTTPStatus.BAD_REQUEST:
+                await record(request, self.path_format, {})
+            return response
 
         return guarded
+
+
+async def record(request: Request, path: str, form: Mapping[str, list[str]]) -> None:
+    """Put a change that was made into the audit log, unless requests of that path are not recorded."""
+    key = getattr(request.state, "key", None)
+    if path in audit.NOT_RECORDED or key is None:
+        return
+    given = {name: request.query_params.getlist(name) for name in request.query_params} | dict(form)
+    request_id = str(structlog.contextvars.get_contextvars().get("request", ""))
+    params = {name: str(value) for name, value in request.path_params.items()}
+    change = f"{request.method} {path}"
+    await run_in_threadpool(audit.record, request.app.state.context, key, change, params, given, request_id)
 
 
 def _guards(dependant: Dependant) -> Iterator[RequireScope]:

@@ -48,6 +48,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "workers": Command("workers", "List, drain, stop and resume workers."),
     "pauses": Command("workers", "Pause the farm, a model or a tenant."),
     "models": Command("models", "List, show and check the models."),
+    "audit": Command("audit", "Show who changed what."),
     "outputs": Command("outputs", "Find, mark, download, delete and check outputs."),
     "webhooks": Command("webhooks", "Manage webhooks, or receive them on this machine."),
     "keys": Command("keys", "List, create, rotate and revoke API keys."),

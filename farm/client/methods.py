@@ -153,6 +153,7 @@ class Methods:
     model = Method(requests.model)
     workers = Method(requests.workers)
     numerics = Method(requests.numerics)
+    audit = Series(requests.audit)
     outputs = Series(requests.outputs)
     output_labels = Method(requests.output_labels)
     label_outputs = Method(requests.label_outputs)

@@ -377,6 +377,17 @@ def numerics() -> Call[tuple[NumericsClass, ...]]:
     return Call("GET", "/v1/numerics", lambda body: tuple(map(NumericsClass.of, body["data"])))
 
 
+def audit(*, key: str | None = None, q: str | None = None, limit: int | None = None) -> Streamed[dict[str, Any]]:
+    """Changes by the API and the dashboard, newest first: ``at``, ``key_name``, ``action``, ``target``.
+
+    Args:
+        key: only of this key: its id or its name.
+        q: only where action or target contain this.
+        limit: the most that are read.
+    """
+    return _pages("/v1/audit", {"key": key, "q": q}, dict, limit)
+
+
 def outputs(*, limit: int | None = None, **filters: Unpack[OutputFilters]) -> Streamed[FoundOutput]:
     """Outputs, newest job first, page after page; ``q`` searches the prompts. At most ``limit`` of them."""
     return _pages("/v1/outputs", filters, FoundOutput.of, limit)

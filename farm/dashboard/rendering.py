@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import quote, unquote
@@ -22,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from farm.api import problems
 from farm.api.dependencies import AppContext
+from farm.api.route import record
 from farm.dashboard import filters, session
 from farm.dashboard.session import User
 from farm.domain.waiting import paused_sentence
@@ -167,11 +169,13 @@ class PageRoute(APIRoute):
                     request.state.key = request.state.user.key  # for the log
                     if not self.path.endswith("/logout"):
                         request.state.user.require(Scope.READ, Scope.OPERATE, Scope.ADMIN)
-                return await handle(request)
+                response = await handle(request)
             except Unauthorized:
                 return _to_login(request)
             except (FarmError, HTTPException, RequestValidationError) as error:
                 return _mistake(request, error)
+            await _record(request, self.path_format, response)
+            return response
 
         return answered
 
@@ -191,6 +195,16 @@ def _visit(context: AppContext, request: Request) -> tuple[User, tuple[str, ...]
     more = len(paused.models) + len(tenants) + (paused.farm is not None) - MAX_PAUSES
     rest = [filters.plural(more, "more pause") + " of models and tenants"] if more > 0 else []
     return user, (*found[:MAX_PAUSES], *rest)
+
+
+async def _record(request: Request, path: str, response: Response) -> None:
+    """Put what a form changed into the audit log; a page that only asks for confirmation is no change."""
+    if request.method in ("GET", "HEAD") or response.status_code >= HTTPStatus.BAD_REQUEST:
+        return
+    sent = getattr(request, "_form", None)  # what the handler has read
+    form = {name: [one for one in sent.getlist(name) if isinstance(one, str)] for name in sent} if sent else {}
+    if response.status_code != HTTPStatus.OK or form.get("sure") == ["1"] or not form:
+        await record(request, path, form)
 
 
 def _to_login(request: Request) -> Response:

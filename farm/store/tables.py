@@ -481,6 +481,22 @@ class EventRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
 
+class AuditRow(Base):
+    """A change that somebody made by the API or the dashboard."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_key", "key_id", text("id DESC")),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=NOW)
+    key_id: Mapped[str] = mapped_column(PublicId(ids.KEY))  #: who; the row outlives the key
+    key_name: Mapped[str]  #: as it was then
+    tenant_id: Mapped[str] = mapped_column(TENANT_ID)  #: whose key it is
+    action: Mapped[str]  #: method and path template: ``PUT /v1/pauses/farm``
+    target: Mapped[str]  #: what was named in the path and the form
+    request_id: Mapped[str]
+
+
 class PendingDeletionRow(Base):
     """An object that no row names any more: to be removed from the object storage."""
 

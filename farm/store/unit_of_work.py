@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from farm.server_errors import database_unavailable
 from farm.settings import Settings
 from farm.store.activity_stats import ActivityStats
+from farm.store.audit import Audit
 from farm.store.batches import Batches
 from farm.store.bulk_actions import BulkActions
 from farm.store.checkpoints import StoredCheckpoints
@@ -177,6 +178,11 @@ class UnitOfWork:
     def pauses(self) -> Pauses:
         """What operators have stopped."""
         return Pauses(self.session)
+
+    @cached_property
+    def audit(self) -> Audit:
+        """Who changed what."""
+        return Audit(self.session)
 
     @cached_property
     def waiting(self) -> WaitingJobs:

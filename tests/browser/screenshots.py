@@ -44,6 +44,7 @@ def paths(farm: Furnished) -> dict[str, str]:
         "webhook": f"/farm/webhooks/{farm.endpoint}",
         "delivery": f"/farm/webhooks/deliveries/{farm.dead}",
         "keys": "/farm/keys",
+        "audit": "/farm/audit",
         "tenants": "/farm/tenants",
         "tenant": f"/farm/tenants/{farm.first_id}",
     }

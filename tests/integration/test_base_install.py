@@ -249,6 +249,7 @@ def test_the_farm_is_operated(client: Callable[..., str]) -> None:
     secret = client("webhooks", "add", "https://192.0.32.7/hook").strip()
     assert secret.startswith("whsec_")
     assert "192.0.32.7" in client("webhooks")
+    assert "POST /v1/webhooks" in client("audit")
 
 
 def test_an_address_is_kept_and_forgotten(api: Api, client: Callable[..., str]) -> None:

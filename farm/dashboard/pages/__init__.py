@@ -8,6 +8,7 @@ from typing import Final
 from farm.dashboard import rendering
 from farm.dashboard.pages import (
     alive,
+    audit,
     batches,
     bulk_actions,
     gallery,
@@ -44,6 +45,7 @@ PAGES: Final[tuple[ModuleType, ...]] = (
     webhooks,
     keys,
     tenants,
+    audit,
 )
 
 rendering.LINKS[:] = [module.LINK for module in PAGES if hasattr(module, "LINK")]
