@@ -22,9 +22,9 @@ from farm.domain.states import JobState
 from farm.store import cursor as cursors
 from farm.store.tables import PROMPT_WORDS, BatchRow, JobRow, OutputLabelRow, OutputRow
 
-WINDOW: Final = 20_000  #: jobs that one page looks at
+WINDOW: Final = 3_000  #: jobs that one page looks at
 CHUNK: Final = 2_000  #: jobs whose outputs one page looks at, where only the outputs say whether they match
-NEWEST: Final = 1_000  #: jobs whose prompts are compared with words one by one
+NEWEST: Final = 600  #: jobs whose prompts are compared with words one by one
 MATCHES: Final = 3_000  #: jobs that the index of words returns at most
 MAX_INDEX: Final = 2**15 - 1  #: no output comes behind it
 MAX_LABELS: Final = 500  #: tags and collections that are listed
