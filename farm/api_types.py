@@ -116,6 +116,32 @@ DeliveryType: TypeAlias = Literal[
     "farm.test",
 ]
 
+
+class ModelLimits(TypedDict):
+    """What a job of the model may ask for."""
+
+    min_side: NotRequired[int]
+    max_side: NotRequired[int]
+    max_pixels: NotRequired[int]
+    max_outputs: NotRequired[int]
+    max_frames: NotRequired[int]
+    max_seconds: NotRequired[float]
+
+
+class LoraFile(TypedDict):
+    """A LoRA that jobs of a model may use."""
+
+    name: str
+    #: A `.safetensors` file, or a Hub repository.
+    source: str
+    #: The file in the repository.
+    weight_name: NotRequired[str | None]
+    #: The Hub revision to pin.
+    revision: NotRequired[str | None]
+    #: For people.
+    description: NotRequired[str]
+
+
 Scope: TypeAlias = Literal["submit", "read", "operate", "admin"]
 
 
@@ -542,6 +568,67 @@ class TenantChanges(TypedDict, total=False):
     weight: float
     #: Other names of models, to their ids: what the tenant's clients call them.
     model_aliases: Mapping[str, str]
+
+
+class ModelFields(TypedDict, total=False):
+    """What is stated of a model; its files or the farm decide what is left out."""
+
+    #: For people.
+    description: str | None
+    #: What a job gets that leaves these open: any parameter of a task, `scheduler`, `scheduler_options`,
+    #: `parameters`, `exact`.
+    defaults: Mapping[str, Any] | None
+    #: What a job may ask for.
+    limits: ModelLimits | None
+    #: Only devices with so much memory get its jobs; null: any device is tried.
+    memory_bytes: int | None
+    #: Only workers with all of these tags get its jobs.
+    tags: Sequence[str] | None
+    #: The words it knows, by kind, where it knows only some.
+    vocabulary: Mapping[str, Sequence[str]] | None
+    #: Prompts to try.
+    example_prompts: Sequence[str] | None
+    #: What its jobs may name in `loras`.
+    loras: Sequence[LoraFile] | None
+    #: The Hub revision to pin.
+    revision: str | None
+    #: Where a single checkpoint file gets configs and tokenizers from, and text encoders that it lacks: a model
+    #: of the farm, a folder, or a Hub repository.
+    config: str | None
+    #: The class of diffusers; a folder says it itself.
+    pipeline: str | None
+    #: Another class, by task.
+    pipelines: Mapping[str, str] | None
+    #: The class of the model's own scheduler; a folder says it itself.
+    scheduler: str | None
+    #: All that the class can do, if absent.
+    tasks: Sequence[Task] | None
+    #: Of the weights.
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] | None
+    #: The weights' file variant, such as `fp16`.
+    variant: str | None
+
+
+class ModelChanges(TypedDict, total=False):
+    """What may be changed of a model; None removes `memory_bytes`."""
+
+    #: For people.
+    description: str
+    #: What a job gets that leaves these open: any parameter of a task, `scheduler`, `scheduler_options`,
+    #: `parameters`, `exact`.
+    defaults: Mapping[str, Any]
+    #: What a job may ask for.
+    limits: ModelLimits
+    #: Only devices with so much memory get its jobs; null: any device is tried.
+    memory_bytes: int | None
+    #: Only workers with all of these tags get its jobs.
+    tags: Sequence[str]
+    #: The words it knows, by kind, where it knows only some.
+    vocabulary: Mapping[str, Sequence[str]]
+    #: Prompts to try.
+    example_prompts: Sequence[str]
+    #: What its jobs may name in `loras`.
+    loras: Sequence[LoraFile]
 
 
 #: By task and role: how many input files it takes, at least and at most.

@@ -6,25 +6,23 @@ An entry that is wrong is left out and reported; it stops no service.
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from pydantic import ValidationError
 
-from farm.domain.model import IMAGE_STEPS, EntryProblem, Model, Registry
+from farm.domain.model import IMAGE_STEPS, EntryProblem, Model, ModelEntry, ModelFacts, Registry
 from farm.errors import SetupError
+from farm.model_folder import LocalFolder, inspect
 from farm.pipelines.catalogue import catalogue
+from farm.weights import SAFETENSORS
 
 log = structlog.stdlib.get_logger()
 
-INDEX: Final = "model_index.json"
-MODULAR_INDEX: Final = "modular_model_index.json"
-MAX_CONFIG: Final = 2**20  #: bytes of a config file
+BUILTIN: Final = "builtin:"  #: a source that starts with it ships with the farm
 
 
 def load(models_file: Path | None) -> Registry:
@@ -83,11 +81,10 @@ def parse(text: str, origin: str) -> Registry:
     return Registry(models=tuple(models.values()), problems=tuple(problems))
 
 
-def _is_component(value: object) -> bool:
-    """Whether a value of an index names a library and a class: a component that the folder has."""
-    return (
-        isinstance(value, list) and len(value) == len(("library", "class")) and all(isinstance(v, str) for v in value)
-    )
+def combine(entry: ModelEntry, facts: ModelFacts, origin: str) -> tuple[Model | None, list[EntryProblem]]:
+    """The model of an entry and of what its files say, with what is wrong; no model if it cannot be used."""
+    found = _Entry(origin, entry.id)
+    return found.combine(entry, facts), found.problems
 
 
 class _Entry:
@@ -103,14 +100,26 @@ class _Entry:
     def read(self, entry: object) -> Model | None:
         """The model of an entry; None if it cannot be used."""
         try:
-            model = Model.model_validate(entry)
+            stated = ModelEntry.model_validate(entry)
         except ValidationError as error:
             for one in error.errors():
                 self.report(".".join(map(str, one["loc"])) or "entry", one["msg"], "correct it, or remove the key")
             return None
-        model = self._with_folder(model)
-        if any(one.key == "source" for one in self.problems):
-            return None
+        facts = ModelFacts()
+        whole = not stated.source.endswith(SAFETENSORS)  # a checkpoint in one file has its configs elsewhere
+        key, folder = ("source", stated.source) if whole else ("config", stated.config or "")
+        if folder and not folder.startswith(BUILTIN) and Path(folder).is_dir():
+            found = inspect(LocalFolder(Path(folder)), stated.pipeline, weights=whole)
+            for message, remedy in found.problems:
+                self.report(key, message, remedy)
+            if found.problems:
+                return None
+            facts = found.facts
+        return self.combine(stated, facts)
+
+    def combine(self, stated: ModelEntry, facts: ModelFacts) -> Model | None:
+        """The model of an entry and of what its files say; None if it cannot be used."""
+        model = Model.of(stated, facts)
         for key, cls in (("pipeline", model.pipeline), *(("pipelines", each) for each in model.pipelines.values())):
             if cls is not None and cls not in catalogue().pipeline_names:
                 close = difflib.get_close_matches(cls, catalogue().pipeline_names, n=1)
@@ -151,57 +160,3 @@ class _Entry:
             )
             return None
         return model.model_copy(update={"tasks": tasks})
-
-    # -- what the folder says ------------------------------------------------------------------------------------------
-
-    def _with_folder(self, model: Model) -> Model:
-        """The entry with what a local folder says of its classes and configs; what the entry states wins."""
-        folder = Path(model.source)
-        if model.source.startswith("builtin:") or not folder.is_dir():
-            return model
-        if not any((folder / name).is_file() for name in (INDEX, MODULAR_INDEX)):
-            self.report("source", f"{folder} has no {INDEX}", "name a folder in diffusers' layout")
-            return model
-        index = self._json(folder / INDEX) or self._json(folder / MODULAR_INDEX) or {}
-        read: dict[str, Any] = {}
-        if model.pipeline is None and isinstance(index.get("_class_name"), str):
-            read["pipeline"] = index["_class_name"]
-        components = [name for name, value in index.items() if _is_component(value)]
-        if (folder / INDEX).is_file() and index:
-            self._check_components(folder, components, str(read.get("pipeline", model.pipeline)))
-        read["configs"] = dict(self._configs(folder, components))
-        if isinstance(index.get("scheduler"), list):
-            config = self._json(folder / "scheduler" / "scheduler_config.json") or {}
-            read["scheduler_config"] = config
-            cls = index["scheduler"][-1] or config.get("_class_name")
-            if model.scheduler is None and isinstance(cls, str):
-                read["scheduler"] = cls
-        return model.model_copy(update=read)
-
-    def _check_components(self, folder: Path, components: list[str], cls: str) -> None:
-        """Report what the index names and the folder does not have."""
-        optional = catalogue().pipeline(cls).optional_components if cls in catalogue().pipeline_names else frozenset()
-        missing = [name for name in components if name not in optional and not (folder / name).is_dir()]
-        if missing:
-            found = f"{folder} lacks {', '.join(missing)}, which its {INDEX} names"
-            self.report("source", found, "copy the whole model")
-        elif not any(folder.rglob("*.safetensors")):
-            found = f"{folder} has no .safetensors files; other formats can contain code"
-            self.report("source", found, "convert the weights to safetensors")
-
-    def _configs(self, folder: Path, components: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name in components:
-            if (found := self._json(folder / name / "config.json")) is not None:
-                yield name, found
-
-    def _json(self, path: Path) -> dict[str, Any] | None:
-        """The object in a file of the folder; None if there is none, and a problem if it cannot be read."""
-        try:
-            if not path.is_file():
-                return None
-            with path.open("rb") as file:
-                found = json.loads(file.read(MAX_CONFIG))
-        except (OSError, ValueError, RecursionError) as error:
-            self.report("source", f"{path} cannot be read: {error}", "repair the folder")
-            return None
-        return found if isinstance(found, dict) else None

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     # where things lie
     data_dir: Path = Path(".farm")  #: logs, embedded servers, the worker's scratch space
     models_file: Path | None = None  #: a models.toml; None: the built-in registry
+    model_cache_dir: Path | None = None  #: files of models that a host's workers fetched; None: in `data_dir`
+    #: the most that those files take; what was not used for the longest time is removed first
+    model_cache_bytes: int = Field(200 * 10**9, gt=0)
 
     # the API
     api_host: str = "127.0.0.1"
@@ -96,6 +99,7 @@ class Settings(BaseSettings):
     # the worker
     #: which device this worker owns: an index, a GPU's UUID, ``cpu`` or ``mps``; `farm worker` takes lists and ``all``
     device: str | None = None
+    worker_tags: Annotated[tuple[str, ...], NoDecode] = ()  #: with commas between; models with `tags` need them all
     worker_host: str | None = None  #: the first half of the worker's name; None: this machine's host name
     worker_alive_file: Path | None = None  #: touched twice a second while the process runs, for liveness probes
     torch_threads: int = Field(0, ge=0)  #: of one worker; 0: one for each core that it may use
@@ -163,6 +167,11 @@ class Settings(BaseSettings):
     @classmethod
     def _ports(cls, value: object) -> object:
         return frozenset(int(part) for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("worker_tags", mode="before")
+    @classmethod
+    def _tags(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("webhook_allow", mode="before")
     @classmethod

@@ -108,6 +108,10 @@ CLASSES: Final = (
     Class("TenantLimits", "A tenant's weight and limits.", "post", "/v1/tenants", frozenset({"name"})),
     Class("TenantChanges", "What may be changed of a tenant; None removes a limit.",
           "patch", "/v1/tenants/{tenant_id}", nullable=False),
+    Class("ModelFields", "What is stated of a model; its files or the farm decide what is left out.",
+          "post", "/v1/models", frozenset({"id", "source"})),
+    Class("ModelChanges", "What may be changed of a model; None removes `memory_bytes`.",
+          "patch", "/v1/models/{model_id}", nullable=False),
 )  # fmt: skip
 
 

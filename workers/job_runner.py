@@ -44,6 +44,7 @@ from workers.job_inputs import fetch_inputs
 from workers.job_outputs import OutputUploader
 from workers.leases import Lease, Leases, Stage, StopReason, lease_deadline
 from workers.media.artifacts import Artifact
+from workers.model_files import FetchRequest, ModelFiles
 from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
 from workers.render_request import RenderEngine, RenderRequest, RenderResult
@@ -75,6 +76,7 @@ class JobRunner:
     spool: UploadSpool
     checkpoints: CheckpointWriter
     find_model: Callable[[str], Model | None]  #: the registry's entry of that id
+    model_files: ModelFiles
     prefetch: PrefetchControl
 
     def run(self, job_id: str, epoch: int) -> None:
@@ -168,10 +170,18 @@ class JobRunner:
         self, lease: Lease, inputs: dict[str, tuple[Artifact, ...]], checkpoints: dict[str, Any]
     ) -> RenderResult:
         """Render the outputs on the device. Raises `RenderError`, or what the pipeline raises."""
-        spec = lease.job.spec
-        model = self.find_model(spec.model)
+        name = lease.job.spec.model
+        model = self.find_model(name)
         if model is None:
-            raise ModelUnavailable(f"the models file of this worker has no model {spec.model}")
+            raise ModelUnavailable(f"neither the farm nor the models file of this worker has a model {name}")
+        with self.model_files.held(model, FetchRequest(lease.stopped, lease.record_progress)) as local:
+            return self.render_with(local, lease, inputs, checkpoints)
+
+    def render_with(
+        self, model: Model, lease: Lease, inputs: dict[str, tuple[Artifact, ...]], checkpoints: dict[str, Any]
+    ) -> RenderResult:
+        """The same with a model whose files are on this host."""
+        spec = lease.job.spec
 
         def on_start(steps: int) -> None:
             lease.start(steps)

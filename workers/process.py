@@ -22,12 +22,12 @@ from typing import Final
 import structlog
 from celery import Celery
 
-from farm import lifecycle, metrics, model_registry
+from farm import lifecycle, metrics
 from farm.dispatch import broker
-from farm.domain.model import Model, Registry
 from farm.domain.worker import WorkerInfo, WorkerState
 from farm.errors import DatabaseUnavailable, SetupError
 from farm.objects.storage import Storage
+from farm.services.live_registry import LiveRegistry
 from farm.settings import Settings
 from farm.store.migrate import require_schema
 from farm.store.unit_of_work import MAX_SKEW_SECONDS, Store
@@ -40,6 +40,8 @@ from workers.group_commit import MAX_TRANSACTIONS, GroupCommit
 from workers.heartbeat import EXIT_STALLED, HeartbeatThread, Watchdog, describe_skew
 from workers.job_runner import JobRunner
 from workers.leases import Lease, Leases, Stage, StopReason
+from workers.model_checks import ModelChecker
+from workers.model_files import ModelFiles
 from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
 from workers.retry import retry_until_available
@@ -83,15 +85,15 @@ class WorkerProcess:
         self._settings = settings
         self._app = app
         self._boot_id = uuid.uuid4().hex
-        self._models: Registry = model_registry.load_and_log(settings.models_file)
         self._slots = slots(settings.batching, choice.kind)
         self._prefetch = PrefetchControl(self._slots, settings.prefetch, settings.max_prefetch)
         self.capacity = self._slots + self._prefetch.most  #: jobs in this process at once, but for interactive ones
         self.threads = self.capacity + self._slots  #: for interactive jobs for which others step back, too
         self._leases = Leases()
-        # beside the group commit, heartbeat, reporter and checkpoints, a job needs one when it does not succeed
-        connections = MAX_TRANSACTIONS + self._slots + settings.prefetch + 3
+        # beside group commit, heartbeat, reporter, registry and checkpoints, a job that does not succeed needs one
+        connections = MAX_TRANSACTIONS + self._slots + settings.prefetch + 4
         self._store = Store.connect(settings, pool=connections)
+        self._models = LiveRegistry(settings, self._store)
         self._engine = EngineProcess(
             EngineOptions(
                 choice,
@@ -107,6 +109,9 @@ class WorkerProcess:
         self._reporter = ProgressReporter(self._store, self._leases)
         storage = Storage(settings)
         self._checkpoints = CheckpointWriter(self._store, storage, settings.checkpoint_seconds)
+        self._model_files = ModelFiles(
+            storage, (settings.model_cache_dir or settings.data_dir / "models").absolute(), settings.model_cache_bytes
+        )
         self.job_runner = JobRunner(
             worker=self.name,
             settings=settings,
@@ -118,7 +123,8 @@ class WorkerProcess:
             leases=self._leases,
             spool=UploadSpool(settings.data_dir / "spool" / self.name.replace("/", "-")),
             checkpoints=self._checkpoints,
-            find_model=self._find_model,
+            find_model=self._models.known,
+            model_files=self._model_files,
             prefetch=self._prefetch,
         )
         self._consumer_watchdog = ConsumerWatchdog(
@@ -150,6 +156,7 @@ class WorkerProcess:
         # put() of a SimpleQueue may be called from a signal handler; acquiring a lock may not
         self._shutdown: queue.SimpleQueue[ShutdownReason] = queue.SimpleQueue()
         self._left = threading.Event()
+        self._checker: ModelChecker | None = None
 
     def start(self) -> None:
         """Join the farm. Waits for servers that do not answer. Raises `SetupError` if the device is missing."""
@@ -167,6 +174,7 @@ class WorkerProcess:
             slots=self._slots,
             prefetch=self._settings.prefetch,
             pid=os.getpid(),
+            tags=self._settings.worker_tags,
             versions=devices.versions(),
             numerics=numerics,
         )
@@ -192,6 +200,17 @@ class WorkerProcess:
         metrics.serve(self._settings, self._settings.metrics_worker_port)
         for thread in (self._reporter, self._checkpoints, self._heartbeat, self._watchdog, self._consumer_watchdog):
             thread.start()
+        self._checker = ModelChecker(
+            self.name,
+            device,
+            frozenset(self._settings.worker_tags),
+            self._store,
+            self._engine,
+            self.job_runner.storage,
+            self._model_files,
+            self._settings.heartbeat_seconds,
+        )
+        self._checker.start()
         threading.Thread(target=self._drain, name="drain", daemon=True).start()
 
     def record_message(self) -> None:
@@ -230,16 +249,6 @@ class WorkerProcess:
         with self._store.begin() as unit:
             return lifecycle.join(unit, info)
 
-    def _find_model(self, model_id: str) -> Model | None:
-        found = self._models.get(model_id)
-        if found is None:  # the file may have changed since this process started
-            try:
-                self._models = model_registry.load_and_log(self._settings.models_file)
-            except SetupError as error:
-                log.warning("cannot read the models file", action="registry_unreadable", error=str(error))
-            found = self._models.get(model_id)
-        return found
-
     def _outlasts(self, lease: Lease, give_up_at: float) -> bool:
         """Whether the job will not finish in time: another worker goes on from its checkpoint."""
         if not self._settings.checkpoint_seconds:
@@ -250,6 +259,8 @@ class WorkerProcess:
     def _drain(self) -> None:
         """Wait for a shutdown request, then for the jobs to finish or be released."""
         reason = self._shutdown.get()
+        if self._checker is not None:
+            self._checker.close()
         self._consumer_watchdog.close()
         log.info("draining", action="worker_draining", worker=self.name, held=len(self._leases.all()))
         try:

@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from farm import __version__, model_registry
+from farm import __version__
 from farm.api import (
     audit,
     batches,
@@ -48,6 +48,7 @@ from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.redis_server import RedisServer
 from farm.services.cleanup import CleanupThread
+from farm.services.live_registry import LiveRegistry
 from farm.services.server_health import ServerHealth
 from farm.settings import Settings
 from farm.store.connection import Database
@@ -75,6 +76,7 @@ def create_app(settings: Settings, limits: Mapping[str, BodyLimit] = MappingProx
         app.state.context = context
         app.state.stopping = False  #: whether the process has the signal to stop
         context.notifier.start()
+        await anyio.to_thread.run_sync(context.models.start)
         context.cleanup.start()
         context.health.start()
         try:
@@ -114,6 +116,7 @@ def create_app(settings: Settings, limits: Mapping[str, BodyLimit] = MappingProx
         docs,
     ):
         app.include_router(module.router)
+    app.include_router(models.uploads)
     app.include_router(worker_enrollment.joining)
     compat.mount(app, settings)
     problems.install(app)
@@ -126,6 +129,7 @@ def create_app(settings: Settings, limits: Mapping[str, BodyLimit] = MappingProx
             "/v1/batches": BodyLimit(
                 settings.max_bulk_bytes, structure=MAX_JSON_STRUCTURE, json_bytes=MAX_JSON, on_disk=True
             ),
+            "/v1/model-uploads": BodyLimit(models.MANIFEST_BYTES, structure=MAX_JSON_STRUCTURE),
             **compat.LIMITS,
             **limits,
         },
@@ -157,7 +161,7 @@ def _open(settings: Settings) -> AppContext:
         settings=settings,
         store=store,
         storage=storage,
-        registry=model_registry.load_and_log(settings.models_file),
+        models=LiveRegistry(settings, store),
         intake=Intake(storage, settings),
         notifier=ChangeNotifier(Database.direct(settings), cleanup.wake),
         broker=broker,
@@ -174,6 +178,7 @@ def _open(settings: Settings) -> AppContext:
 
 def _close(context: AppContext) -> None:
     context.notifier.stop()
+    context.models.stop()
     context.cleanup.stop()
     context.health.stop()
     context.storage.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.domain import ids
 from farm.domain.job import Job, Output
 from farm.domain.media import MediaMetadata
-from farm.domain.model import Model, ModelLimits
+from farm.domain.model import Model, ModelLimits, ModelState
 from farm.domain.model_schema import task_schema
 from farm.domain.numerics import ONE, Numerics
 from farm.domain.states import JobState, Priority
@@ -270,9 +272,22 @@ class ModelSchema(Schema):
     runs_alone: str | None = Field(
         description="Why its jobs do not share forwards; null if they do, or if that is not known yet."
     )
+    state: ModelState = Field(
+        description="`ready`: jobs may name it. `checking`: a worker has still to try it. `failed`: `report` says why. "
+        "`removed`: accepted jobs still end with it."
+    )
+    report: dict[str, Any] = Field(description="What its check on a worker found; empty for the models file's.")
 
     @classmethod
-    def of(cls, model: Model, loaded_on: list[str], runs_alone: str | None = None) -> Self:
+    def of(
+        cls,
+        model: Model,
+        loaded_on: list[str],
+        runs_alone: str | None = None,
+        *,
+        state: ModelState = ModelState.READY,
+        report: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Self:
         """The registry's entry without where it comes from."""
         return cls(
             id=model.id,
@@ -286,6 +301,8 @@ class ModelSchema(Schema):
             loras=[lora.name for lora in model.loras],
             loaded_on=loaded_on,
             runs_alone=runs_alone,
+            state=state,
+            report=dict(report),
         )
 
 
@@ -297,10 +314,19 @@ class ModelDetailsSchema(ModelSchema):
     )
 
     @classmethod
-    def of_details(cls, model: Model, loaded_on: list[str], runs_alone: str | None = None) -> Self:
+    def of_details(
+        cls,
+        model: Model,
+        loaded_on: list[str],
+        runs_alone: str | None = None,
+        *,
+        state: ModelState = ModelState.READY,
+        report: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Self:
         """The registry's entry with the schemas of its tasks."""
         schemas = {task: task_schema(model, task) for task in model.tasks}
-        return cls(**dict(ModelSchema.of(model, loaded_on, runs_alone)), schemas=schemas)
+        listed = ModelSchema.of(model, loaded_on, runs_alone, state=state, report=report)
+        return cls(**dict(listed), schemas=schemas)
 
 
 class ModelList(Schema):

@@ -47,7 +47,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "delete": Command("batches", "Delete a batch or a job that has ended."),
     "workers": Command("workers", "List, drain, stop and resume workers."),
     "pauses": Command("workers", "Pause the farm, a model or a tenant."),
-    "models": Command("models", "List, show and check the models."),
+    "models": Command("models", "List, show, add, push, remove and check models."),
     "audit": Command("audit", "Show who changed what."),
     "outputs": Command("outputs", "Find, mark, download, delete and check outputs."),
     "webhooks": Command("webhooks", "Manage webhooks, or receive them on this machine."),

@@ -1,4 +1,4 @@
-"""``farm models``: what there is to render with, what a model takes, and what is wrong with the entries."""
+"""``farm models``: what there is to render with, what a model takes, changing it, and what is wrong with entries."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from farm.cli import model_changes
 from farm.cli.connect import HERE, ApiKey, AsJson, DataDir, Url, connect, print_json
 from farm.cli.screen import open_console, say
 from farm.errors import MissingExtra
@@ -15,7 +16,10 @@ from farm.errors import MissingExtra
 if TYPE_CHECKING:
     from farm.client import Model
 
-models = typer.Typer(help="List the models, show what one takes, and check their entries.")
+models = typer.Typer(help="List the models, show what one takes, add and remove models, and check a models file.")
+models.command()(model_changes.add)
+models.command()(model_changes.push)
+models.command()(model_changes.remove)
 
 
 @models.callback(invoke_without_command=True)
@@ -30,11 +34,13 @@ def _models(
     if context.invoked_subcommand is not None:
         return
     with connect(url, api_key, data_dir) as farm:
-        found = farm.models()
+        found, unready = farm.models(), farm.unready_models()
     if as_json:
-        print_json([model.raw for model in found])
+        print_json([model.raw for model in (*found, *unready)])
     else:
         _print_models(found)
+        for model in unready:
+            say(model_changes.described(model))
 
 
 @models.command()
@@ -54,6 +60,8 @@ def show(
     from rich.table import Table
     from rich.text import Text
 
+    if found.report or found.state != "ready":
+        say(model_changes.described(found))
     screen = open_console()
     for task, schema in found.schemas.items():
         grid = Table.grid(padding=(0, 2, 0, 0))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from farm.client.models import Batch, FieldError, Job
+from farm.client.models import Batch, FieldError, Job, Model
 from farm.errors import FarmError, Unavailable
 
 _SHOWN = 20  #: refused fields that an error's text names
@@ -89,9 +89,9 @@ class JobFailed(FarmClientError):
 
 
 class WaitedTooLong(FarmClientError):
-    """The job or batch has not finished within the timeout; it goes on."""
+    """The job, batch or check of a model has not finished within the timeout; it goes on."""
 
-    def __init__(self, job: Job | Batch, seconds: float) -> None:
+    def __init__(self, job: Job | Batch | Model, seconds: float) -> None:
         self.job = job
         super().__init__(f"{job.id} has not ended after {seconds:g} s (it is {job.state}); it is still running")
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
-from farm.client import operations, requests
+from farm.client import model_push, operations, requests
 from farm.client.protocol import Call, Flow, Streamed
 
 P = ParamSpec("P")
@@ -151,6 +151,12 @@ class Methods:
     readiness = Method(requests.readiness)
     models = Method(requests.models)
     model = Method(requests.model)
+    unready_models = Method(requests.unready_models)
+    add_model = Method(requests.add_model)
+    wait_model = Talk(operations.wait_model)
+    push_model = Talk(model_push.push_model)
+    change_model = Method(requests.change_model)
+    remove_model = Method(requests.remove_model)
     workers = Method(requests.workers)
     numerics = Method(requests.numerics)
     audit = Series(requests.audit)

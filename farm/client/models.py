@@ -205,6 +205,8 @@ class Model:
     vocabulary: dict[str, tuple[str, ...]]  #: words the model knows, by kind, where it knows only some
     example_prompts: tuple[str, ...]
     schemas: dict[str, dict[str, Any]]  #: by task, the JSON Schema of its requests; empty in a list of models
+    state: str  #: ``ready``, ``checking``, ``failed`` or ``removed``
+    report: dict[str, Any]  #: what its check on a worker found
     raw: dict[str, Any] = field(repr=False, compare=False)
 
     @classmethod
@@ -219,6 +221,8 @@ class Model:
             vocabulary={kind: tuple(words) for kind, words in (raw.get("vocabulary") or {}).items()},
             example_prompts=tuple(raw.get("example_prompts") or ()),
             schemas=dict(raw.get("schemas") or {}),
+            state=str(raw.get("state") or "ready"),
+            report=dict(raw.get("report") or {}),
             raw=dict(raw),
         )
 

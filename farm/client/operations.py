@@ -22,7 +22,7 @@ from farm.client.errors import (
     Unreachable,
     WaitedTooLong,
 )
-from farm.client.models import Artifact, Batch, Event, Job, Output, Progress, Rendered, Result
+from farm.client.models import Artifact, Batch, Event, Job, Model, Output, Progress, Rendered, Result
 from farm.client.protocol import Call, Emit, Fetched, Flow, Open, Sleep, Stream, Streamed, StreamFormat
 
 T = TypeVar("T")
@@ -204,6 +204,27 @@ def download(output: Output) -> Flow[bytes]:
     if hashlib.sha256(found.content).hexdigest() != output.sha256:
         raise Corrupted(f"output {output.index} of {output.job_id} was damaged in transit: its SHA-256 differs")
     return found.content
+
+
+def wait_model(
+    model: Model | str, *, on_progress: Callable[[Model], None] | None = None, timeout: float | None = None
+) -> Flow[Model]:
+    """An added model when its check has ended: its ``state`` is ``ready`` or ``failed``, and ``report`` says why.
+
+    ``on_progress`` gets it about once a second. Raises `WaitedTooLong` after ``timeout`` seconds.
+    """
+    name = model if isinstance(model, str) else model.id
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        now: Model = yield from _patiently(requests.model(name), deadline)
+        if on_progress is not None:
+            on_progress(now)
+        if now.state != "checking":
+            return now
+        if _past(deadline):
+            assert timeout is not None
+            raise WaitedTooLong(now, timeout)
+        yield Sleep(_within(deadline, _LOOK_SECONDS))
 
 
 def wait_batch(

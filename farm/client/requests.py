@@ -27,6 +27,8 @@ from farm.api_types import (
     EventType,
     JobFilters,
     LabelChanges,
+    ModelChanges,
+    ModelFields,
     OutputFilters,
     ResendFilters,
     Scope,
@@ -355,6 +357,35 @@ def models() -> Call[tuple[Model, ...]]:
 def model(model_id: str) -> Call[Model]:
     """A model with its ``schemas``: by task, the JSON Schema of what it takes."""
     return Call("GET", f"/v1/models/{_model(model_id)}", Model.of)
+
+
+def unready_models() -> Call[tuple[Model, ...]]:
+    """The added models that no job may name: those that are checked now, or failed."""
+    return Call("GET", "/v1/models", lambda body: tuple(map(Model.of, body["data"])), params=(("unready", "true"),))
+
+
+def add_model(model_id: str, source: str, **fields: Unpack[ModelFields]) -> Call[Model]:
+    """Add a model while the farm runs; `wait_model` waits until a worker has checked it. Needs the scope ``admin``.
+
+    ``source`` is a folder that every worker sees, or a Hub repository; `push_model` sends a folder of this machine.
+    """
+    body = {"id": model_id, "source": source} | json_values(fields)
+    return Call("POST", "/v1/models", Model.of, json=body, timeout=BULK_SECONDS)
+
+
+def upload_model(manifest: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """What the farm's bucket lacks of a model's files, and the URLs to write it; `push_model` does it all."""
+    return Call("POST", "/v1/model-uploads", whole, json=dict(manifest), timeout=BULK_SECONDS)
+
+
+def change_model(model_id: str, **changes: Unpack[ModelChanges]) -> Call[Model]:
+    """Change a model that was added; jobs keep what they were accepted with. Needs the scope ``admin``."""
+    return Call("PATCH", f"/v1/models/{_model(model_id)}", Model.of, json=dict(changes))
+
+
+def remove_model(model_id: str) -> Call[Model]:
+    """Let no new job name a model that was added; accepted ones still end with it. Needs the scope ``admin``."""
+    return Call("DELETE", f"/v1/models/{_model(model_id)}", Model.of, repeatable=False)
 
 
 def health() -> Call[dict[str, str]]:

@@ -50,7 +50,7 @@ class Transport:
     def request(self, call: Call[Any]) -> dict[str, Any]:
         """The arguments of ``build_request``, but for the body of a call that streams one."""
         if call.foreign:
-            return {"method": call.method, "url": call.path}
+            return {"method": call.method, "url": call.path, "headers": dict(call.headers)}
         more: dict[str, Any] = {}
         if call.timeout is not None:
             more["timeout"] = httpx2.Timeout(call.timeout, connect=_CONNECT_SECONDS)

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 from celery import Celery
 
-from farm import lifecycle, metrics, model_registry, tracing
+from farm import lifecycle, metrics, tracing
 from farm.dispatch import broker
 from farm.dispatch.leadership import Leadership
 from farm.dispatch.metrics import FarmGauges
@@ -24,6 +24,7 @@ from farm.dispatch.reaper import Reaper
 from farm.domain.queue import DispatchedJob, Queue
 from farm.domain.worker import WorkerCapacity
 from farm.errors import BrokerUnavailable, DatabaseUnavailable
+from farm.services.live_registry import LiveRegistry
 from farm.settings import Settings
 from farm.store.connection import Database
 from farm.store.events import QUEUE_CHANNEL
@@ -49,10 +50,7 @@ class Dispatcher:
         self._listener = Listener(database, [QUEUE_CHANNEL])
         self._leadership = Leadership(database)
         self._reaper = Reaper(self._store, settings)
-        self._requirements = {
-            model.id: ModelRequirements(model.memory_bytes, frozenset(model.tags))
-            for model in model_registry.load_and_log(settings.models_file).models
-        }
+        self._models = LiveRegistry(settings, self._store)
         self._rules = Rules()
         self._stopping = threading.Event()
         self._broker_failures = 0  #: sends that failed in a row
@@ -71,6 +69,7 @@ class Dispatcher:
         or for a Redis Cluster.
         """
         wait_for_schema(self._store, self._stopping)
+        self._models.start()
         with contextlib.suppress(BrokerUnavailable):  # it may come later
             broker.check(self._app)
         database_failures = 0
@@ -110,6 +109,7 @@ class Dispatcher:
                 self._leads, logged = False, None
                 metrics.DISPATCHER_LEADER.set(0)
         self._leadership.give_up()
+        self._models.stop()
         self._listener.close()
         self._store.close()
 
@@ -166,17 +166,25 @@ class Dispatcher:
         queues = unit.queues.read_available(limit, numerics) if lock_first else unit.queues.read(limit, numerics)
         failed_by = unit.job_failures.workers_of([job_id for queue in queues for job_id in queue.failed])
         queues = [_with_failures(queue, failed_by) for queue in queues]
+        requirements = self._requirements(queues)
         paused = unit.pauses.now()
         now = unit.now().timestamp()
 
         def policy(workers: Sequence[WorkerCapacity]) -> Decision:
-            return choose(
-                workers, queues, shares, now, requirements=self._requirements, paused=paused, rules=self._rules
-            )
+            return choose(workers, queues, shares, now, requirements=requirements, paused=paused, rules=self._rules)
 
         decision = policy(workers)
         limited = self._limited_by_broker(workers, decision)
         return decision if limited is None else policy(limited)
+
+    def _requirements(self, queues: Sequence[Queue]) -> dict[str, ModelRequirements]:
+        """What the models of the queues need, by id. Raises `DatabaseUnavailable`."""
+        self._models.know({queue.model for queue in queues})
+        registry = self._models.current
+        return {
+            model.id: ModelRequirements(model.memory_bytes, frozenset(model.tags))
+            for model in (*registry.retired, *registry.models)
+        }
 
     def _limited_by_broker(self, workers: Sequence[WorkerCapacity], decision: Decision) -> list[WorkerCapacity] | None:
         """The workers with no more free slots than their queues in Redis leave them; None: that is no limit.

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from farm.domain.schedulers import class_of
 from farm.errors import NotFound
-from farm.fields import MAX_SIDE, SIDE_MULTIPLE, FrozenValue, JsonObject
+from farm.fields import MAX_SIDE, SIDE_MULTIPLE, FrozenValue, JsonObject, Storable
 from farm.pipelines.catalogue import SchedulerChoice, catalogue
 from farm.pipelines.granularity import Granularity, MissingConfig
 from farm.pipelines.spec import PipelineSpec
 from farm.tasks import TASKS, TaskName
 
+Text = Annotated[str, Storable]
+MODEL_ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 Configs = Mapping[str, Mapping[str, Any]]
 
 
@@ -65,52 +69,128 @@ ModelDefaults = Annotated[dict[str, Any], AfterValidator(_check_defaults)]
 class ModelLimits(FrozenValue):
     """What a job of the model may ask for."""
 
-    min_side: int = 16  #: pixels
-    max_side: int = 2048  #: pixels
-    max_pixels: int = 2048 * 1024
-    max_outputs: int = 8  #: per job
-    max_frames: int = 257  #: of a video
-    max_seconds: float = 120  #: of a sound
+    min_side: int = Field(16, gt=0, strict=True)  #: pixels
+    max_side: int = Field(2048, gt=0, strict=True)  #: pixels
+    max_pixels: int = Field(2048 * 1024, gt=0, strict=True)
+    max_outputs: int = Field(8, gt=0, strict=True)  #: per job
+    max_frames: int = Field(257, gt=0, strict=True)  #: of a video
+    max_seconds: float = Field(120, gt=0, strict=True, allow_inf_nan=False)  #: of a sound
 
 
 class LoraFile(FrozenValue):
     """A LoRA that jobs of a model may use."""
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    source: str  #: a ``.safetensors`` file, or a Hub repository id
-    weight_name: str | None = None  #: the file in the repository
-    revision: str | None = None  #: the Hub revision to pin
-    description: str = ""
+    source: Text = Field(max_length=1000, description="A `.safetensors` file, or a Hub repository.")
+    weight_name: Text | None = Field(None, description="The file in the repository.")
+    revision: Text | None = Field(None, description="The Hub revision to pin.")
+    description: Text = Field("", max_length=2000, description="For people.")
 
 
-class Model(FrozenValue):
-    """One entry of the registry."""
+class ModelState(StrEnum):
+    """Where a stored entry stands."""
 
-    id: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
-    source: str  #: ``builtin:<name>``, a local directory, or a Hub repository id
-    revision: str | None = None  #: the Hub revision to pin; the content decides for local ones
-    description: str = ""
-    pipeline: str | None = None  #: the class of diffusers; read from a local folder where absent
-    pipelines: dict[TaskName, str] = Field(default_factory=dict)  #: by task, where another class does it
-    scheduler: str | None = None  #: the class of the model's own scheduler; read from a local folder where absent
-    scheduler_config: dict[str, Any] = Field(default_factory=dict, exclude=True)  #: of the folder
-    configs: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)  #: of the folder's components
-    tasks: tuple[TaskName, ...] = ()  #: what the pipeline can do, where absent
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    variant: str | None = None  #: the weights' file variant, such as ``fp16``
-    defaults: ModelDefaults = Field(default_factory=dict)
-    limits: ModelLimits = ModelLimits()
-    memory_bytes: int | None = Field(None, gt=0)  #: of a device, for the weights and a job; None: any device is tried
-    tags: tuple[str, ...] = ()  #: a worker must have all of them
-    #: words the model knows, by kind, where it knows only some
-    vocabulary: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    example_prompts: tuple[str, ...] = ()
-    loras: tuple[LoraFile, ...] = ()  #: what its jobs may name
-    _multiples: dict[str, int] = PrivateAttr(default_factory=dict)  # by pipeline class
+    CHECKING = "checking"  #: a worker has still to try it; no job may name it
+    READY = "ready"  #: jobs may name it
+    FAILED = "failed"  #: it cannot be rendered with; its report says why
+    REMOVED = "removed"  #: accepted jobs still end with it; no new one may name it
+
+
+class ModelChoices(FrozenValue):
+    """What an operator decides for a model, and may change while jobs name it."""
+
+    description: Text = Field("", max_length=2000, description="For people.")
+    defaults: ModelDefaults = Field(
+        default_factory=dict,
+        description="What a job gets that leaves these open: any parameter of a task, `scheduler`, "
+        "`scheduler_options`, `parameters`, `exact`.",
+    )
+    limits: ModelLimits = Field(ModelLimits(), description="What a job may ask for.")
+    memory_bytes: int | None = Field(
+        None,
+        gt=0,
+        le=2**62,
+        strict=True,
+        description="Only devices with so much memory get its jobs; null: any device is tried.",
+    )
+    tags: tuple[Text, ...] = Field((), description="Only workers with all of these tags get its jobs.")
+    vocabulary: dict[Text, tuple[Text, ...]] = Field(
+        default_factory=dict, description="The words it knows, by kind, where it knows only some."
+    )
+    example_prompts: tuple[Text, ...] = Field((), description="Prompts to try.")
+    loras: tuple[LoraFile, ...] = Field((), description="What its jobs may name in `loras`.")
+
+
+class ModelEntry(ModelChoices):
+    """What is stated of a model: a table of the models file, or an entry that was added while the farm runs."""
+
+    id: Text = Field(min_length=1, max_length=200, pattern=MODEL_ID, description="What jobs name.")
+    source: Text = Field(
+        min_length=1,
+        max_length=1000,
+        description="A local folder, a Hub repository, `s3://bucket/prefix`, `builtin:starter`, or what "
+        "`POST /v1/model-uploads` answers.",
+    )
+    revision: Text | None = Field(None, description="The Hub revision to pin.")
+    config: Text | None = Field(
+        None,
+        max_length=1000,
+        description="Where a single checkpoint file gets configs and tokenizers from, and text encoders that it lacks: "
+        "a model of the farm, a folder, or a Hub repository.",
+    )
+    pipeline: Text | None = Field(None, description="The class of diffusers; a folder says it itself.")
+    pipelines: dict[TaskName, Text] = Field(default_factory=dict, description="Another class, by task.")
+    scheduler: Text | None = Field(None, description="The class of the model's own scheduler; a folder says it itself.")
+    tasks: tuple[TaskName, ...] = Field((), description="All that the class can do, if absent.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="Of the weights.")
+    variant: Text | None = Field(None, description="The weights' file variant, such as `fp16`.")
+
+
+class ModelFacts(FrozenValue):
+    """What the files of a model say of it."""
+
+    pipeline: str | None = None  #: the class that its index names
+    scheduler: str | None = None  #: the class of its scheduler
+    scheduler_config: dict[str, Any] = Field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = Field(default_factory=dict)  #: of its components, by name
+    tasks: tuple[TaskName, ...] = ()  #: those that its check on a worker left; empty: not checked
+    config: str | None = None  #: the source that the entry's `config` meant when the model was added
+    files: str | None = None  #: the farm's own copy of the source, as ``farm://…``
+
+
+class Model(ModelEntry):
+    """A model of the registry: its entry, and what its files say."""
+
+    scheduler_config: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    configs: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)  #: of its components, by name
+    files: str | None = Field(None, exclude=True)  #: the farm's own copy of the source
+
+    @classmethod
+    def of(cls, entry: ModelEntry, facts: ModelFacts) -> Model:
+        """The model of an entry and its files; what the entry states wins."""
+        stated = {name: getattr(entry, name) for name in ModelEntry.model_fields}
+        tasks = tuple(task for task in entry.tasks if not facts.tasks or task in facts.tasks)
+        return cls(
+            **stated
+            | {
+                "tasks": tasks if entry.tasks else facts.tasks,
+                "config": facts.config or entry.config,
+                "files": facts.files,
+                "pipeline": entry.pipeline or facts.pipeline,
+                "scheduler": entry.scheduler or facts.scheduler,
+                "scheduler_config": facts.scheduler_config,
+                "configs": facts.configs,
+            }
+        )
 
     def lora(self, name: str) -> LoraFile | None:
         """The LoRA of that name."""
         return next((lora for lora in self.loras if lora.name == name), None)
+
+    @cached_property  # which equality leaves out
+    def _multiples(self) -> dict[str, int]:
+        """By pipeline class."""
+        return {}
 
     # -- what the catalogue knows of it --------------------------------------------------------------------------------
 
@@ -216,19 +296,26 @@ IMAGE_STEPS: Final = Model(
 
 
 class Registry(FrozenValue):
-    """The models of a farm, in the order of the file: the first that does a task is its default."""
+    """The models of a farm, those of the models file first: the first that does a task is its default."""
 
     models: tuple[Model, ...]
     problems: tuple[EntryProblem, ...] = ()
+    retired: tuple[Model, ...] = ()  #: removed ones: no new job may name them, and accepted jobs still end with them
+    #: why no job may name a model that was added, by its id
+    refusals: dict[str, str] = Field(default_factory=dict)
 
     def get(self, model_id: str) -> Model | None:
-        """The model of that id."""
+        """The model of that id that new jobs may name."""
         return next((model for model in self.models if model.id == model_id), None)
 
     @property
     def rendering(self) -> tuple[Model, ...]:
         """The models that render: all but what does the tasks that need no model."""
         return tuple(model for model in self.models if model.id != IMAGE_STEPS.id)
+
+    def known(self, model_id: str) -> Model | None:
+        """The model of that id, for jobs that are accepted: it may be removed since."""
+        return next((model for model in (*self.models, *self.retired) if model.id == model_id), None)
 
     def default_for(self, task: str) -> Model | None:
         """The first model that does the task."""

@@ -62,9 +62,8 @@ def choose_model(request: AnyJobRequest, registry: Registry) -> Model:
         return model
     model = registry.get(request.model)
     if model is None:
-        raise BadInput.of(
-            "model", request.model, f"there is no such model; for this task: {', '.join(capable) or 'none'}"
-        )
+        reason = registry.refusals.get(request.model, "there is no such model")
+        raise BadInput.of("model", request.model, f"{reason}; for this task: {', '.join(capable) or 'none'}")
     if request.task not in model.tasks:
         raise BadInput.of(
             "model", request.model, f"does not do {request.task}; models that do: {', '.join(capable) or 'none'}"

@@ -8,6 +8,8 @@ lost its lease on a job cannot overwrite what the current one wrote::
     reports/<tenant>/<batch>/errors.jsonl
     lines/<tenant>/<file>.jsonl
     checkpoints/<tenant>/<job>/<epoch>/<part>.safetensors
+    models/parts/<sha256>
+    models/manifests/<sha256>.json
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ OUTPUTS: Final = "outputs/"  #: every output's key starts with this
 REPORTS: Final = "reports/"  #: every report's key starts with this
 LINES: Final = "lines/"  #: the key of every uploaded file of requests starts with this
 CHECKPOINTS: Final = "checkpoints/"  #: the key of every part of a checkpoint starts with this
+MODEL_PARTS: Final = "models/parts/"  #: every piece of a model's file, by its content
+MODEL_MANIFESTS: Final = "models/manifests/"  #: which pieces the files of a model consist of
 
 #: What the farm stores beside media, and the extension under which it does.
 _DOCUMENTS: Final = {"application/jsonl": "jsonl", "application/json": "json"}
@@ -90,6 +94,16 @@ def checkpoint_key(tenant_id: str, job_id: str, epoch: int, part: int) -> str:
     if epoch < 0 or part < 0:
         raise ValueError(f"an epoch and a part are 0 or more, not {epoch} and {part}")
     return f"{checkpoint_prefix(tenant_id, job_id)}{epoch}/{part}.safetensors"
+
+
+def model_part_key(sha256: str) -> str:
+    """Where a piece of a model's file lies. Raises `ValueError`."""
+    return f"{MODEL_PARTS}{_part('SHA-256', _SHA256, sha256)}"
+
+
+def model_manifest_key(sha256: str) -> str:
+    """Where the manifest with this SHA-256 lies. Raises `ValueError`."""
+    return f"{MODEL_MANIFESTS}{_part('SHA-256', _SHA256, sha256)}.json"
 
 
 def job_prefix(tenant_id: str, job_id: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -34,7 +34,7 @@ class _Dated(NamedTuple):
 
 
 class Presigner:
-    """Signs GETs of one bucket's objects. Safe to share between threads.
+    """Signs GETs and PUTs of one bucket's objects. Safe to share between threads.
 
     ``credentials`` is asked for each URL: where they come from a role, they change every few hours.
     """
@@ -71,6 +71,21 @@ class Presigner:
         request = f"GET\n{path}\n{query}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
         text = f"{_ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
         signature = hmac.digest(self._signing_key(stamp[:8], secret_key), text.encode(), "sha256").hex()
+        return f"{self._origin}{path}?{query}&X-Amz-Signature={signature}"
+
+    def put(self, key: str, seconds: int, headers: Mapping[str, str], *, now: datetime | None = None) -> str:
+        """A URL that lets anyone write the object for ``seconds``, with exactly these headers (lower case)."""
+        credentials = self._credentials()
+        moment = int((now or datetime.now(UTC)).timestamp())
+        stamp, scope, query = self._for_a_second(moment, seconds, credentials)
+        signed = sorted({**headers, "host": self._host}.items())
+        names = ";".join(name for name, _ in signed)
+        query = query.removesuffix("host") + quote(names, safe="")
+        path = self._path + (key if _PLAIN.fullmatch(key) else quote(key, safe="/~"))
+        lines = "".join(f"{name}:{value}\n" for name, value in signed)
+        request = f"PUT\n{path}\n{query}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
+        text = f"{_ALGORITHM}\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        signature = hmac.digest(self._signing_key(stamp[:8], credentials.secret_key), text.encode(), "sha256").hex()
         return f"{self._origin}{path}?{query}&X-Amz-Signature={signature}"
 
     def _for_a_second(self, moment: int, seconds: int, credentials: Credentials) -> _Dated:

@@ -8,6 +8,7 @@ the stored checksum by the SDK.
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,6 +116,12 @@ class Storage:
             _credentials(session, settings),
             virtual=settings.s3_addressing == "virtual",
         )
+
+    def of_bucket(self, bucket: str) -> Storage:
+        """Another bucket of the same server, with the same credentials and connections; for reading."""
+        other = copy.copy(self)
+        other.bucket = bucket
+        return other
 
     def put(
         self,
@@ -312,6 +319,16 @@ class Storage:
         """
         with self._translated("presign", key):
             return self._presigner.get(key, seconds, None if filename is None else content_disposition(filename))
+
+    def presign_put(self, key: str, sha256: str, seconds: int) -> tuple[str, dict[str, str]]:
+        """A URL that lets anyone write this object for ``seconds``, and the headers that have to come with it.
+
+        The storage refuses a body of another SHA-256 (hex), if it checks bodies at all (``FARM_S3_CHECKSUMS``).
+        """
+        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
+        headers = {"x-amz-checksum-sha256": checksum} if self._checksums else {f"x-amz-meta-{_SHA256}": sha256}
+        with self._translated("presign", key):
+            return self._presigner.put(key, seconds, headers), headers
 
     def _translated(self, operation: str, name: str) -> AbstractContextManager[None]:
         return _translated(operation, name, self._place)

@@ -1,4 +1,4 @@
-"""What was begun and not finished: moving the jobs of a batch, letting a job's dependents follow, removing objects.
+"""What was begun and not finished: moving a batch's jobs, letting dependents follow, removing objects and models.
 
 Each piece is a transaction of its own and begins with a look at the rows, so it does not matter which process goes on,
 whether several do at once, or how often one is killed.
@@ -7,6 +7,7 @@ whether several do at once, or how often one is killed.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Final
 
 import structlog
@@ -14,12 +15,15 @@ import structlog
 from farm import lifecycle
 from farm.errors import FarmError
 from farm.objects.storage import Storage
+from farm.services import model_uploads
 from farm.store.unit_of_work import Store
 
 log = structlog.get_logger(__name__)
 
 INTERVAL_SECONDS: Final = 30.0  #: between two runs, when none is requested
 AT_ONCE: Final = 500  #: objects removed by one request
+SWEEP_SECONDS: Final = 3600.0  #: between two looks for files that no model needs
+REMOVED_MODEL_SECONDS: Final = 600.0  #: a removed model stays known for so long: a request may still submit its job
 
 
 class CleanupThread:
@@ -30,6 +34,7 @@ class CleanupThread:
         self._storage = storage
         self._wanted = threading.Event()
         self._stopping = False
+        self._sweep_at = time.monotonic() + SWEEP_SECONDS
         self._thread = threading.Thread(target=self._run, name="cleanup", daemon=True)
 
     def start(self) -> None:
@@ -62,6 +67,11 @@ class CleanupThread:
             log.info("a batch was removed", action="batch_cleaned_up", batch=batch_id, deleted=deleted)
         with self._store.begin() as unit:
             lifecycle.remove_checkpoints(unit)
+            for model in unit.models.delete_unused(REMOVED_MODEL_SECONDS):
+                log.info("a removed model is forgotten", action="model_forgotten", model=model.id)
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_SECONDS
+            model_uploads.sweep(self._store, self._storage)
         self._propagate_ends()
         while not self._stopping and self._remove():
             pass

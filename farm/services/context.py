@@ -9,6 +9,7 @@ from farm.objects.intake import Intake
 from farm.objects.storage import Storage
 from farm.services.cleanup import CleanupThread
 from farm.services.estimates import Estimates
+from farm.services.live_registry import LiveRegistry
 from farm.settings import Settings
 from farm.store.unit_of_work import Store
 
@@ -20,7 +21,12 @@ class ServiceContext:
     settings: Settings
     store: Store
     storage: Storage
-    registry: Registry
+    models: LiveRegistry
     intake: Intake
     cleanup: CleanupThread
     estimates: Estimates = field(default_factory=Estimates)
+
+    @property
+    def registry(self) -> Registry:
+        """The models now; read it once for what has to agree."""
+        return self.models.current

@@ -68,6 +68,8 @@ def build(
     Raises:
         BadInput: with every problem found.
     """
+    if request.model is not None:
+        context.models.know((request.model,))
     if request.model is not None and context.registry.get(request.model) is None:
         request = request.model_copy(update={"model": aliases().get(request.model, request.model)})
     problems: list[FieldProblem] = check_times(request, datetime.now(UTC))

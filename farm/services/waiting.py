@@ -15,7 +15,10 @@ from farm.store.unit_of_work import UnitOfWork
 
 def needs(registry: Registry) -> Mapping[str, ModelNeeds]:
     """What each model of the registry needs of a worker."""
-    return {model.id: ModelNeeds(model.memory_bytes, frozenset(model.tags)) for model in registry.models}
+    return {
+        model.id: ModelNeeds(model.memory_bytes, frozenset(model.tags))
+        for model in (*registry.retired, *registry.models)
+    }
 
 
 def snapshot(unit: UnitOfWork, registry: Registry) -> FarmSnapshot:

@@ -20,6 +20,7 @@ JOB_CHANNEL: Final = "farm_job"  #: payload: the id of a job whose row changed, 
 PREVIEW_CHANNEL: Final = "farm_preview"  #: payload: a job's id, a space, and a data URL of its preview
 PROPAGATION_CHANNEL: Final = "farm_propagation"  #: a job with many dependents ended: they are to follow
 EVENT_CHANNEL: Final = "farm_event"  #: an event was written that an endpoint subscribes to; the deliverer listens
+MODEL_CHANNEL: Final = "farm_model"  #: payload: the id of a model whose row changed
 
 NOTICES: Final = "notices"  #: in a session's ``info``: (channel, payload) of the notifications to send when it commits
 _NOTIFY: Final = """

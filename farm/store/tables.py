@@ -126,6 +126,23 @@ class PauseRow(Base):
     paused_by: Mapped[str | None]  #: the name of the API key that paused it
 
 
+class ModelRow(Base):
+    """A model that was added while the farm runs; those of the models file have no row."""
+
+    __tablename__ = "model"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]  #: `ModelState`
+    revision: Mapped[int] = mapped_column(BigInteger, server_default=text("1"))  #: one more with each change
+    entry: Mapped[dict[str, Any]]  #: what is stated of it
+    facts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  #: what its files say
+    report: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))  #: of its check on a worker
+    checker: Mapped[str | None]  #: the worker that checks it now
+    checked_until: Mapped[datetime | None]  #: another worker may check it after that
+    created_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    changed_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class KeyRow(Base):
     """An API key: its secret is stored as a hash only."""
 

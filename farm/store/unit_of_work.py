@@ -38,6 +38,7 @@ from farm.store.gallery import Gallery
 from farm.store.job_failures import JobFailures
 from farm.store.jobs import Jobs
 from farm.store.join_tokens import JoinTokens
+from farm.store.models import Models
 from farm.store.numerics import NumericsClasses
 from farm.store.outbox import Outbox
 from farm.store.outputs import Outputs
@@ -188,6 +189,11 @@ class UnitOfWork:
     def waiting(self) -> WaitingJobs:
         """Queued jobs, and what they wait for."""
         return WaitingJobs(self.session)
+
+    @cached_property
+    def models(self) -> Models:
+        """Models that were added while the farm runs."""
+        return Models(self.session, self.events)
 
     @cached_property
     def activity(self) -> ActivityStats:

@@ -27,6 +27,7 @@ GRANTS: Final[Mapping[str, tuple[str, ...]]] = {
     "job": ("SELECT", "UPDATE"),
     "job_dependency": ("SELECT",),
     "job_failure": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "model": ("SELECT", "UPDATE"),
     "numerics": ("SELECT", "INSERT", "UPDATE"),
     "output": ("SELECT", "INSERT", "DELETE"),
     "pause": ("SELECT",),

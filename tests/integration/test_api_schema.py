@@ -23,11 +23,11 @@ EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES") or (60 if NIGHTLY else 1))
 SEED = int(os.environ.get("SCHEMA_SEED") or (secrets.randbelow(2**31) if NIGHTLY else 1))
 
 # What a JSON Schema cannot say: that a named image, job or model exists, that it has the mask's size, that the model
-# renders the size and leaves a step to take, that bytes are an image, that a URL leads to a public host, that a cursor
-# came from us, that a last day or place is not before the first, that an Idempotency-Key was not used for another
-# request, or that a batch's jobs differ in a parameter. Such requests are valid by the schema and still answered with
-# 422 (or 415, where a form is asked for with a part that is no file). 429: another request may have lowered the
-# tenant's limits to 0.
+# renders the size and leaves a step to take, that bytes are an image, that a model's class exists, that a URL leads to
+# a public host, that a cursor came from us, that a last day or place is not before the first, that an Idempotency-Key
+# was not used for another request, or that a batch's jobs differ in a parameter. Such requests are valid by the schema
+# and still answered with 422 (or 415, where a form is asked for with a part that is no file). 429: another request may
+# have lowered the tenant's limits to 0.
 CONFIG = """
 [generation]
 database = "none"
@@ -40,6 +40,18 @@ checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422, 429]
 [[operations]]
 include-name = "POST /v1/batches"
 checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422, 429]
+
+[[operations]]
+include-name = "POST /v1/models"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 409, 422]
+
+[[operations]]
+include-name = "POST /v1/model-uploads"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 422]
+
+[[operations]]
+include-name = "PATCH /v1/models/{model_id}"
+checks.positive_data_acceptance.expected-statuses = ["2XX", 404, 409, 422]
 
 [[operations]]
 include-name = "POST /v1/files"

@@ -39,6 +39,7 @@ from workers.engine import Engine
 from workers.group_commit import GroupCommit
 from workers.job_runner import JobRunner
 from workers.leases import Leases
+from workers.model_files import ModelFiles
 from workers.prefetch import PrefetchControl
 from workers.progress_reporter import ProgressReporter
 from workers.render_request import RenderRequest, RenderResult
@@ -113,6 +114,7 @@ def test_api_and_worker_write_one_trace_and_their_lines_of_log_say_whose(
             UploadSpool(tmp_path / "spool"),
             CheckpointWriter(api.store, api.storage, 0),
             model,
+            ModelFiles(api.storage, tmp_path / "models", 2**30),
             PrefetchControl(1, 2, 2),
         )
         runner.run(job, sent.epoch)

@@ -229,6 +229,7 @@ def test_the_folder_says_the_class_its_scheduler_and_its_granularity(tmp_path: P
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"vae": ["diffusers", "AutoencoderKL"]}))
     for component in ("vae", "scheduler"):
         (tmp_path / component).mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
     (tmp_path / "vae" / "model.safetensors").touch()
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [4] * 6}))
     registry = model_registry.parse(f'[[model]]\nid = "m"\nsource = "{tmp_path}"', "models.toml")
@@ -251,6 +252,7 @@ def test_a_folder_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"safety_checker": ["a", "B"]}))
     assert "lacks vae," in key_and_message()[1]  # the safety checker is optional
     (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
     assert "no .safetensors" in key_and_message()[1]
     (tmp_path / "model_index.json").write_text("{")
     assert "cannot be read" in key_and_message()[1]

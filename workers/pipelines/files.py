@@ -12,6 +12,7 @@ import huggingface_hub
 
 from farm.domain.model import LoraFile, Model
 from farm.errors import ModelUnavailable
+from workers.model_sources import local_source
 from workers.pipelines.failures import first_line
 
 BUILTIN: Final = "builtin:"
@@ -23,12 +24,9 @@ _SAMPLE_BYTES: Final = 8 * 2**20
 
 def locate(model: Model) -> Path:
     """The folder or the single file of a model, downloaded if the model is on the Hub. Raises `ModelUnavailable`."""
-    path = Path(model.source)
-    if path.is_dir() or path.is_file():
+    path = local_source(model)
+    if path is not None:
         return path
-    if path.is_absolute() or model.source.startswith(".") or path.suffix == ".safetensors":
-        what = "file" if path.suffix == ".safetensors" else "directory"
-        raise ModelUnavailable(f"model {model.id}: there is no {what} {model.source}")
     return Path(
         diffusers.DiffusionPipeline.download(
             model.source,

@@ -24,6 +24,7 @@ from farm.pipelines.catalogue import catalogue
 from farm.pipelines.spec import Kind, PipelineSpec
 from workers.device import torch_device
 from workers.device_errors import is_device_failure, is_out_of_memory
+from workers.model_sources import config_folder
 from workers.pipelines.failures import first_line, missing_package
 from workers.pipelines.families import quirks_of
 from workers.pipelines.files import BUILTIN, fingerprint, locate, weight_files
@@ -145,19 +146,13 @@ def _load_file(model: Model, path: Path, device: Device) -> Any:
     """A checkpoint in one file, as civitai and the original repositories publish them."""
     if path.suffix != ".safetensors":
         raise ModelUnavailable(f"{path.name} is no .safetensors file; other formats can contain code")
-    from diffusers.loaders.single_file_utils import (  # noqa: PLC0415 - only if it is used
-        fetch_diffusers_config,
-        load_single_file_checkpoint,
-    )
-
-    checkpoint = load_single_file_checkpoint(str(path))
-    repository = fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
-    del checkpoint
-    config = diffusers.DiffusionPipeline.load_config(repository)
-    spec = catalogue().pipeline(config["_class_name"])
+    config = config_folder(model, path)
+    spec = catalogue().pipeline(model.pipeline or class_name(config))
     given: dict[str, Any] = {"safety_checker": None} if "safety_checker" in spec.optional_components else {}
     kind = getattr(diffusers, spec.name)
-    return kind.from_single_file(str(path), config=repository, torch_dtype=_dtype(model, device, spec), **given)
+    return kind.from_single_file(
+        str(path), config=str(config), dtype=_dtype(model, device, spec), local_files_only=True, **given
+    )
 
 
 def _load_builtin(model: Model, dtype: torch.dtype) -> tuple[Path, Any, dict[str, Any]]:

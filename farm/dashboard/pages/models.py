@@ -1,14 +1,18 @@
-"""Models: what there is to render with, where it is loaded, and stopping one."""
+"""Models: what there is to render with, where it is loaded, pausing, adding and removing one."""
 
 from __future__ import annotations
 
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Form, Request, Response
+from pydantic import ValidationError
 
 from farm.api.dependencies import Context
 from farm.dashboard.rendering import HOME, CurrentUser, Link, PageRoute, render, see
+from farm.domain.model import ModelEntry
 from farm.domain.worker import WorkerState
+from farm.errors import BadInput, FieldProblem
+from farm.services import models as services
 from farm.services import pauses
 from farm.store.tenants import Scope
 
@@ -32,10 +36,40 @@ def models(request: Request, context: Context, user: CurrentUser) -> Response:
         "models.html",
         models=context.registry.models,
         problems=context.registry.problems if user.has_scope(Scope.OPERATE, Scope.ADMIN) else (),
+        unready=services.unready(context) if user.has_scope(Scope.OPERATE, Scope.ADMIN) else (),
+        declared={model.id for model in context.registry.models if context.models.declares(model.id)},
         loaded=loaded,
         stopped=stopped.models,
         held=held,
     )
+
+
+@router.post("/add")
+def add(
+    context: Context,
+    user: CurrentUser,
+    model: Annotated[str, Form(max_length=200)],
+    source: Annotated[str, Form(max_length=1000)],
+    config: Annotated[str, Form(max_length=1000)] = "",
+) -> Response:
+    """Add a model that the workers can reach; one of them checks it."""
+    user.require(Scope.ADMIN)
+    try:
+        entry = ModelEntry(id=model, source=source, config=config or None)
+    except ValidationError as error:
+        raise BadInput(
+            *(FieldProblem(".".join(map(str, one["loc"])), one["input"], one["msg"]) for one in error.errors())
+        ) from error
+    services.add(context, entry)
+    return see(PATH, f"Model {model} is added. A worker checks it before jobs may name it.")
+
+
+@router.post("/remove")
+def remove(context: Context, user: CurrentUser, model: Annotated[str, Form(max_length=200)]) -> Response:
+    """Let no new job name this model."""
+    user.require(Scope.ADMIN)
+    services.remove(context, model)
+    return see(PATH, f"Model {model} is removed. Jobs that were accepted before still end with it.")
 
 
 @router.post("/pause")
