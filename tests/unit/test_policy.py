@@ -90,6 +90,7 @@ capacities_ = st.lists(
         st.frozensets(st.sampled_from(["big", "fast"])),
         draining=st.sampled_from([False, False, False, True]),
         numerics=st.sampled_from([None, "x", "y"]),
+        preemptible=st.sampled_from([0, 0, 1, 3]),
     ),
     unique_by=lambda capacity: capacity.worker,
     max_size=5,
@@ -207,8 +208,12 @@ def test_whatever_the_state_no_rule_is_broken(
         } - {None}
         bound = decision.chosen_numerics.get(pin)
         assert classes <= ({bound} if bound else {"y"} if pin == "batch_2" else set())
+    interactive = Counter(
+        one.worker for one in decision.assignments if queue_of[one.job_id].priority is Priority.INTERACTIVE
+    )
     for capacity in capacities:
-        assert to_worker[capacity.worker] <= capacity.free_slots
+        beyond = to_worker[capacity.worker] - max(0, capacity.free_slots)
+        assert beyond <= min(capacity.preemptible, interactive[capacity.worker]), "only for whom bulk jobs step back"
     for share in shares:
         if share.paused:
             assert not to_tenant[share.tenant_id]
