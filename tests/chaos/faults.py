@@ -80,12 +80,12 @@ def preempt(farm: ChaosFarm, chance: Random) -> Iterator[tuple[str, float]]:
 
 def _start_long_jobs(farm: ChaosFarm, chance: Random) -> list[str]:
     """Submit bulk jobs of several seconds; returns the workers that have begun with one."""
-    for _ in range(8):
-        _submit(farm, chance, priority="bulk", num_inference_steps=150, num_outputs=4)
+    for _ in range(4):
+        _submit(farm, chance, priority="bulk", num_inference_steps=150, num_outputs=2)
     for _ in range(20):
         with contextlib.suppress(psycopg.Error), farm.connect() as connection:
             rows = connection.execute(
-                "SELECT DISTINCT worker FROM job WHERE state = 'running' AND steps > 500 AND step > 0"
+                "SELECT DISTINCT worker FROM job WHERE state = 'running' AND steps >= 300 AND step > 0"
             ).fetchall()
             names = [f"worker-{row[0].rpartition('/cpu')[2]}" for row in rows]
             if names:
