@@ -50,8 +50,8 @@ class Gallery:
         if not _indexed(wanted) and _of_jobs(wanted):
             last = self._session.scalar(jobs.offset(WINDOW - 1).limit(1))
             recent = jobs.limit(WINDOW).subquery("recent")
-            narrowed = select(JobRow.id).where(JobRow.id.in_(select(recent.c.id)), *_matching(wanted))
-            jobs = narrowed.order_by(JobRow.id.desc())
+            narrowed = select(recent.c.id).join(JobRow, JobRow.id == recent.c.id).where(*_matching(wanted))
+            jobs = narrowed.order_by(recent.c.id.desc())
         # the jobs by themselves, because only a limit of their own lets the database read them in their order
         most = CHUNK if _of_outputs(wanted) else limit + 1
         if wanted.q:
