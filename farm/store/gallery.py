@@ -95,7 +95,7 @@ class Gallery:
         Words that many prompts have are found among the newest jobs, without the index: it would return all of them.
         Words that few have are found by the index. For those between, a page ends with the newest jobs.
         """
-        match = PROMPT_WORDS.op("@@")(_query(tenant_id, words))
+        match = words_match(tenant_id, words)
         newest = jobs.limit(NEWEST).subquery("newest")
         statement = select(newest.c.id).join(JobRow, JobRow.id == newest.c.id).where(match)
         found = list(self._session.scalars(statement.order_by(newest.c.id.desc()).limit(most)))
@@ -207,6 +207,11 @@ class Gallery:
                 .where(tuple_(OutputRow.job_id, OutputRow.index).in_(_pairs(places)))
                 .execution_options(synchronize_session=False)
             )
+
+
+def words_match(tenant_id: str, words: str) -> Any:
+    """The condition that a job's prompt has the words, as the index serves it."""
+    return PROMPT_WORDS.op("@@")(_query(tenant_id, words))
 
 
 def _query(tenant_id: str, words: str) -> Any:
