@@ -254,8 +254,8 @@ def test_the_search_reads_the_index_and_no_row_of_another_tenant(api: Api, jobs:
     with api.store.begin() as unit:
         unit.session.execute(text("SET LOCAL enable_seqscan = off"))
         unit.session.execute(text("DROP INDEX job_listing, job_finished, job_custom_id, job_retry_of, job_batch"))
-        jobs = Gallery(unit.session)._jobs(api.tenant_id, OutputFilter(q="red"), None)
-        statement = jobs.where(words_match(api.tenant_id, "red"))
+        found = Gallery(unit.session)._jobs(api.tenant_id, OutputFilter(q="red"), None)
+        statement = found.where(words_match(api.tenant_id, "red"))
         compiled = statement.compile(unit.session.connection(), compile_kwargs={"literal_binds": True})
         plan = "\n".join(row[0] for row in unit.session.execute(text("EXPLAIN " + str(compiled).replace(":", r"\:"))))
         unit.session.rollback()
