@@ -152,6 +152,9 @@ class JobParameters(TypedDict, total=False):
     negative_prompt: str | None
     #: Denoising steps.
     num_inference_steps: int | None
+    #: a1111: (text:1.3) and [text] weigh parts of the prompts, BREAK and prompts beyond the encoder's window
+    #: begin another chunk. none: prompts are read as they stand. For Stable Diffusion and Stable Diffusion XL.
+    prompt_weighting: Literal["none", "a1111"] | None
     #: How closely the output follows the prompt.
     guidance_scale: float | None
     #: Pixels.
@@ -303,6 +306,9 @@ class BatchDefaults(TypedDict, total=False):
     negative_prompt: str | None
     #: Denoising steps.
     num_inference_steps: int | None
+    #: a1111: (text:1.3) and [text] weigh parts of the prompts, BREAK and prompts beyond the encoder's window
+    #: begin another chunk. none: prompts are read as they stand. For Stable Diffusion and Stable Diffusion XL.
+    prompt_weighting: Literal["none", "a1111"] | None
     #: How closely the output follows the prompt.
     guidance_scale: float | None
     #: Pixels.
@@ -660,6 +666,10 @@ PARAMETERS: Final[Mapping[str, ParameterInfo]] = {
     "prompt": ParameterInfo("text", "What the output shows."),
     "negative_prompt": ParameterInfo("text", "What the output does not show."),
     "num_inference_steps": ParameterInfo("integer", "Denoising steps.", aliases=("steps",)),
+    "prompt_weighting": ParameterInfo(
+        "choice",
+        "a1111: (text:1.3) and [text] weigh parts of the prompts, BREAK and prompts beyond the encoder's window begin another chunk.",
+    ),
     "guidance_scale": ParameterInfo("number", "How closely the output follows the prompt."),
     "width": ParameterInfo("integer", "Pixels."),
     "height": ParameterInfo("integer", "Pixels."),

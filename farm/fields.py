@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -86,6 +86,8 @@ Side = Annotated[int, Field(strict=True, ge=SIDE_MULTIPLE, le=MAX_SIDE, multiple
 Pixels = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
 Offset = Annotated[int, Field(strict=True, ge=-MAX_SIDE, le=MAX_SIDE)]
 Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_STEPS)]
+#: How weights in prompts are read.
+Weighting = Literal["none", "a1111"]
 Guidance = Annotated[float, Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 Strength = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(strict=True, ge=0, le=10, allow_inf_nan=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from farm.pipelines import prompt_weighting
 from farm.pipelines.spec import PipelineParameter, PipelineSpec
 from farm.tasks.spec import TaskSpec
 
@@ -16,6 +17,8 @@ def default_of(pipeline: PipelineSpec | None, name: str) -> Any:
 
 def own_parameter(pipeline: PipelineSpec | None, name: str) -> PipelineParameter | None:
     """The class's parameter that means what the common one means; None where it has none, or is not known."""
+    if name == prompt_weighting.NAME:  # the worker does it
+        return prompt_weighting.PARAMETER if pipeline and prompt_weighting.weighs_prompts(pipeline) else None
     own = None if pipeline is None else pipeline.own_name(name)
     return None if own is None or pipeline is None else pipeline.parameters[own]
 

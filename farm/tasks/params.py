@@ -18,6 +18,7 @@ from farm.fields import (
     Steps,
     Strength,
     Strengths,
+    Weighting,
 )
 from farm.tasks.spec import TaskParams
 
@@ -41,7 +42,19 @@ class Denoised(TaskParams):
     )
 
 
-class Guided(Denoised, Described):
+class Weighed(TaskParams):
+    """How weights in a text are read."""
+
+    prompt_weighting: Weighting | None = Field(
+        None,
+        description=(
+            "a1111: (text:1.3) and [text] weigh parts of the prompts, BREAK and prompts beyond the encoder's window "
+            "begin another chunk. none: prompts are read as they stand. For Stable Diffusion and Stable Diffusion XL."
+        ),
+    )
+
+
+class Guided(Weighed, Denoised, Described):
     """What a task takes that follows a text."""
 
     guidance_scale: Guidance | None = Field(None, description="How closely the output follows the prompt.")
@@ -74,7 +87,7 @@ class Repainted(TaskParams):
     strength: Strength | None = Field(None, description="How much of the input is replaced: 0 keeps it, 1 ignores it.")
 
 
-class MayBeGuided(Denoised):
+class MayBeGuided(Weighed, Denoised):
     """What a task takes whose pipelines follow a text, or do without one."""
 
     prompt: Prompt | None = Field(None, description="What the output shows, where the pipeline follows a text.")

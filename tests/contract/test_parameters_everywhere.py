@@ -39,6 +39,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "negative_prompt": "blue",
     "num_inference_steps": 7,
     "guidance_scale": 3.5,
+    "prompt_weighting": "a1111",
     "scheduler": "dpm-solver",
     "scheduler_options": {"use_karras_sigmas": True},
     "parameters": {"clip_skip": 1},

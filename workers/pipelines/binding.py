@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from farm.errors import UnsupportedParameter
+from farm.pipelines import prompt_weighting
 from farm.pipelines.checks import Unfit
 from farm.pipelines.spec import Kind, Media, PipelineParameter, PipelineSpec
 from workers.media.artifacts import Artifact, Clip, Sound
@@ -103,7 +104,10 @@ def _bind_common(call: BoundCall, inputs: Mapping[str, Sequence[Artifact]]) -> t
     resized: dict[str, int] = {}
     for name, value in call.common.items():
         own = spec.own_name(name)
-        if own is not None and spec.parameters[own].input is None:
+        if name == prompt_weighting.NAME:  # done with the bound call
+            if value == "a1111" and not prompt_weighting.weighs_prompts(spec):
+                raise UnsupportedParameter(f"{name}: {spec.name} takes no weights in its prompts")
+        elif own is not None and spec.parameters[own].input is None:
             call.arguments[own] = _typed(call, spec.parameters[own], value, name)
         elif value is None or _OF_THE_FILE.get(name) is spec.output:
             continue  # nothing is asked for, or the encoder does it

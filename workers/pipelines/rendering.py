@@ -13,12 +13,14 @@ import torch
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
 from farm.errors import JobCanceled, NanOutput
+from farm.pipelines import prompt_weighting
 from workers.checkpoints.record import RecordMismatch
 from workers.media.artifacts import Artifact, Clip, Sound
 from workers.pipelines.binding import BoundCall, bind
 from workers.pipelines.failures import before_first_step
 from workers.pipelines.loaded_model import LoadedModel
 from workers.pipelines.private_copy import private_copy
+from workers.pipelines.prompt_weighting import weigh_prompts
 from workers.pipelines.prompts import cut_prompts
 from workers.pipelines.results import read_artifact
 from workers.pipelines.running_call import RunningCall, running
@@ -76,6 +78,8 @@ def render(
     with running(run), np.errstate(invalid="warn" if spec.decoders else "raise"):
         torch.manual_seed(seed)  # a few pipelines draw from torch's own generator
         try:
+            if job.common.get(prompt_weighting.NAME) == "a1111":
+                weigh_prompts(own, call)
             result = own(**call.arguments)
         except FloatingPointError as error:
             raise NanOutput("the output contains NaN") from error

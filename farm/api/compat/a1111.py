@@ -42,6 +42,7 @@ from farm.domain.states import JobState, Priority
 from farm.errors import BadInput, FieldProblem
 from farm.objects import images
 from farm.objects.intake import decode_base64
+from farm.pipelines import prompt_weighting
 from farm.settings import Settings
 
 PREFIX: Final = "/sdapi/v1"
@@ -323,6 +324,8 @@ def _overrides(settings: object, asked: dict[str, Any]) -> list[FieldProblem]:
 async def _answer(call: AdapterCall, given: dict[str, Any], asked: dict[str, Any]) -> Response:
     echoed = {name: value for name, value in given.items() if name != "alwayson_scripts"}
     send = _read(given, asked)
+    if await run_in_threadpool(_weighs_prompts, call, asked):
+        asked[prompt_weighting.NAME] = "a1111"
     job = await render(call, asked, NAMES)
 
     def read() -> list[str]:
@@ -330,6 +333,16 @@ async def _answer(call: AdapterCall, given: dict[str, Any], asked: dict[str, Any
 
     images = await run_in_threadpool(read) if send else []
     return JSONResponse({"images": images, "parameters": echoed, "info": json.dumps(_info(job), ensure_ascii=False)})
+
+
+def _weighs_prompts(call: AdapterCall, asked: Mapping[str, Any]) -> bool:
+    """Whether the model takes the weights that these clients write into prompts; blocks for a name of the tenant's."""
+    named = asked.get("model")
+    model = call.context.registry.default_for(asked["task"]) if named is None else call.model(str(named))
+    if model is None or asked["task"] not in model.tasks:
+        return False  # refused with the other problems
+    pipeline = model.pipeline_for(asked["task"])
+    return pipeline is not None and prompt_weighting.weighs_prompts(pipeline)
 
 
 def _info(job: Job) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from diffusers import ModularPipeline
 from PIL import Image
 
+from farm import model_registry
 from farm.domain.cost import steps_run
 from farm.domain.job_spec import JobSpec
 from farm.domain.media import output_formats
@@ -103,6 +104,16 @@ def folder_for(family: Family, pipeline_class: str, folder: Path) -> Path:
             (target / part.name).symlink_to(part)
     (target / index.name).write_text(json.dumps(content | {"_class_name": pipeline_class}), "utf-8")
     return target
+
+
+def entry_of(name: str, folder: Path, task: str) -> Model:
+    """The entry of a models file that has the folder, with one of its tasks."""
+    found = model_registry.parse(f"[[model]]\nid = {json.dumps(name)}\nsource = {json.dumps(str(folder))}\n", "a file")
+    assert not found.problems, found.problems[0]
+    model = found.get(name)
+    assert model is not None
+    assert task in model.tasks, f"the folder does {model.tasks}"
+    return model.model_copy(update={"tasks": (task,)})
 
 
 def job_of(spec: PipelineSpec, arguments: Mapping[str, Any], model: str, sample_rate: int = 16_000) -> Job:
@@ -223,7 +234,7 @@ def check(family: Family, pipeline_class: str, folder: Path) -> Report:
     assert spec.tasks, f"refused: {spec.no_task}"
     call = family.calls[pipeline_class]
     path = folder_for(family, pipeline_class, folder)
-    model = Model(id=family.name, source=str(path), tasks=(spec.tasks[0],))
+    model = entry_of(family.name, path, spec.tasks[0])
     cache = ModelCache(CPU)
     renderer = BatchedRenderer(cache, 8)
     pipeline = stock.load(family, pipeline_class, folder)
