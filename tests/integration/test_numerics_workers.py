@@ -72,8 +72,8 @@ def hashes(job: Job) -> list[str]:
 
 def rerun(api: Api, image: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "farm.cli", "rerun", str(image), "--url", api.url, "--api-key", api.key]
-    env = os.environ | {"COLUMNS": "400"}
-    return subprocess.run([*command, *options], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    env = os.environ | {"COLUMNS": "400", "PYTHONPATH": str(ROOT)}  # it writes beside the caller
+    return subprocess.run([*command, *options], cwd=image.parent, env=env, capture_output=True, text=True, timeout=100)
 
 
 @pytest.mark.timeout(300)

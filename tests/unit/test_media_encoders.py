@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -289,6 +293,29 @@ def test_other_tools_find_the_comment() -> None:
     for form in ("wav", "flac", "ogg"):
         with soundfile.SoundFile(io.BytesIO(audio.encode(tone(), form, RECIPE)[0])) as file:
             assert file.comment == "farm:" + RECIPE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc fills memory as it is told")
+@VIDEOS
+def test_a_clips_bytes_do_not_depend_on_what_was_in_memory_before(form: str) -> None:
+    program = f"""
+import hashlib
+from tests.unit.test_media_encoders import RECIPE, clip, tone
+from workers.media import video
+sound = tone(10 / 12) if {form!r} in ("mp4", "webm") else None
+print(hashlib.sha256(video.encode(clip(sound=sound), {form!r}, RECIPE)[0]).hexdigest())"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"MALLOC_PERTURB_": fill},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+        ).stdout
+        for fill in ("0", "85", "170")
+    }
+    assert len(found) == 1
 
 
 @VIDEOS
