@@ -22,6 +22,9 @@ from farm.local.state import DataDirectory
 from farm.local.valkey import EmbeddedValkey
 from farm.settings import Settings, settings
 from tests.transitions import refuse_other_transitions
+from workers.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # tests import pipelines by themselves, too
 
 #: Files whose tests share one farm: the same process runs them, or each process would start a farm of its own.
 _ONE_FARM = "tests/acceptance/"

@@ -64,6 +64,9 @@ def _download(repository: str, revision: str | None, otherwise: str) -> Path:
 
 def _usual_repository(model: Model, checkpoint: Path) -> str:
     """The repository whose configs diffusers takes for such a checkpoint."""
+    from workers.torchvision_operators import declare_missing_operators  # noqa: PLC0415 - imports torch
+
+    declare_missing_operators()
     from diffusers.loaders.single_file_utils import (  # noqa: PLC0415 - imports torch
         fetch_diffusers_config,
         load_single_file_checkpoint,
