@@ -67,7 +67,7 @@ integration: $(INSTALLED) $(COMPAT)/.installed ## the rest of the suite, on real
 
 families: $(INSTALLED) ## a tiny model of each family of pipelines, with stock diffusers and through the farm
 	$(BIN)/python -m pytest tests/contract
-	$(BIN)/python -m tests.contract.families
+	$(BIN)/python -m tests.contract.families --write
 
 nightly: $(INSTALLED) ## what takes too long for every change
 	NIGHTLY=1 $(BIN)/python -m pytest tests/slow tests/integration/test_api_schema.py tests/chaos tests/browser

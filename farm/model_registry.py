@@ -6,7 +6,9 @@ An entry that is wrong is left out and reported; it stops no service.
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import tomllib
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -87,6 +89,42 @@ def combine(entry: ModelEntry, facts: ModelFacts, origin: str) -> tuple[Model | 
     return found.combine(entry, facts), found.problems
 
 
+#: The packages of diffusers' quantizers, by the method in a config.
+_QUANTIZERS: Final = {
+    "bitsandbytes": "bitsandbytes",
+    "gguf": "gguf",
+    "modelopt": "nvidia-modelopt",
+    "quanto": "optimum-quanto",
+    "torchao": "torchao",
+}
+
+
+def lacking(model: Model) -> Iterator[EntryProblem]:
+    """The packages that a model's jobs need and this machine's environment lacks."""
+    for key, needed in _packages_of(model):
+        for package in needed:
+            try:
+                importlib.metadata.distribution(package)
+            except importlib.metadata.PackageNotFoundError:
+                yield EntryProblem(
+                    "this environment", model.id, key, f"needs the package {package}", f"pip install {package}"
+                )
+
+
+def _packages_of(model: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What needs packages in an entry, and which."""
+    classes = {spec.name: spec for spec in map(model.pipeline_for, model.tasks) if spec is not None}
+    for name, spec in classes.items():
+        yield name, spec.packages
+    if model.scheduler in catalogue().scheduler_names:
+        yield model.scheduler, catalogue().scheduler(model.scheduler).packages
+    for name, config in model.configs.items():
+        quantization = config.get("quantization_config")
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        if isinstance(method, str) and method in _QUANTIZERS:
+            yield name, (_QUANTIZERS[method],)
+
+
 class _Entry:
     """One entry while it is read; collects what is wrong with it."""
 
@@ -147,7 +185,7 @@ class _Entry:
             if task not in able:
                 self.report(
                     "tasks",
-                    f"{model.pipeline} cannot do {task}",
+                    f"{model.pipeline} cannot do {task}" + (f": {reason}" if (reason := model.unfit_for(task)) else ""),
                     f"remove it; it can do {', '.join(able) or 'none of the tasks'}",
                 )
         tasks = tuple(task for task in model.tasks or able if task in able)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,7 +87,10 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the entries of a models file: each problem with its key and what to do. Exits with 1 if there is one."""
+    """Check the entries of a models file: each problem with its key and what to do. Exits with 1 if there is one.
+
+    Where torch is installed, the packages that the models need are checked, too.
+    """
     try:
         from farm import model_registry
         from farm.settings import Settings
@@ -94,21 +98,24 @@ def check(
         raise MissingExtra("farm models check", error.name or "", "server") from error
 
     registry = model_registry.load(file or Settings().models_file)
+    problems = list(registry.problems)
+    if importlib.util.find_spec("torch") is not None:  # the environment of a worker, which is what has the packages
+        problems += [one for model in registry.models for one in model_registry.lacking(model)]
     if as_json:
         print_json(
             {
                 "models": [
                     {"id": one.id, "pipeline": one.pipeline, "tasks": list(one.tasks)} for one in registry.rendering
                 ],
-                "problems": [vars(one) for one in registry.problems],
+                "problems": [vars(one) for one in problems],
             }
         )
     else:
         for model in registry.rendering:
             say(f"{model.id}  {model.pipeline or 'class not known here'}  {', '.join(model.tasks)}")
-        for problem in registry.problems:
+        for problem in problems:
             say(f"{problem.origin}: model {problem.entry}: {problem.key}: {problem.message}\n  → {problem.remedy}")
-    if registry.problems:
+    if problems:
         raise typer.Exit(1)
 
 

@@ -17,6 +17,7 @@ from farm.fields import MAX_SIDE, SIDE_MULTIPLE, FrozenValue, JsonObject, Storab
 from farm.pipelines.catalogue import SchedulerChoice, catalogue
 from farm.pipelines.granularity import Granularity, MissingConfig
 from farm.pipelines.spec import PipelineSpec
+from farm.pipelines.weights import unfit_for
 from farm.tasks import TASKS, TaskName
 
 Text = Annotated[str, Storable]
@@ -152,7 +153,9 @@ class ModelFacts(FrozenValue):
     pipeline: str | None = None  #: the class that its index names
     scheduler: str | None = None  #: the class of its scheduler
     scheduler_config: dict[str, Any] = Field(default_factory=dict)
-    configs: dict[str, dict[str, Any]] = Field(default_factory=dict)  #: of its components, by name
+    configs: dict[str, dict[str, Any]] = Field(
+        default_factory=dict
+    )  #: of its components, by name; under "" the pipeline's own
     tasks: tuple[TaskName, ...] = ()  #: those that its check on a worker left; empty: not checked
     config: str | None = None  #: the source that the entry's `config` meant when the model was added
     files: str | None = None  #: the farm's own copy of the source, as ``farm://…``
@@ -162,7 +165,9 @@ class Model(ModelEntry):
     """A model of the registry: its entry, and what its files say."""
 
     scheduler_config: dict[str, Any] = Field(default_factory=dict, exclude=True)
-    configs: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True)  #: of its components, by name
+    configs: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, exclude=True
+    )  #: of its components, by name; under "" the pipeline's own
     files: str | None = Field(None, exclude=True)  #: the farm's own copy of the source
 
     @classmethod
@@ -207,15 +212,22 @@ class Model(ModelEntry):
         own = catalogue().pipeline(self.pipeline)
         if task in own.tasks:
             return own
-        if task not in own.same_weights:
+        if task not in own.same_weights or self.unfit_for(task):
             raise NotFound("task", task)
         return catalogue().pipeline(own.same_weights[task])
+
+    def unfit_for(self, task: str) -> str:
+        """Why the model's weights do not do a task that its class is known for; empty where they do."""
+        own = None if self.pipeline is None or task in self.pipelines else catalogue().pipeline(self.pipeline)
+        if own is None or task in own.tasks or task not in own.same_weights:
+            return ""
+        return unfit_for(task, own, catalogue().pipeline(own.same_weights[task]), self.configs)
 
     def capable(self) -> tuple[str, ...]:
         """The tasks that the model's class can do, in the registry's order; empty where the class is not known."""
         own = None if self.pipeline is None else catalogue().pipeline(self.pipeline)
         able = {*self.pipelines, *(() if own is None else (*own.tasks, *own.same_weights))}
-        return tuple(name for name in TASKS if name in able)
+        return tuple(name for name in TASKS if name in able and not self.unfit_for(name))
 
     def schedulers(self, pipeline: PipelineSpec | None) -> tuple[SchedulerChoice, ...]:
         """The schedulers that run in one of the model's pipelines; none where the class is not known."""

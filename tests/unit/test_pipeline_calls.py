@@ -16,7 +16,7 @@ from tests.unit.test_pipelines import CPU, STARTER, images, spec
 from workers import numerics, pipelines
 from workers.pipelines import LoadedModel
 from workers.pipelines.failures import before_first_step
-from workers.pipelines.loading import _only_variant
+from workers.pipelines.model_index import only_variant
 from workers.pipelines.private_copy import private_copy
 from workers.pipelines.prompts import cut_prompts
 from workers.pipelines.running_call import RunningCall
@@ -194,8 +194,10 @@ def test_what_is_odd_about_an_output_is_said(starter: LoadedModel) -> None:
 )
 def test_weights_of_only_one_variant_are_found(names: tuple[str, ...], variant: str | None, tmp_path: Path) -> None:
     for name in names:
-        (tmp_path / name).write_bytes(b"")
-    assert _only_variant(tmp_path) == variant
+        path = tmp_path / "component" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert only_variant(tmp_path) == variant
 
 
 class Reader:

@@ -77,7 +77,6 @@ _NO_TASK: Final[Mapping[str, str]] = {
     "EasyAnimateControlPipeline": "its call fails in this version of diffusers: encode_prompt takes other arguments",
     "KarrasVePipeline": "no folder of it loads in this version of diffusers, which does not find its scheduler",
     "MusicLDMPipeline": "its call fails with transformers 5, which returns embeddings of sounds in another form",
-    "StableDiffusionLDM3DPipeline": "its call fails with Pillow 12, which makes no images of its depth maps",
 }
 
 

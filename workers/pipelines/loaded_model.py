@@ -121,6 +121,9 @@ class LoadedModel:
         spec = catalogue().pipeline(base)
         # as `Model.pipeline_for` decides at submission, so that parameters are checked against the class that gets them
         name = self.model.pipelines.get(task) or (base if task in spec.tasks else spec.same_weights.get(task))
+        reason = self.model.unfit_for(task)
+        if reason:
+            raise ModelUnavailable(f"model {self.model.id} does not support {task}: {reason}")
         for loaded in (self._base, *self._others.values()):
             of_loaded = type(loaded).__name__
             if of_loaded == name or (name is None and task in catalogue().pipeline(of_loaded).tasks):
@@ -292,6 +295,13 @@ def derive(base: Any, kind: Any) -> Any:
                 missing.append(name)
     if missing:
         raise ValueError(f"the model has no {', '.join(missing)}")
+    left_out = [
+        name
+        for name in catalogue().pipeline(type(base).__name__).denoisers
+        if name not in given and components.get(name) is not None
+    ]
+    if left_out:
+        raise ValueError(f"{kind.__name__} has no {', '.join(left_out)}, without which the model is another")
     return kind(**given)
 
 

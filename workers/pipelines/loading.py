@@ -8,7 +8,6 @@ the operator's policy, and the black images of a checker would be failures that 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from farm.pipelines.spec import Kind, PipelineSpec
 from workers.device import torch_device
 from workers.device_errors import is_device_failure, is_out_of_memory
 from workers.model_sources import config_folder
+from workers.pipelines import model_index
 from workers.pipelines.failures import first_line, missing_package
 from workers.pipelines.families import quirks_of
 from workers.pipelines.files import BUILTIN, fingerprint, locate, weight_files
@@ -32,13 +32,6 @@ from workers.pipelines.isolation import ClassIsolation, Sharing
 from workers.pipelines.loaded_model import LoadedModel
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-#: The name of a weights file of a variant, whole or one of several.
-_VARIANT: Final = re.compile(r"[^.]+\.([a-z][a-z0-9]*)(?:-\d+-of-\d+)?\.safetensors$")
-
-#: A folder's index: of a pipeline, of a modular pipeline.
-INDEX: Final = "model_index.json"
-MODULAR_INDEX: Final = "modular_model_index.json"
 
 
 def load(model: Model, device: Device) -> LoadedModel:
@@ -82,9 +75,10 @@ def load(model: Model, device: Device) -> LoadedModel:
 
 def class_name(folder: Path) -> str:
     """The pipeline class that a folder's index names. Raises `ModelUnavailable`."""
-    index = next((folder / name for name in (INDEX, MODULAR_INDEX) if (folder / name).is_file()), None)
+    names = (model_index.INDEX, model_index.MODULAR_INDEX)
+    index = next((folder / name for name in names if (folder / name).is_file()), None)
     if index is None:
-        raise ModelUnavailable(f"{folder} has no {INDEX}, so it is no model in diffusers' layout")
+        raise ModelUnavailable(f"{folder} has no {model_index.INDEX}, so it is no model in diffusers' layout")
     try:
         name = json.loads(index.read_text("utf-8"))["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
@@ -108,7 +102,11 @@ def _load_folder(model: Model, folder: Path, device: Device) -> Any:
     if spec.kind is Kind.MODULAR:
         pipeline = kind.from_pretrained(str(folder), trust_remote_code=False)
         pipeline.load_components(dtype=dtype, use_safetensors=True, trust_remote_code=False)
-        absent = [name for name in pipeline.pretrained_component_names if getattr(pipeline, name, None) is None]
+        absent = [
+            name
+            for name in pipeline.pretrained_component_names
+            if getattr(pipeline, name, None) is None and not model_index.is_left_out(pipeline._component_specs[name])  # noqa: SLF001
+        ]
         if absent:  # the loader only logs it
             raise ModelUnavailable(f"model {model.id}: cannot load {', '.join(sorted(absent))} from {model.source}")
         return pipeline
@@ -116,30 +114,18 @@ def _load_folder(model: Model, folder: Path, device: Device) -> Any:
     if "safety_checker" in spec.optional_components:
         given["safety_checker"] = None
         given["requires_safety_checker"] = False
-    given |= dict.fromkeys(_absent_components(spec, folder), None)
+    given |= model_index.absent_components(spec, folder)
+    model_index.find_moved_packages(folder)
     for quirk in quirks_of(spec):
         given |= quirk.load
     return kind.from_pretrained(
         folder,
         dtype=dtype,
-        variant=model.variant or _only_variant(folder),
+        variant=model.variant or model_index.only_variant(folder),
         use_safetensors=True,
         trust_remote_code=False,
         **given,
     )
-
-
-def _only_variant(folder: Path) -> str | None:
-    """The variant of the weights if the folder has only those of one: `fp16` of `model.fp16.safetensors`."""
-    found = {_VARIANT.match(path.name) for path in weight_files(folder)}
-    names = {match[1] for match in found if match}
-    return names.pop() if len(names) == 1 and None not in found else None
-
-
-def _absent_components(spec: PipelineSpec, folder: Path) -> list[str]:
-    """The optional components that the index names and the folder does not have."""
-    index = json.loads((folder / INDEX).read_text("utf-8"))
-    return [name for name in spec.optional_components if index.get(name) and not (folder / name).is_dir()]
 
 
 def _load_file(model: Model, path: Path, device: Device) -> Any:

@@ -129,6 +129,7 @@ FAMILIES = (
         lambda: FluxPipeline(**components()),
         {
             "FluxPipeline": text_to_image(),
+            "FluxModularPipeline": text_to_image(),
             "FluxImg2ImgPipeline": image_to_image(**_SIZE),
             "FluxInpaintPipeline": inpainting(),
         },

@@ -143,6 +143,7 @@ FAMILIES = (
         lambda: Flux2KleinPipeline(**_klein_components(), is_distilled=False),
         {
             "Flux2KleinPipeline": text_to_image(image=picture),
+            "Flux2KleinBaseModularPipeline": text_to_image(image=picture),
             "Flux2KleinInpaintPipeline": inpainting(),
         },
     ),

@@ -79,6 +79,7 @@ FAMILIES = (
         lambda: QwenImagePipeline(**components()),
         {
             "QwenImagePipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
+            "QwenImageModularPipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
             "QwenImageImg2ImgPipeline": image_to_image(**_SIZE),
             "QwenImageInpaintPipeline": inpainting(),
         },

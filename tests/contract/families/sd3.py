@@ -68,6 +68,7 @@ FAMILIES = (
         lambda: StableDiffusion3Pipeline(**components()),
         {
             "StableDiffusion3Pipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
+            "StableDiffusion3ModularPipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
             "StableDiffusion3Img2ImgPipeline": image_to_image(width=SIDE, height=SIDE),
             "StableDiffusion3InpaintPipeline": inpainting(),
         },

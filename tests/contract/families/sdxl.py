@@ -89,6 +89,7 @@ FAMILIES = (
         lambda: StableDiffusionXLPipeline(**components()),
         {
             "StableDiffusionXLPipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
+            "StableDiffusionXLModularPipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
             "StableDiffusionXLImg2ImgPipeline": image_to_image(),
             "StableDiffusionXLInpaintPipeline": inpainting(),
         },

@@ -8,12 +8,14 @@ from diffusers import (
     SemanticStableDiffusionPipeline,
     StableDiffusionAttendAndExcitePipeline,
     StableDiffusionGLIGENPipeline,
+    StableDiffusionLDM3DPipeline,
     StableDiffusionModelEditingPipeline,
     StableDiffusionPanoramaPipeline,
     StableDiffusionParadigmsPipeline,
     StableDiffusionSAGPipeline,
 )
 
+from tests.contract.families.autoencoders import vae
 from tests.contract.families.calls import image_to_image, text_to_image
 from tests.contract.families.family import Family
 from tests.contract.families.stable_diffusion import UNCHECKED, components, unet
@@ -90,8 +92,11 @@ FAMILIES = (
         lambda: CycleDiffusionPipeline(**components(), **UNCHECKED),
         {"CycleDiffusionPipeline": image_to_image(source_prompt="a red cube")},
     ),
+    Family(
+        "ldm3d",
+        lambda: StableDiffusionLDM3DPipeline(
+            **components() | {"vae": vae(in_channels=6, out_channels=6), "image_encoder": None}, **UNCHECKED
+        ),
+        {"StableDiffusionLDM3DPipeline": text_to_image(output_type="np")},
+    ),
 )
-
-IMPOSSIBLE = {
-    "StableDiffusionLDM3DPipeline": "diffusers 0.42.1 makes its depth maps in a way that Pillow 12 refuses",
-}

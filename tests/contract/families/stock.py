@@ -142,11 +142,11 @@ def _read(result: Any) -> tuple[Output, np.ndarray, np.ndarray]:
 
 #: The fields of diffusers' output classes.
 _FIELDS = {
+    "videos": Media.VIDEO,  # first: the state of a modular pipeline holds the inputs, too
     "images": Media.IMAGE,
     "image": Media.IMAGE,
     "prediction": Media.IMAGE,
     "rgb": Media.IMAGE,
-    "videos": Media.VIDEO,  # of a modular pipeline's state, which holds the inputs, too
     "frames": Media.VIDEO,
     "video": Media.VIDEO,
     "audios": Media.AUDIO,

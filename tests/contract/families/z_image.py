@@ -70,6 +70,7 @@ FAMILIES = (
         lambda: ZImagePipeline(**components()),
         {
             "ZImagePipeline": text_to_image(negative_prompt=NEGATIVE_PROMPT),
+            "ZImageModularPipeline": text_to_image(),
             "ZImageImg2ImgPipeline": image_to_image(width=SIDE, height=SIDE),
             "ZImageInpaintPipeline": inpainting(),
         },
