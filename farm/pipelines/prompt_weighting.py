@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from farm.pipelines.spec import PipelineParameter, PipelineSpec
@@ -17,6 +18,10 @@ PARAMETER: Final = PipelineParameter(
     input=None,
     internal=None,
 )
+#: What gives a prompt another meaning under A1111's rules: brackets, their escapes, and the word that ends a chunk.
+_SYNTAX: Final = re.compile(r"[()\[\]\\]|\bBREAK\b")
+#: Characters of a prompt that surely fits the encoder's window of 75 tokens: a token has at least one.
+_SURELY_SHORT: Final = 75
 _ENCODERS: Final = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
 #: Packages of diffusers whose pipelines encode prompts as Stable Diffusion and Stable Diffusion XL do.
 _FAMILIES: Final = frozenset(
@@ -31,6 +36,11 @@ _OTHERWISE: Final = {
     "StableUnCLIPPipeline": "a prior reads the prompt, too",
     "StableUnCLIPImg2ImgPipeline": "the prompt is empty without a text",
 }
+
+
+def may_matter(prompt: str) -> bool:
+    """Whether A1111's rules may read a prompt otherwise than the pipeline does: a plain short one they do not."""
+    return len(prompt) > _SURELY_SHORT or _SYNTAX.search(prompt) is not None
 
 
 def weighs_prompts(pipeline: PipelineSpec) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farm.pipelines.catalogue import catalogue
-from farm.pipelines.prompt_weighting import weighs_prompts
+from farm.pipelines.prompt_weighting import may_matter, weighs_prompts
 from tests.contract.families.tokenizers import clip_tokenizer
 from workers.pipelines.prompt_weighting import Chunk, Fragment, chunks_of, parse
 
@@ -133,3 +133,15 @@ def test_the_pipelines_of_stable_diffusion_weigh_prompts_and_others_do_not() -> 
         "KandinskyV22CombinedPipeline",
         "HunyuanDiTPipeline",
     }
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a (red:1.2) ball", "a [red] ball", r"a ball \(red\)", "a ball BREAK blue", "a " * 40]
+)
+def test_what_the_rules_may_read_otherwise_is_found(prompt: str) -> None:
+    assert may_matter(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["", "a red ball on a blue background", "BREAKFAST: 8:30, no breaks"])
+def test_a_plain_short_prompt_is_left_to_the_pipeline(prompt: str) -> None:
+    assert not may_matter(prompt)

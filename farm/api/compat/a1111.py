@@ -336,7 +336,13 @@ async def _answer(call: AdapterCall, given: dict[str, Any], asked: dict[str, Any
 
 
 def _weighs_prompts(call: AdapterCall, asked: Mapping[str, Any]) -> bool:
-    """Whether the model takes the weights that these clients write into prompts; blocks for a name of the tenant's."""
+    """Whether the prompts have weights, as these clients write them, or may be long, and the model takes that.
+
+    A plain short prompt is left as it is, so that the job is the one that other clients ask for, to the byte. Blocks
+    for a name of the tenant's.
+    """
+    if not any(prompt_weighting.may_matter(str(asked.get(name) or "")) for name in ("prompt", "negative_prompt")):
+        return False
     named = asked.get("model")
     model = call.context.registry.default_for(asked["task"]) if named is None else call.model(str(named))
     if model is None or asked["task"] not in model.tasks:
