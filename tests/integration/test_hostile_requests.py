@@ -198,9 +198,19 @@ def test_one_tenant_has_a_share_of_the_bodies_on_their_way(
 ) -> None:
     monkeypatch.setattr(body_limits, "TENANT_BODIES", 2)
     with contextlib.ExitStack() as opened:
-        for _ in range(2):
+
+        def begin() -> socket.socket:
             raw = opened.enter_context(connect(api))
             raw.sendall(head(api, "/v1/batches", "Content-Type: application/jsonl", "Content-Length: 99") + b"{")
+            raw.setblocking(False)
+            return raw
+
+        def is_answered(raw: socket.socket) -> bool:
+            with contextlib.suppress(BlockingIOError):
+                return bool(raw.recv(1, socket.MSG_PEEK))
+            return False
+
+        unfinished = [begin(), begin()]
 
         def send(sender: httpx2.Client) -> httpx2.Response:
             def pieces() -> Iterator[bytes]:
@@ -211,6 +221,9 @@ def test_one_tenant_has_a_share_of_the_bodies_on_their_way(
             return sender.post("/v1/batches", content=pieces(), headers=JSONL)
 
         def refused() -> httpx2.Response | None:
+            for place, raw in enumerate(unfinished):  # another request may have been counted before one of them
+                if is_answered(raw):
+                    unfinished[place] = begin()
             answer = send(client)
             return answer if answer.status_code == 429 else None
 

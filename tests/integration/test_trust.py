@@ -131,8 +131,8 @@ def test_the_owner_of_the_tables_is_no_role_for_workers(database_url: str) -> No
 def test_no_table_is_forgotten_in_the_grants(database_url: str) -> None:
     """A new table must be decided about: granted, or named here."""
     kept = {
-        "api_key", "dashboard_session", "delivery", "delivery_attempt", "idempotency", "join_token", "probe",
-        "request_file",
+        "api_key", "audit", "dashboard_session", "delivery", "delivery_attempt", "idempotency", "join_token",
+        "output_label", "probe", "request_file",
     }  # fmt: skip
     with psycopg.connect(database_url) as connection:
         tables = {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
