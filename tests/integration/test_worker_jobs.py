@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -25,6 +26,7 @@ from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, WorkerProcess, depth, mask, scene, spec
 from tests.job_specs import STARTER_TASKS, job_spec
 from tests.waiting import wait_until
+from workers.process import SLOTS
 
 BROKEN = """
 [[model]]
@@ -185,17 +187,21 @@ def test_a_running_job_stops_at_the_next_steps_when_canceled(farm: Farm, worker:
 
 
 def test_a_job_that_waits_for_the_device_is_canceled_at_once(farm: Farm, worker: WorkerProcess) -> None:
-    busy = farm.start(spec(num_inference_steps=150, num_outputs=8), worker.name)
-    wait_until(lambda: farm.job(busy.id).progress, 60, what="the device is busy")
+    long: dict[str, Any] = {"num_inference_steps": 150, "num_outputs": 8}
+    busy = [farm.start(spec(**long, seed=seed), worker.name) for seed in range(SLOTS["cpu"])]
+    wait_until(lambda: all(farm.job(job.id).progress for job in busy), 60, what="the device has no place")
     waiting = farm.start(spec(), worker.name)
     farm.wait(waiting, JobState.RUNNING)
     with farm.store.begin() as unit:
         lifecycle.cancel(unit, farm.tenant, waiting.id)
     farm.wait(waiting, JobState.CANCELED, timeout=10)
-    assert farm.job(busy.id).state is JobState.RUNNING
+    assert farm.job(waiting.id).progress is None
+    assert all(farm.job(job.id).state is JobState.RUNNING for job in busy)
     with farm.store.begin() as unit:
-        lifecycle.cancel(unit, farm.tenant, busy.id)
-    farm.wait(busy, JobState.CANCELED, timeout=10)
+        for job in busy:
+            lifecycle.cancel(unit, farm.tenant, job.id)
+    for job in busy:
+        farm.wait(job, JobState.CANCELED, timeout=10)
 
 
 def test_a_broken_model_fails_its_job_and_nothing_else(farm: Farm, worker: WorkerProcess) -> None:
