@@ -11,9 +11,14 @@ from typing import Any
 import boto3
 import torch
 from celery import Celery
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from workers.starter.load import load
+from workers.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # where torchvision lacks its library, diffusers cannot be imported without this
+
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler  # noqa: E402
+
+from workers.starter.load import load  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("SCRIPT_THREADS", "1")))
 app = Celery("script", broker=os.environ.get("SCRIPT_BROKER"), backend=os.environ.get("SCRIPT_BROKER"))
