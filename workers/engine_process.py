@@ -196,6 +196,8 @@ class EngineProcess(threading.Thread):
             self._killed_because = None
             self._status, self._status_at = messages.Status(0, (), True, 0.0), time.monotonic()
             self._send(messages.Start(self._options))
+            for number, request in self._requests.items():  # submitted while there was no process
+                self._send(_submit(number, request))
             if self._closing:
                 self._send(messages.Close())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import psutil
 import pytest
 
-from farm import lifecycle
+from farm import lifecycle, model_registry
 from farm.domain.states import JobState
 from farm.domain.worker import WorkerState
 from tests.conftest import TestServers
 from tests.integration.worker_process import Farm, NoiseWorker, WorkerProcess, spec
 from tests.waiting import wait_until
+from workers import device as devices
+from workers.engine import EngineOptions
+from workers.engine_process import EngineProcess
+from workers.render_request import RenderRequest
 
 LONG: dict[str, Any] = {"num_inference_steps": 150, "num_outputs": 4}
 QUICK = {"FARM_HEARTBEAT_SECONDS": "0.5", "FARM_NOISE_STEP_SECONDS": "0.01"}
@@ -144,3 +149,15 @@ def test_only_the_engines_process_has_torch(farm: Farm) -> None:
         assert not has_torch(worker.running.pid)
     finally:
         worker.kill()
+
+
+def test_a_job_submitted_while_no_process_runs_is_rendered_by_the_next_one() -> None:
+    engine = EngineProcess(EngineOptions(devices.choose("cpu0")), module="tests.noise_device")
+    model = model_registry.load(None).models[0]
+    request = RenderRequest(spec(), model, {}, lambda _: None, lambda _: None, threading.Event())
+    future = engine.submit(request)
+    engine.start()
+    assert future.result(60).artifacts
+    engine.close()
+    engine.join(30)
+    assert not engine.is_alive()
